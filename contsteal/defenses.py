@@ -1,0 +1,104 @@
+"""What a provider does to answers before they leave, per user and in order.
+
+A defence maps answers (N, D) of one user to answers of the same shape. Defences compose by being
+listed: `[Normalise(), Rounding(1)]` rounds unit vectors.
+"""
+
+from collections import Counter
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from contsteal.seeds import generator
+
+
+class Defense(Protocol):
+    """Anything that maps one user's answers (N, D) to the answers that leave."""
+
+    def __call__(self, answers: Tensor, user: str) -> Tensor: ...
+
+
+class Normalise:
+    """Scale each answer to length 1, which removes what its norm tells."""
+
+    def __call__(self, answers: Tensor, user: str) -> Tensor:
+        return F.normalize(answers, dim=1)
+
+    def __repr__(self) -> str:
+        return "Normalise()"
+
+
+class GaussianNoise:
+    """Add N(mean, std^2) to every coordinate, drawn anew for every answer (Dziedzic et al., A.2).
+
+    `std` and `mean` are in the units of the answer. The draws depend on `seed`, the user and how
+    often the user was answered, so a run repeats exactly while repeated queries get fresh noise.
+    """
+
+    def __init__(self, std: float, mean: float = 0.0, seed: int = 0) -> None:
+        if not std >= 0:
+            raise ValueError(f"GaussianNoise std={std}: it must be 0 or above")
+        self.std, self.mean, self.seed = std, mean, seed
+        self._calls: Counter[str] = Counter()
+
+    def __call__(self, answers: Tensor, user: str) -> Tensor:
+        draws = generator("noise", self.seed, user, self._calls[user])
+        self._calls[user] += 1
+        noise = torch.randn(answers.shape, generator=draws).to(answers)
+        return answers + self.mean + self.std * noise
+
+    def __repr__(self) -> str:
+        return f"GaussianNoise(std={self.std:g}, mean={self.mean:g})"
+
+
+class Rounding:
+    """Round every coordinate to `decimals` decimal places; negative ones round to tens and more."""
+
+    def __init__(self, decimals: int) -> None:
+        if not isinstance(decimals, int) or not -6 <= decimals <= 12:
+            raise ValueError(f"Rounding decimals={decimals!r}: a whole number from -6 to 12 is needed")
+        self.decimals = decimals
+
+    def __call__(self, answers: Tensor, user: str) -> Tensor:
+        return answers.round(decimals=self.decimals)
+
+    def __repr__(self) -> str:
+        return f"Rounding({self.decimals})"
+
+
+class TopK:
+    """Keep the `k` largest coordinates of each answer and set the others to 0."""
+
+    def __init__(self, k: int) -> None:
+        if k < 1:
+            raise ValueError(f"TopK k={k}: at least 1 coordinate must be kept")
+        self.k = k
+
+    def __call__(self, answers: Tensor, user: str) -> Tensor:
+        if self.k > answers.shape[1]:
+            raise ValueError(f"TopK k={self.k}: answers have {answers.shape[1]} coordinates only")
+        kept = answers.topk(self.k, dim=1)
+        return torch.zeros_like(answers).scatter(1, kept.indices, kept.values)
+
+    def __repr__(self) -> str:
+        return f"TopK({self.k})"
+
+
+DEFENSES = {
+    "normalise": Normalise,
+    "gaussian-noise": GaussianNoise,
+    "rounding": Rounding,
+    "top-k": TopK,
+}
+
+
+def build(name: str, **options: float | int) -> Defense:
+    """Build a defence by name; ValueError lists the known ones."""
+    if name not in DEFENSES:
+        raise ValueError(f"unknown defence {name!r}: choose one of {', '.join(DEFENSES)}")
+    try:
+        return DEFENSES[name](**options)
+    except TypeError as error:
+        raise ValueError(f"defence {name!r} does not take {options}: {error}") from error

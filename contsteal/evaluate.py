@@ -1,0 +1,169 @@
+"""What an encoder's features are worth: probes and similarities on cached features.
+
+Every function takes features (N, D) of a frozen encoder; none of them runs a network.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from scipy import stats
+from torch import Tensor
+
+from contsteal.seeds import generator
+
+L2_GRID = (1e-4, 1e-3, 1e-2, 1e-1)
+
+
+def _check(x: Tensor, y: Tensor) -> None:
+    if x.ndim != 2 or y.shape != x.shape[:1]:
+        raise ValueError(f"features {tuple(x.shape)} need labels ({len(x)},), got {tuple(y.shape)}")
+    if not x.isfinite().all():
+        rows = (~x.isfinite().all(1)).nonzero()[:5, 0].tolist()
+        raise ValueError(f"features hold NaN or infinity, first in rows {rows}")
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear classifier on standardised features: logits = ((x - mean) / scale) W + b."""
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    scale: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return logits (N, C) of features (N, D)."""
+        return ((x - self.mean) / self.scale) @ self.weight + self.bias
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A fitted probe: test accuracy in [0, 1], its test predictions (N,), and what it chose."""
+
+    accuracy: float
+    predictions: Tensor
+    head: Linear | None = None
+    l2: float | None = None
+
+
+def _logistic(x: Tensor, y: Tensor, classes: int, l2: float, steps: int = 200) -> Linear:
+    """Minimise mean CE + (l2 / 2) |W|^2 over a linear classifier by L-BFGS."""
+    mean, scale = x.mean(0), x.std(0, correction=0).clamp(min=1e-6)
+    z = (x - mean) / scale
+    weight = torch.zeros(x.shape[1], classes, device=x.device, requires_grad=True)
+    bias = torch.zeros(classes, device=x.device, requires_grad=True)
+    solver = torch.optim.LBFGS(
+        [weight, bias], max_iter=steps, line_search_fn="strong_wolfe", tolerance_grad=1e-5
+    )
+
+    def closure() -> Tensor:
+        solver.zero_grad()
+        loss = F.cross_entropy(z @ weight + bias, y) + 0.5 * l2 * weight.square().sum()
+        loss.backward()
+        return loss
+
+    solver.step(closure)
+    return Linear(weight.detach(), bias.detach(), mean, scale)
+
+
+def linear_probe(
+    train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, *, seed: int = 0
+) -> Probe:
+    """Fit multinomial logistic regression on training features and score it on all test features.
+
+    The L2 penalty is chosen on a fifth of the *training* features that is held out, then the probe
+    is fitted on all of them. Features (N, D) float32, labels (N,) int64. Errors: ValueError for
+    shapes that do not fit or NaN.
+    """
+    _check(train_x, train_y)
+    _check(test_x, test_y)
+    classes = int(max(train_y.max(), test_y.max())) + 1
+    order = torch.randperm(len(train_x), generator=generator("probe", seed)).to(train_x.device)
+    held, kept = order[: len(order) // 5], order[len(order) // 5 :]
+    scores = []
+    for l2 in L2_GRID:
+        head = _logistic(train_x[kept], train_y[kept], classes, l2)
+        scores.append((head(train_x[held]).argmax(1) == train_y[held]).float().mean().item())
+    l2 = L2_GRID[max(range(len(L2_GRID)), key=scores.__getitem__)]
+    head = _logistic(train_x, train_y, classes, l2)
+    predictions = head(test_x).argmax(1)
+    return Probe(_accuracy(predictions, test_y), predictions, head, l2)
+
+
+def _accuracy(predictions: Tensor, labels: Tensor) -> float:
+    return (predictions == labels).double().mean().item()
+
+
+def knn(
+    train_x: Tensor,
+    train_y: Tensor,
+    test_x: Tensor,
+    test_y: Tensor,
+    *,
+    k: int = 200,
+    temperature: float = 0.1,
+) -> Probe:
+    """Weighted k-nearest-neighbour vote by cosine: weight e^{cos / temperature} of the k nearest.
+
+    The monitor of Wu et al. (CVPR 2018), as used by MoCo and lightly. `k` is cut to the size of
+    the training set.
+    """
+    _check(train_x, train_y)
+    _check(test_x, test_y)
+    k, classes = min(k, len(train_x)), int(max(train_y.max(), test_y.max())) + 1
+    bank = F.normalize(train_x, dim=1)
+    predictions = []
+    for part in F.normalize(test_x, dim=1).split(2048):
+        near, index = (part @ bank.T).topk(k, dim=1)  # (B, k)
+        votes = torch.zeros(len(part), classes, device=part.device)
+        votes.scatter_add_(1, train_y[index], ((near - 1) / temperature).exp())
+        predictions.append(votes.argmax(1))
+    predicted = torch.cat(predictions)
+    return Probe(_accuracy(predicted, test_y), predicted)
+
+
+def agreement(predictions_a: Tensor, predictions_b: Tensor) -> float:
+    """Share of inputs on which two classifiers predict one class, in [0, 1]."""
+    if predictions_a.shape != predictions_b.shape:
+        raise ValueError(f"{tuple(predictions_a.shape)} and {tuple(predictions_b.shape)} predictions")
+    return _accuracy(predictions_a, predictions_b)
+
+
+def linear_cka(x: Tensor, y: Tensor) -> float:
+    """Linear centred kernel alignment, |Y'X|_F^2 / (|X'X|_F |Y'Y|_F), in [0, 1].
+
+    Kornblith et al. (ICML 2019), eq. 6; invariant to rotation and to one common scale, so the
+    dimensions may differ. Errors: ValueError where the numbers of rows differ.
+    """
+    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
+        raise ValueError(f"features {tuple(x.shape)} and {tuple(y.shape)}: the same N rows are needed")
+    x, y = x.double() - x.double().mean(0), y.double() - y.double().mean(0)
+    cross = (y.T @ x).square().sum()
+    return (cross / ((x.T @ x).norm() * (y.T @ y).norm()).clamp(min=1e-300)).item()
+
+
+def mean_cosine(x: Tensor, y: Tensor) -> float:
+    """Mean cosine of matching rows; NaN where the dimensions differ, since none is defined."""
+    return F.cosine_similarity(x, y).mean().item() if x.shape == y.shape else float("nan")
+
+
+def spread(x: Tensor) -> float:
+    """Mean per-dimension standard deviation of normalised embeddings times sqrt(D).
+
+    About 1 for directions spread evenly over the sphere, 0 for a collapsed encoder (SimSiam, sec. 4.1).
+    """
+    return (F.normalize(x, dim=1).std(0).mean() * x.shape[1] ** 0.5).item()
+
+
+def mean_interval(values: Iterable[float], level: float = 0.95) -> tuple[float, float, float]:
+    """Return mean and t-interval (low, high) of a few runs; NaN bounds for fewer than two."""
+    sample = torch.tensor(list(values), dtype=torch.float64)
+    if not len(sample):
+        raise ValueError("an interval needs at least one value")
+    mean = sample.mean().item()
+    if len(sample) < 2:
+        return mean, float("nan"), float("nan")
+    half = stats.t.ppf((1 + level) / 2, len(sample) - 1) * sample.std().item() / len(sample) ** 0.5
+    return mean, mean - half, mean + half

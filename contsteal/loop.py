@@ -1,0 +1,180 @@
+"""The one training loop: shuffled batches, warm-up and cosine, checkpoints, and a stop at NaN."""
+
+import math
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from contsteal import runs
+from contsteal.seeds import generator
+
+Row = dict[str, float]
+Loss = Callable[[Tensor, int, torch.Generator], Tensor]  # (indices (B,), epoch, draws) -> scalar
+SAVE_EVERY = 15.0  # seconds between checkpoints: what a killed run can lose
+
+
+class Diverged(RuntimeError):
+    """A loss was NaN or infinite; the last good checkpoint is kept."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast: AdamW, linear warm-up, then one cosine to zero over the whole run."""
+
+    epochs: int
+    batch: int
+    lr: float
+    weight_decay: float = 1e-4
+    warmup: float = 0.1  # share of all steps
+
+    def check(self, n: int) -> int:
+        """Return the steps per epoch for `n` samples; ValueError where there is not one batch."""
+        if self.epochs < 1 or self.batch < 2 or not self.lr > 0 or not 0 <= self.warmup < 1:
+            raise ValueError(
+                f"{self}: epochs must be >= 1, batch >= 2, lr > 0 and warmup in [0, 1)"
+            )
+        if n < self.batch:
+            raise ValueError(
+                f"{n} images are fewer than one batch of {self.batch}: give more images "
+                f"(a larger budget) or set batch to {max(n, 2)} or less"
+            )
+        return n // self.batch
+
+    def factor(self, step: int, steps: int) -> float:
+        """Return the share of the peak learning rate at `step` of `steps`."""
+        ramp = max(1, round(self.warmup * steps))
+        if step < ramp:
+            return (step + 1) / ramp
+        return 0.5 * (1 + math.cos(math.pi * (step - ramp) / max(1, steps - ramp)))
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """Return bf16 autocast where the hardware computes in bf16, else an autocast that is off."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision(device) == "bf16")
+
+
+def precision(device: torch.device) -> str:
+    """Return "bf16" or "fp32": what `autocast` computes convolutions in."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    # Without AVX512-BF16 the CPU emulates bf16 many times slower than it computes in float32.
+    fast = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bf16" if fast else "fp32"
+
+
+def fit(
+    model: nn.Module,
+    loss: Loss,
+    n: int,
+    schedule: Schedule,
+    *,
+    seed: int,
+    checkpoint: Path | None = None,
+    after_epoch: Callable[[int], Row] | None = None,
+    title: str = "training",
+) -> list[Row]:
+    """Train `model` in place on `n` samples and return one row per epoch (loss, lr, seconds, ...).
+
+    `loss` gets the indices of a batch. Incomplete batches are dropped. With `checkpoint` a killed
+    run continues after its last saved epoch and ends with the same weights. Errors: ValueError for
+    fewer samples than a batch, `Diverged` naming epoch and step of the first NaN loss.
+    """
+    per_epoch = schedule.check(n)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay, fused=True
+    )
+    identity = f"{schedule} seed={seed} n={n}"
+    history = _resume(checkpoint, model, optimizer, identity)
+    saved = time.monotonic()
+    bar = tqdm(total=schedule.epochs, initial=len(history), desc=title, leave=False, delay=2)
+    model.train()
+    for epoch in range(len(history), schedule.epochs):
+        start = time.monotonic()
+        mean = _epoch(model, loss, n, schedule, optimizer, epoch, seed, per_epoch)
+        lr = optimizer.param_groups[0]["lr"]
+        row = {"epoch": epoch + 1, "loss": mean, "lr": lr, "seconds": time.monotonic() - start}
+        history.append(row | (after_epoch(epoch) if after_epoch else {}))
+        model.train()
+        bar.set_postfix(loss=f"{mean:.3f}")
+        bar.update()
+        if checkpoint and time.monotonic() - saved > SAVE_EVERY:
+            _save(checkpoint, model, optimizer, identity, history)
+            saved = time.monotonic()
+    bar.close()
+    model.eval()
+    return history
+
+
+def _epoch(
+    model: nn.Module,
+    loss: Loss,
+    n: int,
+    schedule: Schedule,
+    optimizer: torch.optim.Optimizer,
+    epoch: int,
+    seed: int,
+    steps: int,
+) -> float:
+    """Run one epoch and return its mean loss; no value leaves the device before the end of it."""
+    device = next(model.parameters()).device
+    draws = generator("epoch", seed, epoch)
+    order = torch.randperm(n, generator=draws).to(device)
+    values = torch.empty(steps, device=device)
+    for step in range(steps):
+        share = schedule.factor(epoch * steps + step, schedule.epochs * steps)
+        optimizer.param_groups[0]["lr"] = schedule.lr * share
+        chosen = order[step * schedule.batch : (step + 1) * schedule.batch]
+        with autocast(device):
+            value = loss(chosen, epoch, draws)
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        optimizer.step()
+        values[step] = value.detach()
+    bad = (~values.isfinite()).nonzero()
+    if len(bad):
+        raise Diverged(
+            f"the loss became {values[bad[0, 0]].item()} at epoch {epoch + 1}, step {int(bad[0, 0]) + 1} "
+            "of it: lower the learning rate or raise the temperature; the last checkpoint is kept"
+        )
+    return values.mean().item()
+
+
+def _save(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: str, history: list[Row]
+) -> None:
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "rng": torch.get_rng_state(),
+        "history": history,
+        "identity": identity,
+    }
+    with runs.atomic(path) as partial:
+        torch.save(state, partial)
+
+
+def _resume(
+    path: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer, identity: str
+) -> list[Row]:
+    """Restore a checkpoint and return its history; a damaged one is moved aside, with a warning."""
+    if path is None or not path.exists():
+        return []
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        stored = state["identity"]
+    except Exception as error:  # torch.load raises many kinds for a damaged file
+        warnings.warn(f"{path} is damaged ({error}): moved aside, starting anew", stacklevel=3)
+        runs.move_aside(path)
+        return []
+    if stored != identity:
+        raise ValueError(f"{path} belongs to another run ({stored}, not {identity}): remove it")
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["rng"])
+    return state["history"]

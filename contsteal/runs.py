@@ -1,0 +1,170 @@
+"""Artifacts keyed by content, atomic writes, and the facts of the machine a result came from."""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = Path(__file__).resolve().parent
+MANIFEST = "manifest.json"
+
+
+class StorageError(RuntimeError):
+    """A result could not be written: no permission or no space."""
+
+
+def runs_dir() -> Path:
+    """Return the folder of executed notebooks and artifacts: $CONTSTEAL_RUNS or `runs/`."""
+    return Path(os.environ.get("CONTSTEAL_RUNS", ROOT / "runs")).resolve()
+
+
+def figures_dir() -> Path:
+    """Return the folder of figures and the numbers behind them: $CONTSTEAL_FIGURES or `figures/`."""
+    return Path(os.environ.get("CONTSTEAL_FIGURES", ROOT / "figures")).resolve()
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that replaces it when the block ends without an error."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        partial.replace(path)
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be written ({error.strerror or error}): free space or give permission, "
+            "or set CONTSTEAL_RUNS to a folder that can be written; what was saved before is kept"
+        ) from error
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic(path) as partial:
+        partial.write_text(text)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file atomically, keys sorted."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> dict | None:
+    """Return a JSON file's content, or None where it is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def sha256(path: Path) -> str:
+    """Return a file's sha256 as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def key(value: object) -> str:
+    """Return 16 hexadecimal digits that identify a JSON-like value."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def sources(*modules: str) -> str:
+    """Return a key of the package's source files named, all of them when none is."""
+    files = [PACKAGE / f"{m}.py" for m in modules] or sorted(PACKAGE.glob("*.py"))
+    return key([(f.name, sha256(f)) for f in files])
+
+
+def move_aside(path: Path) -> Path:
+    """Rename a damaged file or folder to `<name>.corrupt-<time>` and return the new path."""
+    aside = path.with_name(f"{path.name}.corrupt-{time.time_ns()}")
+    path.rename(aside)
+    return aside
+
+
+def damage(folder: Path) -> str | None:
+    """Say what is wrong with an artifact folder: a file missing or not as its manifest says."""
+    manifest = read_json(folder / MANIFEST)
+    if manifest is None:
+        return "its manifest is missing or damaged"
+    for name, digest in manifest["files"].items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if sha256(folder / name) != digest:
+            return f"{name} is not what was written"
+    return None
+
+
+def artifact(kind: str, config: object, code: tuple[str, ...], make: Callable[[Path], None]) -> Path:
+    """Return the folder of the artifact that `config` and the modules `code` define, made if need be.
+
+    `make` gets a folder to write into; checkpoints it leaves in `<folder>.work` survive a kill and
+    are removed on success. A folder whose files do not have the stored hashes is moved aside and
+    made again. Errors: StorageError where the folder cannot be written.
+    """
+    identity = {"kind": kind, "config": config, "code": sources(*code)}
+    folder = runs_dir() / "artifacts" / f"{kind}-{key(identity)}"
+    if folder.exists():
+        wrong = damage(folder)
+        if wrong is None:
+            return folder
+        warnings.warn(f"{folder.name}: {wrong}; moved aside, computing it again", stacklevel=2)
+        move_aside(folder)
+    start = time.monotonic()
+    with atomic(folder) as partial:
+        partial.mkdir()
+        make(partial)
+        files = {f.name: sha256(f) for f in sorted(partial.iterdir())}
+        seconds = round(time.monotonic() - start, 3)
+        write_json(partial / MANIFEST, {"files": files, "seconds": seconds} | identity)
+    shutil.rmtree(work_dir(folder), ignore_errors=True)
+    return folder
+
+
+def work_dir(folder: Path) -> Path:
+    """Return where an artifact's checkpoints lie while it is made."""
+    return folder.with_name(f"{folder.name.lstrip('.').split('.')[0]}.work")
+
+
+def device() -> torch.device:
+    """Return the device that runs use: $CONTSTEAL_DEVICE, or a CUDA GPU where one is visible."""
+    return torch.device(
+        os.environ.get("CONTSTEAL_DEVICE", "cuda" if torch.cuda.is_available() else "cpu")
+    )
+
+
+def processor() -> str:
+    """Name the hardware: the GPU, or the CPU with the number of threads in use."""
+    if device().type == "cuda":
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or 'CPU'}, {torch.get_num_threads()} threads"
+
+
+def stamp(profile: str, data: str, seeds: str) -> dict[str, str]:
+    """Return what every figure and table carries: profile, data, seeds, device and date of run."""
+    return {
+        "profile": profile,
+        "data": data,
+        "seeds": seeds,
+        "device": processor(),
+        "torch": torch.__version__,
+        "date": date.today().isoformat(),
+    }

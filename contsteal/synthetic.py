@@ -1,0 +1,148 @@
+"""Embedded data sets: real pixels through the real code, without a download.
+
+`shapes` are procedural scenes with three label sets (shape, colour, texture), `digits` are
+scikit-learn's handwritten digits, `patches` are unlabelled crops of scikit-learn's photographs.
+"""
+
+import math
+from collections.abc import Callable
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits, load_sample_images
+from torch import Tensor
+
+from contsteal.seeds import generator
+
+BLOCK = 1024  # images drawn per generator: any prefix of a set is the same set, cut short
+SHAPES = tuple("disc square triangle ring cross star diamond crescent bar".split()) + ("half disc",)
+COLOURS = ("red", "yellow", "green", "cyan", "blue", "magenta")
+TEXTURES = tuple(
+    f"{width} {angle}"
+    for width in ("coarse", "fine")
+    for angle in ("vertical", "rising", "horizontal", "falling")
+)
+
+
+def _half_planes(x: Tensor, y: Tensor, count: int, inradius: float) -> Tensor:
+    angles = [2 * math.pi * k / count + math.pi / 2 for k in range(count)]
+    return torch.stack([x * math.cos(a) + y * math.sin(a) for a in angles]).amax(0) - inradius
+
+
+def _star(x: Tensor, y: Tensor) -> Tensor:
+    return torch.hypot(x, y) - (0.65 + 0.35 * torch.cos(5 * torch.atan2(y, x)))
+
+
+def _cross(x: Tensor, y: Tensor) -> Tensor:
+    wide, high = torch.maximum(x.abs() - 1, y.abs() - 0.3), torch.maximum(x.abs() - 0.3, y.abs() - 1)
+    return torch.minimum(wide, high)
+
+
+def _crescent(x: Tensor, y: Tensor) -> Tensor:
+    return torch.maximum(torch.hypot(x, y) - 1, 0.8 - torch.hypot(x - 0.5, y))
+
+
+# Negative inside, positive outside, in units of the shape's radius; the order is that of SHAPES.
+OUTLINES: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
+    lambda x, y: torch.hypot(x, y) - 1,
+    lambda x, y: torch.maximum(x.abs(), y.abs()) - 0.8,
+    lambda x, y: _half_planes(x, y, 3, 0.5),
+    lambda x, y: (torch.hypot(x, y) - 0.75).abs() - 0.25,
+    _cross,
+    _star,
+    lambda x, y: (1.5 * x.abs() + y.abs() - 1) / 1.8,
+    _crescent,
+    lambda x, y: torch.maximum(x.abs() - 1, y.abs() - 0.35),
+    lambda x, y: torch.maximum(torch.hypot(x, y) - 1, -y),
+)
+
+
+def _rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
+    """HSV to RGB: channel n is v - v s clip(min(k, 4 - k), 0, 1) with k = (n + 6 h) mod 6."""
+    k = (torch.tensor([5.0, 3.0, 1.0]) + 6 * hue[:, None]) % 6
+    return value[:, None] - (value * saturation)[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
+
+
+def _stripes(u: Tensor, v: Tensor, angle: Tensor, frequency: Tensor, phase: Tensor) -> Tensor:
+    along = u * angle.cos()[:, None, None] + v * angle.sin()[:, None, None]
+    return 0.5 + 0.5 * torch.sin(frequency[:, None, None] * along + phase[:, None, None])
+
+
+def _cover(label: Tensor, u: Tensor, v: Tensor, place: Tensor) -> Tensor:
+    """Return the share of each pixel that the shape covers, (N, H, W) in [0, 1]."""
+    turn, dx, dy, radius = (p[:, None, None] for p in place.unbind(1))
+    x = ((u - dx) * turn.cos() + (v - dy) * turn.sin()) / radius
+    y = ((v - dy) * turn.cos() - (u - dx) * turn.sin()) / radius
+    cover = torch.empty_like(x)
+    for kind, outline in enumerate(OUTLINES):
+        chosen = label == kind
+        cover[chosen] = (0.5 - outline(x[chosen], y[chosen]) * radius[chosen]).clamp(0, 1)
+    return cover
+
+
+def _shape_block(g: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw BLOCK scenes: uint8 (BLOCK, 3, 32, 32) and labels (BLOCK, 3): shape, colour, texture."""
+    label = torch.randint(10, (BLOCK,), generator=g)
+    normal, uniform = torch.randn(BLOCK, 3, generator=g), torch.rand(BLOCK, 13, generator=g)
+    place = torch.stack(
+        [0.6 * uniform[:, 0] - 0.3, 4 * uniform[:, 1] - 2, 4 * uniform[:, 2] - 2, 9 + 6 * uniform[:, 3]],
+        dim=1,
+    )  # rotation in rad, centre and radius in pixels
+    hue = (0.1 * label + 0.25 * normal[:, 0]) % 1
+    angle = (label % 5) * math.pi / 5 + 0.5 * normal[:, 1]
+    frequency = torch.where(label < 5, 0.6, 1.1) + 0.25 * normal[:, 2]  # rad per pixel
+    v, u = torch.meshgrid(torch.arange(32) - 15.5, torch.arange(32) - 15.5, indexing="ij")
+    inside = _stripes(u, v, angle, frequency, 6.3 * uniform[:, 4])
+    behind = _stripes(u, v, 3.2 * uniform[:, 5], 0.4 + uniform[:, 6], 6.3 * uniform[:, 7])
+    ink = _rgb(hue, 0.6 + 0.3 * uniform[:, 8], 0.8 + 0.2 * uniform[:, 9])[:, :, None, None]
+    paper = _rgb(uniform[:, 10], 0.3 * uniform[:, 11], 0.15 + 0.15 * uniform[:, 12])[:, :, None, None]
+    cover = _cover(label, u, v, place)[:, None]
+    scene = cover * ink * (0.45 + 0.55 * inside[:, None])
+    scene = scene + (1 - cover) * paper * (0.4 + 0.6 * behind[:, None])
+    scene = scene + 0.08 * torch.randn(scene.shape, generator=g)
+    colour = (6 * hue).round().long() % 6
+    texture = 4 * (frequency > 0.85) + (4 * angle / math.pi).round().long() % 4
+    return (scene.clamp(0, 1) * 255).round().to(torch.uint8), torch.stack([label, colour, texture], 1)
+
+
+def shapes(n: int, split: str, seed: int) -> tuple[Tensor, Tensor]:
+    """Return `n` scenes, uint8 (n, 3, 32, 32), and their labels (n, 3): shape, colour, texture."""
+    blocks = [_shape_block(generator("shapes", split, seed, b)) for b in range(-(-n // BLOCK))]
+    images, labels = (torch.cat(part)[:n] for part in zip(*blocks, strict=True))
+    return images, labels
+
+
+@cache
+def _digits() -> tuple[Tensor, Tensor]:
+    raw = load_digits()
+    gray = torch.tensor(raw.images, dtype=torch.float32)[:, None] / 16
+    wide = F.interpolate(gray, size=32, mode="bilinear", align_corners=False)
+    images = (wide.expand(-1, 3, -1, -1) * 255).round().to(torch.uint8)
+    return images, torch.tensor(raw.target, dtype=torch.int64)
+
+
+def digits(split: str, seed: int) -> tuple[Tensor, Tensor]:
+    """Return scikit-learn's 1,797 digits at 32 px; a fifth of them, drawn by `seed`, is the test."""
+    images, labels = _digits()
+    order = torch.randperm(len(images), generator=generator("digits", seed))
+    cut = len(images) // 5
+    chosen = order[:cut] if split == "test" else order[cut:]
+    return images[chosen], labels[chosen]
+
+
+def _crop(photo: Tensor, g: torch.Generator) -> Tensor:
+    side = int(torch.randint(32, 129, (1,), generator=g))
+    top = int(torch.randint(photo.shape[1] - side + 1, (1,), generator=g))
+    left = int(torch.randint(photo.shape[2] - side + 1, (1,), generator=g))
+    crop = photo[None, :, top : top + side, left : left + side].float()
+    return F.interpolate(crop, size=32, mode="bilinear", antialias=True, align_corners=False)[0]
+
+
+def patches(n: int, split: str, seed: int) -> Tensor:
+    """Return `n` crops of 32 to 128 px from two photographs, resized: uint8 (n, 3, 32, 32)."""
+    photos = [torch.tensor(p).permute(2, 0, 1) for p in load_sample_images().images]
+    g = generator("patches", split, seed)
+    which = torch.randint(len(photos), (n,), generator=generator("patches-photo", split, seed))
+    crops = [_crop(photos[int(w)], g) for w in which]
+    return torch.stack(crops).round().clamp(0, 255).to(torch.uint8) if crops else torch.empty(0)

@@ -1,0 +1,166 @@
+"""The only door to a victim: answers without gradients, counted, cached, defended."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from contsteal import encoders
+from contsteal.defenses import Defense
+
+
+class BudgetExceeded(RuntimeError):
+    """A request would need more distinct inputs than its user's budget; nothing was answered."""
+
+
+@dataclass
+class Account:
+    """What one user was answered: distinct inputs, by content, and all answers."""
+
+    seen: set[bytes] = field(default_factory=set)
+    calls: int = 0
+
+    @property
+    def unique_inputs(self) -> int:
+        return len(self.seen)
+
+
+class Ledger:
+    """The accounts of all users; `unique_inputs` and `calls` are sums over them."""
+
+    def __init__(self) -> None:
+        self.accounts: dict[str, Account] = {}
+
+    def account(self, user: str) -> Account:
+        """Return the user's account, empty at first."""
+        return self.accounts.setdefault(user, Account())
+
+    @property
+    def unique_inputs(self) -> int:
+        return sum(a.unique_inputs for a in self.accounts.values())
+
+    @property
+    def calls(self) -> int:
+        return sum(a.calls for a in self.accounts.values())
+
+
+def as_uint8(images: Tensor) -> Tensor:
+    """Return images as a service receives them: 8 bits a channel, (N, 3, H, W).
+
+    Floats must lie in [0, 1] and are rounded to 8 bits. Errors: ValueError for another shape,
+    dtype or range, or no image at all.
+    """
+    if images.ndim != 4 or images.shape[1] != 3 or not len(images):
+        raise ValueError(f"images {tuple(images.shape)}: at least one of shape (3, H, W) is needed")
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise ValueError(f"images are {images.dtype}: give uint8, or floats in [0, 1]")
+    low, high = images.aminmax()
+    if not (low >= 0 and high <= 1):  # also refuses NaN
+        raise ValueError(
+            f"float images range from {low:.3g} to {high:.3g}: they must lie in [0, 1]; "
+            "do not normalise them, the encoder does"
+        )
+    return (images * 255).round().to(torch.uint8)
+
+
+def digests(images: Tensor) -> list[bytes]:
+    """Return one 16-byte content hash per uint8 image."""
+    rows = images.cpu().contiguous().flatten(1).numpy()
+    return [hashlib.blake2b(row, digest_size=16).digest() for row in rows]
+
+
+class Answers:
+    """A frozen network that is never run twice on one input; share it between black boxes."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net, self.forwards = net, 0
+        self._row: dict[bytes, int] = {}
+        self._store = torch.empty(0)
+
+    def __call__(self, images: Tensor, names: Sequence[bytes]) -> Tensor:
+        """Return clean embeddings (N, D) in float32 of uint8 images with their `digests`."""
+        new = {name: i for i, name in enumerate(names) if name not in self._row}
+        if new:
+            fresh = encoders.embed(self.net, images[list(new.values())])
+            self._append(fresh, list(new))
+        return self._store[[self._row[name] for name in names]]
+
+    def _append(self, fresh: Tensor, names: list[bytes]) -> None:
+        end = self.forwards + len(fresh)
+        if end > len(self._store):  # doubling keeps the cost of growth linear
+            grown = fresh.new_empty(max(end, 2 * len(self._store)), fresh.shape[1])
+            grown[: self.forwards] = self._store[: self.forwards] if self.forwards else 0
+            self._store = grown
+        self._store[self.forwards : end] = fresh
+        self._row |= {name: self.forwards + i for i, name in enumerate(names)}
+        self.forwards = end
+
+
+class BlackBox:
+    """A victim behind an API: it answers, counts what it answered, and gives away nothing else.
+
+    `budget` limits the distinct inputs (by content) of each user; None is unlimited. `defenses`
+    change every vector that leaves, in order. `head` (features -> logits) is what `classify` uses.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module | Answers,
+        defenses: Sequence[Defense] = (),
+        budget: int | None = None,
+        head: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        if budget is not None and budget < 1:
+            raise ValueError(f"budget={budget}: at least 1 query is needed, or None for no limit")
+        self._answers = net if isinstance(net, Answers) else Answers(net)
+        self._defenses, self._head, self.budget = tuple(defenses), head, budget
+        self.ledger = Ledger()
+
+    def embed(self, images: Tensor, user: str = "adversary") -> Tensor:
+        """Return embeddings (N, D) float32 of images (N, 3, H, W), defended, without gradients.
+
+        Errors: ValueError for what is no image, BudgetExceeded before any answer leaves.
+        """
+        return self._defend(self._clean(images, user), user)
+
+    def classify(
+        self, images: Tensor, answer: Literal["label", "posterior"] = "label", user: str = "adversary"
+    ) -> Tensor:
+        """Return labels (N,) int64 or posteriors (N, C) float32; defences act on the posterior.
+
+        Errors: ValueError where the victim has no head or does not give this answer.
+        """
+        if answer not in ("label", "posterior"):
+            raise ValueError(f"unknown answer {answer!r}: choose 'label' or 'posterior'")
+        if self._head is None:
+            raise ValueError(
+                f"this API gives embeddings only, no {answer}s: build BlackBox with head=..., or "
+                "use an attack on embeddings"
+            )
+        posterior = self._defend(self._head(self._clean(images, user)).softmax(1), user)
+        return posterior if answer == "posterior" else posterior.argmax(1)
+
+    def _clean(self, images: Tensor, user: str) -> Tensor:
+        images = as_uint8(images)
+        names = digests(images)
+        account = self.ledger.account(user)
+        total = len(account.seen.union(names))
+        if self.budget is not None and total > self.budget:
+            raise BudgetExceeded(
+                f"user {user!r} asked for {total} distinct inputs in all, the budget is {self.budget} "
+                f"({account.unique_inputs} used): nothing was answered; send fewer images"
+            )
+        answers = self._answers(images, names)
+        account.seen.update(names)
+        account.calls += len(names)
+        return answers
+
+    def _defend(self, answers: Tensor, user: str) -> Tensor:
+        for defense in self._defenses:
+            answers = defense(answers, user)
+        return answers
