@@ -55,7 +55,9 @@ def _shapes(column: int) -> Callable[[int | None, str, int], tuple[Tensor, Tenso
 def _digits(n: int | None, split: str, seed: int) -> tuple[Tensor, Tensor | None]:
     images, labels = synthetic.digits(split, seed)
     if n is not None and n > len(images):
-        raise ValueError(f"digits has {len(images)} {split} images, {n} were asked for: ask for fewer")
+        raise ValueError(
+            f"digits has {len(images)} {split} images, {n} were asked for: ask for fewer"
+        )
     return images[:n], labels[:n]
 
 

@@ -4,6 +4,7 @@ A defence maps answers (N, D) of one user to answers of the same shape. Defences
 listed: `[Normalise(), Rounding(1)]` rounds unit vectors.
 """
 
+import math
 from collections import Counter
 from typing import Protocol
 
@@ -38,8 +39,8 @@ class GaussianNoise:
     """
 
     def __init__(self, std: float, mean: float = 0.0, seed: int = 0) -> None:
-        if not std >= 0:
-            raise ValueError(f"GaussianNoise std={std}: it must be 0 or above")
+        if not 0 <= std < math.inf or not math.isfinite(mean):
+            raise ValueError(f"GaussianNoise std={std}, mean={mean}: finite, and std 0 or above")
         self.std, self.mean, self.seed = std, mean, seed
         self._calls: Counter[str] = Counter()
 
@@ -58,7 +59,9 @@ class Rounding:
 
     def __init__(self, decimals: int) -> None:
         if not isinstance(decimals, int) or not -6 <= decimals <= 12:
-            raise ValueError(f"Rounding decimals={decimals!r}: a whole number from -6 to 12 is needed")
+            raise ValueError(
+                f"Rounding decimals={decimals!r}: a whole number from -6 to 12 is needed"
+            )
         self.decimals = decimals
 
     def __call__(self, answers: Tensor, user: str) -> Tensor:
@@ -72,7 +75,7 @@ class TopK:
     """Keep the `k` largest coordinates of each answer and set the others to 0."""
 
     def __init__(self, k: int) -> None:
-        if k < 1:
+        if not isinstance(k, int) or k < 1:
             raise ValueError(f"TopK k={k}: at least 1 coordinate must be kept")
         self.k = k
 

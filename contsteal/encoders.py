@@ -56,7 +56,7 @@ def build(
 ) -> Encoder:
     """Build the encoder `name`: a CIFAR-stem ResNet up to 64 px, else any timm model.
 
-    `width` scales a ResNet's channels. `out_dim` appends a linear layer where the backbone's
+    `width` scales the channels of a ResNet's stages. `out_dim` appends a linear layer where the
     features have another dimension. Weights are drawn from `seed` alone. Errors: ValueError for a
     name that timm does not know (with the nearest ones) or a width that does not apply.
     """
@@ -65,11 +65,13 @@ def build(
         raise ValueError(f"unknown encoder {name!r}: nearest names are {', '.join(near) or 'none'}")
     options = {} if width == 1.0 else {"channels": _channels(name, width)}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
         backbone = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
         if name in CIFAR_STEM and image_size <= 64:
             if pretrained:
-                raise ValueError(f"{name} at {image_size} px has a CIFAR stem: no pretrained weights fit")
+                raise ValueError(
+                    f"{name} at {image_size} px has a CIFAR stem: no pretrained weights fit"
+                )
             channels = backbone.conv1.out_channels
             backbone.conv1 = nn.Conv2d(3, channels, 3, 1, 1, bias=False)
             nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -97,11 +99,17 @@ def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
     return total.hexdigest()
 
 
+def _seal(sha: str, spec: str) -> str:
+    return hashlib.sha256(f"{sha} {spec}".encode()).hexdigest()
+
+
 def save(net: Encoder, path: Path, **metadata: str | int | float) -> str:
     """Write weights as safetensors with their architecture and `metadata`; return their sha256."""
     state = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
     sha = digest(state.items())
-    header = {"spec": json.dumps(net.spec), "sha256": sha, **{k: str(v) for k, v in metadata.items()}}
+    spec = json.dumps(net.spec)
+    header = {k: str(v) for k, v in metadata.items()}
+    header |= {"spec": spec, "sha256": sha, "seal": _seal(sha, spec)}
     partial = path.with_suffix(".partial")
     save_file(state, partial, metadata=header)
     partial.replace(path)
@@ -119,8 +127,11 @@ def load(path: Path, into: Encoder | None = None) -> Encoder:
             header = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}): train or fetch it again") from error
-    if header.get("sha256") != digest(state.items()):
+        raise CheckpointError(
+            f"{path} cannot be read ({error}): train or fetch it again"
+        ) from error
+    sha = digest(state.items())
+    if header.get("sha256") != sha or header.get("seal") != _seal(sha, header.get("spec", "")):
         raise CheckpointError(f"{path} does not have the sha256 it was saved with: it was altered")
     net = build(**json.loads(header["spec"])) if into is None else into
     own = net.state_dict()
@@ -139,10 +150,11 @@ def load(path: Path, into: Encoder | None = None) -> Encoder:
 @torch.no_grad()
 def embed(net: nn.Module, images: Tensor, batch: int = 512) -> Tensor:
     """Return features (N, D) in float32, the network in eval mode and left in its former mode."""
-    training, device = net.training, next(net.parameters()).device
+    modes, device = [(m, m.training) for m in net.modules()], next(net.parameters()).device
     net.eval()
     try:
         parts = [net(part.to(device)).float() for part in images.split(batch)]
     finally:
-        net.train(training)
+        for module, training in modes:
+            module.training = training
     return torch.cat(parts)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from scipy import stats
+from scipy.special import stdtrit  # the t quantile; scipy.stats takes a second to import
 from torch import Tensor
 
 from contsteal.seeds import generator
 
-L2_GRID = (1e-4, 1e-3, 1e-2, 1e-1)
+L2_GRID = (1e-1, 1e-2, 1e-3, 1e-4)
 
 
 def _check(x: Tensor, y: Tensor) -> None:
@@ -22,6 +22,16 @@ def _check(x: Tensor, y: Tensor) -> None:
     if not x.isfinite().all():
         rows = (~x.isfinite().all(1)).nonzero()[:5, 0].tolist()
         raise ValueError(f"features hold NaN or infinity, first in rows {rows}")
+
+
+def _check_task(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> None:
+    _check(train_x, train_y)
+    _check(test_x, test_y)
+    if train_x.shape[1] != test_x.shape[1]:
+        raise ValueError(
+            f"training features {tuple(train_x.shape)} and test features {tuple(test_x.shape)}: "
+            "both must come from one encoder"
+        )
 
 
 @dataclass(frozen=True)
@@ -48,14 +58,17 @@ class Probe:
     l2: float | None = None
 
 
-def _logistic(x: Tensor, y: Tensor, classes: int, l2: float, steps: int = 200) -> Linear:
-    """Minimise mean CE + (l2 / 2) |W|^2 over a linear classifier by L-BFGS."""
+def _logistic(
+    x: Tensor, y: Tensor, classes: int, l2: float, start: Linear | None = None, steps: int = 200
+) -> Linear:
+    """Minimise mean CE + (l2 / 2) |W|^2 over a linear classifier by L-BFGS, from `start` or from 0."""
     mean, scale = x.mean(0), x.std(0, correction=0).clamp(min=1e-6)
     z = (x - mean) / scale
-    weight = torch.zeros(x.shape[1], classes, device=x.device, requires_grad=True)
-    bias = torch.zeros(classes, device=x.device, requires_grad=True)
+    first = start or Linear(x.new_zeros(x.shape[1], classes), x.new_zeros(classes), mean, scale)
+    weight = first.weight.clone().requires_grad_()
+    bias = first.bias.clone().requires_grad_()
     solver = torch.optim.LBFGS(
-        [weight, bias], max_iter=steps, line_search_fn="strong_wolfe", tolerance_grad=1e-5
+        [weight, bias], max_iter=steps, line_search_fn="strong_wolfe", tolerance_grad=1e-4
     )
 
     def closure() -> Tensor:
@@ -77,19 +90,21 @@ def linear_probe(
     is fitted on all of them. Features (N, D) float32, labels (N,) int64. Errors: ValueError for
     shapes that do not fit or NaN.
     """
-    _check(train_x, train_y)
-    _check(test_x, test_y)
+    _check_task(train_x, train_y, test_x, test_y)
+    if len(train_x) < 5:
+        raise ValueError(f"{len(train_x)} training features: a probe needs at least 5")
     classes = int(max(train_y.max(), test_y.max())) + 1
     order = torch.randperm(len(train_x), generator=generator("probe", seed)).to(train_x.device)
     held, kept = order[: len(order) // 5], order[len(order) // 5 :]
-    scores = []
-    for l2 in L2_GRID:
-        head = _logistic(train_x[kept], train_y[kept], classes, l2)
-        scores.append((head(train_x[held]).argmax(1) == train_y[held]).float().mean().item())
-    l2 = L2_GRID[max(range(len(L2_GRID)), key=scores.__getitem__)]
-    head = _logistic(train_x, train_y, classes, l2)
+    scores, heads = [], []
+    for l2 in L2_GRID:  # from the strongest penalty down: each fit starts where the last one ended
+        start = heads[-1] if heads else None
+        heads.append(_logistic(train_x[kept], train_y[kept], classes, l2, start))
+        scores.append(_accuracy(heads[-1](train_x[held]).argmax(1), train_y[held]))
+    best = max(range(len(L2_GRID)), key=scores.__getitem__)
+    head = _logistic(train_x, train_y, classes, L2_GRID[best], heads[best])
     predictions = head(test_x).argmax(1)
-    return Probe(_accuracy(predictions, test_y), predictions, head, l2)
+    return Probe(_accuracy(predictions, test_y), predictions, head, L2_GRID[best])
 
 
 def _accuracy(predictions: Tensor, labels: Tensor) -> float:
@@ -110,24 +125,35 @@ def knn(
     The monitor of Wu et al. (CVPR 2018), as used by MoCo and lightly. `k` is cut to the size of
     the training set.
     """
-    _check(train_x, train_y)
-    _check(test_x, test_y)
+    _check_task(train_x, train_y, test_x, test_y)
+    if k < 1 or not temperature > 0:
+        raise ValueError(
+            f"k={k}, temperature={temperature}: k must be at least 1, temperature above 0"
+        )
     k, classes = min(k, len(train_x)), int(max(train_y.max(), test_y.max())) + 1
     bank = F.normalize(train_x, dim=1)
     predictions = []
     for part in F.normalize(test_x, dim=1).split(2048):
         near, index = (part @ bank.T).topk(k, dim=1)  # (B, k)
-        votes = torch.zeros(len(part), classes, device=part.device)
+        votes = part.new_zeros(len(part), classes)
         votes.scatter_add_(1, train_y[index], ((near - 1) / temperature).exp())
         predictions.append(votes.argmax(1))
     predicted = torch.cat(predictions)
     return Probe(_accuracy(predicted, test_y), predicted)
 
 
+def nearest(x: Tensor, row: int, count: int) -> Tensor:
+    """Return the rows (count,) of the features nearest to `row` by cosine, itself first."""
+    unit = F.normalize(x, dim=1)
+    return (unit @ unit[row]).topk(count).indices
+
+
 def agreement(predictions_a: Tensor, predictions_b: Tensor) -> float:
     """Share of inputs on which two classifiers predict one class, in [0, 1]."""
     if predictions_a.shape != predictions_b.shape:
-        raise ValueError(f"{tuple(predictions_a.shape)} and {tuple(predictions_b.shape)} predictions")
+        raise ValueError(
+            f"{tuple(predictions_a.shape)} and {tuple(predictions_b.shape)} predictions"
+        )
     return _accuracy(predictions_a, predictions_b)
 
 
@@ -138,7 +164,11 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
     dimensions may differ. Errors: ValueError where the numbers of rows differ.
     """
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
-        raise ValueError(f"features {tuple(x.shape)} and {tuple(y.shape)}: the same N rows are needed")
+        raise ValueError(
+            f"features {tuple(x.shape)} and {tuple(y.shape)}: the same N rows are needed"
+        )
+    if not (x.isfinite().all() and y.isfinite().all()):
+        raise ValueError("features hold NaN or infinity: CKA is not defined")
     x, y = x.double() - x.double().mean(0), y.double() - y.double().mean(0)
     cross = (y.T @ x).square().sum()
     return (cross / ((x.T @ x).norm() * (y.T @ y).norm()).clamp(min=1e-300)).item()
@@ -165,5 +195,5 @@ def mean_interval(values: Iterable[float], level: float = 0.95) -> tuple[float, 
     mean = sample.mean().item()
     if len(sample) < 2:
         return mean, float("nan"), float("nan")
-    half = stats.t.ppf((1 + level) / 2, len(sample) - 1) * sample.std().item() / len(sample) ** 0.5
+    half = stdtrit(len(sample) - 1, (1 + level) / 2) * sample.std().item() / len(sample) ** 0.5
     return mean, mean - half, mean + half

@@ -3,6 +3,7 @@
 import math
 import time
 import warnings
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,7 @@ def fit(
     checkpoint: Path | None = None,
     after_epoch: Callable[[int], Row] | None = None,
     title: str = "training",
+    identity: str = "",
 ) -> list[Row]:
     """Train `model` in place on `n` samples and return one row per epoch (loss, lr, seconds, ...).
 
@@ -89,7 +91,7 @@ def fit(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay, fused=True
     )
-    identity = f"{schedule} seed={seed} n={n}"
+    identity = f"{identity} {schedule} seed={seed} n={n}"
     history = _resume(checkpoint, model, optimizer, identity)
     saved = time.monotonic()
     bar = tqdm(total=schedule.epochs, initial=len(history), desc=title, leave=False, delay=2)
@@ -142,11 +144,17 @@ def _epoch(
             f"the loss became {values[bad[0, 0]].item()} at epoch {epoch + 1}, step {int(bad[0, 0]) + 1} "
             "of it: lower the learning rate or raise the temperature; the last checkpoint is kept"
         )
+    if not all(p.isfinite().all() for p in model.parameters()):
+        raise Diverged(f"a weight became NaN or infinite in epoch {epoch + 1}")
     return values.mean().item()
 
 
 def _save(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: str, history: list[Row]
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    identity: str,
+    history: list[Row],
 ) -> None:
     state = {
         "model": model.state_dict(),
@@ -166,6 +174,9 @@ def _resume(
     if path is None or not path.exists():
         return []
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+            if bad := archive.testzip():
+                raise ValueError(f"{bad} is not what was written")
         state = torch.load(path, map_location="cpu", weights_only=True)
         stored = state["identity"]
     except Exception as error:  # torch.load raises many kinds for a damaged file

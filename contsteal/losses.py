@@ -20,7 +20,9 @@ def _pair(s: Tensor, t: Tensor, least: int = 1) -> tuple[Tensor, Tensor]:
             "of one shape; map a surrogate of another width to the victim's with a linear layer"
         )
     if len(s) < least:
-        raise ValueError(f"a batch of {len(s)} has no negatives: this loss needs at least {least} rows")
+        raise ValueError(
+            f"a batch of {len(s)} has no negatives: this loss needs at least {least} rows"
+        )
     kind = torch.promote_types(torch.promote_types(s.dtype, t.dtype), torch.float32)
     return s.to(kind), t.to(kind)
 
@@ -29,6 +31,12 @@ def _positive(temperature: float) -> float:
     if not temperature > 0:
         raise ValueError(f"temperature={temperature}: it must be above 0")
     return temperature
+
+
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """Return a b' in the inputs' own precision, also inside autocast."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b.T
 
 
 def mse(s: Tensor, t: Tensor) -> Tensor:
@@ -46,7 +54,8 @@ def cosine(s: Tensor, t: Tensor) -> Tensor:
 def cross_entropy(logits: Tensor, answers: Tensor) -> Tensor:
     """Cross-entropy of surrogate logits (N, C) with labels (N,) or posteriors (N, C): a classifier's
     stealing loss, -(1 / N) sum_i sum_c p_ic log softmax(logits_i)_c."""
-    if logits.ndim != 2 or len(logits) != len(answers):
+    fits = answers.shape == (logits.shape if answers.ndim == 2 else logits.shape[:1])
+    if logits.ndim != 2 or not fits:
         raise ValueError(f"logits {tuple(logits.shape)} do not fit answers {tuple(answers.shape)}")
     return F.cross_entropy(logits.float() if logits.dtype != torch.float64 else logits, answers)
 
@@ -60,7 +69,7 @@ def info_nce(s: Tensor, t: Tensor, temperature: float = 0.07) -> Tensor:
     """
     s, t = _pair(s, t, least=2)
     z = F.normalize(torch.cat([s, t]), dim=1)  # (2N, D)
-    logits = z @ z.T / _positive(temperature)  # (2N, 2N)
+    logits = _products(z, z) / _positive(temperature)  # (2N, 2N)
     logits.fill_diagonal_(float("-inf"))
     return F.cross_entropy(logits, torch.arange(2 * len(s), device=s.device).roll(len(s)))
 
@@ -80,7 +89,10 @@ def cont_steal(
         raise ValueError(f'unknown form {form!r} of cont_steal: choose "paper" or "code"')
     s, t = _pair(s, t, least=2)
     s, t = F.normalize(s, dim=1), F.normalize(t, dim=1)
-    cross, own = s @ t.T / _positive(temperature), s @ s.T / temperature  # (N, N) each
+    cross, own = (
+        _products(s, t) / _positive(temperature),
+        _products(s, s) / temperature,
+    )  # (N, N) each
     self_pair = torch.eye(len(s), dtype=torch.bool, device=s.device)
     negatives = torch.cat([cross, own], dim=1).masked_fill(self_pair.repeat(1, 2), float("-inf"))
     return (negatives.logsumexp(1) - cross.diagonal()).mean()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contsteal import augment, encoders, evaluate, losses, loop
+from contsteal import augment, encoders, evaluate, loop, losses
 from contsteal.data import ImageSet
 
 
@@ -84,7 +84,7 @@ def fit(
     kept = images.take(slice(held, None))
     net = encoders.build(config.encoder, config.image_size, width=config.width, seed=config.seed)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)
         model = METHODS[config.method](net, config, len(images.classes)).to(images.images.device)
 
     def loss(chosen: Tensor, epoch: int, draws: torch.Generator) -> Tensor:
@@ -97,8 +97,15 @@ def fit(
 
     schedule = loop.Schedule(config.epochs, config.batch, config.lr, config.weight_decay)
     history = loop.fit(
-        model, loss, len(kept), schedule, seed=config.seed, checkpoint=checkpoint,
-        after_epoch=monitor, title=f"{config.method} {config.encoder}",
+        model,
+        loss,
+        len(kept),
+        schedule,
+        seed=config.seed,
+        checkpoint=checkpoint,
+        after_epoch=monitor,
+        title=f"{config.method} {config.encoder}",
+        identity=repr(config),
     )
     return net.eval(), history
 

@@ -1,9 +1,11 @@
 """Artifacts keyed by content, atomic writes, and the facts of the machine a result came from."""
 
+import ast
 import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import time
 import warnings
@@ -41,6 +43,8 @@ def atomic(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         partial.replace(path)
+    except FileNotFoundError:  # something that the block reads
+        raise
     except OSError as error:
         raise StorageError(
             f"{path} cannot be written ({error.strerror or error}): free space or give permission, "
@@ -49,8 +53,8 @@ def atomic(path: Path) -> Iterator[Path]:
     finally:
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)
+        elif partial.exists():
+            partial.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -61,7 +65,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Write a JSON file atomically, keys sorted."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, default=str) + "\n")
 
 
 def read_json(path: Path) -> dict | None:
@@ -84,10 +88,16 @@ def key(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def source_key(path: Path) -> str:
+    """Return a key of a source file's code; comments and layout of Python files do not count."""
+    if path.suffix != ".py":
+        return sha256(path)
+    return hashlib.sha256(ast.dump(ast.parse(path.read_text())).encode()).hexdigest()
+
+
 def sources(*modules: str) -> str:
-    """Return a key of the package's source files named, all of them when none is."""
-    files = [PACKAGE / f"{m}.py" for m in modules] or sorted(PACKAGE.glob("*.py"))
-    return key([(f.name, sha256(f)) for f in files])
+    """Return a key of the package's modules named."""
+    return key([(m, source_key(PACKAGE / f"{m}.py")) for m in modules])
 
 
 def move_aside(path: Path) -> Path:
@@ -100,7 +110,7 @@ def move_aside(path: Path) -> Path:
 def damage(folder: Path) -> str | None:
     """Say what is wrong with an artifact folder: a file missing or not as its manifest says."""
     manifest = read_json(folder / MANIFEST)
-    if manifest is None:
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         return "its manifest is missing or damaged"
     for name, digest in manifest["files"].items():
         if not (folder / name).is_file():
@@ -110,7 +120,9 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def artifact(kind: str, config: object, code: tuple[str, ...], make: Callable[[Path], None]) -> Path:
+def artifact(
+    kind: str, config: object, code: tuple[str, ...], make: Callable[[Path], None]
+) -> Path:
     """Return the folder of the artifact that `config` and the modules `code` define, made if need be.
 
     `make` gets a folder to write into; checkpoints it leaves in `<folder>.work` survive a kill and
@@ -136,9 +148,15 @@ def artifact(kind: str, config: object, code: tuple[str, ...], make: Callable[[P
     return folder
 
 
+def count_artifacts() -> int:
+    """Return how many artifacts there are, whole ones only."""
+    found = (runs_dir() / "artifacts").glob(f"*/{MANIFEST}")
+    return sum(".corrupt-" not in f.parent.name and f.parent.name[0] != "." for f in found)
+
+
 def work_dir(folder: Path) -> Path:
     """Return where an artifact's checkpoints lie while it is made."""
-    return folder.with_name(f"{folder.name.lstrip('.').split('.')[0]}.work")
+    return folder.with_name(re.sub(r"^\.(.+)\.\d+\.partial$", r"\1", folder.name) + ".work")
 
 
 def device() -> torch.device:
@@ -148,6 +166,22 @@ def device() -> torch.device:
     )
 
 
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Compute on one CPU thread, so that a number does not depend on how many cores there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def cores() -> int:
+    """Return how many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def processor() -> str:
     """Name the hardware: the GPU, or the CPU with the number of threads in use."""
     if device().type == "cuda":
@@ -155,7 +189,9 @@ def processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or 'CPU'}, {torch.get_num_threads()} threads"
+    return (
+        f"{names[0] if names else platform.processor() or 'CPU'}, {torch.get_num_threads()} threads"
+    )
 
 
 def stamp(profile: str, data: str, seeds: str) -> dict[str, str]:

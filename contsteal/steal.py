@@ -5,14 +5,14 @@ To add an attack, add its loss to `losses` and its row to `ATTACKS`.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from contsteal import augment, encoders, losses, loop
+from contsteal import augment, encoders, loop, losses
 from contsteal.seeds import derive, generator
 from contsteal.victim import BlackBox
 
@@ -139,15 +139,19 @@ def train(
     schedule.check(len(images))
     answers = [_ask(config, api, images, k, user) for k in range(config.rounds)]
     account = api.ledger.account(user)
-    net, head = _surrogate(config, answers[0], images.device)
+    net, head = _surrogate(config, torch.cat(answers), images.device)
     model = nn.Sequential(net, head) if head else net
     options = {} if recipe.temperature is None else {"temperature": _temperature(config)}
+
+    @lru_cache(maxsize=1)
+    def seen(k: int) -> Tensor:
+        """The whole view k as the victim saw it; a batch of its own would draw other parameters."""
+        return _view(config, images, k)
 
     def loss(chosen: Tensor, epoch: int, draws: torch.Generator) -> Tensor:
         k = epoch % config.rounds
         if mode == "shared":
-            # Drawing the whole view again is what makes it the image that the victim saw.
-            x = _view(config, images, k)[chosen]
+            x = augment.to_float(seen(k)[chosen])
         else:
             policy = "none" if mode == "clean" else config.policy
             x = augment.apply(policy, images[chosen], draws)
@@ -155,7 +159,7 @@ def train(
 
     history = loop.fit(
         model, loss, len(images), schedule, seed=derive("steal", config.seed),
-        checkpoint=checkpoint, title=config.attack,
+        checkpoint=checkpoint, title=config.attack, identity=repr(config),
     )  # fmt: skip
     return Result(net.eval(), history, account.unique_inputs, account.calls, head)
 
@@ -192,5 +196,5 @@ def _surrogate(
         return net, None
     classes = int(answers.max()) + 1 if answers.ndim == 1 else answers.shape[1]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return net, nn.Linear(net.dim, classes).to(device)

@@ -10,13 +10,14 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor
 
 from contsteal.seeds import generator
 
 BLOCK = 1024  # images drawn per generator: any prefix of a set is the same set, cut short
-SHAPES = tuple("disc square triangle ring cross star diamond crescent bar".split()) + ("half disc",)
+SHAPES = (
+    "disc", "square", "triangle", "ring", "cross", "star", "diamond", "crescent", "bar", "half disc",
+)  # fmt: skip
 COLOURS = ("red", "yellow", "green", "cyan", "blue", "magenta")
 TEXTURES = tuple(
     f"{width} {angle}"
@@ -35,7 +36,10 @@ def _star(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _cross(x: Tensor, y: Tensor) -> Tensor:
-    wide, high = torch.maximum(x.abs() - 1, y.abs() - 0.3), torch.maximum(x.abs() - 0.3, y.abs() - 1)
+    wide, high = (
+        torch.maximum(x.abs() - 1, y.abs() - 0.3),
+        torch.maximum(x.abs() - 0.3, y.abs() - 1),
+    )
     return torch.minimum(wide, high)
 
 
@@ -86,7 +90,12 @@ def _shape_block(g: torch.Generator) -> tuple[Tensor, Tensor]:
     label = torch.randint(10, (BLOCK,), generator=g)
     normal, uniform = torch.randn(BLOCK, 3, generator=g), torch.rand(BLOCK, 13, generator=g)
     place = torch.stack(
-        [0.6 * uniform[:, 0] - 0.3, 4 * uniform[:, 1] - 2, 4 * uniform[:, 2] - 2, 9 + 6 * uniform[:, 3]],
+        [
+            0.6 * uniform[:, 0] - 0.3,
+            4 * uniform[:, 1] - 2,
+            4 * uniform[:, 2] - 2,
+            9 + 6 * uniform[:, 3],
+        ],
         dim=1,
     )  # rotation in rad, centre and radius in pixels
     hue = (0.1 * label + 0.25 * normal[:, 0]) % 1
@@ -95,15 +104,19 @@ def _shape_block(g: torch.Generator) -> tuple[Tensor, Tensor]:
     v, u = torch.meshgrid(torch.arange(32) - 15.5, torch.arange(32) - 15.5, indexing="ij")
     inside = _stripes(u, v, angle, frequency, 6.3 * uniform[:, 4])
     behind = _stripes(u, v, 3.2 * uniform[:, 5], 0.4 + uniform[:, 6], 6.3 * uniform[:, 7])
-    ink = _rgb(hue, 0.6 + 0.3 * uniform[:, 8], 0.8 + 0.2 * uniform[:, 9])[:, :, None, None]
-    paper = _rgb(uniform[:, 10], 0.3 * uniform[:, 11], 0.15 + 0.15 * uniform[:, 12])[:, :, None, None]
+    ink = _rgb(hue, 0.6 + 0.3 * uniform[:, 8], 0.7 + 0.3 * uniform[:, 9])[:, :, None, None]
+    paper = _rgb(uniform[:, 10], 0.3 * uniform[:, 11], 0.25 + 0.15 * uniform[:, 12])[
+        :, :, None, None
+    ]
     cover = _cover(label, u, v, place)[:, None]
     scene = cover * ink * (0.45 + 0.55 * inside[:, None])
-    scene = scene + (1 - cover) * paper * (0.4 + 0.6 * behind[:, None])
-    scene = scene + 0.08 * torch.randn(scene.shape, generator=g)
+    scene = scene + (1 - cover) * paper * (0.2 + 0.8 * behind[:, None])
+    scene = scene + 0.10 * torch.randn(scene.shape, generator=g)
     colour = (6 * hue).round().long() % 6
     texture = 4 * (frequency > 0.85) + (4 * angle / math.pi).round().long() % 4
-    return (scene.clamp(0, 1) * 255).round().to(torch.uint8), torch.stack([label, colour, texture], 1)
+    return (scene.clamp(0, 1) * 255).round().to(torch.uint8), torch.stack(
+        [label, colour, texture], 1
+    )
 
 
 def shapes(n: int, split: str, seed: int) -> tuple[Tensor, Tensor]:
@@ -115,6 +128,8 @@ def shapes(n: int, split: str, seed: int) -> tuple[Tensor, Tensor]:
 
 @cache
 def _digits() -> tuple[Tensor, Tensor]:
+    from sklearn.datasets import load_digits  # scikit-learn takes seconds to import
+
     raw = load_digits()
     gray = torch.tensor(raw.images, dtype=torch.float32)[:, None] / 16
     wide = F.interpolate(gray, size=32, mode="bilinear", align_corners=False)
@@ -141,6 +156,8 @@ def _crop(photo: Tensor, g: torch.Generator) -> Tensor:
 
 def patches(n: int, split: str, seed: int) -> Tensor:
     """Return `n` crops of 32 to 128 px from two photographs, resized: uint8 (n, 3, 32, 32)."""
+    from sklearn.datasets import load_sample_images  # scikit-learn takes seconds to import
+
     photos = [torch.tensor(p).permute(2, 0, 1) for p in load_sample_images().images]
     g = generator("patches", split, seed)
     which = torch.randint(len(photos), (n,), generator=generator("patches-photo", split, seed))

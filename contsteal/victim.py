@@ -70,8 +70,9 @@ def as_uint8(images: Tensor) -> Tensor:
 
 def digests(images: Tensor) -> list[bytes]:
     """Return one 16-byte content hash per uint8 image."""
+    size = repr(tuple(images.shape[1:])).encode()
     rows = images.cpu().contiguous().flatten(1).numpy()
-    return [hashlib.blake2b(row, digest_size=16).digest() for row in rows]
+    return [hashlib.blake2b(row, digest_size=16, key=size).digest() for row in rows]
 
 
 class Answers:
@@ -121,15 +122,20 @@ class BlackBox:
         self._defenses, self._head, self.budget = tuple(defenses), head, budget
         self.ledger = Ledger()
 
+    @torch.no_grad()
     def embed(self, images: Tensor, user: str = "adversary") -> Tensor:
         """Return embeddings (N, D) float32 of images (N, 3, H, W), defended, without gradients.
 
         Errors: ValueError for what is no image, BudgetExceeded before any answer leaves.
         """
-        return self._defend(self._clean(images, user), user)
+        return self._answer(images, user, lambda x: x)
 
+    @torch.no_grad()
     def classify(
-        self, images: Tensor, answer: Literal["label", "posterior"] = "label", user: str = "adversary"
+        self,
+        images: Tensor,
+        answer: Literal["label", "posterior"] = "label",
+        user: str = "adversary",
     ) -> Tensor:
         """Return labels (N,) int64 or posteriors (N, C) float32; defences act on the posterior.
 
@@ -142,10 +148,10 @@ class BlackBox:
                 f"this API gives embeddings only, no {answer}s: build BlackBox with head=..., or "
                 "use an attack on embeddings"
             )
-        posterior = self._defend(self._head(self._clean(images, user)).softmax(1), user)
+        posterior = self._answer(images, user, lambda x: self._head(x).softmax(1))
         return posterior if answer == "posterior" else posterior.argmax(1)
 
-    def _clean(self, images: Tensor, user: str) -> Tensor:
+    def _answer(self, images: Tensor, user: str, head) -> Tensor:
         images = as_uint8(images)
         names = digests(images)
         account = self.ledger.account(user)
@@ -155,7 +161,7 @@ class BlackBox:
                 f"user {user!r} asked for {total} distinct inputs in all, the budget is {self.budget} "
                 f"({account.unique_inputs} used): nothing was answered; send fewer images"
             )
-        answers = self._answers(images, names)
+        answers = self._defend(head(self._answers(images, names)), user)
         account.seen.update(names)
         account.calls += len(names)
         return answers

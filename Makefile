@@ -1,0 +1,56 @@
+# Commands of this repository; `make` alone lists them.
+PROFILE ?= auto
+VENV := .venv
+# Another interpreter, with the packages of requirements.lock in it: make paper PYTHON=python3
+PYTHON ?= $(VENV)/bin/python
+READY := $(if $(filter $(VENV)/%,$(PYTHON)),$(VENV)/ready)
+ARGS := $(if $(NB),--only $(NB)) $(if $(FORCE),--force)
+
+.PHONY: help setup paper plan test lint format lab lock clean
+.NOTPARALLEL:
+
+help: ## list the commands
+	@echo "make <command> [PROFILE=smoke|demo|synthetic] [NB=03] [FORCE=1] [PYTHON=python3]"
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 12
+
+setup: $(READY) ## build .venv from requirements.lock (any other command does it too)
+
+# uv resolves nothing here: it installs what the lock says, on every platform.
+$(VENV)/ready: requirements.lock pyproject.toml
+	@command -v uv >/dev/null || python3 -m uv --version >/dev/null 2>&1 || python3 -m pip install --quiet --user uv \
+	  || python3 -m pip install --quiet --break-system-packages --user uv
+	@uv=$$(command -v uv || echo "python3 -m uv"); \
+	  test -x $(VENV)/bin/python || $$uv venv --quiet --python python3 $(VENV); \
+	  $$uv pip sync --quiet --compile-bytecode --python $(VENV)/bin/python requirements.lock && \
+	  $$uv pip install --quiet --python $(VENV)/bin/python --no-deps --editable .
+	@touch $@
+
+paper: $(READY) ## run every notebook of the profile, redraw every figure
+	@$(PYTHON) -m contsteal.paper run --profile $(PROFILE) $(ARGS)
+
+plan: $(READY) ## say what `make paper` would run, why, and how long it takes
+	@$(PYTHON) -m contsteal.paper plan --profile $(PROFILE) $(ARGS)
+
+test: lint ## lint, then run all tests (CPU, no network)
+	@$(PYTHON) -m pytest -q -n 2
+
+lint: $(READY) ## check style, and that notebooks are stripped
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m nbstripout --verify notebooks/*.ipynb
+
+format: $(READY) ## format code and strip notebooks
+	@$(PYTHON) -m ruff check --fix .
+	@$(PYTHON) -m ruff format .
+	@$(PYTHON) -m nbstripout notebooks/*.ipynb
+
+lab: $(READY) ## open the notebooks in JupyterLab
+	@$(PYTHON) -m jupyterlab notebooks/00_start_here.ipynb
+
+lock: ## resolve pyproject.toml into requirements.lock
+	uv pip compile --universal --python-version 3.11 --extra dev pyproject.toml \
+	  --output-file requirements.lock --no-emit-index-url --no-annotate \
+	  --custom-compile-command "make lock"
+
+clean: ## remove executed notebooks and artifacts (figures stay)
+	rm -rf runs

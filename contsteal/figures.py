@@ -1,0 +1,206 @@
+"""One function per figure, from a tidy table to a matplotlib figure, and the way to save it."""
+
+import base64
+from collections.abc import Sequence
+from typing import Protocol
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from contsteal.evaluate import mean_interval
+from contsteal.style import COLOURS, REFERENCES, canvas, frame, percent, read, require, save
+
+__all__ = [
+    "attack_dots", "budget_curves", "defence_tradeoff", "embedding_map", "read", "sample_sheet", "save",
+    "sheet_table", "training_curve", "two_by_two", "worth_bars",
+]  # fmt: skip
+
+
+class Sheet(Protocol):
+    """What a sample sheet needs of a set of images."""
+
+    images: Tensor
+    labels: Tensor | None
+    name: str
+    classes: tuple[str, ...]
+
+
+def sheet_table(sets: Sequence[Sheet], names: Sequence[str] = (), count: int = 10) -> pd.DataFrame:
+    """Return `count` images per set with their captions, pixels included (base64 of H x W x 3)."""
+    rows = []
+    for name, images in zip(names or [s.name for s in sets], sets, strict=True):
+        for i, image in enumerate(images.images[:count].permute(0, 2, 3, 1).cpu().numpy()):
+            label = "" if images.labels is None else images.classes[int(images.labels[i])]
+            pixels = base64.b64encode(image.tobytes()).decode()
+            rows.append({"set": name, "label": label, "size": len(image), "pixels": pixels})
+    return pd.DataFrame(rows)
+
+
+def sample_sheet(table: pd.DataFrame) -> Figure:
+    """Draw one row of images per set, each under its class."""
+    require(table, "set", "label", "size", "pixels")
+    groups = list(table.fillna("").groupby("set", sort=False))
+    count = max(len(rows) for _, rows in groups)
+    fig, axes = canvas(len(groups), count, height=0.78 * len(groups) + 0.3, squeeze=False)
+    for line, (name, rows) in zip(axes, groups, strict=True):
+        for ax in line:
+            ax.axis("off")
+        for ax, row in zip(line, rows.itertuples(), strict=False):
+            pixels = np.frombuffer(base64.b64decode(row.pixels), np.uint8)
+            ax.imshow(pixels.reshape(row.size, row.size, 3), interpolation="nearest")
+            ax.set_title(row.label, size=6, weight="normal", loc="center", pad=2)
+        line[0].text(-0.1, 0.5, name, transform=line[0].transAxes, ha="right", va="center", size=7)
+    return fig
+
+
+def training_curve(table: pd.DataFrame) -> Figure:
+    """Draw training loss, and kNN accuracy on held-out training images, against epochs."""
+    require(table, "epoch", "loss", "knn", "spread")
+    fig, (left, right) = canvas(1, 2)
+    left.plot(table["epoch"], table["loss"], color=COLOURS["embedding"])
+    left.set(xlabel="epoch", ylabel="training loss", title="The victim's loss falls")
+    seen = table.dropna(subset=["knn"])
+    right.plot(seen["epoch"], seen["knn"], "o-", color=COLOURS["cont-steal"])
+    right.plot(seen["epoch"], seen["spread"], "s--", color=COLOURS["info-nce"])
+    last = seen.iloc[-1]
+    right.annotate(
+        " kNN accuracy", (last["epoch"], last["knn"]), va="center", annotation_clip=False
+    )
+    right.annotate(" spread", (last["epoch"], last["spread"]), va="center", annotation_clip=False)
+    right.set(xlabel="epoch", ylabel="held-out training images", ylim=(0, 1.02))
+    right.set_title(f"kNN reaches {percent(last['knn'])}; no collapse" if last["spread"] > 0.1
+                    else "The embeddings collapsed")  # fmt: skip
+    right.margins(x=0.25)
+    return fig
+
+
+def worth_bars(table: pd.DataFrame) -> Figure:
+    """Draw linear-probe accuracy per task, a bar per encoder."""
+    require(table, "encoder", "task", "accuracy")
+    wide = table.pivot_table(index="encoder", columns="task", values="accuracy", sort=False)
+    fig, ax = canvas(1, 1, height=2.5)
+    shades = dict(zip(wide.index, ("#BBBBBB", "#D55E00", "#333333"), strict=False))
+    width = 0.8 / len(wide)
+    for k, name in enumerate(wide.index):
+        x = np.arange(len(wide.columns)) + (k - (len(wide) - 1) / 2) * width
+        bars = ax.bar(x, wide.loc[name], 0.94 * width, color=shades[name], label=name)
+        ax.bar_label(bars, [f"{100 * v:.0f}" for v in wide.loc[name]], size=6.5, padding=1)
+    ax.set(xticks=range(len(wide.columns)), ylim=(0, 1.1), ylabel="linear-probe accuracy")
+    ax.set_xticklabels(wide.columns)
+    ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
+    ax.grid(False, axis="x")
+    gain = wide.loc["victim"].iloc[0] - wide.loc["random"].iloc[0]
+    ax.set_title(f"Pre-training is worth {100 * gain:.0f} points on {wide.columns[0]}")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return fig
+
+
+def attack_dots(table: pd.DataFrame, title: str) -> Figure:
+    """Draw accuracy and agreement per attack: a dot per seed, mean and t-interval over seeds."""
+    require(table, "attack", "seed", "accuracy", "agreement")
+    names = [n for n in table["attack"].unique() if n not in REFERENCES][::-1]
+    fig, axes = canvas(1, 2, height=0.28 * len(names) + 1.5, sharey=True)
+    for ax, metric in zip(axes, ("accuracy", "agreement"), strict=True):
+        for at, name in enumerate(names):
+            values = table.loc[table["attack"] == name, metric].to_numpy()
+            mean, low, high = mean_interval(values)
+            colour = COLOURS.get(name, "#333333")
+            ax.plot(
+                [low, high], [at, at], color=colour, linewidth=4, alpha=0.3, solid_capstyle="butt"
+            )
+            ax.plot(values, [at] * len(values), "o", color=colour, markersize=3, alpha=0.8)
+            ax.plot([mean], [at], "|", color=colour, markersize=11, markeredgewidth=2)
+        frame(ax, table, metric)
+        ax.set(xlabel=f"{metric} on the main task", ylim=(-0.6, len(names) - 0.4))
+        ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
+    axes[0].set_yticks(range(len(names)), names)
+    fig.suptitle(title, x=0.01, ha="left", size=9, weight="bold")
+    return fig
+
+
+def two_by_two(table: pd.DataFrame, title: str) -> Figure:
+    """Draw {MSE, contrastive} x {clean, augmented}: a line per loss, a dot per seed."""
+    require(table, "attack", "views", "seed", "accuracy")
+    fig, ax = canvas(1, 1, height=2.4)
+    places = {"clean": 0.0, "augmented": 1.0}
+    attacks = table.loc[~table["attack"].isin(REFERENCES)]
+    for shift, (name, rows) in zip(
+        (-0.02, 0.02), attacks.groupby("attack", sort=False), strict=True
+    ):
+        means = rows.groupby("views")["accuracy"].mean()
+        x = [places[v] + shift for v in rows["views"]]
+        ax.plot(x, rows["accuracy"], "o", color=COLOURS[name], alpha=0.6)
+        ax.plot([p + shift for p in places.values()], means[list(places)], color=COLOURS[name])
+        ax.annotate(f"  {name}", (1 + shift, means["augmented"]), color=COLOURS[name], va="center")
+    frame(ax, table, "accuracy", vertical=False)
+    ax.set(xticks=list(places.values()), xlim=(-0.3, 1.45), ylabel="accuracy", title=title)
+    ax.set_xticklabels(places)
+    ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
+    return fig
+
+
+def budget_curves(table: pd.DataFrame, title: str) -> Figure:
+    """Draw accuracy against both budgets: distinct inputs, and all answers (log axes)."""
+    require(table, "attack", "unique_inputs", "calls", "accuracy")
+    fig, axes = canvas(1, 2, height=3.0, sharey=True)
+    attacks = table.loc[~table["attack"].isin(REFERENCES)]
+    for ax, cost, label in zip(
+        axes, ("unique_inputs", "calls"), ("distinct inputs", "answers"), strict=True
+    ):
+        for name, rows in attacks.groupby("attack", sort=False):
+            mean = rows.groupby(cost)["accuracy"].mean()
+            colour = COLOURS.get(name, "#333333")
+            ax.plot(rows[cost], rows["accuracy"], "o", color=colour, markersize=2.5, alpha=0.5)
+            ax.plot(mean.index, mean, color=colour, label=name)
+        ax.set(xscale="log", xlabel=f"{label} (log scale)")
+        frame(ax, table, "accuracy", vertical=False)
+    axes[0].set_ylabel("accuracy on the main task")
+    axes[0].yaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
+    axes[1].legend(loc="lower right")
+    fig.suptitle(title, x=0.01, ha="left", size=9, weight="bold")
+    return fig
+
+
+def defence_tradeoff(table: pd.DataFrame) -> Figure:
+    """Draw attacker's accuracy against the legitimate user's, one point per defence and attack."""
+    require(table, "defence", "attack", "legitimate", "accuracy")
+    attacks = [a for a in table["attack"].unique() if a not in REFERENCES]
+    fig, axes = canvas(1, len(attacks), height=3.1, sharex=True, sharey=True, squeeze=False)
+    for ax, name in zip(axes[0], attacks, strict=True):
+        rows = table.loc[table["attack"] == name]
+        for defence, points in rows.groupby("defence", sort=False):
+            mean, low, high = mean_interval(points["accuracy"])
+            x = points["legitimate"].iloc[0]
+            ax.plot([x, x], [low, high], color=COLOURS[name], alpha=0.35, linewidth=3)
+            ax.plot(x, mean, "o", color=COLOURS[name], markersize=4)
+            ax.annotate(f" {defence}", (x, mean), size=6.5, va="bottom", ha="right", rotation=0)
+        frame(ax, table, "accuracy", vertical=False)
+        ax.set(xlabel="legitimate user's accuracy", title=f"attack: {name}")
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
+    axes[0][0].set_ylabel("attacker's accuracy")
+    title = "What a defence takes from the thief (down), and from the paying user (left)"
+    fig.suptitle(title, x=0.01, ha="left", size=9, weight="bold")
+    return fig
+
+
+def embedding_map(table: pd.DataFrame) -> Figure:
+    """Draw a two-dimensional map of one set of images per encoder, coloured by class."""
+    require(table, "encoder", "x", "y", "label")
+    panels = table["encoder"].unique()
+    fig, axes = canvas(1, len(panels), height=2.7)
+    palette = plt.get_cmap("tab10")
+    for ax, name in zip(axes, panels, strict=True):
+        rows = table.loc[table["encoder"] == name]
+        for index, (label, points) in enumerate(rows.groupby("label", sort=True)):
+            ax.scatter(
+                points["x"], points["y"], s=4, color=palette(index), label=label, linewidths=0
+            )
+        ax.set(title=name, xticks=[], yticks=[])
+        ax.grid(False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside right center", markerscale=2, handletextpad=0)
+    return fig

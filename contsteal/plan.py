@@ -1,0 +1,181 @@
+"""What a run of the notebooks would do, and why: parameters checked, inputs hashed, reasons told."""
+
+import ast
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import torch
+
+from contsteal import experiment, runs
+
+NOTEBOOKS = runs.ROOT / "notebooks"
+TIMINGS = "timings.json"
+
+
+def notebooks() -> list[str]:
+    """Return the notebooks' stems in the order they run."""
+    return sorted(p.stem for p in NOTEBOOKS.glob("[0-9]*.ipynb"))
+
+
+def choose(name: str) -> tuple[str, str]:
+    """Return the profile to run and why: "auto" is the GPU's profile where a CUDA GPU is visible."""
+    if name != "auto":
+        experiment.profile(name)
+        return name, "asked for"
+    if not torch.cuda.is_available():
+        return "demo", "no CUDA GPU is visible"
+    known = {p.stem for p in experiment.PROFILES.glob("*.yaml")}
+    return next(p for p in ("paper", "synthetic", "demo") if p in known), "a CUDA GPU is visible"
+
+
+# -------------------------------------------------------------------------------- parameters
+
+
+def defaults(stem: str) -> dict[str, Any]:
+    """Return the literals of a notebook's `parameters` cell."""
+    notebook = nbformat.read(NOTEBOOKS / f"{stem}.ipynb", as_version=4)
+    cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise ValueError(f"{stem}.ipynb has {len(cells)} cells tagged 'parameters': it needs one")
+    assigned = [n for n in ast.parse(cells[0].source).body if isinstance(n, ast.Assign)]
+    return {n.targets[0].id: ast.literal_eval(n.value) for n in assigned}
+
+
+def _fits(value: object, default: object) -> bool:
+    if isinstance(default, list):
+        return isinstance(value, list) and all(_fits(v, d) for v in value for d in default[:1])
+    if isinstance(default, float):
+        return type(value) in (int, float)
+    return type(value) is type(default)
+
+
+def parameters(stem: str, profile: str) -> dict[str, Any]:
+    """Return a notebook's parameters under a profile, checked against its defaults.
+
+    Errors: ValueError for a name that the notebook does not have (papermill would only warn) or a
+    value of another type than the default's (YAML reads 1e-3 as text).
+    """
+    known = defaults(stem)
+    given = (experiment.profile(profile).get("notebooks") or {}).get(stem) or {}
+    place = f"{experiment.PROFILES.name}/{profile}.yaml, {stem}"
+    for name, value in given.items():
+        if name not in known:
+            raise ValueError(f"{place}: no parameter {name!r}; it has {', '.join(known)}")
+        if not _fits(value, known[name]):
+            hint = "; YAML reads 1e-3 as text, write 1.0e-3" if isinstance(value, str) else ""
+            raise ValueError(
+                f"{place}: {name}={value!r} is {type(value).__name__}, the default {known[name]!r} "
+                f"is {type(known[name]).__name__}{hint}"
+            )
+    return {**known, "profile": profile, **given}
+
+
+# -------------------------------------------------------------------------------- what to run
+
+
+@dataclass(frozen=True)
+class Task:
+    """One notebook under one profile: why it must run (or None), and how long it took."""
+
+    stem: str
+    profile: str
+    reason: str | None
+    seconds: float | None
+
+    @property
+    def folder(self) -> Path:
+        return runs.runs_dir() / self.profile
+
+    @property
+    def figures(self) -> Path:
+        return runs.figures_dir() / self.profile
+
+    def files(self) -> dict[str, int]:
+        """Return the figures' files with their times of change."""
+        return {p.name: p.stat().st_mtime_ns for p in self.figures.glob("*") if p.is_file()}
+
+    @property
+    def record(self) -> Path:
+        return self.folder / f"{self.stem}.json"
+
+
+def _results(profile: str) -> dict[str, str]:
+    folder = runs.figures_dir() / profile
+    return {p.name: runs.sha256(p) for p in sorted(folder.glob("*.csv"))}
+
+
+def inputs(stem: str, profile: str) -> dict[str, Any]:
+    """Return everything that decides a notebook's result, as hashes and values that can be compared."""
+    notebook = nbformat.read(NOTEBOOKS / f"{stem}.ipynb", as_version=4)
+    code = [c.source for c in notebook.cells if c.cell_type == "code"]
+    package = {p.name: runs.source_key(p) for p in sorted(runs.PACKAGE.glob("*.[mp]*"))}
+    for name in ("paper.py", "plan.py"):  # how notebooks are run is not what they compute
+        package.pop(name)
+    last = stem == notebooks()[-1]
+    return {
+        "code": runs.key(code),
+        "parameters": parameters(stem, profile),
+        "package": package,
+        "settings": experiment.profile(profile)["common"],
+        "upstream": _results(profile) if last else {},  # the last one redraws what the others wrote
+    }
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    names = [n for n in sorted({*old, *new}) if old.get(n) != new.get(n)]
+    return ", ".join(
+        f"{n}: {old.get(n)} -> {new.get(n)}" if len(f"{old.get(n)}{new.get(n)}") < 60 else n
+        for n in names
+    )
+
+
+def reason(
+    stem: str, profile: str, now: dict[str, Any], record: dict[str, Any] | None
+) -> str | None:
+    """Say why a notebook must run, or None where its last run still stands."""
+    if record is None:
+        return "never run"
+    if record["status"] != "ok":
+        return "did not finish last time"
+    for part in ("parameters", "settings", "package", "upstream"):
+        if record["inputs"][part] != now[part]:
+            return f"{part} changed: {_difference(record['inputs'][part], now[part])}"
+    if record["inputs"]["code"] != now["code"]:
+        return "code cells changed"
+    for name, digest in record["outputs"].items():
+        path = runs.figures_dir() / profile / name
+        if not path.is_file() or runs.sha256(path) != digest:
+            return f"{name} is missing or was altered"
+    return None
+
+
+def _chosen(only: Iterable[str]) -> list[str]:
+    """Return the notebooks named by stem or by number, all where none is named."""
+    known = notebooks()
+    for name in only:
+        if name not in {*known, *(s[:2] for s in known)}:
+            raise ValueError(f"unknown notebook {name!r}: choose one of {', '.join(known)}")
+    return [s for s in known if not only or s in only or s[:2] in only]
+
+
+def tasks(profile: str, only: Sequence[str] = (), force: bool = False) -> list[Task]:
+    """Return the notebooks of a run with the reason for each; ValueError for an unknown notebook."""
+    _chosen(experiment.profile(profile).get("notebooks") or {})  # refuses a misspelt section
+    found: list[Task] = []
+    for stem in _chosen(only):
+        record = runs.read_json(runs.runs_dir() / profile / f"{stem}.json")
+        now = inputs(stem, profile)
+        why = "forced" if force else reason(stem, profile, now, record)
+        if why is None and stem == notebooks()[-1] and any(t.reason for t in found):
+            why = "notebooks before it run"
+        took = expected(profile).get(stem)
+        found.append(Task(stem, profile, why, took))
+    return found
+
+
+def expected(profile: str) -> dict[str, float]:
+    """Return the seconds that each notebook took when its results were computed."""
+    return runs.read_json(runs.figures_dir() / profile / TIMINGS) or {}

@@ -1,0 +1,92 @@
+"""The look of every figure, and the one way to save it and to read its table back."""
+
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+STYLE = Path(__file__).with_name("contsteal.mplstyle")
+REFERENCES = ("random", "victim")
+# Okabe and Ito's colours, told apart by colour-blind readers; one method, one colour, everywhere.
+COLOURS = {
+    "label": "#999999",
+    "posterior": "#56B4E9",
+    "embedding": "#0072B2",
+    "info-nce": "#009E73",
+    "cont-steal": "#D55E00",
+    "cont-steal-code": "#E69F00",
+    "cont-steal, anew": "#CC79A7",
+}
+FLOOR, CEILING = "#777777", "#000000"
+
+
+def percent(value: float) -> str:
+    """Format a share as a percentage with one decimal."""
+    return f"{100 * value:.1f} %"
+
+
+def require(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """Return the table if it has rows and these columns; ValueError names what is missing."""
+    missing = [c for c in columns if c not in table.columns]
+    if missing or table.empty:
+        raise ValueError(
+            f"table has columns {list(table.columns)}, {len(table)} rows: needs {columns}"
+        )
+    return table
+
+
+def save(
+    fig: Figure, folder: Path, stem: str, table: pd.DataFrame, stamp: dict[str, str]
+) -> list[Path]:
+    """Write `<stem>.pdf`, `.png` and the `.csv` behind them, with the stamp on the figure.
+
+    The stamp (profile, data, seeds, device, date) also goes into `stamps.json`, so the figure can be
+    drawn again later with the facts of its own run. Equal inputs give equal bytes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_csv(folder / f"{stem}.csv", index=False, float_format="%.6f")
+    stamps = folder / "stamps.json"
+    known = json.loads(stamps.read_text()) if stamps.exists() else {}
+    stamps.write_text(json.dumps(known | {stem: stamp}, indent=1, sort_keys=True) + "\n")
+    told = f"{stamp['profile']} profile, {stamp['data']}, seeds {stamp['seeds']}"
+    fig.supxlabel(
+        f"{told}; {stamp['device']}; {stamp['date']}", size=6, color="#888888", x=0.99, ha="right"
+    )
+    fig.savefig(folder / f"{stem}.pdf", metadata={"CreationDate": None})
+    fig.savefig(folder / f"{stem}.png", metadata={"Software": None})
+    return [folder / f"{stem}.{kind}" for kind in ("pdf", "png", "csv")]
+
+
+def read(folder: Path, stem: str) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Return a figure's table and stamp; ValueError where the run that makes them is missing."""
+    path = folder / f"{stem}.csv"
+    stamps = json.loads((folder / "stamps.json").read_text()) if path.exists() else {}
+    if stem not in stamps:
+        raise ValueError(f"{path} is missing: run notebook {stem[:2]} of this profile first")
+    return pd.read_csv(path), stamps[stem]
+
+
+def canvas(
+    rows: int = 1, columns: int = 1, height: float = 2.6, **options: object
+) -> tuple[Figure, object]:
+    """Return a figure of text width in the house style and its axes."""
+    plt.style.use(STYLE)
+    fig, axes = plt.subplots(rows, columns, figsize=(6.75, height), **options)
+    return fig, axes
+
+
+def frame(ax: Axes, table: pd.DataFrame, metric: str, vertical: bool = True) -> None:
+    """Draw the random floor and the victim's ceiling, labelled where they stand."""
+    for name, colour, style in (("random", FLOOR, ":"), ("victim", CEILING, "--")):
+        value = table.loc[table["attack"] == name, metric].mean()
+        line = ax.axvline if vertical else ax.axhline
+        line(value, color=colour, linestyle=style, linewidth=1)
+        at = {"xy": (value, 1), "xycoords": ("data", "axes fraction")} if vertical else {
+            "xy": (0, value), "xycoords": ("axes fraction", "data")}  # fmt: skip
+        ax.annotate(
+            f"{name} {percent(value)}", **at, xytext=(2, 1) if vertical else (2, 2), size=6.5,
+            textcoords="offset points", ha="center" if vertical else "left", color=colour,
+        )  # fmt: skip

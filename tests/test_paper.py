@@ -1,0 +1,197 @@
+"""The runner: strict parameters, reasons, rename on success, a failed notebook fails again."""
+
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from contsteal import experiment, paper, plan, runs
+
+SETTINGS = "about: test\ncommon: {data: shapes}\n"
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with two tiny notebooks and a profile, in the place of the repository's."""
+    (tmp_path / "profiles").mkdir()
+    monkeypatch.setattr(plan, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(experiment, "PROFILES", tmp_path / "profiles")
+    monkeypatch.setenv("CONTSTEAL_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("CONTSTEAL_FIGURES", str(tmp_path / "figures"))
+    settings(tmp_path)
+    notebook(tmp_path, "00_first", "1 + 1")
+    notebook(tmp_path, "01_last", "2 + 2")
+    return tmp_path
+
+
+def settings(desk: Path, extra: str = "") -> None:
+    (desk / "profiles" / "tiny.yaml").write_text(SETTINGS + extra)
+
+
+def notebook(desk: Path, stem: str, *code: str) -> None:
+    book = new_notebook(
+        cells=[new_code_cell(c) for c in ("profile = 'demo'\nlr = 0.1\nn = [1]", *code)]
+    )
+    book.cells[0].metadata["tags"] = ["parameters"]
+    book.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
+    nbformat.write(book, desk / f"{stem}.ipynb")
+
+
+def write_csv(name: str, text: str) -> str:
+    return (
+        "from contsteal import runs\n"
+        f"runs.write_text(runs.figures_dir() / profile / {name!r}, {text!r})"
+    )
+
+
+def record(desk: Path, stem: str) -> dict:
+    return json.loads((desk / "runs" / "tiny" / f"{stem}.json").read_text())
+
+
+def reasons(**options: object) -> dict[str, str | None]:
+    return {t.stem: t.reason for t in plan.tasks("tiny", **options)}
+
+
+def test_parameters_are_the_defaults_with_the_profile(desk: Path) -> None:
+    settings(desk, "notebooks:\n  00_first: {lr: 1.0e-3, n: [2, 3]}\n")
+    assert plan.parameters("00_first", "tiny") == {"profile": "tiny", "lr": 0.001, "n": [2, 3]}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("{learning_rate: 0.1}", r"no parameter 'learning_rate'; it has profile, lr, n"),
+        ("{lr: 1e-3}", r"lr='1e-3' is str, the default 0.1 is float; YAML reads 1e-3 as text"),
+        ("{n: 3}", r"n=3 is int, the default \[1\] is list"),
+        ("{n: [a]}", r"n=\['a'\] is list"),
+        ("{lr: true}", r"lr=True is bool"),
+    ],
+)
+def test_misspelt_and_mistyped_parameters_are_refused(desk: Path, given: str, message: str) -> None:
+    settings(desk, f"notebooks:\n  00_first: {given}\n")
+    with pytest.raises(ValueError, match=message):
+        plan.parameters("00_first", "tiny")
+
+
+def test_parameters_of_a_notebook_that_does_not_exist_are_refused(desk: Path) -> None:
+    settings(desk, "notebooks:\n  00_frist: {lr: 0.1}\n")
+    with pytest.raises(ValueError, match=r"unknown notebook '00_frist'.*00_first, 01_last"):
+        plan.tasks("tiny")
+
+
+def test_unknown_profile_and_notebook_list_the_known(desk: Path) -> None:
+    with pytest.raises(ValueError, match=r"unknown profile 'huge': choose one of tiny"):
+        plan.choose("huge")
+    with pytest.raises(ValueError, match=r"unknown notebook '07'.*00_first, 01_last"):
+        plan.tasks("tiny", only=["07"])
+
+
+def test_only_and_force_choose_what_runs(desk: Path) -> None:
+    assert list(reasons(only=["01"])) == ["01_last"]
+    assert set(reasons(force=True).values()) == {"forced"}
+
+
+def test_a_run_is_followed_by_up_to_date_until_something_changes(desk: Path) -> None:
+    notebook(desk, "00_first", write_csv("00_numbers.csv", "a\n1\n"))
+    paper.run(plan.tasks("tiny"))
+    assert set(reasons().values()) == {None}
+    assert (desk / "runs" / "tiny" / "00_first.ipynb").is_file()
+    assert record(desk, "00_first")["outputs"].keys() == {"00_numbers.csv"}
+
+    (desk / "figures" / "tiny" / "00_numbers.csv").write_text("a\n2\n")
+    assert reasons()["00_first"] == "00_numbers.csv is missing or was altered"
+    (desk / "figures" / "tiny" / "00_numbers.csv").write_text("a\n1\n")
+    settings(desk, "notebooks:\n  00_first: {lr: 0.2}\n")
+    assert reasons()["00_first"] == "parameters changed: lr: 0.1 -> 0.2"
+    settings(desk)
+    notebook(desk, "00_first", "'other code'")
+    assert reasons() == {"00_first": "code cells changed", "01_last": "notebooks before it run"}
+
+
+def test_the_last_notebook_runs_again_when_a_table_changes(desk: Path) -> None:
+    notebook(desk, "00_first", write_csv("00_numbers.csv", "a\n1\n"))
+    paper.run(plan.tasks("tiny"))
+    (desk / "figures" / "tiny" / "extra.csv").write_text("b\n1\n")
+    assert reasons()["01_last"] is not None
+
+
+def test_a_package_change_is_a_reason_that_names_the_file(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paper.run(plan.tasks("tiny"))
+    real = runs.source_key
+    monkeypatch.setattr(
+        runs, "source_key", lambda p: "changed" if p.name == "losses.py" else real(p)
+    )
+    assert reasons()["00_first"] == "package changed: losses.py"
+
+
+def test_a_failing_notebook_shows_its_cell_keeps_its_copy_and_fails_again(
+    desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notebook(desk, "00_first", "raise RuntimeError('out of paper')")
+    for _ in range(2):
+        assert paper.main(["run", "--profile", "tiny"]) == 1
+        told = capsys.readouterr().out
+        assert "00_first, code cell 2" in told
+        assert "RuntimeError: out of paper" in told
+        assert (desk / "runs" / "tiny" / "00_first.partial.ipynb").is_file()
+        assert not (desk / "runs" / "tiny" / "00_first.ipynb").exists()
+    assert reasons()["00_first"] == "did not finish last time"
+
+
+def test_parameters_reach_the_notebook(desk: Path) -> None:
+    settings(desk, "notebooks:\n  00_first: {lr: 0.25}\n")
+    notebook(desk, "00_first", "assert (profile, lr, n) == ('tiny', 0.25, [1])")
+    paper.execute(plan.tasks("tiny")[0])
+
+
+def test_bad_profile_on_the_command_line_is_an_error_not_a_traceback(
+    desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert paper.main(["plan", "--profile", "huge"]) == 1
+    assert "unknown profile 'huge'" in capsys.readouterr().out
+
+
+def test_runs_folder_that_cannot_be_written_is_named(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (desk / "file").write_text("not a folder")
+    monkeypatch.setenv("CONTSTEAL_RUNS", str(desk / "file"))
+    assert paper.main(["run", "--profile", "tiny"]) == 1
+    told = capsys.readouterr().out
+    assert "cannot be written" in told
+    assert "CONTSTEAL_RUNS" in told
+
+
+def test_plan_runs_nothing_and_first_line_says_profile_device_and_why(
+    desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert paper.main(["plan", "--profile", "tiny"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("profile tiny on ")
+    assert lines[0].endswith("asked for")
+    assert "00_first: runs, never run" in lines[1]
+    assert not (desk / "runs").exists()
+
+
+def test_auto_takes_the_demo_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan.torch.cuda, "is_available", lambda: False)
+    assert plan.choose("auto") == ("demo", "no CUDA GPU is visible")
+    monkeypatch.setattr(plan.torch.cuda, "is_available", lambda: True)
+    assert plan.choose("auto")[0] != "demo"
+
+
+def test_a_duration_counts_only_when_something_was_computed(desk: Path) -> None:
+    task = plan.tasks("tiny")[0]
+    paper.keep_time(task, 9.0, runs.count_artifacts())
+    paper.keep_time(task, 2.0, runs.count_artifacts())  # read back from the cache
+    assert plan.expected("tiny") == {"00_first": 9.0}
+    paper.keep_time(task, 3.0, -1)  # computed anew
+    assert plan.expected("tiny") == {"00_first": 3.0}
