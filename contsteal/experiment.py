@@ -129,7 +129,8 @@ class Lab:
             "attack": attack, "seed": seed, **changes,
         })  # fmt: skip
         images = self.queries(queries, seed)
-        identity = asdict(config) | {
+        same = {"views": config.mode, "answers": config.rounds, "temperature": config.tau}
+        identity = asdict(config) | same | {
             "victim": self.victim.sha256, "defenses": [repr(d) for d in defenses],
             "images": runs.key(encoders.digest([("images", images)])), "on": self._machine,
             "probe": [self.settings[k] for k in ("data", "probe_images", "test_images")],

@@ -40,19 +40,22 @@ def sheet_table(sets: Sequence[Sheet], names: Sequence[str] = (), count: int = 1
 
 
 def sample_sheet(table: pd.DataFrame) -> Figure:
-    """Draw one row of images per set, each under its class."""
+    """Draw one strip of images per set, each image under its class."""
     require(table, "set", "label", "size", "pixels")
     groups = list(table.fillna("").groupby("set", sort=False))
-    count = max(len(rows) for _, rows in groups)
-    fig, axes = canvas(len(groups), count, height=0.78 * len(groups) + 0.3, squeeze=False)
-    for line, (name, rows) in zip(axes, groups, strict=True):
-        for ax in line:
-            ax.axis("off")
-        for ax, row in zip(line, rows.itertuples(), strict=False):
+    fig, axes = canvas(len(groups), 1, height=0.78 * len(groups) + 0.3, squeeze=False)
+    for ax, (name, rows) in zip(axes[:, 0], groups, strict=True):
+        pitch = 1.12 * rows["size"].iloc[0]  # pixels from one image to the next
+        for place, row in enumerate(rows.itertuples()):
             pixels = np.frombuffer(base64.b64decode(row.pixels), np.uint8)
-            ax.imshow(pixels.reshape(row.size, row.size, 3), interpolation="nearest")
-            ax.set_title(row.label, size=6, weight="normal", loc="center", pad=2)
-        line[0].text(-0.1, 0.5, name, transform=line[0].transAxes, ha="right", va="center", size=7)
+            extent = (place * pitch, place * pitch + row.size, 0, row.size)
+            ax.imshow(pixels.reshape(row.size, row.size, 3), extent=extent, interpolation="nearest")
+            ax.text(
+                place * pitch + row.size / 2, row.size, row.label, size=6, ha="center", va="bottom"
+            )
+        ax.set(xlim=(-2.2 * pitch, len(rows) * pitch), ylim=(0, 1.15 * rows["size"].iloc[0]))
+        ax.axis("off")
+        ax.text(-0.2 * pitch, 0.5 * rows["size"].iloc[0], name, ha="right", va="center", size=7.5)
     return fig
 
 
@@ -144,23 +147,22 @@ def two_by_two(table: pd.DataFrame, title: str) -> Figure:
 
 def budget_curves(table: pd.DataFrame, title: str) -> Figure:
     """Draw accuracy against both budgets: distinct inputs, and all answers (log axes)."""
-    require(table, "attack", "unique_inputs", "calls", "accuracy")
+    require(table, "attack", "images", "unique_inputs", "calls", "accuracy")
     fig, axes = canvas(1, 2, height=3.0, sharey=True)
     attacks = table.loc[~table["attack"].isin(REFERENCES)]
-    for ax, cost, label in zip(
-        axes, ("unique_inputs", "calls"), ("distinct inputs", "answers"), strict=True
-    ):
+    costs = {"unique_inputs": "distinct inputs", "calls": "answers"}
+    for ax, (cost, label) in zip(axes, costs.items(), strict=True):
         for name, rows in attacks.groupby("attack", sort=False):
-            mean = rows.groupby(cost)["accuracy"].mean()
+            mean = rows.groupby("images")[[cost, "accuracy"]].mean()
             colour = COLOURS.get(name, "#333333")
             ax.plot(rows[cost], rows["accuracy"], "o", color=colour, markersize=2.5, alpha=0.5)
-            ax.plot(mean.index, mean, color=colour, label=name)
+            ax.plot(mean[cost], mean["accuracy"], color=colour, label=name)
         ax.set(xscale="log", xlabel=f"{label} (log scale)")
         frame(ax, table, "accuracy", vertical=False)
     axes[0].set_ylabel("accuracy on the main task")
     axes[0].yaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
-    axes[1].legend(loc="lower right")
     fig.suptitle(title, x=0.01, ha="left", size=9, weight="bold")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
     return fig
 
 
@@ -201,6 +203,7 @@ def embedding_map(table: pd.DataFrame) -> Figure:
             )
         ax.set(title=name, xticks=[], yticks=[])
         ax.grid(False)
+        ax.spines[:].set_visible(False)
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside right center", markerscale=2, handletextpad=0)
     return fig

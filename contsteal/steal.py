@@ -105,6 +105,12 @@ class Config:
             raise ValueError(f"unknown views {mode!r}: choose one of {', '.join(get_args(Views))}")
         return mode
 
+    @property
+    def tau(self) -> float | None:
+        """The temperature in force; None for a loss without one."""
+        own = self.recipe.temperature
+        return own if own is None or self.temperature is None else self.temperature
+
     def distinct(self, images: int) -> int:
         """Return the distinct inputs that this attack sends for `images` query images, at most."""
         return images * (self.rounds if self.mode in ("shared", "independent") else 1)
@@ -141,7 +147,7 @@ def train(
     account = api.ledger.account(user)
     net, head = _surrogate(config, torch.cat(answers), images.device)
     model = nn.Sequential(net, head) if head else net
-    options = {} if recipe.temperature is None else {"temperature": _temperature(config)}
+    options = {} if config.tau is None else {"temperature": config.tau}
 
     @lru_cache(maxsize=1)
     def seen(k: int) -> Tensor:
@@ -162,10 +168,6 @@ def train(
         checkpoint=checkpoint, title=config.attack, identity=repr(config),
     )  # fmt: skip
     return Result(net.eval(), history, account.unique_inputs, account.calls, head)
-
-
-def _temperature(config: Config) -> float:
-    return config.recipe.temperature if config.temperature is None else config.temperature
 
 
 def _view(config: Config, images: Tensor, k: int) -> Tensor:

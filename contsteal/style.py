@@ -74,6 +74,9 @@ def canvas(
 ) -> tuple[Figure, object]:
     """Return a figure of text width in the house style and its axes."""
     plt.style.use(STYLE)
+    # Drawn and saved at once: nothing is lost when the oldest of many figures is closed.
+    if len(plt.get_fignums()) > 9:
+        plt.close(plt.get_fignums()[0])
     fig, axes = plt.subplots(rows, columns, figsize=(6.75, height), **options)
     return fig, axes
 

@@ -19,11 +19,7 @@ SHAPES = (
     "disc", "square", "triangle", "ring", "cross", "star", "diamond", "crescent", "bar", "half disc",
 )  # fmt: skip
 COLOURS = ("red", "yellow", "green", "cyan", "blue", "magenta")
-TEXTURES = tuple(
-    f"{width} {angle}"
-    for width in ("coarse", "fine")
-    for angle in ("vertical", "rising", "horizontal", "falling")
-)
+TEXTURES = tuple(f"{width} {angle}°" for width in ("coarse", "fine") for angle in (0, 45, 90, 135))
 
 
 def _half_planes(x: Tensor, y: Tensor, count: int, inradius: float) -> Tensor:

@@ -1,0 +1,181 @@
+"""A profile's experiments: each computed once, resumed, never paid twice; the tables made of them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from contsteal import defenses, evaluate, experiment, loop, runs, steal, tables
+from contsteal.experiment import Lab
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """The smoke profile with its artifacts in a folder of this module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONTSTEAL_RUNS", str(tmp_path_factory.mktemp("runs")))
+        patch.setenv("CONTSTEAL_FIGURES", str(tmp_path_factory.mktemp("figures")))
+        yield Lab("smoke")
+
+
+def artifacts(kind: str) -> list[Path]:
+    return sorted((runs.runs_dir() / "artifacts").glob(f"{kind}-*"))
+
+
+def test_the_victim_is_trained_once_and_read_back_the_same(lab: Lab) -> None:
+    first = lab.victim
+    again = Lab("smoke").victim
+    assert again.sha256 == first.sha256
+    assert len(artifacts("victim")) == 1
+    assert list(first.history["epoch"]) == [1, 2]
+
+
+def test_queries_are_nested_prefixes_and_disjoint_from_all_other_images(lab: Lab) -> None:
+    few, many = lab.queries(16, seed=1), lab.queries(64, seed=1)
+    assert torch.equal(few, many[:16])
+    assert not torch.equal(few, lab.queries(16, seed=2))
+    known = [lab.train_images(), lab.images("shapes"), lab.images("shapes", "test")]
+    seen = {i.numpy().tobytes() for s in known for i in s.images}
+    assert not seen & {i.numpy().tobytes() for i in lab.queries(128)}
+    with pytest.raises(ValueError, match=r"999 queries: the pool of this profile has 128"):
+        lab.queries(999)
+
+
+def test_a_sweep_costs_the_victim_one_forward_per_distinct_input(lab: Lab) -> None:
+    fresh = Lab("smoke")
+    before = fresh.answers.forwards
+    tables.sweep(fresh, ["embedding", "info-nce"], [16, 32], [0], ["shapes"])
+    assert fresh.answers.forwards - before == 32
+
+
+def test_rows_carry_both_budgets(lab: Lab) -> None:
+    anew = tables.sweep(lab, ["cont-steal"], [16], [0], ["shapes"], answers=0)
+    once = tables.sweep(lab, ["cont-steal"], [16], [0], ["shapes"])
+    assert anew[["unique_inputs", "calls"]].to_numpy().tolist() == [[32, 32]]  # two epochs
+    assert once[["unique_inputs", "calls"]].to_numpy().tolist() == [[16, 16]]
+
+
+def test_equal_attacks_under_other_words_are_one_artifact(lab: Lab) -> None:
+    lab.steal("embedding", 16)
+    before = len(artifacts("attack"))
+    lab.steal("embedding", 16, views="clean")
+    assert len(artifacts("attack")) == before
+    lab.steal("embedding", 16, views="surrogate")
+    assert len(artifacts("attack")) == before + 1
+
+
+def test_workers_give_the_numbers_of_a_single_process(lab: Lab) -> None:
+    alone = tables.sweep(lab, ["embedding", "label"], [16], [0], ["shapes"])
+    for folder in [*artifacts("attack"), *artifacts("score")]:
+        runs.shutil.rmtree(folder)
+    crowd = Lab("smoke")
+    crowd.settings["workers"] = 2
+    pd.testing.assert_frame_equal(
+        tables.sweep(crowd, ["embedding", "label"], [16], [0], ["shapes"]), alone
+    )
+
+
+def test_an_interrupted_victim_continues_and_ends_the_same(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = lab.train("victim", epochs=3, seed=5)
+    runs.shutil.rmtree(max(artifacts("victim"), key=lambda f: f.stat().st_mtime))
+    real, seen = loop._epoch, []
+
+    def dying(*arguments: object) -> float:
+        epoch = arguments[5]
+        if epoch == 2 and "died" not in seen:
+            seen.append("died")
+            raise KeyboardInterrupt
+        seen.append(epoch)
+        return real(*arguments)
+
+    monkeypatch.setattr(loop, "_epoch", dying)
+    monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        lab.train("victim", epochs=3, seed=5)
+    resumed = lab.train("victim", epochs=3, seed=5)
+    assert seen == [0, 1, "died", 2]  # what was done before the kill is not repeated
+    assert resumed.sha256 == whole.sha256
+
+
+def test_an_altered_artifact_is_moved_aside_and_made_again(lab: Lab) -> None:
+    before = lab.steal("embedding", 32)
+    folder = max(artifacts("attack"), key=lambda f: f.stat().st_mtime)
+    blob = bytearray((folder / "encoder.safetensors").read_bytes())
+    blob[-1] ^= 1
+    (folder / "encoder.safetensors").write_bytes(blob)
+    with pytest.warns(UserWarning, match="not what was written"):
+        after = lab.steal("embedding", 32)
+    assert after.sha256 == before.sha256
+    assert list(folder.parent.glob(f"{folder.name}.corrupt-*"))
+
+
+def test_shuffled_answers_steal_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control that must fail: answers of other images leave embeddings far from the victim's."""
+    honest = lab.score(lab.steal("embedding", 128, epochs=30).encoder, "shapes")
+    real = steal._ask
+    monkeypatch.setattr(steal, "_ask", lambda *a: real(*a).roll(7, 0))
+    monkeypatch.setattr(runs, "sources", lambda *modules: "shuffled")
+    shuffled = lab.score(lab.steal("embedding", 128, epochs=30).encoder, "shapes")
+    assert shuffled["cka"] < honest["cka"] - 0.1
+
+
+def test_defences_start_afresh_for_every_attack(lab: Lab) -> None:
+    noise = [defenses.GaussianNoise(1.0)]
+    answers = [lab.api(noise).embed(lab.queries(16)) for _ in range(2)]
+    assert torch.equal(*answers)
+
+
+def test_a_legitimate_user_pays_for_a_ruinous_defence(lab: Lab) -> None:
+    assert lab.legitimate("shapes", [defenses.GaussianNoise(1e4)]) < lab.legitimate("shapes")
+
+
+def test_defended_rows_name_defence_attack_and_honest_accuracy(lab: Lab) -> None:
+    chains = [[], [defenses.Normalise(), defenses.TopK(2)]]
+    table = tables.defended(lab, chains, ["embedding"], 16, [0, 1], "shapes")
+    assert list(table["defence"]) == ["none"] * 2 + ["Normalise() + TopK(2)"] * 2
+    assert table.groupby("defence")["legitimate"].nunique().eq(1).all()
+
+
+def test_references_frame_a_table(lab: Lab) -> None:
+    frame = tables.references(lab, ["shapes"], [0, 1])
+    assert list(frame["attack"]) == ["random", "random", "victim"]
+    assert frame["agreement"].iloc[-1] == 1.0
+    assert frame["cka"].iloc[-1] == pytest.approx(1.0)
+
+
+def test_verdict_is_paired_by_seed_and_says_only_what_holds() -> None:
+    def table(a: list[float], b: list[float]) -> pd.DataFrame:
+        rows = [("a", s, v) for s, v in enumerate(a)] + [("b", s, v) for s, v in enumerate(b)]
+        return pd.DataFrame(rows, columns=["attack", "seed", "accuracy"])
+
+    # Seeds differ by far more than the attacks do: only the paired difference sees it.
+    assert tables.verdict(table([0.5, 0.7, 0.9], [0.48, 0.681, 0.879]), "a", "b").startswith(
+        "a beats b: +2.0"
+    )
+    assert "a loses to b" in tables.verdict(table([0.1, 0.2, 0.3], [0.4, 0.51, 0.6]), "a", "b")
+    assert "a cannot be told from b" in tables.verdict(
+        table([0.1, 0.9, 0.3], [0.4, 0.5, 0.6]), "a", "b"
+    )
+    assert "cannot be told" in tables.verdict(
+        table([0.9], [0.1]), "a", "b"
+    )  # one seed proves nothing
+
+
+def test_difference_is_the_paired_t_interval() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=5), rng.normal(size=5)
+    rows = [("a", s, v) for s, v in enumerate(a)] + [("b", s, v) for s, v in enumerate(b)]
+    table = pd.DataFrame(rows, columns=["attack", "seed", "accuracy"])
+    assert tables.difference(table, "a", "b") == pytest.approx(evaluate.mean_interval(a - b))
+
+
+def test_unknown_profile_lists_the_known() -> None:
+    with pytest.raises(
+        ValueError, match=r"unknown profile 'huge': choose one of demo, smoke, synthetic"
+    ):
+        experiment.profile("huge")

@@ -1,0 +1,142 @@
+"""Figures: drawn from tables alone, saved with their numbers, equal bytes for equal numbers."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from contsteal import figures, report, runs
+
+STAMP = {
+    "profile": "smoke",
+    "data": "shapes",
+    "seeds": "0, 1",
+    "device": "CPU",
+    "torch": "2",
+    "date": "2026-01-01",
+}
+
+
+def rows(attack: str, shift: float, **more: object) -> list[dict[str, object]]:
+    return [
+        {"attack": attack, "seed": s, "task": "shapes", "images": 32, "unique_inputs": 32, "calls": 64,
+         "accuracy": 0.5 + shift + 0.01 * s, "agreement": 0.4 + shift, "knn": 0.4, "cka": 0.3,
+         "cosine": 0.2, **more}
+        for s in (0, 1)
+    ]  # fmt: skip
+
+
+def attack_table(**more: object) -> pd.DataFrame:
+    frame = [{k: v for k, v in r.items() if k not in ("images", "unique_inputs", "calls", *more)}
+             for r in rows("random", -0.2) + rows("victim", 0.3)[:1]]  # fmt: skip
+    names = ("label", "posterior", "embedding", "info-nce", "cont-steal", "cont-steal-code")
+    return pd.DataFrame([r for i, n in enumerate(names) for r in rows(n, 0.02 * i, **more)] + frame)
+
+
+def grid() -> pd.DataFrame:
+    tables = [attack_table(views=v) for v in ("clean", "augmented")]
+    table = pd.concat(tables)
+    return table[table["attack"].isin(["embedding", "cont-steal", "random", "victim"])]
+
+
+TABLES = {
+    "00_samples": lambda: pd.DataFrame(
+        [
+            {"set": s, "label": label, "size": 2, "pixels": "AAAAAAAAAAAAAAAA"}
+            for s, label in (("a", "x"), ("a", "y"), ("b", None))
+        ]
+    ),
+    "01_training": lambda: pd.DataFrame(
+        {
+            "epoch": [1, 2],
+            "loss": [2.0, 1.0],
+            "lr": [0.1, 0.0],
+            "spread": [None, 0.8],
+            "knn": [None, 0.6],
+        }
+    ),
+    "01_worth": lambda: pd.DataFrame(
+        [
+            {"encoder": e, "task": t, "accuracy": 0.5, "knn": 0.4}
+            for e in ("random", "victim", "supervised")
+            for t in ("shapes", "digits")
+        ]
+    ),
+    "02_conventional": attack_table,
+    "03_attacks": attack_table,
+    "03_two_by_two": grid,
+    "03_embedding_map": lambda: pd.DataFrame(
+        [
+            {"encoder": e, "x": i, "y": -i, "label": f"c{i % 3}"}
+            for e in ("victim", "embedding")
+            for i in range(9)
+        ]
+    ),
+    "04_budget": attack_table,
+    "05_defenses": lambda: pd.concat(
+        [attack_table(defence=d, legitimate=v) for d, v in (("none", 0.8), ("TopK(2)", 0.7))]
+    ),
+}
+
+
+def test_every_figure_has_a_test_table() -> None:
+    assert TABLES.keys() == report.FIGURES.keys() == report.SECTIONS.keys()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CONTSTEAL_FIGURES", str(tmp_path))
+    return tmp_path / "smoke"
+
+
+@pytest.mark.parametrize("stem", report.FIGURES)
+def test_a_figure_is_its_table_and_redrawing_gives_the_same_bytes(stem: str, folder: Path) -> None:
+    report.publish(stem, TABLES[stem](), STAMP)
+    first = {p.name: p.read_bytes() for p in folder.glob(f"{stem}.*")}
+    assert {Path(n).suffix for n in first} == {".pdf", ".png", ".csv"}
+    table, stamp = figures.read(folder, stem)
+    assert stamp == STAMP
+    report.publish(stem, table, stamp)
+    assert {p.name: p.read_bytes() for p in folder.glob(f"{stem}.*")} == first
+
+
+@pytest.mark.parametrize("stem", [s for s in report.FIGURES if s != "03_embedding_map"])
+def test_another_number_gives_another_picture(stem: str, folder: Path) -> None:
+    table = TABLES[stem]()
+    report.publish(stem, table, STAMP)
+    first = (folder / f"{stem}.png").read_bytes()
+    column = "pixels" if stem == "00_samples" else "loss" if stem == "01_training" else "accuracy"
+    table[column] = "/" * 16 if column == "pixels" else table[column].to_numpy()[::-1] * 0.9
+    report.publish(stem, table, STAMP)
+    assert (folder / f"{stem}.png").read_bytes() != first
+
+
+@pytest.mark.parametrize("stem", report.FIGURES)
+def test_a_table_without_rows_or_columns_is_refused(stem: str) -> None:
+    with pytest.raises((ValueError, KeyError, IndexError)):
+        report.draw(stem, TABLES[stem]().iloc[:0])
+    with pytest.raises((ValueError, KeyError)):
+        report.draw(stem, TABLES[stem]().rename(columns=str.upper))
+
+
+def test_unknown_figure_and_missing_results_say_what_to_do(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"unknown figure '07_x': choose one of 00_samples"):
+        report.draw("07_x", pd.DataFrame())
+    with pytest.raises(ValueError, match=r"04_budget.csv is missing: run notebook 04"):
+        figures.read(folder, "04_budget")
+
+
+def test_summary_has_numbers_intervals_n_and_stamps(folder: Path) -> None:
+    for stem, make in TABLES.items():
+        report.publish(stem, make(), STAMP)
+    runs.write_json(folder / "timings.json", {"00_start_here": 1.5, "06_figures": 2.5})
+    text = report.write("smoke").read_text()
+    assert "| in all        |       4   |" in text
+    assert "55.5 [49.1, 61.9]" in text  # embedding: 54 % and 55 % ... t-interval over two seeds
+    assert "seeds 0, 1; device CPU" in text
+    assert all("![" in text and f"({stem}.png)" in text for stem in TABLES)
+
+
+def test_summary_of_a_profile_that_was_not_run_names_the_notebook(folder: Path) -> None:
+    with pytest.raises(ValueError, match="run notebook 00"):
+        report.write("smoke")
