@@ -17,10 +17,11 @@ setup: $(READY) ## build .venv from requirements.lock (any other command does it
 
 # uv resolves nothing here: it installs what the lock says, on every platform.
 $(VENV)/ready: requirements.lock pyproject.toml
-	@command -v uv >/dev/null || python3 -m uv --version >/dev/null 2>&1 || python3 -m pip install --quiet --user uv \
+	@command -v uv >/dev/null || python3 -m uv --version >/dev/null 2>&1 \
+	  || python3 -m pip install --quiet uv 2>/dev/null \
 	  || python3 -m pip install --quiet --break-system-packages --user uv
 	@uv=$$(command -v uv || echo "python3 -m uv"); \
-	  test -x $(VENV)/bin/python || $$uv venv --quiet --python python3 $(VENV); \
+	  test -x $(VENV)/bin/python || $$uv venv --quiet --python '>=3.11' $(VENV); \
 	  $$uv pip sync --quiet --compile-bytecode --python $(VENV)/bin/python requirements.lock && \
 	  $$uv pip install --quiet --python $(VENV)/bin/python --no-deps --editable .
 	@touch $@

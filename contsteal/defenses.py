@@ -51,7 +51,8 @@ class GaussianNoise:
         return answers + self.mean + self.std * noise
 
     def __repr__(self) -> str:
-        return f"GaussianNoise(std={self.std:g}, mean={self.mean:g})"
+        told = [f"std={self.std!r}"] + [f"mean={self.mean!r}"] * bool(self.mean)
+        return f"GaussianNoise({', '.join(told + [f'seed={self.seed}'] * bool(self.seed))})"
 
 
 class Rounding:

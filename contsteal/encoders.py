@@ -13,7 +13,7 @@ from pathlib import Path
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 CIFAR_STEM = ("resnet18", "resnet34", "resnet50")  # 3 x 3 first convolution up to 64 px
@@ -40,7 +40,10 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images {tuple(images.shape)}: an encoder takes (N, 3, H, W)")
-        x = images.float() / 255 if images.dtype == torch.uint8 else images
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise ValueError(f"images are {images.dtype}: give uint8, or floats in [0, 1]")
+        x = images.to(self.mean.dtype)
+        x = x / 255 if images.dtype == torch.uint8 else x
         x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         return self.projection(self.backbone(x))  # (N, D)
 
@@ -60,9 +63,7 @@ def build(
     features have another dimension. Weights are drawn from `seed` alone. Errors: ValueError for a
     name that timm does not know (with the nearest ones) or a width that does not apply.
     """
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=4)
-        raise ValueError(f"unknown encoder {name!r}: nearest names are {', '.join(near) or 'none'}")
+    check(name, width)
     options = {} if width == 1.0 else {"channels": _channels(name, width)}
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
@@ -78,6 +79,15 @@ def build(
             backbone.maxpool = nn.Identity()
         spec = {"name": name, "image_size": image_size, "width": width, "out_dim": out_dim}
         return Encoder(backbone, out_dim, spec).to(memory_format=torch.channels_last)
+
+
+def check(name: str, width: float = 1.0) -> None:
+    """Raise ValueError for a name that timm does not know (with the nearest) or an unfit width."""
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=4)
+        raise ValueError(f"unknown encoder {name!r}: nearest names are {', '.join(near) or 'none'}")
+    if width != 1.0:
+        _channels(name, width)
 
 
 def _channels(name: str, width: float) -> tuple[int, ...]:
@@ -111,7 +121,7 @@ def save(net: Encoder, path: Path, **metadata: str | int | float) -> str:
     header = {k: str(v) for k, v in metadata.items()}
     header |= {"spec": spec, "sha256": sha, "seal": _seal(sha, spec)}
     partial = path.with_suffix(".partial")
-    save_file(state, partial, metadata=header)
+    partial.write_bytes(serialize(state, metadata=header))  # a full disk is an OSError here
     partial.replace(path)
     return sha
 
@@ -147,9 +157,34 @@ def load(path: Path, into: Encoder | None = None) -> Encoder:
     return net
 
 
+def as_uint8(images: Tensor) -> Tensor:
+    """Return images as a service receives them: 8 bits a channel, (N, 3, H, W).
+
+    Floats must lie in [0, 1] and are rounded to 8 bits. Errors: ValueError for another shape,
+    dtype or range, or no image at all.
+    """
+    if images.ndim != 4 or images.shape[1] != 3 or not len(images):
+        raise ValueError(f"images {tuple(images.shape)}: at least one of shape (3, H, W) is needed")
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise ValueError(f"images are {images.dtype}: give uint8, or floats in [0, 1]")
+    low, high = images.aminmax()
+    if not (low >= 0 and high <= 1):  # also refuses NaN
+        raise ValueError(
+            f"float images range from {low:.3g} to {high:.3g}: they must lie in [0, 1]; "
+            "do not normalise them, the encoder does"
+        )
+    return (images * 255).round().to(torch.uint8)
+
+
 @torch.no_grad()
 def embed(net: nn.Module, images: Tensor, batch: int = 512) -> Tensor:
-    """Return features (N, D) in float32, the network in eval mode and left in its former mode."""
+    """Return features (N, D) in float32, the network in eval mode and left in its former mode.
+
+    Errors: ValueError for images of another shape, dtype or range than `as_uint8` takes.
+    """
+    images = as_uint8(images)
     modes, device = [(m, m.training) for m in net.modules()], next(net.parameters()).device
     net.eval()
     try:

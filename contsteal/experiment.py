@@ -8,27 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
+import timm
+import torch
 from torch import Tensor
 
-from contsteal import data, encoders, evaluate, loop, pretrain, runs, steal
+from contsteal import data, encoders, evaluate, loop, pretrain, runs, settings, steal
 from contsteal.defenses import Defense
 from contsteal.victim import Answers, BlackBox
 
-PROFILES = runs.ROOT / "notebooks" / "profiles"
 # Modules whose source decides an artifact's content: a change of one computes it again.
-TRAINING = ("augment", "data", "encoders", "losses", "loop", "seeds", "synthetic")
+TRAINING = (
+    "augment", "data", "encoders", "experiment", "losses", "loop", "randaugment", "seeds", "synthetic",
+)  # fmt: skip
 STEALING = (*TRAINING, "defenses", "evaluate", "pretrain", "steal", "victim")
-SCORING = ("data", "encoders", "evaluate", "seeds", "synthetic")
-
-
-def profile(name: str) -> dict[str, Any]:
-    """Return a profile's settings from `notebooks/profiles/<name>.yaml`; ValueError lists all."""
-    path = PROFILES / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
-        raise ValueError(f"unknown profile {name!r}: choose one of {known}")
-    return yaml.safe_load(path.read_text())
+SCORING = ("data", "encoders", "evaluate", "experiment", "seeds", "synthetic")
 
 
 @dataclass(frozen=True)
@@ -46,7 +39,7 @@ class Lab:
     """One profile's experiments; everything expensive comes from, and goes to, `runs/artifacts`."""
 
     def __init__(self, name: str) -> None:
-        self.profile, self.settings = name, profile(name)["common"]
+        self.profile, self.settings = name, settings.profile(name)["common"]
         self.device = runs.device()
         self._features: dict[tuple[str, str, str], Tensor] = {}
 
@@ -84,6 +77,7 @@ class Lab:
         )
         images = self.train_images()
         identity = asdict(config) | {"images": self._data_key(images), "on": self._machine}
+        identity["threads"] = torch.get_num_threads()
 
         def make(folder: Path) -> None:
             net, history = pretrain.fit(config, images, runs.work_dir(folder) / "last.pt")
@@ -131,7 +125,7 @@ class Lab:
         images = self.queries(queries, seed)
         same = {"views": config.mode, "answers": config.rounds, "temperature": config.tau}
         identity = asdict(config) | same | {
-            "victim": self.victim.sha256, "defenses": [repr(d) for d in defenses],
+            "victim": self.victim.sha256, "defenses": [f"{type(d).__module__}.{d!r}" for d in defenses],
             "images": runs.key(encoders.digest([("images", images)])), "on": self._machine,
             "probe": [self.settings[k] for k in ("data", "probe_images", "test_images")],
         }  # fmt: skip
@@ -190,6 +184,8 @@ class Lab:
 
     def _embed(self, net: encoders.Encoder, sha: str, task: str, split: str) -> Tensor:
         at = (sha, task.split(":")[0], split)  # label sets of one data set share their images
+        keep = {sha, self.victim.sha256}  # of other encoders nothing is needed any more
+        self._features = {k: v for k, v in self._features.items() if k[0] in keep}
         if at not in self._features:
             self._features[at] = encoders.embed(net, self.images(task, split).images)
         return self._features[at]
@@ -210,7 +206,8 @@ class Lab:
     @property
     def _machine(self) -> list[str]:
         """What rounds numbers differently: bf16 on one kind of device is not fp32 on another."""
-        return [self.device.type, loop.precision(self.device)]
+        versions = [torch.__version__, timm.__version__]
+        return [self.device.type, loop.precision(self.device), *versions]
 
     def _data_key(self, images: data.ImageSet) -> list[object]:
         return [images.name, images.split, len(images), images.images.shape[-1]]

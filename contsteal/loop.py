@@ -109,6 +109,7 @@ def fit(
             _save(checkpoint, model, optimizer, identity, history)
             saved = time.monotonic()
     bar.close()
+    optimizer.zero_grad(set_to_none=True)  # gradients take as much memory as the weights
     model.eval()
     return history
 
@@ -163,8 +164,8 @@ def _save(
         "history": history,
         "identity": identity,
     }
-    with runs.atomic(path) as partial:
-        torch.save(state, partial)
+    with runs.atomic(path) as partial, partial.open("wb") as file:
+        torch.save(state, file)  # into an open file: a full disk is an OSError then
 
 
 def _resume(

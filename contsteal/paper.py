@@ -8,11 +8,15 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import date
+from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import papermill
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from rich.console import Console
 from rich.markup import escape
@@ -32,7 +36,7 @@ class NotebookFailed(RuntimeError):
 def _check_writable(task: Task) -> None:
     """Raise StorageError before any work where results could not be kept."""
     for folder in (task.folder, task.figures):
-        runs.write_text(folder / ".writable", "")
+        runs.write_text(folder / ".writable", " " * 2**16)
         (folder / ".writable").unlink()
 
 
@@ -48,8 +52,14 @@ def execute(task: Task) -> dict[str, Any]:
             papermill.execute_notebook(
                 plan.NOTEBOOKS / f"{task.stem}.ipynb", partial, now["parameters"],
                 kernel_name="python3", cwd=runs.ROOT, progress_bar=False, coalesce_streams=True,
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
                 config=Config(AsyncKernelManager={"transport_encryption": "auto"}),
             )  # fmt: skip
+    except DeadKernelError as error:
+        raise NotebookFailed(
+            f"{task.stem}: the kernel died, most likely for want of memory; the executed copy is kept "
+            f"at {partial}"
+        ) from error
     except PapermillExecutionError as error:  # papermill adds one cell, with the parameters
         raise NotebookFailed(
             f"{task.stem}, code cell {error.exec_count - 1}:\n\n{error.source}\n\n{error.ename}: "
@@ -59,19 +69,28 @@ def execute(task: Task) -> dict[str, Any]:
     written = [n for n, at in task.files().items() if before.get(n) != at]
     record = {
         "status": "ok", "inputs": now, "seconds": round(time.monotonic() - start, 1),
-        "outputs": {n: runs.sha256(task.figures / n) for n in written if n[:2] == task.stem[:2]},
+        "outputs": {n: _digest(task.figures / n) for n in written if task.owns(n)},
         "date": date.today().isoformat(), "device": runs.processor(),
     }  # fmt: skip
     runs.write_json(task.record, record)
     return record
 
 
-def keep_time(task: Task, seconds: float, artifacts_before: int) -> None:
-    """Note a notebook's duration beside the figures, unless it only read artifacts back."""
+def _digest(path: Path) -> str:
+    """Return a file's sha256; none for the summary, which is written again with the durations."""
+    return "" if path.name == plan.SUMMARY else runs.sha256(path)
+
+
+def keep_time(task: Task, seconds: float, computed: int) -> None:
+    """Note a notebook's duration beside the figures.
+
+    `computed` artifacts were made. A run that made fewer than the recorded one read the others back,
+    so its time is not the notebook's and is not noted.
+    """
     path = task.figures / plan.TIMINGS
     known = runs.read_json(path) or {}
-    if runs.count_artifacts() > artifacts_before or seconds > known.get(task.stem, 0):
-        runs.write_json(path, known | {task.stem: seconds})
+    if computed >= known.get(task.stem, {}).get("computed", 0):
+        runs.write_json(path, known | {task.stem: {"seconds": seconds, "computed": computed}})
 
 
 def _clock(seconds: float | None) -> str:
@@ -83,6 +102,32 @@ def _clock(seconds: float | None) -> str:
 def _left(tasks: Sequence[Task]) -> str:
     todo = [t.seconds for t in tasks if t.reason]
     return _clock(sum(s for s in todo if s)) if any(todo) else "time unknown"
+
+
+@contextmanager
+def _progress(task: Task) -> Iterator[None]:
+    """Show elapsed and expected time of one notebook on a terminal; elsewhere nothing."""
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+        shown, ended = bar.add_task(task.stem, total=task.seconds), Event()
+        start = time.monotonic()
+
+        def tick() -> None:
+            while not ended.wait(1.0):
+                gone = time.monotonic() - start
+                left = (
+                    "time unknown"
+                    if task.seconds is None
+                    else f"{_clock(task.seconds - gone)} left"
+                )
+                bar.update(shown, completed=gone, description=f"{task.stem}: {left}")
+
+        Thread(target=tick, daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
 
 
 def run(tasks: Sequence[Task]) -> None:
@@ -105,7 +150,7 @@ def run(tasks: Sequence[Task]) -> None:
         with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
             bar.add_task(f"{task.stem}, {_clock(task.seconds)} in all", total=task.seconds)
             record = execute(task)
-        keep_time(task, record["seconds"], artifacts)
+        keep_time(task, record["seconds"], runs.count_artifacts() - artifacts)
         console.print(escape(f"{place}: done in {record['seconds']:.1f} s"))
 
 
@@ -118,6 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--force", action="store_true", help="run also what is up to date")
     given = parser.parse_args(arguments)
     os.environ.setdefault("TQDM_MININTERVAL", "30")
+    os.environ["CONTSTEAL_FIGURES"] = str(runs.figures_dir())  # the notebooks' results are kept
     try:
         profile, why = plan.choose(given.profile)
         console.print(f"profile {profile} on {runs.processor()}: {why}")
@@ -126,13 +172,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _tell(tasks)
             return 0
         run(tasks)
-        if any(task.reason for task in tasks) and not given.only:
-            report.write(profile)  # again, with the duration of the last notebook
+        if any(task.reason for task in tasks):
+            _summarise(profile)
     except (ValueError, NotebookFailed, runs.StorageError) as error:
         console.print(f"[bold red]error:[/] {escape(str(error))}")
         return 1
     console.print(f"figures, numbers and summary.md: {runs.figures_dir() / profile}")
     return 0
+
+
+def _summarise(profile: str) -> None:
+    """Write the summary again, with the durations of this run, where all results are there."""
+    with suppress(ValueError):
+        report.write(profile)
 
 
 def _tell(tasks: Sequence[Task]) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import nbformat
 import torch
 
-from contsteal import experiment, runs
+from contsteal import runs, settings
 
 NOTEBOOKS = runs.ROOT / "notebooks"
-TIMINGS = "timings.json"
+TIMINGS, SUMMARY = "timings.json", "summary.md"
 
 
 def notebooks() -> list[str]:
@@ -23,11 +23,11 @@ def notebooks() -> list[str]:
 def choose(name: str) -> tuple[str, str]:
     """Return the profile to run and why: "auto" is the GPU's profile where a CUDA GPU is visible."""
     if name != "auto":
-        experiment.profile(name)
+        settings.profile(name)
         return name, "asked for"
-    if not torch.cuda.is_available():
+    if runs.device().type != "cuda":
         return "demo", "no CUDA GPU is visible"
-    known = {p.stem for p in experiment.PROFILES.glob("*.yaml")}
+    known = settings.names()
     return next(p for p in ("paper", "synthetic", "demo") if p in known), "a CUDA GPU is visible"
 
 
@@ -44,14 +44,6 @@ def defaults(stem: str) -> dict[str, Any]:
     return {n.targets[0].id: ast.literal_eval(n.value) for n in assigned}
 
 
-def _fits(value: object, default: object) -> bool:
-    if isinstance(default, list):
-        return isinstance(value, list) and all(_fits(v, d) for v in value for d in default[:1])
-    if isinstance(default, float):
-        return type(value) in (int, float)
-    return type(value) is type(default)
-
-
 def parameters(stem: str, profile: str) -> dict[str, Any]:
     """Return a notebook's parameters under a profile, checked against its defaults.
 
@@ -59,17 +51,9 @@ def parameters(stem: str, profile: str) -> dict[str, Any]:
     value of another type than the default's (YAML reads 1e-3 as text).
     """
     known = defaults(stem)
-    given = (experiment.profile(profile).get("notebooks") or {}).get(stem) or {}
-    place = f"{experiment.PROFILES.name}/{profile}.yaml, {stem}"
-    for name, value in given.items():
-        if name not in known:
-            raise ValueError(f"{place}: no parameter {name!r}; it has {', '.join(known)}")
-        if not _fits(value, known[name]):
-            hint = "; YAML reads 1e-3 as text, write 1.0e-3" if isinstance(value, str) else ""
-            raise ValueError(
-                f"{place}: {name}={value!r} is {type(value).__name__}, the default {known[name]!r} "
-                f"is {type(known[name]).__name__}{hint}"
-            )
+    given = (settings.profile(profile).get("notebooks") or {}).get(stem) or {}
+    place = f"{settings.PROFILES.name}/{profile}.yaml, {stem}"
+    settings.check(given, known, place)
     return {**known, "profile": profile, **given}
 
 
@@ -92,6 +76,10 @@ class Task:
     @property
     def figures(self) -> Path:
         return runs.figures_dir() / self.profile
+
+    def owns(self, name: str) -> bool:
+        """Say whether a file of the figures' folder is made by this notebook."""
+        return name[:2] == self.stem[:2] or (name == SUMMARY and self.stem == notebooks()[-1])
 
     def files(self) -> dict[str, int]:
         """Return the figures' files with their times of change."""
@@ -119,7 +107,8 @@ def inputs(stem: str, profile: str) -> dict[str, Any]:
         "code": runs.key(code),
         "parameters": parameters(stem, profile),
         "package": package,
-        "settings": experiment.profile(profile)["common"],
+        "settings": settings.profile(profile)["common"],
+        "machine": {"device": runs.device().type, "torch": torch.__version__},
         "upstream": _results(profile) if last else {},  # the last one redraws what the others wrote
     }
 
@@ -138,16 +127,19 @@ def reason(
     """Say why a notebook must run, or None where its last run still stands."""
     if record is None:
         return "never run"
+    if not isinstance(record, dict) or not {"status", "inputs", "outputs"} <= record.keys():
+        return "its record is damaged"
     if record["status"] != "ok":
         return "did not finish last time"
-    for part in ("parameters", "settings", "package", "upstream"):
-        if record["inputs"][part] != now[part]:
-            return f"{part} changed: {_difference(record['inputs'][part], now[part])}"
-    if record["inputs"]["code"] != now["code"]:
+    for part in ("parameters", "settings", "package", "machine", "upstream"):
+        before = record["inputs"].get(part, {})
+        if before != now[part]:
+            return f"{part} changed: {_difference(before, now[part])}"
+    if record["inputs"].get("code") != now["code"]:
         return "code cells changed"
     for name, digest in record["outputs"].items():
         path = runs.figures_dir() / profile / name
-        if not path.is_file() or runs.sha256(path) != digest:
+        if not path.is_file() or (digest and runs.sha256(path) != digest):
             return f"{name} is missing or was altered"
     return None
 
@@ -163,7 +155,7 @@ def _chosen(only: Iterable[str]) -> list[str]:
 
 def tasks(profile: str, only: Sequence[str] = (), force: bool = False) -> list[Task]:
     """Return the notebooks of a run with the reason for each; ValueError for an unknown notebook."""
-    _chosen(experiment.profile(profile).get("notebooks") or {})  # refuses a misspelt section
+    _chosen(settings.profile(profile).get("notebooks") or {})  # refuses a misspelt section
     found: list[Task] = []
     for stem in _chosen(only):
         record = runs.read_json(runs.runs_dir() / profile / f"{stem}.json")
@@ -178,4 +170,5 @@ def tasks(profile: str, only: Sequence[str] = (), force: bool = False) -> list[T
 
 def expected(profile: str) -> dict[str, float]:
     """Return the seconds that each notebook took when its results were computed."""
-    return runs.read_json(runs.figures_dir() / profile / TIMINGS) or {}
+    known = runs.read_json(runs.figures_dir() / profile / TIMINGS) or {}
+    return {stem: entry["seconds"] for stem, entry in known.items()}

@@ -80,6 +80,8 @@ def fit(
     """
     if config.method not in METHODS:
         raise ValueError(f"unknown method {config.method!r}: choose one of {', '.join(METHODS)}")
+    if config.monitor_every < 1 or config.held_out < 0:
+        raise ValueError(f"{config}: monitor_every must be >= 1 and held_out >= 0")
     held = min(config.held_out, len(images) // 10)
     kept = images.take(slice(held, None))
     net = encoders.build(config.encoder, config.image_size, width=config.width, seed=config.seed)

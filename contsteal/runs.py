@@ -35,6 +35,14 @@ def figures_dir() -> Path:
     return Path(os.environ.get("CONTSTEAL_FIGURES", ROOT / "figures")).resolve()
 
 
+def publish_dir() -> Path:
+    """Return where notebooks write figures: what an explorer tries must not replace stored results.
+
+    The runner sets $CONTSTEAL_FIGURES for its notebooks; without it figures go to `runs/interactive`.
+    """
+    return figures_dir() if "CONTSTEAL_FIGURES" in os.environ else runs_dir() / "interactive"
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` that replaces it when the block ends without an error."""
@@ -48,7 +56,8 @@ def atomic(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise StorageError(
             f"{path} cannot be written ({error.strerror or error}): free space or give permission, "
-            "or set CONTSTEAL_RUNS to a folder that can be written; what was saved before is kept"
+            "or set CONTSTEAL_RUNS (CONTSTEAL_FIGURES for figures) to another folder; what was saved "
+            "before is kept"
         ) from error
     finally:
         if partial.is_dir():
@@ -138,14 +147,27 @@ def artifact(
         warnings.warn(f"{folder.name}: {wrong}; moved aside, computing it again", stacklevel=2)
         move_aside(folder)
     start = time.monotonic()
+    _sweep_partials(folder)
     with atomic(folder) as partial:
         partial.mkdir()
         make(partial)
         files = {f.name: sha256(f) for f in sorted(partial.iterdir())}
         seconds = round(time.monotonic() - start, 3)
         write_json(partial / MANIFEST, {"files": files, "seconds": seconds} | identity)
+        shutil.rmtree(folder, ignore_errors=True)  # another process made the same meanwhile
     shutil.rmtree(work_dir(folder), ignore_errors=True)
     return folder
+
+
+def _sweep_partials(folder: Path) -> None:
+    """Remove what killed processes left of this artifact."""
+    for partial in folder.parent.glob(f".{folder.name}.*.partial"):
+        try:
+            os.kill(int(partial.name.split(".")[-2]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(partial, ignore_errors=True)
+        except (PermissionError, ValueError):  # somebody else's, alive
+            continue
 
 
 def count_artifacts() -> int:

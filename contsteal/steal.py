@@ -3,7 +3,7 @@
 To add an attack, add its loss to `losses` and its row to `ATTACKS`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from contsteal.seeds import derive, generator
 from contsteal.victim import BlackBox
 
 Views = Literal["clean", "surrogate", "shared", "independent"]
+BLOCK = 128  # images whose views are drawn together
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,12 @@ ATTACKS: dict[str, Recipe] = {
     ),
     "posterior": Recipe(
         losses.cross_entropy, "posterior", "clean", None,
-        "Cont-Steal's conventional attack", "soft cross-entropy on the victim's posteriors",
+        "knowledge distillation; Cont-Steal's official code regresses the logits instead",
+        "soft cross-entropy on the victim's posteriors",
     ),
     "embedding": Recipe(
         losses.mse, "embedding", "clean", None,
-        "Cont-Steal's conventional attack; Dziedzic et al., Table 2", "MSE on embeddings",
+        "Cont-Steal, official code, normal_steal; Dziedzic et al., Table 2", "MSE on embeddings",
     ),
     "info-nce": Recipe(
         losses.info_nce, "embedding", "clean", 0.07,
@@ -54,7 +56,8 @@ ATTACKS: dict[str, Recipe] = {
     ),
     "cont-steal": Recipe(
         partial(losses.cont_steal, form="paper"), "embedding", "independent", 0.5,
-        "Sha et al., CVPR 2023, the loss as in the paper", "contrastive, positive not in denominator",
+        "Sha et al., CVPR 2023, the paper's loss as followers restate it; temperature of the code",
+        "contrastive, positive not in denominator",
     ),
     "cont-steal-code": Recipe(
         partial(losses.cont_steal, form="code"), "embedding", "shared", 0.5,
@@ -118,7 +121,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Result:
-    """A surrogate, what it cost in queries, and how its training went."""
+    """A surrogate, how its training went, and what its user has cost the API so far in queries."""
 
     encoder: encoders.Encoder
     history: list[loop.Row]
@@ -141,11 +144,12 @@ def train(
     API does not give; victim.BudgetExceeded; loop.Diverged.
     """
     recipe, mode = config.recipe, config.mode
+    _check(config, api, images, user)
     schedule = loop.Schedule(config.epochs, config.batch, config.lr, config.weight_decay)
     schedule.check(len(images))
     answers = [_ask(config, api, images, k, user) for k in range(config.rounds)]
     account = api.ledger.account(user)
-    net, head = _surrogate(config, torch.cat(answers), images.device)
+    net, head = _surrogate(config, answers, images.device)
     model = nn.Sequential(net, head) if head else net
     options = {} if config.tau is None else {"temperature": config.tau}
 
@@ -165,16 +169,33 @@ def train(
 
     history = loop.fit(
         model, loss, len(images), schedule, seed=derive("steal", config.seed),
-        checkpoint=checkpoint, title=config.attack, identity=repr(config),
+        checkpoint=checkpoint, title=config.attack, identity=f"{config} {_digest(answers)}",
     )  # fmt: skip
     return Result(net.eval(), history, account.unique_inputs, account.calls, head)
 
 
+def _check(config: Config, api: BlackBox, images: Tensor, user: str) -> None:
+    """Refuse what would fail in training before any query is paid for."""
+    encoders.check(config.encoder, config.width)
+    if config.mode in ("shared", "independent"):
+        api.require(config.distinct(len(images)), user)
+    augment.apply(config.policy, images[:1], generator("check"))
+    if config.tau is not None and not config.tau > 0:
+        raise ValueError(f"temperature={config.tau}: it must be above 0")
+
+
 def _view(config: Config, images: Tensor, k: int) -> Tensor:
-    """Return view `k` of every image as the victim gets it; it depends on seed and `k` alone."""
-    return augment.to_uint8(
-        augment.apply(config.policy, images, generator("victim view", config.seed, k))
-    )
+    """Return view `k` of every image as the victim gets it.
+
+    The view of image i depends on seed, `k` and i alone: views are drawn in whole blocks, so those of
+    a smaller budget are those of a larger one, cut short.
+    """
+    parts = []
+    for block, part in enumerate(images.split(BLOCK)):
+        whole = torch.cat([part, part[:1].expand(BLOCK - len(part), -1, -1, -1)])
+        draws = generator("victim view", config.seed, k, block)
+        parts.append(augment.to_uint8(augment.apply(config.policy, whole, draws))[: len(part)])
+    return torch.cat(parts)
 
 
 def _ask(config: Config, api: BlackBox, images: Tensor, k: int, user: str) -> Tensor:
@@ -184,19 +205,25 @@ def _ask(config: Config, api: BlackBox, images: Tensor, k: int, user: str) -> Te
     return api.classify(sent, answer=config.recipe.answer, user=user)
 
 
+def _digest(answers: Sequence[Tensor]) -> str:
+    """Return what tells these answers from those of another victim, defence or set of images."""
+    return encoders.digest((str(k), a) for k, a in enumerate(answers))
+
+
 def _surrogate(
-    config: Config, answers: Tensor, device: torch.device
+    config: Config, answers: Sequence[Tensor], device: torch.device
 ) -> tuple[encoders.Encoder, nn.Linear | None]:
     """Build the surrogate: an encoder into the victim's dimension, or an encoder and a classifier."""
     embeds = config.recipe.answer == "embedding"
     seed = derive("surrogate", config.seed)
     net = encoders.build(
         config.encoder, config.image_size, width=config.width, seed=seed,
-        out_dim=answers.shape[1] if embeds else None,
+        out_dim=answers[0].shape[1] if embeds else None,
     ).to(device)  # fmt: skip
     if embeds:
         return net, None
-    classes = int(answers.max()) + 1 if answers.ndim == 1 else answers.shape[1]
+    labels = config.recipe.answer == "label"
+    classes = 1 + max(int(a.max()) for a in answers) if labels else answers[0].shape[1]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return net, nn.Linear(net.dim, classes).to(device)

@@ -1,6 +1,6 @@
 """The look of every figure, and the one way to save it and to read its table back."""
 
-import json
+import io
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -8,6 +8,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from contsteal import runs
+
+STAMPS = "stamps.json"
 STYLE = Path(__file__).with_name("contsteal.mplstyle")
 REFERENCES = ("random", "victim")
 # Okabe and Ito's colours, told apart by colour-blind readers; one method, one colour, everywhere.
@@ -18,6 +21,7 @@ COLOURS = {
     "info-nce": "#009E73",
     "cont-steal": "#D55E00",
     "cont-steal-code": "#E69F00",
+    "embedding, anew": "#56B4E9",
     "cont-steal, anew": "#CC79A7",
 }
 FLOOR, CEILING = "#777777", "#000000"
@@ -38,35 +42,37 @@ def require(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
     return table
 
 
-def save(
-    fig: Figure, folder: Path, stem: str, table: pd.DataFrame, stamp: dict[str, str]
-) -> list[Path]:
+def save(fig: Figure, folder: Path, stem: str, table: pd.DataFrame, stamp: dict[str, str]) -> None:
     """Write `<stem>.pdf`, `.png` and the `.csv` behind them, with the stamp on the figure.
 
     The stamp (profile, data, seeds, device, date) also goes into `stamps.json`, so the figure can be
     drawn again later with the facts of its own run. Equal inputs give equal bytes.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    table.to_csv(folder / f"{stem}.csv", index=False, float_format="%.6f")
-    stamps = folder / "stamps.json"
-    known = json.loads(stamps.read_text()) if stamps.exists() else {}
-    stamps.write_text(json.dumps(known | {stem: stamp}, indent=1, sort_keys=True) + "\n")
+    stamps = runs.read_json(folder / STAMPS) or {}
+    runs.write_json(folder / STAMPS, stamps | {stem: stamp})
     told = f"{stamp['profile']} profile, {stamp['data']}, seeds {stamp['seeds']}"
-    fig.supxlabel(
-        f"{told}; {stamp['device']}; {stamp['date']}", size=6, color="#888888", x=0.99, ha="right"
-    )
-    fig.savefig(folder / f"{stem}.pdf", metadata={"CreationDate": None})
-    fig.savefig(folder / f"{stem}.png", metadata={"Software": None})
-    return [folder / f"{stem}.{kind}" for kind in ("pdf", "png", "csv")]
+    told = f"{told}; {stamp['device']}; {stamp['date']}"
+    fig.supxlabel(told, size=6, color="#888888", x=0.99, ha="right")
+    with runs.atomic(folder / f"{stem}.csv") as path:
+        table.to_csv(path, index=False, float_format="%.6f")
+    with runs.atomic(folder / f"{stem}.pdf") as path:
+        fig.savefig(path, format="pdf", metadata={"CreationDate": None})
+    with runs.atomic(folder / f"{stem}.png") as path:
+        fig.savefig(path, format="png", metadata={"Software": None})
 
 
 def read(folder: Path, stem: str) -> tuple[pd.DataFrame, dict[str, str]]:
     """Return a figure's table and stamp; ValueError where the run that makes them is missing."""
+    stamps = runs.read_json(folder / STAMPS) or {}
     path = folder / f"{stem}.csv"
-    stamps = json.loads((folder / "stamps.json").read_text()) if path.exists() else {}
-    if stem not in stamps:
+    if stem not in stamps or not path.is_file():
         raise ValueError(f"{path} is missing: run notebook {stem[:2]} of this profile first")
     return pd.read_csv(path), stamps[stem]
+
+
+def as_read(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table as it reads back from its CSV, so that a figure is drawn from what is kept."""
+    return pd.read_csv(io.StringIO(table.to_csv(index=False, float_format="%.6f")))
 
 
 def canvas(

@@ -134,11 +134,14 @@ def _digits() -> tuple[Tensor, Tensor]:
 
 
 def digits(split: str, seed: int) -> tuple[Tensor, Tensor]:
-    """Return scikit-learn's 1,797 digits at 32 px; a fifth of them, drawn by `seed`, is the test."""
+    """Return scikit-learn's 1,797 digits at 32 px in an order drawn by `seed`.
+
+    The same fifth of them is the test split under every seed.
+    """
     images, labels = _digits()
-    order = torch.randperm(len(images), generator=generator("digits", seed))
-    cut = len(images) // 5
-    chosen = order[:cut] if split == "test" else order[cut:]
+    parts = torch.randperm(len(images), generator=generator("digits")).split(len(images) // 5)
+    chosen = parts[0] if split == "test" else torch.cat(parts[1:])
+    chosen = chosen[torch.randperm(len(chosen), generator=generator("digits", split, seed))]
     return images[chosen], labels[chosen]
 
 

@@ -1,10 +1,14 @@
 """Tidy tables for the figures: sweeps over attacks, budgets, seeds and defences, and their frame."""
 
-from collections.abc import Iterable, Sequence
+import copy
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from typing import Any
+from unittest.mock import patch
 
 import joblib
 import numpy as np
@@ -46,6 +50,13 @@ def _in_worker(profile: str, job: Job) -> list[dict[str, Any]]:
     return job.run(_worker_lab(profile))
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let the workers start without progress bars of their own: they would share one terminal."""
+    with patch.dict(os.environ, {"TQDM_DISABLE": "1"}):
+        yield
+
+
 def _run(lab: Lab, jobs: Sequence[Job]) -> list[dict[str, Any]]:
     """Run jobs, one process per core on a CPU (a run uses one thread), one by one on a GPU."""
     workers = min(lab.settings.get("workers", runs.cores()), len(jobs))
@@ -53,7 +64,7 @@ def _run(lab: Lab, jobs: Sequence[Job]) -> list[dict[str, Any]]:
     if workers < 2 or lab.device.type != "cpu":
         return [row for job in tqdm(jobs, **bar) for row in job.run(lab)]
     _ = lab.victim  # made here, once, not by every worker
-    with joblib.parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
+    with _quiet(), joblib.parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
         work = joblib.Parallel(return_as="generator")(
             joblib.delayed(_in_worker)(lab.profile, job) for job in jobs
         )
@@ -90,17 +101,26 @@ def defended(
     task: str,
 ) -> pd.DataFrame:
     """Run every attack under every list of defences; add the legitimate user's accuracy under it."""
+    grid = list(product(defenses, attacks, seeds))
+    chains = [_seeded(chain, seed) for chain, _, seed in grid]
     jobs = [
-        Job(attack, queries, seed, (task,), tuple(chain), ())
-        for chain, attack, seed in product(defenses, attacks, seeds)
+        Job(attack, queries, seed, (task,), chain, ())
+        for (_, attack, seed), chain in zip(grid, chains, strict=True)
     ]
     table = pd.DataFrame(_run(lab, jobs))
-    names = [" + ".join(map(repr, job.defenses)) or "none" for job in jobs]
-    honest = {
-        name: lab.legitimate(task, job.defenses) for name, job in zip(names, jobs, strict=True)
-    }
-    table.insert(0, "defence", names)
-    return table.assign(legitimate=[honest[name] for name in names])
+    table.insert(0, "defence", [" + ".join(map(repr, chain)) or "none" for chain, _, _ in grid])
+    drawn = {repr(chain): chain for chain in chains}
+    honest = {name: lab.legitimate(task, chain) for name, chain in drawn.items()}
+    return table.assign(legitimate=[honest[repr(chain)] for chain in chains])
+
+
+def _seeded(chain: Sequence[Defense], seed: int) -> tuple[Defense, ...]:
+    """Return copies of the defences whose draws belong to this seed and to their place in the chain."""
+    copies = tuple(copy.copy(defense) for defense in chain)
+    for place, defense in enumerate(copies):
+        if hasattr(defense, "seed"):
+            defense.seed += 1000 * place + seed
+    return copies
 
 
 def references(lab: Lab, tasks: Iterable[str], seeds: Iterable[int]) -> pd.DataFrame:
@@ -116,26 +136,51 @@ def summary(table: pd.DataFrame, by: Sequence[str], metrics: Sequence[str]) -> p
     """Return mean, 95 % t-interval over seeds and n of each metric per group, in order of appearance."""
 
     def line(values: pd.Series) -> str:
+        if values.isna().all():
+            return "-"
         mean, low, high = evaluate.mean_interval(values)
-        span = f" [{100 * low:.1f}, {100 * high:.1f}]" if low == low else ""
-        return f"{100 * mean:.1f}{span}"
+        return f"{100 * mean:.1f}{_span(low, high)}"
 
+    table = table.assign(**{name: table[name].map(_word) for name in by})
     groups = table.groupby(list(by), sort=False)
-    return groups[list(metrics)].agg(line).assign(n=groups.size())
+    costs = {"unique_inputs": "distinct inputs", "calls": "answers"}
+    spent = groups[[c for c in costs if c in table]].mean().round(1).rename(columns=costs)
+    return spent.join(groups[list(metrics)].agg(line)).assign(n=groups.size())
 
 
-def difference(table: pd.DataFrame, a: str, b: str, metric: str = "accuracy") -> tuple[float, ...]:
-    """Return mean and 95 % t-interval of a's minus b's metric, paired by seed."""
+def _word(value: object) -> object:
+    """Return a group's name; floor and victim have no views, budget or defence."""
+    return "-" if pd.isna(value) else int(value) if isinstance(value, float) else value
+
+
+def _span(low: float, high: float) -> str:
+    """Format an interval; nothing where there is none (one run, or equal runs)."""
+    return f" [{100 * low:.1f}, {100 * high:.1f}]" if low < high else ""
+
+
+def difference(
+    table: pd.DataFrame, a: str, b: str, metric: str = "accuracy"
+) -> tuple[float, float, float, int]:
+    """Return mean, 95 % t-interval and n of a's minus b's metric, paired by seed."""
     wide = table.pivot_table(index="seed", columns="attack", values=metric)
-    return evaluate.mean_interval((wide[a] - wide[b]).dropna())
+    pairs = (wide[a] - wide[b]).dropna()
+    return *evaluate.mean_interval(pairs), len(pairs)
+
+
+def points(found: tuple[float, float, float, int]) -> str:
+    """Format a difference in percentage points with its interval."""
+    mean, low, high, _ = found
+    return f"{100 * mean:+.1f} points{_span(low, high)}"
 
 
 def verdict(table: pd.DataFrame, a: str, b: str, metric: str = "accuracy") -> str:
     """Say in one sentence whether a beats b, as measured, with the paired interval and n."""
-    mean, low, high = difference(table, a, b, metric)
-    n = table.loc[table["attack"] == a, "seed"].nunique()
+    found = difference(table, a, b, metric)
+    _, low, high, n = found
+    if n < 2:
+        return f"{a} against {b}: {points(found)}, one seed proves nothing"
     how = "beats" if low > 0 else "loses to" if high < 0 else "cannot be told from"
-    return f"{a} {how} {b}: {100 * mean:+.1f} points [{100 * low:.1f}, {100 * high:.1f}], {n} seeds"
+    return f"{a} {how} {b}: {points(found)}, {n} seeds"
 
 
 def embedding_map(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from contsteal import encoders
 from contsteal.defenses import Defense
+from contsteal.encoders import as_uint8
 
 
 class BudgetExceeded(RuntimeError):
@@ -47,32 +48,19 @@ class Ledger:
         return sum(a.calls for a in self.accounts.values())
 
 
-def as_uint8(images: Tensor) -> Tensor:
-    """Return images as a service receives them: 8 bits a channel, (N, 3, H, W).
-
-    Floats must lie in [0, 1] and are rounded to 8 bits. Errors: ValueError for another shape,
-    dtype or range, or no image at all.
-    """
-    if images.ndim != 4 or images.shape[1] != 3 or not len(images):
-        raise ValueError(f"images {tuple(images.shape)}: at least one of shape (3, H, W) is needed")
-    if images.dtype == torch.uint8:
-        return images
-    if not images.is_floating_point():
-        raise ValueError(f"images are {images.dtype}: give uint8, or floats in [0, 1]")
-    low, high = images.aminmax()
-    if not (low >= 0 and high <= 1):  # also refuses NaN
-        raise ValueError(
-            f"float images range from {low:.3g} to {high:.3g}: they must lie in [0, 1]; "
-            "do not normalise them, the encoder does"
-        )
-    return (images * 255).round().to(torch.uint8)
-
-
 def digests(images: Tensor) -> list[bytes]:
     """Return one 16-byte content hash per uint8 image."""
     size = repr(tuple(images.shape[1:])).encode()
     rows = images.cpu().contiguous().flatten(1).numpy()
     return [hashlib.blake2b(row, digest_size=16, key=size).digest() for row in rows]
+
+
+def _simplex(values: Tensor) -> Tensor:
+    """Make non-negative rows of sum 1 of perturbed posteriors; uniform where nothing is left."""
+    positive = values.clamp(min=0)
+    total = positive.sum(1, keepdim=True)
+    uniform = torch.full_like(positive, 1 / values.shape[1])
+    return torch.where(total > 0, positive / total.clamp(min=1e-12), uniform)
 
 
 class Answers:
@@ -148,10 +136,21 @@ class BlackBox:
                 f"this API gives embeddings only, no {answer}s: build BlackBox with head=..., or "
                 "use an attack on embeddings"
             )
-        posterior = self._answer(images, user, lambda x: self._head(x).softmax(1))
+        defended = self._answer(images, user, lambda x: self._head(x).softmax(1))
+        posterior = _simplex(defended)
         return posterior if answer == "posterior" else posterior.argmax(1)
 
-    def _answer(self, images: Tensor, user: str, head) -> Tensor:
+    def require(self, count: int, user: str = "adversary") -> None:
+        """Raise BudgetExceeded where `count` new distinct inputs of a user would not fit."""
+        used = self.ledger.account(user).unique_inputs
+        if self.budget is not None and used + count > self.budget:
+            raise BudgetExceeded(
+                f"user {user!r} would need {used + count} distinct inputs in all, the budget is "
+                f"{self.budget} ({used} used): nothing was asked; send fewer images or fewer views"
+            )
+
+    def _answer(self, images: Tensor, user: str, head: Callable[[Tensor], Tensor]) -> Tensor:
+        """Check the budget, answer, and only then bill: a request that fails costs nothing."""
         images = as_uint8(images)
         names = digests(images)
         account = self.ledger.account(user)

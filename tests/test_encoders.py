@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from contsteal import encoders
@@ -181,7 +182,7 @@ def test_embed_runs_in_eval_mode_and_restores_every_mode(
 
 def test_embed_restores_the_mode_after_an_error(tiny: encoders.Encoder) -> None:
     tiny.train()
-    with pytest.raises(ValueError, match="an encoder takes"):
+    with pytest.raises(ValueError, match="of shape"):
         encoders.embed(tiny, torch.zeros(4, 1, 32, 32))
     assert tiny.training
 
@@ -320,7 +321,7 @@ def test_flipped_byte_in_the_header(saved: tuple[Path, encoders.Encoder, str]) -
 
 def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "foreign.safetensors"
-    encoders.save_file({"weight": torch.zeros(3)}, path)
+    save_file({"weight": torch.zeros(3)}, path)
     with pytest.raises(encoders.CheckpointError, match=r"foreign"):
         encoders.load(path)
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from nbformat.v4 import new_code_cell, new_notebook
 
-from contsteal import experiment, paper, plan, runs
+from contsteal import paper, plan, runs, settings
 
 SETTINGS = "about: test\ncommon: {data: shapes}\n"
 
@@ -17,16 +18,16 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with two tiny notebooks and a profile, in the place of the repository's."""
     (tmp_path / "profiles").mkdir()
     monkeypatch.setattr(plan, "NOTEBOOKS", tmp_path)
-    monkeypatch.setattr(experiment, "PROFILES", tmp_path / "profiles")
+    monkeypatch.setattr(settings, "PROFILES", tmp_path / "profiles")
     monkeypatch.setenv("CONTSTEAL_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("CONTSTEAL_FIGURES", str(tmp_path / "figures"))
-    settings(tmp_path)
+    profile(tmp_path)
     notebook(tmp_path, "00_first", "1 + 1")
     notebook(tmp_path, "01_last", "2 + 2")
     return tmp_path
 
 
-def settings(desk: Path, extra: str = "") -> None:
+def profile(desk: Path, extra: str = "") -> None:
     (desk / "profiles" / "tiny.yaml").write_text(SETTINGS + extra)
 
 
@@ -59,7 +60,7 @@ def reasons(**options: object) -> dict[str, str | None]:
 
 
 def test_parameters_are_the_defaults_with_the_profile(desk: Path) -> None:
-    settings(desk, "notebooks:\n  00_first: {lr: 1.0e-3, n: [2, 3]}\n")
+    profile(desk, "notebooks:\n  00_first: {lr: 1.0e-3, n: [2, 3]}\n")
     assert plan.parameters("00_first", "tiny") == {"profile": "tiny", "lr": 0.001, "n": [2, 3]}
 
 
@@ -74,13 +75,37 @@ def test_parameters_are_the_defaults_with_the_profile(desk: Path) -> None:
     ],
 )
 def test_misspelt_and_mistyped_parameters_are_refused(desk: Path, given: str, message: str) -> None:
-    settings(desk, f"notebooks:\n  00_first: {given}\n")
+    profile(desk, f"notebooks:\n  00_first: {given}\n")
     with pytest.raises(ValueError, match=message):
         plan.parameters("00_first", "tiny")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("notebook: {}\n", r"tiny.yaml: no parameter 'notebook'; it has about, common, notebooks"),
+        ("common: {dta: shapes}\n", r"tiny.yaml, common: no parameter 'dta'"),
+        ("common: {victim: {lr: 1e-3}}\n", r"tiny.yaml, victim: lr='1e-3' is str.*write 1.0e-3"),
+        ("common: {surrogate: {epoch: 3}}\n", r"tiny.yaml, surrogate: no parameter 'epoch'"),
+        ("common: [\n", r"tiny.yaml is not YAML"),
+        ("- 1\n", r"a section 'common' is needed"),
+    ],
+)
+def test_a_profile_is_checked_too(desk: Path, text: str, message: str) -> None:
+    common = "" if "common" in text or text.startswith("-") else "common: {data: shapes}\n"
+    (desk / "profiles" / "tiny.yaml").write_text(common + text)
+    with pytest.raises(ValueError, match=message):
+        settings.profile("tiny")
+
+
+def test_empty_lists_are_refused(desk: Path) -> None:
+    profile(desk, "notebooks:\n  00_first: {n: []}\n")
+    with pytest.raises(ValueError, match=r"n=\[\].*at least one value is needed"):
+        plan.parameters("00_first", "tiny")
+
+
 def test_parameters_of_a_notebook_that_does_not_exist_are_refused(desk: Path) -> None:
-    settings(desk, "notebooks:\n  00_frist: {lr: 0.1}\n")
+    profile(desk, "notebooks:\n  00_frist: {lr: 0.1}\n")
     with pytest.raises(ValueError, match=r"unknown notebook '00_frist'.*00_first, 01_last"):
         plan.tasks("tiny")
 
@@ -107,9 +132,9 @@ def test_a_run_is_followed_by_up_to_date_until_something_changes(desk: Path) -> 
     (desk / "figures" / "tiny" / "00_numbers.csv").write_text("a\n2\n")
     assert reasons()["00_first"] == "00_numbers.csv is missing or was altered"
     (desk / "figures" / "tiny" / "00_numbers.csv").write_text("a\n1\n")
-    settings(desk, "notebooks:\n  00_first: {lr: 0.2}\n")
+    profile(desk, "notebooks:\n  00_first: {lr: 0.2}\n")
     assert reasons()["00_first"] == "parameters changed: lr: 0.1 -> 0.2"
-    settings(desk)
+    profile(desk)
     notebook(desk, "00_first", "'other code'")
     assert reasons() == {"00_first": "code cells changed", "01_last": "notebooks before it run"}
 
@@ -147,7 +172,7 @@ def test_a_failing_notebook_shows_its_cell_keeps_its_copy_and_fails_again(
 
 
 def test_parameters_reach_the_notebook(desk: Path) -> None:
-    settings(desk, "notebooks:\n  00_first: {lr: 0.25}\n")
+    profile(desk, "notebooks:\n  00_first: {lr: 0.25}\n")
     notebook(desk, "00_first", "assert (profile, lr, n) == ('tiny', 0.25, [1])")
     paper.execute(plan.tasks("tiny")[0])
 
@@ -182,16 +207,36 @@ def test_plan_runs_nothing_and_first_line_says_profile_device_and_why(
 
 
 def test_auto_takes_the_demo_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(runs, "device", lambda: torch.device("cpu"))
     assert plan.choose("auto") == ("demo", "no CUDA GPU is visible")
-    monkeypatch.setattr(plan.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(runs, "device", lambda: torch.device("cuda"))
     assert plan.choose("auto")[0] != "demo"
 
 
-def test_a_duration_counts_only_when_something_was_computed(desk: Path) -> None:
+def test_a_run_that_only_read_artifacts_back_does_not_change_the_duration(desk: Path) -> None:
     task = plan.tasks("tiny")[0]
-    paper.keep_time(task, 9.0, runs.count_artifacts())
-    paper.keep_time(task, 2.0, runs.count_artifacts())  # read back from the cache
-    assert plan.expected("tiny") == {"00_first": 9.0}
-    paper.keep_time(task, 3.0, -1)  # computed anew
-    assert plan.expected("tiny") == {"00_first": 3.0}
+    for seconds, computed, kept in ((9.0, 5, 9.0), (2.0, 0, 9.0), (4.0, 3, 9.0), (8.0, 5, 8.0)):
+        paper.keep_time(task, seconds, computed)
+        assert plan.expected("tiny") == {"00_first": kept}
+
+
+def test_a_damaged_record_is_a_reason(desk: Path) -> None:
+    paper.run(plan.tasks("tiny"))
+    (desk / "runs" / "tiny" / "00_first.json").write_text("[]")
+    assert reasons()["00_first"] == "its record is damaged"
+
+
+def test_a_dead_kernel_is_told(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    notebook(desk, "00_first", "import os; os._exit(1)")
+    assert paper.main(["run", "--profile", "tiny"]) == 1
+    assert "the kernel died" in capsys.readouterr().out
+
+
+def test_explorers_do_not_overwrite_stored_figures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("CONTSTEAL_FIGURES", raising=False)
+    monkeypatch.setenv("CONTSTEAL_RUNS", str(tmp_path))
+    assert runs.publish_dir() == tmp_path / "interactive"
+    monkeypatch.setenv("CONTSTEAL_FIGURES", str(tmp_path / "kept"))
+    assert runs.publish_dir() == tmp_path / "kept"

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from contsteal import encoders
 from contsteal.defenses import GaussianNoise, Normalise, Rounding, TopK
 from contsteal.victim import Answers, BlackBox, BudgetExceeded, as_uint8
 
@@ -332,3 +333,28 @@ def test_a_defence_knows_who_asks():
     api, x = BlackBox(Toy(), defenses=[OnlyAnn()]), pictures(2)
     assert api.embed(x, user="ann").any()
     assert not api.embed(x, user="bob").any()
+
+
+def test_perturbed_posteriors_stay_posteriors() -> None:
+    class Wreck:
+        def __call__(self, answers: torch.Tensor, user: str) -> torch.Tensor:
+            answers = answers - answers.amax(1, keepdim=True) / 2
+            answers[0] = -1.0
+            return answers
+
+    net = encoders.build("test_resnet")
+    api = BlackBox(net, [Wreck()], head=torch.nn.Linear(96, 5))
+    posterior = api.classify(torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8), "posterior")
+    assert (posterior >= 0).all()
+    assert torch.allclose(posterior.sum(1), torch.ones(4))
+    assert torch.allclose(posterior[0], torch.full((5,), 0.2))
+
+
+def test_what_cannot_be_afforded_is_refused_before_anything_is_asked() -> None:
+    api = BlackBox(encoders.build("test_resnet"), budget=5)
+    api.require(5)
+    with pytest.raises(
+        BudgetExceeded, match="would need 6 distinct inputs in all, the budget is 5"
+    ):
+        api.require(6)
+    assert api.ledger.unique_inputs == 0

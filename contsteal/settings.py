@@ -1,0 +1,74 @@
+"""Profiles: what `notebooks/profiles/<name>.yaml` may say, read and checked."""
+
+from dataclasses import MISSING, fields
+from typing import Any
+
+import yaml
+
+from contsteal import pretrain, runs, steal
+
+PROFILES = runs.ROOT / "notebooks" / "profiles"
+COMMON: dict[str, Any] = {
+    "data": "", "image_size": 0, "train_images": 0, "probe_images": 0, "test_images": 0,
+    "query_data": "", "query_images": 0, "victim": {}, "supervised": {}, "surrogate": {}, "workers": 0,
+}  # fmt: skip
+
+
+def names() -> list[str]:
+    """Return the profiles there are."""
+    return sorted(p.stem for p in PROFILES.glob("*.yaml"))
+
+
+def fits(value: object, default: object) -> bool:
+    """Say whether a value is of its default's type; a whole number may stand for a float."""
+    if isinstance(default, list):
+        full = isinstance(value, list) and bool(value) >= bool(default)
+        return full and all(fits(v, d) for v in value for d in default[:1])
+    if isinstance(default, float):
+        return type(value) in (int, float)
+    return default is None or type(value) is type(default)
+
+
+def check(given: dict[str, Any], known: dict[str, Any], place: str) -> None:
+    """Raise ValueError for a name that is not known or a value of another type than its default."""
+    for name, value in given.items():
+        if name not in known:
+            raise ValueError(f"{place}: no parameter {name!r}; it has {', '.join(known)}")
+        if not fits(value, known[name]):
+            hint = "; YAML reads 1e-3 as text, write 1.0e-3" if isinstance(value, str) else ""
+            hint = "; at least one value is needed" if value == [] else hint
+            raise ValueError(
+                f"{place}: {name}={value!r} is {type(value).__name__}, the default {known[name]!r} "
+                f"is {type(known[name]).__name__}{hint}"
+            )
+
+
+def _defaults(config: type) -> dict[str, Any]:
+    return {f.name: None if f.default is MISSING else f.default for f in fields(config)}
+
+
+def profile(name: str) -> dict[str, Any]:
+    """Return a profile: `about`, `common` settings, parameters per notebook.
+
+    Errors: ValueError for a profile that does not exist (with those that do), for text that is no
+    YAML, and for names and types that are not known, with the place.
+    """
+    path = PROFILES / f"{name}.yaml"
+    if not path.is_file():
+        raise ValueError(f"unknown profile {name!r}: choose one of {', '.join(names())}")
+    place = f"{PROFILES.name}/{path.name}"
+    try:
+        found = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{place} is not YAML: {error}") from error
+    if not isinstance(found, dict) or not isinstance(found.get("common"), dict):
+        raise ValueError(f"{place}: a section 'common' is needed; copy one from demo.yaml")
+    check(found, {"about": "", "common": {}, "notebooks": {}}, place)
+    check(found["common"], COMMON, f"{place}, common")
+    for part, config in (
+        ("victim", pretrain.Config),
+        ("supervised", pretrain.Config),
+        ("surrogate", steal.Config),
+    ):
+        check(found["common"].get(part, {}), _defaults(config), f"{place}, {part}")
+    return found
