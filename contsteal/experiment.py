@@ -77,7 +77,7 @@ class Lab:
         )
         images = self.train_images()
         identity = asdict(config) | {"images": self._data_key(images), "on": self._machine}
-        identity["threads"] = torch.get_num_threads()
+        identity["cores"] = runs.cores()  # not the threads: a worker has one, and reads this back
 
         def make(folder: Path) -> None:
             net, history = pretrain.fit(config, images, runs.work_dir(folder) / "last.pt")

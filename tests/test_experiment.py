@@ -71,11 +71,16 @@ def test_workers_give_the_numbers_of_a_single_process(lab: Lab) -> None:
     alone = tables.sweep(lab, ["embedding", "label"], [16], [0], ["shapes"])
     for folder in [*artifacts("attack"), *artifacts("score")]:
         runs.shutil.rmtree(folder)
-    crowd = Lab("smoke")
+    crowd, victims = Lab("smoke"), len(artifacts("victim"))
     crowd.settings["workers"] = 2
+    torch.set_num_threads(
+        2
+    )  # workers have one thread: that must not make them train their own victim
     pd.testing.assert_frame_equal(
         tables.sweep(crowd, ["embedding", "label"], [16], [0], ["shapes"]), alone
     )
+    torch.set_num_threads(1)
+    assert len(artifacts("victim")) == victims
 
 
 def test_an_interrupted_victim_continues_and_ends_the_same(
