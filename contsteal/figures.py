@@ -162,7 +162,7 @@ def budget_curves(table: pd.DataFrame, title: str) -> Figure:
     axes[0].set_ylabel("accuracy on the main task")
     axes[0].yaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
     fig.suptitle(title, x=0.01, ha="left", size=9, weight="bold")
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
+    axes[1].legend(loc="upper left", bbox_to_anchor=(0, 0.94))
     return fig
 
 
@@ -175,11 +175,15 @@ def defence_tradeoff(table: pd.DataFrame) -> Figure:
         rows = table.loc[table["attack"] == name]
         for defence, points in rows.groupby("defence", sort=False):
             mean, low, high = mean_interval(points["accuracy"])
-            x = points["legitimate"].iloc[0]
+            x = points["legitimate"].mean()
             ax.plot([x, x], [low, high], color=COLOURS[name], alpha=0.35, linewidth=3)
             ax.plot(x, mean, "o", color=COLOURS[name], markersize=4)
-            ax.annotate(f" {defence}", (x, mean), size=6.5, va="bottom", ha="right", rotation=0)
+            place = {"xytext": (-3, 5), "textcoords": "offset points", "ha": "right", "size": 6.5}
+            ax.annotate(defence, (x, mean), **place)
         frame(ax, table, "accuracy", vertical=False)
+        low, high = rows["legitimate"].min(), rows["legitimate"].max()
+        room = 0.6 * max(high - low, 0.05)  # for the names, which stand to the left of their points
+        ax.set(xlim=(low - room, high + 0.1 * room))
         ax.set(xlabel="legitimate user's accuracy", title=f"attack: {name}")
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")

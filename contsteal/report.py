@@ -129,7 +129,7 @@ def _change(rows: pd.DataFrame, defence: str, attack: str, metric: str) -> str:
 
 
 def _sentences(told: list[str]) -> str:
-    return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in told if sentence)
+    return "; ".join(sentence for sentence in told if sentence) + "." if any(told) else ""
 
 
 SECTIONS: dict[str, tuple[str, Callable[[pd.DataFrame], tuple[str, pd.DataFrame]] | None]] = {

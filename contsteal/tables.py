@@ -145,6 +145,7 @@ def summary(table: pd.DataFrame, by: Sequence[str], metrics: Sequence[str]) -> p
     groups = table.groupby(list(by), sort=False)
     costs = {"unique_inputs": "distinct inputs", "calls": "answers"}
     spent = groups[[c for c in costs if c in table]].mean().round(1).rename(columns=costs)
+    spent = spent.map(lambda cost: "-" if pd.isna(cost) else f"{cost:g}")
     return spent.join(groups[list(metrics)].agg(line)).assign(n=groups.size())
 
 
@@ -155,7 +156,7 @@ def _word(value: object) -> object:
 
 def _span(low: float, high: float) -> str:
     """Format an interval; nothing where there is none (one run, or equal runs)."""
-    return f" [{100 * low:.1f}, {100 * high:.1f}]" if low < high else ""
+    return f" [{100 * low:.1f}, {100 * high:.1f}]" if high - low > 1e-9 else ""
 
 
 def difference(
