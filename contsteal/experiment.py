@@ -84,7 +84,7 @@ class Lab:
             _write(folder, net, history, {})
 
         return self._read(
-            runs.artifact(f"{part}", identity, (*TRAINING, "pretrain", "evaluate"), make)
+            runs.artifact(part, identity, (*TRAINING, "pretrain", "evaluate"), make, tell=True)
         )
 
     @cached_property

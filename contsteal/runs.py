@@ -130,13 +130,17 @@ def damage(folder: Path) -> str | None:
 
 
 def artifact(
-    kind: str, config: object, code: tuple[str, ...], make: Callable[[Path], None]
+    kind: str,
+    config: object,
+    code: tuple[str, ...],
+    make: Callable[[Path], None],
+    tell: bool = False,
 ) -> Path:
     """Return the folder of the artifact that `config` and the modules `code` define, made if need be.
 
     `make` gets a folder to write into; checkpoints it leaves in `<folder>.work` survive a kill and
     are removed on success. A folder whose files do not have the stored hashes is moved aside and
-    made again. Errors: StorageError where the folder cannot be written.
+    made again. `tell` prints why it is computed. Errors: StorageError where the folder cannot be written.
     """
     identity = {"kind": kind, "config": config, "code": sources(*code)}
     folder = runs_dir() / "artifacts" / f"{kind}-{key(identity)}"
@@ -147,6 +151,8 @@ def artifact(
         warnings.warn(f"{folder.name}: {wrong}; moved aside, computing it again", stacklevel=2)
         move_aside(folder)
     start = time.monotonic()
+    if tell:
+        print(f"computing {kind}: {why(kind, identity)}")
     _sweep_partials(folder)
     with atomic(folder) as partial:
         partial.mkdir()
@@ -157,6 +163,20 @@ def artifact(
         shutil.rmtree(folder, ignore_errors=True)  # another process made the same meanwhile
     shutil.rmtree(work_dir(folder), ignore_errors=True)
     return folder
+
+
+def why(kind: str, identity: dict) -> str:
+    """Say why an artifact is computed: the first of its kind, or what differs from the newest one."""
+    found = (runs_dir() / "artifacts").glob(f"{kind}-*/{MANIFEST}")
+    newest = max(found, key=lambda f: f.stat().st_mtime, default=None)
+    if newest is None:
+        return "never computed"
+    old = read_json(newest) or {}
+    if old.get("code") != identity["code"]:
+        return "its code changed"
+    before, now = old.get("config") or {}, json.loads(json.dumps(identity["config"], default=str))
+    names = [n for n in now if before.get(n) != now[n]]
+    return ", ".join(f"{n}: {before.get(n)} -> {now[n]}" for n in names) or "its files were damaged"
 
 
 def _sweep_partials(folder: Path) -> None:

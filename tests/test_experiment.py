@@ -33,6 +33,15 @@ def test_the_victim_is_trained_once_and_read_back_the_same(lab: Lab) -> None:
     assert list(first.history["epoch"]) == [1, 2]
 
 
+def test_a_training_says_why_it_runs(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    _ = lab.victim
+    capsys.readouterr()
+    lab.train("victim", lr=0.002)
+    assert capsys.readouterr().out == "computing victim: lr: 0.003 -> 0.002\n"
+    lab.train("victim", lr=0.002)
+    assert capsys.readouterr().out == ""  # read back
+
+
 def test_queries_are_nested_prefixes_and_disjoint_from_all_other_images(lab: Lab) -> None:
     few, many = lab.queries(16, seed=1), lab.queries(64, seed=1)
     assert torch.equal(few, many[:16])
