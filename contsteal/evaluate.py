@@ -36,7 +36,7 @@ def _check_task(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear classifier on standardised features: logits = ((x - mean) / scale) W + b."""
+    """A linear classifier on standardised features: logits = W ((x - mean) / scale) + b, W (C, D)."""
 
     weight: Tensor
     bias: Tensor
@@ -45,7 +45,7 @@ class Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return logits (N, C) of features (N, D)."""
-        return ((x - self.mean) / self.scale) @ self.weight + self.bias
+        return F.linear((x - self.mean) / self.scale, self.weight, self.bias)
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,18 @@ def _logistic(
     """Minimise mean CE + (l2 / 2) |W|^2 over a linear classifier by L-BFGS, from `start` or from 0."""
     mean, scale = x.mean(0), x.std(0, correction=0).clamp(min=1e-6)
     z = (x - mean) / scale
-    first = start or Linear(x.new_zeros(x.shape[1], classes), x.new_zeros(classes), mean, scale)
+    first = start or Linear(x.new_zeros(classes, x.shape[1]), x.new_zeros(classes), mean, scale)
+    # (C, D) as in nn.Linear: with few classes z @ W takes several times as long on a CPU.
     weight = first.weight.clone().requires_grad_()
     bias = first.bias.clone().requires_grad_()
     solver = torch.optim.LBFGS(
-        [weight, bias], max_iter=steps, line_search_fn="strong_wolfe", tolerance_grad=1e-4
-    )
+        [weight, bias], max_iter=steps, history_size=20, line_search_fn="strong_wolfe",
+        tolerance_grad=1e-4,
+    )  # fmt: skip
 
     def closure() -> Tensor:
         solver.zero_grad()
-        loss = F.cross_entropy(z @ weight + bias, y) + 0.5 * l2 * weight.square().sum()
+        loss = F.cross_entropy(F.linear(z, weight, bias), y) + 0.5 * l2 * weight.square().sum()
         loss.backward()
         return loss
 

@@ -10,8 +10,9 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -38,9 +39,12 @@ def figures_dir() -> Path:
 def publish_dir() -> Path:
     """Return where notebooks write figures: what an explorer tries must not replace stored results.
 
-    The runner sets $CONTSTEAL_FIGURES for its notebooks; without it figures go to `runs/interactive`.
-    """
+    The runner sets $CONTSTEAL_FIGURES for its notebooks; else figures go to `runs/interactive`."""
     return figures_dir() if "CONTSTEAL_FIGURES" in os.environ else runs_dir() / "interactive"
+
+
+class _MadeMeanwhile(Exception):
+    pass
 
 
 @contextmanager
@@ -99,6 +103,11 @@ def key(value: object) -> str:
 
 def source_key(path: Path) -> str:
     """Return a key of a source file's code; comments and layout of Python files do not count."""
+    return _source_key(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _source_key(path: Path, changed: int) -> str:
     if path.suffix != ".py":
         return sha256(path)
     return hashlib.sha256(ast.dump(ast.parse(path.read_text())).encode()).hexdigest()
@@ -134,13 +143,13 @@ def artifact(
     config: object,
     code: tuple[str, ...],
     make: Callable[[Path], None],
-    tell: bool = False,
+    tell: Callable[[str], None] = print,
 ) -> Path:
     """Return the folder of the artifact that `config` and the modules `code` define, made if need be.
 
     `make` gets a folder to write into; checkpoints it leaves in `<folder>.work` survive a kill and
     are removed on success. A folder whose files do not have the stored hashes is moved aside and
-    made again. `tell` prints why it is computed. Errors: StorageError where the folder cannot be written.
+    made again. `tell` is told why it is computed. Errors: StorageError where it cannot be written.
     """
     identity = {"kind": kind, "config": config, "code": sources(*code)}
     folder = runs_dir() / "artifacts" / f"{kind}-{key(identity)}"
@@ -151,16 +160,17 @@ def artifact(
         warnings.warn(f"{folder.name}: {wrong}; moved aside, computing it again", stacklevel=2)
         move_aside(folder)
     start = time.monotonic()
-    if tell:
-        print(f"computing {kind}: {why(kind, identity)}")
+    tell(f"computing {kind}: {why(kind, identity)}")
     _sweep_partials(folder)
-    with atomic(folder) as partial:
+    with suppress(_MadeMeanwhile), atomic(folder) as partial:
         partial.mkdir()
         make(partial)
         files = {f.name: sha256(f) for f in sorted(partial.iterdir())}
         seconds = round(time.monotonic() - start, 3)
         write_json(partial / MANIFEST, {"files": files, "seconds": seconds} | identity)
-        shutil.rmtree(folder, ignore_errors=True)  # another process made the same meanwhile
+        if folder.exists() and damage(folder) is None:
+            raise _MadeMeanwhile  # by another process; somebody may be reading it
+        shutil.rmtree(folder, ignore_errors=True)
     shutil.rmtree(work_dir(folder), ignore_errors=True)
     return folder
 
@@ -169,9 +179,9 @@ def why(kind: str, identity: dict) -> str:
     """Say why an artifact is computed: the first of its kind, or what differs from the newest one."""
     found = (runs_dir() / "artifacts").glob(f"{kind}-*/{MANIFEST}")
     newest = max(found, key=lambda f: f.stat().st_mtime, default=None)
-    if newest is None:
-        return "never computed"
-    old = read_json(newest) or {}
+    old = newest and read_json(newest)
+    if not isinstance(old, dict):
+        return "the newest one's manifest is damaged" if newest else "never computed"
     if old.get("code") != identity["code"]:
         return "its code changed"
     before, now = old.get("config") or {}, json.loads(json.dumps(identity["config"], default=str))
@@ -229,20 +239,12 @@ def processor() -> str:
     if device().type == "cuda":
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return (
-        f"{names[0] if names else platform.processor() or 'CPU'}, {torch.get_num_threads()} threads"
-    )
+    named = re.search(r"^model name\s*: (.+)$", info.read_text(), re.M) if info.exists() else None
+    name = named[1].strip() if named else platform.processor() or "CPU"
+    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def stamp(profile: str, data: str, seeds: str) -> dict[str, str]:
     """Return what every figure and table carries: profile, data, seeds, device and date of run."""
-    return {
-        "profile": profile,
-        "data": data,
-        "seeds": seeds,
-        "device": processor(),
-        "torch": torch.__version__,
-        "date": date.today().isoformat(),
-    }
+    return {"profile": profile, "data": data, "seeds": seeds, "device": processor(),
+            "torch": torch.__version__, "date": date.today().isoformat()}  # fmt: skip

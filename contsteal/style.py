@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 from contsteal import runs
 
-STAMPS = "stamps.json"
 STYLE = Path(__file__).with_name("contsteal.mplstyle")
 REFERENCES = ("random", "victim")
 # Okabe and Ito's colours, told apart by colour-blind readers; one method, one colour, everywhere.
@@ -23,6 +22,12 @@ COLOURS = {
     "cont-steal-code": "#E69F00",
     "embedding, anew": "#56B4E9",
     "cont-steal, anew": "#CC79A7",
+    "random": "#BBBBBB",
+    "supervised": "#333333",
+    "simclr": "#D55E00",
+    "moco": "#0072B2",
+    "byol": "#009E73",
+    "simsiam": "#CC79A7",
 }
 FLOOR, CEILING = "#777777", "#000000"
 
@@ -45,11 +50,10 @@ def require(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
 def save(fig: Figure, folder: Path, stem: str, table: pd.DataFrame, stamp: dict[str, str]) -> None:
     """Write `<stem>.pdf`, `.png` and the `.csv` behind them, with the stamp on the figure.
 
-    The stamp (profile, data, seeds, device, date) also goes into `stamps.json`, so the figure can be
+    The stamp (profile, data, seeds, device, date) also goes into `<stem>.json`, so the figure can be
     drawn again later with the facts of its own run. Equal inputs give equal bytes.
     """
-    stamps = runs.read_json(folder / STAMPS) or {}
-    runs.write_json(folder / STAMPS, stamps | {stem: stamp})
+    runs.write_json(folder / f"{stem}.json", stamp)
     told = f"{stamp['profile']} profile, {stamp['data']}, seeds {stamp['seeds']}"
     told = f"{told}; {stamp['device']}; {stamp['date']}"
     fig.supxlabel(told, size=6, color="#888888", x=0.99, ha="right")
@@ -57,17 +61,17 @@ def save(fig: Figure, folder: Path, stem: str, table: pd.DataFrame, stamp: dict[
         table.to_csv(path, index=False, float_format="%.6f")
     with runs.atomic(folder / f"{stem}.pdf") as path:
         fig.savefig(path, format="pdf", metadata={"CreationDate": None})
+    fig.set_layout_engine("none")  # it is laid out now; each further drawing would do it again
     with runs.atomic(folder / f"{stem}.png") as path:
         fig.savefig(path, format="png", metadata={"Software": None})
 
 
 def read(folder: Path, stem: str) -> tuple[pd.DataFrame, dict[str, str]]:
     """Return a figure's table and stamp; ValueError where the run that makes them is missing."""
-    stamps = runs.read_json(folder / STAMPS) or {}
-    path = folder / f"{stem}.csv"
-    if stem not in stamps or not path.is_file():
+    stamp, path = runs.read_json(folder / f"{stem}.json"), folder / f"{stem}.csv"
+    if stamp is None or not path.is_file():
         raise ValueError(f"{path} is missing: run notebook {stem[:2]} of this profile first")
-    return pd.read_csv(path), stamps[stem]
+    return pd.read_csv(path), stamp
 
 
 def as_read(table: pd.DataFrame) -> pd.DataFrame:

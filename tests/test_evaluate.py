@@ -63,7 +63,7 @@ def test_the_fit_is_at_the_minimum_of_the_stated_objective(l2: float) -> None:
     head = evaluate._logistic(x, y, 4, l2)
     z = ((x - x.mean(0)) / x.std(0, correction=0)).double()
     weight, bias = head.weight.double().requires_grad_(), head.bias.double().requires_grad_()
-    loss = torch.nn.functional.cross_entropy(z @ weight + bias, y)
+    loss = torch.nn.functional.cross_entropy(z @ weight.T + bias, y)
     (loss + l2 / 2 * (weight**2).sum()).backward()
     assert weight.grad.abs().max() < 3e-4
     assert bias.grad.abs().max() < 3e-4

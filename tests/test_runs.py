@@ -308,3 +308,16 @@ def test_a_stamp_says_where_a_number_comes_from(monkeypatch):
     assert "threads" in stamp["device"]
     assert stamp["torch"] == torch.__version__
     assert stamp["date"] == date.today().isoformat()
+
+
+def test_what_another_process_made_meanwhile_is_kept_for_its_readers(root):
+    folder = runs.artifact("probe", CONFIG, ("losses",), lambda f: (f / "a").write_text("theirs"))
+    theirs = folder.with_name("theirs")
+    folder.rename(theirs)
+
+    def slow(partial: Path) -> None:
+        (partial / "a").write_text("mine")
+        theirs.rename(folder)  # the other process is done first
+
+    assert runs.artifact("probe", CONFIG, ("losses",), slow) == folder
+    assert (folder / "a").read_text() == "theirs"
