@@ -4,36 +4,55 @@ An encoder takes images (N, 3, H, W), uint8 or float in [0, 1], normalises them 
 features (N, D).
 """
 
-import difflib
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-CIFAR_STEM = ("resnet18", "resnet34", "resnet50")  # 3 x 3 first convolution up to 64 px
+from contsteal import backbones, checkpoints, tensorfiles
+from contsteal.backbones import CIFAR_STEM, DownloadError, check
+from contsteal.tensorfiles import CheckpointError
+
+__all__ = [
+    "CIFAR_STEM",
+    "MEAN",
+    "STD",
+    "CheckpointError",
+    "DownloadError",
+    "Encoder",
+    "as_uint8",
+    "build",
+    "check",
+    "describe",
+    "digest",
+    "embed",
+    "load",
+    "save",
+]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class CheckpointError(ValueError):
-    """A weight file that is damaged, altered, or of another architecture."""
-
-
 class Encoder(nn.Module):
-    """A backbone with its input normalisation and, where asked for, a linear output layer."""
+    """A backbone with its input normalisation and, where asked for, a linear output layer.
+
+    `licence` is that of its weights; `report` says what an import of foreign weights did.
+    """
 
     def __init__(self, backbone: nn.Module, out_dim: int | None, spec: dict[str, object]) -> None:
         super().__init__()
         self.backbone, self.spec = backbone, spec
-        width = int(backbone.num_features)
+        self.licence, self.report = "own weights", None
+        width = int(getattr(backbone, "head_hidden_size", backbone.num_features))
         self.projection = nn.Identity() if out_dim in (None, width) else nn.Linear(width, out_dim)
         self.dim = width if out_dim is None else out_dim
-        config = timm.data.resolve_model_data_config(backbone)
+        config = timm.data.resolve_model_data_config(backbone) | spec.get("inputs", {})
         for name, value in (("mean", config["mean"]), ("std", config["std"])):
             self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
 
@@ -55,48 +74,93 @@ def build(
     width: float = 1.0,
     out_dim: int | None = None,
     pretrained: bool = False,
+    weights: Path | str | None = None,
+    inputs: Mapping[str, object] | None = None,
     seed: int = 0,
 ) -> Encoder:
     """Build the encoder `name`: a CIFAR-stem ResNet up to 64 px, else any timm model.
 
-    `width` scales the channels of a ResNet's stages. `out_dim` appends a linear layer where the
-    features have another dimension. Weights are drawn from `seed` alone. Errors: ValueError for a
-    name that timm does not know (with the nearest ones) or a width that does not apply.
+    `width` scales a ResNet's stages; `out_dim` appends a linear layer where it differs. Weights are
+    drawn from `seed` alone, or timm's (`pretrained`), or a file's; `inputs` (mean, std, padding and
+    relu of the CIFAR stem) are its project's. Errors: ValueError, CheckpointError, DownloadError.
     """
-    check(name, width)
-    options = {} if width == 1.0 else {"channels": _channels(name, width)}
+    if pretrained and weights is not None:
+        raise ValueError(f"weights={weights} and pretrained exclude each other: give one of them")
+    spec = {"name": name, "image_size": image_size, "width": width, "out_dim": out_dim}
+    spec |= {"inputs": dict(inputs)} if inputs else {}  # absent by default, as in older files
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
-        backbone = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
-        if name in CIFAR_STEM and image_size <= 64:
-            if pretrained:
-                raise ValueError(
-                    f"{name} at {image_size} px has a CIFAR stem: no pretrained weights fit"
-                )
-            channels = backbone.conv1.out_channels
-            backbone.conv1 = nn.Conv2d(3, channels, 3, 1, 1, bias=False)
-            nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
-            backbone.maxpool = nn.Identity()
-        spec = {"name": name, "image_size": image_size, "width": width, "out_dim": out_dim}
-        return Encoder(backbone, out_dim, spec).to(memory_format=torch.channels_last)
+        net = _draw(spec, pretrained).to(memory_format=torch.channels_last)
+    return net if weights is None else _fill(net, Path(weights))
 
 
-def check(name: str, width: float = 1.0) -> None:
-    """Raise ValueError for a name that timm does not know (with the nearest) or an unfit width."""
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=4)
-        raise ValueError(f"unknown encoder {name!r}: nearest names are {', '.join(near) or 'none'}")
-    if width != 1.0:
-        _channels(name, width)
+def _draw(spec: dict[str, object], pretrained: bool) -> Encoder:
+    """Create the encoder of `spec` with weights from torch's generator, and try it on shapes."""
+    name, size, inputs = spec["name"], spec["image_size"], spec.get("inputs", {})
+    check(name, spec["width"])
+    backbones.check_inputs(name, size, inputs)
+    stem = {k: v for k, v in inputs.items() if k in backbones.STEM}
+    backbone = backbones.create(name, size, spec["width"], pretrained=pretrained, **stem)
+    net = Encoder(backbone, spec["out_dim"], spec)
+    if pretrained:
+        net.licence = backbone.pretrained_cfg.get("license") or "not stated"
+    if not isinstance(backbone, timm.models.ResNet):  # which run at any size
+        try:
+            _gmac(net)
+        except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            line = str(error).partition("\n")[0]
+            raise ValueError(
+                f"{name} does not run at {size} px ({line}): set another image_size, such as its "
+                f"own, `image_size: {backbones.own_size(name)}`"
+            ) from error
+    return net
 
 
-def _channels(name: str, width: float) -> tuple[int, ...]:
-    if "resnet" not in name or name.startswith("test_"):
-        raise ValueError(f"width={width} of {name}: only ResNets have a width; leave it at 1.0")
-    channels = tuple(int(c * width) for c in (64, 128, 256, 512))
-    if width <= 0 or min(channels) < 8 or any(c % 8 for c in channels):
-        raise ValueError(f"width={width} of {name}: 64 x width must be a multiple of 8")
-    return channels
+def _fill(net: Encoder, path: Path) -> Encoder:
+    """Read a file of `save`, or of another project, into the encoder."""
+    if path.suffix == ".safetensors" and "seal" in tensorfiles.read_safetensors(path)[1]:
+        return load(path, net)
+    net.report, net.licence = checkpoints.import_weights(path, net), "not stated"
+    return net
+
+
+def describe(net: Encoder) -> dict[str, object]:
+    """Return what a table of encoders needs to say about one.
+
+    `parameters` are in millions, `features` their dimension, `image_size` in pixels; `gmac` counts
+    10^9 multiply-adds of products and convolutions per image. `licence` is that of the weights.
+    """
+    return {
+        "name": net.spec["name"],
+        "licence": net.licence,
+        "parameters": sum(p.numel() for p in net.parameters()) / 1e6,
+        "features": net.dim,
+        "image_size": net.spec["image_size"],
+        "mean": [round(v, 6) for v in net.mean.flatten().tolist()],  # held in float32
+        "std": [round(v, 6) for v in net.std.flatten().tolist()],
+        "gmac": _gmac(net),
+    }
+
+
+@contextmanager
+def _evaluating(net: nn.Module) -> Iterator[None]:
+    """Hold the network in eval mode, then put every layer back into its own mode."""
+    modes = [(m, m.training) for m in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _gmac(net: Encoder) -> float:
+    """Count 10^9 multiply-adds on one image of the encoder's size, from shapes alone."""
+    weights = {k: v.to("meta") for k, v in (*net.named_parameters(), *net.named_buffers())}
+    image = torch.zeros(1, 3, net.spec["image_size"], net.spec["image_size"], device="meta")
+    with _evaluating(net), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        torch.func.functional_call(net, weights, (image,))
+    return counter.get_total_flops() / 2e9  # it counts a multiply-add as two
 
 
 def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
@@ -118,7 +182,7 @@ def save(net: Encoder, path: Path, **metadata: str | int | float) -> str:
     state = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
     sha = digest(state.items())
     spec = json.dumps(net.spec)
-    header = {k: str(v) for k, v in metadata.items()}
+    header = {"licence": net.licence} | {k: str(v) for k, v in metadata.items()}
     header |= {"spec": spec, "sha256": sha, "seal": _seal(sha, spec)}
     partial = path.with_suffix(".partial")
     partial.write_bytes(serialize(state, metadata=header))  # a full disk is an OSError here
@@ -132,28 +196,18 @@ def load(path: Path, into: Encoder | None = None) -> Encoder:
     Without `into` the architecture is built as the file names it. Errors: CheckpointError naming
     the file and what is missing, unexpected, misshapen or altered.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error}): train or fetch it again"
-        ) from error
+    state, header = tensorfiles.read_safetensors(path)
     sha = digest(state.items())
     if header.get("sha256") != sha or header.get("seal") != _seal(sha, header.get("spec", "")):
         raise CheckpointError(f"{path} does not have the sha256 it was saved with: it was altered")
     net = build(**json.loads(header["spec"])) if into is None else into
-    own = net.state_dict()
-    problems = {
-        "missing": sorted(own.keys() - state.keys()),
-        "unexpected": sorted(state.keys() - own.keys()),
-        "misshapen": sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape),
-    }
-    if any(problems.values()):
-        told = "; ".join(f"{len(v)} {k}: {', '.join(v[:4])}" for k, v in problems.items() if v)
+    told = tensorfiles.misfit(net.state_dict(), state)
+    if json.loads(header["spec"]).get("inputs") != json.loads(json.dumps(net.spec)).get("inputs"):
+        told = told or "the same weights with other inputs are another network"
+    if told:
         raise CheckpointError(f"{path} is {header['spec']}, which does not fit {net.spec}: {told}")
     net.load_state_dict(state)
+    net.licence = header.get("licence", net.licence)
     return net
 
 
@@ -184,12 +238,6 @@ def embed(net: nn.Module, images: Tensor, batch: int = 512) -> Tensor:
 
     Errors: ValueError for images of another shape, dtype or range than `as_uint8` takes.
     """
-    images = as_uint8(images)
-    modes, device = [(m, m.training) for m in net.modules()], next(net.parameters()).device
-    net.eval()
-    try:
-        parts = [net(part.to(device)).float() for part in images.split(batch)]
-    finally:
-        for module, training in modes:
-            module.training = training
-    return torch.cat(parts)
+    images, device = as_uint8(images), next(net.parameters()).device
+    with _evaluating(net):
+        return torch.cat([net(part.to(device)).float() for part in images.split(batch)])

@@ -4,7 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from huggingface_hub import constants
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -101,6 +104,25 @@ def test_weights_are_drawn_from_the_seed_alone() -> None:
         assert not torch.equal(first.state_dict()[layer], other.state_dict()[layer])
 
 
+@pytest.mark.parametrize("seed", [0, 3])
+def test_the_demos_encoder_is_what_timm_draws_from_the_seed(seed: int) -> None:
+    torch.manual_seed(seed)
+    want = timm.create_model("resnet10t", num_classes=0, channels=(32, 64, 128, 256))
+    assert same(encoders.build("resnet10t", width=0.5, seed=seed).backbone, want)
+
+
+def test_the_cifar_stem_and_the_output_layer_are_drawn_after_the_rest() -> None:
+    torch.manual_seed(4)
+    want = timm.create_model("resnet18", num_classes=0, channels=(8, 16, 32, 64))
+    stem = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+    nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+    output = nn.Linear(64, 7)
+    net = encoders.build("resnet18", width=0.125, out_dim=7, seed=4)
+    assert torch.equal(net.backbone.conv1.weight, stem.weight)
+    assert torch.equal(net.backbone.layer4[1].conv2.weight, want.layer4[1].conv2.weight)
+    assert same(net.projection, output)
+
+
 def test_building_leaves_the_global_generator_alone() -> None:
     state = torch.get_rng_state()
     encoders.build("test_resnet", out_dim=5, seed=9)
@@ -113,6 +135,8 @@ def test_unknown_name_gives_the_nearest() -> None:
         encoders.build("resnet81")
     with pytest.raises(ValueError, match=r"'%%%%'.*nearest names are none"):
         encoders.build("%%%%")
+    with pytest.raises(ValueError, match=r"'resnet18.a9_in1k': timm has resnet18.a1_in1k, "):
+        encoders.build("resnet18.a9_in1k")
 
 
 @pytest.mark.parametrize("width", [0.1, 0.0, -1.0, 0.0625])
@@ -126,12 +150,205 @@ def test_width_applies_to_resnets_alone() -> None:
         encoders.build("test_vit", width=0.5)
 
 
-def test_no_pretrained_weights_fit_the_cifar_stem(monkeypatch: pytest.MonkeyPatch) -> None:
-    create = encoders.timm.create_model
-    offline = lambda name, pretrained, **options: create(name, **options)  # noqa: E731
-    monkeypatch.setattr(encoders.timm, "create_model", offline)
-    with pytest.raises(ValueError, match=r"resnet18 at 32 px has a CIFAR stem"):
+# ------------------------------------------------------------------- sizes and pretrained weights
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A hub whose weights are drawn on the spot; the list notes what was asked of it."""
+    create, asked = timm.create_model, []
+
+    def give(name: str, pretrained: bool, **options: object) -> nn.Module:
+        asked.extend([name] * pretrained)
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", give)
+    return asked
+
+
+def test_no_pretrained_weights_fit_the_cifar_stem(hub: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"resnet18 at 32 px has a CIFAR stem.*resnet18.a1_in1k"):
         encoders.build("resnet18", pretrained=True)
+    assert hub == []
+    net = encoders.build("resnet18.a1_in1k", pretrained=True)
+    assert (hub, net.backbone.conv1.kernel_size) == (["resnet18.a1_in1k"], (7, 7))
+
+
+def test_pretrained_weights_of_one_size_are_not_built_for_another(hub: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"dino at 32 px: .*224 px alone; set `image_size: 224`"):
+        encoders.build("vit_small_patch16_224.dino", 32, pretrained=True)
+    with pytest.raises(ValueError, match=r"set `image_size: 518`"):
+        encoders.build("vit_small_patch14_dinov2.lvd142m", 224, pretrained=True)
+    assert hub == []
+    assert encoders.build("test_vit", 160, pretrained=True).dim == 64
+
+
+@pytest.mark.parametrize("size", [32, 48, 160])
+def test_an_untrained_vit_is_built_for_the_size_asked_for(size: int) -> None:
+    net = encoders.build("test_vit", size, seed=2)
+    tokens = net.backbone.pos_embed.shape[1] - net.backbone.num_prefix_tokens
+    assert tokens == (size // 16) ** 2
+    assert encoders.embed(net, noise(3, size)).shape == (3, 64)
+
+
+def test_a_fixed_size_comes_back_from_a_file(tmp_path: Path) -> None:
+    net = encoders.build("test_vit", 32)
+    encoders.save(net, tmp_path / "vit.safetensors")
+    assert same(encoders.load(tmp_path / "vit.safetensors"), net)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("test_vit", 40, r"test_vit does not run at 40 px \(.*divisible.*`image_size: 160`"),
+        ("inception_v3", 32, r"inception_v3 does not run at 32 px \(.*`image_size: 299`"),
+        ("test_vit", 0, r"test_vit cannot be built with \{'img_size': 0\}"),
+    ],
+)
+def test_a_size_that_cannot_be_run_is_refused_at_once(name: str, size: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        encoders.build(name, size)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "resnet10t", "width": 0.5}, r"width=0.5 of resnet10t: no pretrained weights fit"),
+        ({"name": "botnet50ts_256"}, r"botnet50ts_256: timm has no pretrained weights"),
+        ({"name": "test_resnet", "weights": "a.pth"}, r"weights=a.pth and pretrained exclude"),
+    ],
+)
+def test_what_no_hub_can_give_is_not_asked_of_it(
+    options: dict, message: str, hub: list[str]
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        encoders.build(**options, pretrained=True)
+    assert hub == []
+
+
+def test_offline_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    message = r"test_resnet could not be .* model.safetensors of timm/test_resnet.*`weights: PATH`"
+    with pytest.raises(encoders.DownloadError, match=message) as caught:
+        encoders.build("test_resnet", pretrained=True)
+    error = caught.value
+    assert error.__suppress_context__, "no stack of the hub's errors above it"
+    assert error.__cause__ is None
+
+
+def test_the_output_of_a_network_with_a_wider_head_is_its_own(tiny: encoders.Encoder) -> None:
+    net = encoders.build("mobilenetv3_small_050", 32)
+    assert net.backbone.num_features == 288
+    assert net.dim == 1024
+    assert encoders.embed(net, noise()).shape == (5, 1024)
+
+
+def test_inputs_replace_normalisation_and_stem(tmp_path: Path) -> None:
+    inputs = {"mean": (0.1, 0.2, 0.3), "std": (1, 1, 2), "padding": 2, "relu": False}
+    net = encoders.build("resnet18", width=0.125, inputs=inputs, seed=1).eval()
+    plain = encoders.build("resnet18", width=0.125, seed=1).eval()
+    assert same(net, plain)
+    assert net.std.flatten().tolist() == [1, 1, 2]
+    assert (net.backbone.conv1.padding, plain.backbone.conv1.padding) == ((2, 2), (1, 1))
+    assert isinstance(net.backbone.act1, nn.Identity)
+    encoders.save(net, tmp_path / "net.safetensors")
+    again = encoders.load(tmp_path / "net.safetensors")
+    assert torch.equal(encoders.embed(again, noise()), encoders.embed(net, noise()))
+    assert "inputs" not in plain.spec
+    assert encoders.load(tmp_path / "net.safetensors", net) is net
+    with pytest.raises(encoders.CheckpointError, match=r"padding.*with other inputs are another"):
+        encoders.load(tmp_path / "net.safetensors", plain)
+
+
+@pytest.mark.parametrize(
+    ("size", "inputs", "message"),
+    [
+        (32, {"crop": 1}, r"resnet18 at 32 px: unknown crop; known are mean, std, padding, relu"),
+        (65, {"padding": 2}, r"unknown padding; known are mean, std \("),
+        (32, {"mean": (1, 2)}, r"mean \(1, 2\) must be three numbers"),
+        (32, {"std": (1, 0, 1)}, r"std \(1, 0, 1\) must be three numbers, std above 0"),
+        (32, {"padding": -1}, r"padding -1 must be a count"),
+        (32, {"relu": "no"}, r"relu 'no' a bool"),
+    ],
+)
+def test_odd_inputs_are_refused(size: int, inputs: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        encoders.build("resnet18", size, inputs=inputs)
+
+
+# ----------------------------------------------------------------------------------- describe
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "gmac", "millions"),
+    [
+        ("resnet18", 32, 0.5554, 11.17),
+        ("resnet34", 32, 1.159, 21.28),
+        ("resnet18", 224, 1.814, 11.18),
+        ("resnet50", 224, 4.087, 23.51),
+    ],
+)
+def test_describe_counts_what_is_known_of_resnets(
+    name: str, size: int, gmac: float, millions: float
+) -> None:
+    card = encoders.describe(encoders.build(name, size))
+    assert card["gmac"] == pytest.approx(gmac, rel=5e-4)
+    assert card["parameters"] == pytest.approx(millions, abs=0.01)
+
+
+def test_describe_counts_as_the_literal_reference_does(tiny: encoders.Encoder) -> None:
+    for net in (tiny, encoders.build("resnet18", 48, width=0.125, out_dim=5)):
+        want = gmacs(net, net.spec["image_size"])
+        assert encoders.describe(net)["gmac"] == pytest.approx(want, rel=1e-9)
+
+
+def test_describe_tells_everything_a_table_needs() -> None:
+    card = encoders.describe(encoders.build("test_vit", 32, out_dim=9))
+    assert card.pop("gmac") > 0
+    assert card.pop("parameters") == pytest.approx(0.3007, abs=1e-4)
+    assert card == {
+        "name": "test_vit",
+        "licence": "own weights",
+        "features": 9,
+        "image_size": 32,
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+    }
+
+
+def test_describe_changes_nothing(tiny: encoders.Encoder) -> None:
+    tiny.train().backbone.bn1.eval()
+    modes = {name: layer.training for name, layer in tiny.named_modules()}
+    weights = {k: v.clone() for k, v in tiny.state_dict().items()}
+    state = torch.get_rng_state()
+    encoders.describe(tiny)
+    assert {name: layer.training for name, layer in tiny.named_modules()} == modes
+    assert all(torch.equal(v, weights[k]) for k, v in tiny.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_licence_of_pretrained_weights_stays_with_them(hub: list[str], tmp_path: Path) -> None:
+    net = encoders.build("test_convnext", 160, pretrained=True)
+    assert encoders.describe(net)["licence"] == "apache-2.0"
+    net.backbone.pretrained_cfg["license"] = None
+    encoders.save(net, tmp_path / "net.safetensors", epochs=1)
+    assert encoders.load(tmp_path / "net.safetensors").licence == "apache-2.0"
+    into = encoders.build("test_convnext", 160)
+    assert into.licence == "own weights"
+    assert encoders.load(tmp_path / "net.safetensors", into).licence == "apache-2.0"
+
+
+def test_an_unstated_licence_is_called_so(hub: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    create = timm.create_model
+
+    def bare(*args: object, **options: object) -> nn.Module:
+        net = create(*args, **options)
+        net.pretrained_cfg = net.pretrained_cfg | {"license": None}
+        return net
+
+    monkeypatch.setattr(timm, "create_model", bare)
+    assert encoders.build("test_resnet", pretrained=True).licence == "not stated"
 
 
 # ------------------------------------------------------------------------------------ forward
@@ -247,7 +464,7 @@ def test_load_into_a_given_encoder(saved: tuple[Path, encoders.Encoder, str]) ->
 
 def test_metadata_is_readable_by_safetensors(saved: tuple[Path, encoders.Encoder, str]) -> None:
     path, net, sha = saved
-    with encoders.safe_open(path, framework="pt") as file:
+    with safe_open(path, framework="pt") as file:
         header = file.metadata()
     assert (header["method"], header["epochs"], header["sha256"]) == ("simclr", "3", sha)
     assert json.loads(header["spec"]) == net.spec
@@ -351,3 +568,16 @@ def test_missing_keys_are_listed(tmp_path: Path, tiny: encoders.Encoder) -> None
     encoders.save(tiny, tmp_path / "net.safetensors")
     with pytest.raises(encoders.CheckpointError, match=r"2 missing: projection.bias"):
         encoders.load(tmp_path / "net.safetensors", encoders.build("test_resnet", out_dim=10))
+
+
+@pytest.mark.parametrize(("name", "size", "needs"), [("test_resnet", 16, 32), ("test_vit", 8, 16)])
+def test_images_that_shrink_away_before_the_last_stage_are_refused(name, size, needs):
+    with pytest.raises(ValueError, match=rf"{name} at {size} px: .*at least {needs} px"):
+        encoders.build(name, size)
+
+
+def test_smaller_images_fit_a_cifar_stem():
+    assert encoders.build("resnet18", 8)(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).shape == (
+        2,
+        512,
+    )

@@ -1,0 +1,558 @@
+"""Importing the weight files of other projects, and refusing what is not one."""
+
+import argparse
+import hashlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
+from lightly.models import ResNetGenerator
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from contsteal import checkpoints, encoders
+
+State = dict[str, Tensor]
+WIDTH = 0.125
+
+
+def noise(size: int = 32, n: int = 4, seed: int = 0) -> Tensor:
+    g = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (n, 3, size, size), generator=g, dtype=torch.uint8)
+
+
+def moved(net: nn.Module, seed: int = 1, size: int = 32, n: int = 4) -> nn.Module:
+    """Move every weight and every statistic away from where all networks start."""
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(1 + 0.2 * torch.randn(parameter.shape, generator=g))
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=g))
+        net.train()(noise(size, n, seed).float() / 255)
+    return net.eval()
+
+
+@pytest.fixture(scope="module")
+def original() -> nn.Module:
+    """A small CIFAR ResNet-18 as another project trained it."""
+    return moved(encoders.build("resnet18", width=WIDTH, seed=8).backbone)
+
+
+@pytest.fixture(scope="module")
+def slow(original: nn.Module) -> State:
+    """The momentum copy of `original`, with other weights."""
+    return {k: v * 0.9 if v.is_floating_point() else v for k, v in original.state_dict().items()}
+
+
+@pytest.fixture
+def net() -> encoders.Encoder:
+    return encoders.build("resnet18", width=WIDTH, seed=0)
+
+
+def under(prefix: str, state: State) -> State:
+    return {prefix + key: value for key, value in state.items()}
+
+
+def plain(net: nn.Module) -> State:
+    return {k: v.clone() for k, v in net.state_dict().items()}
+
+
+def features(
+    backbone: Callable[[Tensor], Tensor], images: Tensor, like: encoders.Encoder
+) -> Tensor:
+    """Run another project's network on images normalised as `like` normalises them."""
+    with torch.no_grad():
+        return backbone((images / 255 - like.mean) / like.std).flatten(1)
+
+
+def agrees(net: encoders.Encoder, backbone: nn.Module, size: int = 32) -> None:
+    images = noise(size)
+    want = features(backbone, images, net)
+    torch.testing.assert_close(encoders.embed(net, images), want, rtol=1e-3, atol=1e-4)
+    assert want.std() > 0.01, "features that differ between images"
+
+
+def write(path: Path, tree: object) -> Path:
+    torch.save(tree, path)
+    return path
+
+
+# ------------------------------------------------------------------------------------ layouts
+
+
+def children(state: State, numbers: tuple[int, ...], shortcut: bool = False) -> State:
+    """Number a ResNet's children as nn.Sequential does; layers without weights leave gaps."""
+    names = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
+    table = dict(zip(names, map(str, numbers), strict=True))
+    parts = [k.partition(".") for k in state]
+    out = {f"{table[a]}.{b}": v for (a, _, b), v in zip(parts, state.values(), strict=True)}
+    return cifar(out) if shortcut else out
+
+
+def cifar(state: State) -> State:
+    return {k.replace(".downsample.", ".shortcut."): v for k, v in state.items()}
+
+
+def lightning(state: State) -> dict[str, object]:
+    return {"epoch": 3, "pytorch-lightning_version": "2.0", "state_dict": state}
+
+
+HEAD = {"weight": torch.ones(3, 4), "bias": torch.ones(3)}
+GAPS, DEMO, LATE = (0, 1, 4, 5, 6, 7), (0, 1, 3, 4, 5, 6), (7, 8, 10, 11, 12, 13)
+LAYOUTS = {
+    "solo-learn": lambda x, m: lightning(
+        under("backbone.", x) | under("momentum_backbone.", m) | under("projector.0.", HEAD)
+        | under("momentum_projector.0.", HEAD) | under("predictor.3.", HEAD)
+        | under("classifier.", HEAD) | {"queue": torch.ones(2, 9), "queue_ptr": torch.zeros(1)}
+    ),
+    "solo-learn, early": lambda x, m: lightning(
+        under("encoder.", x) | under("momentum_encoder.", m) | under("classifier.", HEAD)
+    ),
+    "lightly, its ResNet": lambda x, m: lightning(
+        under("backbone.", children(x, DEMO, shortcut=True))
+        | under("backbone_momentum.", children(m, DEMO, shortcut=True))
+        | under("projection_head.layers.0.", HEAD) | under("projection_head_momentum.0.", HEAD)
+        | {"dummy_param": torch.zeros(1), "criterion.memory_bank.bank": torch.ones(3, 3)}
+    ),
+    "lightly, torchvision's ResNet": lambda x, m: lightning(
+        under("backbone.", children(x, GAPS)) | under("prediction_head.layers.0.", HEAD)
+    ),
+    "lightly, MoCo and DINO on ImageNet": lambda x, m: lightning(
+        under("backbone.", m) | under("query_backbone.", x) | under("online_classifier.", HEAD)
+    ),
+    "lightly, BYOL on ImageNet": lambda x, m: lightning(
+        under("teacher_backbone.", m) | under("teacher_projection_head.0.", HEAD)
+        | under("backbone.", x) | under("projection_head.0.", HEAD)
+    ),
+    "MoCo": lambda x, m: {
+        "epoch": 9, "arch": "resnet18", "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]},
+        "state_dict": under("module.encoder_k.", m) | under("module.encoder_k.fc.", HEAD)
+        | under("module.encoder_q.", x) | under("module.encoder_q.fc.0.", HEAD)
+        | {"module.queue": torch.ones(2, 4), "module.queue_ptr": torch.zeros(1)},
+    },
+    "MoCo, demo": lambda x, m: {
+        "state_dict": under("encoder_q.net.", children(x, DEMO)) | under("encoder_q.net.9.", HEAD)
+        | under("encoder_k.net.", children(m, DEMO)) | under("encoder_k.net.9.", HEAD)
+    },
+    "numbers of two digits": lambda x, m: children(x, LATE) | under("14.", HEAD),
+    "SimSiam": lambda x, m: {
+        "arch": "resnet18", "args": argparse.Namespace(lr=0.05, nested=argparse.Namespace(k=1)),
+        "state_dict": under("module.encoder.", x) | under("module.encoder.fc.6.", HEAD)
+        | under("module.predictor.0.", HEAD),
+    },
+    "ICML 2022": lambda x, m: {
+        "epoch": 200, "arch": "resnet18",
+        "state_dict": under("backbone.", cifar(x)) | under("backbone.fc.0.", HEAD)
+        | under("backbone.fc.2.", HEAD),
+    },
+    "torchvision and timm": lambda x, m: x | under("fc.", HEAD),
+    "kuangliu": lambda x, m: cifar(x) | under("linear.", HEAD),
+    "DDP": lambda x, m: {"model": under("module.", x) | under("module.fc.", HEAD)},
+    "Lightning around compile": lambda x, m: lightning(under("model._orig_mod.", x)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_trained_network(
+    layout: str, original: nn.Module, slow: State, net: encoders.Encoder, tmp_path: Path
+) -> None:
+    tree = LAYOUTS[layout](plain(original), slow)
+    path = write(tmp_path / "net.pth", tree)
+    report = checkpoints.import_weights(path, net)
+    agrees(net, original)
+    own = original.state_dict()
+    assert all(torch.equal(v, own[k]) for k, v in net.backbone.state_dict().items())
+    table = next((tree[k] for k in ("state_dict", "model") if k in tree), tree)
+    left = {k for why, keys in report.left_out.items() if why != "not weights" for k in keys}
+    assert report.used == len(own)
+    assert len(left) == len(table) - len(own), "every key is used or left out"
+    assert left <= set(table)
+    assert report.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_the_report_says_what_was_taken_and_what_was_not(
+    original: nn.Module, slow: State, net: encoders.Encoder, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "moco.pth", LAYOUTS["MoCo"](plain(original), slow))
+    report = checkpoints.import_weights(path, net)
+    assert report.layout == "state_dict: module.encoder_q.*"
+    assert set(report.left_out["head"]) == {
+        *("module.encoder_q.fc.0.weight", "module.encoder_q.fc.0.bias"),
+        *("module.queue", "module.queue_ptr"),
+    }
+    assert len(report.left_out["momentum copy"]) == len(slow) + 2
+    assert report.left_out["not weights"] == ("epoch", "arch", "optimizer")
+    told = str(report)
+    for part in ("moco.pth", report.sha256, "126 tensors", "module.queue_ptr", "and 116 more"):
+        assert part in told
+    assert "two encoders: module.encoder_q.* is the trained one" in told
+    assert re.search(r"no normalisation.*mean \[0.485, 0.456, 0.406\].*pads its stem by 1", told)
+
+
+def test_a_file_with_one_encoder_is_not_said_to_hold_two(
+    original: nn.Module, net: encoders.Encoder, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "net.pth", plain(original))
+    report = checkpoints.import_weights(path, net)
+    assert report.left_out == {}
+    assert "two encoders" not in str(report)
+
+
+def test_lightlys_own_resnet_in_a_row_has_no_relu_behind_its_stem(tmp_path: Path) -> None:
+    """As its CIFAR benchmark builds it, with the split batch norm that its MoCo trains with."""
+    torch.manual_seed(0)
+    resnet = ResNetGenerator("resnet-18", num_splits=2)
+    backbone = nn.Sequential(*list(resnet.children())[:-1], nn.AdaptiveAvgPool2d(1)).train()
+    moved(backbone, n=8)
+    backbone.train()
+    backbone(noise(n=8, seed=5) / 255)  # both halves of the statistics differ in the file
+    path = write(tmp_path / "net.ckpt", lightning(under("backbone.", plain(backbone))))
+    backbone.eval()
+    with pytest.raises(checkpoints.CheckpointError, match=r"no ReLU: .*inputs=\{'relu': False\}"):
+        encoders.build("resnet18", weights=path)
+    net = encoders.build("resnet18", weights=path, inputs={"relu": False})
+    agrees(net, backbone)
+    assert "40 statistics of split batch norm are averaged" in str(net.report)
+    assert net.report.left_out == {"not weights": ("epoch", "pytorch-lightning_version")}
+
+
+def test_a_relu_that_the_file_has_is_not_left_out(original: nn.Module, tmp_path: Path) -> None:
+    path = write(tmp_path / "net.ckpt", under("backbone.", children(plain(original), DEMO)))
+    with pytest.raises(checkpoints.CheckpointError, match=r"a ReLU: .*inputs=\{'relu': True\}"):
+        encoders.build("resnet18", width=WIDTH, weights=path, inputs={"relu": False})
+
+
+def test_the_resnet_that_lightly_and_the_icml_code_share(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    resnet = moved(ResNetGenerator("resnet-18"))
+    path = write(tmp_path / "net.pth.tar", {"state_dict": under("backbone.", plain(resnet))})
+    net = encoders.build("resnet18", weights=path)
+    resnet.linear = nn.Identity()
+    agrees(net, resnet)
+    assert net.report.left_out["head"] == ("backbone.linear.weight", "backbone.linear.bias")
+
+
+def test_torchvisions_own_resnet_of_before_batches_were_counted(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    backbone = moved(torchvision.models.resnet18(), size=64)
+    state = {k: v for k, v in plain(backbone).items() if "num_batches" not in k}
+    net = encoders.build("resnet18", 65, weights=write(tmp_path / "resnet18.pth", state))
+    backbone.fc = nn.Identity()
+    agrees(net, backbone, 65)
+    assert "20 num_batches_tracked are not in the file" in str(net.report)
+    assert not any(v.any() for k, v in net.state_dict().items() if "num_batches" in k)
+
+
+def test_a_vit_by_hand_in_the_place_of_the_hubs(tmp_path: Path) -> None:
+    vit = moved(timm.create_model("test_vit", num_classes=5, img_size=32))
+    save_file(plain(vit), tmp_path / "model.safetensors")
+    net = encoders.build("test_vit", 32, weights=str(tmp_path / "model.safetensors"))
+    vit.reset_classifier(0)
+    agrees(net, vit)
+    assert net.report.left_out == {"head": ("head.bias", "head.weight")}
+
+
+def test_moco_v3_and_half_precision(tmp_path: Path) -> None:
+    vit = moved(timm.create_model("test_vit", num_classes=0, img_size=32)).half().float()
+    state = under("module.base_encoder.", plain(vit)) | under("module.base_encoder.head.0.", HEAD)
+    state |= under("module.momentum_encoder.", plain(vit)) | under("module.predictor.0.", HEAD)
+    path = write(tmp_path / "v3.pth", {"state_dict": {k: v.half() for k, v in state.items()}})
+    net = encoders.build("test_vit", 32, weights=path)
+    assert {v.dtype for v in net.parameters()} == {torch.float32}
+    agrees(net, vit)
+
+
+wrappers = st.lists(st.sampled_from(checkpoints.WRAPPERS), max_size=3).map("".join)
+
+
+@given(wrappers, st.sampled_from(("", *(f"{p}." for p in checkpoints.ONLINE))), wrappers)
+def test_wrappers_in_any_number_are_taken_off(outer: str, online: str, inner: str) -> None:
+    own = {"conv1.weight": torch.zeros(1), "layer1.0.conv1.weight": torch.ones(1)}
+    inner = inner if online else ""  # without a name of its own, it is not told from the head
+    state = under(outer + online + inner, own) | {f"{outer}queue": torch.ones(1)}
+    prefix, used, rest = checkpoints._sort(state, own)
+    assert prefix == outer + online + inner
+    assert used == {key: prefix + key for key in own}
+    assert rest == {"head": (f"{outer}queue",)}
+
+
+# ---------------------------------------------------------------- what a file cannot say, and build
+
+
+def test_padding_and_normalisation_of_solo_learn_survive_a_round_trip(
+    original: nn.Module, tmp_path: Path
+) -> None:
+    """solo-learn's CIFAR stem pads by 2: the same weights are another network."""
+    theirs = encoders.build("resnet18", width=WIDTH).backbone
+    theirs.load_state_dict(original.state_dict())
+    theirs.conv1.padding = (2, 2)
+    theirs.eval()
+    path = write(tmp_path / "solo.ckpt", lightning(under("backbone.", plain(theirs))))
+    inputs = {"padding": 2, "mean": (0.49, 0.48, 0.44), "std": [0.2, 0.25, 0.3]}
+    net = encoders.build("resnet18", width=WIDTH, weights=path, inputs=inputs)
+    agrees(net, theirs)
+    assert net.mean.flatten().tolist() == pytest.approx([0.49, 0.48, 0.44])
+    with pytest.raises(AssertionError):
+        agrees(encoders.build("resnet18", width=WIDTH, weights=path), theirs)
+    encoders.save(net, tmp_path / "net.safetensors")
+    again = encoders.load(tmp_path / "net.safetensors")
+    assert torch.equal(encoders.embed(again, noise()), encoders.embed(net, noise()))
+
+
+def test_imported_weights_have_no_stated_licence(original: nn.Module, tmp_path: Path) -> None:
+    path = write(tmp_path / "net.pth", plain(original))
+    net = encoders.build("resnet18", width=WIDTH, weights=path)
+    assert encoders.describe(net)["licence"] == "not stated"
+    encoders.save(net, tmp_path / "net.safetensors")
+    assert encoders.load(tmp_path / "net.safetensors").licence == "not stated"
+
+
+def test_our_own_file_is_checked_as_our_own(tmp_path: Path) -> None:
+    net = encoders.build("test_resnet", out_dim=7, seed=4)
+    path = tmp_path / "own.safetensors"
+    encoders.save(net, path)
+    again = encoders.build("test_resnet", out_dim=7, weights=path)
+    assert torch.equal(encoders.embed(again, noise()), encoders.embed(net, noise()))
+    assert (again.report, again.licence) == (None, "own weights")
+    raw = bytearray(path.read_bytes())
+    raw[-9] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(encoders.CheckpointError, match=r"own.safetensors .* altered"):
+        encoders.build("test_resnet", out_dim=7, weights=path)
+
+
+# ----------------------------------------------------------------------- files that are no weights
+
+
+class Evil:
+    """What a hostile file holds: unpickling it touches a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return open, (self.path, "w")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("place", ["beside", "instead"])
+def test_a_pickle_with_code_is_refused_and_not_executed(
+    zipped: bool, place: str, original: nn.Module, net: encoders.Encoder, tmp_path: Path
+) -> None:
+    evil = Evil(tmp_path / "touched")
+    tree = {"state_dict": plain(original), "args": evil} if place == "beside" else evil
+    path = tmp_path / "evil.pth"
+    torch.save(tree, path, _use_new_zipfile_serialization=zipped)
+    kept = plain(net)
+    with pytest.raises(checkpoints.CheckpointError, match=r"evil.*Python objects \(\S*open\)"):
+        checkpoints.import_weights(path, net)
+    assert not (tmp_path / "touched").exists()
+    assert all(torch.equal(v, kept[k]) for k, v in net.state_dict().items())
+    torch.load(path, weights_only=False)
+    assert (tmp_path / "touched").exists(), "the file would have run its code"
+
+
+def test_a_whole_network_is_refused_with_the_way_to_convert_it(
+    original: nn.Module, net: encoders.Encoder, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "whole.pth", original)
+    with pytest.raises(checkpoints.CheckpointError, match=r"whole.*ResNet.*net.state_dict\(\)"):
+        checkpoints.import_weights(path, net)
+
+
+def test_allowing_options_is_not_left_switched_on(
+    original: nn.Module, slow: State, net: encoders.Encoder, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "simsiam.pth", LAYOUTS["SimSiam"](plain(original), slow))
+    before = set(torch.serialization.get_safe_globals())
+    checkpoints.import_weights(path, net)
+    assert set(torch.serialization.get_safe_globals()) == before
+    assert argparse.Namespace not in before
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("share", [0.0, 0.0001, 0.5, 0.9999])
+def test_a_truncated_file_is_refused(
+    suffix: str, share: float, original: nn.Module, net: encoders.Encoder, tmp_path: Path
+) -> None:
+    path = tmp_path / f"cut{suffix}"
+    state = {k: v.contiguous() for k, v in plain(original).items()}
+    save_file(state, path) if suffix == ".safetensors" else write(path, state)
+    raw = path.read_bytes()
+    path.write_bytes(raw[: int(share * len(raw))])
+    with pytest.raises(checkpoints.CheckpointError, match=r"cut.* cannot be read .*fetch it again"):
+        checkpoints.import_weights(path, net)
+
+
+@pytest.mark.parametrize("name", ["no.pth", "no.safetensors"])
+def test_a_missing_file_is_refused(name: str, net: encoders.Encoder, tmp_path: Path) -> None:
+    with pytest.raises(checkpoints.CheckpointError, match=rf"{name} cannot be read"):
+        checkpoints.import_weights(tmp_path / name, net)
+
+
+@pytest.mark.parametrize("place", [0.2, 0.5, 0.8])
+def test_an_altered_file_is_refused(
+    place: float, original: nn.Module, net: encoders.Encoder, tmp_path: Path
+) -> None:
+    """torch.load alone reads on: it does not compare the checksums of its own format."""
+    path = write(tmp_path / "net.pth", plain(original))
+    raw = bytearray(path.read_bytes())
+    raw[int(place * len(raw))] ^= 1
+    path.write_bytes(raw)
+    torch.load(path, weights_only=True)
+    with pytest.raises(checkpoints.CheckpointError, match=r"cannot be read \(the checksum of"):
+        checkpoints.import_weights(path, net)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(
+    value: float, original: nn.Module, net: encoders.Encoder, tmp_path: Path
+) -> None:
+    state = plain(original)
+    state["layer2.0.bn1.bias"][3] = value
+    path = write(tmp_path / "net.pth", {"state_dict": under("module.", state)})
+    with pytest.raises(
+        checkpoints.CheckpointError, match=r"NaN or infinity in module.layer2.0.bn1"
+    ):
+        checkpoints.import_weights(path, net)
+
+
+@pytest.mark.parametrize(
+    ("tree", "told"),
+    [
+        ({"teacher": {"a": torch.ones(1)}, "epoch": 3}, "epoch, teacher"),
+        ({"state_dict": {"a": torch.ones(1), "b": "text"}}, "state_dict"),
+        ({"state_dict": {}}, "state_dict"),
+        ({}, "nothing"),
+        (torch.ones(3), "Tensor"),
+        ({3: torch.ones(1)}, "3"),
+    ],
+)
+def test_a_file_without_a_table_of_weights_says_what_it_holds(
+    tree: object, told: str, net: encoders.Encoder, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "net.pth", tree)
+    with pytest.raises(
+        checkpoints.CheckpointError, match=rf"holds {told}: .*under state_dict and model"
+    ):
+        checkpoints.import_weights(path, net)
+
+
+# ------------------------------------------------------------------------- weights that do not fit
+
+
+def refused(net: encoders.Encoder, path: Path) -> str:
+    """Import in vain, look that nothing changed, and return the message."""
+    kept = plain(net)
+    with pytest.raises(checkpoints.CheckpointError) as caught:
+        checkpoints.import_weights(path, net)
+    assert all(torch.equal(v, kept[k]) for k, v in net.state_dict().items())
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+@given(st.data())
+def test_one_key_too_few_or_too_many_is_named(data: st.DataObject) -> None:
+    own = timm.create_model("test_resnet", num_classes=0).state_dict()
+    state = under("backbone.", dict(own))
+    gone = data.draw(st.sampled_from([k for k in own if "num_batches" not in k]))
+    extra = data.draw(st.sampled_from(["extra.weight", "backbone.extra", "stem.fc.weight"]))
+    del state[f"backbone.{gone}"]
+    _, used, rest = checkpoints._sort(state | {extra: torch.ones(1)}, own)
+    assert rest == {"unexpected": (extra,)}
+    assert own.keys() - used.keys() == {gone}
+
+
+def test_unknown_and_missing_keys_are_listed(
+    original: nn.Module, net: encoders.Encoder, tmp_path: Path
+) -> None:
+    state = under("backbone.", plain(original)) | {"backbone.extra.weight": torch.ones(1)}
+    del state["backbone.layer1.0.conv2.weight"]
+    told = refused(net, write(tmp_path / "net.pth", lightning(state)))
+    assert "(state_dict: backbone.*)" in told
+    assert "1 missing: layer1.0.conv2.weight; 1 unexpected: backbone.extra.weight" in told
+
+
+@pytest.mark.parametrize("first", ["layer2.0.shortcut.0.weight", "layer2.0.downsample.0.weight"])
+def test_two_keys_for_one_weight_are_refused(
+    first: str, original: nn.Module, net: encoders.Encoder, tmp_path: Path
+) -> None:
+    state = plain(original)
+    del state["layer2.0.downsample.0.weight"]
+    for name in (first, "layer2.0.downsample.0.weight", "layer2.0.shortcut.0.weight"):
+        state.setdefault(name, original.state_dict()["layer2.0.downsample.0.weight"])
+    told = refused(net, write(tmp_path / "net.pth", state))
+    assert re.search(r"1 unexpected: layer2.0.(shortcut.0.weight|downsample.0.weight twice)", told)
+
+
+def test_another_network_lists_a_dozen_keys_and_counts_the_rest(
+    original: nn.Module, tmp_path: Path
+) -> None:
+    told = refused(encoders.build("test_vit", 32), write(tmp_path / "net.pth", plain(original)))
+    assert re.search(r"\d\d missing: blocks.0.* and \d+ more; 126 unexpected: bn1.bias", told)
+
+
+def test_a_small_stem_in_a_large_one_names_shapes_and_image_size(
+    original: nn.Module, tmp_path: Path
+) -> None:
+    net = encoders.build("resnet18", 224, width=WIDTH)
+    told = refused(net, write(tmp_path / "net.pth", plain(original)))
+    assert "conv1.weight is (64, 3, 3, 3) in the file and (64, 3, 7, 7) in the network" in told
+    assert told.endswith("have this stem at image_size: 32 (up to 64 px)")
+
+
+def test_a_large_stem_in_a_small_one_names_shapes_and_image_size(
+    net: encoders.Encoder, tmp_path: Path
+) -> None:
+    theirs = encoders.build("resnet18", 224, width=WIDTH).backbone
+    told = refused(net, write(tmp_path / "net.pth", plain(theirs)))
+    assert "conv1.weight is (64, 3, 7, 7) in the file and (64, 3, 3, 3) in the network" in told
+    assert told.endswith("have this stem at image_size: 224 (above 64 px)")
+
+
+@pytest.mark.parametrize("width", [0.25, 0.5])
+def test_another_width_names_shapes_and_the_width_that_fits(
+    width: float, net: encoders.Encoder, tmp_path: Path
+) -> None:
+    theirs = encoders.build("resnet18", width=width).backbone
+    path = write(tmp_path / "net.pth", plain(theirs))
+    told = refused(net, path)
+    wide = int(64 * width)
+    assert f"is ({wide},) in the file and (8,) in the network" in told
+    assert told.endswith(f"; width: {width:g} fits its channels")
+    assert encoders.build("resnet18", width=width, weights=path).report.used == 126
+
+
+def test_a_width_of_the_stem_too_fits_none_of_timms(net: encoders.Encoder, tmp_path: Path) -> None:
+    state = under("backbone.", plain(ResNetGenerator("resnet-18", width=0.125)))
+    told = refused(net, write(tmp_path / "net.pth", state))
+    assert told.endswith("no width fits: at any width timm's stem has 64 channels")
+
+
+def test_a_vit_of_another_size_names_the_size_that_fits(tmp_path: Path) -> None:
+    vit = timm.create_model("test_vit", num_classes=0, img_size=64)
+    path = write(tmp_path / "vit.pth", plain(vit))
+    told = refused(encoders.build("test_vit", 32), path)
+    assert re.search(r"pos_embed is \(1, 1[67], 64\) in the file and \(1, [45], 64\) in the", told)
+    assert told.endswith("image_size: 64 fits its tokens")
+    assert encoders.build("test_vit", 64, weights=path).report.used == len(plain(vit))
+
+
+def test_an_output_layer_is_not_left_to_chance(original: nn.Module, tmp_path: Path) -> None:
+    path = write(tmp_path / "net.pth", plain(original))
+    with pytest.raises(
+        checkpoints.CheckpointError, match=r"2 missing: projection.*without out_dim"
+    ):
+        encoders.build("resnet18", width=WIDTH, out_dim=5, weights=path)
+
+
+def test_another_depth_is_refused(original: nn.Module, tmp_path: Path) -> None:
+    net = encoders.build("resnet34", width=WIDTH)
+    told = refused(net, write(tmp_path / "net.pth", plain(original)))
+    assert re.search(r"80 missing: layer1.2.*and 68 more$", told)
