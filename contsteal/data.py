@@ -1,24 +1,32 @@
-"""Load a data set by name as one tensor of uint8 images."""
+"""Load a data set by name as one set of uint8 images: embedded, the papers', a folder or a pack.
 
-from collections.abc import Callable
+`python -m contsteal.data pack SRC DST --size 256` packs a folder that is larger than memory.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from contsteal import synthetic
+from contsteal import folders, synthetic, torchsets
+from contsteal.packed import Packed, open_pack
 from contsteal.seeds import generator
 
 SPLITS = ("train", "test")
+PATHS = ("folder", "packed")  # names that lead to a path: folder:PATH, packed:PATH
+Read = tuple["Tensor | Packed", Tensor | None]
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images uint8 (N, 3, H, W), labels int64 (N,) or None, and what they are called."""
+    """Images uint8 (N, 3, H, W), in memory or packed, labels int64 (N,) or None, and their names."""
 
-    images: Tensor
+    images: Tensor | Packed
     labels: Tensor | None
     name: str
     split: str
@@ -38,30 +46,26 @@ class ImageSet:
 
 
 class Source(NamedTuple):
-    """Where a name leads: a loader `(n, split, seed) -> (images, labels)`, classes, default size."""
+    """An embedded set: a loader `(n, split, seed) -> (images, labels)` and the names of its classes."""
 
-    read: Callable[[int | None, str, int], tuple[Tensor, Tensor | None]]
+    read: Callable[[int | None, str, int], Read]
     classes: tuple[str, ...]
 
 
-def _shapes(column: int) -> Callable[[int | None, str, int], tuple[Tensor, Tensor | None]]:
-    def read(n: int | None, split: str, seed: int) -> tuple[Tensor, Tensor | None]:
+def _shapes(column: int) -> Callable[[int | None, str, int], Read]:
+    def read(n: int | None, split: str, seed: int) -> Read:
         images, labels = synthetic.shapes(4096 if n is None else n, split, seed)
         return images, labels[:, column]
 
     return read
 
 
-def _digits(n: int | None, split: str, seed: int) -> tuple[Tensor, Tensor | None]:
+def _digits(n: int | None, split: str, seed: int) -> Read:
     images, labels = synthetic.digits(split, seed)
-    if n is not None and n > len(images):
-        raise ValueError(
-            f"digits has {len(images)} {split} images, {n} were asked for: ask for fewer"
-        )
-    return images[:n], labels[:n]
+    return _first("digits", split, images, labels, n)
 
 
-def _patches(n: int | None, split: str, seed: int) -> tuple[Tensor, Tensor | None]:
+def _patches(n: int | None, split: str, seed: int) -> Read:
     return synthetic.patches(4096 if n is None else n, split, seed), None
 
 
@@ -72,6 +76,7 @@ SOURCES: dict[str, Source] = {
     "digits": Source(_digits, tuple("0123456789")),
     "patches": Source(_patches, ()),
 }
+ENDLESS = tuple(name for name in SOURCES if name != "digits")  # as many images as are asked for
 
 
 def load(
@@ -79,32 +84,109 @@ def load(
 ) -> ImageSet:
     """Load `n` images of a data set (all of it, or 4,096 of an endless one, when `n` is None).
 
-    `shapes`, `shapes:colour` and `shapes:texture` are the same images under three label sets. A
-    smaller `n` gives a prefix of a larger one. Errors: ValueError for a name, split, n or size
-    that does not exist.
+    Names: the embedded SOURCES, those of torchsets.NAMES, `folder:PATH` and `packed:PATH`. Embedded
+    images are drawn by `seed`; stored ones come in the order that `seed` draws. A smaller `n` gives
+    a prefix of a larger one. Errors: ValueError for a name, split, n or size that does not exist,
+    torchsets.MissingData and CorruptData, folders.FolderError, packed.PackError.
     """
-    if name not in SOURCES:
-        raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(SOURCES)}")
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r} of {name}: choose one of {', '.join(SPLITS)}")
     if n is not None and n < 1:
         raise ValueError(f"n={n} images of {name}: ask for at least 1")
     if image_size < 8:
         raise ValueError(f"image_size={image_size}: at least 8 pixels are needed")
-    images, labels = SOURCES[name].read(n, split, seed)
-    if images.shape[-1] != image_size:
-        images = resize(images, image_size)
-    return ImageSet(images, labels, name, split, SOURCES[name].classes)
+    if name in SOURCES:
+        if split not in SPLITS:
+            raise ValueError(
+                f"unknown split {split!r} of {name}: choose one of {', '.join(SPLITS)}"
+            )
+        images, labels = SOURCES[name].read(n, split, seed)
+        classes = SOURCES[name].classes
+    else:
+        images, labels, classes = _stored(name, split, image_size)
+        chosen = order(len(images), seed)
+        images = images.rows(chosen) if isinstance(images, Packed) else images[chosen]
+        labels = None if labels is None else labels[chosen]
+        images, labels = _first(name, split, images, labels, n)
+    return ImageSet(_sized(images, image_size, name), labels, name, split, classes)
+
+
+def _stored(
+    name: str, split: str, size: int
+) -> tuple[Tensor | Packed, Tensor | None, tuple[str, ...]]:
+    """Read a whole split from disk, in the order of its files."""
+    kind, _, path = name.partition(":")
+    if kind == "packed" and path:
+        return open_pack(Path(path).expanduser(), split)
+    if kind == "folder" and path:
+        return folders.read(Path(path).expanduser(), split, size)[:3]
+    if name in torchsets.FOLDERS:
+        return _packed_imagenet(name, split, size)
+    if name in torchsets.NAMES:
+        return torchsets.read(name, split, size)
+    known = ", ".join([*SOURCES, *torchsets.NAMES, *(f"{k}:PATH" for k in PATHS)])
+    raise ValueError(f"unknown data set {name!r}: choose one of {known}")
+
+
+def _packed_imagenet(name: str, split: str, size: int) -> tuple:
+    """Open the pack of an ImageNet, which fits no memory; say how to make it where it is missing."""
+    home = torchsets.data_dir() / f"{name}-{size}"
+    if home.is_dir():
+        # ImageNet's test images have no labels: "test" is its "val", also where both were packed.
+        return open_pack(home, "val" if split == "test" and (home / "val").is_dir() else split)
+    source = torchsets.imagenet_folder(name, split).parent
+    wnids = Path(__file__).with_name("imagenet100.txt")
+    keep = f" --keep {wnids}" if name == "imagenet100" else ""
+    raise torchsets.MissingData(
+        f"{name} at {size} px is not packed: run python -m contsteal.data pack {source} {home} "
+        f"--size {size}{keep}"
+    )
+
+
+def _first(
+    name: str, split: str, images: Tensor | Packed, labels: Tensor | None, n: int | None
+) -> Read:
+    if n is not None and n > len(images):
+        raise ValueError(
+            f"{name} has {len(images)} {split} images, {n} were asked for: ask for fewer"
+        )
+    return images[:n], None if labels is None else labels[:n]
+
+
+def _sized(images: Tensor | Packed, size: int, name: str) -> Tensor | Packed:
+    if images.shape[-1] == size and images.shape[-2] == size:
+        return images
+    if isinstance(images, Packed):
+        raise ValueError(
+            f"{name} is packed at {images.shape[-1]} px, asked for are {size}: set image_size to "
+            f"{images.shape[-1]}, or pack the folder again with --size {size}"
+        )
+    return resize(images, size)
 
 
 def resize(images: Tensor, size: int) -> Tensor:
     """Resize uint8 images to (N, 3, size, size), bilinear with antialiasing."""
-    wide = F.interpolate(
-        images.float(), size=(size, size), mode="bilinear", antialias=True, align_corners=False
-    )
-    return wide.round().clamp(0, 255).to(torch.uint8)
+    out = images.new_empty(len(images), 3, size, size)
+    for rows, part in zip(out.split(4096), images.split(4096), strict=True):  # floats take 4x
+        wide = F.interpolate(
+            part.float(), size=(size, size), mode="bilinear", antialias=True, align_corners=False
+        )
+        rows.copy_(wide.round().clamp(0, 255))
+    return out
 
 
 def order(n: int, seed: int) -> Tensor:
     """Return the one permutation of `n` images whose prefixes are the query budgets of `seed`."""
     return torch.randperm(n, generator=generator("query order", seed))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command `pack`; it is the only one."""
+    from contsteal import pack
+
+    if list(arguments[:1]) != ["pack"]:
+        print("usage: python -m contsteal.data pack SRC DST --size 256", file=sys.stderr)
+        return 2
+    return pack.main(arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

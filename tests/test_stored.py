@@ -1,0 +1,183 @@
+"""Stored data sets through `data.load`: folders, packs, the papers' sets, and how the lab takes them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from contsteal import data, experiment, pack, portrait, settings, torchsets
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two splits, two classes and images of noise, told apart by their even red."""
+    root = tmp_path_factory.mktemp("images")
+    for split, count in (("train", 12), ("test", 4)):
+        for k in range(count):
+            home = root / split / ("cat", "dog")[k % 2]
+            home.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(k).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+            pixels[..., 0] = 10 * k
+            Image.fromarray(pixels).save(home / f"{k:02}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def packed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("packs") / "p"
+    pack.pack(folder, home, 32)
+    return home
+
+
+def reds(images: torch.Tensor) -> list[int]:
+    return images[:, 0, 0, 0].tolist()
+
+
+@pytest.mark.parametrize("kind", ["folder", "packed"])
+def test_a_folder_and_its_pack_are_one_data_set(kind, folder, packed):
+    path = {"folder": folder, "packed": packed}[kind]
+    got = data.load(f"{kind}:{path}", image_size=32)
+    assert got.images.shape == (12, 3, 32, 32)
+    assert got.classes == ("cat", "dog")
+    shown = reds(got.images[torch.arange(12)])
+    assert sorted(shown) == [10 * k for k in range(12)]
+    assert shown != sorted(shown), "class by class, a prefix would be one class"
+    assert got.labels.tolist() == [red // 10 % 2 for red in shown]
+    other = data.load(f"folder:{folder}", image_size=32)
+    assert reds(other.images) == shown
+
+
+@pytest.mark.parametrize("kind", ["folder", "packed"])
+def test_a_stored_prefix_is_a_prefix_and_the_seed_draws_the_order(kind, folder, packed):
+    name = f"{kind}:{ {'folder': folder, 'packed': packed}[kind] }".replace(" ", "")
+    few, everything = data.load(name, n=5, image_size=32), data.load(name, image_size=32)
+    rows = torch.arange(5)
+    assert torch.equal(few.images[rows], everything.images[rows])
+    assert torch.equal(few.labels, everything.labels[:5])
+    other = data.load(name, seed=1, image_size=32)
+    assert not torch.equal(other.labels, everything.labels)
+    with pytest.raises(ValueError, match="has 12 train images, 13 were asked for: ask for fewer"):
+        data.load(name, n=13, image_size=32)
+
+
+def test_a_pack_of_another_size_says_what_to_set(packed):
+    with pytest.raises(ValueError, match="packed at 32 px, asked for are 16: set image_size to 32"):
+        data.load(f"packed:{packed}", image_size=16)
+
+
+def test_cifar_goes_through_torchvision_at_the_size_asked_for(monkeypatch):
+    images = torch.arange(6 * 3 * 4 * 4, dtype=torch.uint8).reshape(6, 3, 4, 4)
+    asked = []
+
+    def read(name, split, size):
+        asked.append((name, split, size))
+        return images, torch.arange(6), tuple("abcdef")
+
+    monkeypatch.setattr(torchsets, "read", read)
+    got = data.load("stl10", "unlabeled", n=4, image_size=8)
+    assert asked == [("stl10", "unlabeled", 8)]
+    assert got.images.shape == (4, 3, 8, 8)
+    assert torch.equal(got.images, data.resize(images[data.order(6, 0)[:4]], 8))
+
+
+def test_an_imagenet_that_is_not_packed_says_how(monkeypatch, tmp_path):
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(torchsets, "imagenet_folder", lambda name, split: tmp_path / name / split)
+    with pytest.raises(
+        torchsets.MissingData,
+        match=r"contsteal.data pack .*imagenet100 .*imagenet100-64 --size 64 --keep",
+    ):
+        data.load("imagenet100", image_size=64)
+
+
+def test_an_imagenet_is_read_from_its_pack(monkeypatch, tmp_path, folder):
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    pack.pack(folder, tmp_path / "imagenet-32", 32)
+    got = data.load("imagenet", "test", image_size=32)
+    assert (len(got), got.classes) == (4, ("cat", "dog"))
+
+
+@pytest.mark.parametrize("name", ["cifar11", "folder:", "zip:here"])
+def test_an_unknown_name_lists_embedded_stored_and_paths(name):
+    with pytest.raises(
+        ValueError, match=f"unknown data set '{name}'.*shapes.*cifar10.*folder:PATH"
+    ):
+        data.load(name)
+
+
+def test_large_sets_are_resized_in_parts_like_whole_ones(monkeypatch):
+    images = torch.randint(256, (5000, 3, 8, 8), dtype=torch.uint8)
+    assert torch.equal(data.resize(images, 12)[4090:4100], data.resize(images[4090:4100], 12))
+
+
+def test_the_command_packs_and_nothing_else(folder, tmp_path, capsys):
+    assert data.main(["pack", str(folder), str(tmp_path / "p"), "--size", "16"]) == 0
+    assert "train: 12 images of 2 classes at 16 px" in capsys.readouterr().out
+    assert data.main(["unpack"]) == 2
+    assert "usage" in capsys.readouterr().err
+
+
+@pytest.fixture
+def lab(monkeypatch, folder, packed, tmp_path):
+    """A lab whose victim learns from a pack and whose task is the folder."""
+    given = settings.profile("smoke")
+    given["common"] |= {
+        "data": f"packed:{packed}", "image_size": 32, "train_images": 0, "probe_images": 0,
+        "test_images": 0, "query_data": f"folder:{folder}", "query_images": 0,
+        "victim": {"encoder": "test_resnet", "epochs": 1, "batch": 4, "optimizer": "adamw", "lr": 1e-3},
+    }  # fmt: skip
+    monkeypatch.setattr(settings, "profile", lambda name: given)
+    monkeypatch.setenv("CONTSTEAL_RUNS", str(tmp_path))
+    return experiment.Lab("smoke")
+
+
+def test_a_lab_trains_steals_and_scores_on_stored_data(lab, folder):
+    assert len(lab.train_images()) == 12, "0 is all of it"
+    stolen = lab.steal("embedding", 10, epochs=1, batch=5)
+    assert stolen.queries == {"unique_inputs": 10, "calls": 10}
+    assert 0 <= lab.score(stolen.encoder, f"folder:{folder}")["accuracy"] <= 1
+
+
+def test_altered_images_are_another_victim(lab, folder, monkeypatch):
+    first = lab.train()
+    pixels = data.load(lab.settings["data"], image_size=32).images[torch.arange(12)]
+    changed = data.ImageSet(255 - pixels, torch.zeros(12, dtype=torch.int64), "x", "train", ("a",))
+    monkeypatch.setattr(lab, "train_images", lambda: changed)
+    assert lab.train().sha256 != first.sha256
+    again = data.ImageSet(pixels.clone(), changed.labels, "x", "train", ("a",))
+    np.testing.assert_equal(lab._data_key(again) == lab._data_key(changed), False)
+
+
+def test_two_folders_are_two_tasks_and_their_pixels_are_part_of_a_score(lab, folder, tmp_path):
+    other = tmp_path / "other"
+    for path in folder.rglob("*.png"):
+        home = other / path.relative_to(folder)
+        home.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.asarray(Image.open(path)) // 4  # darker, and nothing to tell classes by
+        Image.fromarray(pixels).save(home)
+    net = lab.random()
+    features = [lab._embed(net, "x", f"folder:{f}", "test") for f in (folder, other)]
+    assert not torch.equal(*features)
+    before = lab._task_key(f"folder:{other}", "test")
+    for path in other.rglob("*.png"):
+        Image.new("RGB", (40, 30)).save(path)
+    experiment._cached.cache_clear()
+    assert experiment.Lab("smoke")._task_key(f"folder:{other}", "test") != before
+
+
+def test_labels_are_part_of_what_a_victim_is_trained_on(lab):
+    images = lab.train_images()
+    again = data.ImageSet(
+        images.images, images.labels.flip(0), images.name, "train", images.classes
+    )
+    assert lab._data_key(again) != lab._data_key(images)
+
+
+def test_a_packed_set_goes_through_views_and_api(lab, packed):
+    assert len(portrait.view_sheet(lab, 4)) == 12
+    task = lab.settings["data"]
+    api = lab.api()
+    assert len(api.embed(lab.images(task).images)) == 12
+    assert 0 <= lab.legitimate(task) <= 1
