@@ -1,8 +1,9 @@
 """A profile's victim, attacks and scores: each computed once, kept as an artifact, and read back."""
 
 import copy
+import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from contsteal.defenses import Defense
 from contsteal.victim import Answers, BlackBox
 
 # Modules whose source decides an artifact's content: a change of one computes it again.
-TRAINING = (
-    "augment", "data", "encoders", "experiment", "losses", "loop", "randaugment", "seeds", "synthetic",
-)  # fmt: skip
-STEALING = (*TRAINING, "defenses", "evaluate", "pretrain", "steal", "victim")
-SCORING = ("data", "encoders", "evaluate", "experiment", "seeds", "synthetic")
+IMAGES = ("data", "folders", "packed", "seeds", "synthetic", "torchsets")
+NETS = ("backbones", "encoders")
+TRAINING = (*IMAGES, *NETS, "augment", "experiment", "losses", "loop", "methods", "randaugment")
+STEALING = (*TRAINING, "defenses", "evaluate", "pretrain", "recipes", "steal", "victim")
+SCORING = (*IMAGES, *NETS, "evaluate", "experiment")
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Lab:
         self.profile, self.settings = name, settings.profile(name)["common"]
         self.device = runs.device()
         self._features: dict[tuple[str, str, str], Tensor] = {}
+        self.told: list[str] = []  # why attacks and scores were computed
 
     # --------------------------------------------------------------------------- data
 
@@ -56,25 +58,30 @@ class Lab:
 
     def queries(self, count: int, seed: int = 0) -> Tensor:
         """Return the first `count` images of the one query order of `seed`: budgets are nested."""
-        pool = self._load(
-            self.settings["query_data"], "train", self.settings["query_images"], 1
-        ).images
+        return self._queries(count, seed).images
+
+    def _queries(self, count: int, seed: int) -> data.ImageSet:
+        pool = self._load(self.settings["query_data"], "train", self.settings["query_images"], 1)
         if not 1 <= count <= len(pool):
             raise ValueError(f"{count} queries: the pool of this profile has {len(pool)} images")
-        return pool[data.order(len(pool), seed)[:count].to(self.device)]
+        return pool.take(data.order(len(pool), seed)[:count].to(self.device))
 
     def _load(self, name: str, split: str, n: int, seed: int) -> data.ImageSet:
-        if name == "digits":
-            n = min(n, len(_cached(name, split, None, seed, 32)))
-        return _cached(name, split, n, seed, self.settings["image_size"]).to(self.device)
+        """Load `n` images, or all where n is 0 or a stored set has fewer."""
+        size = self.settings["image_size"]
+        if name in data.ENDLESS:
+            return _cached(name, split, n or None, seed, size).to(self.device)
+        return _cached(name, split, None, seed, size).take(slice(n or None)).to(self.device)
 
     # ----------------------------------------------------------------------- encoders
 
-    def train(self, part: str = "victim", **changes: Any) -> Trained:
-        """Train the profile's "victim" or "supervised" encoder, or return it where that was done."""
-        config = pretrain.Config(
-            **{**self.settings[part], "image_size": self.settings["image_size"], **changes}
-        )
+    def train(self, part: str = "victim", method: str | None = None, **changes: Any) -> Trained:
+        """Train the profile's "victim" or "supervised" encoder, or return it where that was done.
+
+        A victim may be trained by another `method`, with that method's settings. `changes` are fields
+        of pretrain.Config.
+        """
+        config = replace(settings.config(self.settings, part, method), **changes)
         images = self.train_images()
         identity = asdict(config) | {"images": self._data_key(images), "on": self._machine}
         identity["cores"] = runs.cores()  # not the threads: a worker has one, and reads this back
@@ -83,9 +90,7 @@ class Lab:
             net, history = pretrain.fit(config, images, runs.work_dir(folder) / "last.pt")
             _write(folder, net, history, {})
 
-        return self._read(
-            runs.artifact(part, identity, (*TRAINING, "pretrain", "evaluate"), make, tell=True)
-        )
+        return self._read(runs.artifact(part, identity, (*TRAINING, "pretrain", "evaluate"), make))
 
     @cached_property
     def victim(self) -> Trained:
@@ -122,8 +127,10 @@ class Lab:
             **self.settings["surrogate"], "image_size": self.settings["image_size"],
             "attack": attack, "seed": seed, **changes,
         })  # fmt: skip
-        images = self.queries(queries, seed)
-        same = {"views": config.mode, "answers": config.rounds, "temperature": config.tau}
+        sent = self._queries(queries, seed)
+        images, labels = sent.images, sent.labels if config.recipe.labels else None
+        same = {"views": config.mode, "answers": config.rounds, "temperature": config.tau,
+                "policy": config.policies}  # fmt: skip
         identity = asdict(config) | same | {
             "victim": self.victim.sha256, "defenses": [f"{type(d).__module__}.{d!r}" for d in defenses],
             "images": runs.key(encoders.digest([("images", images)])), "on": self._machine,
@@ -133,30 +140,30 @@ class Lab:
         def make(folder: Path) -> None:
             api = self.api(defenses, config.distinct(queries))
             with runs.single_thread():
-                result = steal.train(config, api, images, runs.work_dir(folder) / "last.pt")
+                checkpoint = runs.work_dir(folder) / "last.pt"
+                result = steal.train(config, api, images, checkpoint, labels=labels)
             spent = {"unique_inputs": result.unique_inputs, "calls": result.calls}
             _write(folder, result.encoder, result.history, spent)
 
-        return self._read(runs.artifact("attack", identity, STEALING, make))
+        return self._read(runs.artifact("attack", identity, STEALING, make, self.told.append))
 
     # --------------------------------------------------------------------- evaluation
 
     def score(self, net: encoders.Encoder, task: str) -> dict[str, float]:
-        """Return what an encoder is worth on a downstream task, and how close it is to the victim.
-
-        accuracy (linear probe), knn, agreement with the victim's own probe, linear CKA, cosine.
-        """
+        """Return what an encoder is worth on a task, and how close it is to the victim: accuracy of a
+        linear probe, knn, agreement with the victim's own probe, linear CKA, cosine."""
         sha = encoders.digest(net.state_dict().items())
         sizes = [self.settings[k] for k in ("probe_images", "test_images", "image_size")]
+        images = [self._task_key(task, split) for split in data.SPLITS]
         identity = {"encoder": sha, "victim": self.victim.sha256, "task": task, "sizes": sizes,
-                    "on": self._machine}  # fmt: skip
+                    "images": images, "on": self._machine}  # fmt: skip
 
         def make(folder: Path) -> None:
             with runs.single_thread():
                 runs.write_json(folder / "score.json", self._score(net, sha, task))
 
-        folder = runs.artifact("score", identity, SCORING, make)
-        return runs.read_json(folder / "score.json") or {}
+        folder = runs.artifact("score", identity, SCORING, make, self.told.append)
+        return json.loads((folder / "score.json").read_text())
 
     def _score(self, net: encoders.Encoder, sha: str, task: str) -> dict[str, float]:
         train, test = self.images(task), self.images(task, "test")
@@ -183,7 +190,8 @@ class Lab:
         return self.victim.encoder, self.victim.sha256
 
     def _embed(self, net: encoders.Encoder, sha: str, task: str, split: str) -> Tensor:
-        at = (sha, task.split(":")[0], split)  # label sets of one data set share their images
+        # Label sets of an embedded set share its images; folder:A and folder:B share a word.
+        at = (sha, task.split(":")[0] if task in data.SOURCES else task, split)
         keep = {sha, self.victim.sha256}  # of other encoders nothing is needed any more
         self._features = {k: v for k, v in self._features.items() if k[0] in keep}
         if at not in self._features:
@@ -209,8 +217,15 @@ class Lab:
         versions = [torch.__version__, timm.__version__]
         return [self.device.type, loop.precision(self.device), *versions]
 
+    @cache  # noqa: B019 as above
+    def _task_key(self, task: str, split: str) -> list[object]:
+        return self._data_key(self.images(task, split))
+
     def _data_key(self, images: data.ImageSet) -> list[object]:
-        return [images.name, images.split, len(images), images.images.shape[-1]]
+        pixels, labels = images.images, images.labels
+        content = encoders.digest([("", pixels)]) if isinstance(pixels, Tensor) else pixels.key
+        named = None if labels is None else encoders.digest([("", labels)])
+        return [images.name, images.split, len(images), pixels.shape[-1], content, named]
 
     def _read(self, folder: Path) -> Trained:
         net = encoders.load(folder / "encoder.safetensors").to(self.device).eval()

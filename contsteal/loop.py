@@ -1,11 +1,14 @@
 """The one training loop: shuffled batches, warm-up and cosine, checkpoints, and a stop at NaN."""
 
+import csv
+import io
 import math
 import time
 import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,21 +21,38 @@ from contsteal.seeds import generator
 Row = dict[str, float]
 Loss = Callable[[Tensor, int, torch.Generator], Tensor]  # (indices (B,), epoch, draws) -> scalar
 SAVE_EVERY = 15.0  # seconds between checkpoints: what a killed run can lose
+DULL = ("epoch", "lr", "seconds")  # what a progress bar need not say
 
 
 class Diverged(RuntimeError):
     """A loss was NaN or infinite; the last good checkpoint is kept."""
 
 
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": partial(torch.optim.AdamW, fused=True),
+    "sgd": partial(torch.optim.SGD, momentum=0.9, fused=True),
+}
+
+
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast: AdamW, linear warm-up, then one cosine to zero over the whole run."""
+    """How long and how fast: linear warm-up, then one cosine to zero over the whole run."""
 
     epochs: int
     batch: int
     lr: float
     weight_decay: float = 1e-4
     warmup: float = 0.1  # share of all steps
+    optimizer: str = "adamw"
+
+    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Return the optimizer of the weights that are trained; ValueError for an unknown name."""
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(
+                f"unknown optimizer {self.optimizer!r}: choose one of {', '.join(OPTIMIZERS)}"
+            )
+        trained = [p for p in model.parameters() if p.requires_grad]
+        return OPTIMIZERS[self.optimizer](trained, lr=self.lr, weight_decay=self.weight_decay)
 
     def check(self, n: int) -> int:
         """Return the steps per epoch for `n` samples; ValueError where there is not one batch."""
@@ -87,24 +107,23 @@ def fit(
     run continues after its last saved epoch and ends with the same weights. Errors: ValueError for
     fewer samples than a batch, `Diverged` naming epoch and step of the first NaN loss.
     """
-    per_epoch = schedule.check(n)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay, fused=True
-    )
+    schedule.check(n)
+    optimizer = schedule.build(model)
     identity = f"{identity} {schedule} seed={seed} n={n}"
     history = _resume(checkpoint, model, optimizer, identity)
-    saved = time.monotonic()
+    saved, model = time.monotonic(), model.train()
     bar = tqdm(total=schedule.epochs, initial=len(history), desc=title, leave=False, delay=2)
-    model.train()
     for epoch in range(len(history), schedule.epochs):
         start = time.monotonic()
-        mean = _epoch(model, loss, n, schedule, optimizer, epoch, seed, per_epoch)
-        lr = optimizer.param_groups[0]["lr"]
-        row = {"epoch": epoch + 1, "loss": mean, "lr": lr, "seconds": time.monotonic() - start}
+        mean = _epoch(model, loss, n, schedule, optimizer, generator("epoch", seed, epoch), epoch)
+        row = {"epoch": epoch + 1, "loss": mean, "lr": optimizer.param_groups[0]["lr"],
+               "seconds": time.monotonic() - start}  # fmt: skip
         history.append(row | (after_epoch(epoch) if after_epoch else {}))
         model.train()
-        bar.set_postfix(loss=f"{mean:.3f}")
+        bar.set_postfix({k: f"{v:.3f}" for k, v in history[-1].items() if k not in DULL})
         bar.update()
+        if checkpoint:
+            _log(checkpoint.with_suffix(".csv"), history)
         if checkpoint and time.monotonic() - saved > SAVE_EVERY:
             _save(checkpoint, model, optimizer, identity, history)
             saved = time.monotonic()
@@ -120,25 +139,27 @@ def _epoch(
     n: int,
     schedule: Schedule,
     optimizer: torch.optim.Optimizer,
+    draws: torch.Generator,
     epoch: int,
-    seed: int,
-    steps: int,
 ) -> float:
     """Run one epoch and return its mean loss; no value leaves the device before the end of it."""
-    device = next(model.parameters()).device
-    draws = generator("epoch", seed, epoch)
+    device, steps = next(model.parameters()).device, schedule.check(n)
     order = torch.randperm(n, generator=draws).to(device)
     values = torch.empty(steps, device=device)
-    for step in range(steps):
+    for step, chosen in enumerate(order[: steps * schedule.batch].split(schedule.batch)):
         share = schedule.factor(epoch * steps + step, schedule.epochs * steps)
         optimizer.param_groups[0]["lr"] = schedule.lr * share
-        chosen = order[step * schedule.batch : (step + 1) * schedule.batch]
         with autocast(device):
             value = loss(chosen, epoch, draws)
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         optimizer.step()
         values[step] = value.detach()
+    _check_finite(values, model, epoch)
+    return values.mean().item()
+
+
+def _check_finite(values: Tensor, model: nn.Module, epoch: int) -> None:
     bad = (~values.isfinite()).nonzero()
     if len(bad):
         raise Diverged(
@@ -147,7 +168,16 @@ def _epoch(
         )
     if not all(p.isfinite().all() for p in model.parameters()):
         raise Diverged(f"a weight became NaN or infinite in epoch {epoch + 1}")
-    return values.mean().item()
+
+
+def _log(path: Path, history: list[Row]) -> None:
+    """Write one line per epoch so far, to be watched while the training runs."""
+    text = io.StringIO()
+    columns = dict.fromkeys(key for row in history for key in row)
+    writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    runs.write_text(path, text.getvalue())
 
 
 def _save(

@@ -1,7 +1,7 @@
 """Profiles: what `notebooks/profiles/<name>.yaml` may say, read and checked."""
 
-from dataclasses import MISSING, fields
-from typing import Any
+from dataclasses import fields
+from typing import Any, get_args, get_type_hints
 
 import yaml
 
@@ -10,8 +10,10 @@ from contsteal import pretrain, runs, steal
 PROFILES = runs.ROOT / "notebooks" / "profiles"
 COMMON: dict[str, Any] = {
     "data": "", "image_size": 0, "train_images": 0, "probe_images": 0, "test_images": 0,
-    "query_data": "", "query_images": 0, "victim": {}, "supervised": {}, "surrogate": {}, "workers": 0,
+    "query_data": "", "query_images": 0, "victim": {}, "methods": {}, "supervised": {}, "surrogate": {},
+    "workers": 0, "at_once": 0,
 }  # fmt: skip
+EXPECTATION = {"encoder": "", "task": "", "metric": "", "low": 0.0, "high": 1.0, "source": ""}
 
 
 def names() -> list[str]:
@@ -44,7 +46,14 @@ def check(given: dict[str, Any], known: dict[str, Any], place: str) -> None:
 
 
 def _defaults(config: type) -> dict[str, Any]:
-    return {f.name: None if f.default is MISSING else f.default for f in fields(config)}
+    """Return a value of the right type for each field; that of `float | None` is a float."""
+    hints = get_type_hints(config)
+    return {f.name: _example(f.default, hints[f.name]) for f in fields(config)}
+
+
+def _example(default: Any, hint: Any) -> Any:
+    plain = [kind for kind in get_args(hint) if kind in (int, float, str)]
+    return plain[0]() if default is None and plain else default
 
 
 def profile(name: str) -> dict[str, Any]:
@@ -63,7 +72,15 @@ def profile(name: str) -> dict[str, Any]:
         raise ValueError(f"{place} is not YAML: {error}") from error
     if not isinstance(found, dict) or not isinstance(found.get("common"), dict):
         raise ValueError(f"{place}: a section 'common' is needed; copy one from demo.yaml")
-    check(found, {"about": "", "common": {}, "notebooks": {}}, place)
+    check(found, {"about": "", "common": {}, "notebooks": {}, "expectations": []}, place)
+    for place_in, asked in enumerate(found.get("expectations", []), 1):
+        check(asked, EXPECTATION, f"{place}, expectation {place_in}")
+        missing = {"encoder", "task", "metric"} - asked.keys()
+        if missing or asked["metric"] not in ("accuracy", "knn"):
+            raise ValueError(
+                f"{place}, expectation {place_in}: encoder, task and metric (accuracy or knn) are "
+                f"needed, given are {asked}"
+            )
     check(found["common"], COMMON, f"{place}, common")
     for part, config in (
         ("victim", pretrain.Config),
@@ -71,4 +88,20 @@ def profile(name: str) -> dict[str, Any]:
         ("surrogate", steal.Config),
     ):
         check(found["common"].get(part, {}), _defaults(config), f"{place}, {part}")
+    methods = found["common"].get("methods", {})
+    check(methods, {name: {} for name in pretrain.METHODS}, f"{place}, methods")
+    for name, changes in methods.items():
+        check(changes, _defaults(pretrain.Config), f"{place}, methods, {name}")
     return found
+
+
+def config(
+    common: dict[str, Any], part: str = "victim", method: str | None = None
+) -> pretrain.Config:
+    """Return how a profile trains its "victim" or "supervised" encoder, or a victim by another method."""
+    given = common[part] | {"image_size": common["image_size"]}
+    own = given.get("method", pretrain.Config.method)
+    if method not in (None, own):  # these belong to a method, not to a victim
+        given = {k: v for k, v in given.items() if k not in ("temperature", "hidden", "projection")}
+    given["method"] = method or own
+    return pretrain.Config(**given | common.get("methods", {}).get(given["method"], {}))

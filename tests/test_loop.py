@@ -257,7 +257,7 @@ def test_a_crash_while_saving_keeps_the_checkpoint_before(tmp_path, always_save,
         fit(checkpoint=path)
     monkeypatch.undo()
     assert len(torch.load(path, weights_only=True)["history"]) == 2
-    assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.csv", "c.pt"]
     assert fit(checkpoint=path)[0] == fit()[0]
 
 
@@ -293,3 +293,19 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, always_save, other):
     with pytest.raises(ValueError, match="another run"):
         fit(checkpoint=path, **other)
     assert path.read_bytes() == before
+
+
+def test_every_epoch_is_logged_to_a_csv_beside_the_checkpoint(tmp_path):
+    seen = []
+
+    def after_epoch(epoch: int) -> loop.Row:
+        path = tmp_path / "last.csv"
+        seen.append(path.read_text().splitlines() if path.exists() else [])
+        return {"knn": 0.5} if epoch == 2 else {}
+
+    history = fit(checkpoint=tmp_path / "last.pt", after_epoch=after_epoch)[1]
+    lines = (tmp_path / "last.csv").read_text().splitlines()
+    assert lines[0] == "epoch,loss,lr,seconds,knn"
+    assert [len(part) for part in seen] == [0, 2, 3, 4, 5], "after each epoch, and not at the end"
+    assert [line.split(",")[1] for line in lines[1:]] == [str(row["loss"]) for row in history]
+    assert [line.split(",")[4] for line in lines[1:]] == ["", "", "0.5", "", ""]
