@@ -7,6 +7,7 @@ operations agree with torchvision's functional forms at equal parameters.
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -207,10 +208,18 @@ def randaugment(images: Tensor, g: Draw) -> Tensor:
     return shift_crop(out, offset, torch.rand(n, generator=g) < 0.5)
 
 
+def patch(images: Tensor, g: Draw, share: float) -> Tensor:
+    """A crop of `share` of the image's area, resized, as RDA's patches are."""
+    boxes = draw_boxes(len(images), images.shape[-1], g, scale=(share, share))
+    return crop_resize(to_float(images), boxes, torch.zeros(len(images), dtype=torch.bool))
+
+
 POLICIES: dict[str, Callable[[Tensor, Draw], Tensor]] = {
     "none": none,
     "simclr": simclr,
     "randaugment": randaugment,
+    "patch90": partial(patch, share=0.9),
+    "patch75": partial(patch, share=0.75),
 }
 
 

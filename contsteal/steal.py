@@ -1,122 +1,22 @@
-"""The attacks: one training loop and one table of recipes.
-
-To add an attack, add its loss to `losses` and its row to `ATTACKS`.
-"""
+"""Steal an encoder: ask first, then train a surrogate on the answers; one loop for all attacks."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contsteal import augment, encoders, loop, losses
+from contsteal import augment, encoders, loop
+from contsteal.recipes import ASKS_VIEWS, ATTACKS, Config, Recipe, Views
 from contsteal.seeds import derive, generator
 from contsteal.victim import BlackBox
 
-Views = Literal["clean", "surrogate", "shared", "independent"]
+__all__ = ["ATTACKS", "Config", "Recipe", "Result", "Views", "train"]
 BLOCK = 128  # images whose views are drawn together
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """One attack: its loss, the answer it asks for, its views, and where it comes from.
-
-    Views: "clean" shows x to both; "surrogate" augments for the surrogate alone, the victim answers
-    x; "shared" shows one augmented view to both; "independent" shows each its own.
-    """
-
-    loss: Callable[..., Tensor]
-    answer: Literal["embedding", "label", "posterior"]
-    views: Views
-    temperature: float | None
-    source: str
-    description: str
-
-
-ATTACKS: dict[str, Recipe] = {
-    "label": Recipe(
-        losses.cross_entropy, "label", "clean", None,
-        "Cont-Steal, official code, normal_steal", "cross-entropy on the victim's predicted labels",
-    ),
-    "posterior": Recipe(
-        losses.cross_entropy, "posterior", "clean", None,
-        "knowledge distillation; Cont-Steal's official code regresses the logits instead",
-        "soft cross-entropy on the victim's posteriors",
-    ),
-    "embedding": Recipe(
-        losses.mse, "embedding", "clean", None,
-        "Cont-Steal, official code, normal_steal; Dziedzic et al., Table 2", "MSE on embeddings",
-    ),
-    "info-nce": Recipe(
-        losses.info_nce, "embedding", "clean", 0.07,
-        "Dziedzic et al., ICML 2022, Table 2", "NT-Xent between surrogate and victim embeddings",
-    ),
-    "cont-steal": Recipe(
-        partial(losses.cont_steal, form="paper"), "embedding", "independent", 0.5,
-        "Sha et al., CVPR 2023, the paper's loss as followers restate it; temperature of the code",
-        "contrastive, positive not in denominator",
-    ),
-    "cont-steal-code": Recipe(
-        partial(losses.cont_steal, form="code"), "embedding", "shared", 0.5,
-        "Sha et al., CVPR 2023, the official code's loss", "contrastive, NT-Xent on one shared view",
-    ),
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Config:
-    """One attack's knobs. `answers` is how often each image is answered (0: anew every epoch).
-
-    An image under an augmented victim view is a new distinct input per answer; a clean image asked
-    again is the same input and one more answer. `None` takes what the recipe says.
-    """
-
-    attack: str = "cont-steal"
-    views: Views | None = None
-    answers: int = 1
-    temperature: float | None = None
-    policy: str = "simclr"
-    encoder: str = "resnet18"
-    width: float = 1.0
-    image_size: int = 32
-    epochs: int = 100
-    batch: int = 128
-    lr: float = 1e-3
-    weight_decay: float = 1e-4
-    seed: int = 0
-
-    @property
-    def recipe(self) -> Recipe:
-        if self.attack not in ATTACKS:
-            raise ValueError(f"unknown attack {self.attack!r}: choose one of {', '.join(ATTACKS)}")
-        return ATTACKS[self.attack]
-
-    @property
-    def rounds(self) -> int:
-        """How many answers each image gets over the whole attack."""
-        if self.answers < 0:
-            raise ValueError(f"answers={self.answers}: 0 (anew every epoch) or a number of answers")
-        return min(self.answers or self.epochs, self.epochs)
-
-    @property
-    def mode(self) -> Views:
-        mode = self.views or self.recipe.views
-        if mode not in get_args(Views):
-            raise ValueError(f"unknown views {mode!r}: choose one of {', '.join(get_args(Views))}")
-        return mode
-
-    @property
-    def tau(self) -> float | None:
-        """The temperature in force; None for a loss without one."""
-        own = self.recipe.temperature
-        return own if own is None or self.temperature is None else self.temperature
-
-    def distinct(self, images: int) -> int:
-        """Return the distinct inputs that this attack sends for `images` query images, at most."""
-        return images * (self.rounds if self.mode in ("shared", "independent") else 1)
+Batch = Callable[[Tensor, int, torch.Generator], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -136,52 +36,87 @@ def train(
     images: Tensor,
     checkpoint: Path | None = None,
     user: str = "adversary",
+    labels: Tensor | None = None,
 ) -> Result:
     """Steal: query `api` with uint8 images (N, 3, H, W), then train a surrogate on the answers.
 
     All answers are asked for before the first step, so a resumed run pays what an uninterrupted
-    one does. Errors: ValueError for unknown names, fewer images than a batch or answers that the
-    API does not give; victim.BudgetExceeded; loop.Diverged.
+    one does. `labels` (N,) are the true ones, for the attacks that use them. Errors: ValueError for
+    unknown names, fewer images than a batch, missing labels or answers that the API does not give;
+    victim.BudgetExceeded; loop.Diverged.
     """
-    recipe, mode = config.recipe, config.mode
-    _check(config, api, images, user)
+    _check(config, api, images, user, labels)
     schedule = loop.Schedule(config.epochs, config.batch, config.lr, config.weight_decay)
     schedule.check(len(images))
-    answers = [_ask(config, api, images, k, user) for k in range(config.rounds)]
+    answers = _ask(config, api, images, user)
     account = api.ledger.account(user)
     net, head = _surrogate(config, answers, images.device)
-    model = nn.Sequential(net, head) if head else net
-    options = {} if config.tau is None else {"temperature": config.tau}
-
-    @lru_cache(maxsize=1)
-    def seen(k: int) -> Tensor:
-        """The whole view k as the victim saw it; a batch of its own would draw other parameters."""
-        return _view(config, images, k)
-
-    def loss(chosen: Tensor, epoch: int, draws: torch.Generator) -> Tensor:
-        k = epoch % config.rounds
-        if mode == "shared":
-            x = augment.to_float(seen(k)[chosen])
-        else:
-            policy = "none" if mode == "clean" else config.policy
-            x = augment.apply(policy, images[chosen], draws)
-        return recipe.loss(model(x), answers[k][chosen], **options)
-
+    loss = _loss(config, nn.Sequential(net, head) if head else net, images, answers, labels)
     history = loop.fit(
-        model, loss, len(images), schedule, seed=derive("steal", config.seed),
-        checkpoint=checkpoint, title=config.attack, identity=f"{config} {_digest(answers)}",
+        nn.Sequential(net, head) if head else net, loss, len(images), schedule,
+        seed=derive("steal", config.seed), checkpoint=checkpoint, title=config.attack,
+        identity=f"{config} {_digest(answers)}",
     )  # fmt: skip
     return Result(net.eval(), history, account.unique_inputs, account.calls, head)
 
 
-def _check(config: Config, api: BlackBox, images: Tensor, user: str) -> None:
+def _loss(
+    config: Config, model: nn.Module, images: Tensor, answers: list[Tensor], labels: Tensor | None
+) -> loop.Loss:
+    """Return the loss of a batch, given its indices: what the surrogate sees, against the answers."""
+    recipe, batch = config.recipe, _batches(config, images, answers)
+    options = {} if config.tau is None else {"temperature": config.tau}
+
+    def loss(chosen: Tensor, epoch: int, draws: torch.Generator) -> Tensor:
+        x, t = batch(chosen, epoch, draws)
+        more = {"labels": labels[chosen].repeat(len(t) // len(chosen))} if recipe.labels else {}
+        s = model(x)
+        parts = s.split(len(s) // recipe.patches)
+        return torch.stack([recipe.loss(part, t, **options, **more) for part in parts]).mean()
+
+    return loss
+
+
+def _batches(config: Config, images: Tensor, answers: list[Tensor]) -> Batch:
+    """Return what makes a batch: the surrogate's input, and the victim's answers to compare it with."""
+    mode, rounds, own = config.mode, config.rounds, config.policies[1]
+
+    @lru_cache(maxsize=2)
+    def seen(k: int) -> Tensor:
+        """The whole view k as the victim saw it; a batch of its own would draw other parameters."""
+        return _view(config, images, k)
+
+    def batch(chosen: Tensor, epoch: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+        k = epoch % rounds
+        if mode == "pair":
+            both = (2 * k, 2 * k + 1)
+            x = torch.cat([augment.to_float(seen(j)[chosen]) for j in both])
+            return x, torch.cat([answers[j][chosen] for j in both])
+        if mode == "shared":
+            return augment.to_float(seen(k)[chosen]), answers[k][chosen]
+        many = images[chosen].repeat(config.recipe.patches, 1, 1, 1)
+        x = augment.apply("none" if mode == "clean" else own, many, draws)
+        x = torch.cat([augment.to_float(images[chosen]), x]) if mode == "both" else x
+        return x, answers[0 if mode == "prototype" else k][chosen]
+
+    return batch
+
+
+def _check(config: Config, api: BlackBox, images: Tensor, user: str, labels: Tensor | None) -> None:
     """Refuse what would fail in training before any query is paid for."""
     encoders.check(config.encoder, config.width)
-    if config.mode in ("shared", "independent"):
+    if config.mode in ASKS_VIEWS:
         api.require(config.distinct(len(images)), user)
-    augment.apply(config.policy, images[:1], generator("check"))
+    for policy in config.policies:
+        augment.apply(policy, images[:1], generator("check"))
     if config.tau is not None and not config.tau > 0:
         raise ValueError(f"temperature={config.tau}: it must be above 0")
+    if config.recipe.labels and (labels is None or len(labels) != len(images)):
+        given = "none" if labels is None else f"{len(labels)}"
+        raise ValueError(
+            f"attack {config.attack!r} uses the true labels of the {len(images)} query images, "
+            f"given are {given}: give labels=..., or take an attack without them"
+        )
 
 
 def _view(config: Config, images: Tensor, k: int) -> Tensor:
@@ -194,15 +129,23 @@ def _view(config: Config, images: Tensor, k: int) -> Tensor:
     for block, part in enumerate(images.split(BLOCK)):
         whole = torch.cat([part, part[:1].expand(BLOCK - len(part), -1, -1, -1)])
         draws = generator("victim view", config.seed, k, block)
-        parts.append(augment.to_uint8(augment.apply(config.policy, whole, draws))[: len(part)])
+        parts.append(augment.to_uint8(augment.apply(config.policies[0], whole, draws))[: len(part)])
     return torch.cat(parts)
 
 
-def _ask(config: Config, api: BlackBox, images: Tensor, k: int, user: str) -> Tensor:
-    sent = _view(config, images, k) if config.mode in ("shared", "independent") else images
-    if config.recipe.answer == "embedding":
-        return api.embed(sent, user=user)
-    return api.classify(sent, answer=config.recipe.answer, user=user)
+def _ask(config: Config, api: BlackBox, images: Tensor, user: str) -> list[Tensor]:
+    """Return the victim's answers to every view, one tensor (N, D) each; prototypes are their mean."""
+    views = range(config.rounds * (2 if config.mode == "pair" else 1))
+    answers = []
+    for k in views:
+        sent = _view(config, images, k) if config.mode in ASKS_VIEWS else images
+        if config.recipe.answer == "embedding":
+            answers.append(api.embed(sent, user=user))
+        else:
+            answers.append(api.classify(sent, answer=config.recipe.answer, user=user))
+    if config.mode == "prototype":
+        return [torch.stack([F.normalize(a, dim=1) for a in answers]).mean(0)]
+    return answers
 
 
 def _digest(answers: Sequence[Tensor]) -> str:

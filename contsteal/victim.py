@@ -51,8 +51,10 @@ class Ledger:
 def digests(images: Tensor) -> list[bytes]:
     """Return one 16-byte content hash per uint8 image."""
     size = repr(tuple(images.shape[1:])).encode()
-    rows = images.cpu().contiguous().flatten(1).numpy()
-    return [hashlib.blake2b(row, digest_size=16, key=size).digest() for row in rows]
+    parts = (part.cpu().contiguous().flatten(1).numpy() for part in images.split(4096))
+    return [
+        hashlib.blake2b(row, digest_size=16, key=size).digest() for part in parts for row in part
+    ]
 
 
 def _simplex(values: Tensor) -> Tensor:
@@ -122,20 +124,23 @@ class BlackBox:
     def classify(
         self,
         images: Tensor,
-        answer: Literal["label", "posterior"] = "label",
+        answer: Literal["label", "posterior", "logits"] = "label",
         user: str = "adversary",
     ) -> Tensor:
-        """Return labels (N,) int64 or posteriors (N, C) float32; defences act on the posterior.
+        """Return labels (N,) int64, posteriors or raw logits (N, C) float32, defended.
 
-        Errors: ValueError where the victim has no head or does not give this answer.
+        Defences act on the logits where these are asked for, else on the posterior. Errors:
+        ValueError where the victim has no head or does not give this answer.
         """
-        if answer not in ("label", "posterior"):
-            raise ValueError(f"unknown answer {answer!r}: choose 'label' or 'posterior'")
+        if answer not in ("label", "posterior", "logits"):
+            raise ValueError(f"unknown answer {answer!r}: choose 'label', 'posterior' or 'logits'")
         if self._head is None:
             raise ValueError(
                 f"this API gives embeddings only, no {answer}s: build BlackBox with head=..., or "
                 "use an attack on embeddings"
             )
+        if answer == "logits":
+            return self._answer(images, user, self._head)
         defended = self._answer(images, user, lambda x: self._head(x).softmax(1))
         posterior = _simplex(defended)
         return posterior if answer == "posterior" else posterior.argmax(1)

@@ -46,12 +46,13 @@ def slow_info_nce(s: Rows, t: Rows, tau: float) -> float:
     return total / (2 * n)
 
 
-def slow_paper(s: Rows, t: Rows, tau: float) -> float:
+def slow_paper(s: Rows, t: Rows, tau: float, negatives: str = "both") -> float:
     n, total = len(s), 0.0
     for i in range(n):
         encoder = sum(math.exp(cos(s[i], t[k]) / tau) for k in range(n) if k != i)
         own = sum(math.exp(cos(s[i], s[k]) / tau) for k in range(n) if k != i)
-        total -= math.log(math.exp(cos(s[i], t[i]) / tau) / (encoder + own))
+        kept = {"both": encoder + own, "victim": encoder, "self": own}[negatives]
+        total -= math.log(math.exp(cos(s[i], t[i]) / tau) / kept)
     return total / n
 
 
@@ -70,6 +71,14 @@ PAIRS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Rows, Rows]
     "info_nce 1": (lambda s, t: losses.info_nce(s, t, 1.0), lambda s, t: slow_info_nce(s, t, 1.0)),
     "paper 0.5": (losses.cont_steal, lambda s, t: slow_paper(s, t, 0.5)),
     "paper 0.1": (lambda s, t: losses.cont_steal(s, t, 0.1), lambda s, t: slow_paper(s, t, 0.1)),
+    "paper, victim negatives": (
+        lambda s, t: losses.cont_steal(s, t, negatives="victim"),
+        lambda s, t: slow_paper(s, t, 0.5, "victim"),
+    ),
+    "paper, self negatives": (
+        lambda s, t: losses.cont_steal(s, t, negatives="self"),
+        lambda s, t: slow_paper(s, t, 0.5, "self"),
+    ),
     "code 0.5": (
         lambda s, t: losses.cont_steal(s, t, form="code"),
         lambda s, t: slow_info_nce(s, t, 0.5),
@@ -172,6 +181,26 @@ def test_the_code_form_is_symmetric_and_the_paper_form_is_not(seed: int) -> None
     assert paper[0] != pytest.approx(paper[1], abs=1e-6)
 
 
+@given(seed=seeds)
+def test_fewer_negatives_lower_the_paper_loss(seed: int) -> None:
+    s, t = batch(seed=seed)
+    both, victim, own = (
+        losses.cont_steal(s, t, negatives=kept) for kept in ("both", "victim", "self")
+    )
+    assert max(victim, own) < both
+    assert torch.equal(both, losses.cont_steal(s, t))
+
+
+@pytest.mark.parametrize(("negatives", "met"), [("self", 1), ("victim", 6), ("both", 6)])
+def test_with_self_negatives_a_row_meets_its_own_answer_alone(negatives: str, met: int) -> None:
+    """The gradient at the surrogate's first row depends on this many of the victim's rows."""
+    s, t = (x.requires_grad_() for x in batch())
+    value = losses.cont_steal(s, t, negatives=negatives)
+    slopes = torch.autograd.grad(value, s, create_graph=True)[0]
+    reach = torch.autograd.grad(slopes[0].square().sum(), t)[0].abs().sum(1)
+    assert (reach > 1e-12).sum() == met
+
+
 # ---------------------------------------------------------------------- gradients, precision
 
 
@@ -259,6 +288,21 @@ def test_one_row_has_no_negatives(name: str) -> None:
 def test_unknown_form_names_the_known() -> None:
     with pytest.raises(ValueError, match=r"'offical'.*\"paper\" or \"code\""):
         losses.cont_steal(*batch(), form="offical")
+
+
+@pytest.mark.parametrize("negatives", ["none", "Both", "victims"])
+def test_unknown_negatives_name_the_known(negatives: str) -> None:
+    known = rf"unknown negatives '{negatives}'.*\"both\" or \"victim\" or \"self\""
+    with pytest.raises(ValueError, match=known):
+        losses.cont_steal(*batch(), negatives=negatives)
+
+
+@pytest.mark.parametrize("negatives", ["victim", "self"])
+def test_the_code_form_has_all_negatives(negatives: str) -> None:
+    known = rf"'{negatives}' of cont_steal\(form=\"code\"\): choose \"both\"$"
+    with pytest.raises(ValueError, match=known):
+        losses.cont_steal(*batch(), form="code", negatives=negatives)
+    assert losses.cont_steal(*batch(), form="code", negatives="both") > 0
 
 
 @pytest.mark.parametrize("shape", [(5,), (5, 5), (6, 3)])

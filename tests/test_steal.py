@@ -89,7 +89,8 @@ def digest(net: nn.Module) -> str:
 def test_every_attack_trains_every_surrogate(images, victim, born, attack, encoder):
     before = digest(victim)
     config = replace(FAST, attack=attack, encoder=encoder)
-    result = steal.train(config, api_of(victim), images)
+    labels = torch.arange(len(images)) % 10
+    result = steal.train(config, api_of(victim), images, labels=labels)
     start = born.nets[0].state_dict()
     stolen = result.encoder.state_dict()
     assert not [k for k, v in stolen.items() if v.ndim > 1 and v.equal(start[k])], "never trained"
@@ -108,16 +109,16 @@ def test_an_attack_uses_its_loss_at_its_temperature(images, victim, monkeypatch,
     used, recipe = [], steal.ATTACKS[attack]
 
     def spy(s, answers, **options):
-        used.append(options)
+        used.append({k: v for k, v in options.items() if k != "labels"})
         return recipe.loss(s, answers, **options)
 
     monkeypatch.setitem(steal.ATTACKS, attack, replace(recipe, loss=spy))
-    steal.train(replace(FAST, attack=attack, epochs=1), api_of(victim), images[:16])
-    steal.train(
-        replace(FAST, attack=attack, epochs=1, temperature=3.0), api_of(victim), images[:16]
-    )
-    own = recipe.temperature
-    assert used == ([{}, {}] if own is None else [{"temperature": own}, {"temperature": 3.0}])
+    config, labels = replace(FAST, attack=attack, epochs=1), torch.arange(16) % 4
+    steal.train(config, api_of(victim), images[:16], labels=labels)
+    steal.train(replace(config, temperature=3.0), api_of(victim), images[:16], labels=labels)
+    own, each = recipe.temperature, recipe.patches
+    told = [{}, {}] if own is None else [{"temperature": own}, {"temperature": 3.0}]
+    assert used == [options for options in told for _ in range(each)]
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
@@ -303,7 +304,7 @@ def test_a_checkpoint_of_another_attack_is_refused(images, victim, tmp_path, mon
     ("wrong", "told"),
     [
         ({"attack": "contsteal"}, rf"'contsteal'.*{', '.join(steal.ATTACKS)}"),
-        ({"views": "both"}, r"'both'.*clean, surrogate, shared, independent"),
+        ({"views": "sideways"}, r"'sideways'.*clean, surrogate, shared, independent"),
         ({"answers": -1}, "answers=-1"),
         ({"batch": N + 1}, f"{N} images are fewer than one batch of {N + 1}"),
         ({"epochs": 0}, "epochs"),

@@ -291,8 +291,8 @@ def test_an_api_without_a_head_gives_embeddings_only():
 
 def test_an_unknown_answer_names_the_known_ones():
     api = BlackBox(Toy(), head=nn.Identity())
-    with pytest.raises(ValueError, match=r"'logits'.*'label' or 'posterior'"):
-        api.classify(pictures(2), answer="logits")
+    with pytest.raises(ValueError, match=r"'gradient'.*'label', 'posterior' or 'logits'"):
+        api.classify(pictures(2), answer="gradient")
     assert counts(api) == (0, 0)
 
 

@@ -1,0 +1,189 @@
+"""The attacks as data: one row each, with loss, answer, views and source, and an attack's knobs.
+
+To add an attack, add its loss to `losses` and its row to `ATTACKS`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from contsteal import losses
+
+Views = Literal["clean", "surrogate", "shared", "independent", "both", "pair", "prototype"]
+ASKS_VIEWS = (
+    "shared",
+    "independent",
+    "pair",
+    "prototype",
+)  # each answer costs a new distinct input
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One attack: its loss, the answer it asks for, its views, and where it comes from.
+
+    Views: "clean" shows x to both; "surrogate" augments for the surrogate alone, the victim answers
+    x; "shared" shows one augmented view to both; "independent" shows each its own; "both" shows the
+    surrogate x and a view, the victim x; "pair" shows two shared views, stacked (2N); "prototype"
+    averages the victim's normalised answers to all its views. `answers` is how often each image is
+    answered, `policies` augment for victim and surrogate, `patches` are the surrogate's views a step,
+    a loss with `labels` gets the true ones, and one that is `fixed` needs these very views.
+    """
+
+    loss: Callable[..., Tensor]
+    answer: Literal["embedding", "label", "posterior", "logits"]
+    views: Views
+    temperature: float | None
+    source: str
+    description: str
+    answers: int = 1
+    policies: tuple[str, str] = ("simclr", "simclr")
+    patches: int = 1
+    labels: bool = False
+    fixed: bool = False
+
+
+ICML = "Dziedzic et al., ICML 2022"
+CODE = "Cont-Steal, official code, normal_steal"
+ATTACKS: dict[str, Recipe] = {
+    "label": Recipe(
+        losses.cross_entropy, "label", "clean", None, CODE,
+        "cross-entropy on the victim's predicted labels",
+    ),
+    "posterior": Recipe(
+        losses.cross_entropy, "posterior", "clean", None, "knowledge distillation",
+        "soft cross-entropy on the victim's posteriors",
+    ),
+    "posterior-logits": Recipe(
+        losses.logits_mse, "logits", "clean", None, CODE, "MSE on the victim's raw logits",
+    ),
+    "embedding": Recipe(
+        losses.mse, "embedding", "clean", None, f"{CODE}; {ICML}, Table 2", "MSE on embeddings",
+    ),
+    "cosine": Recipe(
+        losses.cosine, "embedding", "clean", None, "SSLGuard (Cong et al., CCS 2022)",
+        "one minus cosine",
+    ),
+    "info-nce": Recipe(
+        losses.info_nce, "embedding", "clean", 0.07, f"{ICML}, Table 2",
+        "NT-Xent between surrogate and victim embeddings",
+    ),
+    "info-nce-2": Recipe(
+        partial(losses.info_nce_views, form="corrected"), "embedding", "pair", 0.07,
+        f"{ICML}, two views, corrected", "NT-Xent over two views, all three positives", fixed=True,
+    ),
+    "info-nce-2-published": Recipe(
+        partial(losses.info_nce_views, form="published"), "embedding", "pair", 0.07,
+        f"{ICML}, two views, the code's form", "NT-Xent over two views, two positives as negatives",
+        fixed=True,
+    ),
+    "soft-nn": Recipe(
+        losses.soft_nn, "embedding", "clean", 100.0, f"{ICML}, Table 2",
+        "soft nearest neighbours on raw embeddings",
+    ),
+    "sup-con": Recipe(
+        losses.sup_con, "embedding", "pair", 0.07, f"{ICML}, Table 2; uses true labels",
+        "contrastive between classes, not images: needs labels", labels=True,
+    ),
+    "wasserstein": Recipe(
+        losses.wasserstein, "embedding", "clean", None, f"{ICML}, Table 2",
+        "distance of cumulated coordinates, in their arbitrary order",
+    ),
+    "barlow": Recipe(
+        partial(losses.barlow, form="cross"), "embedding", "pair", None, f"{ICML}, corrected",
+        "cross-correlation of surrogate and victim near identity",
+    ),
+    "barlow-published": Recipe(
+        partial(losses.barlow, form="published"), "embedding", "pair", None,
+        f"{ICML}, Table 2, the code's form", "correlation of views: surrogate and victim never meet",
+        fixed=True,
+    ),
+    "cont-steal": Recipe(
+        partial(losses.cont_steal, form="paper"), "embedding", "independent", 0.5,
+        "Sha et al., CVPR 2023, the paper's loss as followers restate it; temperature of the code",
+        "contrastive, positive not in denominator",
+    ),
+    "cont-steal-code": Recipe(
+        partial(losses.cont_steal, form="code"), "embedding", "shared", 0.5,
+        "Sha et al., CVPR 2023, the official code's loss", "contrastive, NT-Xent on one shared view",
+    ),
+    "stolen-encoder": Recipe(
+        losses.stolen_encoder, "embedding", "both", None, "StolenEncoder (Liu et al., CCS 2022)",
+        "unsquared distance of clean and augmented images to the clean answer", fixed=True,
+    ),
+    "rda": Recipe(
+        losses.rda, "embedding", "prototype", 0.07, "RDA (Wu et al., ECCV 2024)",
+        "contrastive and aligned to the mean answer of ten crops", answers=10,
+        policies=("patch90", "patch75"), patches=5,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Config:
+    """One attack's knobs. `answers` is how often each image is answered (0: anew every epoch).
+
+    An image under an augmented victim view is a new distinct input per answer; a clean image asked
+    again is the same input and one more answer. `None` takes what the recipe says.
+    """
+
+    attack: str = "cont-steal"
+    views: Views | None = None
+    answers: int | None = None
+    temperature: float | None = None
+    policy: str | None = None  # one augmentation for victim and surrogate
+    encoder: str = "resnet18"
+    width: float = 1.0
+    image_size: int = 32
+    epochs: int = 100
+    batch: int = 128
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    seed: int = 0
+
+    @property
+    def recipe(self) -> Recipe:
+        if self.attack not in ATTACKS:
+            raise ValueError(f"unknown attack {self.attack!r}: choose one of {', '.join(ATTACKS)}")
+        return ATTACKS[self.attack]
+
+    @property
+    def rounds(self) -> int:
+        """How often each image (or pair of its views) is answered over the whole attack."""
+        answers = self.recipe.answers if self.answers is None else self.answers
+        if answers < 0:
+            raise ValueError(f"answers={answers}: 0 (anew every epoch) or a number of answers")
+        averaged = self.mode == "prototype"  # over all of them, however many epochs there are
+        return max(answers, 1) if averaged else min(answers or self.epochs, self.epochs)
+
+    @property
+    def mode(self) -> Views:
+        mode = self.views or self.recipe.views
+        if mode not in get_args(Views):
+            raise ValueError(f"unknown views {mode!r}: choose one of {', '.join(get_args(Views))}")
+        if mode != self.recipe.views and (self.recipe.fixed or mode == "both"):
+            raise ValueError(
+                f"views {mode!r} of {self.attack}: its loss needs those of {self.recipe.views!r}"
+                if self.recipe.fixed
+                else f"views 'both' of {self.attack}: only stolen-encoder's loss takes them"
+            )
+        return mode
+
+    @property
+    def tau(self) -> float | None:
+        """The temperature in force; None for a loss without one."""
+        own = self.recipe.temperature
+        return own if own is None or self.temperature is None else self.temperature
+
+    @property
+    def policies(self) -> tuple[str, str]:
+        """The augmentations of the victim's and of the surrogate's views."""
+        return self.recipe.policies if self.policy is None else (self.policy, self.policy)
+
+    def distinct(self, images: int) -> int:
+        """Return the distinct inputs that this attack sends for `images` query images, at most."""
+        each = 2 if self.mode == "pair" else 1
+        return images * each * (self.rounds if self.mode in ASKS_VIEWS else 1)
