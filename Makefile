@@ -6,11 +6,11 @@ PYTHON ?= $(VENV)/bin/python
 READY := $(if $(filter $(VENV)/%,$(PYTHON)),$(VENV)/ready)
 ARGS := $(if $(NB),--only $(NB)) $(if $(FORCE),--force)
 
-.PHONY: help setup paper plan test lint format lab lock clean
+.PHONY: help setup paper plan data test bench lint format lab lock clean
 .NOTPARALLEL:
 
 help: ## list the commands
-	@echo "make <command> [PROFILE=smoke|demo|synthetic] [NB=03] [FORCE=1] [PYTHON=python3]"
+	@echo "make <command> [PROFILE=smoke|demo|synthetic|paper] [NB=03] [FORCE=1] [PYTHON=python3]"
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 12
 
 setup: $(READY) ## build .venv from requirements.lock (any other command does it too)
@@ -32,8 +32,14 @@ paper: $(READY) ## run every notebook of the profile, redraw every figure
 plan: $(READY) ## say what `make paper` would run, why, and how long it takes
 	@$(PYTHON) -m contsteal.paper plan --profile $(PROFILE) $(ARGS)
 
+data: $(READY) ## fetch what a profile needs and is missing: make data PROFILE=paper
+	@$(PYTHON) -m contsteal.paper data --profile $(PROFILE)
+
 test: lint ## lint, then run all tests (CPU, no network)
 	@$(PYTHON) -m pytest -q -n 2
+
+bench: $(READY) ## measure speed against its bars, into benchmarks/results
+	@$(PYTHON) benchmarks/pack.py
 
 lint: $(READY) ## check style, and that notebooks are stripped
 	@$(PYTHON) -m ruff check .

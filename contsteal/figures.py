@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from contsteal.evaluate import mean_interval
-from contsteal.style import COLOURS, REFERENCES, canvas, frame, percent, read, require, save
+from contsteal.style import COLOURS, REFERENCES, canvas, frame, read, require, save
 
 __all__ = [
     "attack_dots", "budget_curves", "defence_tradeoff", "embedding_map", "read", "sample_sheet", "save",
@@ -60,23 +60,22 @@ def sample_sheet(table: pd.DataFrame) -> Figure:
 
 
 def training_curve(table: pd.DataFrame) -> Figure:
-    """Draw training loss, and kNN accuracy on held-out training images, against epochs."""
-    require(table, "epoch", "loss", "knn", "spread")
-    fig, (left, right) = canvas(1, 2)
-    left.plot(table["epoch"], table["loss"], color=COLOURS["embedding"])
-    left.set(xlabel="epoch", ylabel="training loss", title="The victim's loss falls")
-    seen = table.dropna(subset=["knn"])
-    right.plot(seen["epoch"], seen["knn"], "o-", color=COLOURS["cont-steal"])
-    right.plot(seen["epoch"], seen["spread"], "s--", color=COLOURS["info-nce"])
-    last = seen.iloc[-1]
-    right.annotate(
-        " kNN accuracy", (last["epoch"], last["knn"]), va="center", annotation_clip=False
-    )
-    right.annotate(" spread", (last["epoch"], last["spread"]), va="center", annotation_clip=False)
-    right.set(xlabel="epoch", ylabel="held-out training images", ylim=(0, 1.02))
-    right.set_title(f"kNN reaches {percent(last['knn'])}; no collapse" if last["spread"] > 0.1
-                    else "The embeddings collapsed")  # fmt: skip
-    right.margins(x=0.25)
+    """Draw loss, kNN accuracy and spread on held-out training images against epochs, per method."""
+    require(table, "method", "epoch", "loss", "knn", "spread")
+    fig, axes = canvas(1, 3)
+    names = {"loss": "training loss / first epoch's", "knn": "kNN accuracy", "spread": "spread"}
+    for method, rows in table.groupby("method", sort=False):
+        rows = rows.assign(loss=rows["loss"] / rows["loss"].iloc[0])
+        for ax, column in zip(axes, names, strict=True):
+            seen = rows.dropna(subset=[column])
+            ax.plot(seen["epoch"], seen[column], color=COLOURS.get(method, "#333333"), label=method)
+    for ax, label in zip(axes, names.values(), strict=True):
+        ax.set(xlabel="epoch", ylabel=label, ylim=(0, None))
+    last = table.dropna(subset=["spread"]).groupby("method", sort=False)["spread"].last()
+    fallen = ", ".join(last.index[last < 0.1])
+    axes[2].set_title(f"Collapsed: {fallen}" if fallen else "No collapse")
+    axes[1].set_title("On held-out training images")
+    axes[0].legend()
     return fig
 
 
@@ -85,18 +84,20 @@ def worth_bars(table: pd.DataFrame) -> Figure:
     require(table, "encoder", "task", "accuracy")
     wide = table.pivot_table(index="encoder", columns="task", values="accuracy", sort=False)
     fig, ax = canvas(1, 1, height=2.5)
-    shades = dict(zip(wide.index, ("#BBBBBB", "#D55E00", "#333333"), strict=False))
     width = 0.8 / len(wide)
     for k, name in enumerate(wide.index):
         x = np.arange(len(wide.columns)) + (k - (len(wide) - 1) / 2) * width
-        bars = ax.bar(x, wide.loc[name], 0.94 * width, color=shades[name], label=name)
+        bars = ax.bar(
+            x, wide.loc[name], 0.94 * width, color=COLOURS.get(name, "#8888AA"), label=name
+        )
         ax.bar_label(bars, [f"{100 * v:.0f}" for v in wide.loc[name]], size=6.5, padding=1)
     ax.set(xticks=range(len(wide.columns)), ylim=(0, 1.1), ylabel="linear-probe accuracy")
     ax.set_xticklabels(wide.columns)
     ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
     ax.grid(False, axis="x")
-    gain = wide.loc["victim"].iloc[0] - wide.loc["random"].iloc[0]
-    ax.set_title(f"Pre-training is worth {100 * gain:.0f} points on {wide.columns[0]}")
+    victim = next(n for n in wide.index if n not in ("random", "supervised"))
+    gain = 100 * (wide.loc[victim].iloc[0] - wide.loc["random"].iloc[0])
+    ax.set_title(f"{victim} is worth {gain:.0f} points above random features on {wide.columns[0]}")
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return fig
 

@@ -1,6 +1,7 @@
 """Run the notebooks of a profile: strict parameters, one process each, resumed, never half done.
 
-`python -m contsteal.paper run|plan --profile demo` is what `make paper` and `make plan` call.
+`python -m contsteal.paper run|plan|data --profile demo` is what `make paper`, `make plan` and
+`make data` call.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
@@ -23,7 +25,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from traitlets.config import Config
 
-from contsteal import plan, report, runs
+from contsteal import datafiles, estimate, fetch, plan, report, runs, settings
 from contsteal.plan import Task
 
 console = Console(highlight=False, soft_wrap=True)
@@ -36,8 +38,9 @@ class NotebookFailed(RuntimeError):
 def _check_writable(task: Task) -> None:
     """Raise StorageError before any work where results could not be kept."""
     for folder in (task.folder, task.figures):
-        runs.write_text(folder / ".writable", " " * 2**16)
-        (folder / ".writable").unlink()
+        probe = folder / f".{task.stem}.writable"
+        runs.write_text(probe, " " * 2**16)
+        probe.unlink()
 
 
 def execute(task: Task) -> dict[str, Any]:
@@ -105,10 +108,10 @@ def _left(tasks: Sequence[Task]) -> str:
 
 
 @contextmanager
-def _progress(task: Task) -> Iterator[None]:
-    """Show elapsed and expected time of one notebook on a terminal; elsewhere nothing."""
+def _progress(task: Task, hidden: bool) -> Iterator[None]:
+    """Show elapsed and remaining time of one notebook on a terminal; elsewhere nothing."""
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
-    hidden = not console.is_terminal
+    hidden = hidden or not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         shown, ended = bar.add_task(task.stem, total=task.seconds), Event()
         start = time.monotonic()
@@ -130,34 +133,46 @@ def _progress(task: Task) -> Iterator[None]:
             ended.set()
 
 
-def run(tasks: Sequence[Task]) -> None:
-    """Execute the notebooks that must run, in order, telling what, why and how long is left."""
-    for index, task in enumerate(tasks, 1):
-        place = f"[{index}/{len(tasks)}] {task.stem}"
-        if not task.reason:
-            console.print(f"{escape(place)}: up to date")
-            continue
-        left = _left(tasks[index - 1 :])
-        console.print(escape(f"{place}: {task.reason} ({left} left in all)"))
-        artifacts = runs.count_artifacts()
-        columns = (
-            SpinnerColumn(),
-            BarColumn(),
-            TextColumn("{task.description}"),
-            TimeElapsedColumn(),
-        )
-        hidden = not console.is_terminal
-        with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-            bar.add_task(f"{task.stem}, {_clock(task.seconds)} in all", total=task.seconds)
-            record = execute(task)
+def run(tasks: Sequence[Task], at_once: int = 1) -> None:
+    """Execute the notebooks that must run, telling what, why and how long is left.
+
+    They run in order; `at_once` above 1 runs those of a stage side by side, without noting durations.
+    """
+    if at_once == 1:  # not in a thread, where Ctrl-C would wait for the notebook to end
+        for task in tasks:
+            _run(tasks, False, task)
+        return
+    for stage in plan.stages(tasks):
+        pool = ThreadPoolExecutor(at_once)
+        running = [pool.submit(_run, tasks, True, task) for task in stage]
+        try:
+            wait(running, return_when=FIRST_EXCEPTION)
+        finally:
+            pool.shutdown(cancel_futures=True)  # what has begun is waited for, nothing else begins
+        for found in running:
+            if not found.cancelled():
+                found.result()
+
+
+def _run(tasks: Sequence[Task], crowded: bool, task: Task) -> None:
+    index = tasks.index(task)
+    place = f"[{index + 1}/{len(tasks)}] {task.stem}"
+    if not task.reason:
+        console.print(escape(f"{place}: up to date"))
+        return
+    console.print(escape(f"{place}: {task.reason} ({_left(tasks[index:])} left in all)"))
+    artifacts = runs.count_artifacts()
+    with _progress(task, hidden=crowded):
+        record = execute(task)
+    if not crowded:
         keep_time(task, record["seconds"], runs.count_artifacts() - artifacts)
-        console.print(escape(f"{place}: done in {record['seconds']:.1f} s"))
+    console.print(escape(f"{place}: done in {record['seconds']:.1f} s"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line, run or plan, and return the exit code."""
+    """Parse the command line, run, plan or fetch, and return the exit code."""
     parser = argparse.ArgumentParser(prog="contsteal.paper", description=__doc__)
-    parser.add_argument("command", choices=("run", "plan"))
+    parser.add_argument("command", choices=("run", "plan", "data"))
     parser.add_argument("--profile", default="auto", help="smoke, demo, synthetic, paper or auto")
     parser.add_argument("--only", nargs="*", default=[], help="notebooks by stem or number")
     parser.add_argument("--force", action="store_true", help="run also what is up to date")
@@ -168,17 +183,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         profile, why = plan.choose(given.profile)
         console.print(f"profile {profile} on {runs.processor()}: {why}")
         tasks = plan.tasks(profile, given.only, given.force)
-        if given.command == "plan":
-            _tell(tasks)
-            return 0
-        run(tasks)
-        if any(task.reason for task in tasks):
-            _summarise(profile)
+        return {"run": _run_all, "plan": _tell, "data": _fetch}[given.command](profile, tasks)
     except (ValueError, NotebookFailed, runs.StorageError) as error:
         console.print(f"[bold red]error:[/] {escape(str(error))}")
         return 1
+
+
+def _run_all(profile: str, tasks: Sequence[Task]) -> int:
+    _check_data(profile, tasks)
+    at_once = settings.profile(profile)["common"].get("at_once", 1)
+    if at_once > 1:  # more threads than cores wait for each other
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, runs.cores() // at_once)))
+    run(tasks, at_once)
+    if any(task.reason for task in tasks):
+        _summarise(profile)
     console.print(f"figures, numbers and summary.md: {runs.figures_dir() / profile}")
     return 0
+
+
+def _fetch(profile: str, tasks: Sequence[Task]) -> int:
+    names = plan.datasets(profile)
+    return fetch.main(names) if names else 0
+
+
+def _check_data(profile: str, tasks: Sequence[Task]) -> None:
+    """Raise MissingData before any work where a data set of the profile is not on disk."""
+    for name in plan.datasets(profile) if any(task.reason for task in tasks) else ():
+        for file in datafiles.used(name):
+            datafiles.prepare(name, file)
 
 
 def _summarise(profile: str) -> None:
@@ -187,11 +219,25 @@ def _summarise(profile: str) -> None:
         report.write(profile)
 
 
-def _tell(tasks: Sequence[Task]) -> None:
+def _tell(profile: str, tasks: Sequence[Task]) -> int:
     for task in tasks:
         told = f"runs, {task.reason}; {_clock(task.seconds)}" if task.reason else "up to date"
         console.print(escape(f"  {task.stem}: {told}"))
+        if task.stem == plan.VICTIM and task.reason and task.seconds is None:
+            _tell_estimates(task)
+    for name in plan.datasets(profile):
+        for file in (f for f in datafiles.used(name) if not datafiles.is_present(f)):
+            told = f"missing: {name}, {file.path} ({datafiles.show(file.size)}); {datafiles.FETCH}"
+            console.print(escape(f"  {told}"))
     console.print(f"{_left(tasks)} in all" if any(t.reason for t in tasks) else "nothing to do")
+    return 0
+
+
+def _tell_estimates(task: Task) -> None:
+    """Say what each training will take: no run of this profile is recorded that could tell."""
+    given = plan.parameters(task.stem, task.profile)
+    for found in estimate.profile(task.profile, [given["method"], *given["others"]]):
+        console.print(escape(f"    {found}"))
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ from typing import Any
 import nbformat
 import torch
 
-from contsteal import runs, settings
+from contsteal import runs, settings, torchsets
 
 NOTEBOOKS = runs.ROOT / "notebooks"
+VICTIM = "01_train_victim"
 TIMINGS, SUMMARY = "timings.json", "summary.md"
 
 
@@ -55,6 +56,17 @@ def parameters(stem: str, profile: str) -> dict[str, Any]:
     place = f"{settings.PROFILES.name}/{profile}.yaml, {stem}"
     settings.check(given, known, place)
     return {**known, "profile": profile, **given}
+
+
+def datasets(profile: str) -> list[str]:
+    """Return the data sets of a profile and its notebooks that can be fetched, and must be."""
+    common = settings.profile(profile)["common"]
+    given = [common.get("data"), common.get("query_data")]
+    for stem in notebooks():
+        for value in parameters(stem, profile).values():
+            given += value if isinstance(value, list) else [value]
+    fetched = (name for name in torchsets.NAMES if name not in torchsets.FOLDERS)
+    return [name for name in fetched if name in given]
 
 
 # -------------------------------------------------------------------------------- what to run
@@ -102,12 +114,12 @@ def inputs(stem: str, profile: str) -> dict[str, Any]:
     package = {p.name: runs.source_key(p) for p in sorted(runs.PACKAGE.glob("*.[mp]*"))}
     for name in ("paper.py", "plan.py"):  # how notebooks are run is not what they compute
         package.pop(name)
-    last = stem == notebooks()[-1]
+    last, found = stem == notebooks()[-1], settings.profile(profile)
     return {
         "code": runs.key(code),
         "parameters": parameters(stem, profile),
         "package": package,
-        "settings": settings.profile(profile)["common"],
+        "settings": found["common"] | {"expectations": found.get("expectations")},
         "machine": {"device": runs.device().type, "torch": torch.__version__},
         "upstream": _results(profile) if last else {},  # the last one redraws what the others wrote
     }
@@ -166,6 +178,15 @@ def tasks(profile: str, only: Sequence[str] = (), force: bool = False) -> list[T
         took = expected(profile).get(stem)
         found.append(Task(stem, profile, why, took))
     return found
+
+
+def stages(tasks: Sequence[Task]) -> list[list[Task]]:
+    """Return tasks in groups that need not wait for each other: the victim's notebook comes before
+    those that steal it, and the last one after all whose results it draws."""
+    known = notebooks()
+    order = {stem: 0 if stem in known[:2] else 2 if stem == known[-1] else 1 for stem in known}
+    groups = ([t for t in tasks if order[t.stem] == stage] for stage in range(3))
+    return [group for group in groups if group]
 
 
 def expected(profile: str) -> dict[str, float]:

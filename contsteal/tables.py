@@ -2,6 +2,7 @@
 
 import copy
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,9 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 import joblib
-import numpy as np
 import pandas as pd
-import torch
 from tqdm.auto import tqdm
 
 from contsteal import encoders, evaluate, runs
@@ -32,13 +31,30 @@ class Job:
     defenses: tuple[Defense, ...]
     changes: tuple[tuple[str, Any], ...]
 
-    def run(self, lab: Lab) -> list[dict[str, Any]]:
-        """Steal, score, and return one row per task with what it cost in queries."""
+    def run(self, lab: Lab) -> tuple[list[dict[str, Any]], list[str]]:
+        """Steal, score, and return one row per task with what it cost in queries, and why it ran."""
         stolen = lab.steal(
             self.attack, self.queries, self.seed, self.defenses, **dict(self.changes)
         )
         about = {"attack": self.attack, "images": self.queries, "seed": self.seed, **stolen.queries}
-        return [about | {"task": t, **lab.score(stolen.encoder, t)} for t in self.tasks]
+        rows = [about | {"task": t, **lab.score(stolen.encoder, t)} for t in self.tasks]
+        told, lab.told = lab.told, []
+        return rows, told
+
+
+@dataclass(frozen=True)
+class Exam:
+    """An encoder to be scored on tasks, and what its rows say of it."""
+
+    about: dict[str, Any]
+    net: encoders.Encoder
+    tasks: tuple[str, ...]
+
+    def run(self, lab: Lab) -> tuple[list[dict[str, Any]], list[str]]:
+        """Score, and return one row per task, and why it was computed."""
+        rows = [self.about | {"task": t, **lab.score(self.net, t)} for t in self.tasks]
+        told, lab.told = lab.told, []
+        return rows, told
 
 
 @cache
@@ -46,7 +62,7 @@ def _worker_lab(profile: str) -> Lab:
     return Lab(profile)
 
 
-def _in_worker(profile: str, job: Job) -> list[dict[str, Any]]:
+def _in_worker(profile: str, job: Job | Exam) -> tuple[list[dict[str, Any]], list[str]]:
     return job.run(_worker_lab(profile))
 
 
@@ -57,18 +73,26 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _run(lab: Lab, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+def _run(lab: Lab, jobs: Sequence[Job | Exam]) -> list[dict[str, Any]]:
+    """Run jobs, tell what was computed and why, and return all rows."""
+    bar = {"desc": "runs", "total": len(jobs), "disable": len(jobs) < 2}
+    found = list(tqdm(_each(lab, jobs), **bar))
+    for reason, count in Counter(reason for _, told in found for reason in told).items():
+        print(f"{reason} ({count})")
+    return [row for rows, _ in found for row in rows]
+
+
+def _each(lab: Lab, jobs: Sequence[Job | Exam]) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
     """Run jobs, one process per core on a CPU (a run uses one thread), one by one on a GPU."""
     workers = min(lab.settings.get("workers", runs.cores()), len(jobs))
-    bar = {"desc": "attacks", "total": len(jobs), "disable": len(jobs) < 2}
     if workers < 2 or lab.device.type != "cpu":
-        return [row for job in tqdm(jobs, **bar) for row in job.run(lab)]
+        yield from (job.run(lab) for job in jobs)
+        return
     _ = lab.victim  # made here, once, not by every worker
     with _quiet(), joblib.parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
-        work = joblib.Parallel(return_as="generator")(
+        yield from joblib.Parallel(return_as="generator")(
             joblib.delayed(_in_worker)(lab.profile, job) for job in jobs
         )
-        return [row for rows in tqdm(work, **bar) for row in rows]
 
 
 def sweep(
@@ -126,10 +150,8 @@ def _seeded(chain: Sequence[Defense], seed: int) -> tuple[Defense, ...]:
 def references(lab: Lab, tasks: Iterable[str], seeds: Iterable[int]) -> pd.DataFrame:
     """Return the rows that frame every table: the random floor per seed, and the victim."""
     nets = [("random", s, lab.random(s)) for s in seeds] + [("victim", 0, lab.victim.encoder)]
-    return pd.DataFrame(
-        {"attack": name, "seed": seed, "task": task, **lab.score(net, task)}
-        for (name, seed, net), task in product(nets, tasks)
-    )
+    exams = [Exam({"attack": name, "seed": seed}, net, tuple(tasks)) for name, seed, net in nets]
+    return pd.DataFrame(_run(lab, exams))
 
 
 def summary(table: pd.DataFrame, by: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
@@ -182,19 +204,3 @@ def verdict(table: pd.DataFrame, a: str, b: str, metric: str = "accuracy") -> st
         return f"{a} against {b}: {points(found)}, one seed proves nothing"
     how = "beats" if low > 0 else "loses to" if high < 0 else "cannot be told from"
     return f"{a} {how} {b}: {points(found)}, {n} seeds"
-
-
-def embedding_map(
-    lab: Lab, nets: dict[str, encoders.Encoder], task: str, count: int, seed: int = 0
-) -> pd.DataFrame:
-    """Return a t-SNE map (x, y) of `count` test images per encoder, with their class names."""
-    from sklearn.manifold import TSNE  # scikit-learn takes seconds to import
-
-    test = lab.images(task, "test").take(slice(count))
-    names = np.array(test.classes)[test.labels.cpu().numpy()]
-    parts = []
-    for name, net in nets.items():
-        x = torch.nn.functional.normalize(encoders.embed(net, test.images), dim=1).cpu().numpy()
-        xy = TSNE(init="pca", perplexity=min(30, count // 4), random_state=seed).fit_transform(x)
-        parts.append(pd.DataFrame({"encoder": name, "x": xy[:, 0], "y": xy[:, 1], "label": names}))
-    return pd.concat(parts, ignore_index=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from contsteal import figures, report, runs
+from contsteal import figures, report, runs, summary
 
 STAMP = {
     "profile": "smoke",
@@ -39,39 +39,50 @@ def grid() -> pd.DataFrame:
     return table[table["attack"].isin(["embedding", "cont-steal", "random", "victim"])]
 
 
-TABLES = {
-    "00_samples": lambda: pd.DataFrame(
+def sheet() -> pd.DataFrame:
+    return pd.DataFrame(
         [
             {"set": s, "label": label, "size": 2, "pixels": "AAAAAAAAAAAAAAAA"}
             for s, label in (("a", "x"), ("a", "y"), ("b", None))
         ]
-    ),
+    )
+
+
+def points() -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"encoder": e, "x": i, "y": -i, "label": f"c{i % 3}"}
+            for e in ("victim", "embedding")
+            for i in range(9)
+        ]
+    )
+
+
+TABLES = {
+    "00_samples": sheet,
+    "01_views": sheet,
     "01_training": lambda: pd.DataFrame(
         {
-            "epoch": [1, 2],
-            "loss": [2.0, 1.0],
-            "lr": [0.1, 0.0],
-            "spread": [None, 0.8],
-            "knn": [None, 0.6],
+            "epoch": [1, 2, 1, 2],
+            "loss": [2.0, 1.0, 3.0, 2.0],
+            "lr": [0.1, 0.0] * 2,
+            "spread": [0.9, 0.8, 0.7, 0.05],
+            "knn": [None, 0.6, None, 0.5],
+            "method": ["simclr"] * 2 + ["byol"] * 2,
         }
     ),
     "01_worth": lambda: pd.DataFrame(
         [
             {"encoder": e, "task": t, "accuracy": 0.5, "knn": 0.4}
-            for e in ("random", "victim", "supervised")
+            for e in ("random", "simclr", "supervised")
             for t in ("shapes", "digits")
         ]
     ),
     "02_conventional": attack_table,
     "03_attacks": attack_table,
     "03_two_by_two": grid,
-    "03_embedding_map": lambda: pd.DataFrame(
-        [
-            {"encoder": e, "x": i, "y": -i, "label": f"c{i % 3}"}
-            for e in ("victim", "embedding")
-            for i in range(9)
-        ]
-    ),
+    "01_embedding_map": points,
+    "03_embedding_map": points,
     "04_budget": attack_table,
     "05_defenses": lambda: pd.concat(
         [attack_table(defence=d, legitimate=v) for d, v in (("none", 0.8), ("TopK(2)", 0.7))]
@@ -80,7 +91,7 @@ TABLES = {
 
 
 def test_every_figure_has_a_test_table() -> None:
-    assert TABLES.keys() == report.FIGURES.keys() == report.SECTIONS.keys()
+    assert TABLES.keys() == report.FIGURES.keys() == summary.SECTIONS.keys()
 
 
 @pytest.fixture
@@ -93,19 +104,21 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_figure_is_its_table_and_redrawing_gives_the_same_bytes(stem: str, folder: Path) -> None:
     report.publish(stem, TABLES[stem](), STAMP)
     first = {p.name: p.read_bytes() for p in folder.glob(f"{stem}.*")}
-    assert {Path(n).suffix for n in first} == {".pdf", ".png", ".csv"}
+    assert {Path(n).suffix for n in first} == {".pdf", ".png", ".csv", ".json"}
     table, stamp = figures.read(folder, stem)
     assert stamp == STAMP
     report.publish(stem, table, stamp)
     assert {p.name: p.read_bytes() for p in folder.glob(f"{stem}.*")} == first
 
 
-@pytest.mark.parametrize("stem", [s for s in report.FIGURES if s != "03_embedding_map"])
+@pytest.mark.parametrize("stem", [s for s in report.FIGURES if "map" not in s])
 def test_another_number_gives_another_picture(stem: str, folder: Path) -> None:
     table = TABLES[stem]()
     report.publish(stem, table, STAMP)
     first = (folder / f"{stem}.png").read_bytes()
-    column = "pixels" if stem == "00_samples" else "loss" if stem == "01_training" else "accuracy"
+    column = {"00_samples": "pixels", "01_views": "pixels", "01_training": "loss"}.get(
+        stem, "accuracy"
+    )
     table[column] = "/" * 16 if column == "pixels" else table[column].to_numpy()[::-1] * 0.9
     report.publish(stem, table, STAMP)
     assert (folder / f"{stem}.png").read_bytes() != first

@@ -240,3 +240,76 @@ def test_explorers_do_not_overwrite_stored_figures(
     assert runs.publish_dir() == tmp_path / "interactive"
     monkeypatch.setenv("CONTSTEAL_FIGURES", str(tmp_path / "kept"))
     assert runs.publish_dir() == tmp_path / "kept"
+
+
+def test_data_of_a_profile_is_checked_before_any_notebook_runs(
+    desk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATA_DIR", str(desk / "data"))
+    (desk / "profiles" / "tiny.yaml").write_text("common: {data: cifar10, query_data: shapes}\n")
+    notebook(desk, "00_first", "tasks = ['stl10']")
+    assert plan.datasets("tiny") == ["cifar10"]
+    assert paper.main(["run", "--profile", "tiny"]) == 1
+    told = capsys.readouterr().out
+    assert "cifar10 is not complete" in told
+    assert "make data PROFILE=paper" in told
+    assert not (desk / "runs" / "tiny").exists(), "nothing was started"
+    assert paper.main(["plan", "--profile", "tiny"]) == 0
+    assert "missing: cifar10, cifar-10-python.tar.gz (170.5 MB)" in capsys.readouterr().out
+
+
+def test_make_data_fetches_the_profiles_sets_and_no_others(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(paper.fetch, "main", lambda names: asked.append(names) or 0)
+    (desk / "profiles" / "tiny.yaml").write_text("common: {data: svhn, query_data: stl10}\n")
+    assert paper.main(["data", "--profile", "tiny"]) == 0
+    assert asked[-1] == ["stl10", "svhn"]
+
+
+def test_stages_put_the_victim_first_and_the_figures_last(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stems = ["00_a", "01_b", "02_c", "03_d", "04_e"]
+    monkeypatch.setattr(plan, "notebooks", lambda: stems)
+    tasks = [plan.Task(s, "tiny", "x", None) for s in stems]
+    found = [[t.stem for t in stage] for stage in plan.stages(tasks)]
+    assert found == [["00_a", "01_b"], ["02_c", "03_d"], ["04_e"]]
+    assert [[t.stem for t in s] for s in plan.stages(tasks[3:])] == [["03_d"], ["04_e"]]
+
+
+def test_notebooks_of_a_stage_run_side_by_side(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of two notebooks waits for the other's file: one after the other they would never end."""
+    (desk / "profiles" / "tiny.yaml").write_text("common: {data: shapes, at_once: 2}\n")
+    for mine, other in ((0, 1), (1, 0)):
+        code = (
+            "import pathlib, time\n"
+            f"pathlib.Path({str(desk / f'f{mine}')!r}).touch()\n"
+            "for _ in range(600):\n"
+            f"    if pathlib.Path({str(desk / f'f{other}')!r}).exists(): break\n"
+            "    time.sleep(0.1)\n"
+            "else: raise RuntimeError('alone')"
+        )
+        notebook(desk, ("00_first", "01_last")[mine], code)
+    notebook(desk, "02_figures", "1")
+    assert paper.main(["run", "--profile", "tiny"]) == 0
+    assert all(record(desk, s)["status"] == "ok" for s in ("00_first", "01_last", "02_figures"))
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_after_a_failure_no_other_notebook_begins(desk: Path, at_once: int) -> None:
+    (desk / "profiles" / "tiny.yaml").write_text(f"common: {{data: shapes, at_once: {at_once}}}\n")
+    notebook(desk, "00_first", "raise RuntimeError('no')")
+    for stem in ("01_last", "02_third", "03_end"):
+        notebook(desk, stem, "import time; time.sleep(2)")
+    assert paper.main(["run", "--profile", "tiny"]) == 1
+    begun = sorted(p.stem for p in (desk / "runs" / "tiny").glob("*.json"))
+    assert begun == ["00_first", "01_last"][:at_once]
+
+
+def test_changed_expectations_are_a_reason_to_run(desk: Path) -> None:
+    before = plan.inputs("01_last", "tiny")
+    asked = "expectations: [{encoder: a, task: b, metric: knn, low: 0.5}]\n"
+    (desk / "profiles" / "tiny.yaml").write_text(SETTINGS + asked)
+    assert plan.inputs("01_last", "tiny") != before

@@ -1,0 +1,74 @@
+"""What a notebook shows of encoders: the views they learn from, their curves, worth and maps."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import torch
+
+from contsteal import augment, encoders, estimate, figures, pretrain, settings
+from contsteal.experiment import Lab, Trained
+from contsteal.seeds import generator
+
+
+def view_sheet(lab: Lab, count: int = 10) -> pd.DataFrame:
+    """Return a sample sheet of training images, each over two views as its victim's method draws them."""
+    shown = lab.train_images().take(torch.arange(count))
+    policy = lab.settings["victim"].get("policy", pretrain.Config.policy)
+    views = [
+        augment.to_uint8(augment.apply(policy, shown.images, generator("views shown", k)))
+        for k in range(2)
+    ]
+    rows = [shown, *(replace(shown, images=view, labels=None) for view in views)]
+    return figures.sheet_table(rows, ["image", "one view", "another"], count)
+
+
+def histories(trained: dict[str, Trained]) -> pd.DataFrame:
+    """Return loss, learning rate, kNN and spread per epoch of each method, without its seconds."""
+    parts = [t.history.drop(columns="seconds").assign(method=n) for n, t in trained.items()]
+    return pd.concat(parts, ignore_index=True)
+
+
+def rates(lab: Lab, trained: dict[str, Trained]) -> pd.DataFrame:
+    """Return seconds in all, views per second of a median epoch, and their share of the hardware's rate.
+
+    A view costs three forward passes (one forward, two back) of 2 FLOP a MAC; the rate is that of a
+    matrix product, measured now. Momentum encoders and heads are not counted.
+    """
+    limit, rows, n = estimate.matmul_rate(), {}, len(lab.train_images())
+    for name, found in trained.items():
+        config = settings.config(lab.settings, method=name)
+        kept = n - min(config.held_out, n // 10)
+        seconds = found.history["seconds"]
+        rate = 2 * (kept // config.batch) * config.batch / seconds.median()
+        share = 6e9 * encoders.describe(found.encoder)["gmac"] * rate / limit
+        rows[name] = {"seconds": round(seconds.sum(), 1), "views per second": round(rate),
+                      "share of matmul rate": f"{share:.1%}"}  # fmt: skip
+    return pd.DataFrame(rows).T
+
+
+def worth(lab: Lab, nets: dict[str, encoders.Encoder], tasks: Sequence[str]) -> pd.DataFrame:
+    """Return linear-probe and kNN accuracy of each encoder on each task."""
+    rows = [
+        {"encoder": name, "task": task, **lab.score(net, task)}
+        for (name, net), task in product(nets.items(), tasks)
+    ]
+    return pd.DataFrame(rows)[["encoder", "task", "accuracy", "knn"]]
+
+
+def embedding_map(
+    lab: Lab, nets: dict[str, encoders.Encoder], task: str, count: int, seed: int = 0
+) -> pd.DataFrame:
+    """Return a t-SNE map (x, y) of `count` test images per encoder, with their class names."""
+    from sklearn.manifold import TSNE  # scikit-learn takes seconds to import
+
+    test = lab.images(task, "test").take(slice(count))
+    names = np.array(test.classes)[test.labels.cpu().numpy()]
+    parts = []
+    for name, net in nets.items():
+        x = torch.nn.functional.normalize(encoders.embed(net, test.images), dim=1).cpu().numpy()
+        xy = TSNE(init="pca", perplexity=min(30, count // 4), random_state=seed).fit_transform(x)
+        parts.append(pd.DataFrame({"encoder": name, "x": xy[:, 0], "y": xy[:, 1], "label": names}))
+    return pd.concat(parts, ignore_index=True)

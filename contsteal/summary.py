@@ -1,0 +1,131 @@
+"""What the tables of a profile say: a sentence with intervals, a table, and whether expectations hold."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from contsteal import settings, style, tables
+
+
+def main_task(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the first task of a table."""
+    return table[table["task"] == table["task"].iloc[0]]
+
+
+def duel(table: pd.DataFrame, a: str, b: str, otherwise: str = "") -> str:
+    """Say how a compares with b where a table has both, `otherwise` where it has not."""
+    return tables.verdict(table, a, b) if {a, b} <= set(table["attack"]) else otherwise
+
+
+def judge(worth: pd.DataFrame, expectations: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Return what a profile expects of its encoders, what was measured, and whether it holds."""
+    rows = []
+    for given in expectations:
+        asked = settings.EXPECTATION | given
+        found = worth[(worth["encoder"] == asked["encoder"]) & (worth["task"] == asked["task"])]
+        value = float(found[asked["metric"]].iloc[0]) if len(found) else float("nan")
+        holds = "not run" if pd.isna(value) else asked["low"] <= value <= asked["high"]
+        rows.append({
+            **{k: asked[k] for k in ("encoder", "task", "metric")},
+            "expected": f"{100 * asked['low']:g} to {100 * asked['high']:g} %",
+            "measured": "-" if pd.isna(value) else style.percent(value),
+            "holds": {True: "yes", False: "NO"}.get(holds, holds), "source": asked["source"],
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _percent(table: pd.DataFrame) -> pd.DataFrame:
+    return (100 * table).round(1)
+
+
+def worth(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """Say what each encoder is worth on the main task, and what pre-training gained on every task."""
+    wide = table.pivot_table(index="encoder", columns="task", values="accuracy", sort=False)
+    task = table["task"].iloc[0]
+    told = ", ".join(f"{name} {style.percent(wide.loc[name, task])}" for name in wide.index)
+    victim = victims(table)[0]
+    gain = wide.loc[victim] - wide.loc["random"]
+    each = ", ".join(f"`{name}` {100 * value:+.1f}" for name, value in gain.items())
+    return (
+        f"Linear-probe accuracy on `{task}`: {told} (one encoder each, so no interval). "
+        f"{victim} minus random floor, in points: {each}."
+    ), _percent(wide)
+
+
+def victims(worth: pd.DataFrame) -> list[str]:
+    """Return the encoders of a table between floor and ceiling, the profile's own victim first."""
+    return [n for n in worth["encoder"].unique() if n not in ("random", "supervised")]
+
+
+def conventional(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """Say whether embeddings give away more than labels and posteriors."""
+    rows = main_task(table)
+    told = [duel(rows, "embedding", b) for b in ("label", "posterior")]
+    by = tables.summary(table, ["task", "attack"], ["accuracy", "agreement", "knn"])
+    return _sentences(told), by
+
+
+def contrastive(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """Say whether contrastive attacks beat regression at equal queries."""
+    told = [duel(table, a, "embedding") for a in ("cont-steal", "cont-steal-code", "info-nce")]
+    metrics = ["accuracy", "agreement", "knn", "cka", "cosine"]
+    return _sentences(told), tables.summary(table, ["attack"], metrics)
+
+
+def two_by_two(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """Say which loss wins, without and with augmentation."""
+    told = [
+        f"{view}: {duel(rows, 'cont-steal', 'embedding')}"
+        for view, rows in table.groupby("views", sort=False)
+    ]
+    return _sentences(told), tables.summary(table, ["views", "attack"], ["accuracy", "agreement"])
+
+
+def budget(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """Say which attack wins at each number of query images."""
+    rows = table.dropna(subset=["calls"]).astype({"images": int})
+    told = [
+        f"{count} images: {duel(r, a, b)}"
+        for count, r in rows.groupby("images")
+        for a, b in (("cont-steal", "embedding"), ("cont-steal, anew", "cont-steal"))
+    ]
+    return _sentences(told), tables.summary(table, ["attack", "images"], ["accuracy", "agreement"])
+
+
+def defended(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """Say what each defence takes from the attacker and from the legitimate user."""
+    rows = table.dropna(subset=["defence"])
+    told = [
+        f"{name} changes {attack} by {_change(rows, name, attack, 'accuracy')}, the legitimate user "
+        f"by {_change(rows, name, attack, 'legitimate')}"
+        for name, attack in rows.groupby(["defence", "attack"], sort=False).groups
+        if name != "none"
+    ]
+    by = tables.summary(table, ["defence", "attack"], ["legitimate", "accuracy", "agreement"])
+    return _sentences(told), by
+
+
+def _change(rows: pd.DataFrame, defence: str, attack: str, metric: str) -> str:
+    """Return the change by a defence, paired by seed, with its interval."""
+    of = rows[rows["attack"] == attack].assign(attack=lambda r: r["defence"])
+    return tables.points(tables.difference(of, defence, "none", metric))
+
+
+def _sentences(told: list[str]) -> str:
+    return "; ".join(sentence for sentence in told if sentence) + "." if any(told) else ""
+
+
+SECTIONS: dict[str, tuple[str, Callable[[pd.DataFrame], tuple[str, pd.DataFrame]] | None]] = {
+    "00_samples": ("The embedded data sets.", None),
+    "01_views": ("Two augmented views of each image, as the victim's training sees them.", None),
+    "01_training": ("The victim's training, monitored on held-out training images.", None),
+    "01_worth": ("What the victim is worth, between random floor and supervised ceiling.", worth),
+    "01_embedding_map": ("Test images as the encoders see them (t-SNE).", None),
+    "02_conventional": ("Conventional attacks at equal queries.", conventional),
+    "03_attacks": ("All attacks at equal queries.", contrastive),
+    "03_two_by_two": ("{MSE, contrastive} x {clean, augmented}.", two_by_two),
+    "03_embedding_map": ("Test images by the victim and by two surrogates (t-SNE).", None),
+    "04_budget": ("Accuracy against both query budgets.", budget),
+    "05_defenses": ("Defences: attacker and legitimate user.", defended),
+}
