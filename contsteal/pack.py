@@ -32,8 +32,8 @@ def pack(
     """Decode the folder `src` into `dst`, or its splits into `dst/<split>`; return their manifests.
 
     `keep` restricts to these class folders. What was killed continues when it is started again, and
-    what is finished is not done again. Memory: for each worker (a thread a core) a block of 32 rows
-    and an image in the making. Errors: folders.FolderError for a folder that cannot be packed,
+    what is finished is not done again. Memory: one image, decoded and resized, for each worker (a
+    thread a core). Errors: folders.FolderError for a folder that cannot be packed,
     PackError where `dst` is of other files or another size, runs.StorageError for too little space.
     """
     src, dst = Path(src), Path(dst)
@@ -145,20 +145,23 @@ def _filler(
     folder: Path, files: Sequence[Path], images: Path, size: int, known: Mapping[int, Record]
 ) -> Callable[[slice], Record]:
     """Return what decodes a block and writes it to its place, unless what is `known` of it is there."""
-    scratch = threading.local()  # new memory for every block costs nearly as much as its sha256
+    scratch = threading.local()
 
     def fill(part: slice) -> Record:
-        if not hasattr(scratch, "block"):
-            scratch.block = np.empty((folders.BLOCK, 3, size, size), np.uint8)
-        block, old = scratch.block[: part.stop - part.start], known.get(part.start)
-        if old and packed.read_block(images, part, block) == old["sha256"]:
+        # One image's memory for each worker, hashed and written while it is in the processor's cache.
+        if not hasattr(scratch, "image"):
+            scratch.image = np.empty((1, 3, size, size), np.uint8)
+        image, old = scratch.image, known.get(part.start)
+        if old and packed.block_sha256(images, part, image) == old["sha256"]:
             return old
-        skipped = folders.decode_all(folder, files[part], block)
+        sha, skipped = hashlib.sha256(), {}
         with images.open("r+b") as file:
-            file.seek(part.start * block[0].nbytes)
-            file.write(block)
-        sha = hashlib.sha256(block).hexdigest()
-        return {"start": part.start, "sha256": sha, "skipped": skipped}
+            file.seek(part.start * image.nbytes)
+            for name in files[part]:
+                skipped |= folders.decode_all(folder, (name,), image)
+                sha.update(image)
+                file.write(image)
+        return {"start": part.start, "sha256": sha.hexdigest(), "skipped": skipped}
 
     return fill
 

@@ -164,11 +164,9 @@ def verify(path: Path) -> None:
         manifest = load(home)
 
         def check(part: slice, home: Path = home, manifest: dict = manifest) -> slice | None:
-            block = np.empty(
-                (part.stop - part.start, 3, manifest["size"], manifest["size"]), np.uint8
-            )
+            image = np.empty((1, 3, manifest["size"], manifest["size"]), np.uint8)
             known = manifest["blocks"][part.start // folders.BLOCK]
-            return None if read_block(home / IMAGES, part, block) == known else part
+            return None if block_sha256(home / IMAGES, part, image) == known else part
 
         bad = [p for p in folders.parallel(check, manifest["rows"], f"verifying {home.name}") if p]
         if bad:
@@ -179,9 +177,13 @@ def verify(path: Path) -> None:
             )
 
 
-def read_block(images: Path, part: slice, out: np.ndarray) -> str:
-    """Read rows of a pack into `out` (B, 3, S, S); return their sha256, "" where the file is shorter."""
+def block_sha256(images: Path, part: slice, image: np.ndarray) -> str:
+    """Return the sha256 of rows of a pack, read one by one into `image`; "" where the file ends first."""
+    sha = hashlib.sha256()
     with images.open("rb") as file:
-        file.seek(part.start * out[0].nbytes)
-        whole = file.readinto(out) == out.nbytes
-    return hashlib.sha256(out).hexdigest() if whole else ""
+        file.seek(part.start * image.nbytes)
+        for _ in range(part.start, part.stop):
+            if file.readinto(image) < image.nbytes:
+                return ""
+            sha.update(image)
+    return sha.hexdigest()
