@@ -39,7 +39,7 @@ class Estimate:
 def profile(name: str, methods: Sequence[str]) -> list[Estimate]:
     """Return what training the victims of a profile by these methods, and its ceiling, will take."""
     common = settings.profile(name)["common"]
-    configs = [settings.config(common, method=m) for m in methods]
+    configs = [settings.config(common, method=m) for m in methods if m != pretrain.READY]
     configs.append(settings.config(common, "supervised"))
     count = common["train_images"] or len(
         data.load(common["data"], image_size=common["image_size"])

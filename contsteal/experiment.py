@@ -3,37 +3,19 @@
 import copy
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import timm
 import torch
 from torch import Tensor
 
-from contsteal import data, encoders, evaluate, loop, pretrain, runs, settings, steal
+from contsteal import data, encoders, evaluate, loop, pretrain, runs, settings, steal, trained
 from contsteal.defenses import Defense
+from contsteal.trained import SCORING, STEALING, TRAINING, Trained
 from contsteal.victim import Answers, BlackBox
-
-# Modules whose source decides an artifact's content: a change of one computes it again.
-IMAGES = ("data", "folders", "packed", "seeds", "synthetic", "torchsets")
-NETS = ("backbones", "encoders")
-TRAINING = (*IMAGES, *NETS, "augment", "experiment", "losses", "loop", "methods", "randaugment")
-STEALING = (*TRAINING, "defenses", "evaluate", "pretrain", "recipes", "steal", "victim")
-SCORING = (*IMAGES, *NETS, "evaluate", "experiment")
-
-
-@dataclass(frozen=True)
-class Trained:
-    """An encoder read back from its artifact, its history per epoch, and its weights' sha256."""
-
-    encoder: encoders.Encoder
-    history: pd.DataFrame
-    sha256: str
-    seconds: float
-    queries: dict[str, int]
 
 
 class Lab:
@@ -84,13 +66,16 @@ class Lab:
         config = replace(settings.config(self.settings, part, method), **changes)
         images = self.train_images()
         identity = asdict(config) | {"images": self._data_key(images), "on": self._machine}
+        identity["origin"] = pretrain.origin(config)
         identity["cores"] = runs.cores()  # not the threads: a worker has one, and reads this back
 
         def make(folder: Path) -> None:
             net, history = pretrain.fit(config, images, runs.work_dir(folder) / "last.pt")
-            _write(folder, net, history, {})
+            trained.write(folder, net, history, {})
 
-        return self._read(runs.artifact(part, identity, (*TRAINING, "pretrain", "evaluate"), make))
+        return trained.read(
+            runs.artifact(part, identity, (*TRAINING, "pretrain", "evaluate"), make), self.device
+        )
 
     @cached_property
     def victim(self) -> Trained:
@@ -143,9 +128,10 @@ class Lab:
                 checkpoint = runs.work_dir(folder) / "last.pt"
                 result = steal.train(config, api, images, checkpoint, labels=labels)
             spent = {"unique_inputs": result.unique_inputs, "calls": result.calls}
-            _write(folder, result.encoder, result.history, spent)
+            trained.write(folder, result.encoder, result.history, spent)
 
-        return self._read(runs.artifact("attack", identity, STEALING, make, self.told.append))
+        folder = runs.artifact("attack", identity, STEALING, make, self.told.append)
+        return trained.read(folder, self.device)
 
     # --------------------------------------------------------------------- evaluation
 
@@ -227,23 +213,7 @@ class Lab:
         named = None if labels is None else encoders.digest([("", labels)])
         return [images.name, images.split, len(images), pixels.shape[-1], content, named]
 
-    def _read(self, folder: Path) -> Trained:
-        net = encoders.load(folder / "encoder.safetensors").to(self.device).eval()
-        manifest = runs.read_json(folder / runs.MANIFEST) or {}
-        return Trained(
-            net, pd.read_csv(folder / "history.csv"), encoders.digest(net.state_dict().items()),
-            manifest["seconds"], runs.read_json(folder / "queries.json") or {},
-        )  # fmt: skip
-
 
 @cache
 def _cached(name: str, split: str, n: int | None, seed: int, image_size: int) -> data.ImageSet:
     return data.load(name, split, n, seed, image_size)
-
-
-def _write(
-    folder: Path, net: encoders.Encoder, history: list[loop.Row], queries: dict[str, int]
-) -> None:
-    encoders.save(net, folder / "encoder.safetensors", epochs=len(history))
-    pd.DataFrame(history).to_csv(folder / "history.csv", index=False)
-    runs.write_json(folder / "queries.json", queries)

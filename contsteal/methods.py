@@ -4,11 +4,9 @@ A method gets uint8 images (B, 3, H, W), labels or None, and a generator, and re
 only its `encoder` is kept. [L] marks what lightly's CIFAR-10 benchmark of ResNet-18 uses.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 
 from contsteal import augment, losses
 from contsteal.encoders import Encoder
+from contsteal.heads import Momentum, mlp
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,12 @@ class Config:
     momentum: float = 0.99  # of the key or target encoder, MoCo and BYOL [L]
     queue: int = 4096  # MoCo's negatives [L]; 8,192 there at batch 512
     symmetric: bool = True  # MoCo: each view is query and key once [L]
+    key_groups: int = 8  # MoCo: parts of a batch of keys, each normalised by itself [L]
     held_out: int = 1024  # training images kept for the monitor, at most a tenth of the set
     monitor_every: int = 1  # epochs between two looks at them
     seed: int = 0
+    weights: str | None = None  # of method "ready": "timm", or a file of weights
+    inputs: dict[str, Any] | None = None  # of such a file: mean, std, padding, relu
 
 
 class Recipe(NamedTuple):
@@ -50,17 +52,6 @@ class Recipe(NamedTuple):
     lr: float
     scaled: bool  # whether the learning rate grows with the batch
     source: str
-
-
-def mlp(*sizes: int, norm: bool = True, last: bool = False) -> nn.Sequential:
-    """Return linear layers of these sizes with ReLU, and batch norm after all but the last."""
-    layers: list[nn.Module] = []
-    for place, (a, b) in enumerate(pairwise(sizes), 2):
-        final = place == len(sizes)
-        normed = last if final else norm
-        layers.append(nn.Linear(a, b, bias=not normed))
-        layers += [nn.BatchNorm1d(b)] * normed + [nn.ReLU(inplace=True)] * (not final)
-    return nn.Sequential(*layers)
 
 
 class Method(nn.Module):
@@ -118,8 +109,8 @@ class SimCLR(Method):
 class MoCo(Method):
     """MoCo v2 (He et al., CVPR 2020; Chen et al., 2020): keys of a momentum encoder, and a queue.
 
-    A deviation: query and key are normalised by the same batch, which ShuffleBN and the split batch
-    norm of [L] prevent and an encoder can exploit. The queue starts with random directions.
+    Keys pass in groups with batch statistics of their own, as [L]'s split batch norm: an encoder could
+    else tell a key by the batch it shares with its query. The queue starts with random directions.
     """
 
     projection = 128
@@ -130,6 +121,8 @@ class MoCo(Method):
         if config.queue < sent:
             raise ValueError(f"queue={config.queue}: it must hold the {sent} keys of a batch of "
                              f"{config.batch}")  # fmt: skip
+        if config.key_groups < 1 or config.batch % config.key_groups:
+            raise ValueError(f"key_groups={config.key_groups}: it must divide batch={config.batch}")
         self.keys = Momentum(self.online, config.momentum)
         keys = F.normalize(torch.randn(config.queue, self.projection), dim=1)
         self.register_buffer("queue", keys)
@@ -139,7 +132,7 @@ class MoCo(Method):
         self.keys.follow(self.online)
         pairs = [(one, two), (two, one)] if self.config.symmetric else [(one, two)]
         with torch.no_grad():
-            keys = [self.keys(key) for _, key in pairs]
+            keys = [self.encode(key) for _, key in pairs]
         tau = self.config.temperature or 0.1
         terms = [
             losses.moco(self.project(view), key, self.queue, tau)
@@ -147,6 +140,13 @@ class MoCo(Method):
         ]
         self.enqueue(torch.cat(keys))
         return torch.stack(terms).mean()
+
+    def encode(self, views: Tensor) -> Tensor:
+        """Return the keys (B, P) of views; every `key_groups`-th row shares its batch norm."""
+        groups = [
+            self.keys(views[k :: self.config.key_groups]) for k in range(self.config.key_groups)
+        ]
+        return torch.stack(groups, 1).flatten(0, 1)
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
@@ -219,24 +219,6 @@ class Supervised(Method):
     def forward(self, images: Tensor, labels: Tensor | None, draws: torch.Generator) -> Tensor:
         views = augment.apply(self.config.policy, images, draws)
         return F.cross_entropy(self.project(views).float(), labels)
-
-
-class Momentum(nn.Module):
-    """A copy of a network that follows its weights: theta <- m theta + (1 - m) theta_net."""
-
-    def __init__(self, net: nn.Module, momentum: float) -> None:
-        super().__init__()
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum={momentum}: it must be between 0 and 1")
-        self.module, self.momentum = copy.deepcopy(net).requires_grad_(False), momentum
-
-    @torch.no_grad()
-    def follow(self, net: nn.Module) -> None:
-        """Move one step towards `net`, without a host synchronisation."""
-        torch._foreach_lerp_([*self.module.parameters()], [*net.parameters()], 1 - self.momentum)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.module(x)
 
 
 LIGHTLY = "lightly's CIFAR-10 benchmark"

@@ -9,8 +9,9 @@ import pandas as pd
 import torch
 
 from contsteal import augment, encoders, estimate, figures, pretrain, settings
-from contsteal.experiment import Lab, Trained
+from contsteal.experiment import Lab
 from contsteal.seeds import generator
+from contsteal.trained import Trained
 
 
 def view_sheet(lab: Lab, count: int = 10) -> pd.DataFrame:
@@ -26,8 +27,15 @@ def view_sheet(lab: Lab, count: int = 10) -> pd.DataFrame:
 
 
 def histories(trained: dict[str, Trained]) -> pd.DataFrame:
-    """Return loss, learning rate, kNN and spread per epoch of each method, without its seconds."""
-    parts = [t.history.drop(columns="seconds").assign(method=n) for n, t in trained.items()]
+    """Return loss, learning rate, kNN and spread per epoch of each method, without its seconds.
+
+    A ready encoder has no epochs, and no row.
+    """
+    parts = [
+        found.history.drop(columns="seconds").assign(method=name)
+        for name, found in trained.items()
+        if len(found.history)
+    ]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -39,6 +47,8 @@ def rates(lab: Lab, trained: dict[str, Trained]) -> pd.DataFrame:
     """
     limit, rows, n = estimate.matmul_rate(), {}, len(lab.train_images())
     for name, found in trained.items():
+        if found.history.empty:  # a ready encoder
+            continue
         config = settings.config(lab.settings, method=name)
         kept = n - min(config.held_out, n // 10)
         seconds = found.history["seconds"]

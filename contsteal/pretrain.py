@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from contsteal import encoders, evaluate, loop
+from contsteal import encoders, evaluate, loop, runs
 from contsteal.data import ImageSet
 from contsteal.methods import METHODS, Config, Method
 
-__all__ = ["METHODS", "Config", "fit", "schedule", "train"]
+__all__ = ["METHODS", "READY", "Config", "fit", "origin", "schedule", "train"]
+READY = "ready"  # a method that trains nothing: the encoder comes from a hub or a file
 COLLAPSED = 0.1  # a spread below it: nearly all embeddings point one way
 
 
@@ -22,9 +23,12 @@ def fit(
 
     Up to `held_out` images (a tenth at most) are not trained on: kNN accuracy and spread of their
     embeddings are the monitor, so no choice is ever made on test data. Warns where the embeddings
-    collapsed. Errors: ValueError for an unknown method, data without labels, fewer images than a
-    batch; loop.Diverged for a NaN loss.
+    collapsed. Method "ready" reads `weights` and has no history. Errors: ValueError for an unknown
+    method, data without labels, fewer images than a batch; loop.Diverged for a NaN loss.
     """
+    origin(config)
+    if config.method == READY:
+        return _ready(config).eval().to(images.images.device), []
     plan = schedule(config)
     held = min(config.held_out, len(images) // 10)
     kept, watched = images.take(slice(held, None)), images.take(slice(held))
@@ -49,6 +53,31 @@ def fit(
     return model.encoder.eval(), history
 
 
+def _ready(config: Config) -> encoders.Encoder:
+    given = {"pretrained": True} if config.weights == "timm" else {"weights": config.weights}
+    return encoders.build(
+        config.encoder, config.image_size, width=config.width, inputs=config.inputs, **given
+    )
+
+
+def origin(config: Config) -> str | None:
+    """Return what tells the weights of a ready encoder from others: "timm", or the file's sha256.
+
+    None for an encoder that is trained. Errors: ValueError where `weights` and `method` do not fit,
+    or for a file that is not there.
+    """
+    if config.method != READY and (config.weights or config.inputs):
+        raise ValueError(
+            f"weights={config.weights}, inputs={config.inputs}: method {config.method!r} trains its "
+            f"own; set method: {READY} to take them"
+        )
+    if config.method != READY or config.weights == "timm":
+        return config.weights
+    if not config.weights or not Path(config.weights).is_file():
+        raise ValueError(f"weights={config.weights!r}: method {READY!r} needs 'timm' or a file")
+    return runs.sha256(Path(config.weights))
+
+
 def build(config: Config, classes: int) -> Method:
     """Build a method around a fresh encoder, all weights drawn from the config's seed alone."""
     net = encoders.build(config.encoder, config.image_size, width=config.width, seed=config.seed)
@@ -60,7 +89,8 @@ def build(config: Config, classes: int) -> Method:
 def schedule(config: Config) -> loop.Schedule:
     """Return how long and how fast a config trains; ValueError for a method or value not known."""
     if config.method not in METHODS:
-        raise ValueError(f"unknown method {config.method!r}: choose one of {', '.join(METHODS)}")
+        known = ", ".join([*METHODS, READY])
+        raise ValueError(f"unknown method {config.method!r}: choose one of {known}")
     if config.monitor_every < 1 or config.held_out < 0:
         raise ValueError(f"{config}: monitor_every must be >= 1 and held_out >= 0")
     recipe = METHODS[config.method]

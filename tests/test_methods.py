@@ -9,10 +9,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contsteal import augment, data, encoders, methods, pretrain
-from contsteal.methods import Config, mlp
+from contsteal.heads import mlp
+from contsteal.methods import Config
 
 TINY = Config(
-    encoder="test_resnet", epochs=2, batch=16, queue=64, hidden=24, projection=16, held_out=16
+    encoder="test_resnet",
+    epochs=2,
+    batch=16,
+    queue=64,
+    hidden=24,
+    projection=16,
+    held_out=16,
+    key_groups=1,
 )
 SELF_SUPERVISED = ("simclr", "moco", "byol", "simsiam")
 
@@ -180,6 +188,27 @@ def test_keys_enter_the_queue_after_the_loss(views):
 def test_a_queue_that_cannot_hold_a_batch():
     with pytest.raises(ValueError, match="queue=24: it must hold the 32 keys of a batch of 16"):
         build("moco", queue=24)
+
+
+def test_keys_are_normalised_in_groups_that_share_no_batch_with_their_queries(views):
+    model = build("moco", key_groups=4)
+    with torch.no_grad():
+        keys = model.encode(views[1])
+        for k in range(4):
+            alone = model.keys.module(views[1][k::4])
+            assert torch.allclose(keys[k::4], alone, atol=1e-5)
+        whole = model.keys.module(views[1])
+    assert not torch.allclose(keys, whole, atol=1e-3)
+    model.eval()
+    with torch.no_grad():
+        same = torch.allclose(model.encode(views[1]), model.keys.module(views[1]), atol=1e-5)
+    assert same, "without batch statistics the groups change nothing, also not the order"
+
+
+@pytest.mark.parametrize("groups", [0, 3])
+def test_groups_must_divide_the_batch(groups):
+    with pytest.raises(ValueError, match=f"key_groups={groups}: it must divide batch=16"):
+        build("moco", key_groups=groups)
 
 
 def test_simsiam_holds_the_other_view_still(views):

@@ -5,8 +5,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from contsteal import estimate, portrait, settings, summary
-from contsteal.experiment import Lab, Trained
+from contsteal import encoders, estimate, portrait, settings, summary
+from contsteal.experiment import Lab
+from contsteal.trained import Trained
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,22 @@ def test_curves_have_every_epoch_of_every_method_and_no_seconds(lab, trained):
     assert list(curves["method"]) == ["simclr"] * epochs + ["byol"] * epochs
     assert "seconds" not in curves
     assert curves["spread"].notna().all()
+
+
+def test_a_ready_victim_is_scored_and_has_no_curve(lab, trained, tmp_path, monkeypatch):
+    file = tmp_path / "theirs.safetensors"
+    theirs = encoders.build("test_resnet", seed=9)
+    encoders.save(theirs, file)
+    other = Lab("smoke")
+    other.settings = lab.settings | {
+        "victim": {"method": "ready", "encoder": "test_resnet", "weights": str(file)}
+    }
+    ready = other.train()
+    assert ready.sha256 == encoders.digest(theirs.state_dict().items()) == other.victim.sha256
+    curves = portrait.histories({"ready": ready, "byol": trained["byol"]})
+    assert set(curves["method"]) == {"byol"}
+    assert portrait.rates(other, {"ready": ready}).empty
+    assert other.steal("embedding", 16).queries["unique_inputs"] == 16
 
 
 def test_rates_are_views_over_the_median_epoch(lab, trained, monkeypatch):

@@ -10,7 +10,7 @@ from contsteal.victim import digests
 
 TINY = pretrain.Config(
     encoder="test_resnet", epochs=2, batch=32, held_out=64, hidden=32, projection=16, queue=64,
-    optimizer="adamw", lr=1e-3, seed=0,
+    optimizer="adamw", lr=1e-3, key_groups=2, seed=0,
 )  # fmt: skip
 
 
@@ -147,3 +147,52 @@ def test_fewer_images_than_a_batch(shapes):
 def test_supervised_on_unlabelled_images_with_classes(shapes):
     with pytest.raises(ValueError, match="'supervised' needs labels, shapes has none"):
         pretrain.train(replace(TINY, method="supervised"), replace(shapes, labels=None))
+
+
+# ----------------------------------------------------------------------- ready encoders
+
+
+def test_a_ready_encoder_is_read_from_its_file_and_not_trained(shapes, tmp_path):
+    made = encoders.build("test_resnet", seed=7)
+    encoders.save(made, tmp_path / "made.safetensors")
+    config = replace(TINY, method="ready", weights=str(tmp_path / "made.safetensors"))
+    net, history = pretrain.fit(config, shapes)
+    assert history == []
+    assert digest(net) == digest(made)
+    assert not net.training
+
+
+def test_a_ready_encoder_can_be_the_hub_s(shapes, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(encoders, "build", lambda *a, **k: asked.update(k) or torch.nn.Identity())
+    inputs = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    pretrain.fit(replace(TINY, method="ready", weights="timm", inputs=inputs), shapes)
+    assert asked["pretrained"] is True
+    assert asked["inputs"] == inputs
+    assert "weights" not in asked
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "ready"}, "weights=None: method 'ready' needs 'timm' or a file"),
+        ({"method": "ready", "weights": "gone.pth"}, "weights='gone.pth': method 'ready' needs"),
+        ({"weights": "timm"}, "method 'simclr' trains its own; set method: ready"),
+        ({"method": "reday"}, "choose one of simclr, moco, byol, simsiam, supervised, ready"),
+    ],
+)
+def test_weights_and_method_must_fit(shapes, changes, message):
+    with pytest.raises(ValueError, match=message):
+        pretrain.fit(replace(TINY, **changes), shapes)
+
+
+def test_the_origin_of_a_ready_encoder_is_its_content(tmp_path):
+    files = [tmp_path / f"{name}.safetensors" for name in ("one", "two", "same")]
+    for seed, file in enumerate(files[:2]):
+        encoders.save(encoders.build("test_resnet", seed=seed), file)
+    files[2].write_bytes(files[0].read_bytes())
+    config = replace(TINY, method="ready")
+    one, two, same = (pretrain.origin(replace(config, weights=str(file))) for file in files)
+    assert one == same != two
+    assert pretrain.origin(replace(config, weights="timm")) == "timm"
+    assert pretrain.origin(TINY) is None

@@ -1,0 +1,49 @@
+"""Encoders as artifacts: written with their history, read back with their sha256."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from contsteal import encoders, loop, runs
+
+# Modules whose source decides an artifact's content: a change of one computes it again.
+IMAGES = ("data", "folders", "packed", "seeds", "synthetic", "torchsets")
+NETS = ("backbones", "encoders")
+LEARNING = ("augment", "experiment", "heads", "losses", "loop", "methods", "randaugment", "trained")
+TRAINING = (*IMAGES, *NETS, *LEARNING)
+STEALING = (*TRAINING, "defenses", "evaluate", "pretrain", "recipes", "steal", "victim")
+SCORING = (*IMAGES, *NETS, "evaluate", "experiment")
+UNTRAINED = ("epoch", "loss", "lr", "seconds")  # columns of a history without epochs
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An encoder read back from its artifact, its history per epoch, and its weights' sha256."""
+
+    encoder: encoders.Encoder
+    history: pd.DataFrame
+    sha256: str
+    seconds: float
+    queries: dict[str, int]
+
+
+def read(folder: Path, device: torch.device) -> Trained:
+    """Return what `write` has left in an artifact's folder, the encoder in eval mode on `device`."""
+    net = encoders.load(folder / "encoder.safetensors").to(device).eval()
+    manifest = runs.read_json(folder / runs.MANIFEST) or {}
+    return Trained(
+        net, pd.read_csv(folder / "history.csv"), encoders.digest(net.state_dict().items()),
+        manifest["seconds"], runs.read_json(folder / "queries.json") or {},
+    )  # fmt: skip
+
+
+def write(
+    folder: Path, net: encoders.Encoder, history: list[loop.Row], queries: dict[str, int]
+) -> None:
+    """Write an encoder, its history (empty for one that was not trained here) and its queries."""
+    encoders.save(net, folder / "encoder.safetensors", epochs=len(history))
+    table = pd.DataFrame(history) if history else pd.DataFrame(columns=list(UNTRAINED))
+    table.to_csv(folder / "history.csv", index=False)
+    runs.write_json(folder / "queries.json", queries)
