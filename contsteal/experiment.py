@@ -70,8 +70,8 @@ class Lab:
         identity["cores"] = runs.cores()  # not the threads: a worker has one, and reads this back
 
         def make(folder: Path) -> None:
-            net, history = pretrain.fit(config, images, runs.work_dir(folder) / "last.pt")
-            trained.write(folder, net, history, {})
+            made = pretrain.fit(config, images, runs.work_dir(folder) / "last.pt")
+            trained.write(folder, made.encoder, made.history, {}, made.projector)
 
         return trained.read(
             runs.artifact(part, identity, (*TRAINING, "pretrain", "evaluate"), make), self.device
@@ -97,7 +97,8 @@ class Lab:
         """Return the victim behind a fresh API; its classifier is the probe on the main task."""
         head = self._probe(self.settings["data"]).head
         # Copies: what a defence remembers of one attack must not reach the next.
-        return BlackBox(self.answers, copy.deepcopy(list(defenses)), budget, head)
+        own = self.victim.projector
+        return BlackBox(self.answers, copy.deepcopy(list(defenses)), budget, head, own)
 
     def steal(
         self,

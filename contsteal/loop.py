@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -155,16 +155,19 @@ def _epoch(
         value.backward()
         optimizer.step()
         values[step] = value.detach()
-    _check_finite(values, model, epoch)
+    _check_finite(values, model, epoch, order.split(schedule.batch))
     return values.mean().item()
 
 
-def _check_finite(values: Tensor, model: nn.Module, epoch: int) -> None:
+def _check_finite(values: Tensor, model: nn.Module, epoch: int, batches: Sequence[Tensor]) -> None:
     bad = (~values.isfinite()).nonzero()
     if len(bad):
+        step = int(bad[0, 0])
+        some = ", ".join(map(str, batches[step][:8].tolist()))
         raise Diverged(
-            f"the loss became {values[bad[0, 0]].item()} at epoch {epoch + 1}, step {int(bad[0, 0]) + 1} "
-            "of it: lower the learning rate or raise the temperature; the last checkpoint is kept"
+            f"the loss became {values[step].item()} at epoch {epoch + 1}, step {step + 1} of it, on "
+            f"images {some}, ... of the {len(batches[step])} of its batch: lower the learning rate or "
+            "raise the temperature; the last checkpoint is kept"
         )
     if not all(p.isfinite().all() for p in model.parameters()):
         raise Diverged(f"a weight became NaN or infinite in epoch {epoch + 1}")

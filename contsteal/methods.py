@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from contsteal import augment, losses
 from contsteal.encoders import Encoder
-from contsteal.heads import Momentum, mlp
+from contsteal.heads import Head, Momentum
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,18 @@ class Method(nn.Module):
         return self.online[0]
 
     @property
+    def projector(self) -> Head | None:
+        """The head that the loss is computed behind; None where it is a classifier."""
+        return self.online[1] if isinstance(self.online[1], Head) else None
+
+    @property
     def compared(self) -> nn.Module:
         """The network whose outputs the loss compares: what can collapse."""
         return self.online
 
     def head(self, dim: int, hidden: int, out: int) -> nn.Module:
         """Return the projector."""
-        return mlp(dim, hidden, out, norm=False)
+        return Head(dim, hidden, out, norm=False)
 
     def project(self, x: Tensor) -> Tensor:
         """Return what the loss compares, (N, P), of views (N, 3, H, W)."""
@@ -166,11 +171,11 @@ class BYOL(Method):
 
     def __init__(self, encoder: Encoder, config: Config, classes: int) -> None:
         super().__init__(encoder, config, classes)
-        self.predictor = mlp(self.projection, self.hidden, self.projection)
+        self.predictor = Head(self.projection, self.hidden, self.projection)
         self.target = Momentum(self.online, config.momentum)
 
     def head(self, dim: int, hidden: int, out: int) -> nn.Module:
-        return mlp(dim, hidden, out)
+        return Head(dim, hidden, out)
 
     def loss(self, one: Tensor, two: Tensor) -> Tensor:
         self.target.follow(self.online)
@@ -188,10 +193,10 @@ class SimSiam(Method):
 
     def __init__(self, encoder: Encoder, config: Config, classes: int) -> None:
         super().__init__(encoder, config, classes)
-        self.predictor = mlp(self.projection, max(self.projection // 4, 8), self.projection)
+        self.predictor = Head(self.projection, max(self.projection // 4, 8), self.projection)
 
     def head(self, dim: int, hidden: int, out: int) -> nn.Module:
-        return mlp(dim, hidden, out, last=True)
+        return Head(dim, hidden, out, last=True)
 
     def loss(self, one: Tensor, two: Tensor) -> Tensor:
         z, w = self.project(one), self.project(two)  # a batch norm per view

@@ -3,23 +3,31 @@
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from contsteal import encoders, evaluate, loop, runs
 from contsteal.data import ImageSet
+from contsteal.heads import Head
 from contsteal.methods import METHODS, Config, Method
 
-__all__ = ["METHODS", "READY", "Config", "fit", "origin", "schedule", "train"]
+__all__ = ["METHODS", "READY", "Config", "Fitted", "fit", "origin", "schedule", "train"]
 READY = "ready"  # a method that trains nothing: the encoder comes from a hub or a file
 COLLAPSED = 0.1  # a spread below it: nearly all embeddings point one way
 
 
-def fit(
-    config: Config, images: ImageSet, checkpoint: Path | None = None
-) -> tuple[encoders.Encoder, list[loop.Row]]:
-    """Train an encoder; return it, in eval mode on the images' device, with its history per epoch.
+class Fitted(NamedTuple):
+    """An encoder, its history per epoch, and the projector its loss was computed behind, if any."""
+
+    encoder: encoders.Encoder
+    history: list[loop.Row]
+    projector: Head | None
+
+
+def fit(config: Config, images: ImageSet, checkpoint: Path | None = None) -> Fitted:
+    """Train an encoder; return it, in eval mode on the images' device, with history and projector.
 
     Up to `held_out` images (a tenth at most) are not trained on: kNN accuracy and spread of their
     embeddings are the monitor, so no choice is ever made on test data. Warns where the embeddings
@@ -28,7 +36,7 @@ def fit(
     """
     origin(config)
     if config.method == READY:
-        return _ready(config).eval().to(images.images.device), []
+        return Fitted(_ready(config).eval().to(images.images.device), [], None)
     plan = schedule(config)
     held = min(config.held_out, len(images) // 10)
     kept, watched = images.take(slice(held, None)), images.take(slice(held))
@@ -50,7 +58,7 @@ def fit(
     if history[-1].get("spread", 1.0) < COLLAPSED:
         warnings.warn(f"{config.method} collapsed: its embeddings have a spread of "
                       f"{history[-1]['spread']:.3f}; lower the learning rate", stacklevel=2)  # fmt: skip
-    return model.encoder.eval(), history
+    return Fitted(model.eval().encoder, history, model.projector)
 
 
 def _ready(config: Config) -> encoders.Encoder:

@@ -30,11 +30,12 @@ class Recipe:
     surrogate x and a view, the victim x; "pair" shows two shared views, stacked (2N); "prototype"
     averages the victim's normalised answers to all its views. `answers` is how often each image is
     answered, `policies` augment for victim and surrogate, `patches` are the surrogate's views a step,
-    a loss with `labels` gets the true ones, and one that is `fixed` needs these very views.
+    a loss with `labels` gets the true ones, one that is `fixed` needs these very views, and one with
+    `negatives` can leave some out. `recreate` puts a head learnt from the answers before the loss.
     """
 
     loss: Callable[..., Tensor]
-    answer: Literal["embedding", "label", "posterior", "logits"]
+    answer: Literal["embedding", "projection", "label", "posterior", "logits"]
     views: Views
     temperature: float | None
     source: str
@@ -44,6 +45,8 @@ class Recipe:
     patches: int = 1
     labels: bool = False
     fixed: bool = False
+    negatives: bool = False
+    recreate: bool = False
 
 
 ICML = "Dziedzic et al., ICML 2022"
@@ -104,11 +107,20 @@ ATTACKS: dict[str, Recipe] = {
     "cont-steal": Recipe(
         partial(losses.cont_steal, form="paper"), "embedding", "independent", 0.5,
         "Sha et al., CVPR 2023, the paper's loss as followers restate it; temperature of the code",
-        "contrastive, positive not in denominator",
+        "contrastive, positive not in denominator", negatives=True,
     ),
     "cont-steal-code": Recipe(
         partial(losses.cont_steal, form="code"), "embedding", "shared", 0.5,
         "Sha et al., CVPR 2023, the official code's loss", "contrastive, NT-Xent on one shared view",
+    ),
+    "recreate-head": Recipe(
+        partial(losses.info_nce_views, form="corrected"), "embedding", "pair", 0.07,
+        f"{ICML}, Algorithm 2, Table 1", "NT-Xent behind a head that is learnt from the answers",
+        fixed=True, recreate=True,
+    ),
+    "access-head": Recipe(
+        losses.info_nce, "projection", "clean", 0.07, f"{ICML}, Table 1",
+        "NT-Xent between projections: the API gives away its head's output",
     ),
     "stolen-encoder": Recipe(
         losses.stolen_encoder, "embedding", "both", None, "StolenEncoder (Liu et al., CCS 2022)",
@@ -135,6 +147,7 @@ class Config:
     answers: int | None = None
     temperature: float | None = None
     policy: str | None = None  # one augmentation for victim and surrogate
+    negatives: Literal["both", "victim", "self"] = "both"  # of Cont-Steal's loss
     encoder: str = "resnet18"
     width: float = 1.0
     image_size: int = 32
@@ -177,6 +190,17 @@ class Config:
         """The temperature in force; None for a loss without one."""
         own = self.recipe.temperature
         return own if own is None or self.temperature is None else self.temperature
+
+    @property
+    def options(self) -> dict[str, object]:
+        """What the loss is called with beside the embeddings; ValueError for negatives it has not."""
+        if self.negatives != "both" and not self.recipe.negatives:
+            able = ", ".join(name for name, recipe in ATTACKS.items() if recipe.negatives)
+            raise ValueError(
+                f"negatives={self.negatives!r} of {self.attack}: only {able} can leave some out"
+            )
+        known = {} if self.tau is None else {"temperature": self.tau}
+        return known | ({"negatives": self.negatives} if self.recipe.negatives else {})
 
     @property
     def policies(self) -> tuple[str, str]:

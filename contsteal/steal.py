@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contsteal import augment, encoders, loop
+from contsteal import augment, encoders, loop, recreate
+from contsteal.heads import Head
 from contsteal.recipes import ASKS_VIEWS, ATTACKS, Config, Recipe, Views
 from contsteal.seeds import derive, generator
 from contsteal.victim import BlackBox
 
 __all__ = ["ATTACKS", "Config", "Recipe", "Result", "Views", "train"]
+VECTORS = ("embedding", "projection")  # answers that are not classes
 BLOCK = 128  # images whose views are drawn together
 Batch = Callable[[Tensor, int, torch.Generator], tuple[Tensor, Tensor]]
 
@@ -27,7 +29,7 @@ class Result:
     history: list[loop.Row]
     unique_inputs: int
     calls: int
-    head: nn.Linear | None = None
+    head: nn.Module | None = None
 
 
 def train(
@@ -51,9 +53,11 @@ def train(
     answers = _ask(config, api, images, user)
     account = api.ledger.account(user)
     net, head = _surrogate(config, answers, images.device)
-    loss = _loss(config, nn.Sequential(net, head) if head else net, images, answers, labels)
+    if config.recipe.recreate:
+        answers = [head(a) for a in answers]
+    model = nn.Sequential(net, head) if head else net
     history = loop.fit(
-        nn.Sequential(net, head) if head else net, loss, len(images), schedule,
+        model, _loss(config, model, images, answers, labels), len(images), schedule,
         seed=derive("steal", config.seed), checkpoint=checkpoint, title=config.attack,
         identity=f"{config} {_digest(answers)}",
     )  # fmt: skip
@@ -64,8 +68,7 @@ def _loss(
     config: Config, model: nn.Module, images: Tensor, answers: list[Tensor], labels: Tensor | None
 ) -> loop.Loss:
     """Return the loss of a batch, given its indices: what the surrogate sees, against the answers."""
-    recipe, batch = config.recipe, _batches(config, images, answers)
-    options = {} if config.tau is None else {"temperature": config.tau}
+    recipe, batch, options = config.recipe, _batches(config, images, answers), config.options
 
     def loss(chosen: Tensor, epoch: int, draws: torch.Generator) -> Tensor:
         x, t = batch(chosen, epoch, draws)
@@ -105,6 +108,7 @@ def _batches(config: Config, images: Tensor, answers: list[Tensor]) -> Batch:
 def _check(config: Config, api: BlackBox, images: Tensor, user: str, labels: Tensor | None) -> None:
     """Refuse what would fail in training before any query is paid for."""
     encoders.check(config.encoder, config.width)
+    _ = config.options
     if config.mode in ASKS_VIEWS:
         api.require(config.distinct(len(images)), user)
     for policy in config.policies:
@@ -139,8 +143,9 @@ def _ask(config: Config, api: BlackBox, images: Tensor, user: str) -> list[Tenso
     answers = []
     for k in views:
         sent = _view(config, images, k) if config.mode in ASKS_VIEWS else images
-        if config.recipe.answer == "embedding":
-            answers.append(api.embed(sent, user=user))
+        if config.recipe.answer in VECTORS:
+            ask = api.embed if config.recipe.answer == "embedding" else api.project
+            answers.append(ask(sent, user=user))
         else:
             answers.append(api.classify(sent, answer=config.recipe.answer, user=user))
     if config.mode == "prototype":
@@ -155,18 +160,27 @@ def _digest(answers: Sequence[Tensor]) -> str:
 
 def _surrogate(
     config: Config, answers: Sequence[Tensor], device: torch.device
-) -> tuple[encoders.Encoder, nn.Linear | None]:
-    """Build the surrogate: an encoder into the victim's dimension, or an encoder and a classifier."""
-    embeds = config.recipe.answer == "embedding"
-    seed = derive("surrogate", config.seed)
+) -> tuple[encoders.Encoder, nn.Module | None]:
+    """Build the surrogate: an encoder into the victim's dimension, and the head its loss is behind."""
+    recipe, seed = config.recipe, derive("surrogate", config.seed)
     net = encoders.build(
         config.encoder, config.image_size, width=config.width, seed=seed,
-        out_dim=answers[0].shape[1] if embeds else None,
+        out_dim=answers[0].shape[1] if recipe.answer == "embedding" else None,
     ).to(device)  # fmt: skip
-    if embeds:
-        return net, None
-    labels = config.recipe.answer == "label"
-    classes = 1 + max(int(a.max()) for a in answers) if labels else answers[0].shape[1]
+    if recipe.recreate:
+        pairs = torch.cat(answers[0::2]), torch.cat(answers[1::2])
+        return net, recreate.head(*pairs, 2 * config.epochs, config.batch, seed)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return net, nn.Linear(net.dim, classes).to(device)
+        head = _head(recipe.answer, answers, net.dim)
+    return net, None if head is None else head.to(device)
+
+
+def _head(answer: str, answers: Sequence[Tensor], dim: int) -> nn.Module | None:
+    """Return what stands between the surrogate's features and answers that are no embeddings."""
+    if answer == "embedding":
+        return None
+    if answer == "projection":  # SimCLR's head: the attacker does not know the victim's
+        return Head(dim, dim, answers[0].shape[1], norm=False)
+    seen = 1 + max(int(a.max()) for a in answers) if answer == "label" else answers[0].shape[1]
+    return nn.Linear(dim, seen)

@@ -96,7 +96,8 @@ class BlackBox:
     """A victim behind an API: it answers, counts what it answered, and gives away nothing else.
 
     `budget` limits the distinct inputs (by content) of each user; None is unlimited. `defenses`
-    change every vector that leaves, in order. `head` (features -> logits) is what `classify` uses.
+    change every vector that leaves, in order. `head` (features -> logits) is what `classify` uses,
+    `projector` (features -> projections) what `project` does.
     """
 
     def __init__(
@@ -105,11 +106,13 @@ class BlackBox:
         defenses: Sequence[Defense] = (),
         budget: int | None = None,
         head: Callable[[Tensor], Tensor] | None = None,
+        projector: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if budget is not None and budget < 1:
             raise ValueError(f"budget={budget}: at least 1 query is needed, or None for no limit")
         self._answers = net if isinstance(net, Answers) else Answers(net)
         self._defenses, self._head, self.budget = tuple(defenses), head, budget
+        self._projector = projector
         self.ledger = Ledger()
 
     @torch.no_grad()
@@ -144,6 +147,19 @@ class BlackBox:
         defended = self._answer(images, user, lambda x: self._head(x).softmax(1))
         posterior = _simplex(defended)
         return posterior if answer == "posterior" else posterior.argmax(1)
+
+    @torch.no_grad()
+    def project(self, images: Tensor, user: str = "adversary") -> Tensor:
+        """Return projections z = g(f(x)) (N, P) float32, defended: what the victim's own loss compared.
+
+        Errors: ValueError where the provider does not give away its projector's output.
+        """
+        if self._projector is None:
+            raise ValueError(
+                "this API gives no projections: build BlackBox with projector=..., or use an attack "
+                "on embeddings; a victim that is supervised or ready has no projector"
+            )
+        return self._answer(images, user, self._projector)
 
     def require(self, count: int, user: str = "adversary") -> None:
         """Raise BudgetExceeded where `count` new distinct inputs of a user would not fit."""

@@ -143,13 +143,16 @@ def test_the_seed_alone_decides_the_weights():
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path, always_save, bad):
     path, (model, loss) = tmp_path / "c.pt", problem()
-    steps = itertools.count(1)
+    steps, seen = itertools.count(1), []
 
     def breaks(chosen, epoch, draws):  # in the second step of the third epoch
+        seen.append(chosen.tolist())
         return loss(chosen, epoch, draws) * (bad if next(steps) == 6 else 1)
 
-    with pytest.raises(loop.Diverged, match=r"epoch 3, step 2 .*learning rate"):
+    with pytest.raises(loop.Diverged, match=r"epoch 3, step 2 .*learning rate") as caught:
         loop.fit(model, breaks, N, SCHEDULE, seed=0, checkpoint=path)
+    some = ", ".join(map(str, seen[5][:8]))
+    assert f"on images {some}, ... of the {len(seen[5])} of its batch" in str(caught.value)
     state = torch.load(path, weights_only=True)
     assert len(state["history"]) == 2
     assert all(value.isfinite().all() for value in state["model"].values())

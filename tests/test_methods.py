@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contsteal import augment, data, encoders, methods, pretrain
-from contsteal.heads import mlp
+from contsteal.heads import Head
 from contsteal.methods import Config
 
 TINY = Config(
@@ -307,10 +307,10 @@ def test_heads_have_the_published_sizes():
 
 
 def test_batch_norm_stands_where_it_should():
-    kinds = [type(m).__name__ for m in mlp(4, 8, 2)]
+    kinds = [type(m).__name__ for m in Head(4, 8, 2)]
     assert kinds == ["Linear", "BatchNorm1d", "ReLU", "Linear"]
-    assert [type(m).__name__ for m in mlp(4, 8, 2, last=True)][-1] == "BatchNorm1d"
-    assert [type(m).__name__ for m in mlp(4, 8, 2, norm=False)] == ["Linear", "ReLU", "Linear"]
+    assert [type(m).__name__ for m in Head(4, 8, 2, last=True)][-1] == "BatchNorm1d"
+    assert [type(m).__name__ for m in Head(4, 8, 2, norm=False)] == ["Linear", "ReLU", "Linear"]
 
 
 def test_an_unknown_optimizer_lists_the_known_ones(shapes):

@@ -38,7 +38,9 @@ def seen(monkeypatch) -> set[bytes]:
 
 @pytest.mark.parametrize("method", list(pretrain.METHODS))
 def test_every_method_trains(shapes, method):
-    net, history = pretrain.fit(replace(TINY, method=method), shapes)
+    net, history, projector = pretrain.fit(replace(TINY, method=method), shapes)
+    assert (projector is None) == (method == "supervised")
+    assert projector is None or projector(torch.ones(2, net.dim)).shape[0] == 2
     start = encoders.build("test_resnet", 32, seed=TINY.seed).state_dict()
     still = [k for k, v in net.state_dict().items() if v.ndim > 1 and v.equal(start[k])]
     assert not still, "weights that were never trained"
@@ -156,7 +158,8 @@ def test_a_ready_encoder_is_read_from_its_file_and_not_trained(shapes, tmp_path)
     made = encoders.build("test_resnet", seed=7)
     encoders.save(made, tmp_path / "made.safetensors")
     config = replace(TINY, method="ready", weights=str(tmp_path / "made.safetensors"))
-    net, history = pretrain.fit(config, shapes)
+    net, history, projector = pretrain.fit(config, shapes)
+    assert projector is None
     assert history == []
     assert digest(net) == digest(made)
     assert not net.training

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from contsteal import augment, data, encoders, recipes, steal
+from contsteal import augment, data, defenses, encoders, heads, losses, recipes, recreate, steal
 from contsteal.victim import BlackBox
 
 N = 32
@@ -36,7 +36,9 @@ def victim() -> encoders.Encoder:
 
 def api_of(victim: encoders.Encoder, **options: object) -> BlackBox:
     torch.manual_seed(0)
-    return BlackBox(victim, head=torch.nn.Linear(victim.dim, 10).requires_grad_(False), **options)
+    head = torch.nn.Linear(victim.dim, 10).requires_grad_(False)
+    projector = heads.Head(victim.dim, 24, 12, norm=False).requires_grad_(False)
+    return BlackBox(victim, head=head, projector=projector, **options)
 
 
 class Spy:
@@ -212,3 +214,100 @@ def test_logits_are_the_heads_own_and_posteriors_their_softmax(shapes, victim):
     logits, posteriors = (api.classify(shapes.images, a) for a in ("logits", "posterior"))
     assert torch.allclose(logits.softmax(1), posteriors, atol=1e-5)
     assert logits.min() < 0
+
+
+# ------------------------------------------------------------------------------- heads
+
+
+def test_access_head_compares_projections_behind_a_head_of_its_own(shapes, victim, monkeypatch):
+    spy, _, result = spied("access-head", victim, shapes, monkeypatch)
+    s, t, options = spy.given[0]
+    assert s.shape == t.shape == (16, 12)
+    assert options == {"temperature": 0.07}
+    sent = {row.numpy().tobytes() for row in api_of(victim).project(shapes.images)}
+    assert {row.numpy().tobytes() for row in t} <= sent
+    assert [type(m).__name__ for m in result.head] == ["Linear", "ReLU", "Linear"]
+    assert result.encoder.dim == 96, (
+        "the surrogate's own width: the attacker never sees the victim's"
+    )
+
+
+def test_an_api_without_projector_answers_no_access_head(shapes, victim):
+    api = BlackBox(victim)
+    with pytest.raises(ValueError, match="this API gives no projections"):
+        steal.train(replace(FAST, attack="access-head"), api, shapes.images)
+    assert api.ledger.calls == 0
+
+
+def test_projections_are_the_projector_s_and_counted_and_defended(shapes, victim):
+    torch.manual_seed(1)
+    g = heads.Head(victim.dim, 8, norm=False)
+    api = BlackBox(victim, [defenses.Rounding(1)], projector=g, budget=N)
+    z = api.project(shapes.images)
+    assert torch.allclose(z, g(encoders.embed(victim, shapes.images)).round(decimals=1))
+    assert (api.ledger.unique_inputs, api.ledger.calls) == (N, N)
+    assert not z.requires_grad
+
+
+def test_recreate_head_compares_behind_one_frozen_head(shapes, victim, monkeypatch):
+    made, own = [], recreate.head
+
+    def watch(*given):
+        made.append((given, own(*given)))
+        return made[-1][1]
+
+    monkeypatch.setattr(recreate, "head", watch)
+    spy, _, result = spied("recreate-head", victim, shapes, monkeypatch)
+    (one, two, epochs, batch, _), g = made[0]
+    assert result.head is g
+    assert (epochs, batch) == (2 * FAST.epochs, FAST.batch)
+    views = [steal._view(replace(FAST, attack="recreate-head"), shapes.images, k) for k in range(2)]
+    answers = [encoders.embed(victim, v) for v in views]
+    assert torch.allclose(one, answers[0], atol=1e-5)
+    assert torch.allclose(two, answers[1], atol=1e-5)
+    _, t, _ = spy.given[0]
+    behind = torch.cat([g(a) for a in answers[:2]])
+    assert all((behind - row).abs().sum(1).min() < 1e-3 for row in t)
+
+
+def test_a_recreated_head_learns_what_two_views_share_and_holds_still():
+    torch.manual_seed(0)
+    content, noise = torch.randn(256, 16), torch.randn(2, 256, 16)
+    one, two = (torch.cat([content, 1.5 * view], 1) for view in noise)
+    g = recreate.head(one, two, epochs=20, batch=32, seed=0)
+    hardly = recreate.head(one, two, epochs=1, batch=32, seed=0)
+    assert losses.cosine(g(one), g(two)) < 0.85 * losses.cosine(hardly(one), hardly(two))
+    assert g(one).std(0).min() > 1e-3, "not collapsed"
+    assert torch.allclose(g.train()(one[:2]), g(one)[:2], atol=1e-5), (
+        "its batch norm has fixed statistics"
+    )
+    assert not any(p.requires_grad for p in g.parameters())
+    again = recreate.head(one, two, epochs=20, batch=32, seed=0)
+    assert torch.equal(again(one), g(one))
+
+
+def test_a_head_is_read_back_as_it_was_written(tmp_path):
+    g = heads.Head(6, 5, 4, last=True)
+    g(torch.randn(32, 6))  # moves the running statistics
+    g.write(tmp_path / "g.safetensors")
+    again, x = heads.read(tmp_path / "g.safetensors"), torch.randn(3, 6)
+    assert torch.equal(again(x), g.eval()(x))
+    (tmp_path / "g.safetensors").write_bytes(b"no head")
+    with pytest.raises(encoders.CheckpointError, match="cannot be read"):
+        heads.read(tmp_path / "g.safetensors")
+
+
+# --------------------------------------------------------------------------- negatives
+
+
+@pytest.mark.parametrize("negatives", ["victim", "self"])
+def test_cont_steal_can_leave_negatives_out(shapes, victim, monkeypatch, negatives):
+    spy, _, _ = spied("cont-steal", victim, shapes, monkeypatch, negatives=negatives)
+    assert all(options["negatives"] == negatives for _, _, options in spy.given)
+
+
+def test_only_cont_steal_has_negatives_to_leave_out(shapes, victim):
+    api = api_of(victim)
+    with pytest.raises(ValueError, match="negatives='self' of info-nce: only cont-steal can"):
+        steal.train(replace(FAST, attack="info-nce", negatives="self"), api, shapes.images)
+    assert api.ledger.calls == 0
