@@ -40,7 +40,7 @@ class Lab:
     """One profile's experiments; everything expensive comes from, and goes to, `runs/artifacts`."""
 
     def __init__(self, name: str) -> None:
-        self.profile, self.settings = name, settings.profile(name)["common"]
+        self.profile, self.settings = name, settings.SPLITS | settings.profile(name)["common"]
         self.device = runs.device()
         self._features: dict[tuple[str, str, str], Tensor] = {}
         self.told: list[str] = []  # why attacks and scores were computed
@@ -54,14 +54,15 @@ class Lab:
 
     def train_images(self) -> data.ImageSet:
         """Return the victim's training images."""
-        return self._load(self.settings["data"], "train", self.settings["train_images"], 0)
+        name, split, n = (self.settings[k] for k in ("data", "train_split", "train_images"))
+        return self._load(name, split, n, 0)
 
     def queries(self, count: int, seed: int = 0) -> Tensor:
         """Return the first `count` images of the one query order of `seed`: budgets are nested."""
         return self._queries(count, seed).images
 
     def _queries(self, count: int, seed: int) -> data.ImageSet:
-        pool = self._load(self.settings["query_data"], "train", self.settings["query_images"], 1)
+        pool = self._load(*(self.settings[f"query_{k}"] for k in ("data", "split", "images")), 1)
         if not 1 <= count <= len(pool):
             raise ValueError(f"{count} queries: the pool of this profile has {len(pool)} images")
         return pool.take(data.order(len(pool), seed)[:count].to(self.device))

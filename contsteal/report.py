@@ -110,11 +110,12 @@ def profiles() -> str:
     rows = []
     for name in settings.names():
         found = settings.profile(name)
-        common, victim = found["common"], found["common"]["victim"]
+        common, victim = settings.SPLITS | found["common"], found["common"]["victim"]
+        split = "" if common["train_split"] == "train" else f", `{common['train_split']}`"
         rows.append({
             "profile": f"`{name}`", "purpose": found["about"],
             "victim": f"{victim['encoder']}, {victim['epochs']} epochs",
-            "trained on": f"{common['train_images'] or 'all'} images of `{common['data']}`",
+            "trained on": f"{common['train_images'] or 'all'} images of `{common['data']}`{split}",
         })  # fmt: skip
     return pd.DataFrame(rows).to_markdown(index=False)
 

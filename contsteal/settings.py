@@ -8,10 +8,11 @@ import yaml
 from contsteal import pretrain, runs, steal
 
 PROFILES = runs.ROOT / "notebooks" / "profiles"
+SPLITS = {"train_split": "train", "query_split": "train"}  # read of `data` and of `query_data`
 COMMON: dict[str, Any] = {
     "data": "", "image_size": 0, "train_images": 0, "probe_images": 0, "test_images": 0,
     "query_data": "", "query_images": 0, "victim": {}, "methods": {}, "supervised": {}, "surrogate": {},
-    "workers": 0, "at_once": 0,
+    "workers": 0, "at_once": 0, **SPLITS,
 }  # fmt: skip
 EXPECTATION = {"encoder": "", "task": "", "metric": "", "low": 0.0, "high": 1.0, "source": ""}
 
