@@ -18,7 +18,7 @@ from contsteal.defenses import Defense
 from contsteal.victim import Answers, BlackBox
 
 # Modules whose source decides an artifact's content: a change of one computes it again.
-IMAGES = ("data", "folders", "packed", "seeds", "synthetic", "torchsets")
+IMAGES = ("blocks", "data", "folders", "packed", "seeds", "synthetic", "torchsets")
 NETS = ("backbones", "encoders")
 TRAINING = (*IMAGES, *NETS, "augment", "experiment", "losses", "loop", "methods", "randaugment")
 STEALING = (*TRAINING, "defenses", "evaluate", "pretrain", "recipes", "steal", "victim")
