@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from contsteal import folders, pack, runs
+from contsteal import blocks, folders, pack, runs
 
 BAR = 0.9  # of the decode limit
 RESULT = runs.ROOT / "benchmarks" / "results" / "pack_cpu.csv"
@@ -42,7 +42,7 @@ def write_jpegs(folder: Path, n: int, width: int = 500, height: int = 375) -> No
             image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
             image.save(folder / f"{k:06}.jpg", quality=90)
 
-    for _ in folders.parallel(write, n, "writing JPEGs"):
+    for _ in blocks.parallel(write, n, "writing JPEGs"):
         pass
 
 
@@ -54,7 +54,7 @@ def decode(folder: Path, size: int) -> None:
         for file in files[part]:
             folders.decode(folder / file, size)
 
-    for _ in folders.parallel(drop, len(files), "decoding"):
+    for _ in blocks.parallel(drop, len(files), "decoding"):
         pass
 
 

@@ -3,6 +3,7 @@
 `python -m contsteal.data pack SRC DST --size 256` packs a folder that is larger than memory.
 """
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from contsteal import folders, synthetic, torchsets
-from contsteal.packed import Packed, open_pack
+from contsteal.packed import Packed, PackError, open_pack
 from contsteal.seeds import generator
 
 SPLITS = ("train", "test")
@@ -132,12 +133,49 @@ def _packed_imagenet(name: str, split: str, size: int) -> tuple:
     if home.is_dir():
         # ImageNet's test images have no labels: "test" is its "val", also where both were packed.
         return open_pack(home, "val" if split == "test" and (home / "val").is_dir() else split)
-    source = torchsets.imagenet_folder(name, split).parent
-    wnids = Path(__file__).with_name("imagenet100.txt")
-    keep = f" --keep {wnids}" if name == "imagenet100" else ""
-    raise torchsets.MissingData(
-        f"{name} at {size} px is not packed: run python -m contsteal.data pack {source} {home} "
-        f"--size {size}{keep}"
+    try:
+        source = torchsets.imagenet_folder(name, split).parent
+        first = f"{name} at {size} px is not packed: run"
+    except torchsets.MissingData as error:
+        source, first = torchsets.imagenet_home(name), f"{error}. Then run"
+    raise torchsets.MissingData(f"{first} {_command(name, source, home, size)}")
+
+
+def _command(name: str, source: Path | str, home: Path, size: int) -> str:
+    """Return the command that packs a folder, as a shell takes it."""
+    words = ["python", "-m", "contsteal.data", "pack", source, home, "--size", size]
+    if name == "imagenet100":
+        words += ["--keep", Path(__file__).with_name("imagenet100.txt")]
+    return shlex.join(map(str, words))
+
+
+def locate(name: str, split: str, image_size: int) -> Path:
+    """Return where a set that nothing fetches lies: an ImageNet's pack, `folder:PATH`, `packed:PATH`.
+
+    No image is read. Errors: torchsets.MissingData with what to put where, and the command that packs
+    it; ValueError for a name or split that does not exist, or a pack of another size.
+    """
+    kind, _, path = name.partition(":")
+    home = Path(path).expanduser() if path else torchsets.data_dir() / f"{name}-{image_size}"
+    try:
+        if kind == "folder" and path:
+            folders.listing(folders.choose(home, split, folders.splits(home)))
+        else:
+            _sized(_stored(name, split, image_size)[0], image_size, name)
+    except (folders.FolderError, PackError) as error:
+        raise torchsets.MissingData(f"{error}. {_remedy(name, home, image_size)}") from error
+    return home
+
+
+def _remedy(name: str, home: Path, size: int) -> str:
+    """Say how images get to where a profile looks for them."""
+    if not name.startswith("folder:"):
+        source = torchsets.imagenet_home(name) if name in torchsets.FOLDERS else "FOLDER"
+        return f"With the images in {source}, run {_command(name, source, home, size)}"
+    pack = home.with_name(f"{home.name}-{size}")
+    return (
+        f"Put the images into {home}/train/CLASS/ and {home}/test/CLASS/; where they exceed the memory, "
+        f"run {_command(name, home, pack, size)} and name packed:{pack} in the profile"
     )
 
 

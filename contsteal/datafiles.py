@@ -21,7 +21,7 @@ SPLITS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 NAMES = tuple(SPLITS)
 VERIFIED = ".verified.json"  # beside the data: path -> [bytes, time of change, md5] as read
-FETCH = "`make data PROFILE=paper`"
+FETCH = "`make data PROFILE=...` (the profile that reads it)"
 ELSEWHERE = (
     "set DATA_DIR to look in another folder; the profile `demo` needs no data set and no network"
 )
@@ -138,11 +138,11 @@ def show(size: int | None) -> str:
     return f"{size} bytes"
 
 
-def used(name: str) -> list[File]:
-    """Return the files of a data set's train and test splits, those that notebooks read."""
+def used(name: str, *more: str) -> list[File]:
+    """Return the files of a data set's train and test splits, which notebooks read, and of `more`."""
     if name.startswith("imagenet"):  # a folder or a pack, in no file of its own
         return []
-    return [file for file in expected(name) if {"train", "test"} & set(file.splits)]
+    return [file for file in expected(name) if {"train", "test", *more} & set(file.splits)]
 
 
 def is_unpacked(file: File) -> bool:

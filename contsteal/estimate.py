@@ -38,11 +38,11 @@ class Estimate:
 
 def profile(name: str, methods: Sequence[str]) -> list[Estimate]:
     """Return what training the victims of a profile by these methods, and its ceiling, will take."""
-    common = settings.profile(name)["common"]
+    common = settings.SPLITS | settings.profile(name)["common"]
     configs = [settings.config(common, method=m) for m in methods if m != pretrain.READY]
     configs.append(settings.config(common, "supervised"))
     count = common["train_images"] or len(
-        data.load(common["data"], image_size=common["image_size"])
+        data.load(common["data"], common["train_split"], image_size=common["image_size"])
     )
     return [training(c, count - min(c.held_out, count // 10)) for c in configs]
 

@@ -189,6 +189,27 @@ def spread(x: Tensor) -> float:
     return (F.normalize(x, dim=1).std(0).mean() * x.shape[1] ** 0.5).item()
 
 
+def geometry(x: Tensor) -> dict[str, float]:
+    """Describe how embeddings (N, D) lie: what a loss can or cannot copy easily.
+
+    `norm_spread` is the norms' standard deviation over their mean, `anisotropy` the mean cosine of two
+    different rows (0 where directions are spread evenly, 1 in a narrow cone), `effective_rank` exp of
+    the entropy of the covariance's eigenvalues (Roy & Vetterli, EUSIPCO 2007), from 1 to D. Errors:
+    ValueError for fewer than two rows.
+    """
+    if x.ndim != 2 or len(x) < 2:
+        raise ValueError(f"features {tuple(x.shape)}: at least two rows (N, D) are needed")
+    x, n = x.double(), len(x)
+    norms, total = x.norm(dim=1), F.normalize(x, dim=1).sum(0)
+    values = torch.linalg.eigvalsh(torch.cov(x.T).reshape(x.shape[1], -1)).clamp(min=0)
+    share = values / values.sum().clamp(min=1e-300)
+    return {
+        "norm_spread": (norms.std() / norms.mean()).item(),
+        "anisotropy": ((total.square().sum() - n) / (n * (n - 1))).item(),
+        "effective_rank": torch.special.entr(share).sum().exp().item(),
+    }
+
+
 def mean_interval(values: Iterable[float], level: float = 0.95) -> tuple[float, float, float]:
     """Return mean and t-interval (low, high) of a few runs; NaN bounds for fewer than two."""
     sample = torch.tensor(list(values), dtype=torch.float64)

@@ -19,13 +19,28 @@ from contsteal.victim import Answers, BlackBox
 
 
 class Lab:
-    """One profile's experiments; everything expensive comes from, and goes to, `runs/artifacts`."""
+    """One profile's experiments; everything expensive comes from, and goes to, `runs/artifacts`.
 
-    def __init__(self, name: str) -> None:
-        self.profile, self.settings = name, settings.profile(name)["common"]
+    `changes` replace some of its settings; `method` among them names the victim's, with that method's
+    own settings.
+    """
+
+    def __init__(self, name: str, **changes: Any) -> None:
+        self.profile, self.changes = name, changes
+        self.settings, self.method = settings.changed(name, changes)
         self.device = runs.device()
+        self._others: dict[str, Lab] = {}
         self._features: dict[tuple[str, str, str], Tensor] = {}
         self.told: list[str] = []  # why attacks and scores were computed
+
+    def but(self, **changes: Any) -> "Lab":
+        """Return this profile's lab under other settings; the same one for the same changes."""
+        if not changes:
+            return self
+        name = repr(sorted(changes.items()))
+        if name not in self._others:
+            self._others[name] = Lab(self.profile, **self.changes | changes)
+        return self._others[name]
 
     # --------------------------------------------------------------------------- data
 
@@ -34,16 +49,17 @@ class Lab:
         n = self.settings["probe_images" if split == "train" else "test_images"]
         return self._load(task, split, n, 0)
 
-    def train_images(self) -> data.ImageSet:
-        """Return the victim's training images."""
-        return self._load(self.settings["data"], "train", self.settings["train_images"], 0)
+    def train_images(self, part: str = "victim") -> data.ImageSet:
+        """Return the images that a part is trained on: the ceiling's are the labelled ones."""
+        split = self.settings["train_split"] if part == "victim" else "train"
+        return self._load(self.settings["data"], split, self.settings["train_images"], 0)
 
     def queries(self, count: int, seed: int = 0) -> Tensor:
         """Return the first `count` images of the one query order of `seed`: budgets are nested."""
         return self._queries(count, seed).images
 
     def _queries(self, count: int, seed: int) -> data.ImageSet:
-        pool = self._load(self.settings["query_data"], "train", self.settings["query_images"], 1)
+        pool = self._load(*(self.settings[f"query_{k}"] for k in ("data", "split", "images")), 1)
         if not 1 <= count <= len(pool):
             raise ValueError(f"{count} queries: the pool of this profile has {len(pool)} images")
         return pool.take(data.order(len(pool), seed)[:count].to(self.device))
@@ -64,7 +80,7 @@ class Lab:
         of pretrain.Config.
         """
         config = replace(settings.config(self.settings, part, method), **changes)
-        images = self.train_images()
+        images = self.train_images(part)
         identity = asdict(config) | {"images": self._data_key(images), "on": self._machine}
         identity["origin"] = pretrain.origin(config)
         identity["cores"] = runs.cores()  # not the threads: a worker has one, and reads this back
@@ -80,7 +96,7 @@ class Lab:
     @cached_property
     def victim(self) -> Trained:
         """The profile's victim."""
-        return self.train("victim")
+        return self.train("victim", self.method)
 
     @cached_property
     def answers(self) -> Answers:
@@ -120,15 +136,17 @@ class Lab:
         identity = asdict(config) | same | {
             "victim": self.victim.sha256, "defenses": [f"{type(d).__module__}.{d!r}" for d in defenses],
             "images": runs.key(encoders.digest([("images", images)])), "on": self._machine,
+            "labels": None if labels is None else encoders.digest([("", labels)]),
             "probe": [self.settings[k] for k in ("data", "probe_images", "test_images")],
         }  # fmt: skip
 
         def make(folder: Path) -> None:
-            api = self.api(defenses, config.distinct(queries))
+            api, before = self.api(defenses, config.distinct(queries)), self.answers.forwards
             with runs.single_thread():
                 checkpoint = runs.work_dir(folder) / "last.pt"
                 result = steal.train(config, api, images, checkpoint, labels=labels)
             spent = {"unique_inputs": result.unique_inputs, "calls": result.calls}
+            spent["forwards"] = self.answers.forwards - before
             trained.write(folder, result.encoder, result.history, spent)
 
         folder = runs.artifact("attack", identity, STEALING, make, self.told.append)

@@ -1,31 +1,27 @@
 """Image folders: list them with their classes, decode files, read a whole split into memory.
 
 A folder is flat (no labels) or has one subfolder per class; it may be divided into `train`, `test`
-and `val` first. Hidden files and files of other extensions are no images.
+and `val` first. Hidden files are no images, nor are files of other extensions, which are told.
 """
 
 import errno
 import os
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ExifTags import Base
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from contsteal import runs
+from contsteal import blocks
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 SPLITS = ("train", "test", "val")
-BLOCK = 32  # files that a worker takes at a time
-T = TypeVar("T")
 Decoded = tuple[Tensor, Tensor | None, tuple[str, ...], dict[str, str]]
 
 
@@ -43,6 +39,7 @@ class Listing(NamedTuple):
     files: tuple[Path, ...]
     labels: Tensor | None
     classes: tuple[str, ...]
+    others: tuple[str, ...]  # the files beside them that are no images by their names
 
 
 def listing(root: Path, keep: Collection[str] | None = None) -> Listing:
@@ -51,7 +48,8 @@ def listing(root: Path, keep: Collection[str] | None = None) -> Listing:
     Labels count the class folders in sorted order; `keep` restricts to some. Errors: FolderError for
     no folder, no image in it or in a class, images beside class folders, or a class not there.
     """
-    folders, loose = _subfolders(root), list(_images(root, deep=False))
+    folders, beside = _subfolders(root), list(_files(root, deep=False))
+    loose = [name for name in beside if _is_image(name)]
     if folders and loose:
         raise FolderError(
             f"{root} holds images ({_some(loose, 2)}) and folders ({_some(folders, 2)}): move one away"
@@ -59,14 +57,16 @@ def listing(root: Path, keep: Collection[str] | None = None) -> Listing:
     classes = folders if keep is None else sorted(set(keep))
     if unknown := set(classes).difference(folders):
         raise FolderError(f"no class folders {_some(unknown)} in {root}: it has {_some(folders)}")
-    found = [[Path(name, f) for f in _images(root / name)] for name in classes]
+    inside = [[f"{name}/{f}" for f in _files(root / name)] for name in classes]
+    found = [[Path(f) for f in names if _is_image(f)] for names in inside]
     if not loose and not any(found):
         raise FolderError(f"no image in {root}: files that end in {', '.join(EXTENSIONS)} count")
     if empty := [name for name, files in zip(classes, found, strict=True) if not files]:
         raise FolderError(f"class folders of {root} without an image: {_some(empty)}; remove them")
     files = [sorted(names, key=lambda f: f.parts) for names in found or [map(Path, loose)]]
     labels = torch.tensor([label for label, names in enumerate(found) for _ in names])
-    return Listing(tuple(chain(*files)), labels if classes else None, tuple(classes))
+    others = tuple(f for f in chain(beside, *inside) if not _is_image(f))
+    return Listing(tuple(chain(*files)), labels if classes else None, tuple(classes), others)
 
 
 def _subfolders(root: Path) -> list[str]:
@@ -75,13 +75,17 @@ def _subfolders(root: Path) -> list[str]:
     return sorted(e.name for e in os.scandir(root) if e.is_dir() and e.name[0] != ".")
 
 
-def _images(root: Path, deep: bool = True) -> Iterator[str]:
+def _files(root: Path, deep: bool = True) -> Iterator[str]:
     for folder, inside, files in os.walk(root, onerror=_forbidden, followlinks=True):
         inside[:] = [name for name in inside if deep and name[0] != "."]
         place = Path(folder).relative_to(root).as_posix()
         for name in files:
-            if name[0] != "." and name.lower().endswith(EXTENSIONS):
+            if name[0] != ".":
                 yield name if place == "." else f"{place}/{name}"
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS)
 
 
 def _forbidden(error: OSError) -> None:
@@ -101,8 +105,8 @@ def splits(root: Path, keep: Collection[str] | None = None) -> dict[str, Path]:
     """
     names = _subfolders(root)
     found = {split: root / split for split in SPLITS if split in names}
-    strange = [n for n in names if n not in found and any(_images(root / n))] if found else []
-    if strange:
+    more = [n for n in names if n not in found] if found else []
+    if strange := [n for n in more if any(map(_is_image, _files(root / n)))]:
         raise FolderError(
             f"{root} holds images in {_some(strange)} beside the splits {', '.join(found)}: put "
             "classes into the splits, or rename a class called like a split"
@@ -194,20 +198,14 @@ def decode_all(folder: Path, files: Sequence[Path], out: np.ndarray) -> dict[str
     return skipped
 
 
-def parallel(do: Callable[[slice], T], n: int, title: str, workers: int = 0) -> Iterator[T]:
-    """Yield `do(rows)` for blocks of the rows 0..n-1, in order, with a progress bar.
-
-    Threads, one a core by default: Pillow, sha256 and files release the interpreter's lock.
-    """
-    parts = [slice(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK)]
-    pool = ThreadPoolExecutor(workers or runs.cores())
-    try:
-        with tqdm(total=n, desc=title, unit=" images", leave=False) as bar:
-            for part, result in zip(parts, pool.map(do, parts), strict=True):
-                bar.update(part.stop - part.start)
-                yield result
-    finally:
-        pool.shutdown(cancel_futures=True)
+def tell_others(others: Collection[str], folder: Path) -> None:
+    """Warn about files of a listing that are no images by their names."""
+    if others:
+        warnings.warn(
+            f"{len(others)} files in {folder} are no images by their names and were left out "
+            f"({_some(others, 3)})",
+            stacklevel=3,
+        )
 
 
 def report(skipped: Mapping[str, str], n: int, folder: Path) -> None:
@@ -227,9 +225,10 @@ def read(root: Path, split: str, size: int) -> Decoded:
     falls back to `val`. Errors: FolderError as of `listing` and `splits`, or for too little memory.
     """
     folder = choose(root, split, splits(root))
-    files, labels, classes = listing(folder)
+    files, labels, classes, others = listing(folder)
+    tell_others(others, folder)
     images, skipped = _room(len(files), size, folder), {}
-    for reasons in parallel(
+    for reasons in blocks.parallel(
         lambda part: decode_all(folder, files[part], images[part]), len(files), folder.name
     ):
         skipped |= reasons

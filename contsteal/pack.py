@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from contsteal import folders, packed, runs
+from contsteal import blocks, folders, packed, runs
 from contsteal.folders import FolderError, Listing
 from contsteal.packed import IMAGES, JOURNAL, LABELS, Packed, PackError, open_pack, verify
 
@@ -81,6 +81,7 @@ def _storing(home: Path) -> Iterator[None]:
 
 def _pack(folder: Path, home: Path, found: Listing, size: int, workers: int) -> dict[str, Any]:
     files, identity = found.files, _identity(folder, found, size)
+    folders.tell_others(found.others, folder)
     if (home / runs.MANIFEST).exists():
         _check_same(home, packed.load(home), identity)
         return packed.load(home)
@@ -92,7 +93,7 @@ def _pack(folder: Path, home: Path, found: Listing, size: int, workers: int) -> 
         fill = _filler(folder, files, home / IMAGES, size, known)
         records = []
         with (home / JOURNAL).open("a") as journal:
-            for record in folders.parallel(fill, len(files), f"packing {folder.name}", workers):
+            for record in blocks.parallel(fill, len(files), f"packing {folder.name}", workers):
                 records.append(record)
                 if record is not known.get(record["start"]):
                     journal.write(f"\n{json.dumps(record)}")  # after the torn line of a killed run

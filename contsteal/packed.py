@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from contsteal import folders, runs
+from contsteal import blocks, folders, runs
 
 IMAGES, LABELS, JOURNAL = "images.bin", "labels.npy", "journal.jsonl"
-FORMAT = f"contsteal pack 1, blocks of {folders.BLOCK}"
+FORMAT = f"contsteal pack 1, blocks of {blocks.BLOCK}"
 Index = Tensor | np.ndarray | list[int]
 
 
@@ -165,10 +165,10 @@ def verify(path: Path) -> None:
 
         def check(part: slice, home: Path = home, manifest: dict = manifest) -> slice | None:
             image = np.empty((1, 3, manifest["size"], manifest["size"]), np.uint8)
-            known = manifest["blocks"][part.start // folders.BLOCK]
+            known = manifest["blocks"][part.start // blocks.BLOCK]
             return None if block_sha256(home / IMAGES, part, image) == known else part
 
-        bad = [p for p in folders.parallel(check, manifest["rows"], f"verifying {home.name}") if p]
+        bad = [p for p in blocks.parallel(check, manifest["rows"], f"verifying {home.name}") if p]
         if bad:
             told = ", ".join(f"{p.start}-{p.stop - 1}" for p in bad[:5])
             raise PackError(

@@ -202,15 +202,19 @@ def _run_all(profile: str, tasks: Sequence[Task]) -> int:
 
 
 def _fetch(profile: str, tasks: Sequence[Task]) -> int:
-    names = plan.datasets(profile)
-    return fetch.main(names) if names else 0
+    names, files = plan.datasets(profile), plan.files(profile)
+    more = ["--all"] if any(f not in datafiles.used(name) for name, f in files) else []
+    code = fetch.main([*names, *more]) if names else 0
+    others = plan.unfetched(profile)
+    for name, (told, _) in others.items():
+        console.print(escape(f"{name}: {told}"))
+    return code or int(not all(there for _, there in others.values()))
 
 
 def _check_data(profile: str, tasks: Sequence[Task]) -> None:
     """Raise MissingData before any work where a data set of the profile is not on disk."""
-    for name in plan.datasets(profile) if any(task.reason for task in tasks) else ():
-        for file in datafiles.used(name):
-            datafiles.prepare(name, file)
+    for name, file in plan.files(profile) if any(task.reason for task in tasks) else ():
+        datafiles.prepare(name, file)
 
 
 def _summarise(profile: str) -> None:
@@ -225,8 +229,8 @@ def _tell(profile: str, tasks: Sequence[Task]) -> int:
         console.print(escape(f"  {task.stem}: {told}"))
         if task.stem == plan.VICTIM and task.reason and task.seconds is None:
             _tell_estimates(task)
-    for name in plan.datasets(profile):
-        for file in (f for f in datafiles.used(name) if not datafiles.is_present(f)):
+    for name, file in plan.files(profile):
+        if not datafiles.is_present(file):
             told = f"missing: {name}, {file.path} ({datafiles.show(file.size)}); {datafiles.FETCH}"
             console.print(escape(f"  {told}"))
     console.print(f"{_left(tasks)} in all" if any(t.reason for t in tasks) else "nothing to do")

@@ -9,10 +9,11 @@ from typing import Any
 import nbformat
 import torch
 
-from contsteal import runs, settings, torchsets
+from contsteal import data, datafiles, runs, settings, torchsets
 
 NOTEBOOKS = runs.ROOT / "notebooks"
 VICTIM = "01_train_victim"
+FETCHED = tuple(name for name in torchsets.NAMES if name not in torchsets.FOLDERS)
 TIMINGS, SUMMARY = "timings.json", "summary.md"
 
 
@@ -58,15 +59,53 @@ def parameters(stem: str, profile: str) -> dict[str, Any]:
     return {**known, "profile": profile, **given}
 
 
-def datasets(profile: str) -> list[str]:
-    """Return the data sets of a profile and its notebooks that can be fetched, and must be."""
-    common = settings.profile(profile)["common"]
-    given = [common.get("data"), common.get("query_data")]
+def _needs(profile: str) -> dict[str, set[str]]:
+    """Return the stored data sets of a profile and its notebooks, with the splits that are read."""
+    common = settings.SPLITS | settings.profile(profile)["common"]
+    tasks = [common.get("data")]
     for stem in notebooks():
         for value in parameters(stem, profile).values():
-            given += value if isinstance(value, list) else [value]
-    fetched = (name for name in torchsets.NAMES if name not in torchsets.FOLDERS)
-    return [name for name in fetched if name in given]
+            tasks += value if isinstance(value, list) else [value]
+    found = {name: set(data.SPLITS) for name in tasks if _is_stored(name)}
+    for name, split in (("data", "train_split"), ("query_data", "query_split")):
+        if _is_stored(common.get(name)):
+            found.setdefault(common[name], set()).add(common[split])
+    return found
+
+
+def _is_stored(name: object) -> bool:
+    paths = tuple(f"{kind}:" for kind in data.PATHS)
+    return isinstance(name, str) and (name in torchsets.NAMES or name.startswith(paths))
+
+
+def datasets(profile: str) -> list[str]:
+    """Return the data sets of a profile and its notebooks that can be fetched, and must be."""
+    needs = _needs(profile)
+    return [name for name in FETCHED if name in needs]
+
+
+def files(profile: str) -> list[tuple[str, datafiles.File]]:
+    """Return the files of these data sets, each with its set's name; ValueError for a wrong split."""
+    names, needs = datasets(profile), _needs(profile)
+    for name in names:
+        for split in needs[name]:
+            datafiles.check(name, split)
+    return [(name, file) for name in names for file in datafiles.used(name, *needs[name])]
+
+
+def unfetched(profile: str) -> dict[str, tuple[str, bool]]:
+    """Say of each data set of a profile that nothing fetches where it is or what to do, and if it is."""
+    size = settings.profile(profile)["common"].get("image_size", 32)
+    found = {}
+    for name, splits in _needs(profile).items():
+        if name in FETCHED:
+            continue
+        try:
+            places = [data.locate(name, split, size) for split in sorted(splits)]
+            found[name] = f"present in {places[0]}", True
+        except (ValueError, OSError) as error:  # a folder or disk that cannot be read
+            found[name] = f"missing: {error}", False
+    return found
 
 
 # -------------------------------------------------------------------------------- what to run

@@ -42,7 +42,8 @@ def fit(config: Config, images: ImageSet, checkpoint: Path | None = None) -> Fit
     kept, watched = images.take(slice(held, None)), images.take(slice(held))
     if config.method == "supervised" and images.labels is None:
         raise ValueError(
-            f"method 'supervised' needs labels, {images.name} has none: choose another"
+            f"method 'supervised' needs labels, {images.name} has none in its split "
+            f"{images.split!r}: choose another method, data set or train_split"
         )
     model = build(config, len(images.classes)).to(images.images.device)
 

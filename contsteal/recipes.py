@@ -156,6 +156,7 @@ class Config:
     lr: float = 1e-3
     weight_decay: float = 1e-4
     seed: int = 0
+    shuffled: bool = False  # a control: each image is given the answer to another one
 
     @property
     def recipe(self) -> Recipe:

@@ -8,10 +8,11 @@ import yaml
 from contsteal import pretrain, runs, steal
 
 PROFILES = runs.ROOT / "notebooks" / "profiles"
+SPLITS = {"train_split": "train", "query_split": "train"}  # read of `data` and of `query_data`
 COMMON: dict[str, Any] = {
     "data": "", "image_size": 0, "train_images": 0, "probe_images": 0, "test_images": 0,
     "query_data": "", "query_images": 0, "victim": {}, "methods": {}, "supervised": {}, "surrogate": {},
-    "workers": 0, "at_once": 0,
+    "workers": 0, "at_once": 0, "price": 0.0, **SPLITS,
 }  # fmt: skip
 EXPECTATION = {"encoder": "", "task": "", "metric": "", "low": 0.0, "high": 1.0, "source": ""}
 
@@ -93,6 +94,20 @@ def profile(name: str) -> dict[str, Any]:
     for name, changes in methods.items():
         check(changes, _defaults(pretrain.Config), f"{place}, methods, {name}")
     return found
+
+
+def changed(name: str, changes: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """Return a profile's common settings under `changes`, and the victim's method if they name one.
+
+    Errors: ValueError for a setting that no profile has, of another type, or an unknown method.
+    """
+    known = COMMON | {"method": ""}
+    check(changes, known, f"changes of {name}")
+    method = changes.get("method")
+    if method not in (None, *pretrain.METHODS):
+        raise ValueError(f"method {method!r}: choose one of {', '.join(pretrain.METHODS)}")
+    given = {k: v for k, v in changes.items() if k != "method"}
+    return SPLITS | profile(name)["common"] | given, method
 
 
 def config(

@@ -149,7 +149,10 @@ def _ask(config: Config, api: BlackBox, images: Tensor, user: str) -> list[Tenso
         else:
             answers.append(api.classify(sent, answer=config.recipe.answer, user=user))
     if config.mode == "prototype":
-        return [torch.stack([F.normalize(a, dim=1) for a in answers]).mean(0)]
+        answers = [torch.stack([F.normalize(a, dim=1) for a in answers]).mean(0)]
+    if config.shuffled:
+        order = torch.randperm(len(images), generator=generator("shuffled", config.seed))
+        answers = [a[order.to(a.device)] for a in answers]
     return answers
 
 

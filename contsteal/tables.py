@@ -19,24 +19,31 @@ from contsteal import encoders, evaluate, runs
 from contsteal.defenses import Defense
 from contsteal.experiment import Lab
 
+PRICE = 1.0  # US dollars for 1,000 answers, where a profile states none
+VARYING = ("forwards", "seconds")  # what no two runs share: shown, and kept out of stored tables
+
 
 @dataclass(frozen=True)
 class Job:
-    """One attack and the tasks it is scored on."""
+    """One attack and the tasks it is scored on; `lab` holds changes of the profile's settings."""
 
     attack: str
     queries: int
     seed: int
     tasks: tuple[str, ...]
     defenses: tuple[Defense, ...]
-    changes: tuple[tuple[str, Any], ...]
+    changes: tuple[tuple[str, Any], ...] = ()
+    lab: tuple[tuple[str, Any], ...] = ()
 
     def run(self, lab: Lab) -> tuple[list[dict[str, Any]], list[str]]:
         """Steal, score, and return one row per task with what it cost in queries, and why it ran."""
+        lab = lab.but(**dict(self.lab))
         stolen = lab.steal(
             self.attack, self.queries, self.seed, self.defenses, **dict(self.changes)
         )
         about = {"attack": self.attack, "images": self.queries, "seed": self.seed, **stolen.queries}
+        about["usd"] = round(stolen.queries["calls"] * lab.settings.get("price", PRICE) / 1000, 6)
+        about["seconds"] = stolen.seconds
         rows = [about | {"task": t, **lab.score(stolen.encoder, t)} for t in self.tasks]
         told, lab.told = lab.told, []
         return rows, told
@@ -49,21 +56,25 @@ class Exam:
     about: dict[str, Any]
     net: encoders.Encoder
     tasks: tuple[str, ...]
+    lab: tuple[tuple[str, Any], ...] = ()
 
     def run(self, lab: Lab) -> tuple[list[dict[str, Any]], list[str]]:
         """Score, and return one row per task, and why it was computed."""
+        lab = lab.but(**dict(self.lab))
         rows = [self.about | {"task": t, **lab.score(self.net, t)} for t in self.tasks]
         told, lab.told = lab.told, []
         return rows, told
 
 
 @cache
-def _worker_lab(profile: str) -> Lab:
-    return Lab(profile)
+def _worker_lab(profile: str, changes: tuple[tuple[str, Any], ...]) -> Lab:
+    return Lab(profile, **dict(changes))
 
 
-def _in_worker(profile: str, job: Job | Exam) -> tuple[list[dict[str, Any]], list[str]]:
-    return job.run(_worker_lab(profile))
+def _in_worker(
+    profile: str, changes: tuple[tuple[str, Any], ...], job: Job | Exam
+) -> tuple[list[dict[str, Any]], list[str]]:
+    return job.run(_worker_lab(profile, changes))
 
 
 @contextmanager
@@ -73,7 +84,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _run(lab: Lab, jobs: Sequence[Job | Exam]) -> list[dict[str, Any]]:
+def run(lab: Lab, jobs: Sequence[Job | Exam]) -> list[dict[str, Any]]:
     """Run jobs, tell what was computed and why, and return all rows."""
     bar = {"desc": "runs", "total": len(jobs), "disable": len(jobs) < 2}
     found = list(tqdm(_each(lab, jobs), **bar))
@@ -88,10 +99,12 @@ def _each(lab: Lab, jobs: Sequence[Job | Exam]) -> Iterator[tuple[list[dict[str,
     if workers < 2 or lab.device.type != "cpu":
         yield from (job.run(lab) for job in jobs)
         return
-    _ = lab.victim  # made here, once, not by every worker
+    for changes in dict.fromkeys(job.lab for job in jobs):
+        _ = lab.but(**dict(changes)).victim  # made here, once, not by every worker
+    own = tuple(lab.changes.items())
     with _quiet(), joblib.parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
         yield from joblib.Parallel(return_as="generator")(
-            joblib.delayed(_in_worker)(lab.profile, job) for job in jobs
+            joblib.delayed(_in_worker)(lab.profile, own, job) for job in jobs
         )
 
 
@@ -106,14 +119,15 @@ def sweep(
 ) -> pd.DataFrame:
     """Run every combination of attack, number of query images and seed; one row per run and task.
 
-    `changes` are fields of `steal.Config`. Each row has what it cost (`unique_inputs`, `calls`) and
-    what the surrogate is worth (`accuracy`, `agreement`, `knn`, `cka`, `cosine`).
+    `changes` are fields of `steal.Config`. Each row has what it cost (`unique_inputs`, `calls`, `usd`
+    at the profile's price, and in this run the victim's `forwards` and `seconds`) and what the
+    surrogate is worth (`accuracy`, `agreement`, `knn`, `cka`, `cosine`).
     """
     jobs = [
         Job(*point, tuple(tasks), tuple(defenses), tuple(sorted(changes.items())))
         for point in product(attacks, queries, seeds)
     ]
-    return pd.DataFrame(_run(lab, jobs))
+    return pd.DataFrame(run(lab, jobs))
 
 
 def defended(
@@ -128,10 +142,10 @@ def defended(
     grid = list(product(defenses, attacks, seeds))
     chains = [_seeded(chain, seed) for chain, _, seed in grid]
     jobs = [
-        Job(attack, queries, seed, (task,), chain, ())
+        Job(attack, queries, seed, (task,), chain)
         for (_, attack, seed), chain in zip(grid, chains, strict=True)
     ]
-    table = pd.DataFrame(_run(lab, jobs))
+    table = pd.DataFrame(run(lab, jobs))
     table.insert(0, "defence", [" + ".join(map(repr, chain)) or "none" for chain, _, _ in grid])
     drawn = {repr(chain): chain for chain in chains}
     honest = {name: lab.legitimate(task, chain) for name, chain in drawn.items()}
@@ -151,7 +165,7 @@ def references(lab: Lab, tasks: Iterable[str], seeds: Iterable[int]) -> pd.DataF
     """Return the rows that frame every table: the random floor per seed, and the victim."""
     nets = [("random", s, lab.random(s)) for s in seeds] + [("victim", 0, lab.victim.encoder)]
     exams = [Exam({"attack": name, "seed": seed}, net, tuple(tasks)) for name, seed, net in nets]
-    return pd.DataFrame(_run(lab, exams))
+    return pd.DataFrame(run(lab, exams))
 
 
 def summary(table: pd.DataFrame, by: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
@@ -165,7 +179,7 @@ def summary(table: pd.DataFrame, by: Sequence[str], metrics: Sequence[str]) -> p
 
     table = table.assign(**{name: table[name].map(_word) for name in by})
     groups = table.groupby(list(by), sort=False)
-    costs = {"unique_inputs": "distinct inputs", "calls": "answers"}
+    costs = {"unique_inputs": "distinct inputs", "calls": "answers", "usd": "US dollars"}
     spent = groups[[c for c in costs if c in table]].mean().round(1).rename(columns=costs)
     spent = spent.map(lambda cost: "-" if pd.isna(cost) else f"{cost:g}")
     return spent.join(groups[list(metrics)].agg(line)).assign(n=groups.size())

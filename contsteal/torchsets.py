@@ -148,6 +148,12 @@ def imagenet100_wnids() -> tuple[str, ...]:
     return tuple(Path(__file__).with_name("imagenet100.txt").read_text().split())
 
 
+def imagenet_home(name: str) -> Path:
+    """Return where an ImageNet's splits lie or are to be put: `imagenet100/` only where it exists."""
+    home = data_dir() / name
+    return home if home.is_dir() else data_dir() / "imagenet"
+
+
 def imagenet_folder(name: str, split: str) -> Path:
     """Return the folder of class folders, <wnid>/*.JPEG, that is one split; `test` is `val`.
 
@@ -157,9 +163,7 @@ def imagenet_folder(name: str, split: str) -> Path:
     if name not in FOLDERS:
         raise ValueError(f"{name!r} is no folder of JPEG files: choose {' or '.join(FOLDERS)}")
     check(name, split)
-    home = data_dir() / name
-    if not home.is_dir():
-        home = data_dir() / "imagenet"
+    home = imagenet_home(name)
     folder = home / ("val" if split == "test" else split)
     there = {f.name for f in folder.iterdir() if f.is_dir()} if folder.is_dir() else set()
     wnids = {n for n in there if re.fullmatch(r"n\d{8}", n)}

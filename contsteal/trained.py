@@ -10,7 +10,7 @@ from contsteal import encoders, heads, loop, runs
 from contsteal.heads import Head
 
 # Modules whose source decides an artifact's content: a change of one computes it again.
-IMAGES = ("data", "folders", "packed", "seeds", "synthetic", "torchsets")
+IMAGES = ("blocks", "data", "folders", "packed", "seeds", "synthetic", "torchsets")
 NETS = ("backbones", "encoders")
 LEARNING = ("augment", "experiment", "heads", "losses", "loop", "methods", "randaugment", "trained")
 TRAINING = (*IMAGES, *NETS, *LEARNING)

@@ -75,7 +75,7 @@ def test_missing_data_says_where_how_large_and_what_to_do(name: str, home: Path)
     for part in (name, str(home), first.path, datafiles.show(first.size), first.md5, "DATA_DIR"):
         assert part in told
     assert str(home / first.path) in told
-    assert "`make data PROFILE=paper`" in told
+    assert "`make data PROFILE=...`" in told
     assert "`demo` needs no data set" in told
 
 
@@ -151,7 +151,7 @@ def test_an_incomplete_archive_is_refused_with_both_checksums(
     told = str(caught.value)
     assert f"md5 {md5(half)}, expected {file.md5}" in told
     assert str(path) in told
-    assert "Delete it and fetch it again with `make data PROFILE=paper`" in told
+    assert "Delete it and fetch it again with `make data PROFILE=...`" in told
 
 
 @pytest.mark.parametrize("name", ["cifar10", "stl10", "gtsrb"])

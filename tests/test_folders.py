@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import v2
 
-from contsteal import folders
+from contsteal import blocks, folders
 
 
 def picture(width: int = 40, height: int = 30, seed: int = 0, mode: str = "RGB") -> Image.Image:
@@ -97,6 +97,34 @@ def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
 def test_hidden_files_and_folders_are_ignored(tmp_path: Path) -> None:
     tree(tmp_path, "a/1.png", "a/._1.png", "a/.cache/2.png", ".git/3.png", ".4.png")
     assert [f.as_posix() for f in folders.listing(tmp_path).files] == ["a/1.png"]
+
+
+def test_files_of_other_extensions_are_told_and_hidden_ones_are_not(tmp_path: Path) -> None:
+    tree(tmp_path, "train/a/1.png", "train/b/deep/2.png", "test/a/1.png", "test/b/1.png")
+    for name in ("labels.csv", "a/notes.txt", "a/.DS_Store", "b/deep/x.heic", "b/.git/config"):
+        (tmp_path / "train" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "train" / name).touch()
+    others = folders.listing(tmp_path / "train").others
+    assert sorted(others) == ["a/notes.txt", "b/deep/x.heic", "labels.csv"]
+    kept = folders.listing(tmp_path / "train", keep=["a"]).others
+    assert sorted(kept) == ["a/notes.txt", "labels.csv"]
+    wanted = (
+        r"^3 files in .*train are no images by their names and were left out "
+        r"\(a/notes.txt, b/deep/x.heic, labels.csv\)$"
+    )
+    with pytest.warns(UserWarning, match=wanted) as told:
+        images = folders.read(tmp_path, "train", 8)[0]
+    assert (len(told), len(images)) == (1, 2)
+    with warnings.catch_warnings(action="error"):
+        folders.read(tmp_path, "test", 8)
+
+
+def test_of_many_other_files_a_few_are_named(tmp_path: Path) -> None:
+    tree(tmp_path, "1.png")
+    for k in range(9):
+        (tmp_path / f"{k}.txt").touch()
+    with pytest.warns(UserWarning, match=r"^9 files in .* \(0.txt, 1.txt, 2.txt and 6 more\)$"):
+        folders.read(tmp_path, "train", 8)
 
 
 def test_links_to_folders_and_files_are_followed(tmp_path: Path) -> None:
@@ -378,9 +406,9 @@ def test_a_set_larger_than_memory_points_to_packs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("n", [1, 31, 32, 33, 100])
 def test_blocks_cover_all_rows_in_order(n: int) -> None:
-    parts = list(folders.parallel(lambda part: list(range(n))[part], n, "counting", 3))
+    parts = list(blocks.parallel(lambda part: list(range(n))[part], n, "counting", 3))
     assert list(itertools.chain(*parts)) == list(range(n))
-    assert max(map(len, parts)) <= folders.BLOCK
+    assert max(map(len, parts)) <= blocks.BLOCK
 
 
 def counted(done: list[int], part: slice) -> None:
@@ -393,13 +421,13 @@ def counted(done: list[int], part: slice) -> None:
 def test_an_error_in_a_block_stops_the_others() -> None:
     done: list[int] = []
     with pytest.raises(RuntimeError, match="block 2"):
-        list(folders.parallel(partial(counted, done), 32 * 2_000, "failing", 1))
+        list(blocks.parallel(partial(counted, done), 32 * 2_000, "failing", 1))
     assert len(done) < 1_000
 
 
 def test_an_error_of_who_takes_the_results_stops_the_blocks() -> None:
     done: list[int] = []
-    blocks = folders.parallel(partial(counted, done), 32 * 2_000, "stopping", 1)
-    next(blocks)
-    blocks.close()
+    results = blocks.parallel(partial(counted, done), 32 * 2_000, "stopping", 1)
+    next(results)
+    results.close()
     assert len(done) < 1_000

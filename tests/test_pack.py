@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from contsteal import data, encoders, folders, pack, packed, pretrain, runs
+from contsteal import blocks, data, encoders, folders, pack, packed, pretrain, runs
 from contsteal.packed import IMAGES, JOURNAL, LABELS
 
 SIZE = 8
@@ -113,6 +113,16 @@ def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
         pack.open_pack(tmp_path / "p", "test")
 
 
+def test_files_of_other_extensions_are_told_and_not_packed(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        tree(tmp_path / "s" / split, "ab", 2)
+    (tmp_path / "s/train/a/list.txt").touch()
+    wanted = r"^1 files in .*train are no images by their names and were left out \(a/list.txt\)$"
+    with pytest.warns(UserWarning, match=wanted) as told:
+        made = pack.pack(tmp_path / "s", tmp_path / "p", SIZE)
+    assert (len(told), made["train"]["count"]) == (1, 4)
+
+
 def test_keep_packs_some_classes(tmp_path: Path) -> None:
     tree(tmp_path / "s", "abc", 2)
     pack.pack(tmp_path / "s", tmp_path / "p", SIZE, keep={"c", "a"})
@@ -134,7 +144,7 @@ def test_neither_workers_nor_the_place_change_a_byte(source: Path, tmp_path: Pat
 
 def test_memory_is_bounded_by_blocks(tmp_path: Path) -> None:
     tree(tmp_path / "s", "a", 640)
-    whole, block = 640 * 3 * 64**2, folders.BLOCK * 3 * 64**2
+    whole, block = 640 * 3 * 64**2, blocks.BLOCK * 3 * 64**2
     tracemalloc.start()
     pack.pack(tmp_path / "s", tmp_path / "p", 64, workers=2)
     peak = tracemalloc.get_traced_memory()[1]
@@ -148,7 +158,7 @@ def test_memory_is_bounded_by_blocks(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from contsteal import folders, pack
+from contsteal import blocks, folders, pack
 decode, calls = folders.decode, []
 def dies(path, size, out):
     calls.append(path)
@@ -170,7 +180,7 @@ def test_a_killed_pack_continues_to_the_same_bytes(source: Path, tmp_path: Path,
         pack.open_pack(half, "train")
     decodes.clear()
     pack.pack(source, half, SIZE)
-    assert sum(decodes.values()) == 120 - 2 * folders.BLOCK
+    assert sum(decodes.values()) == 120 - 2 * blocks.BLOCK
     assert set(decodes.values()) == {1}
     assert content(half) == content(tmp_path / "whole")
 
@@ -202,7 +212,7 @@ def test_a_block_altered_after_a_kill_is_decoded_again(
         file.write(b"?")
     decodes.clear()
     pack.pack(source, home, SIZE)
-    assert sum(decodes.values()) == folders.BLOCK + 120 - 3 * folders.BLOCK
+    assert sum(decodes.values()) == blocks.BLOCK + 120 - 3 * blocks.BLOCK
     assert content(home) == content(tmp_path / "whole")
 
 

@@ -7,8 +7,9 @@ import nbformat
 import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_notebook
+from PIL import Image
 
-from contsteal import paper, plan, runs, settings
+from contsteal import folders, pack, paper, plan, runs, settings
 
 SETTINGS = "about: test\ncommon: {data: shapes}\n"
 
@@ -252,7 +253,7 @@ def test_data_of_a_profile_is_checked_before_any_notebook_runs(
     assert paper.main(["run", "--profile", "tiny"]) == 1
     told = capsys.readouterr().out
     assert "cifar10 is not complete" in told
-    assert "make data PROFILE=paper" in told
+    assert "make data PROFILE=..." in told
     assert not (desk / "runs" / "tiny").exists(), "nothing was started"
     assert paper.main(["plan", "--profile", "tiny"]) == 0
     assert "missing: cifar10, cifar-10-python.tar.gz (170.5 MB)" in capsys.readouterr().out
@@ -266,6 +267,93 @@ def test_make_data_fetches_the_profiles_sets_and_no_others(
     (desk / "profiles" / "tiny.yaml").write_text("common: {data: svhn, query_data: stl10}\n")
     assert paper.main(["data", "--profile", "tiny"]) == 0
     assert asked[-1] == ["stl10", "svhn"]
+
+
+def test_make_data_fetches_the_split_that_a_profile_reads_and_refuses_others(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(paper.fetch, "main", lambda names: asked.append(names) or 0)
+    monkeypatch.setenv("DATA_DIR", str(desk / "data"))
+    path = desk / "profiles" / "tiny.yaml"
+    path.write_text("common: {data: stl10, train_split: unlabeled, query_data: svhn}\n")
+    assert paper.main(["data", "--profile", "tiny"]) == 0
+    path.write_text("common: {data: stl10, query_data: svhn, query_split: extra}\n")
+    assert paper.main(["data", "--profile", "tiny"]) == 0
+    assert asked == [["stl10", "svhn"], ["stl10", "svhn", "--all"]]
+    capsys.readouterr()
+    assert paper.main(["plan", "--profile", "tiny"]) == 0
+    assert "missing: svhn, extra_32x32.mat (1.3 GB)" in capsys.readouterr().out
+    path.write_text("common: {data: stl10, query_data: svhn, query_split: unlabeled}\n")
+    for command in ("data", "plan", "run"):
+        assert paper.main([command, "--profile", "tiny"]) == 1
+        assert "unknown split 'unlabeled' of svhn" in capsys.readouterr().out
+    assert len(asked) == 2
+
+
+def images(root: Path, *splits: str) -> Path:
+    """Write an image of each of two classes to every split."""
+    for name in (f"{s}/{c}" for s in splits for c in "ab"):
+        (root / name).mkdir(parents=True)
+        Image.new("RGB", (9, 9)).save(root / name / "0.png")
+    return root
+
+
+def test_make_data_says_where_sets_lie_that_nothing_fetches(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DATA_DIR", str(desk / "data"))
+    mine, small = images(desk / "mine", "train", "val"), desk / "data" / "imagenet-16"
+    for home in (desk / "packed", small):
+        pack.pack(mine, home, 16)
+    common = f"{{data: imagenet, image_size: 16, query_data: 'folder:{mine}', query_split: val}}"
+    (desk / "profiles" / "tiny.yaml").write_text(f"common: {common}\n")
+    notebook(desk, "02_tasks", f"tasks = ['shapes', 'packed:{desk / 'packed'}']")
+    book = nbformat.read(desk / "02_tasks.ipynb", as_version=4)
+    book.cells[0].source += "\n" + book.cells.pop().source
+    nbformat.write(book, desk / "02_tasks.ipynb")
+    monkeypatch.setattr(folders, "decode", None)  # looking does not decode
+    assert paper.main(["data", "--profile", "tiny"]) == 0
+    told = capsys.readouterr().out.splitlines()[1:]
+    assert sorted(told) == sorted([
+        f"imagenet: present in {small}", f"folder:{mine}: present in {mine}",
+        f"packed:{desk / 'packed'}: present in {desk / 'packed'}",
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("imagenet", ["image-net.org", "ILSVRC2012_img_train.tar", "{data}/imagenet and",
+                      "pack {data}/imagenet {data}/imagenet-32 --size 32"]),
+        ("imagenet100", ["0 of 100", "pack {data}/imagenet {data}/imagenet100-32 --size 32 --keep "]),
+        ("folder:{desk}/x", ["x is not a folder", "into {desk}/x/train/CLASS/",
+                             "pack {desk}/x {desk}/x-32 --size 32 and name packed:{desk}/x-32"]),
+        ("packed:{desk}/x y", ["no pack in {desk}/x y", "pack FOLDER '{desk}/x y' --size 32"]),
+        ("folder:{desk}/flat", ["no split 'test' in {desk}/flat: choose one of train"]),
+        ("packed:{desk}/small", ["packed at 16 px, asked for are 32: set image_size to 16"]),
+    ],
+)  # fmt: skip
+def test_make_data_fetches_what_it_can_and_says_what_must_be_put_by_hand(
+    name: str,
+    parts: list[str],
+    desk: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(paper.fetch, "main", lambda names: asked.append(names) or 0)
+    monkeypatch.setenv("DATA_DIR", str(desk / "data"))
+    images(desk / "flat", ".")
+    pack.pack(images(desk / "source", "train", "test"), desk / "small", 16)
+    name = name.format(desk=desk)
+    common = {"data": name, "image_size": 32, "query_data": "svhn"}
+    (desk / "profiles" / "tiny.yaml").write_text(json.dumps({"common": common}))
+    assert paper.main(["data", "--profile", "tiny"]) == 1
+    assert asked == [["svhn"]]
+    told = capsys.readouterr().out
+    for part in (f"{name}: missing: ", *parts):
+        assert part.format(desk=desk, data=desk / "data") in told
 
 
 def test_stages_put_the_victim_first_and_the_figures_last(

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tinysets import stl10, svhn
 
-from contsteal import data, experiment, pack, portrait, settings, torchsets
+from contsteal import data, estimate, experiment, pack, portrait, report, settings, torchsets
 
 
 @pytest.fixture(scope="module")
@@ -181,3 +182,88 @@ def test_a_packed_set_goes_through_views_and_api(lab, packed):
     api = lab.api()
     assert len(api.embed(lab.images(task).images)) == 12
     assert 0 <= lab.legitimate(task) <= 1
+
+
+# -------------------------------------------------------------------- splits of a profile
+
+
+@pytest.fixture
+def splitting(lab, monkeypatch, tmp_path):
+    """Return what makes a lab of tiny STL10 and SVHN files with some settings changed."""
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
+    stl10(tmp_path / "data", monkeypatch, "archive")
+    svhn(tmp_path / "data", monkeypatch, "train", "test", "extra")
+    victim = {"encoder": "test_resnet", "epochs": 1, "batch": 2, "optimizer": "adamw", "lr": 1e-3}
+    experiment._cached.cache_clear()  # of other tests' tiny files
+    common = settings.profile("smoke")["common"]
+    common |= {"data": "stl10", "query_data": "svhn", "victim": victim}
+
+    def make(**changes: str) -> experiment.Lab:
+        monkeypatch.setattr(
+            settings, "profile", lambda name: {"about": "", "common": common | changes}
+        )
+        return experiment.Lab("smoke")
+
+    yield make
+    experiment._cached.cache_clear()
+
+
+def pixels(images: torch.Tensor) -> list[bytes]:
+    return sorted(image.numpy().tobytes() for image in images)
+
+
+def test_a_profile_chooses_the_split_trained_on_and_the_split_queried(splitting):
+    lab = splitting(train_split="unlabeled", query_split="extra")
+    assert (lab.train_images().split, lab.train_images().labels) == ("unlabeled", None)
+    assert pixels(lab.queries(4)) == pixels(data.load("svhn", "extra", image_size=32).images)
+    assert lab.images("stl10").split == "train", "a probe needs labels"
+    assert lab.images("svhn").split == "train"
+    assert "all images of `stl10`, `unlabeled` |" in report.profiles()
+    plain = splitting()
+    assert "all images of `stl10` " in report.profiles()
+    assert plain.train_images().split == "train"
+    assert pixels(plain.queries(4)) == pixels(data.load("svhn", image_size=32).images)
+
+
+def test_another_split_is_another_victim_and_another_attack(splitting, folder, packed, tmp_path):
+    def made(**changes: str) -> tuple[int, int]:
+        lab = splitting(data=f"packed:{packed}", query_data=f"folder:{folder}", **changes)
+        stolen = lab.steal("embedding", 4, epochs=1, batch=2)
+        table = portrait.worth(lab, {"stolen": stolen.encoder}, [f"folder:{folder}"])
+        assert table["accuracy"].between(0, 1).all(), "probes have their own splits"
+        assert len(portrait.view_sheet(lab, 4)) == 12
+        found = (tmp_path / "artifacts").glob
+        return len(list(found("victim-*"))), len(list(found("attack-*")))
+
+    assert made() == (1, 1)
+    assert made(train_split="train", query_split="train") == (1, 1), "the default, written out"
+    assert made(query_split="test") == (1, 2)
+    assert made(train_split="test") == (2, 3)
+
+
+def test_a_split_that_is_not_there_is_told(splitting):
+    with pytest.raises(ValueError, match=r"unknown split 'unlabelled' of stl10: .*unlabeled"):
+        splitting(train_split="unlabelled").train_images()
+    with pytest.raises(ValueError, match=r"unknown split 'unlabeled' of svhn: .*extra"):
+        splitting(query_split="unlabeled").queries(1)
+    with pytest.raises(ValueError, match=r"unknown split 'extra' of shapes: choose .*train, test"):
+        splitting(query_data="shapes", query_split="extra").queries(1)
+    wanted = r"needs labels, stl10 has none in its split 'unlabeled': choose .*train_split"
+    with pytest.raises(ValueError, match=wanted):
+        splitting(train_split="unlabeled").train("victim", "supervised")
+    ceiling = splitting(train_split="unlabeled").train_images("supervised")
+    assert ceiling.split == "train", "the ceiling learns from labels"
+
+
+def test_the_images_of_the_split_trained_on_are_counted(splitting, monkeypatch):
+    asked = []
+
+    def load(*names: str, image_size: int) -> list[int]:
+        asked.append(names)
+        return list(range(50))
+
+    monkeypatch.setattr(estimate.data, "load", load)
+    monkeypatch.setattr(estimate, "training", lambda config, images: images)
+    splitting(train_split="unlabeled")
+    assert estimate.profile("smoke", ["simclr"]) == [45, 45]
+    assert asked == [("stl10", "unlabeled")]
