@@ -7,6 +7,7 @@ from typing import Protocol
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -147,24 +148,35 @@ def two_by_two(table: pd.DataFrame, title: str) -> Figure:
 
 
 def budget_curves(table: pd.DataFrame, title: str) -> Figure:
-    """Draw accuracy against both budgets: distinct inputs, and all answers (log axes)."""
-    require(table, "attack", "images", "unique_inputs", "calls", "accuracy")
-    fig, axes = canvas(1, 2, height=3.0, sharey=True)
+    """Draw accuracy and agreement against distinct inputs and against answers, which cost money."""
+    require(table, "attack", "images", "unique_inputs", "calls", "usd", "accuracy", "agreement")
+    fig, axes = canvas(2, 2, height=4.6, sharex="col", sharey="row")
     attacks = table.loc[~table["attack"].isin(REFERENCES)]
     costs = {"unique_inputs": "distinct inputs", "calls": "answers"}
-    for ax, (cost, label) in zip(axes, costs.items(), strict=True):
-        for name, rows in attacks.groupby("attack", sort=False):
-            mean = rows.groupby("images")[[cost, "accuracy"]].mean()
-            colour = COLOURS.get(name, "#333333")
-            ax.plot(rows[cost], rows["accuracy"], "o", color=colour, markersize=2.5, alpha=0.5)
-            ax.plot(mean[cost], mean["accuracy"], color=colour, label=name)
-        ax.set(xscale="log", xlabel=f"{label} (log scale)")
-        frame(ax, table, "accuracy", vertical=False)
-    axes[0].set_ylabel("accuracy on the main task")
-    axes[0].yaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
+    for row, metric in zip(axes, ("accuracy", "agreement"), strict=True):
+        for ax, cost in zip(row, costs, strict=True):
+            for name, rows in attacks.groupby("attack", sort=False):
+                mean = rows.groupby("images")[[cost, metric]].mean()
+                colour = COLOURS.get(name, "#333333")
+                ax.plot(rows[cost], rows[metric], "o", color=colour, markersize=2.5, alpha=0.5)
+                ax.plot(mean[cost], mean[metric], color=colour, label=name)
+            ax.set(xscale="log")
+            frame(ax, table, metric, vertical=False)
+            ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
+        row[0].set_ylabel(f"{metric} on the main task")
+    for ax, label in zip(axes[1], costs.values(), strict=True):
+        ax.set_xlabel(f"{label} (log scale)")
+    _dollars(axes[0][1], attacks)
     fig.suptitle(title, x=0.01, ha="left", size=9, weight="bold")
-    axes[1].legend(loc="upper left", bbox_to_anchor=(0, 0.94))
+    axes[1][1].legend(loc="lower right")
     return fig
+
+
+def _dollars(ax: Axes, attacks: pd.DataFrame) -> None:
+    """Put what the answers cost on top of their axis."""
+    price = float((attacks["usd"] / attacks["calls"]).mean())
+    top = ax.secondary_xaxis("top", functions=(lambda x: x * price, lambda x: x / price))
+    top.set_xlabel(f"US dollars, at {1000 * price:g} for 1,000 answers", size=7)
 
 
 def defence_tradeoff(table: pd.DataFrame) -> Figure:

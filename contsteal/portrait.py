@@ -1,12 +1,13 @@
 """What a notebook shows of encoders: the views they learn from, their curves, worth and maps."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from contsteal import augment, encoders, estimate, figures, pretrain, settings
 from contsteal.experiment import Lab
@@ -82,3 +83,20 @@ def embedding_map(
         xy = TSNE(init="pca", perplexity=min(30, count // 4), random_state=seed).fit_transform(x)
         parts.append(pd.DataFrame({"encoder": name, "x": xy[:, 0], "y": xy[:, 1], "label": names}))
     return pd.concat(parts, ignore_index=True)
+
+
+def pulls(forms: dict[str, Callable[[Tensor, Tensor], Tensor]], n: int = 4) -> pd.DataFrame:
+    """Return how losses move a surrogate's vector s_i towards (+) or away from (-) every other one.
+
+    The 2n vectors [s; t] are orthonormal, so that a small step of s_i towards z_j changes the cosine of
+    this one pair alone: the `pull` is minus the loss's derivative by that cosine.
+    """
+    z, rows = torch.eye(2 * n, dtype=torch.float64), []
+    names = [f"{side}{k + 1}" for side in "st" for k in range(n)]
+    for name, loss in forms.items():
+        s = z[:n].clone().requires_grad_()
+        (slope,) = torch.autograd.grad(loss(s, z[n:]), s)  # column j: the derivative by s_i z_j
+        for i, j in product(range(n), range(2 * n)):
+            pull = 0.0 if i == j else -slope[i, j].item()
+            rows.append({"loss": name, "anchor": names[i], "other": names[j], "pull": pull})
+    return pd.DataFrame(rows)

@@ -5,12 +5,18 @@ from typing import Any
 
 import pandas as pd
 
-from contsteal import settings, style, tables
+from contsteal import settings, studies, style, tables
 
 
 def main_task(table: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of the first task of a table."""
     return table[table["task"] == table["task"].iloc[0]]
+
+
+def first(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Return the rows of a column's first value, of the first task; references have no value."""
+    rows = main_task(table)
+    return rows[(rows[column] == rows[column].iloc[0]) | rows[column].isna()]
 
 
 def duel(table: pd.DataFrame, a: str, b: str, otherwise: str = "") -> str:
@@ -64,6 +70,49 @@ def conventional(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     told = [duel(rows, "embedding", b) for b in ("label", "posterior")]
     by = tables.summary(table, ["task", "attack"], ["accuracy", "agreement", "knn"])
     return _sentences(told), by
+
+
+def losses(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """Name the best and the worst loss by mean accuracy, and whether the two can be told apart."""
+    rows = main_task(table)
+    own = rows[~rows["attack"].isin(style.REFERENCES)]
+    order = own.groupby("attack")["accuracy"].mean().sort_values().index
+    return duel(rows, order[-1], order[0]), studies.layout(table)
+
+
+def boundary(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """Say at how many points Cont-Steal or MSE is surely ahead."""
+    found = studies.gains(table, "cont-steal", "embedding")
+    ahead, behind = int((found["low"] > 0).sum()), int((found["high"] < 0).sum())
+    told = (
+        f"Cont-Steal is ahead of MSE at {ahead} of {len(found)} points, behind at {behind}, "
+        f"and cannot be told from it at {len(found) - ahead - behind}"
+    )
+    return told, _percent(found.set_index([c for c in studies.POINT if c in found]))
+
+
+def levels(found: pd.DataFrame) -> str:
+    """Say how the mean difference of a `boundary` varies along each axis of its grid."""
+    told = []
+    for axis in (a for a in studies.POINT if a in found and len(set(found[a])) > 1):
+        means = found.groupby(axis, sort=False)["gain"].mean()
+        told.append(f"{axis}: " + ", ".join(f"{k} {100 * v:+.1f}" for k, v in means.items()))
+    return "; ".join(told)
+
+
+def ablations(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """Say what each change of a knob does to Cont-Steal, paired by seed."""
+    rows = table.fillna({"value": ""})
+    rows = rows.assign(attack=(rows["knob"] + " " + rows["value"].astype(str)).str.strip())
+    names = [n for n in rows["attack"].unique() if n != studies.AS_GIVEN]
+    told = [f"{n}: {tables.points(tables.difference(rows, n, studies.AS_GIVEN))}" for n in names]
+    by = tables.summary(rows, ["knob", "value"], ["accuracy", "agreement", "cka"])
+    return _sentences(told), by
+
+
+def geometry(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """Return how the victims' embeddings lie, beside what Cont-Steal gains over MSE on them."""
+    return "", table.round(3).set_index(["method", "query_data"])
 
 
 def contrastive(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
@@ -123,8 +172,13 @@ SECTIONS: dict[str, tuple[str, Callable[[pd.DataFrame], tuple[str, pd.DataFrame]
     "01_worth": ("What the victim is worth, between random floor and supervised ceiling.", worth),
     "01_embedding_map": ("Test images as the encoders see them (t-SNE).", None),
     "02_conventional": ("Conventional attacks at equal queries.", conventional),
+    "02_losses": ("Stealing losses by victim and downstream task.", losses),
+    "03_pulls": ("Whom each loss draws a surrogate's vector to, and drives it from.", None),
     "03_attacks": ("All attacks at equal queries.", contrastive),
     "03_two_by_two": ("{MSE, contrastive} x {clean, augmented}.", two_by_two),
+    "03_ablations": ("Cont-Steal with one knob changed at a time.", ablations),
+    "03_boundary": ("When contrastive stealing beats regression.", boundary),
+    "03_geometry": ("The victims' embeddings, and what Cont-Steal gains on them.", geometry),
     "03_embedding_map": ("Test images by the victim and by two surrogates (t-SNE).", None),
     "04_budget": ("Accuracy against both query budgets.", budget),
     "05_defenses": ("Defences: attacker and legitimate user.", defended),

@@ -291,3 +291,38 @@ def test_pairs_that_do_not_match_are_refused() -> None:
         evaluate.linear_cka(features(40), features(39))
     with pytest.raises(ValueError, match=r"\(40,\)"):
         evaluate.linear_cka(features(40)[:, 0], features(40))
+
+
+# ------------------------------------------------------------------------------- geometry
+
+
+def test_the_geometry_of_known_shapes() -> None:
+    axes = torch.cat([torch.eye(4), -torch.eye(4)])  # evenly around, all of one length
+    found = evaluate.geometry(axes)
+    assert found["norm_spread"] == pytest.approx(0)
+    assert found["anisotropy"] == pytest.approx(-1 / 7)  # each row has one opposite among seven
+    assert found["effective_rank"] == pytest.approx(4)
+    line = torch.tensor([[1.0, 0.0], [3.0, 0.0]])
+    found = evaluate.geometry(line)
+    assert found["norm_spread"] == pytest.approx(2**0.5 / 2)
+    assert found["anisotropy"] == pytest.approx(1)
+    assert found["effective_rank"] == pytest.approx(1)
+
+
+def test_the_geometry_is_its_definition() -> None:
+    x = features(30)
+    unit = [row / row.norm() for row in x.double()]
+    cosines = [float(a @ b) for i, a in enumerate(unit) for j, b in enumerate(unit) if i != j]
+    values = np.linalg.eigvalsh(np.cov(x.double().numpy().T))
+    share = values / values.sum()
+    found = evaluate.geometry(x)
+    assert found["anisotropy"] == pytest.approx(sum(cosines) / len(cosines))
+    assert found["effective_rank"] == pytest.approx(np.exp(-(share * np.log(share)).sum()))
+    turned = x.double() @ torch.linalg.qr(torch.randn(7, 7, dtype=torch.float64))[0]
+    assert evaluate.geometry(turned) == pytest.approx(found, rel=1e-6), "rotations change nothing"
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (4,)])
+def test_one_row_has_no_geometry(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="at least two rows"):
+        evaluate.geometry(torch.ones(shape))

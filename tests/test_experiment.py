@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from contsteal import defenses, evaluate, loop, runs, settings, steal, tables
+from contsteal import defenses, evaluate, loop, report, runs, settings, steal, tables
 from contsteal.experiment import Lab
 
 
@@ -85,9 +85,9 @@ def test_workers_give_the_numbers_of_a_single_process(lab: Lab) -> None:
     torch.set_num_threads(
         2
     )  # workers have one thread: that must not make them train their own victim
-    pd.testing.assert_frame_equal(
-        tables.sweep(crowd, ["embedding", "label"], [16], [0], ["shapes"]), alone
-    )
+    found = tables.sweep(crowd, ["embedding", "label"], [16], [0], ["shapes"])
+    varying = list(tables.VARYING)
+    pd.testing.assert_frame_equal(found.drop(columns=varying), alone.drop(columns=varying))
     torch.set_num_threads(1)
     assert len(artifacts("victim")) == victims
 
@@ -128,14 +128,68 @@ def test_an_altered_artifact_is_moved_aside_and_made_again(lab: Lab) -> None:
     assert list(folder.parent.glob(f"{folder.name}.corrupt-*"))
 
 
-def test_shuffled_answers_steal_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shuffled_answers_steal_nothing(lab: Lab) -> None:
     """The control that must fail: answers of other images leave embeddings far from the victim's."""
-    honest = lab.score(lab.steal("embedding", 128, epochs=30).encoder, "shapes")
-    real = steal._ask
-    monkeypatch.setattr(steal, "_ask", lambda *a: [x.roll(7, 0) for x in real(*a)])
-    monkeypatch.setattr(runs, "sources", lambda *modules: "shuffled")
-    shuffled = lab.score(lab.steal("embedding", 128, epochs=30).encoder, "shapes")
+    honest, shuffled = (
+        lab.score(lab.steal("embedding", 128, epochs=30, shuffled=s).encoder, "shapes")
+        for s in (False, True)
+    )
     assert shuffled["cka"] < honest["cka"] - 0.1
+
+
+def test_a_lab_under_other_settings_is_the_same_one_each_time(lab: Lab) -> None:
+    other = lab.but(query_data="patches")
+    assert other is lab.but(query_data="patches")
+    assert other.victim.sha256 == lab.victim.sha256
+    assert not torch.equal(other.queries(8), lab.queries(8))
+    assert lab.but() is lab
+    byol = lab.but(method="byol")
+    assert byol.victim.sha256 == lab.train(method="byol").sha256 != lab.victim.sha256
+    assert lab.settings["query_data"] == "shapes", "the lab itself is as it was"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"query_date": "patches"}, "changes of smoke: no parameter 'query_date'"),
+        ({"query_data": 3}, "query_data=3 is int"),
+        ({"method": "simclear"}, "method 'simclear': choose one of simclr, moco"),
+    ],
+)
+def test_other_settings_are_checked(lab: Lab, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        lab.but(**changes)
+
+
+def test_rows_say_what_they_cost(lab: Lab) -> None:
+    rows = tables.sweep(lab, ["info-nce"], [24], [0], ["shapes", "shapes:texture"], answers=2)
+    assert set(rows["usd"]) == {48 * tables.PRICE / 1000}
+    assert (rows["seconds"] > 0).all()
+    assert set(rows["forwards"]) <= set(range(25)), "at most one forward per distinct input"
+    dear = Lab("smoke")
+    dear.settings["price"] = 5.0
+    again = tables.sweep(dear, ["info-nce"], [24], [0], ["shapes"], answers=2)
+    assert set(again["usd"]) == {48 * 5.0 / 1000}
+
+
+def test_costs_are_means_over_runs_and_not_over_tasks(lab: Lab, tmp_path: Path) -> None:
+    rows = tables.sweep(lab, ["embedding"], [16, 32], [0], ["shapes", "shapes:texture"])
+    frame = tables.references(lab, ["shapes"], [0])
+    found = report.costs("00_costs", pd.concat([rows, frame]), lab.stamp([0]))
+    assert list(found.index) == ["embedding"]
+    assert found.loc["embedding", "unique_inputs"] == 24
+    assert found.loc["embedding", "usd"] == round(24 * tables.PRICE / 1000, 2)
+    stored = runs.read_json(runs.publish_dir() / "smoke" / "00_costs.json")
+    assert stored["rows"]["embedding"]["calls"] == 24
+
+
+def test_what_varies_is_not_stored(lab: Lab) -> None:
+    rows = tables.sweep(lab, ["embedding"], [16], [0], ["shapes"])
+    table = pd.concat([rows, tables.references(lab, ["shapes"], [0])])
+    report.publish("02_conventional", table, lab.stamp([0]))
+    stored = pd.read_csv(runs.publish_dir() / "smoke" / "02_conventional.csv")
+    assert not set(tables.VARYING) & set(stored)
+    assert "usd" in stored
 
 
 def test_defences_start_afresh_for_every_attack(lab: Lab) -> None:

@@ -1,0 +1,187 @@
+"""Studies: one thing changed at a time, at equal queries, and what is said of the differences."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from contsteal import contrasts, evaluate, losses, portrait, studies, summary, tables
+from contsteal.experiment import Lab
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONTSTEAL_RUNS", str(tmp_path_factory.mktemp("runs")))
+        yield Lab("smoke")
+
+
+def test_an_ablation_changes_one_knob_at_equal_queries(lab: Lab) -> None:
+    knobs = {"temperature": [0.1], "query_data": ["shapes", "patches"], "answers": [2]}
+    table = studies.ablate(lab, "cont-steal", knobs, 16, [0, 1], "shapes")
+    asked = [("as given", ""), ("temperature", "0.1"), ("query_data", "shapes"),
+             ("query_data", "patches"), ("answers", "2")]  # fmt: skip
+    assert list(dict.fromkeys(zip(table["knob"], table["value"], strict=True))) == asked
+    by = table.groupby(["knob", "value"])
+    assert (by["seed"].nunique() == 2).all()
+    spent = by["unique_inputs"].mean()
+    assert spent.pop(("answers", "2")) == 32
+    assert set(spent) == {16}
+    accuracy = by["accuracy"].apply(list)
+    assert accuracy["query_data", "shapes"] == accuracy["as given", ""], "that is what is given"
+    assert len({tuple(values) for values in by["cka"].apply(list)}) == 4
+
+
+def test_a_grid_crosses_its_axes_and_counts_steps(lab: Lab) -> None:
+    axes = {"images": [8, 32], "epochs": [1, 2], "query_data": ["patches"], "views": ["clean"]}
+    table = studies.grid(lab, ["embedding", "cont-steal"], axes, [0], ["shapes"])
+    assert len(table) == 8
+    steps = table.groupby(["images", "epochs"])["steps"].first()
+    assert steps.to_dict() == {(8, 1): 1, (8, 2): 2, (32, 1): 2, (32, 2): 4}  # batches of 8 and 16
+    assert set(table["unique_inputs"]) == {8, 32}
+    alone = lab.but(query_data="patches")
+    row = table.query("attack == 'embedding' and images == 32 and epochs == 2").iloc[0]
+    again = tables.sweep(alone, ["embedding"], [32], [0], ["shapes"], views="clean").iloc[0]
+    assert row["accuracy"] == again["accuracy"]
+
+
+def test_a_grid_over_methods_steals_other_victims(lab: Lab) -> None:
+    axes = {"images": [16], "method": ["simclr", "byol"]}
+    table = studies.grid(lab, ["embedding"], axes, [0], ["shapes"]).set_index("method")
+    own = tables.sweep(lab, ["embedding"], [16], [0], ["shapes"]).iloc[0]
+    other = tables.sweep(lab.but(method="byol"), ["embedding"], [16], [0], ["shapes"]).iloc[0]
+    assert table.loc["simclr", "cka"] == own["cka"]
+    assert table.loc["byol", "cka"] == other["cka"] != own["cka"]
+
+
+def test_a_knob_that_no_attack_has_is_refused(lab: Lab) -> None:
+    with pytest.raises(TypeError, match="temprature"):
+        studies.ablate(lab, "cont-steal", {"temprature": [1.0]}, 16, [0], "shapes")
+
+
+def duels(gain: dict[tuple[int, str], list[float]]) -> pd.DataFrame:
+    rows = []
+    for (images, data), differences in gain.items():
+        for seed, d in enumerate(differences):
+            at = {"images": images, "query_data": data, "epochs": 1, "steps": 1, "seed": seed,
+                  "views": "clean", "method": "simclr", "task": "shapes"}  # fmt: skip
+            rows += [at | {"attack": "embedding", "accuracy": 0.5}]
+            rows += [at | {"attack": "cont-steal", "accuracy": 0.5 + d}]
+    return pd.DataFrame(rows)
+
+
+def test_gains_are_paired_means_with_intervals_and_counted() -> None:
+    given = {(8, "a"): [0.1, 0.11, 0.09], (8, "b"): [-0.1, -0.11, -0.09], (16, "a"): [0.2, -0.2, 0]}
+    table = duels(given)
+    found = studies.gains(table, "cont-steal", "embedding").set_index(["images", "query_data"])
+    for at, differences in given.items():
+        expected = evaluate.mean_interval(differences)
+        assert found.loc[at, ["gain", "low", "high"]].tolist() == pytest.approx(expected)
+        assert found.loc[at, "n"] == 3
+    told, numbers = summary.boundary(table)
+    assert told == (
+        "Cont-Steal is ahead of MSE at 1 of 3 points, behind at 1, and cannot be told from it at 1"
+    )
+    assert len(numbers) == 3
+    levels = summary.levels(studies.gains(table, "cont-steal", "embedding"))
+    assert levels.replace("-0.0", "+0.0") == "query_data: a +5.0, b -10.0; images: 8 +0.0, 16 +0.0"
+
+
+def test_the_map_shows_every_point_once() -> None:
+    table = duels({(8, "a"): [0.1, 0.12], (16, "a"): [0.2, 0.1], (8, "b"): [0, 0.1]})
+    found = studies.gains(table, "cont-steal", "embedding")
+    fig = contrasts.boundary_map(found, "title")
+    shown = sorted(t.get_text() for ax in fig.axes for t in ax.texts)
+    assert shown == ["+11", "+15", "+5"]
+
+
+def test_a_loss_table_has_a_row_per_loss_and_a_column_per_victim_and_task(lab: Lab) -> None:
+    rows = studies.losses(lab, ["embedding", "soft-nn"], ["shapes"], 16, [0, 1], ["shapes"])
+    frame = tables.references(lab, ["shapes"], [0, 1]).assign(victim="shapes")
+    wide = studies.layout(pd.concat([rows, frame], ignore_index=True))
+    assert list(wide.index) == ["embedding", "soft-nn", "random", "victim"]
+    assert list(wide.columns) == [("shapes", "shapes")]
+    mean, low, high = evaluate.mean_interval(rows.query("attack == 'soft-nn'")["accuracy"])
+    assert wide.iloc[1, 0] == f"{100 * mean:.1f} +- {50 * (high - low):.1f}"
+    assert "+-" not in wide.iloc[3, 0], "the victim is one"
+
+
+def test_published_numbers_stand_beside_the_same_data_and_count_only() -> None:
+    def table(victim: str, images: int) -> pd.DataFrame:
+        at = {"victim": victim, "attack": "embedding", "images": images, "accuracy": 0.7}
+        return pd.DataFrame([at | {"task": task, "seed": 0} for task in ("cifar10", "stl10")])
+
+    assert studies.published(table("shapes", 9000)).empty
+    assert studies.published(table("cifar10", 512)).empty
+    wide = studies.layout(table("cifar10", 9000))
+    assert wide.loc["embedding", ("cifar10", "cifar10")] == "70.0"
+    told = wide.loc["embedding, ICML 2022 Tables 1 and 2"]
+    assert told.tolist() == ["75.5", "64.8"]
+
+
+def test_published_numbers_are_those_of_the_sources() -> None:
+    known = pd.read_csv(studies.runs.PACKAGE / "published.csv", comment="#")
+    assert not known.duplicated(
+        ["victim", "query_data", "images", "attack", "task", "source"]
+    ).any()
+    assert known["accuracy"].between(10, 100).all()
+    from contsteal.steal import ATTACKS
+
+    assert set(known["attack"]) <= {*ATTACKS, "victim"}
+
+
+def test_the_smallest_budget_that_reaches_the_goal() -> None:
+    def row(attack: str, seed: int, budget: float, accuracy: float) -> dict:
+        return {"attack": attack, "seed": seed, "unique_inputs": budget, "accuracy": accuracy}
+
+    table = pd.DataFrame([
+        row("a", 0, 10, 0.5), row("a", 0, 20, 0.8), row("a", 0, 40, 0.9),
+        row("a", 1, 10, 0.7), row("a", 1, 20, 0.7), row("a", 1, 40, 0.8),
+        row("b", 0, 10, 0.9), row("b", 1, 10, 0.1),
+        row("victim", 0, np.nan, 0.8),
+    ])  # fmt: skip
+    found = studies.reached(table, 0.95, trained_on=100)
+    assert found.loc["a", "seeds that reach it"] == "2 of 2"
+    assert found.loc["a", "distinct inputs"] == 30
+    assert found.loc["a", "share of training set"] == 0.3
+    assert found.loc["b", "seeds that reach it"] == "1 of 2"
+    assert np.isnan(found.loc["b", "distinct inputs"])
+    assert "victim" not in found.index
+
+
+def test_landscapes_are_the_victims_geometry_on_the_queries(lab: Lab) -> None:
+    found = studies.landscapes(lab, ["simclr", "byol"], ["shapes", "patches"], 16)
+    assert len(found) == 4
+    other = lab.but(method="byol", query_data="patches")
+    x = studies.encoders.embed(other.victim.encoder, other.queries(16))
+    row = found.query("method == 'byol' and query_data == 'patches'").iloc[0]
+    for name, value in evaluate.geometry(x).items():
+        assert row[name] == pytest.approx(value, rel=1e-4)
+
+
+def test_pulls_are_the_losses_positives_and_negatives() -> None:
+    found = portrait.pulls({"ours": losses.cont_steal, "mse": losses.mse}, n=3)
+    for name, rows in found.groupby("loss"):
+        for r in rows.itertuples():
+            own, partner = r.anchor == r.other, r.other == "t" + r.anchor[1:]
+            if partner:
+                assert r.pull > 0
+            elif own or name == "mse":
+                assert r.pull == 0
+            else:
+                assert r.pull < 0
+    assert len(found) == 2 * 3 * 6
+
+
+def test_a_pull_is_the_loss_s_derivative_by_one_cosine() -> None:
+    z = torch.eye(6, dtype=torch.float64)
+    found = portrait.pulls({"x": losses.cont_steal}, n=3).set_index(["anchor", "other"])["pull"]
+    for j, other in ((1, "s2"), (3, "t1"), (5, "t3")):
+        values = []
+        for step in (1e-5, -1e-5):
+            s = z[:3].clone()
+            s[0] += step * z[j]
+            values.append(losses.cont_steal(s, z[3:]).item())
+        assert found["s1", other] == pytest.approx(-(values[0] - values[1]) / 2e-5, abs=1e-6)
