@@ -21,7 +21,8 @@ from contsteal.victim import Answers, BlackBox
 IMAGES = ("data", "folders", "packed", "seeds", "synthetic", "torchsets")
 NETS = ("backbones", "encoders")
 TRAINING = (*IMAGES, *NETS, "augment", "experiment", "losses", "loop", "methods", "randaugment")
-STEALING = (*TRAINING, "defenses", "evaluate", "pretrain", "recipes", "steal", "victim")
+DEFENDING = ("b4b", "defenses", "detection", "disguise", "poisoning", "prada", "remember", "work")
+STEALING = (*TRAINING, *DEFENDING, "evaluate", "pretrain", "recipes", "steal", "victim")
 SCORING = (*IMAGES, *NETS, "evaluate", "experiment")
 
 
