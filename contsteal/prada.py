@@ -8,7 +8,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from scipy.stats import shapiro
 from torch import Tensor
 
 from contsteal.detection import Detector
@@ -143,6 +142,8 @@ class Prada(Detector[Watched]):
             pooled[np.abs(pooled - pooled.mean()) < 3 * pooled.std()] if len(pooled) else pooled
         )
         if len(pooled) > POOLED:
+            from scipy.stats import shapiro  # half a second to import: not for every notebook
+
             mine.shapiro = float(shapiro(pooled).statistic)
             mine.flagged = mine.shapiro < self.threshold
 
