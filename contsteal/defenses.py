@@ -1,18 +1,25 @@
 """What a provider does to answers before they leave, per user and in order.
 
-A defence maps answers (N, D) of one user to answers of the same shape. Defences compose by being
-listed: `[Normalise(), Rounding(1)]` rounds unit vectors.
+A defence maps answers (N, D) of one user to those that leave, of the same shape but for padding.
+Defences compose by being listed: `[Normalise(), Rounding(1)]` rounds unit vectors. What one remembers
+of its users outlives a restart by `state_dict` and `load_state_dict`.
 """
 
 import math
-from collections import Counter
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from contsteal.b4b import B4B
+from contsteal.detection import SimilarQueries
+from contsteal.disguise import UserTransform
+from contsteal.poisoning import PredictionPoisoning
+from contsteal.prada import Prada
+from contsteal.remember import Answered, PerUser
 from contsteal.seeds import generator
+from contsteal.work import ProofOfWork
 
 
 class Defense(Protocol):
@@ -31,22 +38,26 @@ class Normalise:
         return "Normalise()"
 
 
-class GaussianNoise:
+class GaussianNoise(PerUser[Answered]):
     """Add N(mean, std^2) to every coordinate, drawn anew for every answer (Dziedzic et al., A.2).
 
     `std` and `mean` are in the units of the answer. The draws depend on `seed`, the user and how
-    often the user was answered, so a run repeats exactly while repeated queries get fresh noise.
+    often the user was answered, so a run repeats exactly while repeated queries get fresh noise. That
+    count is all that is kept of a user.
     """
+
+    record = Answered
 
     def __init__(self, std: float, mean: float = 0.0, seed: int = 0) -> None:
         if not 0 <= std < math.inf or not math.isfinite(mean):
             raise ValueError(f"GaussianNoise std={std}, mean={mean}: finite, and std 0 or above")
+        super().__init__()
         self.std, self.mean, self.seed = std, mean, seed
-        self._calls: Counter[str] = Counter()
 
     def __call__(self, answers: Tensor, user: str) -> Tensor:
-        draws = generator("noise", self.seed, user, self._calls[user])
-        self._calls[user] += 1
+        mine = self._of(user)
+        draws = generator("noise", self.seed, user, mine.calls)
+        mine.calls += 1
         noise = torch.randn(answers.shape, generator=draws).to(answers)
         return answers + self.mean + self.std * noise
 
@@ -95,10 +106,16 @@ DEFENSES = {
     "gaussian-noise": GaussianNoise,
     "rounding": Rounding,
     "top-k": TopK,
+    "user-transform": UserTransform,
+    "b4b": B4B,
+    "similar-queries": SimilarQueries,
+    "prada": Prada,
+    "proof-of-work": ProofOfWork,
+    "prediction-poisoning": PredictionPoisoning,
 }
 
 
-def build(name: str, **options: float | int) -> Defense:
+def build(name: str, **options: object) -> Defense:
     """Build a defence by name; ValueError lists the known ones."""
     if name not in DEFENSES:
         raise ValueError(f"unknown defence {name!r}: choose one of {', '.join(DEFENSES)}")

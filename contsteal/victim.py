@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from contsteal import encoders
 from contsteal.defenses import Defense
 from contsteal.encoders import as_uint8
+from contsteal.remember import finite
+
+LONGEST = 256  # characters of a user's name
 
 
 class BudgetExceeded(RuntimeError):
@@ -63,6 +66,15 @@ def _simplex(values: Tensor) -> Tensor:
     total = positive.sum(1, keepdim=True)
     uniform = torch.full_like(positive, 1 / values.shape[1])
     return torch.where(total > 0, positive / total.clamp(min=1e-12), uniform)
+
+
+def _named(user: str) -> None:
+    """Refuse a name that stands for nobody, or that would fill the ledger."""
+    if not isinstance(user, str) or not 1 <= len(user) <= LONGEST or not user.isprintable():
+        raise ValueError(
+            f"user {user!r:.60}: a name of 1 to {LONGEST} printable characters is needed; accounts, "
+            "budgets and defences are kept by it"
+        )
 
 
 class Answers:
@@ -119,9 +131,10 @@ class BlackBox:
     def embed(self, images: Tensor, user: str = "adversary") -> Tensor:
         """Return embeddings (N, D) float32 of images (N, 3, H, W), defended, without gradients.
 
-        Errors: ValueError for what is no image, BudgetExceeded before any answer leaves.
+        A defence that pads changes D. Errors: ValueError for what is no image or no user's name, and
+        for NaN in an answer; BudgetExceeded, and Refused by a detector, before any answer leaves.
         """
-        return self._answer(images, user, lambda x: x)
+        return self._answer(images, user, None)
 
     @torch.no_grad()
     def classify(
@@ -163,6 +176,7 @@ class BlackBox:
 
     def require(self, count: int, user: str = "adversary") -> None:
         """Raise BudgetExceeded where `count` new distinct inputs of a user would not fit."""
+        _named(user)
         used = self.ledger.account(user).unique_inputs
         if self.budget is not None and used + count > self.budget:
             raise BudgetExceeded(
@@ -170,8 +184,9 @@ class BlackBox:
                 f"{self.budget} ({used} used): nothing was asked; send fewer images or fewer views"
             )
 
-    def _answer(self, images: Tensor, user: str, head: Callable[[Tensor], Tensor]) -> Tensor:
+    def _answer(self, images: Tensor, user: str, head: Callable[[Tensor], Tensor] | None) -> Tensor:
         """Check the budget, answer, and only then bill: a request that fails costs nothing."""
+        _named(user)
         images = as_uint8(images)
         names = digests(images)
         account = self.ledger.account(user)
@@ -181,12 +196,19 @@ class BlackBox:
                 f"user {user!r} asked for {total} distinct inputs in all, the budget is {self.budget} "
                 f"({account.unique_inputs} used): nothing was answered; send fewer images"
             )
-        answers = self._defend(head(self._answers(images, names)), user)
+        clean = self._answers(images, names)
+        answers = self._defend(finite(head(clean) if head else clean), user, head is not None)
         account.seen.update(names)
         account.calls += len(names)
         return answers
 
-    def _defend(self, answers: Tensor, user: str) -> Tensor:
+    def _defend(self, answers: Tensor, user: str, classes: bool) -> Tensor:
+        wide = answers.shape[1]
         for defense in self._defenses:
             answers = defense(answers, user)
+        if classes and answers.shape[1] != wide:
+            raise ValueError(
+                f"the defences made {answers.shape[1]} coordinates of {wide} classes: padding is for "
+                "embeddings; leave it out of an API that gives classes"
+            )
         return answers

@@ -7,7 +7,18 @@ import pytest
 import torch
 
 from contsteal import defenses
-from contsteal.defenses import GaussianNoise, Normalise, Rounding, TopK
+from contsteal.defenses import (
+    B4B,
+    GaussianNoise,
+    Normalise,
+    Prada,
+    PredictionPoisoning,
+    ProofOfWork,
+    Rounding,
+    SimilarQueries,
+    TopK,
+    UserTransform,
+)
 
 ANSWERS = torch.randn(50, 12, generator=torch.Generator().manual_seed(0)) * 3
 ALL = [Normalise(), GaussianNoise(0.5), Rounding(1), TopK(3)]
@@ -127,6 +138,12 @@ def test_top_k_above_the_dimension():
         ("gaussian-noise", {"std": 0.3, "mean": 1}, GaussianNoise(0.3, 1)),
         ("rounding", {"decimals": 2}, Rounding(2)),
         ("top-k", {"k": 4}, TopK(4)),
+        ("user-transform", {"transform": "pad"}, UserTransform("pad")),
+        ("b4b", {"lam": 0.1, "beta": 0.5, "seed": 3}, B4B(0.1, beta=0.5, seed=3)),
+        ("similar-queries", {"threshold": 0.9}, SimilarQueries(0.9)),
+        ("prada", {"classes": "argmax"}, Prada(classes="argmax")),
+        ("proof-of-work", {"base": 1.1}, ProofOfWork(base=1.1)),
+        ("prediction-poisoning", {"eps": 0.5}, PredictionPoisoning(0.5)),
     ],
 )
 def test_build_by_name(name, options, expected):
@@ -135,8 +152,32 @@ def test_build_by_name(name, options, expected):
     assert built(ANSWERS, "u").equal(expected(ANSWERS, "u"))
 
 
+CHANGES = [
+    (B4B, {}, ["lam=1e-05", "alpha=2.0", "beta=0.7", "bits=11", "families=20", "transform='pad'"]),
+    (B4B, {"transform": "pad"}, ["padding=65"]),
+    (UserTransform, {}, ["transform='shuffle'"]),
+    (UserTransform, {"transform": "pad"}, ["padding=65"]),
+    (
+        SimilarQueries,
+        {"threshold": 0.5},
+        ["measure='l2'", "action='record'", "mean=0.0", "std=1.0", "memory=9", "share=0.4"],
+    ),
+    (Prada, {}, ["threshold=0.8", "classes='argmax'", "action='refuse'", "memory=9"]),
+    (PredictionPoisoning, {"eps": 0.5}, ["scale=2.0"]),
+    (ProofOfWork, {}, ["cost='entropy'", "intercept=1.0", "slope=0.5", "base=1.01", "least=0.2"]),
+]
+
+
+@pytest.mark.parametrize(("make", "given", "changes"), CHANGES)
+def test_results_are_kept_by_a_repr_that_tells_every_parameter(make, given, changes):
+    for change in changes:
+        changed = eval(f"make(**{{**given, **dict({change})}})", {"make": make, "given": given})
+        assert repr(changed) != repr(make(**given))
+        assert change.split("=")[1] in repr(changed)
+
+
 def test_build_lists_the_known_names():
-    with pytest.raises(ValueError, match=r"'topk'.*normalise, gaussian-noise, rounding, top-k"):
+    with pytest.raises(ValueError, match=r"'topk'.*normalise, gaussian-noise.*, prada, proof"):
         defenses.build("topk", k=1)
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from contsteal import encoders
-from contsteal.defenses import GaussianNoise, Normalise, Rounding, TopK
+from contsteal.defenses import B4B, GaussianNoise, Normalise, Rounding, TopK, UserTransform
 from contsteal.victim import Answers, BlackBox, BudgetExceeded, as_uint8
 
 DIM = 5
@@ -358,3 +358,48 @@ def test_what_cannot_be_afforded_is_refused_before_anything_is_asked() -> None:
     ):
         api.require(6)
     assert api.ledger.unique_inputs == 0
+
+
+# ------------------------------------------------------------------------------ who asks
+
+
+@pytest.mark.parametrize("user", ["", "x" * 257, "two\nlines", "\ud800", None, 7])
+def test_a_user_without_a_proper_name_is_refused(user: object) -> None:
+    api, x = BlackBox(Toy(), head=nn.Identity()), pictures(2)
+    for ask in (api.embed, api.classify, lambda _, user: api.require(1, user)):
+        with pytest.raises(ValueError, match="1 to 256 printable characters"):
+            ask(x, user=user)
+    assert not api.ledger.accounts
+
+
+def test_unusual_names_are_names() -> None:
+    api, x = BlackBox(Toy(), [GaussianNoise(1.0)]), pictures(2)
+    told = [api.embed(x, user=name) for name in ("ünal/a b", "x" * 256, "x" * 255, " ", "0")]
+    assert len({answers.numpy().tobytes() for answers in told}) == 5
+    assert api.ledger.calls == 10
+
+
+def test_nan_never_leaves_and_costs_nothing() -> None:
+    net = Toy()
+    nn.init.constant_(net.layers[1].bias, float("nan"))
+    api = BlackBox(net, [GaussianNoise(1.0)], head=nn.Identity())
+    for ask in (api.embed, api.classify):
+        with pytest.raises(ValueError, match="input 0 of 3 holds NaN"):
+            ask(pictures(3))
+    assert counts(api) == (0, 0)
+
+
+def test_padded_embeddings_leave_and_padded_classes_do_not() -> None:
+    api, x = BlackBox(Toy(), [B4B(transform="pad", padding=4)], head=nn.Identity()), pictures(3)
+    assert api.embed(x).shape == (3, DIM + 4)
+    assert api.embed(x)[:, DIM:].equal(api.embed(x)[:, DIM:])
+    billed = counts(api)
+    with pytest.raises(ValueError, match=r"9 coordinates of 5 classes.*padding is for embeddings"):
+        api.classify(x)
+    assert counts(api) == billed
+
+
+def test_accounts_cannot_be_put_together() -> None:
+    api, x = BlackBox(Toy(), [UserTransform("affine")]), pictures(8)
+    assert not torch.allclose(api.embed(x, user="ann"), api.embed(x, user="bob"), atol=0.01)
+    assert api.embed(x, user="ann").equal(api.embed(x, user="ann"))

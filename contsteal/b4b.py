@@ -1,0 +1,133 @@
+"""B4B: noise that grows with the share of the embedding space a user has seen, and a space of their own.
+
+Dubiński et al., "Bucks for Buckets", NeurIPS 2023, sections 3-4; code stapaw/b4b-active-encoder-defense.
+"""
+
+import math
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from contsteal.disguise import disguise, kinds
+from contsteal.remember import PerUser, finite
+from contsteal.seeds import generator
+
+MOST_BITS = 24  # 2 MB per user and hash; with more, no user covers a noticeable share
+LARGEST = 80  # e^80 times lambda is still a float32
+
+
+@dataclass
+class Visited:
+    """The buckets a user's answers fell into, one bit each, how many these are, and all calls."""
+
+    buckets: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
+    occupied: int = 0
+    calls: int = 0
+
+
+@lru_cache(maxsize=8)
+def _planes(seed: int, dim: int, planes: int, device: torch.device) -> Tensor:
+    return torch.randn(dim, planes, generator=generator("b4b planes", seed)).to(device)
+
+
+class B4B(PerUser[Visited]):
+    """Add N(0, sigma^2), sigma = lambda (exp(ln(alpha/lambda) E/beta) - 1), then map per user.
+
+    E is the share of the 2^`bits` buckets, signs of `bits` random projections, that a user's answers
+    have occupied so far; it never falls, and an answer meets the E of the answers up to itself, however
+    they are batched. `families` hashes are averaged: 1 in the paper, 20 in the code, whose noise also
+    lags behind E. `lam` is lambda; sigma reaches alpha - lambda at E = beta. `transform` and `padding`:
+    see `disguise.UserTransform`. Repeats of one input cost a user nothing and get fresh noise.
+
+    Memory per user: `families` 2^`bits` / 8 bytes whatever they ask, 512 by default, so 10^5 users
+    take about 0.1 GB. Errors: ValueError for parameters out of range and answers with NaN.
+    """
+
+    record = Visited
+
+    def __init__(
+        self,
+        lam: float = 1e-6,
+        alpha: float = 1.0,
+        beta: float = 0.8,
+        bits: int = 12,
+        families: int = 1,
+        transform: str = "affine",
+        padding: int = 64,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self._check(lam, alpha, beta)
+        if not isinstance(bits, int) or not 1 <= bits <= MOST_BITS:
+            raise ValueError(f"B4B bits={bits!r}: a whole number from 1 to {MOST_BITS} is needed")
+        if not isinstance(families, int) or not 1 <= families <= 100:
+            raise ValueError(f"B4B families={families!r}: a whole number from 1 to 100 is needed")
+        if not isinstance(padding, int) or padding < 1:
+            raise ValueError(f"B4B padding={padding!r}: at least 1 coordinate is needed")
+        self.lam, self.alpha, self.beta, self.seed = lam, alpha, beta, seed
+        self.bits, self.families, self.transform, self.padding = bits, families, transform, padding
+        self._steps = kinds(transform)
+
+    @staticmethod
+    def _check(lam: float, alpha: float, beta: float) -> None:
+        if not 0 < lam < math.inf:
+            raise ValueError(f"B4B lam={lam}: above 0 and finite is needed; the paper has 1e-6")
+        if not lam < alpha < math.inf:
+            raise ValueError(f"B4B alpha={alpha}: above lam={lam} and finite is needed")
+        if not 0 < beta < math.inf or math.log(alpha / lam) / beta > LARGEST:
+            least = math.log(alpha / lam) / LARGEST
+            raise ValueError(
+                f"B4B beta={beta}: at least {least:.3g} is needed with lam={lam} and alpha={alpha}, "
+                "or noise at full coverage is infinite; the paper has 0.8"
+            )
+
+    def __call__(self, answers: Tensor, user: str) -> Tensor:
+        mine = self._of(user)
+        stds = self.sigma(self._visit(mine, finite(answers)))
+        draws = generator("b4b noise", self.seed, user, mine.calls)
+        mine.calls += 1
+        noise = torch.randn(answers.shape, generator=draws).to(answers)
+        noisy = answers + torch.from_numpy(stds).to(answers)[:, None] * noise
+        return disguise(noisy, self._steps, self.seed, user, self.padding)
+
+    def sigma(self, coverage: float | np.ndarray) -> np.ndarray:
+        """Return the noise's standard deviation at a coverage from 0 to 1."""
+        return self.lam * np.expm1(math.log(self.alpha / self.lam) * coverage / self.beta)
+
+    def coverage(self, user: str) -> float:
+        """Return the share of the buckets, from 0 to 1, that a user's answers have occupied."""
+        return self._seen(user).occupied / (self.families << self.bits)
+
+    def _visit(self, mine: Visited, answers: Tensor) -> np.ndarray:
+        """Mark the answers' buckets, and return the coverage (N,) after each of them."""
+        cells, size = self._cells(answers), self.families << self.bits
+        if not len(mine.buckets):
+            mine.buckets = torch.zeros((size + 7) // 8, dtype=torch.uint8)
+        packed = mine.buckets.numpy()  # the same memory
+        cell, first = np.unique(cells, return_index=True)
+        byte, bit = cell >> 3, np.left_shift(1, cell & 7).astype(np.uint8)
+        new = packed[byte] & bit == 0
+        np.bitwise_or.at(packed, byte[new], bit[new])
+        grown = np.bincount(first[new] // self.families, minlength=len(answers)).cumsum()
+        covered = (mine.occupied + grown) / size
+        mine.occupied += int(new.sum())
+        return covered
+
+    def _cells(self, answers: Tensor) -> np.ndarray:
+        """Return the bucket of every answer under every hash, flat in the order of the answers."""
+        planes = _planes(self.seed, answers.shape[1], self.families * self.bits, answers.device)
+        side = (answers @ planes.to(answers) > 0).view(len(answers), self.families, self.bits)
+        places = torch.arange(self.bits, device=answers.device)
+        bucket = (side << places).sum(2)
+        bucket += torch.arange(self.families, device=answers.device) << self.bits
+        return bucket.flatten().cpu().numpy()
+
+    def __repr__(self) -> str:
+        told = [f"lam={self.lam!r}", f"alpha={self.alpha!r}", f"beta={self.beta!r}"]
+        told += [f"bits={self.bits}"] + [f"families={self.families}"] * (self.families > 1)
+        told += [f"transform={self.transform!r}"]
+        told += [f"padding={self.padding}"] * ("pad" in self._steps)
+        return f"B4B({', '.join(told + [f'seed={self.seed}'] * bool(self.seed))})"

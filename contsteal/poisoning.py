@@ -1,0 +1,59 @@
+"""Prediction poisoning: answers bent so that a thief's gradient points elsewhere."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from contsteal.remember import Answered, PerUser, finite
+from contsteal.seeds import generator
+
+
+class PredictionPoisoning(PerUser[Answered]):
+    """Turn a random surrogate's gradient as far as ||y~ - y|| <= `eps` allows (Orekondy et al., 2020).
+
+    Under MSE the last layer W h of a surrogate F has the gradients (F - y) h^T and (F - y~) h^T: their
+    cosine is that of y - F and y~ - F whatever h is. With r = ||y - F|| it is least, sqrt(1 - (eps/r)^2),
+    where the line from F touches the ball around y: y~ = y + eps (-sin(t) v + cos(t) u), sin(t) = eps/r,
+    v along y - F, u any direction across, drawn anew for each answer; from eps = r on, y~ lies behind F
+    and the gradient is reversed. F is one point, `scale` N(0, I/D): a surrogate of random weights
+    answers almost the same to every input, and a defence sees none.
+
+    Why this does not carry over from classifiers (Dziedzic et al., E.1, who ran no experiment). There,
+    y~ stays on the simplex with its largest class, so customers lose nothing; an embedding has neither,
+    and each customer's task, unknown here, loses what y~ moves. And the thief's loss is unknown: a
+    contrastive one sees angles among answers, not y - F; with F far from the trained surrogate, u
+    averages out over repeated answers and what is left is a small pull towards F.
+
+    Memory per user: one number. Errors: ValueError for bad parameters and answers with NaN.
+    """
+
+    record = Answered
+
+    def __init__(self, eps: float, scale: float = 1.0, seed: int = 0) -> None:
+        super().__init__()
+        if not 0 <= eps < math.inf:
+            raise ValueError(f"PredictionPoisoning eps={eps}: 0 or above and finite is needed")
+        if not 0 <= scale < math.inf:
+            raise ValueError(f"PredictionPoisoning scale={scale}: 0 or above and finite is needed")
+        self.eps, self.scale, self.seed = eps, scale, seed
+
+    def surrogate(self, dim: int) -> Tensor:
+        """Return the random surrogate's answer (D,) to any input."""
+        draws = generator("poisoning", self.seed)
+        return self.scale * torch.randn(dim, generator=draws) / math.sqrt(dim)
+
+    def __call__(self, answers: Tensor, user: str) -> Tensor:
+        mine, away = self._of(user), finite(answers) - self.surrogate(answers.shape[1]).to(answers)
+        draws = generator("poisoning", self.seed, user, mine.calls)
+        mine.calls += 1
+        along = F.normalize(away, dim=1)
+        across = torch.randn(answers.shape, generator=draws).to(answers)
+        across = F.normalize(across - (across * along).sum(1, keepdim=True) * along, dim=1)
+        sine = (self.eps / away.norm(dim=1, keepdim=True).clamp(min=1e-30)).clamp(max=1)
+        return answers + self.eps * ((1 - sine.square()).sqrt() * across - sine * along)
+
+    def __repr__(self) -> str:
+        told = [f"eps={self.eps!r}", f"scale={self.scale!r}"]
+        return f"PredictionPoisoning({', '.join(told + [f'seed={self.seed}'] * bool(self.seed))})"
