@@ -1,0 +1,74 @@
+"""What a thief does to a stolen encoder before anyone looks at it: maps of its features.
+
+Each map is y -> W y + b and can be undone, so a linear probe on the features loses nothing, and costs
+no query. It is the adaptive attacker of the ownership tests (Dziedzic et al., NeurIPS 2022, table 1).
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from contsteal.encoders import Encoder
+from contsteal.seeds import generator
+
+
+class Obfuscated(nn.Module):
+    """An encoder behind a fixed affine map: images (N, 3, H, W) to features (N, `dim`)."""
+
+    def __init__(self, encoder: "Encoder | Obfuscated", weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        if weight.shape != (len(bias), encoder.dim):
+            raise ValueError(
+                f"a map {tuple(weight.shape)} + {tuple(bias.shape)} does not take the encoder's "
+                f"{encoder.dim} features"
+            )
+        self.encoder, self.dim = encoder, len(bias)
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+        self.to(next(encoder.parameters()).device)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.linear(self.encoder(images), self.weight, self.bias)
+
+
+def shuffle(encoder: Encoder | Obfuscated, seed: int = 0) -> Obfuscated:
+    """Return the encoder with its features in an order drawn from `seed`."""
+    order = torch.randperm(encoder.dim, generator=generator("shuffle", seed))
+    return Obfuscated(encoder, torch.eye(encoder.dim)[order], torch.zeros(encoder.dim))
+
+
+def scale(encoder: Encoder | Obfuscated, factor: float = 10.0) -> Obfuscated:
+    """Return the encoder with all its features times `factor`; ValueError for 0 or infinity."""
+    if not math.isfinite(factor) or factor == 0:
+        raise ValueError(f"factor={factor}: features times it are worth nothing; take another")
+    return Obfuscated(encoder, factor * torch.eye(encoder.dim), torch.zeros(encoder.dim))
+
+
+def affine(encoder: Encoder | Obfuscated, seed: int = 0, shift: float = 1.0) -> Obfuscated:
+    """Return A y + b with A ~ N(0, 1/D) and b ~ N(0, `shift`^2), in the features' own units.
+
+    A square Gaussian matrix is invertible with probability 1, so no information is lost.
+    """
+    draws, dim = generator("affine", seed), encoder.dim
+    weight = torch.randn(dim, dim, generator=draws) / dim**0.5
+    return Obfuscated(encoder, weight, shift * torch.randn(dim, generator=draws))
+
+
+def pad(encoder: Encoder | Obfuscated, extra: int = 16, seed: int = 0) -> Obfuscated:
+    """Return the features and `extra` zeros, shuffled: a dimension that no watermark head takes."""
+    if extra < 1:
+        raise ValueError(f"extra={extra}: at least one feature is added")
+    order = torch.randperm(encoder.dim + extra, generator=generator("pad", seed))
+    weight = torch.eye(encoder.dim + extra, encoder.dim)[order]
+    return Obfuscated(encoder, weight, torch.zeros(len(order)))
+
+
+OBFUSCATIONS: dict[str, Callable[[Encoder | Obfuscated], Obfuscated]] = {
+    "shuffle": shuffle,
+    "scale": scale,
+    "affine": affine,
+    "pad": pad,
+}

@@ -1,0 +1,217 @@
+"""What an owner proves afterwards: verdicts on a suspect, dataset inference, false-positive rates.
+
+Every test is one-sided: its null hypothesis is that the suspect is independent of the victim, and a
+small p-value speaks against that. A p-value is over images; how often independently *trained*
+encoders are accused is another question, which `false_positives` and `against_controls` answer.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from scipy import stats
+from torch import Tensor, nn
+
+from contsteal import encoders
+from contsteal.seeds import derive, generator
+
+Form = Literal["signed", "published"]
+Covariance = Literal["full", "diag"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one test says of one suspect; larger `measure` and `statistic` accuse, as a small p does.
+
+    `measure` is what a table shows, in the test's own unit: a share of images in [0, 1], or nats.
+    `statistic` is what `p_value` belongs to, `effect` how far the measure is from the null: a
+    difference of shares, or a gap in standard deviations. `samples` counts what the p-value is over.
+    """
+
+    test: str
+    measure: float
+    statistic: float
+    p_value: float
+    effect: float
+    samples: int
+
+    def accuses(self, alpha: float = 0.05) -> bool:
+        """Say whether the null hypothesis is rejected at the level `alpha`."""
+        return self.p_value <= alpha
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of trials in [0, 1] and its Clopper-Pearson interval."""
+
+    rate: float
+    low: float
+    high: float
+    hits: int
+    trials: int
+
+
+def proportion(hits: int, trials: int, level: float = 0.95) -> Rate:
+    """Return hits / trials with the exact interval of Clopper and Pearson (Biometrika, 1934).
+
+    Errors: ValueError for no trial, more hits than trials, or a level outside (0, 1).
+    """
+    if not 0 <= hits <= trials or trials < 1 or not 0 < level < 1:
+        raise ValueError(f"{hits} of {trials} at level {level}: 0 <= hits <= trials >= 1 is needed, "
+                         "and a level in (0, 1)")  # fmt: skip
+    interval = stats.binomtest(hits, trials).proportion_ci(level, method="exact")
+    return Rate(hits / trials, float(interval.low), float(interval.high), hits, trials)
+
+
+def false_positives(verdicts: Iterable[Verdict], alpha: float = 0.05, level: float = 0.95) -> Rate:
+    """Return how often verdicts on *independently trained* encoders accuse at the level `alpha`.
+
+    None of 20 accused still leaves up to 17 % at 95 % confidence: one p-value proves no such rate.
+    """
+    accused = [verdict.accuses(alpha) for verdict in verdicts]
+    return proportion(sum(accused), len(accused), level)
+
+
+def exceed(statistics: Iterable[float], threshold: float, level: float = 0.95) -> Rate:
+    """Return the share of suspects' statistics at or above `threshold`, such as the victim's own."""
+    sample = _finite(statistics)
+    return proportion(int((sample >= threshold).sum()), len(sample), level)
+
+
+def against_controls(measure: float, controls: Iterable[float], test: str = "controls") -> Verdict:
+    """Ask whether a suspect's measure could be that of one more independently trained encoder.
+
+    t = (x - mean) / (s sqrt(1 + 1/m)) with m - 1 degrees of freedom, over the measures of m controls:
+    the encoder is the unit, so a head that leans one way by accident accuses nobody. `effect` is in
+    the controls' standard deviations. Errors: ValueError for fewer than two controls or no spread.
+    """
+    sample, x = _finite(controls), float(_finite([measure])[0])
+    if len(sample) < 2:
+        raise ValueError(f"{len(sample)} controls: their spread needs at least 2 encoders, trained "
+                         "independently of the victim")  # fmt: skip
+    spread, gap, m = sample.std().item(), x - sample.mean().item(), len(sample)
+    if spread == 0:
+        raise ValueError(f"all {m} controls measure {sample[0].item()}: without spread no t-test is "
+                         "defined; measure them on more images")  # fmt: skip
+    t = gap / (spread * math.sqrt(1 + 1 / m))
+    return Verdict(test, x, t, float(stats.t.sf(t, m - 1)), gap / spread, m)
+
+
+def welch(suspect: Tensor, null: Tensor, test: str = "welch", form: Form = "signed") -> Verdict:
+    """Test H0: mean(suspect) <= mean(null) on two samples (N,) and (M,) by Welch's t.
+
+    `measure` is the gap of the means, `effect` Cohen's d: the gap over the root of the mean variance.
+    The form "published" is the dataset inference code's: equal variances, and half of the *two-sided*
+    p, so that a gap in the wrong direction accuses too. Errors: ValueError for fewer than two
+    samples, NaN or infinity, no variance at all, an unknown form.
+    """
+    if form not in ("signed", "published"):
+        raise ValueError(f'unknown form {form!r}: choose "signed" or "published"')
+    a, b = _finite(suspect.tolist()), _finite(null.tolist())
+    if min(len(a), len(b)) < 2 or not (a.var() + b.var() > 0):
+        raise ValueError(f"{len(a)} and {len(b)} samples: a t-test needs two or more on both sides, "
+                         "which are not all the same")  # fmt: skip
+    pair, signed = (a.numpy(), b.numpy()), form == "signed"
+    found = stats.ttest_ind(*pair, equal_var=not signed,
+                            alternative="greater" if signed else "two-sided")  # fmt: skip
+    gap = (a.mean() - b.mean()).item()
+    d = gap / ((a.var() + b.var()) / 2).sqrt().item()
+    p_value = float(found.pvalue) if signed else float(found.pvalue) / 2
+    return Verdict(test, gap, float(found.statistic), p_value, d, len(a) + len(b))
+
+
+def _finite(values: Iterable[float]) -> Tensor:
+    sample = torch.tensor(list(values), dtype=torch.float64)
+    if not sample.isfinite().all():
+        raise ValueError("a sample holds NaN or infinity: no test is defined on it")
+    return sample
+
+
+def same_dimension(answers: Tensor, dim: int, test: str) -> None:
+    """Refuse answers (N, D) that a test in the victim's `dim` coordinates cannot read.
+
+    Errors: ValueError for another shape, naming the test that applies; for NaN or infinity.
+    """
+    if answers.ndim != 2 or answers.shape[1] != dim:
+        raise ValueError(
+            f"{test} reads the victim's {dim} coordinates, the suspect answers "
+            f"{tuple(answers.shape)}: it does not apply; take ownership.dataset_inference, which "
+            "needs no common coordinates"
+        )
+    if not answers.isfinite().all():
+        raise ValueError("the suspect's answers hold NaN or infinity")
+
+
+# ---------------------------------------------------------------------- dataset inference
+
+
+def split(images: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Cut the owner's private training images into halves: to fit the mixture, and to test on."""
+    order = torch.randperm(len(images), generator=generator("dataset inference", seed))
+    return images[order[: len(order) // 2]], images[order[len(order) // 2 :]]
+
+
+def dataset_inference(
+    suspect: nn.Module, private: Tensor, public: Tensor, *, seed: int = 0, **options: object
+) -> Verdict:
+    """Ask whether a suspect finds the victim's training images likelier than images never trained on.
+
+    Dziedzic et al. (NeurIPS 2022), section 3: `private` are the victim's training images, of which
+    half fits the mixture; `public` (M, 3, H, W) are from the same distribution and were in nobody's
+    training. No augmentation. `options` are those of `mixture_test`. The suspect may have any
+    dimension. Errors: as `mixture_test`'s.
+    """
+    fitted, tested = split(private, seed)
+    features = [encoders.embed(suspect, part) for part in (fitted, tested, public)]
+    return mixture_test(*features, seed=seed, **options)
+
+
+def mixture_test(
+    fitted: Tensor,
+    private: Tensor,
+    public: Tensor,
+    *,
+    components: int = 10,
+    covariance: Covariance = "full",
+    standardise: bool = False,
+    ridge: float = 1e-6,
+    form: Form = "signed",
+    seed: int = 0,
+) -> Verdict:
+    """Compare log-likelihoods (nats) of private and public features under a mixture of Gaussians.
+
+    H0: E log p(private) <= E log p(public), with p fitted to `fitted` (N, D), all normalised to
+    length 1. The paper takes 10 full components (CIFAR-10, SVHN), or 50 diagonal ones on features
+    that were standardised first (ImageNet). `ridge` is added to each variance. Errors: ValueError for
+    fewer features than components, features that do not belong together, NaN; those of `welch`.
+    """
+    from sklearn.mixture import GaussianMixture  # scikit-learn takes seconds to import
+
+    parts = _normalised([fitted, private, public], standardise)
+    if not 1 <= components <= len(fitted):
+        raise ValueError(f"{components} components and {len(fitted)} features to fit them to: fewer "
+                         "features than components; give more images or fewer components")  # fmt: skip
+    mixture = GaussianMixture(
+        components, covariance_type=covariance, reg_covar=ridge, max_iter=1000,
+        random_state=derive("mixture", seed) % 2**32,
+    ).fit(parts[0])  # fmt: skip
+    likely, other = (torch.from_numpy(mixture.score_samples(part)) for part in parts[1:])
+    return welch(likely, other, "dataset inference", form)
+
+
+def _normalised(parts: Sequence[Tensor], standardise: bool) -> list:
+    """Return features as float64 arrays of length 1, standardised first by what the first part says."""
+    first = parts[0]
+    if any(x.ndim != 2 or x.shape[1:] != first.shape[1:] or not len(x) for x in parts):
+        shapes = ", ".join(str(tuple(x.shape)) for x in parts)
+        raise ValueError(f"features {shapes}: three sets (N, D) of one encoder are needed")
+    if not all(x.isfinite().all() for x in parts):
+        raise ValueError("features hold NaN or infinity")
+    wide = [x.detach().double().cpu() for x in parts]
+    if standardise:
+        mean, scale = wide[0].mean(0), wide[0].std(0, correction=0).clamp(min=1e-6)
+        wide = [(x - mean) / scale for x in wide]
+    return [F.normalize(x, dim=1).numpy() for x in wide]
