@@ -14,6 +14,7 @@ from torch import Tensor
 
 from contsteal import data, encoders, evaluate, loop, pretrain, runs, settings, steal, trained
 from contsteal.defenses import Defense
+from contsteal.packed import Packed
 from contsteal.trained import SCORING, STEALING, TRAINING, Trained
 from contsteal.victim import Answers, BlackBox
 
@@ -62,7 +63,11 @@ class Lab:
         pool = self._load(*(self.settings[f"query_{k}"] for k in ("data", "split", "images")), 1)
         if not 1 <= count <= len(pool):
             raise ValueError(f"{count} queries: the pool of this profile has {len(pool)} images")
-        return pool.take(data.order(len(pool), seed)[:count].to(self.device))
+        chosen = data.order(len(pool), seed)[:count].to(self.device)
+        if isinstance(pool.images, Packed):  # stays on disk
+            labels = None if pool.labels is None else pool.labels[chosen]
+            return replace(pool, images=pool.images.rows(chosen), labels=labels)
+        return pool.take(chosen)
 
     def _load(self, name: str, split: str, n: int, seed: int) -> data.ImageSet:
         """Load `n` images, or all where n is 0 or a stored set has fewer."""
@@ -135,7 +140,7 @@ class Lab:
                 "policy": config.policies}  # fmt: skip
         identity = asdict(config) | same | {
             "victim": self.victim.sha256, "defenses": [f"{type(d).__module__}.{d!r}" for d in defenses],
-            "images": runs.key(encoders.digest([("images", images)])), "on": self._machine,
+            "images": runs.key(_content(images)), "on": self._machine,
             "labels": None if labels is None else encoders.digest([("", labels)]),
             "probe": [self.settings[k] for k in ("data", "probe_images", "test_images")],
         }  # fmt: skip
@@ -228,9 +233,14 @@ class Lab:
 
     def _data_key(self, images: data.ImageSet) -> list[object]:
         pixels, labels = images.images, images.labels
-        content = encoders.digest([("", pixels)]) if isinstance(pixels, Tensor) else pixels.key
+        content = _content(pixels)
         named = None if labels is None else encoders.digest([("", labels)])
         return [images.name, images.split, len(images), pixels.shape[-1], content, named]
+
+
+def _content(pixels: Tensor | Packed) -> str:
+    """Return what tells images from others."""
+    return encoders.digest([("", pixels)]) if isinstance(pixels, Tensor) else pixels.key
 
 
 @cache

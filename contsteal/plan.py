@@ -67,6 +67,9 @@ def _needs(profile: str) -> dict[str, set[str]]:
         for value in parameters(stem, profile).values():
             tasks += value if isinstance(value, list) else [value]
     found = {name: set(data.SPLITS) for name in tasks if _is_stored(name)}
+    for name, split, *_ in (t for t in tasks if isinstance(t, list)):
+        if _is_stored(name):
+            found.setdefault(name, set()).add(split)
     for name, split in (("data", "train_split"), ("query_data", "query_split")):
         if _is_stored(common.get(name)):
             found.setdefault(common[name], set()).add(common[split])

@@ -37,7 +37,7 @@ def histories(trained: dict[str, Trained]) -> pd.DataFrame:
         for name, found in trained.items()
         if len(found.history)
     ]
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["method"])
 
 
 def rates(lab: Lab, trained: dict[str, Trained]) -> pd.DataFrame:

@@ -42,6 +42,9 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
     "02_losses": lambda t: figures.attack_dots(
         summary.first(t, "victim"), summary.losses(summary.first(t, "victim"))[0]
     ),
+    "02_elsewhere": lambda t: figures.attack_dots(
+        summary.sources(t), "Queries from elsewhere: " + summary.elsewhere(t)[0]
+    ),
     "03_pulls": contrasts.pull_map,
     "03_attacks": lambda t: _attacks(t, "cont-steal", "embedding"),
     "03_two_by_two": lambda t: figures.two_by_two(t, "Loss and augmentation, one at a time"),
@@ -49,7 +52,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
         t, "Cont-Steal, one knob at a time, at equal queries"
     ),
     "03_boundary": lambda t: contrasts.boundary_map(
-        studies.gains(t, "cont-steal", "embedding"), summary.boundary(t)[0]
+        studies.gains(summary.main_task(t), "cont-steal", "embedding"), summary.boundary(t)[0]
     ),
     "03_geometry": contrasts.geometry_dots,
     "03_embedding_map": figures.embedding_map,

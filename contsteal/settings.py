@@ -26,6 +26,8 @@ def fits(value: object, default: object) -> bool:
     """Say whether a value is of its default's type; a whole number may stand for a float."""
     if isinstance(default, list):
         full = isinstance(value, list) and bool(value) >= bool(default)
+        if len({type(d) for d in default}) > 1:  # a record: [name, split, count]
+            return full and len(value) == len(default) and all(map(fits, value, default))
         return full and all(fits(v, d) for v in value for d in default[:1])
     if isinstance(default, float):
         return type(value) in (int, float)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from contsteal.seeds import derive, generator
 from contsteal.victim import BlackBox
 
 __all__ = ["ATTACKS", "Config", "Recipe", "Result", "Views", "train"]
-VECTORS = ("embedding", "projection")  # answers that are not classes
+REQUEST = 8192  # images sent at once
 BLOCK = 128  # images whose views are drawn together
 Batch = Callable[[Tensor, int, torch.Generator], tuple[Tensor, Tensor]]
 
@@ -41,6 +41,9 @@ def train(
     labels: Tensor | None = None,
 ) -> Result:
     """Steal: query `api` with uint8 images (N, 3, H, W), then train a surrogate on the answers.
+
+    Images may be `packed.Packed` for attacks on clean images or views of the surrogate's own; the
+    victim's views of all images are held in memory.
 
     All answers are asked for before the first step, so a resumed run pays what an uninterrupted
     one does. `labels` (N,) are the true ones, for the attacks that use them. Errors: ValueError for
@@ -109,7 +112,7 @@ def _check(config: Config, api: BlackBox, images: Tensor, user: str, labels: Ten
     """Refuse what would fail in training before any query is paid for."""
     encoders.check(config.encoder, config.width)
     _ = config.options
-    if config.mode in ASKS_VIEWS:
+    if config.mode in ASKS_VIEWS or len(images) > REQUEST:
         api.require(config.distinct(len(images)), user)
     for policy in config.policies:
         augment.apply(policy, images[:1], generator("check"))
@@ -140,14 +143,13 @@ def _view(config: Config, images: Tensor, k: int) -> Tensor:
 def _ask(config: Config, api: BlackBox, images: Tensor, user: str) -> list[Tensor]:
     """Return the victim's answers to every view, one tensor (N, D) each; prototypes are their mean."""
     views = range(config.rounds * (2 if config.mode == "pair" else 1))
-    answers = []
+    answers, kind = [], config.recipe.answer
+    named = {"embedding": api.embed, "projection": api.project}
+    ask = named.get(kind, partial(api.classify, answer=kind))
     for k in views:
         sent = _view(config, images, k) if config.mode in ASKS_VIEWS else images
-        if config.recipe.answer in VECTORS:
-            ask = api.embed if config.recipe.answer == "embedding" else api.project
-            answers.append(ask(sent, user=user))
-        else:
-            answers.append(api.classify(sent, answer=config.recipe.answer, user=user))
+        # Requests of a size: sets on disk are never read whole.
+        answers.append(torch.cat([ask(part, user=user) for part in sent.split(REQUEST)]))
     if config.mode == "prototype":
         answers = [torch.stack([F.normalize(a, dim=1) for a in answers]).mean(0)]
     if config.shuffled:

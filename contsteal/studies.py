@@ -11,7 +11,13 @@ from contsteal import encoders, evaluate, runs, steal, tables
 from contsteal.experiment import Lab
 from contsteal.tables import Job
 
-OF_LAB = ("data", "method", "query_data")  # knobs that are the profile's, not the attack's
+OF_LAB = (
+    "data",
+    "method",
+    "query_data",
+    "query_split",
+    "query_images",
+)  # knobs that are the profile's, not the attack's
 AS_GIVEN = "as given"
 Pairs = tuple[tuple[str, Any], ...]
 
@@ -76,6 +82,23 @@ def losses(
     return _table(lab, points)
 
 
+def elsewhere(
+    lab: Lab,
+    attacks: Sequence[str],
+    sources: Sequence[tuple[str, str, int]],
+    seeds: Sequence[int],
+    tasks: Sequence[str],
+) -> pd.DataFrame:
+    """Run attacks on the profile's victim with queries from elsewhere: (data set, split, images)."""
+    points = []
+    for (name, split, images), attack, seed in product(sources, attacks, seeds):
+        pool = max(images, lab.settings["query_images"])
+        given = {"query_data": name, "query_split": split, "query_images": pool}
+        job = Job(attack, images, seed, tuple(tasks), (), *_split(lab, given))
+        points.append(({"victim": lab.settings["data"], "query_data": name}, job))
+    return _table(lab, points)
+
+
 def grid(
     lab: Lab,
     attacks: Sequence[str],
@@ -133,15 +156,24 @@ def layout(table: pd.DataFrame) -> pd.DataFrame:
 
     Published numbers (`published`) stand in rows of their own, where there are any of the same data.
     """
-    cells = table.groupby(["attack", "victim", "task"], sort=False)["accuracy"].agg(_cell)
-    wide = cells.unstack(["victim", "task"]).reindex(table["attack"].unique())
+    rows = table.assign(attack=_named(table))
+    cells = rows.groupby(["attack", "victim", "task"], sort=False)["accuracy"].agg(_cell)
+    wide = cells.unstack(["victim", "task"]).reindex(rows["attack"].unique())
     told = published(table)
     if told.empty:
         return wide.fillna("-")
-    names = told["attack"] + ", " + told["source"]
+    names = _named(told) + ", " + told["source"]
     theirs = told.assign(attack=names, accuracy=told["accuracy"].map("{:.1f}".format))
     theirs = theirs.pivot(index="attack", columns=["victim", "task"], values="accuracy")
     return pd.concat([wide, theirs]).fillna("-")
+
+
+def _named(table: pd.DataFrame) -> pd.Series:
+    """Return attacks with what they were queried with, where a table tells several sets apart."""
+    if table.get("query_data", pd.Series(dtype=str)).nunique() < 2:
+        return table["attack"]
+    sent = ", " + table["images"].map("{:g}".format) + " " + table["query_data"].fillna("")
+    return table["attack"] + sent.where(table["query_data"].fillna("") != "", "")
 
 
 def _cell(values: pd.Series) -> str:
@@ -152,9 +184,10 @@ def _cell(values: pd.Series) -> str:
 def published(table: pd.DataFrame) -> pd.DataFrame:
     """Return published accuracies (in %) on a table's victims, tasks and numbers of queries."""
     known = pd.read_csv(runs.PACKAGE / "published.csv", comment="#")
-    counts = table["images"].dropna().unique()
-    same = known["victim"].isin(table["victim"]) & known["task"].isin(table["task"])
-    return known[same & known["images"].isin(counts)].reset_index(drop=True)
+    sent = table["query_data"] if "query_data" in table else table["victim"]
+    ours = set(zip(table["victim"], sent, table["images"], table["task"], strict=True))
+    theirs = zip(known["victim"], known["query_data"], known["images"], known["task"], strict=True)
+    return known[[point in ours for point in theirs]].reset_index(drop=True)
 
 
 def reached(table: pd.DataFrame, share: float, trained_on: int) -> pd.DataFrame:

@@ -80,9 +80,26 @@ def losses(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     return duel(rows, order[-1], order[0]), studies.layout(table)
 
 
+def sources(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the main task's rows with attacks named by what they were queried with."""
+    rows = main_task(table)
+    named = rows["attack"] + ", " + rows["query_data"].fillna("") + " " + rows["images"].map(
+        "{:g}".format
+    )  # fmt: skip
+    return rows.assign(attack=named.where(~rows["attack"].isin(style.REFERENCES), rows["attack"]))
+
+
+def elsewhere(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """Say which kind of queries steals most by mean accuracy, over the attacks shown."""
+    rows = main_task(table)
+    own = rows[~rows["attack"].isin(style.REFERENCES)]
+    means = own.groupby("query_data")["accuracy"].mean().sort_values()
+    return f"`{means.index[-1]}` steals most by the mean", studies.layout(table)
+
+
 def boundary(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     """Say at how many points Cont-Steal or MSE is surely ahead."""
-    found = studies.gains(table, "cont-steal", "embedding")
+    found = studies.gains(main_task(table), "cont-steal", "embedding")
     ahead, behind = int((found["low"] > 0).sum()), int((found["high"] < 0).sum())
     told = (
         f"Cont-Steal is ahead of MSE at {ahead} of {len(found)} points, behind at {behind}, "
@@ -173,6 +190,7 @@ SECTIONS: dict[str, tuple[str, Callable[[pd.DataFrame], tuple[str, pd.DataFrame]
     "01_embedding_map": ("Test images as the encoders see them (t-SNE).", None),
     "02_conventional": ("Conventional attacks at equal queries.", conventional),
     "02_losses": ("Stealing losses by victim and downstream task.", losses),
+    "02_elsewhere": ("Queries from other data than the victim's.", elsewhere),
     "03_pulls": ("Whom each loss draws a surrogate's vector to, and drives it from.", None),
     "03_attacks": ("All attacks at equal queries.", contrastive),
     "03_two_by_two": ("{MSE, contrastive} x {clean, augmented}.", two_by_two),

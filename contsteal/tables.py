@@ -204,6 +204,13 @@ def difference(
     return *evaluate.mean_interval(pairs), len(pairs)
 
 
+def effect(table: pd.DataFrame, a: str, b: str, metric: str = "accuracy") -> float:
+    """Return the effect size of paired runs, Cohen's d_z: mean over standard deviation of a - b."""
+    wide = table.pivot_table(index="seed", columns="attack", values=metric)
+    pairs = (wide[a] - wide[b]).dropna()
+    return float(pairs.mean() / pairs.std()) if len(pairs) > 1 and pairs.std() > 0 else float("nan")
+
+
 def points(found: tuple[float, float, float, int]) -> str:
     """Format a difference in percentage points with its interval."""
     mean, low, high, _ = found

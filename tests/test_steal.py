@@ -74,7 +74,7 @@ def born(monkeypatch) -> Born:
 
 
 def api_of(net: nn.Module, **options) -> BlackBox:
-    return BlackBox(net, head=lambda x: x[:, :5] * 1e3, **options)
+    return BlackBox(net, head=lambda x: x[:, :5] * 1e3, projector=lambda x: x[:, :7], **options)
 
 
 def digest(net: nn.Module) -> str:
@@ -99,7 +99,7 @@ def test_every_attack_trains_every_surrogate(images, victim, born, attack, encod
     features = encoders.embed(result.encoder, images[:3])
     embeds = steal.ATTACKS[attack].answer == "embedding"
     assert features.shape == (3, victim.dim if embeds else born.nets[0].backbone.num_features)
-    assert (result.head is None) == embeds
+    assert (result.head is None) == (embeds and not steal.ATTACKS[attack].recreate)
     assert digest(victim) == before
     assert all(p.grad is None for p in victim.parameters())
 
@@ -109,7 +109,7 @@ def test_an_attack_uses_its_loss_at_its_temperature(images, victim, monkeypatch,
     used, recipe = [], steal.ATTACKS[attack]
 
     def spy(s, answers, **options):
-        used.append({k: v for k, v in options.items() if k != "labels"})
+        used.append({k: v for k, v in options.items() if k not in ("labels", "negatives")})
         return recipe.loss(s, answers, **options)
 
     monkeypatch.setitem(steal.ATTACKS, attack, replace(recipe, loss=spy))
