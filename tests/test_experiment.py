@@ -243,7 +243,7 @@ def test_difference_is_the_paired_t_interval() -> None:
 def test_unknown_profile_lists_the_known() -> None:
     with pytest.raises(
         ValueError,
-        match=r"unknown profile 'huge': choose one of demo, methods, paper, smoke, synthetic",
+        match=r"unknown profile 'huge': choose one of demo, imagenet, paper, smoke, study, synthetic",
     ):
         settings.profile("huge")
 
