@@ -6,7 +6,7 @@ To add an attack, add its loss to `losses` and its row to `ATTACKS`.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal, get_args, get_type_hints
 
 from torch import Tensor
 
@@ -157,6 +157,9 @@ class Config:
     weight_decay: float = 1e-4
     seed: int = 0
     shuffled: bool = False  # a control: each image is given the answer to another one
+    adapt: Literal["none", "average", "centre"] = "none"  # what is done to answers first
+    accounts: int = 1  # that share the queries, each defended as a user of its own
+    anchors: int = 128  # images that every account asks, to map its answers to the first one's
 
     @property
     def recipe(self) -> Recipe:
@@ -170,7 +173,9 @@ class Config:
         answers = self.recipe.answers if self.answers is None else self.answers
         if answers < 0:
             raise ValueError(f"answers={answers}: 0 (anew every epoch) or a number of answers")
-        averaged = self.mode == "prototype"  # over all of them, however many epochs there are
+        averaged = (
+            self.mode == "prototype" or self.adapt == "average"
+        )  # over all of them, however many epochs there are
         return max(answers, 1) if averaged else min(answers or self.epochs, self.epochs)
 
     @property
@@ -212,3 +217,11 @@ class Config:
         """Return the distinct inputs that this attack sends for `images` query images, at most."""
         each = 2 if self.mode == "pair" else 1
         return images * each * (self.rounds if self.mode in ASKS_VIEWS else 1)
+
+    def __post_init__(self) -> None:
+        known = get_args(get_type_hints(Config)["adapt"])
+        if self.adapt not in known or self.accounts < 1:
+            raise ValueError(
+                f"adapt={self.adapt!r}, accounts={self.accounts}: choose one of {', '.join(known)}, and "
+                "at least 1 account"
+            )

@@ -2,22 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contsteal import augment, encoders, loop, recreate
+from contsteal import ask, augment, encoders, loop, recreate
 from contsteal.heads import Head
-from contsteal.recipes import ASKS_VIEWS, ATTACKS, Config, Recipe, Views
+from contsteal.recipes import ATTACKS, Config, Recipe, Views
 from contsteal.seeds import derive, generator
 from contsteal.victim import BlackBox
 
 __all__ = ["ATTACKS", "Config", "Recipe", "Result", "Views", "train"]
-REQUEST = 8192  # images sent at once
-BLOCK = 128  # images whose views are drawn together
 Batch = Callable[[Tensor, int, torch.Generator], tuple[Tensor, Tensor]]
 
 
@@ -53,8 +50,8 @@ def train(
     _check(config, api, images, user, labels)
     schedule = loop.Schedule(config.epochs, config.batch, config.lr, config.weight_decay)
     schedule.check(len(images))
-    answers = _ask(config, api, images, user)
-    account = api.ledger.account(user)
+    answers = ask.answers(config, api, images, user)
+    accounts = [api.ledger.account(name) for name in ask.users(config, user)]
     net, head = _surrogate(config, answers, images.device)
     if config.recipe.recreate:
         answers = [head(a) for a in answers]
@@ -64,7 +61,8 @@ def train(
         seed=derive("steal", config.seed), checkpoint=checkpoint, title=config.attack,
         identity=f"{config} {_digest(answers)}",
     )  # fmt: skip
-    return Result(net.eval(), history, account.unique_inputs, account.calls, head)
+    distinct, calls = (sum(getattr(a, k) for a in accounts) for k in ("unique_inputs", "calls"))
+    return Result(net.eval(), history, distinct, calls, head)
 
 
 def _loss(
@@ -90,7 +88,7 @@ def _batches(config: Config, images: Tensor, answers: list[Tensor]) -> Batch:
     @lru_cache(maxsize=2)
     def seen(k: int) -> Tensor:
         """The whole view k as the victim saw it; a batch of its own would draw other parameters."""
-        return _view(config, images, k)
+        return ask.view(config, images, k)
 
     def batch(chosen: Tensor, epoch: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
         k = epoch % rounds
@@ -103,7 +101,7 @@ def _batches(config: Config, images: Tensor, answers: list[Tensor]) -> Batch:
         many = images[chosen].repeat(config.recipe.patches, 1, 1, 1)
         x = augment.apply("none" if mode == "clean" else own, many, draws)
         x = torch.cat([augment.to_float(images[chosen]), x]) if mode == "both" else x
-        return x, answers[0 if mode == "prototype" else k][chosen]
+        return x, answers[k % len(answers)][chosen]  # one, where they were averaged
 
     return batch
 
@@ -112,8 +110,7 @@ def _check(config: Config, api: BlackBox, images: Tensor, user: str, labels: Ten
     """Refuse what would fail in training before any query is paid for."""
     encoders.check(config.encoder, config.width)
     _ = config.options
-    if config.mode in ASKS_VIEWS or len(images) > REQUEST:
-        api.require(config.distinct(len(images)), user)
+    ask.check(config, api, images, user)
     for policy in config.policies:
         augment.apply(policy, images[:1], generator("check"))
     if config.tau is not None and not config.tau > 0:
@@ -124,38 +121,6 @@ def _check(config: Config, api: BlackBox, images: Tensor, user: str, labels: Ten
             f"attack {config.attack!r} uses the true labels of the {len(images)} query images, "
             f"given are {given}: give labels=..., or take an attack without them"
         )
-
-
-def _view(config: Config, images: Tensor, k: int) -> Tensor:
-    """Return view `k` of every image as the victim gets it.
-
-    The view of image i depends on seed, `k` and i alone: views are drawn in whole blocks, so those of
-    a smaller budget are those of a larger one, cut short.
-    """
-    parts = []
-    for block, part in enumerate(images.split(BLOCK)):
-        whole = torch.cat([part, part[:1].expand(BLOCK - len(part), -1, -1, -1)])
-        draws = generator("victim view", config.seed, k, block)
-        parts.append(augment.to_uint8(augment.apply(config.policies[0], whole, draws))[: len(part)])
-    return torch.cat(parts)
-
-
-def _ask(config: Config, api: BlackBox, images: Tensor, user: str) -> list[Tensor]:
-    """Return the victim's answers to every view, one tensor (N, D) each; prototypes are their mean."""
-    views = range(config.rounds * (2 if config.mode == "pair" else 1))
-    answers, kind = [], config.recipe.answer
-    named = {"embedding": api.embed, "projection": api.project}
-    ask = named.get(kind, partial(api.classify, answer=kind))
-    for k in views:
-        sent = _view(config, images, k) if config.mode in ASKS_VIEWS else images
-        # Requests of a size: sets on disk are never read whole.
-        answers.append(torch.cat([ask(part, user=user) for part in sent.split(REQUEST)]))
-    if config.mode == "prototype":
-        answers = [torch.stack([F.normalize(a, dim=1) for a in answers]).mean(0)]
-    if config.shuffled:
-        order = torch.randperm(len(images), generator=generator("shuffled", config.seed))
-        answers = [a[order.to(a.device)] for a in answers]
-    return answers
 
 
 def _digest(answers: Sequence[Tensor]) -> str:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from contsteal import defenses, evaluate, loop, report, runs, settings, steal, tables
+from contsteal import ask, defenses, evaluate, loop, report, runs, settings, steal, tables
 from contsteal.experiment import Lab
 
 
@@ -251,8 +251,8 @@ def test_unknown_profile_lists_the_known() -> None:
 def test_views_of_a_small_budget_are_those_of_a_large_one(lab: Lab) -> None:
     config = steal.Config(attack="cont-steal", seed=3)
     images = lab.queries(128, seed=3).repeat(2, 1, 1, 1)
-    whole = steal._view(config, images, 1)
-    assert torch.equal(steal._view(config, images[:40], 1), whole[:40])
+    whole = ask.view(config, images, 1)
+    assert torch.equal(ask.view(config, images[:40], 1), whole[:40])
     assert not torch.equal(whole[:128], whole[128:])  # equal images, other places, other views
 
 

@@ -7,7 +7,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from contsteal import augment, data, defenses, encoders, heads, losses, recipes, recreate, steal
+from contsteal import (
+    ask,
+    augment,
+    data,
+    defenses,
+    encoders,
+    heads,
+    losses,
+    recipes,
+    recreate,
+    steal,
+)
 from contsteal.victim import BlackBox
 
 N = 32
@@ -109,7 +120,7 @@ def test_a_pair_is_two_shared_views_stacked_beside_their_answers(
         assert torch.allclose(t, encoders.embed(victim, augment.to_uint8(x)), atol=1e-5)
         assert not torch.equal(x[:16], x[16:])
     epoch = torch.cat([x[:16] for x in shown[:2]]), torch.cat([x[16:] for x in shown[:2]])
-    draws = [steal._view(replace(FAST, attack=attack), shapes.images, k) for k in range(2)]
+    draws = [ask.view(replace(FAST, attack=attack), shapes.images, k) for k in range(2)]
     for half, view in zip(epoch, draws, strict=True):
         assert {bytes(augment.to_uint8(row).numpy()) for row in half} == {
             bytes(r.numpy()) for r in view
@@ -133,7 +144,7 @@ def test_a_prototype_is_the_mean_of_the_normalised_answers_and_patches_share_it(
 ):
     spy, shown, result = spied("rda", victim, shapes, monkeypatch)
     config = replace(FAST, attack="rda")
-    views = [steal._view(config, shapes.images, k) for k in range(10)]
+    views = [ask.view(config, shapes.images, k) for k in range(10)]
     expected = sum(F.normalize(encoders.embed(victim, v), dim=1) for v in views) / 10
     assert result.calls == 10 * N
     assert len(spy.given) == 5 * len(shown), "five patches a step"
@@ -163,7 +174,7 @@ def test_labels_reach_the_loss_that_uses_them_and_no_other(shapes, victim, monke
     view = {
         bytes(image.numpy()): int(label)
         for k in range(2)
-        for image, label in zip(steal._view(config, shapes.images, k), shapes.labels, strict=True)
+        for image, label in zip(ask.view(config, shapes.images, k), shapes.labels, strict=True)
     }
     for (_, _, options), x in zip(spy.given, shown, strict=True):
         own = [view[bytes(augment.to_uint8(image).numpy())] for image in x]
@@ -261,7 +272,7 @@ def test_recreate_head_compares_behind_one_frozen_head(shapes, victim, monkeypat
     (one, two, epochs, batch, _), g = made[0]
     assert result.head is g
     assert (epochs, batch) == (2 * FAST.epochs, FAST.batch)
-    views = [steal._view(replace(FAST, attack="recreate-head"), shapes.images, k) for k in range(2)]
+    views = [ask.view(replace(FAST, attack="recreate-head"), shapes.images, k) for k in range(2)]
     answers = [encoders.embed(victim, v) for v in views]
     assert torch.allclose(one, answers[0], atol=1e-5)
     assert torch.allclose(two, answers[1], atol=1e-5)
@@ -311,3 +322,77 @@ def test_only_cont_steal_has_negatives_to_leave_out(shapes, victim):
     with pytest.raises(ValueError, match="negatives='self' of info-nce: only cont-steal can"):
         steal.train(replace(FAST, attack="info-nce", negatives="self"), api, shapes.images)
     assert api.ledger.calls == 0
+
+
+# --------------------------------------------------------------- attackers that adapt
+
+
+def asked(victim, shapes, chain=(), **changes) -> tuple[Tensor, BlackBox]:
+    api = BlackBox(victim, list(chain))
+    config = replace(FAST, attack="embedding", **changes)
+    return ask.answers(config, api, shapes.images, "thief")[0], api
+
+
+def test_averaging_undoes_fresh_noise_at_the_price_of_answers(shapes, victim):
+    clean = encoders.embed(victim, shapes.images)
+    errors = []
+    for answers in (1, 16):
+        noise = [defenses.GaussianNoise(1.0)]
+        got, api = asked(victim, shapes, noise, adapt="average", answers=answers)
+        errors.append((got - clean).square().mean().item())
+        assert (api.ledger.unique_inputs, api.ledger.calls) == (N, N * answers)
+    assert errors[1] == pytest.approx(errors[0] / 16, rel=0.2)
+
+
+def test_centring_undoes_an_offset(shapes, victim):
+    clean = encoders.embed(victim, shapes.images)
+    got, _ = asked(victim, shapes, [defenses.GaussianNoise(0.0, mean=7.0)], adapt="centre")
+    assert torch.allclose(got, clean - clean.mean(0), atol=1e-4)
+
+
+def test_accounts_are_mapped_into_the_space_of_the_first(shapes, victim):
+    images = data.load("shapes", n=200, seed=2)
+    chain = [defenses.build("user-transform", transform="affine")]
+    whole = BlackBox(victim, chain).embed(images.images, user="thief")
+    one, api = asked(victim, images, chain, accounts=3, anchors=110)
+    assert torch.allclose(one[:110], whole[:110], atol=1e-4), "the first account's own answers"
+    assert torch.allclose(one, whole, atol=1e-2 * float(whole.abs().max()))
+    spent = {name: a.unique_inputs for name, a in api.ledger.accounts.items()}
+    assert spent == {"thief": 140, "thief 2": 140, "thief 3": 140}
+    naive = torch.cat([BlackBox(victim, chain).embed(images.images, user=f"u{k}")[k * 66:][:66]
+                       for k in range(3)])  # fmt: skip
+    assert not torch.allclose(naive[66:132], whole[66:132], atol=0.1), (
+        "else there is nothing to map"
+    )
+
+
+def test_all_accounts_are_billed(shapes, victim):
+    config = replace(FAST, attack="embedding", accounts=2, anchors=8)
+    result = steal.train(config, BlackBox(victim), shapes.images)
+    assert result.unique_inputs == result.calls == N + 8, "the anchors are asked twice"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"attack": "label", "adapt": "centre"},
+            "adapt='centre', accounts=1 of label: only answers",
+        ),
+        ({"attack": "label", "accounts": 2}, "accounts=2 of label: only answers that are vectors"),
+        ({"attack": "cont-steal", "adapt": "average"}, "adapt='average' of views 'independent'"),
+        ({"attack": "embedding", "accounts": 2, "anchors": N}, f"anchors={N} of {N} images"),
+        ({"attack": "embedding", "accounts": 2, "anchors": 0}, "anchors=0 of"),
+    ],
+)
+def test_adaptation_that_cannot_work_is_refused_before_it_is_paid(shapes, victim, changes, message):
+    api = api_of(victim)
+    with pytest.raises(ValueError, match=message):
+        steal.train(replace(FAST, **changes), api, shapes.images)
+    assert api.ledger.calls == 0
+
+
+@pytest.mark.parametrize("changes", [{"adapt": "subtract"}, {"accounts": 0}])
+def test_unknown_adaptation_lists_the_known(changes):
+    with pytest.raises(ValueError, match="choose one of none, average, centre, and at least 1"):
+        replace(FAST, **changes)
