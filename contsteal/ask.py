@@ -49,6 +49,9 @@ def check(config: Config, api: BlackBox, images: Tensor, user: str) -> None:
             f"adapt='average' of views {config.mode!r}: answers to different views differ by more than "
             "noise; take views 'clean' or 'surrogate'"
         )
+    if config.adapt == "average" and config.rounds < 2:
+        raise ValueError(f"adapt='average' with answers={config.answers}: at least 2, or 0 for as many "
+                         "as there are epochs")  # fmt: skip
     shares = len(images) - config.anchors
     if config.accounts > 1 and (config.anchors < 1 or shares < config.accounts - 1):
         raise ValueError(
@@ -56,7 +59,10 @@ def check(config: Config, api: BlackBox, images: Tensor, user: str) -> None:
             "further account asks the anchors and at least one image of its own"
         )
     if config.mode in ASKS_VIEWS or len(images) > REQUEST:
-        api.require(config.distinct(len(images)), user)
+        for name, share in zip(
+            users(config, user), _shares(config, range(len(images))), strict=True
+        ):
+            api.require(config.distinct(len(share) + (config.accounts > 1) * config.anchors), name)
 
 
 def answers(config: Config, api: BlackBox, images: Tensor, user: str) -> list[Tensor]:
@@ -111,7 +117,8 @@ def _by_accounts(
     return torch.cat(found)
 
 
-def _shares(config: Config, sent: Tensor) -> Iterator[Tensor]:
-    rest = len(sent) - config.anchors
-    ends = [config.anchors + rest * k // config.accounts for k in range(config.accounts + 1)]
+def _shares(config: Config, sent: Tensor | range) -> Iterator[Tensor | range]:
+    common = config.anchors if config.accounts > 1 else 0
+    rest = len(sent) - common
+    ends = [common + rest * k // config.accounts for k in range(config.accounts + 1)]
     return (sent[a:b] for a, b in pairwise(ends))

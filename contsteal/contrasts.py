@@ -1,5 +1,7 @@
 """Figures of differences: one knob at a time, where which attack wins, and what goes with it."""
 
+from itertools import cycle
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -97,9 +99,9 @@ def geometry_dots(table: pd.DataFrame) -> Figure:
     """Draw the mean difference in accuracy against three measures of the victim's embeddings."""
     require(table, "method", "query_data", "gain", *METRICS)
     fig, axes = canvas(1, 3, height=2.3, sharey=True)
-    marks = dict(zip(table["query_data"].unique(), "osD^v", strict=False))
-    palette = dict(zip(table["method"].unique(), ("#D55E00", "#0072B2", "#009E73", "#CC79A7"),
-                       strict=False))  # fmt: skip
+    marks = dict(zip(table["query_data"].unique(), cycle("osD^v"), strict=False))
+    colours = cycle(("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00"))
+    palette = dict(zip(table["method"].unique(), colours, strict=False))
     for ax, (metric, label) in zip(axes, METRICS.items(), strict=True):
         ax.axhline(0, color="#999999", linewidth=0.8)
         for r in table.itertuples():

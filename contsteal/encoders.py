@@ -33,6 +33,7 @@ __all__ = [
     "describe",
     "digest",
     "embed",
+    "identity",
     "load",
     "save",
 ]
@@ -171,6 +172,12 @@ def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
         total.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
         total.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
+
+
+def identity(net: Encoder) -> str:
+    """Return what tells an encoder from others: weights, architecture, and how it reads its inputs."""
+    spec = json.dumps(net.spec, sort_keys=True)
+    return hashlib.sha256(f"{digest(net.state_dict().items())} {spec}".encode()).hexdigest()
 
 
 def _seal(sha: str, spec: str) -> str:

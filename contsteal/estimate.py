@@ -39,8 +39,10 @@ class Estimate:
 def profile(name: str, methods: Sequence[str]) -> list[Estimate]:
     """Return what training the victims of a profile by these methods, and its ceiling, will take."""
     common = settings.SPLITS | settings.profile(name)["common"]
-    configs = [settings.config(common, method=m) for m in methods if m != pretrain.READY]
+    configs = [settings.config(common, method=m) for m in methods]
     configs.append(settings.config(common, "supervised"))
+    if not (configs := [c for c in configs if c.method != pretrain.READY]):
+        return []
     count = common["train_images"] or len(
         data.load(common["data"], common["train_split"], image_size=common["image_size"])
     )

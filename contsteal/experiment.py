@@ -162,7 +162,7 @@ class Lab:
     def score(self, net: encoders.Encoder, task: str) -> dict[str, float]:
         """Return what an encoder is worth on a task, and how close it is to the victim: accuracy of a
         linear probe, knn, agreement with the victim's own probe, linear CKA, cosine."""
-        sha = encoders.digest(net.state_dict().items())
+        sha = encoders.identity(net)
         sizes = [self.settings[k] for k in ("probe_images", "test_images", "image_size")]
         images = [self._task_key(task, split) for split in data.SPLITS]
         identity = {"encoder": sha, "victim": self.victim.sha256, "task": task, "sizes": sizes,

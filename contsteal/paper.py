@@ -25,7 +25,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from traitlets.config import Config
 
-from contsteal import datafiles, estimate, fetch, plan, report, runs, settings
+from contsteal import datafiles, estimate, fetch, needs, plan, report, runs, settings
 from contsteal.plan import Task
 
 console = Console(highlight=False, soft_wrap=True)
@@ -202,10 +202,10 @@ def _run_all(profile: str, tasks: Sequence[Task]) -> int:
 
 
 def _fetch(profile: str, tasks: Sequence[Task]) -> int:
-    names, files = plan.datasets(profile), plan.files(profile)
+    names, files = needs.datasets(profile), needs.files(profile)
     more = ["--all"] if any(f not in datafiles.used(name) for name, f in files) else []
     code = fetch.main([*names, *more]) if names else 0
-    others = plan.unfetched(profile)
+    others = needs.unfetched(profile)
     for name, (told, _) in others.items():
         console.print(escape(f"{name}: {told}"))
     return code or int(not all(there for _, there in others.values()))
@@ -213,7 +213,7 @@ def _fetch(profile: str, tasks: Sequence[Task]) -> int:
 
 def _check_data(profile: str, tasks: Sequence[Task]) -> None:
     """Raise MissingData before any work where a data set of the profile is not on disk."""
-    for name, file in plan.files(profile) if any(task.reason for task in tasks) else ():
+    for name, file in needs.files(profile) if any(task.reason for task in tasks) else ():
         datafiles.prepare(name, file)
 
 
@@ -229,7 +229,7 @@ def _tell(profile: str, tasks: Sequence[Task]) -> int:
         console.print(escape(f"  {task.stem}: {told}"))
         if task.stem == plan.VICTIM and task.reason and task.seconds is None:
             _tell_estimates(task)
-    for name, file in plan.files(profile):
+    for name, file in needs.files(profile):
         if not datafiles.is_present(file):
             told = f"missing: {name}, {file.path} ({datafiles.show(file.size)}); {datafiles.FETCH}"
             console.print(escape(f"  {told}"))

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,10 @@ from typing import Any
 import nbformat
 import torch
 
-from contsteal import data, datafiles, runs, settings, torchsets
+from contsteal import pretrain, runs, settings
 
 NOTEBOOKS = runs.ROOT / "notebooks"
 VICTIM = "01_train_victim"
-FETCHED = tuple(name for name in torchsets.NAMES if name not in torchsets.FOLDERS)
 TIMINGS, SUMMARY = "timings.json", "summary.md"
 
 
@@ -59,58 +59,6 @@ def parameters(stem: str, profile: str) -> dict[str, Any]:
     return {**known, "profile": profile, **given}
 
 
-def _needs(profile: str) -> dict[str, set[str]]:
-    """Return the stored data sets of a profile and its notebooks, with the splits that are read."""
-    common = settings.SPLITS | settings.profile(profile)["common"]
-    tasks = [common.get("data")]
-    for stem in notebooks():
-        for value in parameters(stem, profile).values():
-            tasks += value if isinstance(value, list) else [value]
-    found = {name: set(data.SPLITS) for name in tasks if _is_stored(name)}
-    for name, split, *_ in (t for t in tasks if isinstance(t, list)):
-        if _is_stored(name):
-            found.setdefault(name, set()).add(split)
-    for name, split in (("data", "train_split"), ("query_data", "query_split")):
-        if _is_stored(common.get(name)):
-            found.setdefault(common[name], set()).add(common[split])
-    return found
-
-
-def _is_stored(name: object) -> bool:
-    paths = tuple(f"{kind}:" for kind in data.PATHS)
-    return isinstance(name, str) and (name in torchsets.NAMES or name.startswith(paths))
-
-
-def datasets(profile: str) -> list[str]:
-    """Return the data sets of a profile and its notebooks that can be fetched, and must be."""
-    needs = _needs(profile)
-    return [name for name in FETCHED if name in needs]
-
-
-def files(profile: str) -> list[tuple[str, datafiles.File]]:
-    """Return the files of these data sets, each with its set's name; ValueError for a wrong split."""
-    names, needs = datasets(profile), _needs(profile)
-    for name in names:
-        for split in needs[name]:
-            datafiles.check(name, split)
-    return [(name, file) for name in names for file in datafiles.used(name, *needs[name])]
-
-
-def unfetched(profile: str) -> dict[str, tuple[str, bool]]:
-    """Say of each data set of a profile that nothing fetches where it is or what to do, and if it is."""
-    size = settings.profile(profile)["common"].get("image_size", 32)
-    found = {}
-    for name, splits in _needs(profile).items():
-        if name in FETCHED:
-            continue
-        try:
-            places = [data.locate(name, split, size) for split in sorted(splits)]
-            found[name] = f"present in {places[0]}", True
-        except (ValueError, OSError) as error:  # a folder or disk that cannot be read
-            found[name] = f"missing: {error}", False
-    return found
-
-
 # -------------------------------------------------------------------------------- what to run
 
 
@@ -153,7 +101,7 @@ def inputs(stem: str, profile: str) -> dict[str, Any]:
     """Return everything that decides a notebook's result, as hashes and values that can be compared."""
     notebook = nbformat.read(NOTEBOOKS / f"{stem}.ipynb", as_version=4)
     code = [c.source for c in notebook.cells if c.cell_type == "code"]
-    package = {p.name: runs.source_key(p) for p in sorted(runs.PACKAGE.glob("*.[mp]*"))}
+    package = {p.name: runs.source_key(p) for p in sorted(runs.PACKAGE.glob("*.[cmp]*"))}
     for name in ("paper.py", "plan.py"):  # how notebooks are run is not what they compute
         package.pop(name)
     last, found = stem == notebooks()[-1], settings.profile(profile)
@@ -162,9 +110,21 @@ def inputs(stem: str, profile: str) -> dict[str, Any]:
         "parameters": parameters(stem, profile),
         "package": package,
         "settings": found["common"] | {"expectations": found.get("expectations")},
+        "weights": _weights(found["common"]),
         "machine": {"device": runs.device().type, "torch": torch.__version__},
         "upstream": _results(profile) if last else {},  # the last one redraws what the others wrote
     }
+
+
+def _weights(common: dict[str, Any]) -> dict[str, str]:
+    """Return what tells the files of ready encoders from others; a fault of theirs is told later."""
+    found = {}
+    for part in ("victim", "supervised"):
+        config = settings.config(common, part) if part in common else None
+        if config and config.method == pretrain.READY:
+            with suppress(ValueError):
+                found[part] = pretrain.origin(config)
+    return found
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
@@ -185,7 +145,7 @@ def reason(
         return "its record is damaged"
     if record["status"] != "ok":
         return "did not finish last time"
-    for part in ("parameters", "settings", "package", "machine", "upstream"):
+    for part in ("parameters", "settings", "package", "weights", "machine", "upstream"):
         before = record["inputs"].get(part, {})
         if before != now[part]:
             return f"{part} changed: {_difference(before, now[part])}"

@@ -63,7 +63,7 @@ def fit(config: Config, images: ImageSet, checkpoint: Path | None = None) -> Fit
 
 
 def _ready(config: Config) -> encoders.Encoder:
-    given = {"pretrained": True} if config.weights == "timm" else {"weights": config.weights}
+    given = {"pretrained": True} if config.weights == "timm" else {"weights": _file(config)}
     return encoders.build(
         config.encoder, config.image_size, width=config.width, inputs=config.inputs, **given
     )
@@ -82,9 +82,17 @@ def origin(config: Config) -> str | None:
         )
     if config.method != READY or config.weights == "timm":
         return config.weights
-    if not config.weights or not Path(config.weights).is_file():
-        raise ValueError(f"weights={config.weights!r}: method {READY!r} needs 'timm' or a file")
-    return runs.sha256(Path(config.weights))
+    if not config.weights or not _file(config).is_file():
+        where = f" ({_file(config)} is none)" if config.weights else ""
+        raise ValueError(
+            f"weights={config.weights!r}{where}: method {READY!r} needs 'timm' or a file"
+        )
+    return runs.sha256(_file(config))
+
+
+def _file(config: Config) -> Path:
+    """Return the file of weights: a relative path starts at the project's folder, not the notebook's."""
+    return runs.ROOT / Path(config.weights).expanduser()
 
 
 def build(config: Config, classes: int) -> Method:

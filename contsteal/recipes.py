@@ -173,10 +173,13 @@ class Config:
         answers = self.recipe.answers if self.answers is None else self.answers
         if answers < 0:
             raise ValueError(f"answers={answers}: 0 (anew every epoch) or a number of answers")
-        averaged = (
-            self.mode == "prototype" or self.adapt == "average"
-        )  # over all of them, however many epochs there are
-        return max(answers, 1) if averaged else min(answers or self.epochs, self.epochs)
+        if self.mode == "prototype":  # over all of them, however many epochs there are
+            return max(answers, 1)
+        return (
+            answers
+            if answers and self.adapt == "average"
+            else min(answers or self.epochs, self.epochs)
+        )
 
     @property
     def mode(self) -> Views:

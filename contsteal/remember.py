@@ -47,7 +47,7 @@ def identity(function: Callable[[Tensor], Tensor]) -> str:
     """Name a function by where it stands, a module by its layers and weights, for a `repr`.
 
     Results are kept by the repr of their defences, so ValueError where two functions could have one
-    name: lambdas, functions inside functions, and objects without a name.
+    name: lambdas, functions inside functions, methods, and objects without a name.
     """
     if isinstance(function, nn.Module):
         digest = hashlib.sha256(repr(function).encode())
@@ -55,7 +55,7 @@ def identity(function: Callable[[Tensor], Tensor]) -> str:
             digest.update(name.encode() + values.detach().cpu().contiguous().numpy().tobytes())
         return f"{type(function).__name__}:{digest.hexdigest()[:16]}"
     name = getattr(function, "__qualname__", "<no name>")
-    if "<" in name:
+    if "<" in name or hasattr(function, "__self__"):  # a method acts by its object's state, too
         raise ValueError(
             f"{function!r} has no name of its own, which results are kept by: give a function at "
             "the top of a module, or a torch.nn.Module"

@@ -107,9 +107,15 @@ def changed(name: str, changes: dict[str, Any]) -> tuple[dict[str, Any], str | N
     check(changes, known, f"changes of {name}")
     method = changes.get("method")
     if method not in (None, *pretrain.METHODS):
-        raise ValueError(f"method {method!r}: choose one of {', '.join(pretrain.METHODS)}")
+        raise ValueError(
+            f"method {method!r}: choose one of {', '.join(pretrain.METHODS)}; {pretrain.READY!r} is a "
+            "profile's own victim or none"
+        )
     given = {k: v for k, v in changes.items() if k != "method"}
     return SPLITS | profile(name)["common"] | given, method
+
+
+OF_METHOD = ("temperature", "hidden", "projection", "weights", "inputs")
 
 
 def config(
@@ -119,6 +125,6 @@ def config(
     given = common[part] | {"image_size": common["image_size"]}
     own = given.get("method", pretrain.Config.method)
     if method not in (None, own):  # these belong to a method, not to a victim
-        given = {k: v for k, v in given.items() if k not in ("temperature", "hidden", "projection")}
+        given = {k: v for k, v in given.items() if k not in OF_METHOD}
     given["method"] = method or own
     return pretrain.Config(**given | common.get("methods", {}).get(given["method"], {}))

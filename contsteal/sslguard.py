@@ -15,7 +15,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from contsteal import augment, encoders, ownership
-from contsteal.methods import mlp
+from contsteal.heads import Head
 from contsteal.ownership import Verdict
 from contsteal.seeds import derive, generator
 
@@ -54,7 +54,7 @@ class Key(nn.Module):
         self.trigger = nn.Parameter(torch.rand(shape, generator=draws))
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive("sslguard decoder", config.seed))
-            self.decoder = mlp(dim, *config.hidden, config.key, norm=False)
+            self.decoder = Head(dim, *config.hidden, config.key, norm=False)
 
     def stamp(self, images: Tensor) -> Tensor:
         """Return clip((1 - m) x + m trigger) of images (N, 3, H, W), uint8 or float in [0, 1]."""

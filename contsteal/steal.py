@@ -111,8 +111,9 @@ def _check(config: Config, api: BlackBox, images: Tensor, user: str, labels: Ten
     encoders.check(config.encoder, config.width)
     _ = config.options
     ask.check(config, api, images, user)
+    one = next(iter(images.split(1)))  # also of a set on disk
     for policy in config.policies:
-        augment.apply(policy, images[:1], generator("check"))
+        augment.apply(policy, one, generator("check"))
     if config.tau is not None and not config.tau > 0:
         raise ValueError(f"temperature={config.tau}: it must be above 0")
     if config.recipe.labels and (labels is None or len(labels) != len(images)):

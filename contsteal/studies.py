@@ -11,23 +11,30 @@ from contsteal import encoders, evaluate, runs, steal, tables
 from contsteal.experiment import Lab
 from contsteal.tables import Job
 
-OF_LAB = (
-    "data",
-    "method",
-    "query_data",
-    "query_split",
-    "query_images",
-)  # knobs that are the profile's, not the attack's
+# Knobs that are the profile's, not the attack's.
+OF_LAB = ("data", "train_split", "method", "query_data", "query_split", "query_images")
 AS_GIVEN = "as given"
 Pairs = tuple[tuple[str, Any], ...]
 
 
 def _split(lab: Lab, given: Mapping[str, Any]) -> tuple[Pairs, Pairs]:
     """Return an attack's changes, and those of the profile that differ from what it says already."""
+    given = {k: v for knob in given.items() for k, v in _unfolded(*knob)}
     own = lab.settings | {"method": lab.method or lab.settings["victim"].get("method")}
     attack = sorted((k, v) for k, v in given.items() if k not in OF_LAB)
     return tuple(attack), tuple(
         sorted((k, v) for k, v in given.items() if k in OF_LAB and v != own[k])
+    )
+
+
+def _unfolded(knob: str, value: Any) -> Pairs:
+    """Return `name@split` as a set and its split; a set without one means its `train`."""
+    if knob not in ("data", "query_data"):
+        return ((knob, value),)
+    name, _, split = value.partition("@")
+    return (knob, name), (
+        "query_split" if knob == "query_data" else "train_split",
+        split or "train",
     )
 
 
@@ -53,7 +60,8 @@ def ablate(
 ) -> pd.DataFrame:
     """Run an attack as given, then with one knob changed at a time, at the same number of queries.
 
-    Knobs are fields of steal.Config, or the profile's data, query_data or the victim's method. Rows
+    Knobs are fields of steal.Config, or the profile's data, query_data (a set, or set@split) or the
+    victim's method. "Same number" is of images: more answers an image cost more. Rows
     are those of `tables.sweep` with `knob` and `value`.
     """
     settings = [(AS_GIVEN, ""), *((k, v) for k, values in knobs.items() for v in values)]
@@ -93,7 +101,8 @@ def elsewhere(
     points = []
     for (name, split, images), attack, seed in product(sources, attacks, seeds):
         pool = max(images, lab.settings["query_images"])
-        given = {"query_data": name, "query_split": split, "query_images": pool}
+        given = {"query_data": f"{name}@{split}", "query_images": pool}
+        name = name if split == "train" else f"{name}@{split}"
         job = Job(attack, images, seed, tuple(tasks), (), *_split(lab, given))
         points.append(({"victim": lab.settings["data"], "query_data": name}, job))
     return _table(lab, points)
@@ -151,14 +160,21 @@ def landscapes(
     return pd.DataFrame(rows)
 
 
+COSTS = {"unique_inputs": "distinct inputs", "calls": "answers"}
+
+
 def layout(table: pd.DataFrame) -> pd.DataFrame:
     """Return a loss table as the ICML paper lays it out: a row per loss, a column per victim and task.
 
-    Published numbers (`published`) stand in rows of their own, where there are any of the same data.
+    Before them stands what a run sends: not all losses cost the same. Published numbers (`published`)
+    have rows of their own, where there are any of the same data.
     """
     rows = table.assign(attack=_named(table))
     cells = rows.groupby(["attack", "victim", "task"], sort=False)["accuracy"].agg(_cell)
     wide = cells.unstack(["victim", "task"]).reindex(rows["attack"].unique())
+    spent = rows.groupby("attack")[["unique_inputs", "calls"]].mean()
+    for place, (cost, label) in enumerate(COSTS.items()):
+        wide.insert(place, (label, ""), spent[cost].map("{:g}".format, na_action="ignore"))
     told = published(table)
     if told.empty:
         return wide.fillna("-")
@@ -170,7 +186,10 @@ def layout(table: pd.DataFrame) -> pd.DataFrame:
 
 def _named(table: pd.DataFrame) -> pd.Series:
     """Return attacks with what they were queried with, where a table tells several sets apart."""
-    if table.get("query_data", pd.Series(dtype=str)).nunique() < 2:
+    if (
+        "query_data" not in table
+        or len(table[["query_data", "images"]].dropna().drop_duplicates()) < 2
+    ):
         return table["attack"]
     sent = ", " + table["images"].map("{:g}".format) + " " + table["query_data"].fillna("")
     return table["attack"] + sent.where(table["query_data"].fillna("") != "", "")
@@ -187,7 +206,10 @@ def published(table: pd.DataFrame) -> pd.DataFrame:
     sent = table["query_data"] if "query_data" in table else table["victim"]
     ours = set(zip(table["victim"], sent, table["images"], table["task"], strict=True))
     theirs = zip(known["victim"], known["query_data"], known["images"], known["task"], strict=True)
-    return known[[point in ours for point in theirs]].reset_index(drop=True)
+    found = known[[point in ours for point in theirs]]
+    ceiling = known[(known["attack"] == "victim") & known["victim"].isin(found["victim"])]
+    ceiling = ceiling[ceiling["task"].isin(found["task"])]
+    return pd.concat([found, ceiling]).drop_duplicates().reset_index(drop=True)
 
 
 def reached(table: pd.DataFrame, share: float, trained_on: int) -> pd.DataFrame:

@@ -73,11 +73,14 @@ def conventional(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
 
 
 def losses(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
-    """Name the best and the worst loss by mean accuracy, and whether the two can be told apart."""
-    rows = main_task(table)
-    own = rows[~rows["attack"].isin(style.REFERENCES)]
-    order = own.groupby("attack")["accuracy"].mean().sort_values().index
-    return duel(rows, order[-1], order[0]), studies.layout(table)
+    """Name the best and the worst loss with one query an image, and whether they can be told apart."""
+    told = []
+    for victim, rows in main_task(table).groupby("victim", sort=False):
+        own = rows[rows["unique_inputs"] == rows["images"]]  # one query an image: equal budgets
+        order = own.groupby("attack")["accuracy"].mean().sort_values().index
+        where = f"{victim}: " if len(set(table["victim"])) > 1 else ""
+        told += [where + duel(rows, order[-1], order[0])] if len(order) > 1 else []
+    return _sentences(told), studies.layout(table)
 
 
 def sources(table: pd.DataFrame) -> pd.DataFrame:
@@ -90,11 +93,14 @@ def sources(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def elsewhere(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
-    """Say which kind of queries steals most by mean accuracy, over the attacks shown."""
+    """Say which queries steal most on average over the attacks, at the first number of images."""
     rows = main_task(table)
-    own = rows[~rows["attack"].isin(style.REFERENCES)]
+    own = rows[rows["images"] == rows["images"].iloc[0]]
     means = own.groupby("query_data")["accuracy"].mean().sort_values()
-    return f"`{means.index[-1]}` steals most by the mean", studies.layout(table)
+    count = f"{own['images'].iloc[0]:g}"
+    if len(means) < 2:
+        return f"one set with {count} images", studies.layout(table)
+    return f"{means.index[-1]} steals most of {count} images each", studies.layout(table)
 
 
 def boundary(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
@@ -119,8 +125,8 @@ def levels(found: pd.DataFrame) -> str:
 
 def ablations(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     """Say what each change of a knob does to Cont-Steal, paired by seed."""
-    rows = table.fillna({"value": ""})
-    rows = rows.assign(attack=(rows["knob"] + " " + rows["value"].astype(str)).str.strip())
+    rows = table.fillna({"value": ""}).astype({"value": str})
+    rows = rows.assign(attack=(rows["knob"] + " " + rows["value"]).str.strip())
     names = [n for n in rows["attack"].unique() if n != studies.AS_GIVEN]
     told = [f"{n}: {tables.points(tables.difference(rows, n, studies.AS_GIVEN))}" for n in names]
     by = tables.summary(rows, ["knob", "value"], ["accuracy", "agreement", "cka"])
@@ -189,7 +195,10 @@ SECTIONS: dict[str, tuple[str, Callable[[pd.DataFrame], tuple[str, pd.DataFrame]
     "01_worth": ("What the victim is worth, between random floor and supervised ceiling.", worth),
     "01_embedding_map": ("Test images as the encoders see them (t-SNE).", None),
     "02_conventional": ("Conventional attacks at equal queries.", conventional),
-    "02_losses": ("Stealing losses by victim and downstream task.", losses),
+    "02_losses": (
+        "Stealing losses by victim and downstream task (published rows: queries are test images there).",
+        losses,
+    ),
     "02_elsewhere": ("Queries from other data than the victim's.", elsewhere),
     "03_pulls": ("Whom each loss draws a surrogate's vector to, and drives it from.", None),
     "03_attacks": ("All attacks at equal queries.", contrastive),

@@ -180,14 +180,16 @@ def summary(table: pd.DataFrame, by: Sequence[str], metrics: Sequence[str]) -> p
     table = table.assign(**{name: table[name].map(_word) for name in by})
     groups = table.groupby(list(by), sort=False)
     costs = {"unique_inputs": "distinct inputs", "calls": "answers", "usd": "US dollars"}
-    spent = groups[[c for c in costs if c in table]].mean().round(1).rename(columns=costs)
+    spent = groups[[c for c in costs if c in table]].mean().round(3).rename(columns=costs)
     spent = spent.map(lambda cost: "-" if pd.isna(cost) else f"{cost:g}")
     return spent.join(groups[list(metrics)].agg(line)).assign(n=groups.size())
 
 
 def _word(value: object) -> object:
     """Return a group's name; floor and victim have no views, budget or defence."""
-    return "-" if pd.isna(value) else int(value) if isinstance(value, float) else value
+    if pd.isna(value):
+        return "-"
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _span(low: float, high: float) -> str:

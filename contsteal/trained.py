@@ -11,7 +11,7 @@ from contsteal.heads import Head
 
 # Modules whose source decides an artifact's content: a change of one computes it again.
 IMAGES = ("blocks", "data", "folders", "packed", "seeds", "synthetic", "torchsets")
-NETS = ("backbones", "encoders")
+NETS = ("backbones", "checkpoints", "encoders", "tensorfiles")
 LEARNING = ("augment", "experiment", "heads", "losses", "loop", "methods", "randaugment", "trained")
 TRAINING = (*IMAGES, *NETS, *LEARNING)
 DEFENDING = ("b4b", "defenses", "detection", "disguise", "poisoning", "prada", "remember", "work")
@@ -24,7 +24,7 @@ UNTRAINED = ("epoch", "loss", "lr", "seconds")  # columns of a history without e
 
 @dataclass(frozen=True)
 class Trained:
-    """An encoder read back from its artifact, its history per epoch, its weights' sha256, the seconds
+    """An encoder read back from its artifact, its history per epoch, its `encoders.identity`, the seconds
     it took, what it cost in queries, and the projector that its own loss was computed behind."""
 
     encoder: encoders.Encoder
@@ -40,7 +40,7 @@ def read(folder: Path, device: torch.device) -> Trained:
     net = encoders.load(folder / "encoder.safetensors").to(device).eval()
     manifest, head = runs.read_json(folder / runs.MANIFEST) or {}, folder / HEAD
     return Trained(
-        net, pd.read_csv(folder / "history.csv"), encoders.digest(net.state_dict().items()),
+        net, pd.read_csv(folder / "history.csv"), encoders.identity(net),
         manifest["seconds"], runs.read_json(folder / "queries.json") or {},
         heads.read(head).to(device) if head.exists() else None,
     )  # fmt: skip

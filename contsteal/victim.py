@@ -185,7 +185,10 @@ class BlackBox:
             )
 
     def _answer(self, images: Tensor, user: str, head: Callable[[Tensor], Tensor] | None) -> Tensor:
-        """Check the budget, answer, and only then bill: a request that fails costs nothing."""
+        """Check the budget, answer, and only then bill: a request that fails is not billed.
+
+        What a stateful defence has seen of it before another one refused stays seen.
+        """
         _named(user)
         images = as_uint8(images)
         names = digests(images)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from contsteal import augment, encoders, loop, ownership, pretrain
 from contsteal.data import ImageSet
-from contsteal.methods import Method, mlp
+from contsteal.heads import Head
+from contsteal.methods import Method
 from contsteal.ownership import Verdict
 from contsteal.seeds import derive, generator
 
@@ -67,7 +68,7 @@ class Marked(nn.Module):
         if not 0 <= config.weight < float("inf"):
             raise ValueError(f"weight={config.weight}: it must be finite, and 0 or above")
         self.method, self.weight = method, config.weight
-        self.head = mlp(method.encoder.dim, *config.hidden, 2, norm=False)
+        self.head = Head(method.encoder.dim, *config.hidden, 2, norm=False)
         self.head.requires_grad_(config.trained_head)
 
     def forward(

@@ -581,3 +581,13 @@ def test_smaller_images_fit_a_cifar_stem():
         2,
         512,
     )
+
+
+def test_equal_weights_with_other_inputs_are_another_encoder() -> None:
+    plain, again = (encoders.build("test_resnet", seed=0) for _ in range(2))
+    other = encoders.build("test_resnet", seed=0, inputs={"mean": (0.5, 0.5, 0.5)})
+    assert encoders.identity(plain) == encoders.identity(again)
+    assert encoders.digest(plain.state_dict().items()) == encoders.digest(
+        other.state_dict().items()
+    )
+    assert encoders.identity(plain) != encoders.identity(other)

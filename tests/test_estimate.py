@@ -73,3 +73,7 @@ def test_the_victims_own_method_has_settings_and_knobs_are_not_inherited() -> No
     moco = settings.config(common, method="moco")
     assert (moco.temperature, moco.queue, moco.epochs) == (None, 9, 3)
     assert settings.config(common, method="byol").temperature == 0.1
+
+
+def test_ready_encoders_take_no_time() -> None:
+    assert estimate.profile("imagenet", ["ready"]) == []

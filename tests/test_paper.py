@@ -9,7 +9,7 @@ import torch
 from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
-from contsteal import folders, pack, paper, plan, runs, settings
+from contsteal import folders, needs, pack, paper, plan, runs, settings
 
 SETTINGS = "about: test\ncommon: {data: shapes}\n"
 
@@ -249,7 +249,7 @@ def test_data_of_a_profile_is_checked_before_any_notebook_runs(
     monkeypatch.setenv("DATA_DIR", str(desk / "data"))
     (desk / "profiles" / "tiny.yaml").write_text("common: {data: cifar10, query_data: shapes}\n")
     notebook(desk, "00_first", "tasks = ['stl10']")
-    assert plan.datasets("tiny") == ["cifar10"]
+    assert needs.datasets("tiny") == ["cifar10"]
     assert paper.main(["run", "--profile", "tiny"]) == 1
     told = capsys.readouterr().out
     assert "cifar10 is not complete" in told

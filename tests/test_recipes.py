@@ -19,7 +19,7 @@ from contsteal import (
     recreate,
     steal,
 )
-from contsteal.victim import BlackBox
+from contsteal.victim import BlackBox, BudgetExceeded
 
 N = 32
 FAST = steal.Config(encoder="test_resnet", epochs=2, batch=16, lr=1e-3)
@@ -381,6 +381,10 @@ def test_all_accounts_are_billed(shapes, victim):
         ),
         ({"attack": "label", "accounts": 2}, "accounts=2 of label: only answers that are vectors"),
         ({"attack": "cont-steal", "adapt": "average"}, "adapt='average' of views 'independent'"),
+        (
+            {"attack": "embedding", "adapt": "average"},
+            "adapt='average' with answers=None: at least 2",
+        ),
         ({"attack": "embedding", "accounts": 2, "anchors": N}, f"anchors={N} of {N} images"),
         ({"attack": "embedding", "accounts": 2, "anchors": 0}, "anchors=0 of"),
     ],
@@ -396,3 +400,17 @@ def test_adaptation_that_cannot_work_is_refused_before_it_is_paid(shapes, victim
 def test_unknown_adaptation_lists_the_known(changes):
     with pytest.raises(ValueError, match="choose one of none, average, centre, and at least 1"):
         replace(FAST, **changes)
+
+
+def test_a_budget_is_each_account_s_own(shapes, victim):
+    config = replace(FAST, attack="cont-steal", accounts=2, anchors=8)
+    steal.train(config, BlackBox(victim, budget=20), shapes.images)  # 8 anchors and 12 of 24
+    api = BlackBox(victim, budget=19)
+    with pytest.raises(BudgetExceeded):
+        steal.train(config, api, shapes.images)
+    assert api.ledger.calls == 0
+
+
+def test_averaging_anew_asks_once_an_epoch(shapes, victim):
+    assert replace(FAST, attack="embedding", adapt="average", answers=0).rounds == FAST.epochs
+    assert replace(FAST, attack="embedding", adapt="average", answers=9).rounds == 9

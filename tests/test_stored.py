@@ -267,3 +267,11 @@ def test_the_images_of_the_split_trained_on_are_counted(splitting, monkeypatch):
     splitting(train_split="unlabeled")
     assert estimate.profile("smoke", ["simclr"]) == [45, 45]
     assert asked == [("stl10", "unlabeled")]
+
+
+def test_packed_queries_are_sent_and_stay_on_disk(splitting, packed):
+    lab = splitting(data=f"packed:{packed}", query_data=f"packed:{packed}")
+    assert not isinstance(lab.queries(4), torch.Tensor), "a pack, not a tensor of it"
+    for attack in ("embedding", "cosine"):
+        stolen = lab.steal(attack, 4, epochs=1, batch=2)
+        assert stolen.queries["unique_inputs"] == 4

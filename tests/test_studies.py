@@ -102,15 +102,18 @@ def test_a_loss_table_has_a_row_per_loss_and_a_column_per_victim_and_task(lab: L
     frame = tables.references(lab, ["shapes"], [0, 1]).assign(victim="shapes")
     wide = studies.layout(pd.concat([rows, frame], ignore_index=True))
     assert list(wide.index) == ["embedding", "soft-nn", "random", "victim"]
-    assert list(wide.columns) == [("shapes", "shapes")]
+    columns = [("distinct inputs", ""), ("answers", ""), ("shapes", "shapes")]
+    assert list(wide.columns) == columns
+    assert list(wide["answers"]) == ["16", "16", "-", "-"], "references are asked nothing"
     mean, low, high = evaluate.mean_interval(rows.query("attack == 'soft-nn'")["accuracy"])
-    assert wide.iloc[1, 0] == f"{100 * mean:.1f} +- {50 * (high - low):.1f}"
-    assert "+-" not in wide.iloc[3, 0], "the victim is one"
+    assert wide.iloc[1, 2] == f"{100 * mean:.1f} +- {50 * (high - low):.1f}"
+    assert "+-" not in wide.iloc[3, 2], "the victim is one"
 
 
 def test_published_numbers_stand_beside_the_same_data_and_count_only() -> None:
     def table(victim: str, images: int) -> pd.DataFrame:
-        at = {"victim": victim, "attack": "embedding", "images": images, "accuracy": 0.7}
+        at = {"victim": victim, "attack": "embedding", "images": images, "accuracy": 0.7,
+              "unique_inputs": images, "calls": images}  # fmt: skip
         return pd.DataFrame([at | {"task": task, "seed": 0} for task in ("cifar10", "stl10")])
 
     assert studies.published(table("shapes", 9000)).empty
@@ -118,7 +121,9 @@ def test_published_numbers_stand_beside_the_same_data_and_count_only() -> None:
     wide = studies.layout(table("cifar10", 9000))
     assert wide.loc["embedding", ("cifar10", "cifar10")] == "70.0"
     told = wide.loc["embedding, ICML 2022 Tables 1 and 2"]
-    assert told.tolist() == ["75.5", "64.8"]
+    assert told.tolist() == ["-", "-", "75.5", "64.8"]
+    ceiling = wide.loc["victim, ICML 2022 Tables 1 and 2"].tolist()
+    assert ceiling == ["-", "-", "79.0", "67.9"], "the published ceiling, whatever was sent"
 
 
 def test_published_numbers_are_those_of_the_sources() -> None:
@@ -185,3 +190,72 @@ def test_a_pull_is_the_loss_s_derivative_by_one_cosine() -> None:
             s[0] += step * z[j]
             values.append(losses.cont_steal(s, z[3:]).item())
         assert found["s1", other] == pytest.approx(-(values[0] - values[1]) / 2e-5, abs=1e-6)
+
+
+# ------------------------------------------------------------------- what is said of tables
+
+
+def losses_table(**changes: object) -> pd.DataFrame:
+    rows = []
+    for victim, (good, bad) in {"a": (0.9, 0.1), "b": (0.1, 0.9)}.items():
+        for seed in (0, 1):
+            at = {"victim": victim, "task": "t", "seed": seed, "images": 8, "calls": 8,
+                  "agreement": 0.5}  # fmt: skip
+            rows += [at | {"attack": "x", "accuracy": good + 0.01 * seed, "unique_inputs": 8}]
+            rows += [at | {"attack": "y", "accuracy": bad, "unique_inputs": 8}]
+            rows += [at | {"attack": "dear", "accuracy": 1.0, "unique_inputs": 16}]
+    return pd.DataFrame(rows)
+
+
+def test_losses_are_compared_per_victim_and_at_equal_budgets() -> None:
+    told, _ = summary.losses(losses_table())
+    first, second = told.split("; ")
+    assert first.startswith("a: x ")
+    assert " y: " in first
+    assert second.startswith("b: y ")
+    assert "dear" not in told
+
+
+def test_kinds_of_queries_are_compared_at_one_number_of_images() -> None:
+    rows = [
+        {"victim": "v", "task": "t", "seed": s, "attack": "x", "query_data": d, "images": n,
+         "unique_inputs": n, "calls": n, "accuracy": a}
+        for s in (0, 1)
+        for d, n, a in (("own", 8, 0.5), ("far", 8, 0.4), ("far", 80, 0.9))
+    ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    told, wide = summary.elsewhere(table)
+    assert told == "own steals most of 8 images each"
+    assert list(wide.index) == ["x, 8 own", "x, 8 far", "x, 80 far"]
+    assert summary.elsewhere(table[table["query_data"] == "own"])[0] == "one set with 8 images"
+
+
+def test_knobs_of_numbers_alone_stay_apart() -> None:
+    rows = [
+        {"knob": k, "value": v, "seed": s, "accuracy": a, "agreement": a, "cka": a, "attack": "x"}
+        for s in (0, 1)
+        for k, v, a in (
+            ("as given", None, 0.5),
+            ("temperature", 0.07, 0.6),
+            ("temperature", 0.1, 0.4),
+        )
+    ]
+    told, by = summary.ablations(pd.DataFrame(rows))
+    assert told == "temperature 0.07: +10.0 points; temperature 0.1: -10.0 points."
+    assert list(by["n"]) == [2, 2, 2]
+
+
+def test_a_set_may_name_its_split(lab: Lab) -> None:
+    table = studies.grid(
+        lab, ["embedding"], {"images": [8], "query_data": ["shapes@test"]}, [0], ["shapes"]
+    )
+    other = lab.but(query_split="test")
+    row = tables.sweep(other, ["embedding"], [8], [0], ["shapes"], batch=8).iloc[0]
+    assert table.iloc[0]["cka"] == row["cka"]
+    assert set(table["query_data"]) == {"shapes@test"}
+    assert studies.of_lab(lab, query_data="shapes") == {}
+    unlabelled = lab.but(query_split="test")
+    assert studies.of_lab(unlabelled, query_data="patches") == {
+        "query_data": "patches",
+        "query_split": "train",
+    }, "another set does not have this one's splits"
