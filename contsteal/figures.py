@@ -168,7 +168,8 @@ def budget_curves(table: pd.DataFrame, title: str) -> Figure:
         ax.set_xlabel(f"{label} (log scale)")
     _dollars(axes[0][1], attacks)
     fig.suptitle(title, x=0.01, ha="left", size=9, weight="bold")
-    axes[1][1].legend(loc="lower right")
+    handles, labels = axes[1][1].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside right center")
     return fig
 
 

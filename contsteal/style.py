@@ -98,8 +98,8 @@ def frame(ax: Axes, table: pd.DataFrame, metric: str, vertical: bool = True) -> 
         line = ax.axvline if vertical else ax.axhline
         line(value, color=colour, linestyle=style, linewidth=1)
         at = {"xy": (value, 1), "xycoords": ("data", "axes fraction")} if vertical else {
-            "xy": (0, value), "xycoords": ("axes fraction", "data")}  # fmt: skip
+            "xy": (1, value), "xycoords": ("axes fraction", "data")}  # fmt: skip
         ax.annotate(
-            f"{name} {percent(value)}", **at, xytext=(2, 1) if vertical else (2, 2), size=6.5,
-            textcoords="offset points", ha="center" if vertical else "left", color=colour,
+            f"{name} {percent(value)}", **at, xytext=(2, 1) if vertical else (-2, 2), size=6.5,
+            textcoords="offset points", ha="center" if vertical else "right", color=colour,
         )  # fmt: skip
