@@ -95,6 +95,24 @@ def pull_map(table: pd.DataFrame) -> Figure:
     return fig
 
 
+def coverage_curves(table: pd.DataFrame) -> Figure:
+    """Draw the share of the embedding space that users' answers cover, and the noise that it brings."""
+    require(table, "user", "queries", "coverage", "noise")
+    fig, axes = canvas(1, 2, height=2.3)
+    colours = cycle(("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"))
+    for (name, rows), colour in zip(table.groupby("user", sort=False), colours, strict=False):
+        for ax, column in zip(axes, ("coverage", "noise"), strict=True):
+            ax.plot(rows["queries"], rows[column], color=colour, label=name)
+    axes[0].yaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
+    axes[0].set(xlabel="queries", ylabel="share of buckets", ylim=(0, None))
+    axes[1].set(xlabel="queries", ylabel="noise (standard deviation)", yscale="log")
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside right center")
+    last = table.groupby("user", sort=False)["coverage"].last().sort_values()
+    fig.suptitle(f"{last.index[-1]} covers most", x=0.01, ha="left", size=9, weight="bold")
+    return fig
+
+
 def geometry_dots(table: pd.DataFrame) -> Figure:
     """Draw the mean difference in accuracy against three measures of the victim's embeddings."""
     require(table, "method", "query_data", "gain", *METRICS)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from contsteal.evaluate import mean_interval
-from contsteal.style import COLOURS, REFERENCES, canvas, frame, read, require, save
+from contsteal.style import COLOURS, REFERENCES, canvas, frame, read, require, save, short
 
 __all__ = [
     "attack_dots", "budget_curves", "defence_tradeoff", "embedding_map", "read", "sample_sheet", "save",
@@ -121,7 +121,7 @@ def attack_dots(table: pd.DataFrame, title: str) -> Figure:
         frame(ax, table, metric)
         ax.set(xlabel=f"{metric} on the main task", ylim=(-0.6, len(names) - 0.4))
         ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
-    axes[0].set_yticks(range(len(names)), names)
+    axes[0].set_yticks(range(len(names)), [short(n, 44) for n in names])
     fig.suptitle(title, x=0.01, ha="left", size=9, weight="bold")
     return fig
 
@@ -193,7 +193,7 @@ def defence_tradeoff(table: pd.DataFrame) -> Figure:
             ax.plot([x, x], [low, high], color=COLOURS[name], alpha=0.35, linewidth=3)
             ax.plot(x, mean, "o", color=COLOURS[name], markersize=4)
             place = {"xytext": (-3, 5), "textcoords": "offset points", "ha": "right", "size": 6.5}
-            ax.annotate(defence, (x, mean), **place)
+            ax.annotate(short(defence), (x, mean), **place)
         frame(ax, table, "accuracy", vertical=False)
         low, high = rows["legitimate"].min(), rows["legitimate"].max()
         room = 0.6 * max(high - low, 0.05)  # for the names, which stand to the left of their points

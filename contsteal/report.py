@@ -48,6 +48,10 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
     "04_budget": lambda t: figures.budget_curves(
         t, summary.duel(largest(t), "cont-steal", "embedding", "Accuracy against both budgets")
     ),
+    "05_adaptive": lambda t: figures.attack_dots(
+        summary.adapting(t), "Attackers that adapt, beside those that do not"
+    ),
+    "05_coverage": contrasts.coverage_curves,
     "05_defenses": figures.defence_tradeoff,
 }
 

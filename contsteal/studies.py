@@ -1,13 +1,16 @@
 """Comparisons that change one thing at a time: ablations, loss tables, and where which attack wins."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from contsteal import encoders, evaluate, runs, steal, tables
+from contsteal.b4b import B4B
 from contsteal.experiment import Lab
 from contsteal.tables import Job
 
@@ -157,6 +160,23 @@ def landscapes(
         with runs.single_thread():
             found = evaluate.geometry(encoders.embed(there.victim.encoder, images))
         rows.append({"method": method, "query_data": name} | found)
+    return pd.DataFrame(rows)
+
+
+def coverage(defense: B4B, users: Mapping[str, Tensor], step: int) -> pd.DataFrame:
+    """Return how much of the embedding space each user's answers (N, D) cover, every `step` answers.
+
+    Rows have the user, `queries`, `coverage` from 0 to 1 and the `noise` that it brings (B4B).
+    """
+    rows = []
+    for name, answers in users.items():
+        watching, asked = copy.deepcopy(defense), 0
+        for part in answers.split(step):
+            watching(part, name)
+            asked += len(part)
+            share = watching.coverage(name)
+            noise = float(watching.sigma(share))
+            rows.append({"user": name, "queries": asked, "coverage": share, "noise": noise})
     return pd.DataFrame(rows)
 
 

@@ -1,6 +1,7 @@
 """The look of every figure, and the one way to save it and to read its table back."""
 
 import io
+import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -35,6 +36,11 @@ FLOOR, CEILING = "#777777", "#000000"
 def percent(value: float) -> str:
     """Format a share as a percentage with one decimal."""
     return f"{100 * value:.1f} %"
+
+
+def short(name: str, most: int = 34) -> str:
+    """Leave out the parameters in brackets of a name that is longer than `most`; the table has them."""
+    return re.sub(r"\(.*\)", "(...)", name) if len(name) > most else name
 
 
 def require(table: pd.DataFrame, *columns: str) -> pd.DataFrame:

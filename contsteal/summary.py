@@ -178,6 +178,31 @@ def defended(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     return _sentences(told), by
 
 
+def adapting(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows with attacks named by the defence and by how the attacker adapts to it."""
+    how = table["adapts"].where(table["adapts"].fillna("") != "", "as is")
+    named = table["defence"] + ", " + how
+    rows = table.assign(attack=named.where(table["defence"].notna(), table["attack"]))
+    return rows.sort_values("defence", kind="stable", na_position="last")
+
+
+def adapted(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """Say what adapting gains the attacker under each defence, paired by seed."""
+    told = []
+    for name, rows in table.dropna(subset=["defence"]).groupby("defence", sort=False):
+        by = rows.assign(attack=rows["adapts"].fillna(""))
+        for how in (h for h in by["attack"].unique() if h):
+            told.append(f"{name}, {how}: {tables.points(tables.difference(by, how, ''))}")
+    shown = adapting(table)
+    return _sentences(told), tables.summary(shown, ["attack"], ["accuracy", "agreement"])
+
+
+def covered(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """Return what share of the embedding space each user has covered in the end, and the noise."""
+    last = table.groupby("user", sort=False).last()
+    return "", last.assign(coverage=_percent(last[["coverage"]]), noise=last["noise"].round(6))
+
+
 def _change(rows: pd.DataFrame, defence: str, attack: str, metric: str) -> str:
     """Return the change by a defence, paired by seed, with its interval."""
     of = rows[rows["attack"] == attack].assign(attack=lambda r: r["defence"])
@@ -208,5 +233,7 @@ SECTIONS: dict[str, tuple[str, Callable[[pd.DataFrame], tuple[str, pd.DataFrame]
     "03_geometry": ("The victims' embeddings, and what Cont-Steal gains on them.", geometry),
     "03_embedding_map": ("Test images by the victim and by two surrogates (t-SNE).", None),
     "04_budget": ("Accuracy against both query budgets.", budget),
+    "05_adaptive": ("What adapting to a defence gains the attacker.", adapted),
+    "05_coverage": ("What B4B sees of its users.", covered),
     "05_defenses": ("Defences: attacker and legitimate user.", defended),
 }

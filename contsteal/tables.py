@@ -137,12 +137,16 @@ def defended(
     queries: int,
     seeds: Sequence[int],
     task: str,
+    **changes: Any,
 ) -> pd.DataFrame:
-    """Run every attack under every list of defences; add the legitimate user's accuracy under it."""
+    """Run every attack under every list of defences; add the legitimate user's accuracy under it.
+
+    `changes` are fields of `steal.Config`, such as how an attacker adapts.
+    """
     grid = list(product(defenses, attacks, seeds))
     chains = [_seeded(chain, seed) for chain, _, seed in grid]
     jobs = [
-        Job(attack, queries, seed, (task,), chain)
+        Job(attack, queries, seed, (task,), chain, tuple(sorted(changes.items())))
         for (_, attack, seed), chain in zip(grid, chains, strict=True)
     ]
     table = pd.DataFrame(run(lab, jobs))

@@ -20,14 +20,14 @@ STAMP = {
 def rows(attack: str, shift: float, **more: object) -> list[dict[str, object]]:
     return [
         {"attack": attack, "seed": s, "task": "shapes", "images": 32, "unique_inputs": 32, "calls": 64,
-         "accuracy": 0.5 + shift + 0.01 * s, "agreement": 0.4 + shift, "knn": 0.4, "cka": 0.3,
+         "usd": 0.064, "accuracy": 0.5 + shift + 0.01 * s, "agreement": 0.4 + shift, "knn": 0.4, "cka": 0.3,
          "cosine": 0.2, **more}
         for s in (0, 1)
     ]  # fmt: skip
 
 
 def attack_table(**more: object) -> pd.DataFrame:
-    frame = [{k: v for k, v in r.items() if k not in ("images", "unique_inputs", "calls", *more)}
+    frame = [{k: v for k, v in r.items() if k not in ("images", "unique_inputs", "calls", "usd", *more)}
              for r in rows("random", -0.2) + rows("victim", 0.3)[:1]]  # fmt: skip
     names = ("label", "posterior", "embedding", "info-nce", "cont-steal", "cont-steal-code")
     return pd.DataFrame([r for i, n in enumerate(names) for r in rows(n, 0.02 * i, **more)] + frame)
@@ -58,6 +58,57 @@ def points() -> pd.DataFrame:
     )
 
 
+def knobs() -> pd.DataFrame:
+    found = [("as given", None, 0.0), ("negatives", "self", 0.1), ("answers", "4", -0.1)]
+    return pd.concat([pd.DataFrame(rows("cont-steal", d, knob=k, value=v)) for k, v, d in found])
+
+
+def duels() -> pd.DataFrame:
+    at = {"query_data": "shapes", "views": "clean", "method": "simclr", "steps": 4}
+    found = [
+        rows(a, d * (i + 1), **at | {"images": n, "epochs": e})
+        for i, (n, e) in enumerate([(8, 1), (8, 2), (16, 1), (16, 2)])
+        for a, d in (("embedding", 0.0), ("cont-steal", 0.02))
+    ]
+    return pd.DataFrame([row for part in found for row in part])
+
+
+def lands() -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"method": m, "query_data": d, "norm_spread": 0.1 * i, "anisotropy": 0.5, "gain": 0.1 * i,
+             "effective_rank": 3.0 + i}
+            for i, (m, d) in enumerate([("simclr", "a"), ("simclr", "b"), ("byol", "a"), ("byol", "b")])
+        ]
+    )  # fmt: skip
+
+
+def pulls() -> pd.DataFrame:
+    names = ["s1", "s2", "t1", "t2"]
+    return pd.DataFrame(
+        [
+            {"loss": "x", "anchor": a, "other": o, "pull": 1.0 if o == "t" + a[1] else -0.5}
+            for a in names[:2]
+            for o in names
+        ]
+    )
+
+
+def adapting() -> pd.DataFrame:
+    parts = [attack_table(defence="D", adapts=how) for how in (None, "averages")]
+    return pd.concat(parts)[lambda t: t["attack"].isin(["embedding", "random", "victim"])]
+
+
+def covered() -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"user": u, "queries": n, "coverage": n * share, "noise": 1e-4 * n * share}
+            for u, share in (("customer", 0.01), ("thief", 0.02))
+            for n in (8, 16)
+        ]
+    )
+
+
 TABLES = {
     "00_samples": sheet,
     "01_views": sheet,
@@ -79,6 +130,14 @@ TABLES = {
         ]
     ),
     "02_conventional": attack_table,
+    "02_losses": lambda: attack_table().assign(victim="shapes"),
+    "02_elsewhere": lambda: attack_table(query_data="patches").assign(victim="shapes"),
+    "03_pulls": pulls,
+    "03_ablations": knobs,
+    "03_boundary": duels,
+    "03_geometry": lands,
+    "05_adaptive": adapting,
+    "05_coverage": covered,
     "03_attacks": attack_table,
     "03_two_by_two": grid,
     "01_embedding_map": points,
@@ -116,9 +175,9 @@ def test_another_number_gives_another_picture(stem: str, folder: Path) -> None:
     table = TABLES[stem]()
     report.publish(stem, table, STAMP)
     first = (folder / f"{stem}.png").read_bytes()
-    column = {"00_samples": "pixels", "01_views": "pixels", "01_training": "loss"}.get(
-        stem, "accuracy"
-    )
+    own = {"00_samples": "pixels", "01_views": "pixels", "01_training": "loss", "03_pulls": "pull",
+           "03_geometry": "gain", "05_coverage": "coverage"}  # fmt: skip
+    column = own.get(stem, "accuracy")
     table[column] = "/" * 16 if column == "pixels" else table[column].to_numpy()[::-1] * 0.9
     report.publish(stem, table, STAMP)
     assert (folder / f"{stem}.png").read_bytes() != first

@@ -259,3 +259,49 @@ def test_a_set_may_name_its_split(lab: Lab) -> None:
         "query_data": "patches",
         "query_split": "train",
     }, "another set does not have this one's splits"
+
+
+# ----------------------------------------------------------------------------- defences
+
+
+def test_coverage_is_b4b_s_own_after_every_step() -> None:
+    from contsteal.b4b import B4B
+
+    torch.manual_seed(0)
+    guard, answers = B4B(bits=4, transform="none"), torch.randn(24, 6)
+    table = studies.coverage(guard, {"a": answers, "b": answers[:4].repeat(6, 1)}, step=8)
+    assert list(table["queries"]) == [8, 16, 24] * 2
+    watch = B4B(bits=4, transform="none")
+    watch(answers, "a")
+    last = table.groupby("user")["coverage"].last()
+    assert last["a"] == watch.coverage("a")
+    assert last["b"] <= 4 / 16, "four inputs repeated cover no more than four buckets"
+    assert guard.coverage("a") == 0, "the given defence has seen nobody"
+    assert table["noise"].tolist() == pytest.approx(
+        watch.sigma(table["coverage"].to_numpy()).tolist()
+    )
+
+
+def test_adapting_is_compared_with_not_adapting_under_the_same_defence(lab: Lab) -> None:
+    rows = [
+        {"defence": d, "adapts": h, "seed": s, "attack": "embedding", "accuracy": a + 0.1 * s,
+         "agreement": 0.5}
+        for s in (0, 1)
+        for d, h, a in (("D", None, 0.4), ("D", "averages", 0.5), ("E", None, 0.3), ("E", "maps", 0.1))
+    ]  # fmt: skip
+    rows.append({"defence": None, "adapts": None, "seed": 0, "attack": "victim", "accuracy": 0.9})
+    told, by = summary.adapted(pd.DataFrame(rows))
+    assert told == "D, averages: +10.0 points; E, maps: -20.0 points."
+    assert list(by.index) == ["D, as is", "D, averages", "E, as is", "E, maps", "victim"]
+
+
+def test_a_defended_attack_can_adapt(lab: Lab) -> None:
+    from contsteal.defenses import GaussianNoise
+
+    noisy = [[GaussianNoise(1.0)]]
+    plain = tables.defended(lab, noisy, ["embedding"], 16, [0], "shapes")
+    wise = tables.defended(lab, noisy, ["embedding"], 16, [0], "shapes", adapt="average", answers=3)
+    assert (plain["calls"].item(), wise["calls"].item()) == (16, 48)
+    assert wise["unique_inputs"].item() == 16
+    assert plain["cka"].item() != wise["cka"].item()
+    assert plain["legitimate"].item() == wise["legitimate"].item()
