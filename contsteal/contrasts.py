@@ -126,8 +126,9 @@ def geometry_dots(table: pd.DataFrame) -> Figure:
             ax.plot(getattr(r, metric), r.gain, marks[r.query_data], color=palette[r.method],
                     markersize=4, label=f"{r.method}, {r.query_data}")  # fmt: skip
         found = spearmanr(table[metric], table["gain"]) if len(table) > 4 else None
-        told = f"rank correlation {found.statistic:+.2f} (n {len(table)})" if found else ""
-        ax.set(xlabel=label, title=told)
+        told = f"rank correlation {found.statistic:+.2f}, n {len(table)}" if found else ""
+        ax.set(xlabel=label)
+        ax.set_title(told, size=7.5)
         ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:+.0f}")
     axes[0].set_ylabel("Cont-Steal minus MSE, points")
     handles, labels = axes[0].get_legend_handles_labels()

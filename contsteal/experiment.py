@@ -205,7 +205,8 @@ class Lab:
         keep = {sha, self.victim.sha256}  # of other encoders nothing is needed any more
         self._features = {k: v for k, v in self._features.items() if k[0] in keep}
         if at not in self._features:
-            self._features[at] = encoders.embed(net, self.images(task, split).images)
+            with loop.autocast(self.device):  # as in training; half the time of float32 on a CPU
+                self._features[at] = encoders.embed(net, self.images(task, split).images)
         return self._features[at]
 
     def legitimate(self, task: str, defenses: Sequence[Defense] = ()) -> float:

@@ -111,7 +111,8 @@ def boundary(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
         f"Cont-Steal is ahead of MSE at {ahead} of {len(found)} points, behind at {behind}, "
         f"and cannot be told from it at {len(found) - ahead - behind}"
     )
-    return told, _percent(found.set_index([c for c in studies.POINT if c in found]))
+    shown = found.set_index([c for c in studies.POINT if c in found])
+    return told, _percent(shown[["gain", "low", "high"]]).assign(n=shown["n"])
 
 
 def levels(found: pd.DataFrame) -> str:

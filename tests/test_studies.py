@@ -84,7 +84,8 @@ def test_gains_are_paired_means_with_intervals_and_counted() -> None:
     assert told == (
         "Cont-Steal is ahead of MSE at 1 of 3 points, behind at 1, and cannot be told from it at 1"
     )
-    assert len(numbers) == 3
+    assert numbers["n"].tolist() == [3, 3, 3]
+    assert numbers["gain"].tolist() == pytest.approx([10, -10, 0])
     levels = summary.levels(studies.gains(table, "cont-steal", "embedding"))
     assert levels.replace("-0.0", "+0.0") == "query_data: a +5.0, b -10.0; images: 8 +0.0, 16 +0.0"
 
