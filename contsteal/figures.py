@@ -187,14 +187,20 @@ def defence_tradeoff(table: pd.DataFrame) -> Figure:
     fig, axes = canvas(1, len(attacks), height=3.1, sharex=True, sharey=True, squeeze=False)
     for ax, name in zip(axes[0], attacks, strict=True):
         rows = table.loc[table["attack"] == name]
-        for defence, points in rows.groupby("defence", sort=False):
+        for k, (defence, points) in enumerate(rows.groupby("defence", sort=False)):
             mean, low, high = mean_interval(points["accuracy"])
             x = points["legitimate"].mean()
             ax.plot([x, x], [low, high], color=COLOURS[name], alpha=0.35, linewidth=3)
             ax.plot(x, mean, "o", color=COLOURS[name], markersize=4)
-            place = {"xytext": (-3, 5), "textcoords": "offset points", "ha": "right", "size": 6.5}
+            # Above and below in turn: defences of one price stand on one another.
+            place = {
+                "xytext": (-3, (5, -10)[k % 2]),
+                "textcoords": "offset points",
+                "ha": "right",
+                "size": 6.5,
+            }
             ax.annotate(short(defence), (x, mean), **place)
-        frame(ax, table, "accuracy", vertical=False)
+        frame(ax, table, "accuracy", vertical=False, left=True)
         low, high = rows["legitimate"].min(), rows["legitimate"].max()
         room = 0.6 * max(high - low, 0.05)  # for the names, which stand to the left of their points
         ax.set(xlim=(low - room, high + 0.1 * room))

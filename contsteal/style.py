@@ -97,15 +97,19 @@ def canvas(
     return fig, axes
 
 
-def frame(ax: Axes, table: pd.DataFrame, metric: str, vertical: bool = True) -> None:
+def frame(
+    ax: Axes, table: pd.DataFrame, metric: str, vertical: bool = True, left: bool = False
+) -> None:
     """Draw the random floor and the victim's ceiling, labelled where they stand."""
     for name, colour, style in (("random", FLOOR, ":"), ("victim", CEILING, "--")):
         value = table.loc[table["attack"] == name, metric].mean()
         line = ax.axvline if vertical else ax.axhline
         line(value, color=colour, linestyle=style, linewidth=1)
         at = {"xy": (value, 1), "xycoords": ("data", "axes fraction")} if vertical else {
-            "xy": (1, value), "xycoords": ("axes fraction", "data")}  # fmt: skip
+            "xy": (0 if left else 1, value), "xycoords": ("axes fraction", "data")}  # fmt: skip
+        shift = (2, 1) if vertical else (2 if left else -2, 2)
+        side = "center" if vertical else "left" if left else "right"
+        told = f"{name} {percent(value)}"
         ax.annotate(
-            f"{name} {percent(value)}", **at, xytext=(2, 1) if vertical else (-2, 2), size=6.5,
-            textcoords="offset points", ha="center" if vertical else "right", color=colour,
-        )  # fmt: skip
+            told, **at, xytext=shift, size=6.5, textcoords="offset points", ha=side, color=colour
+        )
