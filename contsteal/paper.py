@@ -10,23 +10,25 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 from typing import Any
+from unittest.mock import patch
 
 import papermill
+import psutil
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from traitlets.config import Config
 
-from contsteal import datafiles, estimate, fetch, needs, plan, report, runs, settings
+from contsteal import datafiles, durations, estimate, fetch, needs, plan, report, runs, settings
 from contsteal.plan import Task
+from contsteal.tables import WORKERS
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -84,89 +86,81 @@ def _digest(path: Path) -> str:
     return "" if path.name == plan.SUMMARY else runs.sha256(path)
 
 
-def keep_time(task: Task, seconds: float, computed: int) -> None:
-    """Note a notebook's duration beside the figures.
-
-    `computed` artifacts were made. A run that made fewer than the recorded one read the others back,
-    so its time is not the notebook's and is not noted.
-    """
-    path = task.figures / plan.TIMINGS
-    known = runs.read_json(path) or {}
-    if computed >= known.get(task.stem, {}).get("computed", 0):
-        runs.write_json(path, known | {task.stem: {"seconds": seconds, "computed": computed}})
-
-
-def _clock(seconds: float | None) -> str:
-    return (
-        "time unknown" if seconds is None else f"about {int(seconds // 60)}:{int(seconds % 60):02d}"
-    )
-
-
-def _left(tasks: Sequence[Task]) -> str:
-    todo = [t.seconds for t in tasks if t.reason]
-    return _clock(sum(s for s in todo if s)) if any(todo) else "time unknown"
-
-
-@contextmanager
-def _progress(task: Task, hidden: bool) -> Iterator[None]:
-    """Show elapsed and remaining time of one notebook on a terminal; elsewhere nothing."""
-    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
-    hidden = hidden or not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-        shown, ended = bar.add_task(task.stem, total=task.seconds), Event()
-        start = time.monotonic()
-
-        def tick() -> None:
-            while not ended.wait(1.0):
-                gone = time.monotonic() - start
-                left = (
-                    "time unknown"
-                    if task.seconds is None
-                    else f"{_clock(task.seconds - gone)} left"
-                )
-                bar.update(shown, completed=gone, description=f"{task.stem}: {left}")
-
-        Thread(target=tick, daemon=True).start()
-        try:
-            yield
-        finally:
-            ended.set()
-
-
 def run(tasks: Sequence[Task], at_once: int = 1) -> None:
     """Execute the notebooks that must run, telling what, why and how long is left.
 
-    They run in order; `at_once` above 1 runs those of a stage side by side, without noting durations.
+    They run in order; `at_once` above 1 runs those of a stage side by side on shares of the cores.
     """
-    if at_once == 1:  # not in a thread, where Ctrl-C would wait for the notebook to end
-        for task in tasks:
-            _run(tasks, False, task)
-        return
-    for stage in plan.stages(tasks):
-        pool = ThreadPoolExecutor(at_once)
-        running = [pool.submit(_run, tasks, True, task) for task in stage]
+    start, before = time.monotonic(), runs.count_artifacts()
+    for stage in [[task] for task in tasks] if at_once == 1 else plan.stages(tasks):
+        if len(stage) == 1:  # not in a thread, where Ctrl-C would wait for the notebook to end
+            _run(tasks, at_once, False, stage[0])
+        else:
+            _side_by_side(tasks, at_once, stage)
+    if tasks and [t.stem for t in tasks if t.reason] == plan.notebooks():
+        made = runs.count_artifacts() - before
+        durations.keep(tasks[0].figures, durations.WHOLE, time.monotonic() - start, made)
+
+
+def _side_by_side(tasks: Sequence[Task], at_once: int, stage: Sequence[Task]) -> None:
+    """Execute the notebooks of a stage, `at_once` at a time; none begins after one has failed."""
+    before, pool, ended = runs.count_artifacts(), ThreadPoolExecutor(at_once), Event()
+
+    def one(task: Task) -> dict[str, Any] | None:
         try:
-            wait(running, return_when=FIRST_EXCEPTION)
+            return None if ended.is_set() else _run(tasks, at_once, True, task)
+        except BaseException:
+            ended.set()
+            raise
+
+    with _share(at_once):
+        running = [pool.submit(one, task) for task in stage]
+        try:
+            wait(running)
+        except KeyboardInterrupt:
+            ended.set()
+            _end_children()
+            raise
         finally:
-            pool.shutdown(cancel_futures=True)  # what has begun is waited for, nothing else begins
-        for found in running:
-            if not found.cancelled():
-                found.result()
+            pool.shutdown()  # what has begun is waited for
+    made = runs.count_artifacts() - before
+    for task, found in zip(stage, running, strict=True):
+        if record := found.result():
+            durations.keep(task.figures, task.stem, record["seconds"], made, at_once)
 
 
-def _run(tasks: Sequence[Task], crowded: bool, task: Task) -> None:
+def _end_children() -> None:
+    """End the kernels: they have sessions of their own, so that Ctrl-C does not reach them."""
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            child.terminate()
+
+
+@contextmanager
+def _share(at_once: int) -> Iterator[None]:
+    """Give each of the notebooks its share of the cores: more threads than cores wait for each other."""
+    share = str(max(1, runs.cores() // at_once))
+    own = {name: os.environ.get(name, share) for name in ("OMP_NUM_THREADS", WORKERS)}
+    with patch.dict(os.environ, own):
+        yield
+
+
+def _run(tasks: Sequence[Task], at_once: int, crowded: bool, task: Task) -> dict[str, Any] | None:
     index = tasks.index(task)
     place = f"[{index + 1}/{len(tasks)}] {task.stem}"
     if not task.reason:
         console.print(escape(f"{place}: up to date"))
-        return
-    console.print(escape(f"{place}: {task.reason} ({_left(tasks[index:])} left in all)"))
+        return None
+    rest = durations.left(tasks[index:], at_once)
+    console.print(escape(f"{place}: {task.reason} ({rest} left in all)"))
     artifacts = runs.count_artifacts()
-    with _progress(task, hidden=crowded):
+    with durations.progress(task, console, hidden=crowded):
         record = execute(task)
     if not crowded:
-        keep_time(task, record["seconds"], runs.count_artifacts() - artifacts)
+        made = runs.count_artifacts() - artifacts
+        durations.keep(task.figures, task.stem, record["seconds"], made)
     console.print(escape(f"{place}: done in {record['seconds']:.1f} s"))
+    return record
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -191,10 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run_all(profile: str, tasks: Sequence[Task]) -> int:
     _check_data(profile, tasks)
-    at_once = settings.profile(profile)["common"].get("at_once", 1)
-    if at_once > 1:  # more threads than cores wait for each other
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, runs.cores() // at_once)))
-    run(tasks, at_once)
+    run(tasks, settings.profile(profile)["common"].get("at_once", 1))
     if any(task.reason for task in tasks):
         _summarise(profile)
     console.print(f"figures, numbers and summary.md: {runs.figures_dir() / profile}")
@@ -225,7 +216,9 @@ def _summarise(profile: str) -> None:
 
 def _tell(profile: str, tasks: Sequence[Task]) -> int:
     for task in tasks:
-        told = f"runs, {task.reason}; {_clock(task.seconds)}" if task.reason else "up to date"
+        told = (
+            f"runs, {task.reason}; {durations.clock(task.seconds)}" if task.reason else "up to date"
+        )
         console.print(escape(f"  {task.stem}: {told}"))
         if task.stem == plan.VICTIM and task.reason and task.seconds is None:
             _tell_estimates(task)
@@ -233,7 +226,8 @@ def _tell(profile: str, tasks: Sequence[Task]) -> int:
         if not datafiles.is_present(file):
             told = f"missing: {name}, {file.path} ({datafiles.show(file.size)}); {datafiles.FETCH}"
             console.print(escape(f"  {told}"))
-    console.print(f"{_left(tasks)} in all" if any(t.reason for t in tasks) else "nothing to do")
+    left = durations.left(tasks, settings.profile(profile)["common"].get("at_once", 1))
+    console.print(f"{left} in all" if any(t.reason for t in tasks) else "nothing to do")
     return 0
 
 

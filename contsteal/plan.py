@@ -102,7 +102,11 @@ def inputs(stem: str, profile: str) -> dict[str, Any]:
     notebook = nbformat.read(NOTEBOOKS / f"{stem}.ipynb", as_version=4)
     code = [c.source for c in notebook.cells if c.cell_type == "code"]
     package = {p.name: runs.source_key(p) for p in sorted(runs.PACKAGE.glob("*.[cmp]*"))}
-    for name in ("paper.py", "plan.py"):  # how notebooks are run is not what they compute
+    for name in (
+        "paper.py",
+        "plan.py",
+        "durations.py",
+    ):  # how notebooks are run is not what they compute
         package.pop(name)
     last, found = stem == notebooks()[-1], settings.profile(profile)
     return {
@@ -183,10 +187,10 @@ def tasks(profile: str, only: Sequence[str] = (), force: bool = False) -> list[T
 
 
 def stages(tasks: Sequence[Task]) -> list[list[Task]]:
-    """Return tasks in groups that need not wait for each other: the victim's notebook comes before
-    those that steal it, and the last one after all whose results it draws."""
+    """Return tasks in groups that need not wait for each other: the victim's notebook comes before all,
+    with all cores to itself, and the last one after all whose results it draws."""
     known = notebooks()
-    order = {stem: 0 if stem in known[:2] else 2 if stem == known[-1] else 1 for stem in known}
+    order = {stem: 1 for stem in known} | {stem: 0 for stem in known[1:2]} | {known[-1]: 2}
     groups = ([t for t in tasks if order[t.stem] == stage] for stage in range(3))
     return [group for group in groups if group]
 

@@ -15,6 +15,7 @@ from datetime import date
 from functools import cache
 from pathlib import Path
 
+import psutil
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,14 +38,11 @@ def figures_dir() -> Path:
 
 
 def publish_dir() -> Path:
-    """Return where notebooks write figures: what an explorer tries must not replace stored results.
-
-    The runner sets $CONTSTEAL_FIGURES for its notebooks; else figures go to `runs/interactive`."""
+    """Return where notebooks write figures: `runs/interactive`, where the runner set no folder."""
     return figures_dir() if "CONTSTEAL_FIGURES" in os.environ else runs_dir() / "interactive"
 
 
-class _MadeMeanwhile(Exception):
-    pass
+class _MadeMeanwhile(Exception): ...
 
 
 @contextmanager
@@ -55,9 +53,9 @@ def atomic(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         partial.replace(path)
-    except FileNotFoundError:  # something that the block reads
-        raise
     except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise  # something that the block reads
         raise StorageError(
             f"{path} cannot be written ({error.strerror or error}): free space or give permission, "
             "or set CONTSTEAL_RUNS (CONTSTEAL_FIGURES for figures) to another folder; what was saved "
@@ -108,9 +106,8 @@ def source_key(path: Path) -> str:
 
 @cache
 def _source_key(path: Path, changed: int) -> str:
-    if path.suffix != ".py":
-        return sha256(path)
-    return hashlib.sha256(ast.dump(ast.parse(path.read_text())).encode()).hexdigest()
+    code = ast.dump(ast.parse(path.read_text())) if path.suffix == ".py" else None
+    return hashlib.sha256(code.encode() if code else path.read_bytes()).hexdigest()
 
 
 def sources(*modules: str) -> str:
@@ -148,11 +145,14 @@ def artifact(
     """Return the folder of the artifact that `config` and the modules `code` define, made if need be.
 
     `make` gets a folder to write into; checkpoints it leaves in `<folder>.work` survive a kill and
-    are removed on success. A folder whose files do not have the stored hashes is moved aside and
-    made again. `tell` is told why it is computed. Errors: StorageError where it cannot be written.
+    are removed on success. A folder whose files do not have the stored hashes is moved aside and made
+    again; one that another process is making is waited for. `tell` is told why it is computed.
+    Errors: StorageError where it cannot be written.
     """
     identity = {"kind": kind, "config": config, "code": sources(*code)}
     folder = runs_dir() / "artifacts" / f"{kind}-{key(identity)}"
+    while _made_by_others(folder):
+        time.sleep(0.1)
     if folder.exists():
         wrong = damage(folder)
         if wrong is None:
@@ -161,7 +161,6 @@ def artifact(
         move_aside(folder)
     start = time.monotonic()
     tell(f"computing {kind}: {why(kind, identity)}")
-    _sweep_partials(folder)
     with suppress(_MadeMeanwhile), atomic(folder) as partial:
         partial.mkdir()
         make(partial)
@@ -185,19 +184,21 @@ def why(kind: str, identity: dict) -> str:
     if old.get("code") != identity["code"]:
         return "its code changed"
     before, now = old.get("config") or {}, json.loads(json.dumps(identity["config"], default=str))
-    names = [n for n in now if before.get(n) != now[n]]
-    return ", ".join(f"{n}: {before.get(n)} -> {now[n]}" for n in names) or "its files were damaged"
+    told = [f"{n}: {before.get(n)} -> {now[n]}" for n in now if before.get(n) != now[n]]
+    return ", ".join(told) or "its files were damaged"
 
 
-def _sweep_partials(folder: Path) -> None:
-    """Remove what killed processes left of this artifact."""
+def _made_by_others(folder: Path) -> bool:
+    """Say whether another process is making this artifact; remove what killed ones left of it."""
     for partial in folder.parent.glob(f".{folder.name}.*.partial"):
-        try:
-            os.kill(int(partial.name.split(".")[-2]), 0)
-        except ProcessLookupError:
-            shutil.rmtree(partial, ignore_errors=True)
-        except (PermissionError, ValueError):  # somebody else's, alive
-            continue
+        with suppress(psutil.AccessDenied, ValueError, FileNotFoundError):
+            pid, since = int(partial.name.split(".")[-2]), partial.stat().st_ctime
+            if psutil.pid_exists(pid) and psutil.Process(pid).create_time() < since + 5:
+                return pid != os.getpid()
+            shutil.rmtree(
+                partial, ignore_errors=True
+            )  # nobody's, or the number is another's by now
+    return False
 
 
 def count_artifacts() -> int:
@@ -240,8 +241,7 @@ def processor() -> str:
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
     named = re.search(r"^model name\s*: (.+)$", info.read_text(), re.M) if info.exists() else None
-    name = named[1].strip() if named else platform.processor() or "CPU"
-    return f"{name}, {torch.get_num_threads()} threads"
+    return f"{named[1].strip() if named else platform.processor() or 'CPU'}, {cores()} threads"
 
 
 def stamp(profile: str, data: str, seeds: str) -> dict[str, str]:

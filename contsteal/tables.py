@@ -20,6 +20,7 @@ from contsteal.defenses import Defense
 from contsteal.experiment import Lab
 
 PRICE = 1.0  # US dollars for 1,000 answers, where a profile states none
+WORKERS = "CONTSTEAL_WORKERS"  # processes of a notebook that shares the machine with others
 VARYING = ("forwards", "seconds")  # what no two runs share: shown, and kept out of stored tables
 
 
@@ -95,7 +96,8 @@ def run(lab: Lab, jobs: Sequence[Job | Exam]) -> list[dict[str, Any]]:
 
 def _each(lab: Lab, jobs: Sequence[Job | Exam]) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
     """Run jobs, one process per core on a CPU (a run uses one thread), one by one on a GPU."""
-    workers = min(lab.settings.get("workers", runs.cores()), len(jobs))
+    own = lab.settings.get("workers", int(os.environ.get(WORKERS, runs.cores())))
+    workers = min(own, len(jobs))
     if workers < 2 or lab.device.type != "cpu":
         yield from (job.run(lab) for job in jobs)
         return

@@ -1,6 +1,8 @@
 """The runner: strict parameters, reasons, rename on success, a failed notebook fails again."""
 
 import json
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -9,7 +11,7 @@ import torch
 from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
-from contsteal import folders, needs, pack, paper, plan, runs, settings
+from contsteal import durations, folders, needs, pack, paper, plan, runs, settings
 
 SETTINGS = "about: test\ncommon: {data: shapes}\n"
 
@@ -217,7 +219,7 @@ def test_auto_takes_the_demo_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_run_that_only_read_artifacts_back_does_not_change_the_duration(desk: Path) -> None:
     task = plan.tasks("tiny")[0]
     for seconds, computed, kept in ((9.0, 5, 9.0), (2.0, 0, 9.0), (4.0, 3, 9.0), (8.0, 5, 8.0)):
-        paper.keep_time(task, seconds, computed)
+        durations.keep(task.figures, task.stem, seconds, computed)
         assert plan.expected("tiny") == {"00_first": kept}
 
 
@@ -363,37 +365,83 @@ def test_stages_put_the_victim_first_and_the_figures_last(
     monkeypatch.setattr(plan, "notebooks", lambda: stems)
     tasks = [plan.Task(s, "tiny", "x", None) for s in stems]
     found = [[t.stem for t in stage] for stage in plan.stages(tasks)]
-    assert found == [["00_a", "01_b"], ["02_c", "03_d"], ["04_e"]]
+    assert found == [["01_b"], ["00_a", "02_c", "03_d"], ["04_e"]]
     assert [[t.stem for t in s] for s in plan.stages(tasks[3:])] == [["03_d"], ["04_e"]]
 
 
-def test_notebooks_of_a_stage_run_side_by_side(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of two notebooks waits for the other's file: one after the other they would never end."""
+STAGED = ("00_first", "01_victim", "02_third", "03_fourth", "04_figures")
+
+
+def staged(desk: Path, **codes: str) -> None:
+    """Write five notebooks of which the first, third and fourth may run side by side."""
     (desk / "profiles" / "tiny.yaml").write_text("common: {data: shapes, at_once: 2}\n")
-    for mine, other in ((0, 1), (1, 0)):
-        code = (
-            "import pathlib, time\n"
-            f"pathlib.Path({str(desk / f'f{mine}')!r}).touch()\n"
-            "for _ in range(600):\n"
-            f"    if pathlib.Path({str(desk / f'f{other}')!r}).exists(): break\n"
-            "    time.sleep(0.1)\n"
-            "else: raise RuntimeError('alone')"
-        )
-        notebook(desk, ("00_first", "01_last")[mine], code)
-    notebook(desk, "02_figures", "1")
+    (desk / "01_last.ipynb").unlink()
+    for stem in STAGED:
+        notebook(desk, stem, codes.get(f"n{stem[:2]}", "1"))
+
+
+def test_notebooks_of_a_stage_run_side_by_side(desk: Path) -> None:
+    """Each of two notebooks waits for the other's file: one after the other they would never end."""
+    code = (
+        "import os, pathlib, time\n"
+        f"here = pathlib.Path({str(desk)!r})\n"
+        "(here / 'f{mine}').write_text(os.environ['CONTSTEAL_WORKERS'])\n"
+        "for _ in range(600):\n"
+        "    if (here / 'f{other}').exists(): break\n"
+        "    time.sleep(0.1)\n"
+        "else: raise RuntimeError('alone')"
+    )
+    alone = "import os; assert 'CONTSTEAL_WORKERS' not in os.environ"
+    both = [code.format(mine=mine, other=other) for mine, other in ((0, 1), (1, 0))]
+    staged(desk, n00=both[0], n02=both[1], n01=alone, n04=alone)
     assert paper.main(["run", "--profile", "tiny"]) == 0
-    assert all(record(desk, s)["status"] == "ok" for s in ("00_first", "01_last", "02_figures"))
+    assert all(record(desk, stem)["status"] == "ok" for stem in STAGED)
+    assert (desk / "f0").read_text() == str(max(1, runs.cores() // 2))
+    timings = runs.read_json(desk / "figures" / "tiny" / plan.TIMINGS)
+    assert set(timings) == {*STAGED, durations.WHOLE}
+    assert {n for n in timings if timings[n].get("at_once") == 2} == {STAGED[0], *STAGED[2:4]}
+    alone = sum(timings[n]["seconds"] for n in (STAGED[1], STAGED[-1]))
+    assert timings[durations.WHOLE]["seconds"] > alone
+    assert "seconds overlap" in durations.table(desk / "figures" / "tiny")
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_after_a_failure_no_other_notebook_begins(desk: Path, at_once: int) -> None:
+    wait = "import time; time.sleep(2)"
+    staged(desk, n00="raise RuntimeError('no')", n02=wait, n03=wait)
     (desk / "profiles" / "tiny.yaml").write_text(f"common: {{data: shapes, at_once: {at_once}}}\n")
-    notebook(desk, "00_first", "raise RuntimeError('no')")
-    for stem in ("01_last", "02_third", "03_end"):
-        notebook(desk, stem, "import time; time.sleep(2)")
     assert paper.main(["run", "--profile", "tiny"]) == 1
     begun = sorted(p.stem for p in (desk / "runs" / "tiny").glob("*.json"))
-    assert begun == ["00_first", "01_last"][:at_once]
+    assert begun == ([STAGED[0]] if at_once == 1 else list(STAGED[:3]))
+
+
+def test_an_interrupt_ends_the_notebooks_that_run_side_by_side(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staged(desk, n00="import time; time.sleep(600)", n02="import time; time.sleep(600)")
+
+    def interrupted(running: list) -> None:
+        while len(list((desk / "runs" / "tiny").glob("*.partial.ipynb"))) < 2:
+            time.sleep(0.1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(paper, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        paper.main(["run", "--profile", "tiny"])
+    assert {s: record(desk, s)["status"] for s in STAGED[:3]} == {
+        STAGED[0]: "unfinished", STAGED[1]: "ok", STAGED[2]: "unfinished",
+    }  # fmt: skip
+
+
+def test_time_left_counts_notebooks_that_share_the_machine_once(desk: Path) -> None:
+    staged(desk)
+    tasks = [
+        plan.Task(s, "tiny", "x", seconds)
+        for s, seconds in zip(STAGED, (8, 60, 20, 20, 5), strict=True)
+    ]
+    assert durations.left(tasks) == "about 1:53"
+    assert durations.left(tasks, 2) == "about 1:29"
+    assert durations.left([replace(t, seconds=None) for t in tasks]) == "time unknown"
 
 
 def test_changed_expectations_are_a_reason_to_run(desk: Path) -> None:

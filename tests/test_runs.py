@@ -3,8 +3,13 @@
 import errno
 import json
 import re
+import shutil
+import subprocess
+import sys
+import time
 from datetime import date
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -321,3 +326,38 @@ def test_what_another_process_made_meanwhile_is_kept_for_its_readers(root):
 
     assert runs.artifact("probe", CONFIG, ("losses",), slow) == folder
     assert (folder / "a").read_text() == "theirs"
+
+
+def test_an_artifact_that_another_process_makes_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONTSTEAL_RUNS", str(tmp_path))
+    made = runs.artifact("thing", {"a": 1}, (), lambda folder: (folder / "a").write_text("theirs"))
+    aside = made.rename(tmp_path / "aside")
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    partial = made.with_name(f".{made.name}.{child.pid}.partial")
+    partial.mkdir()
+
+    def finish():
+        time.sleep(0.5)
+        aside.rename(made)
+        partial.rmdir()
+
+    Thread(target=finish).start()
+    try:
+        again = runs.artifact("thing", {"a": 1}, (), lambda folder: pytest.fail("made twice"))
+    finally:
+        child.kill()
+    assert again == made
+    assert (made / "a").read_text() == "theirs"
+
+
+def test_what_a_process_of_another_time_left_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONTSTEAL_RUNS", str(tmp_path))
+    made = runs.artifact("thing", {"a": 1}, (), lambda folder: (folder / "a").write_text("x"))
+    shutil.rmtree(made)
+    left = made.with_name(
+        f".{made.name}.1.partial"
+    )  # number 1 lives, and is older than this folder
+    left.mkdir()
+    monkeypatch.setattr(runs.psutil.Process, "create_time", lambda self: time.time() + 100)
+    runs.artifact("thing", {"a": 1}, (), lambda folder: (folder / "a").write_text("x"))
+    assert not left.exists()
