@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from contsteal import folders, synthetic, torchsets
 from contsteal.packed import Packed, PackError, open_pack
+from contsteal.scaled import sized
 from contsteal.seeds import generator
 
 SPLITS = ("train", "test")
@@ -85,7 +85,8 @@ def load(
 ) -> ImageSet:
     """Load `n` images of a data set (all of it, or 4,096 of an endless one, when `n` is None).
 
-    Names: the embedded SOURCES, those of torchsets.NAMES, `folder:PATH` and `packed:PATH`. Embedded
+    Names: the embedded SOURCES, those of torchsets.NAMES, `folder:PATH` and `packed:PATH`. Splits of
+    torchsets may be joined ("train+test"). What exceeds scaled.LARGEST is resized as it is read. Embedded
     images are drawn by `seed`; stored ones come in the order that `seed` draws. A smaller `n` gives
     a prefix of a larger one. Errors: ValueError for a name, split, n or size that does not exist,
     torchsets.MissingData and CorruptData, folders.FolderError, packed.PackError.
@@ -122,9 +123,17 @@ def _stored(
     if name in torchsets.FOLDERS:
         return _packed_imagenet(name, split, size)
     if name in torchsets.NAMES:
-        return torchsets.read(name, split, size)
+        parts = [torchsets.read(name, part, size) for part in split.split("+")]
+        return parts[0] if len(parts) == 1 else _joined(parts)
     known = ", ".join([*SOURCES, *torchsets.NAMES, *(f"{k}:PATH" for k in PATHS)])
     raise ValueError(f"unknown data set {name!r}: choose one of {known}")
+
+
+def _joined(parts: Sequence[torchsets.Read]) -> torchsets.Read:
+    """Put splits of one set behind each other; labels only where all have them."""
+    images, labels, classes = zip(*parts, strict=True)
+    known = None if any(part is None for part in labels) else torch.cat(labels)
+    return torch.cat(images), known, classes[0]
 
 
 def _packed_imagenet(name: str, split: str, size: int) -> tuple:
@@ -197,18 +206,7 @@ def _sized(images: Tensor | Packed, size: int, name: str) -> Tensor | Packed:
             f"{name} is packed at {images.shape[-1]} px, asked for are {size}: set image_size to "
             f"{images.shape[-1]}, or pack the folder again with --size {size}"
         )
-    return resize(images, size)
-
-
-def resize(images: Tensor, size: int) -> Tensor:
-    """Resize uint8 images to (N, 3, size, size), bilinear with antialiasing."""
-    out = images.new_empty(len(images), 3, size, size)
-    for rows, part in zip(out.split(4096), images.split(4096), strict=True):  # floats take 4x
-        wide = F.interpolate(
-            part.float(), size=(size, size), mode="bilinear", antialias=True, align_corners=False
-        )
-        rows.copy_(wide.round().clamp(0, 255))
-    return out
+    return sized(images, size)
 
 
 def order(n: int, seed: int) -> Tensor:

@@ -21,7 +21,7 @@ def _needs(profile: str) -> dict[str, set[str]]:
     for name, split in (("data", "train_split"), ("query_data", "query_split")):
         if _is_stored(common.get(name)):
             found.setdefault(common[name], set()).add(common[split])
-    return found
+    return {name: {part for s in splits for part in s.split("+")} for name, splits in found.items()}
 
 
 def _flat(value: object) -> list[object]:

@@ -10,7 +10,7 @@ from contsteal import encoders, heads, loop, runs
 from contsteal.heads import Head
 
 # Modules whose source decides an artifact's content: a change of one computes it again.
-IMAGES = ("blocks", "data", "folders", "packed", "seeds", "synthetic", "torchsets")
+IMAGES = ("blocks", "data", "folders", "packed", "scaled", "seeds", "synthetic", "torchsets")
 NETS = ("backbones", "checkpoints", "encoders", "tensorfiles")
 LEARNING = ("augment", "experiment", "heads", "losses", "loop", "methods", "randaugment", "trained")
 TRAINING = (*IMAGES, *NETS, *LEARNING)

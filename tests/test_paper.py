@@ -286,6 +286,8 @@ def test_make_data_fetches_the_split_that_a_profile_reads_and_refuses_others(
     capsys.readouterr()
     assert paper.main(["plan", "--profile", "tiny"]) == 0
     assert "missing: svhn, extra_32x32.mat (1.3 GB)" in capsys.readouterr().out
+    path.write_text("common: {data: stl10, query_data: svhn, query_split: train+extra}\n")
+    assert {f.path for name, f in needs.files("tiny") if name == "svhn"} >= {"extra_32x32.mat"}
     path.write_text("common: {data: stl10, query_data: svhn, query_split: unlabeled}\n")
     for command in ("data", "plan", "run"):
         assert paper.main([command, "--profile", "tiny"]) == 1

@@ -4,11 +4,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tinysets
 import torch
 from PIL import Image
 from tinysets import stl10, svhn
 
-from contsteal import data, estimate, experiment, pack, portrait, report, settings, torchsets
+from contsteal import (
+    data,
+    encoders,
+    estimate,
+    experiment,
+    pack,
+    portrait,
+    report,
+    scaled,
+    settings,
+    torchsets,
+)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +92,7 @@ def test_cifar_goes_through_torchvision_at_the_size_asked_for(monkeypatch):
     got = data.load("stl10", "unlabeled", n=4, image_size=8)
     assert asked == [("stl10", "unlabeled", 8)]
     assert got.images.shape == (4, 3, 8, 8)
-    assert torch.equal(got.images, data.resize(images[data.order(6, 0)[:4]], 8))
+    assert torch.equal(got.images, scaled.resize(images[data.order(6, 0)[:4]], 8))
 
 
 def test_an_imagenet_that_is_not_packed_says_how(monkeypatch, tmp_path):
@@ -110,7 +122,61 @@ def test_an_unknown_name_lists_embedded_stored_and_paths(name):
 
 def test_large_sets_are_resized_in_parts_like_whole_ones(monkeypatch):
     images = torch.randint(256, (5000, 3, 8, 8), dtype=torch.uint8)
-    assert torch.equal(data.resize(images, 12)[4090:4100], data.resize(images[4090:4100], 12))
+    assert torch.equal(scaled.resize(images, 12)[4090:4100], scaled.resize(images[4090:4100], 12))
+
+
+@pytest.fixture
+def lazily(monkeypatch, tmp_path) -> data.ImageSet:
+    """Load both splits of a small CIFAR-10 at a size that is taken for too large."""
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    tinysets.make("cifar10", tmp_path, monkeypatch)
+    monkeypatch.setattr(scaled, "LARGEST", 1000)
+    return data.load("cifar10", "train+test", image_size=48)
+
+
+def test_what_exceeds_the_memory_is_resized_as_it_is_read(lazily, monkeypatch):
+    monkeypatch.setattr(scaled, "LARGEST", 2**30)
+    whole = data.load("cifar10", "train+test", image_size=48)
+    assert isinstance(lazily.images, scaled.Scaled)
+    assert isinstance(whole.images, torch.Tensor)
+    assert lazily.images.shape == whole.images.shape
+    chosen = torch.tensor([3, 0, 2])
+    assert torch.equal(lazily.images[chosen], whole.images[chosen])
+    assert torch.equal(torch.cat(list(lazily.images.split(2))), whole.images)
+    some = lazily.take(slice(1, 4)).to("cpu")
+    assert torch.equal(some.images[:][torch.tensor([0, 2])], whole.images[torch.tensor([1, 3])])
+    net = encoders.build("test_resnet", image_size=48, seed=0)
+    close = {"rtol": 0, "atol": 1e-6}
+    torch.testing.assert_close(
+        encoders.embed(net, lazily.images), encoders.embed(net, whole.images), **close
+    )
+
+
+def test_what_is_resized_later_has_a_key_of_its_images_and_size(lazily):
+    again, fewer = data.load("cifar10", "train+test", image_size=48), lazily.images[:3]
+    larger = data.load("cifar10", "train+test", image_size=64)
+    assert again.images.key == lazily.images.key
+    assert len({lazily.images.key, fewer.key, larger.images.key}) == 3
+
+
+def test_joined_splits_are_both_with_their_labels(monkeypatch, tmp_path):
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    tinysets.make("cifar10", tmp_path, monkeypatch)
+    parts = [torchsets.read("cifar10", split) for split in ("train", "test")]
+    both = data.load("cifar10", "train+test")
+    order = data.order(len(both), 0)
+    assert torch.equal(both.images, torch.cat([p[0] for p in parts])[order])
+    assert torch.equal(both.labels, torch.cat([p[1] for p in parts])[order])
+    with pytest.raises(ValueError, match="unknown split 'tset' of cifar10: choose one of train"):
+        data.load("cifar10", "train+tset")
+
+
+def test_joined_splits_have_labels_only_where_all_do(monkeypatch):
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    labels = {"train": torch.zeros(2, dtype=torch.int64), "unlabeled": None}
+    monkeypatch.setattr(torchsets, "read", lambda name, split, size: (images, labels[split], ()))
+    joined = data.load("stl10", "train+unlabeled", image_size=8)
+    assert (len(joined), joined.labels) == (4, None)
 
 
 def test_the_command_packs_and_nothing_else(folder, tmp_path, capsys):
