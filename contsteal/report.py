@@ -14,10 +14,12 @@ from contsteal import (
     recipes,
     runs,
     settings,
+    stakes,
     studies,
     style,
     summary,
     tables,
+    tradeoffs,
 )
 
 SPENT = ("attack", "images", "seed", "views", "defence", "knob", "value")  # one run, many tasks
@@ -60,10 +62,12 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
         t, summary.duel(largest(t), "cont-steal", "embedding", "Accuracy against both budgets")
     ),
     "05_adaptive": lambda t: figures.attack_dots(
-        summary.adapting(t), "Attackers that adapt, beside those that do not"
+        stakes.adapting(t), "Attackers that adapt, beside those that do not"
     ),
     "05_coverage": contrasts.coverage_curves,
     "05_defenses": figures.defence_tradeoff,
+    "05_matrix": lambda t: tradeoffs.defence_matrix(t, stakes.outcome(t)),
+    "05_detectors": lambda t: tradeoffs.detector_dots(t, "Whom detectors flag (filled dots)"),
 }
 
 
@@ -188,7 +192,7 @@ def readme(profile: str = "demo") -> str:
     told = [
         summary.conventional(figures.read(folder, "02_conventional")[0])[0],
         sentence,
-        summary.defended(figures.read(folder, "05_defenses")[0])[0],
+        stakes.defended(figures.read(folder, "05_defenses")[0])[0],
     ]
     count = int(attacks["images"].max())
     return "\n\n".join([

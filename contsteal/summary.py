@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from contsteal import settings, studies, style, tables
+from contsteal import settings, stakes, studies, style, tables
 
 
 def main_task(table: pd.DataFrame) -> pd.DataFrame:
@@ -41,10 +41,6 @@ def judge(worth: pd.DataFrame, expectations: Sequence[dict[str, Any]]) -> pd.Dat
     return pd.DataFrame(rows)
 
 
-def _percent(table: pd.DataFrame) -> pd.DataFrame:
-    return (100 * table).round(1)
-
-
 def worth(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     """Say what each encoder is worth on the main task, and what pre-training gained on every task."""
     wide = table.pivot_table(index="encoder", columns="task", values="accuracy", sort=False)
@@ -56,7 +52,7 @@ def worth(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     return (
         f"Linear-probe accuracy on `{task}`: {told} (one encoder each, so no interval). "
         f"{victim} minus random floor, in points: {each}."
-    ), _percent(wide)
+    ), tables.percentages(wide)
 
 
 def victims(worth: pd.DataFrame) -> list[str]:
@@ -69,7 +65,7 @@ def conventional(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     rows = main_task(table)
     told = [duel(rows, "embedding", b) for b in ("label", "posterior")]
     by = tables.summary(table, ["task", "attack"], ["accuracy", "agreement", "knn"])
-    return _sentences(told), by
+    return tables.sentences(told), by
 
 
 def losses(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
@@ -80,7 +76,7 @@ def losses(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
         order = own.groupby("attack")["accuracy"].mean().sort_values().index
         where = f"{victim}: " if len(set(table["victim"])) > 1 else ""
         told += [where + duel(rows, order[-1], order[0])] if len(order) > 1 else []
-    return _sentences(told), studies.layout(table)
+    return tables.sentences(told), studies.layout(table)
 
 
 def sources(table: pd.DataFrame) -> pd.DataFrame:
@@ -112,7 +108,7 @@ def boundary(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
         f"and cannot be told from it at {len(found) - ahead - behind}"
     )
     shown = found.set_index([c for c in studies.POINT if c in found])
-    return told, _percent(shown[["gain", "low", "high"]]).assign(n=shown["n"])
+    return told, tables.percentages(shown[["gain", "low", "high"]]).assign(n=shown["n"])
 
 
 def levels(found: pd.DataFrame) -> str:
@@ -131,7 +127,7 @@ def ablations(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     names = [n for n in rows["attack"].unique() if n != studies.AS_GIVEN]
     told = [f"{n}: {tables.points(tables.difference(rows, n, studies.AS_GIVEN))}" for n in names]
     by = tables.summary(rows, ["knob", "value"], ["accuracy", "agreement", "cka"])
-    return _sentences(told), by
+    return tables.sentences(told), by
 
 
 def geometry(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
@@ -143,7 +139,7 @@ def contrastive(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     """Say whether contrastive attacks beat regression at equal queries."""
     told = [duel(table, a, "embedding") for a in ("cont-steal", "cont-steal-code", "info-nce")]
     metrics = ["accuracy", "agreement", "knn", "cka", "cosine"]
-    return _sentences(told), tables.summary(table, ["attack"], metrics)
+    return tables.sentences(told), tables.summary(table, ["attack"], metrics)
 
 
 def two_by_two(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
@@ -152,7 +148,9 @@ def two_by_two(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
         f"{view}: {duel(rows, 'cont-steal', 'embedding')}"
         for view, rows in table.groupby("views", sort=False)
     ]
-    return _sentences(told), tables.summary(table, ["views", "attack"], ["accuracy", "agreement"])
+    return tables.sentences(told), tables.summary(
+        table, ["views", "attack"], ["accuracy", "agreement"]
+    )
 
 
 def budget(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
@@ -163,55 +161,9 @@ def budget(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
         for count, r in rows.groupby("images")
         for a, b in (("cont-steal", "embedding"), ("cont-steal, anew", "cont-steal"))
     ]
-    return _sentences(told), tables.summary(table, ["attack", "images"], ["accuracy", "agreement"])
-
-
-def defended(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
-    """Say what each defence takes from the attacker and from the legitimate user."""
-    rows = table.dropna(subset=["defence"])
-    told = [
-        f"{name} changes {attack} by {_change(rows, name, attack, 'accuracy')}, the legitimate user "
-        f"by {_change(rows, name, attack, 'legitimate')}"
-        for name, attack in rows.groupby(["defence", "attack"], sort=False).groups
-        if name != "none"
-    ]
-    by = tables.summary(table, ["defence", "attack"], ["legitimate", "accuracy", "agreement"])
-    return _sentences(told), by
-
-
-def adapting(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows with attacks named by the defence and by how the attacker adapts to it."""
-    how = table["adapts"].where(table["adapts"].fillna("") != "", "as is")
-    named = table["defence"] + ", " + how
-    rows = table.assign(attack=named.where(table["defence"].notna(), table["attack"]))
-    return rows.sort_values("defence", kind="stable", na_position="last")
-
-
-def adapted(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
-    """Say what adapting gains the attacker under each defence, paired by seed."""
-    told = []
-    for name, rows in table.dropna(subset=["defence"]).groupby("defence", sort=False):
-        by = rows.assign(attack=rows["adapts"].fillna(""))
-        for how in (h for h in by["attack"].unique() if h):
-            told.append(f"{name}, {how}: {tables.points(tables.difference(by, how, ''))}")
-    shown = adapting(table)
-    return _sentences(told), tables.summary(shown, ["attack"], ["accuracy", "agreement"])
-
-
-def covered(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
-    """Return what share of the embedding space each user has covered in the end, and the noise."""
-    last = table.groupby("user", sort=False).last()
-    return "", last.assign(coverage=_percent(last[["coverage"]]), noise=last["noise"].round(6))
-
-
-def _change(rows: pd.DataFrame, defence: str, attack: str, metric: str) -> str:
-    """Return the change by a defence, paired by seed, with its interval."""
-    of = rows[rows["attack"] == attack].assign(attack=lambda r: r["defence"])
-    return tables.points(tables.difference(of, defence, "none", metric))
-
-
-def _sentences(told: list[str]) -> str:
-    return "; ".join(sentence for sentence in told if sentence) + "." if any(told) else ""
+    return tables.sentences(told), tables.summary(
+        table, ["attack", "images"], ["accuracy", "agreement"]
+    )
 
 
 SECTIONS: dict[str, tuple[str, Callable[[pd.DataFrame], tuple[str, pd.DataFrame]] | None]] = {
@@ -234,7 +186,9 @@ SECTIONS: dict[str, tuple[str, Callable[[pd.DataFrame], tuple[str, pd.DataFrame]
     "03_geometry": ("The victims' embeddings, and what Cont-Steal gains on them.", geometry),
     "03_embedding_map": ("Test images by the victim and by two surrogates (t-SNE).", None),
     "04_budget": ("Accuracy against both query budgets.", budget),
-    "05_adaptive": ("What adapting to a defence gains the attacker.", adapted),
-    "05_coverage": ("What B4B sees of its users.", covered),
-    "05_defenses": ("Defences: attacker and legitimate user.", defended),
+    "05_adaptive": ("What adapting to a defence gains the attacker.", stakes.adapted),
+    "05_coverage": ("What B4B sees of its users.", stakes.covered),
+    "05_defenses": ("Defences: attacker and legitimate user.", stakes.defended),
+    "05_matrix": ("What each defence changes for attacks and for customers.", stakes.matrix),
+    "05_detectors": ("What detectors see of their users, and whom they flag.", stakes.detected),
 }

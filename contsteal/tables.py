@@ -1,6 +1,5 @@
 """Tidy tables for the figures: sweeps over attacks, budgets, seeds and defences, and their frame."""
 
-import copy
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
-from typing import Any
+from typing import Any, Protocol
 from unittest.mock import patch
 
 import joblib
@@ -22,6 +21,14 @@ from contsteal.experiment import Lab
 PRICE = 1.0  # US dollars for 1,000 answers, where a profile states none
 WORKERS = "CONTSTEAL_WORKERS"  # processes of a notebook that shares the machine with others
 VARYING = ("forwards", "seconds")  # what no two runs share: shown, and kept out of stored tables
+
+
+class Work(Protocol):
+    """What `run` runs, side by side on a CPU: it returns rows, and why they were computed."""
+
+    lab: tuple[tuple[str, Any], ...]
+
+    def run(self, lab: Lab) -> tuple[list[dict[str, Any]], list[str]]: ...
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ def _worker_lab(profile: str, changes: tuple[tuple[str, Any], ...]) -> Lab:
 
 
 def _in_worker(
-    profile: str, changes: tuple[tuple[str, Any], ...], job: Job | Exam
+    profile: str, changes: tuple[tuple[str, Any], ...], job: Work
 ) -> tuple[list[dict[str, Any]], list[str]]:
     return job.run(_worker_lab(profile, changes))
 
@@ -85,7 +92,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def run(lab: Lab, jobs: Sequence[Job | Exam]) -> list[dict[str, Any]]:
+def run(lab: Lab, jobs: Sequence[Work]) -> list[dict[str, Any]]:
     """Run jobs, tell what was computed and why, and return all rows."""
     bar = {"desc": "runs", "total": len(jobs), "disable": len(jobs) < 2}
     found = list(tqdm(_each(lab, jobs), **bar))
@@ -94,7 +101,7 @@ def run(lab: Lab, jobs: Sequence[Job | Exam]) -> list[dict[str, Any]]:
     return [row for rows, _ in found for row in rows]
 
 
-def _each(lab: Lab, jobs: Sequence[Job | Exam]) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
+def _each(lab: Lab, jobs: Sequence[Work]) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
     """Run jobs, one process per core on a CPU (a run uses one thread), one by one on a GPU."""
     own = lab.settings.get("workers", int(os.environ.get(WORKERS, runs.cores())))
     workers = min(own, len(jobs))
@@ -130,41 +137,6 @@ def sweep(
         for point in product(attacks, queries, seeds)
     ]
     return pd.DataFrame(run(lab, jobs))
-
-
-def defended(
-    lab: Lab,
-    defenses: Sequence[Sequence[Defense]],
-    attacks: Sequence[str],
-    queries: int,
-    seeds: Sequence[int],
-    task: str,
-    **changes: Any,
-) -> pd.DataFrame:
-    """Run every attack under every list of defences; add the legitimate user's accuracy under it.
-
-    `changes` are fields of `steal.Config`, such as how an attacker adapts.
-    """
-    grid = list(product(defenses, attacks, seeds))
-    chains = [_seeded(chain, seed) for chain, _, seed in grid]
-    jobs = [
-        Job(attack, queries, seed, (task,), chain, tuple(sorted(changes.items())))
-        for (_, attack, seed), chain in zip(grid, chains, strict=True)
-    ]
-    table = pd.DataFrame(run(lab, jobs))
-    table.insert(0, "defence", [" + ".join(map(repr, chain)) or "none" for chain, _, _ in grid])
-    drawn = {repr(chain): chain for chain in chains}
-    honest = {name: lab.legitimate(task, chain) for name, chain in drawn.items()}
-    return table.assign(legitimate=[honest[repr(chain)] for chain in chains])
-
-
-def _seeded(chain: Sequence[Defense], seed: int) -> tuple[Defense, ...]:
-    """Return copies of the defences whose draws belong to this seed and to their place in the chain."""
-    copies = tuple(copy.copy(defense) for defense in chain)
-    for place, defense in enumerate(copies):
-        if hasattr(defense, "seed"):
-            defense.seed += 1000 * place + seed
-    return copies
 
 
 def references(lab: Lab, tasks: Iterable[str], seeds: Iterable[int]) -> pd.DataFrame:
@@ -233,3 +205,13 @@ def verdict(table: pd.DataFrame, a: str, b: str, metric: str = "accuracy") -> st
         return f"{a} against {b}: {points(found)}, one seed proves nothing"
     how = "beats" if low > 0 else "loses to" if high < 0 else "cannot be told from"
     return f"{a} {how} {b}: {points(found)}, {n} seeds"
+
+
+def percentages(table: pd.DataFrame) -> pd.DataFrame:
+    """Return shares as percentages with one decimal."""
+    return (100 * table).round(1)
+
+
+def sentences(told: Sequence[str]) -> str:
+    """Join what was told into one sentence; empty parts are left out."""
+    return "; ".join(sentence for sentence in told if sentence) + "." if any(told) else ""

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from contsteal import ask, defenses, evaluate, loop, report, runs, settings, steal, tables
+from contsteal import ask, defenses, evaluate, loop, provider, report, runs, settings, steal, tables
 from contsteal.experiment import Lab
 
 
@@ -204,7 +204,7 @@ def test_a_legitimate_user_pays_for_a_ruinous_defence(lab: Lab) -> None:
 
 def test_defended_rows_name_defence_attack_and_honest_accuracy(lab: Lab) -> None:
     chains = [[], [defenses.Normalise(), defenses.TopK(2)]]
-    table = tables.defended(lab, chains, ["embedding"], 16, [0, 1], "shapes")
+    table = provider.defended(lab, chains, ["embedding"], 16, [0, 1], "shapes")
     assert list(table["defence"]) == ["none"] * 2 + ["Normalise() + TopK(2)"] * 2
     assert table.groupby("defence")["legitimate"].nunique().eq(1).all()  # neither draws anything
 

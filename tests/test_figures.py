@@ -109,6 +109,24 @@ def covered() -> pd.DataFrame:
     )
 
 
+def staked() -> pd.DataFrame:
+    return pd.DataFrame([
+        {"defence": d, "party": p, "who": w, "change": c, "low": c - 0.02, "high": c + 0.02, "n": 2}
+        for d, loss in (("TopK(2)", -0.1), ("Rounding(0)", -0.01))
+        for p, w, c in (("attacker", "embedding", loss), ("customer", "shapes", 0.5 * loss))
+    ])  # fmt: skip
+
+
+def detected() -> pd.DataFrame:
+    return pd.DataFrame([
+        {"detector": d, "user": u, "seed": s, "queries": 200, "statistic": v + 0.1 * s,
+         "flagged": v > 0.4}
+        for d, most in (("similar", 0.5), ("prada", 0.3))
+        for u, v in (("customer", 0.1), ("thief", most))
+        for s in (0, 1)
+    ])  # fmt: skip
+
+
 TABLES = {
     "00_samples": sheet,
     "01_views": sheet,
@@ -143,6 +161,8 @@ TABLES = {
     "01_embedding_map": points,
     "03_embedding_map": points,
     "04_budget": attack_table,
+    "05_matrix": staked,
+    "05_detectors": detected,
     "05_defenses": lambda: pd.concat(
         [attack_table(defence=d, legitimate=v) for d, v in (("none", 0.8), ("TopK(2)", 0.7))]
     ),
@@ -176,7 +196,8 @@ def test_another_number_gives_another_picture(stem: str, folder: Path) -> None:
     report.publish(stem, table, STAMP)
     first = (folder / f"{stem}.png").read_bytes()
     own = {"00_samples": "pixels", "01_views": "pixels", "01_training": "loss", "03_pulls": "pull",
-           "03_geometry": "gain", "05_coverage": "coverage"}  # fmt: skip
+           "03_geometry": "gain", "05_coverage": "coverage", "05_matrix": "change",
+           "05_detectors": "statistic"}  # fmt: skip
     column = own.get(stem, "accuracy")
     table[column] = "/" * 16 if column == "pixels" else table[column].to_numpy()[::-1] * 0.9
     report.publish(stem, table, STAMP)

@@ -7,7 +7,17 @@ import pandas as pd
 import pytest
 import torch
 
-from contsteal import contrasts, evaluate, losses, portrait, studies, summary, tables
+from contsteal import (
+    contrasts,
+    evaluate,
+    losses,
+    portrait,
+    provider,
+    stakes,
+    studies,
+    summary,
+    tables,
+)
 from contsteal.experiment import Lab
 
 
@@ -291,7 +301,7 @@ def test_adapting_is_compared_with_not_adapting_under_the_same_defence(lab: Lab)
         for d, h, a in (("D", None, 0.4), ("D", "averages", 0.5), ("E", None, 0.3), ("E", "maps", 0.1))
     ]  # fmt: skip
     rows.append({"defence": None, "adapts": None, "seed": 0, "attack": "victim", "accuracy": 0.9})
-    told, by = summary.adapted(pd.DataFrame(rows))
+    told, by = stakes.adapted(pd.DataFrame(rows))
     assert told == "D, averages: +10.0 points; E, maps: -20.0 points."
     assert list(by.index) == ["D, as is", "D, averages", "E, as is", "E, maps", "victim"]
 
@@ -300,8 +310,10 @@ def test_a_defended_attack_can_adapt(lab: Lab) -> None:
     from contsteal.defenses import GaussianNoise
 
     noisy = [[GaussianNoise(1.0)]]
-    plain = tables.defended(lab, noisy, ["embedding"], 16, [0], "shapes")
-    wise = tables.defended(lab, noisy, ["embedding"], 16, [0], "shapes", adapt="average", answers=3)
+    plain = provider.defended(lab, noisy, ["embedding"], 16, [0], "shapes")
+    wise = provider.defended(
+        lab, noisy, ["embedding"], 16, [0], "shapes", adapt="average", answers=3
+    )
     assert (plain["calls"].item(), wise["calls"].item()) == (16, 48)
     assert wise["unique_inputs"].item() == 16
     assert plain["cka"].item() != wise["cka"].item()

@@ -1,0 +1,203 @@
+"""The provider's view: what defences take from thieves and customers, whom they flag, what they cost."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Protocol
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from contsteal import ask, data, steal, tables, work
+from contsteal.defenses import Defense
+from contsteal.experiment import Lab
+from contsteal.tables import Job
+
+Chain = Sequence[Defense]
+
+
+def name(chain: Chain) -> str:
+    """Return how tables call a chain of defences; their seeds are not part of it."""
+    return " + ".join(map(repr, chain)) or "none"
+
+
+def seeded(chain: Chain, seed: int) -> tuple[Defense, ...]:
+    """Return copies of the defences whose draws belong to this seed and to their place in the chain."""
+    copies = tuple(copy.copy(defense) for defense in chain)
+    for place, defense in enumerate(copies):
+        if hasattr(defense, "seed"):
+            defense.seed += 1000 * place + seed
+    return copies
+
+
+@dataclass(frozen=True)
+class Purchase:
+    """A paying user who fits a probe on defended answers and tests it on defended answers."""
+
+    about: dict[str, Any]
+    chain: tuple[Defense, ...]
+    task: str
+    lab: tuple[tuple[str, Any], ...] = ()
+
+    def run(self, lab: Lab) -> tuple[list[dict[str, Any]], list[str]]:
+        """Return one row with the user's accuracy; nothing is told."""
+        lab = lab.but(**dict(self.lab))
+        return [self.about | {"legitimate": lab.legitimate(self.task, self.chain)}], []
+
+
+def customers(
+    lab: Lab, chains: Sequence[Chain], tasks: Sequence[str], seeds: Sequence[int]
+) -> pd.DataFrame:
+    """Return the legitimate user's accuracy per defence, task and seed of the defence.
+
+    A chain that draws nothing is the same for all seeds: it is measured once.
+    """
+    rows = list(product(chains, tasks, seeds))
+    jobs = {}
+    for chain, task, seed in rows:
+        own = seeded(chain, seed)
+        jobs.setdefault((repr(own), task), Purchase({}, own, task))
+    found = dict(zip(jobs, tables.run(lab, list(jobs.values())), strict=True))
+    return pd.DataFrame([
+        {"defence": name(chain), "task": task, "seed": seed} | found[repr(seeded(chain, seed)), task]
+        for chain, task, seed in rows
+    ])  # fmt: skip
+
+
+def defended(
+    lab: Lab,
+    chains: Sequence[Chain],
+    attacks: Sequence[str],
+    queries: int,
+    seeds: Sequence[int],
+    task: str,
+    **changes: Any,
+) -> pd.DataFrame:
+    """Run every attack under every chain of defences; add the legitimate user's accuracy under it.
+
+    `changes` are fields of `steal.Config`, such as how an attacker adapts.
+    """
+    grid = list(product(chains, attacks, seeds))
+    jobs = [
+        Job(attack, queries, seed, (task,), seeded(chain, seed), tuple(sorted(changes.items())))
+        for chain, attack, seed in grid
+    ]
+    table = pd.DataFrame(tables.run(lab, jobs))
+    table.insert(0, "defence", [name(chain) for chain, _, _ in grid])
+    honest = customers(lab, chains, [task], seeds).drop(columns="task")
+    return table.merge(honest, on=["defence", "seed"], how="left", validate="many_to_one")
+
+
+def matrix(attacked: pd.DataFrame, bought: pd.DataFrame) -> pd.DataFrame:
+    """Return what each defence changes for each attack and each customer's task, paired by seed.
+
+    Rows: `defence`, `party` ("attacker" or "customer"), `who` (attack or task), `change` of accuracy
+    against no defence, with its 95 % t-interval `low`, `high`, and `n`.
+    """
+    sides = [
+        ("attacker", attacked.dropna(subset=["defence"]), "attack", "accuracy"),
+        ("customer", bought, "task", "legitimate"),
+    ]
+    rows = []
+    for party, table, column, metric in sides:
+        for who, found in table.groupby(column, sort=False):
+            by = found.assign(attack=found["defence"])
+            for defence in (d for d in found["defence"].unique() if d != "none"):
+                change, low, high, n = tables.difference(by, defence, "none", metric)
+                rows.append({"defence": defence, "party": party, "who": who, "change": change,
+                             "low": low, "high": high, "n": n})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+# --------------------------------------------------------------------------- detection
+
+
+class Watcher(Protocol):
+    """A defence with a verdict on each user, such as those of `detection` and `prada`."""
+
+    def __call__(self, answers: Tensor, user: str) -> Tensor: ...
+    def statistic(self, user: str) -> float: ...
+    def flagged(self, user: str) -> bool: ...
+
+
+Senders = Mapping[str, Callable[[int], Tensor]]  # users by name: the images one sends, by seed
+
+
+def senders(lab: Lab, tasks: Sequence[str], queries: int) -> dict[str, Callable[[int], Tensor]]:
+    """Return users who send `queries` images each: customers with their tasks' images, and thieves.
+
+    One thief sends images like the victim's, one four views of a quarter as many, one photographs.
+    """
+
+    def customer(task: str) -> Callable[[int], Tensor]:
+        pool = lab.images(task).images
+        return lambda seed: pool[data.order(len(pool), seed)[:queries]]
+
+    look = {k: lab.settings["surrogate"][k] for k in ("encoder",)} | {"attack": "cont-steal"}
+    config = steal.Config(image_size=lab.settings["image_size"], **look)
+    other = lab.but(query_data="patches", query_images=max(queries, lab.settings["query_images"]))
+    return {f"customer, {task}": customer(task) for task in tasks} | {
+        "thief, single images": lambda seed: lab.queries(queries, seed),
+        "thief, four views": lambda seed: views(config, lab.queries(queries // 4, seed), 4),
+        "thief, photographs": lambda seed: other.queries(queries, seed),
+    }
+
+
+def views(config: steal.Config, images: Tensor, count: int) -> Tensor:
+    """Return `count` views of each image (N, 3, H, W), view by view: what a thief with `config` sends."""
+    return torch.cat([ask.view(config, images, k) for k in range(count)])
+
+
+def watched(
+    lab: Lab, watchers: Mapping[str, Watcher], users: Senders, seeds: Sequence[int]
+) -> pd.DataFrame:
+    """Show each detector the answers to each user's images; each time it starts afresh.
+
+    Rows: `detector`, `user`, `seed`, `queries`, the detector's `statistic` and whether it `flagged`.
+    """
+    rows = []
+    for (user, images), seed in product(users.items(), seeds):
+        seen = lab.api().embed(images(seed))
+        for kind, watcher in watchers.items():
+            fresh = copy.deepcopy(watcher)
+            fresh(seen, user)
+            rows.append({"detector": kind, "user": user, "seed": seed, "queries": len(seen),
+                         "statistic": fresh.statistic(user), "flagged": fresh.flagged(user)})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def bills(
+    lab: Lab, users: Senders, seeds: Sequence[int], calibration: Sequence[int]
+) -> pd.DataFrame:
+    """Return what each user would owe in proof of work, in seconds: rows as those of `watched`.
+
+    The cost is the entropy of the posteriors, and its line that of the first user, a customer, at the
+    seeds `calibration`. A price accuses nobody: `flagged` is empty.
+    """
+
+    def posteriors(user: str, seed: int) -> Tensor:
+        return lab.api().classify(users[user](seed), "posterior")
+
+    costs = [work.entropy(posteriors(next(iter(users)), seed)).cumsum(0) for seed in calibration]
+    intercept, slope = work.calibrate(torch.stack(costs))
+    rows = []
+    for user, seed in product(users, seeds):
+        bill = work.ProofOfWork("entropy", intercept, slope)
+        asked = len(bill(posteriors(user, seed), user))
+        rows.append({"detector": "proof of work, s", "user": user, "seed": seed, "queries": asked,
+                     "statistic": bill.bill(user), "flagged": None})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def similarity(answers: Tensor, share: float = 0.05) -> float:
+    """Return the cosine that `share` of a customer's queries (N, D) exceed with an earlier one.
+
+    The threshold that `detection.SimilarQueries` needs: chosen on customers, never on thieves.
+    """
+    unit = F.normalize(answers, dim=1)
+    earlier = torch.ones(len(unit), len(unit), device=unit.device).tril(-1) > 0
+    nearest = (unit @ unit.T).masked_fill(~earlier, -1).amax(1)[1:]
+    return float(nearest.quantile(1 - share))

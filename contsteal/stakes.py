@@ -1,0 +1,102 @@
+"""What the tables of defences say: who pays for a defence, what adapting gains, whom detectors flag."""
+
+import pandas as pd
+
+from contsteal import ownership, tables
+
+
+def defended(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """Say what each defence takes from the attacker and from the legitimate user."""
+    rows = table.dropna(subset=["defence"])
+    told = [
+        f"{name} changes {attack} by {_change(rows, name, attack, 'accuracy')}, the legitimate user "
+        f"by {_change(rows, name, attack, 'legitimate')}"
+        for name, attack in rows.groupby(["defence", "attack"], sort=False).groups
+        if name != "none"
+    ]
+    by = tables.summary(table, ["defence", "attack"], ["legitimate", "accuracy", "agreement"])
+    return tables.sentences(told), by
+
+
+def adapting(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows with attacks named by the defence and by how the attacker adapts to it."""
+    how = table["adapts"].where(table["adapts"].fillna("") != "", "as is")
+    named = table["defence"] + ", " + how
+    rows = table.assign(attack=named.where(table["defence"].notna(), table["attack"]))
+    return rows.sort_values("defence", kind="stable", na_position="last")
+
+
+def adapted(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """Say what adapting gains the attacker under each defence, paired by seed."""
+    told = []
+    for name, rows in table.dropna(subset=["defence"]).groupby("defence", sort=False):
+        by = rows.assign(attack=rows["adapts"].fillna(""))
+        for how in (h for h in by["attack"].unique() if h):
+            told.append(f"{name}, {how}: {tables.points(tables.difference(by, how, ''))}")
+    shown = adapting(table)
+    return tables.sentences(told), tables.summary(shown, ["attack"], ["accuracy", "agreement"])
+
+
+def covered(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """Return what share of the embedding space each user has covered in the end, and the noise."""
+    last = table.groupby("user", sort=False).last()
+    return "", last.assign(
+        coverage=tables.percentages(last[["coverage"]]), noise=last["noise"].round(6)
+    )
+
+
+def _change(rows: pd.DataFrame, defence: str, attack: str, metric: str) -> str:
+    """Return the change by a defence, paired by seed, with its interval."""
+    of = rows[rows["attack"] == attack].assign(attack=lambda r: r["defence"])
+    return tables.points(tables.difference(of, defence, "none", metric))
+
+
+def matrix(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """Name the defences that surely take from every attack, and those that do from a customer."""
+    defences = list(table["defence"].unique())
+    worst = {p: rows.groupby("defence") for p, rows in table.groupby("party")}
+    stops = worst["attacker"]["high"].max() < 0
+    costs = worst["customer"]["high"].min() < 0
+    told = (
+        f"{_names(stops, defences)} surely take from every attack; {_names(costs, defences)} surely "
+        f"take from a customer; {_names(stops & ~costs, defences)} do the first and not the second"
+    )
+    spans = table[["change", "low", "high", "n"]].itertuples(index=False, name=None)
+    cells = [tables.points(span) for span in spans]
+    wide = table.assign(cell=cells, who=table["party"] + " " + table["who"])
+    shown = wide.pivot(index="defence", columns="who", values="cell").loc[defences]
+    return tables.sentences([told]), shown[list(dict.fromkeys(wide["who"]))]
+
+
+def _names(which: pd.Series, order: list[str]) -> str:
+    """Return the defences for which something holds, or "none"."""
+    return ", ".join(d for d in order if which.get(d, False)) or "none"
+
+
+def outcome(table: pd.DataFrame) -> str:
+    """Say in a title how many defences hurt thieves without hurting customers."""
+    rows = table.groupby(["defence", "party"])["high"].agg(["max", "min"]).unstack("party")
+    stops, costs = rows["max", "attacker"] < 0, rows["min", "customer"] < 0
+    return (
+        f"{int(stops.sum())} of {len(rows)} defences surely take from every attack, "
+        f"{int((stops & ~costs).sum())} of them from no customer"
+    )
+
+
+def detected(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """Return how often each detector flags each user, with its interval (Clopper and Pearson)."""
+    told, rows = [], []
+    for (detector, user), found in table.groupby(["detector", "user"], sort=False):
+        flags = found["flagged"].dropna().astype(bool)
+        rate = ownership.proportion(int(flags.sum()), len(flags)) if len(flags) else None
+        shown = (
+            f"{100 * rate.rate:.0f} % [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
+            if rate
+            else "-"
+        )
+        rows.append({"detector": detector, "user": user, "flagged": shown, "n": len(found),
+                     "statistic": f"{found['statistic'].mean():.3g}"})  # fmt: skip
+        if rate and rate.hits:
+            told.append(f"{detector} flags {user} {rate.hits} of {rate.trials} times")
+    shown = pd.DataFrame(rows).set_index(["detector", "user"])
+    return tables.sentences(told or ["no detector flags anybody"]), shown
