@@ -38,6 +38,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
     ),
     "03_pulls": contrasts.pull_map,
     "03_attacks": lambda t: _attacks(t, "cont-steal", "embedding"),
+    "03_control": lambda t: _attacks(t, "embedding", "embedding, shuffled"),
     "03_two_by_two": lambda t: figures.two_by_two(t, "Loss and augmentation, one at a time"),
     "03_ablations": lambda t: contrasts.ablation_dots(t, "Cont-Steal, one knob at a time"),
     "03_boundary": lambda t: contrasts.boundary_map(
