@@ -72,9 +72,8 @@ def decide(
 ) -> Finding:
     """Return the verdict on a claim from the values per seed of each comparison that it makes.
 
-    The finding shows the comparison with the least room. Fewer than `needed` seeds in one of them
-    never give a verdict; nor does a failure that is not `conclusive`. Errors: ValueError for no
-    comparison, and for `needed` below two, where there is no interval.
+    The finding shows the comparison with the least room. Fewer than `needed` seeds in one of them give
+    no verdict; nor does a failure that is not `conclusive`. Errors: ValueError for none or one needed.
     """
     if needed < 2 or not samples:
         raise ValueError(
@@ -84,8 +83,8 @@ def decide(
     order = sorted(found, key=lambda name: _room(found[name], region))
     worst, count = found[order[0]], min(f.n for f in found.values())
     if count < needed:
-        why = f"{count} of {needed} seeds" if count > 1 else f"1 measurement of {needed}"
-        return replace(worst, why=why, few=True)
+        what = "seeds" if count > 1 else "measurements"
+        return replace(worst, why=f"{count} of {needed} {what}", few=True)
     if all(_inside((f.low, f.high), region) for f in found.values()):
         return replace(worst, verdict=HOLDS)
     level = 1 - RISK / len(samples)

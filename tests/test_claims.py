@@ -89,7 +89,7 @@ def test_too_few_seeds_never_give_a_verdict(values: list[float]) -> None:
 
 def test_what_is_equal_in_all_seeds_is_one_measurement() -> None:
     found = evidence.decide({"": [0.5, 0.5, 0.5]}, (0, inf), 3)
-    assert (found.verdict, found.n, found.why) == (OPEN, 1, "1 measurement of 3")
+    assert (found.verdict, found.n, found.why) == (OPEN, 1, "1 of 3 measurements")
 
 
 def test_all_comparisons_must_hold_and_a_stray_among_many_is_no_refutation() -> None:
