@@ -6,7 +6,7 @@ PYTHON ?= $(VENV)/bin/python
 READY := $(if $(filter $(VENV)/%,$(PYTHON)),$(VENV)/ready)
 ARGS := $(if $(NB),--only $(NB)) $(if $(FORCE),--force)
 
-.PHONY: help setup paper plan data test bench lint format lab lock clean
+.PHONY: help setup paper plan data check test bench lint format lab lock clean
 .NOTPARALLEL:
 
 help: ## list the commands
@@ -34,6 +34,9 @@ plan: $(READY) ## say what `make paper` would run, why, and how long it takes
 
 data: $(READY) ## fetch what a profile needs and is missing: make data PROFILE=paper
 	@$(PYTHON) -m contsteal.paper data --profile $(PROFILE)
+
+check: $(READY) ## test the papers' claims on stored results: make check PROFILE=demo
+	@$(PYTHON) -m contsteal.check --profile $(PROFILE)
 
 test: lint ## lint, then run all tests (CPU, no network)
 	@$(PYTHON) -m pytest -q -n 2

@@ -101,12 +101,13 @@ def inputs(stem: str, profile: str) -> dict[str, Any]:
     """Return everything that decides a notebook's result, as hashes and values that can be compared."""
     notebook = nbformat.read(NOTEBOOKS / f"{stem}.ipynb", as_version=4)
     code = [c.source for c in notebook.cells if c.cell_type == "code"]
-    package = {p.name: runs.source_key(p) for p in sorted(runs.PACKAGE.glob("*.[cmp]*"))}
+    package = {p.name: runs.source_key(p) for p in sorted(runs.PACKAGE.glob("*.[cmpy]*"))}
     for name in (
         "paper.py",
         "plan.py",
         "durations.py",
-    ):  # how notebooks are run is not what they compute
+        "check.py",
+    ):  # how, not what notebooks compute
         package.pop(name)
     last, found = stem == notebooks()[-1], settings.profile(profile)
     return {

@@ -142,6 +142,14 @@ def contrastive(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     return tables.sentences(told), tables.summary(table, ["attack"], metrics)
 
 
+def controlled(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """Say what the right answers gain over everybody else's."""
+    told = duel(table, "embedding", "embedding, shuffled")
+    return tables.sentences([told]), tables.summary(
+        table, ["attack"], ["accuracy", "agreement", "cka"]
+    )
+
+
 def two_by_two(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     """Say which loss wins, without and with augmentation."""
     told = [
@@ -180,6 +188,7 @@ SECTIONS: dict[str, tuple[str, Callable[[pd.DataFrame], tuple[str, pd.DataFrame]
     "02_elsewhere": ("Queries from other data than the victim's.", elsewhere),
     "03_pulls": ("Whom each loss draws a surrogate's vector to, and drives it from.", None),
     "03_attacks": ("All attacks at equal queries.", contrastive),
+    "03_control": ("A control that must fail: every image with the answer to another.", controlled),
     "03_two_by_two": ("{MSE, contrastive} x {clean, augmented}.", two_by_two),
     "03_ablations": ("Cont-Steal with one knob changed at a time.", ablations),
     "03_boundary": ("When contrastive stealing beats regression.", boundary),

@@ -157,6 +157,7 @@ TABLES = {
     "05_adaptive": adapting,
     "05_coverage": covered,
     "03_attacks": attack_table,
+    "03_control": attack_table,
     "03_two_by_two": grid,
     "01_embedding_map": points,
     "03_embedding_map": points,
@@ -165,7 +166,7 @@ TABLES = {
     "05_detectors": detected,
     "05_defenses": lambda: pd.concat(
         [attack_table(defence=d, legitimate=v) for d, v in (("none", 0.8), ("TopK(2)", 0.7))]
-    ),
+    ).drop_duplicates(),  # floor and victim stand once
 }
 
 

@@ -175,5 +175,5 @@ def test_readme_example_runs(tmp_path: Path) -> None:
 
 def test_make_without_a_target_prints_help() -> None:
     told = subprocess.run(["make"], capture_output=True, text=True, cwd=ROOT, check=True).stdout
-    for command in ("paper", "plan", "test", "lab"):
+    for command in ("paper", "plan", "check", "test", "lab"):
         assert re.search(rf"^  {command} ", told, re.MULTILINE), command
