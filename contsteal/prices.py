@@ -9,22 +9,25 @@ import torch
 from torch import Tensor
 
 from contsteal import encoders
-from contsteal.experiment import Lab
 from contsteal.provider import Chain, name
 
 
 def price(
-    lab: Lab, chains: Sequence[Chain], images: Tensor, batch: int = 256, rounds: int = 5
+    net: encoders.Encoder,
+    chains: Sequence[Chain],
+    images: Tensor,
+    batch: int = 256,
+    rounds: int = 5,
 ) -> pd.DataFrame:
-    """Return what defending costs: the median time of 1,000 answers, and memory per user.
+    """Return what defending a victim costs: the median time of 1,000 answers, and memory per user.
 
     `seconds` are the victim's and the chain's for requests of `batch` images, on this machine;
     `added` is the chain's share of the victim's. `bytes, half` is a user's state after half of the
     images, `bytes` after all: equal where memory does not grow with queries.
     """
-    answered = encoders.embed(lab.victim.encoder, images).split(batch)
+    answered = encoders.embed(net, images).split(batch)
     parts = images.split(batch)
-    alone = _median(lambda: [encoders.embed(lab.victim.encoder, part) for part in parts], rounds)
+    alone = _median(lambda: [encoders.embed(net, part) for part in parts], rounds)
     rows = []
     for chain in chains:
         own = copy.deepcopy(list(chain))

@@ -163,7 +163,7 @@ def test_the_similarity_threshold_leaves_the_share_asked_for_of_a_customer_s_que
 def test_the_price_counts_memory_that_grows_and_memory_that_does_not(lab) -> None:
     chains = [[], [defenses.B4B(bits=6)], [SimilarQueries(0.9, action="record")]]
     images = lab.images("shapes").images[:96]
-    table = prices.price(lab, chains, images, batch=16, rounds=1)
+    table = prices.price(lab.victim.encoder, chains, images, batch=16, rounds=1)
     free, buckets, similar = (table.iloc[k] for k in range(3))
     assert (free["bytes"], free["bytes, half"]) == (0, 0)
     assert buckets["bytes"] == buckets["bytes, half"] == 2**6 // 8 + 16, "two counts besides"
