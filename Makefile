@@ -6,7 +6,7 @@ PYTHON ?= $(VENV)/bin/python
 READY := $(if $(filter $(VENV)/%,$(PYTHON)),$(VENV)/ready)
 ARGS := $(if $(NB),--only $(NB)) $(if $(FORCE),--force)
 
-.PHONY: help setup paper plan data test bench lint format lab lock clean
+.PHONY: help setup paper plan figures data test bench lint format lab lock clean
 .NOTPARALLEL:
 
 help: ## list the commands
@@ -31,6 +31,9 @@ paper: $(READY) ## run every notebook of the profile, redraw every figure
 
 plan: $(READY) ## say what `make paper` would run, why, and how long it takes
 	@$(PYTHON) -m contsteal.paper plan --profile $(PROFILE) $(ARGS)
+
+figures: $(READY) ## redraw all stored figures from their tables, and one page of all (no training)
+	@$(PYTHON) -m contsteal.redraw --profile $(PROFILE)
 
 data: $(READY) ## fetch what a profile needs and is missing: make data PROFILE=paper
 	@$(PYTHON) -m contsteal.paper data --profile $(PROFILE)

@@ -15,6 +15,7 @@ from contsteal import pretrain, runs, settings
 NOTEBOOKS = runs.ROOT / "notebooks"
 VICTIM = "01_train_victim"
 TIMINGS, SUMMARY = "timings.json", "summary.md"
+AROUND = ("paper.py", "plan.py", "redraw.py")
 
 
 def notebooks() -> list[str]:
@@ -102,7 +103,7 @@ def inputs(stem: str, profile: str) -> dict[str, Any]:
     notebook = nbformat.read(NOTEBOOKS / f"{stem}.ipynb", as_version=4)
     code = [c.source for c in notebook.cells if c.cell_type == "code"]
     package = {p.name: runs.source_key(p) for p in sorted(runs.PACKAGE.glob("*.[cmp]*"))}
-    for name in ("paper.py", "plan.py"):  # how notebooks are run is not what they compute
+    for name in AROUND:  # how notebooks are run and shown is not what they compute
         package.pop(name)
     last, found = stem == notebooks()[-1], settings.profile(profile)
     return {
