@@ -6,7 +6,7 @@ PYTHON ?= $(VENV)/bin/python
 READY := $(if $(filter $(VENV)/%,$(PYTHON)),$(VENV)/ready)
 ARGS := $(if $(NB),--only $(NB)) $(if $(FORCE),--force)
 
-.PHONY: help setup paper plan figures data test bench lint format lab lock clean
+.PHONY: help setup paper plan figures html data test bench lint format lab lock clean
 .NOTPARALLEL:
 
 help: ## list the commands
@@ -34,6 +34,9 @@ plan: $(READY) ## say what `make paper` would run, why, and how long it takes
 
 figures: $(READY) ## redraw all stored figures from their tables, and one page of all (no training)
 	@$(PYTHON) -m contsteal.redraw --profile $(PROFILE)
+
+html: $(READY) ## write figures, numbers and executed notebooks as pages into runs/site
+	@$(PYTHON) -m contsteal.site --profile $(PROFILE)
 
 data: $(READY) ## fetch what a profile needs and is missing: make data PROFILE=paper
 	@$(PYTHON) -m contsteal.paper data --profile $(PROFILE)
