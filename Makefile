@@ -52,13 +52,15 @@ lint: $(READY) ## check style, and that notebooks are stripped
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m nbstripout --verify notebooks/*.ipynb
 
-format: $(READY) ## format code and strip notebooks
+format: $(READY) ## format code, link and strip notebooks
 	@$(PYTHON) -m ruff check --fix .
 	@$(PYTHON) -m ruff format .
+	@$(PYTHON) -m contsteal.navigation
 	@$(PYTHON) -m nbstripout notebooks/*.ipynb
 
-lab: $(READY) ## open the notebooks in JupyterLab
-	@$(PYTHON) -m jupyterlab notebooks/00_start_here.ipynb
+# On a machine without a screen: make lab LAB=--no-browser
+lab: $(READY) ## open the notebooks in JupyterLab, on the next free port
+	@$(PYTHON) -m jupyterlab --ServerApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(LAB)
 
 lock: ## resolve pyproject.toml into requirements.lock
 	uv pip compile --universal --python-version 3.11 --extra dev pyproject.toml \

@@ -15,7 +15,7 @@ from contsteal import pretrain, runs, settings
 NOTEBOOKS = runs.ROOT / "notebooks"
 VICTIM = "01_train_victim"
 TIMINGS, SUMMARY = "timings.json", "summary.md"
-AROUND = ("paper.py", "plan.py", "redraw.py", "site.py", "formulas.py")
+AROUND = ("paper.py", "plan.py", "redraw.py", "site.py", "formulas.py", "navigation.py")
 
 
 def notebooks() -> list[str]:

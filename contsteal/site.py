@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from traitlets.config import Config
 
-from contsteal import formulas, plan, redraw, runs, settings
+from contsteal import formulas, navigation, plan, redraw, runs, settings
 
 PAGE = runs.PACKAGE / "page.html"
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -123,12 +123,6 @@ def _page(title: str, body: str) -> str:
     return Template(PAGE.read_text()).substitute(title=quoted(title), body=body)
 
 
-def title(stem: str) -> str:
-    """Return a notebook's heading."""
-    book = nbformat.read(plan.NOTEBOOKS / f"{stem}.ipynb", as_version=4)
-    return book.cells[0].source.splitlines()[0].removeprefix("# ")
-
-
 def executed(profile: str) -> dict[str, Path | None]:
     """Return each notebook's executed copy, or None where it was not run to its end."""
     paths = {s: runs.runs_dir() / profile / f"{s}.ipynb" for s in plan.notebooks()}
@@ -149,7 +143,7 @@ def _row(profile: str, stem: str, path: Path | None) -> str:
             for k, word, unit in (("date", "on", ""), ("device", "on", ""), ("seconds", "in", " s"))
             if k in record
         )
-    return f"| [{stem}]({stem}.html) | {title(stem)} | {told} |"
+    return f"| [{stem}]({stem}.html) | {navigation.title(stem)} | {told} |"
 
 
 def _about(profile: str) -> str:
