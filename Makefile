@@ -60,7 +60,7 @@ format: $(READY) ## format code, link and strip notebooks
 
 # On a machine without a screen: make lab LAB=--no-browser
 lab: $(READY) ## open the notebooks in JupyterLab, on the next free port
-	@$(PYTHON) -m jupyterlab --ServerApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(LAB)
+	@$(PYTHON) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(LAB)
 
 lock: ## resolve pyproject.toml into requirements.lock
 	uv pip compile --universal --python-version 3.11 --extra dev pyproject.toml \
