@@ -6,7 +6,7 @@ PYTHON ?= $(VENV)/bin/python
 READY := $(if $(filter $(VENV)/%,$(PYTHON)),$(VENV)/ready)
 ARGS := $(if $(NB),--only $(NB)) $(if $(FORCE),--force)
 
-.PHONY: help setup paper plan data check test bench lint format lab lock clean
+.PHONY: help setup paper plan figures html check data test bench lint format lab lock clean
 .NOTPARALLEL:
 
 help: ## list the commands
@@ -32,6 +32,12 @@ paper: $(READY) ## run every notebook of the profile, redraw every figure
 plan: $(READY) ## say what `make paper` would run, why, and how long it takes
 	@$(PYTHON) -m contsteal.paper plan --profile $(PROFILE) $(ARGS)
 
+figures: $(READY) ## redraw all stored figures from their tables, and one page of all (no training)
+	@$(PYTHON) -m contsteal.redraw --profile $(PROFILE)
+
+html: $(READY) ## write figures, numbers and executed notebooks as pages into runs/site
+	@$(PYTHON) -m contsteal.site --profile $(PROFILE)
+
 data: $(READY) ## fetch what a profile needs and is missing: make data PROFILE=paper
 	@$(PYTHON) -m contsteal.paper data --profile $(PROFILE)
 
@@ -50,13 +56,15 @@ lint: $(READY) ## check style, and that notebooks are stripped
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m nbstripout --verify notebooks/*.ipynb
 
-format: $(READY) ## format code and strip notebooks
+format: $(READY) ## format code, link and strip notebooks
 	@$(PYTHON) -m ruff check --fix .
 	@$(PYTHON) -m ruff format .
+	@$(PYTHON) -m contsteal.navigation
 	@$(PYTHON) -m nbstripout notebooks/*.ipynb
 
-lab: $(READY) ## open the notebooks in JupyterLab
-	@$(PYTHON) -m jupyterlab notebooks/00_start_here.ipynb
+# On a machine without a screen: make lab LAB=--no-browser
+lab: $(READY) ## open the notebooks in JupyterLab, on the next free port
+	@$(PYTHON) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(LAB)
 
 lock: ## resolve pyproject.toml into requirements.lock
 	uv pip compile --universal --python-version 3.11 --extra dev pyproject.toml \

@@ -15,6 +15,9 @@ from contsteal import pretrain, runs, settings
 NOTEBOOKS = runs.ROOT / "notebooks"
 VICTIM = "01_train_victim"
 TIMINGS, SUMMARY = "timings.json", "summary.md"
+AROUND = (
+    "paper.py", "plan.py", "durations.py", "check.py", "redraw.py", "site.py", "formulas.py", "navigation.py",
+)  # fmt: skip
 
 
 def notebooks() -> list[str]:
@@ -102,12 +105,7 @@ def inputs(stem: str, profile: str) -> dict[str, Any]:
     notebook = nbformat.read(NOTEBOOKS / f"{stem}.ipynb", as_version=4)
     code = [c.source for c in notebook.cells if c.cell_type == "code"]
     package = {p.name: runs.source_key(p) for p in sorted(runs.PACKAGE.glob("*.[cmpy]*"))}
-    for name in (
-        "paper.py",
-        "plan.py",
-        "durations.py",
-        "check.py",
-    ):  # how, not what notebooks compute
+    for name in AROUND:  # how notebooks are run and shown is not what they compute
         package.pop(name)
     last, found = stem == notebooks()[-1], settings.profile(profile)
     return {
