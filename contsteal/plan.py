@@ -15,8 +15,9 @@ from contsteal import pretrain, runs, settings
 NOTEBOOKS = runs.ROOT / "notebooks"
 VICTIM = "01_train_victim"
 TIMINGS, SUMMARY = "timings.json", "summary.md"
-AROUND = (
-    "paper.py", "plan.py", "durations.py", "check.py", "redraw.py", "site.py", "formulas.py", "navigation.py",
+AROUND = (  # modules that run and show notebooks
+    "paper.py", "plan.py", "durations.py", "check.py", "redraw.py", "site.py", "formulas.py",
+    "navigation.py",
 )  # fmt: skip
 
 
