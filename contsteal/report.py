@@ -69,7 +69,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
     "05_coverage": contrasts.coverage_curves,
     "05_defenses": figures.defence_tradeoff,
     "05_matrix": lambda t: tradeoffs.defence_matrix(t, stakes.outcome(t)),
-    "05_detectors": lambda t: tradeoffs.detector_dots(t, "Whom detectors flag (filled dots)"),
+    "05_detectors": lambda t: tradeoffs.detector_dots(t, stakes.flagged(t)),
 }
 
 

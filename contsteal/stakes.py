@@ -77,10 +77,21 @@ def outcome(table: pd.DataFrame) -> str:
     """Say in a title how many defences hurt thieves without hurting customers."""
     rows = table.groupby(["defence", "party"])["high"].agg(["max", "min"]).unstack("party")
     stops, costs = rows["max", "attacker"] < 0, rows["min", "customer"] < 0
-    return (
-        f"{int(stops.sum())} of {len(rows)} defences surely take from every attack, "
-        f"{int((stops & ~costs).sum())} of them from no customer"
+    told = f"{int(stops.sum())} of {len(rows)} defences surely take from every attack"
+    return told + (
+        f", {int((stops & ~costs).sum())} of them from no customer" if stops.any() else ""
     )
+
+
+def flagged(table: pd.DataFrame) -> str:
+    """Say in a title how often detectors flag thieves, and how often customers."""
+    known = table.dropna(subset=["flagged"])
+    thief = known["user"].str.startswith("thief")
+    told = [
+        f"{who} {int(rows['flagged'].astype(bool).sum())} of {len(rows)} times"
+        for who, rows in (("thieves", known[thief]), ("customers", known[~thief]))
+    ]
+    return f"Detectors flag {', '.join(told)} (filled dots)"
 
 
 def detected(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:

@@ -25,7 +25,13 @@ def defence_matrix(table: pd.DataFrame, title: str) -> Figure:
         grid[at] = 100 * GOOD[r.party] * r.change
         weight = "bold" if r.low > 0 or r.high < 0 else "normal"
         ax.text(
-            at[1], at[0], f"{100 * r.change:+.0f}", ha="center", va="center", size=7, weight=weight
+            at[1],
+            at[0],
+            f"{round(100 * r.change) + 0:+d}",
+            ha="center",
+            va="center",
+            size=7,
+            weight=weight,
         )
     bound = max(5.0, np.nanmax(np.abs(grid)))
     ax.imshow(grid, cmap="PiYG", vmin=-1.3 * bound, vmax=1.3 * bound, aspect="auto")

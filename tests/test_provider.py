@@ -104,6 +104,10 @@ def test_matrix_and_detectors_are_drawn_from_their_tables() -> None:
     assert fills == ["white"] * 2 + ["#D55E00"] * 2
     told, shown = stakes.detected(seen)
     assert told == "W flags thief 2 of 2 times."
+    assert (
+        stakes.flagged(seen)
+        == "Detectors flag thieves 2 of 2 times, customers 0 of 2 times (filled dots)"
+    )
     assert shown.loc[("W", "customer"), "flagged"] == "0 % [0, 84]"
 
 
