@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from contsteal import settings, studies, style, tables
+from contsteal import proofs, settings, studies, style, tables
 
 
 def main_task(table: pd.DataFrame) -> pd.DataFrame:
@@ -237,4 +237,9 @@ SECTIONS: dict[str, tuple[str, Callable[[pd.DataFrame], tuple[str, pd.DataFrame]
     "05_adaptive": ("What adapting to a defence gains the attacker.", adapted),
     "05_coverage": ("What B4B sees of its users.", covered),
     "05_defenses": ("Defences: attacker and legitimate user.", defended),
+    "05_inference": (
+        "Dataset inference: is the victim's training set known to it?",
+        proofs.inferred,
+    ),
+    "05_watermark": ("The rotation watermark: who carries it.", proofs.watermarked),
 }

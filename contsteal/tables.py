@@ -1,6 +1,7 @@
 """Tidy tables for the figures: sweeps over attacks, budgets, seeds and defences, and their frame."""
 
 import copy
+import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
-from typing import Any
+from typing import Any, Protocol
 from unittest.mock import patch
 
 import joblib
@@ -66,14 +67,20 @@ class Exam:
         return rows, told
 
 
+class Work(Protocol):
+    """What `run` takes: a job that returns rows, and why it computed, under changes of the profile."""
+
+    lab: tuple[tuple[str, Any], ...]
+
+    def run(self, lab: Lab) -> tuple[list[dict[str, Any]], list[str]]: ...
+
+
 @cache
-def _worker_lab(profile: str, changes: tuple[tuple[str, Any], ...]) -> Lab:
-    return Lab(profile, **dict(changes))
+def _worker_lab(profile: str, changes: str) -> Lab:
+    return Lab(profile, **json.loads(changes))
 
 
-def _in_worker(
-    profile: str, changes: tuple[tuple[str, Any], ...], job: Job | Exam
-) -> tuple[list[dict[str, Any]], list[str]]:
+def _in_worker(profile: str, changes: str, job: Work) -> tuple[list[dict[str, Any]], list[str]]:
     return job.run(_worker_lab(profile, changes))
 
 
@@ -84,7 +91,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def run(lab: Lab, jobs: Sequence[Job | Exam]) -> list[dict[str, Any]]:
+def run(lab: Lab, jobs: Sequence[Work]) -> list[dict[str, Any]]:
     """Run jobs, tell what was computed and why, and return all rows."""
     bar = {"desc": "runs", "total": len(jobs), "disable": len(jobs) < 2}
     found = list(tqdm(_each(lab, jobs), **bar))
@@ -93,15 +100,15 @@ def run(lab: Lab, jobs: Sequence[Job | Exam]) -> list[dict[str, Any]]:
     return [row for rows, _ in found for row in rows]
 
 
-def _each(lab: Lab, jobs: Sequence[Job | Exam]) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
+def _each(lab: Lab, jobs: Sequence[Work]) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
     """Run jobs, one process per core on a CPU (a run uses one thread), one by one on a GPU."""
     workers = min(lab.settings.get("workers", runs.cores()), len(jobs))
     if workers < 2 or lab.device.type != "cpu":
         yield from (job.run(lab) for job in jobs)
         return
-    for changes in dict.fromkeys(job.lab for job in jobs):
+    for changes in {repr(job.lab): job.lab for job in jobs}.values():
         _ = lab.but(**dict(changes)).victim  # made here, once, not by every worker
-    own = tuple(lab.changes.items())
+    own = json.dumps(lab.changes)  # settings are what YAML holds; some cannot be hashed
     with _quiet(), joblib.parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
         yield from joblib.Parallel(return_as="generator")(
             joblib.delayed(_in_worker)(lab.profile, own, job) for job in jobs
