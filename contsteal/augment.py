@@ -82,6 +82,17 @@ def shift_crop(images: Tensor, offset: Tensor, flip: Tensor, padding: int = 4) -
     return wide[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
+def rotate(images: Tensor, degrees: Tensor) -> Tensor:
+    """Turn float images (N, 3, H, H) counter-clockwise by `degrees` (N,), bilinear, black outside."""
+    if images.shape[-1] != images.shape[-2]:
+        raise ValueError(f"images {tuple(images.shape)}: only square ones are turned")
+    angle = torch.deg2rad(degrees.to(images))
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    theta = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", align_corners=False)
+
+
 # -------------------------------------------------------------------------------- colour
 
 
@@ -214,10 +225,16 @@ def patch(images: Tensor, g: Draw, share: float) -> Tensor:
     return crop_resize(to_float(images), boxes, torch.zeros(len(images), dtype=torch.bool))
 
 
+def rotation(images: Tensor, g: Draw) -> Tensor:
+    """The image turned by U[0, 360) degrees: what a thief of a rotation watermark adds."""
+    return rotate(to_float(images), 360 * torch.rand(len(images), generator=g))
+
+
 POLICIES: dict[str, Callable[[Tensor, Draw], Tensor]] = {
     "none": none,
     "simclr": simclr,
     "randaugment": randaugment,
+    "rotation": rotation,
     "patch90": partial(patch, share=0.9),
     "patch75": partial(patch, share=0.75),
 }

@@ -21,22 +21,9 @@ from contsteal.backbones import CIFAR_STEM, DownloadError, check
 from contsteal.tensorfiles import CheckpointError
 
 __all__ = [
-    "CIFAR_STEM",
-    "MEAN",
-    "STD",
-    "CheckpointError",
-    "DownloadError",
-    "Encoder",
-    "as_uint8",
-    "build",
-    "check",
-    "describe",
-    "digest",
-    "embed",
-    "identity",
-    "load",
-    "save",
-]
+    "CIFAR_STEM", "MEAN", "STD", "CheckpointError", "DownloadError", "Encoder", "as_uint8",
+    "build", "check", "describe", "digest", "embed", "evaluating", "identity", "load", "save",
+]  # fmt: skip
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -144,7 +131,7 @@ def describe(net: Encoder) -> dict[str, object]:
 
 
 @contextmanager
-def _evaluating(net: nn.Module) -> Iterator[None]:
+def evaluating(net: nn.Module) -> Iterator[None]:
     """Hold the network in eval mode, then put every layer back into its own mode."""
     modes = [(m, m.training) for m in net.modules()]
     net.eval()
@@ -159,7 +146,7 @@ def _gmac(net: Encoder) -> float:
     """Count 10^9 multiply-adds on one image of the encoder's size, from shapes alone."""
     weights = {k: v.to("meta") for k, v in (*net.named_parameters(), *net.named_buffers())}
     image = torch.zeros(1, 3, net.spec["image_size"], net.spec["image_size"], device="meta")
-    with _evaluating(net), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with evaluating(net), torch.no_grad(), FlopCounterMode(display=False) as counter:
         torch.func.functional_call(net, weights, (image,))
     return counter.get_total_flops() / 2e9  # it counts a multiply-add as two
 
@@ -246,5 +233,5 @@ def embed(net: nn.Module, images: Tensor, batch: int = 512) -> Tensor:
     Errors: ValueError for images of another shape, dtype or range than `as_uint8` takes.
     """
     images, device = as_uint8(images), next(net.parameters()).device
-    with _evaluating(net):
+    with evaluating(net):
         return torch.cat([net(part.to(device)).float() for part in images.split(batch)])

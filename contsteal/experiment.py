@@ -14,6 +14,7 @@ from torch import Tensor
 
 from contsteal import data, encoders, evaluate, loop, pretrain, runs, settings, steal, trained
 from contsteal.defenses import Defense
+from contsteal.marking import marked
 from contsteal.packed import Packed
 from contsteal.trained import SCORING, STEALING, TRAINING, Trained
 from contsteal.victim import Answers, BlackBox
@@ -100,8 +101,8 @@ class Lab:
 
     @cached_property
     def victim(self) -> Trained:
-        """The profile's victim."""
-        return self.train("victim", self.method)
+        """The profile's victim, with the watermark that its settings ask for."""
+        return marked(self)
 
     @cached_property
     def answers(self) -> Answers:

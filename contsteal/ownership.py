@@ -174,19 +174,34 @@ def mixture_test(
     private: Tensor,
     public: Tensor,
     *,
+    form: Form = "signed",
+    **options: object,
+) -> Verdict:
+    """Compare log-likelihoods (nats) of private and public features under a mixture of Gaussians.
+
+    H0: E log p(private) <= E log p(public), with p fitted to `fitted` (N, D). `options` are those of
+    `mixture_scores`. Errors: as its own, and those of `welch`.
+    """
+    return welch(*mixture_scores(fitted, private, public, **options), "dataset inference", form)
+
+
+def mixture_scores(
+    fitted: Tensor,
+    private: Tensor,
+    public: Tensor,
+    *,
     components: int = 10,
     covariance: Covariance = "full",
     standardise: bool = False,
     ridge: float = 1e-6,
-    form: Form = "signed",
     seed: int = 0,
-) -> Verdict:
-    """Compare log-likelihoods (nats) of private and public features under a mixture of Gaussians.
+) -> tuple[Tensor, Tensor]:
+    """Return log p (nats) of private (M,) and public (K,) features, p fitted to `fitted` (N, D).
 
-    H0: E log p(private) <= E log p(public), with p fitted to `fitted` (N, D), all normalised to
-    length 1. The paper takes 10 full components (CIFAR-10, SVHN), or 50 diagonal ones on features
-    that were standardised first (ImageNet). `ridge` is added to each variance. Errors: ValueError for
-    fewer features than components, features that do not belong together, NaN; those of `welch`.
+    All features are normalised to length 1. The paper takes 10 full components (CIFAR-10, SVHN), or
+    50 diagonal ones on features that were standardised first (ImageNet). `ridge` is added to each
+    variance. Errors: ValueError for fewer features than components, features that do not belong
+    together, NaN.
     """
     from sklearn.mixture import GaussianMixture  # scikit-learn takes seconds to import
 
@@ -198,8 +213,7 @@ def mixture_test(
         components, covariance_type=covariance, reg_covar=ridge, max_iter=1000,
         random_state=derive("mixture", seed) % 2**32,
     ).fit(parts[0])  # fmt: skip
-    likely, other = (torch.from_numpy(mixture.score_samples(part)) for part in parts[1:])
-    return welch(likely, other, "dataset inference", form)
+    return tuple(torch.from_numpy(mixture.score_samples(part)) for part in parts[1:])
 
 
 def _normalised(parts: Sequence[Tensor], standardise: bool) -> list:

@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from contsteal import encoders, evaluate, loop, runs
+from contsteal import encoders, evaluate, loop, runs, tensorfiles
 from contsteal.data import ImageSet
-from contsteal.heads import Head
+from contsteal.heads import Head, Momentum
 from contsteal.methods import METHODS, Config, Method
 
-__all__ = ["METHODS", "READY", "Config", "Fitted", "fit", "origin", "schedule", "train"]
+__all__ = ["METHODS", "READY", "Config", "Fitted", "adopt", "fit", "origin", "schedule", "train"]
 READY = "ready"  # a method that trains nothing: the encoder comes from a hub or a file
 COLLAPSED = 0.1  # a spread below it: nearly all embeddings point one way
 
@@ -101,6 +101,23 @@ def build(config: Config, classes: int) -> Method:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         return METHODS[config.method].build(net, config, classes)
+
+
+def adopt(method: Method, trained: Fitted) -> None:
+    """Put a trained encoder and its projector into a method, and into the copy that follows them.
+
+    What a `Fitted` does not hold (predictors, a queue) stays fresh. Errors: ValueError for another
+    architecture.
+    """
+    for own, given in ((method.encoder, trained.encoder), (method.projector, trained.projector)):
+        if own is not None and given is not None:
+            told = tensorfiles.misfit(own.state_dict(), given.state_dict())
+            if told:
+                raise ValueError(f"the trained network does not fit {method.config}: {told}")
+            own.load_state_dict(given.state_dict())
+    for part in method.modules():
+        if isinstance(part, Momentum):
+            part.module.load_state_dict(method.online.state_dict())
 
 
 def schedule(config: Config) -> loop.Schedule:

@@ -11,6 +11,7 @@ from contsteal import (
     contrasts,
     durations,
     figures,
+    proofs,
     recipes,
     runs,
     settings,
@@ -18,9 +19,9 @@ from contsteal import (
     studies,
     style,
     summary,
-    tables,
     tradeoffs,
 )
+from contsteal.tables import VARYING
 from contsteal.verdicts import markdown
 
 SPENT = ("attack", "images", "seed", "views", "defence", "knob", "value")  # one run, many tasks
@@ -70,6 +71,8 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
     "05_defenses": figures.defence_tradeoff,
     "05_matrix": lambda t: tradeoffs.defence_matrix(t, stakes.outcome(t)),
     "05_detectors": lambda t: tradeoffs.detector_dots(t, stakes.flagged(t)),
+    "05_inference": proofs.verdict_dots,
+    "05_watermark": proofs.rate_curves,
 }
 
 
@@ -83,8 +86,8 @@ def draw(stem: str, table: pd.DataFrame) -> Figure:
 def publish(stem: str, table: pd.DataFrame, stamp: dict[str, str]) -> Figure:
     """Draw a figure from its table as stored; save both in its profile's folder of publish_dir().
 
-    What no two runs share (tables.VARYING) is not stored: `costs` shows it."""
-    table = table.drop(columns=list(tables.VARYING), errors="ignore")
+    What no two runs share (VARYING) is not stored: `costs` shows it."""
+    table = table.drop(columns=list(VARYING), errors="ignore")
     fig = draw(stem, style.as_read(table))
     figures.save(fig, runs.publish_dir() / stamp["profile"], stem, table, stamp)
     return fig
@@ -144,7 +147,7 @@ def costs(stem: str, table: pd.DataFrame, stamp: dict[str, str]) -> pd.DataFrame
     same images share them. Seconds are of the run that computed an attack, on its own core.
     """
     spent = table.drop_duplicates([c for c in SPENT if c in table])
-    columns = ["unique_inputs", "calls", "usd", *tables.VARYING]
+    columns = ["unique_inputs", "calls", "usd", *VARYING]
     means = spent.groupby("attack", sort=False)[columns].mean().dropna(how="all").round(2)
     return note(stem, means, stamp)
 

@@ -12,7 +12,12 @@ SPLITS = {"train_split": "train", "query_split": "train"}  # read of `data` and 
 COMMON: dict[str, Any] = {
     "data": "", "image_size": 0, "train_images": 0, "probe_images": 0, "test_images": 0,
     "query_data": "", "query_images": 0, "victim": {}, "methods": {}, "supervised": {}, "surrogate": {},
-    "workers": 0, "at_once": 0, "price": 0.0, **SPLITS,
+    "workers": 0, "at_once": 0, "price": 0.0, "watermark": {}, **SPLITS,
+}  # fmt: skip
+MARKS = (("rotation", "victim"), ("rotation", "scratch"), ("sslguard", "victim"))
+WATERMARK = {
+    "kind": "rotation", "start": "victim", "epochs": 0, "images": 0, "batch": 0, "lr": 0.0,
+    "weight": 1.0, "trained_head": True, "data": "",
 }  # fmt: skip
 EXPECTATION = {"encoder": "", "task": "", "metric": "", "low": 0.0, "high": 1.0, "source": ""}
 
@@ -91,6 +96,7 @@ def profile(name: str) -> dict[str, Any]:
         ("surrogate", steal.Config),
     ):
         check(found["common"].get(part, {}), _defaults(config), f"{place}, {part}")
+    watermark(found["common"].get("watermark", {}), f"{place}, watermark")
     methods = found["common"].get("methods", {})
     check(methods, {name: {} for name in pretrain.METHODS}, f"{place}, methods")
     for name, changes in methods.items():
@@ -105,6 +111,7 @@ def changed(name: str, changes: dict[str, Any]) -> tuple[dict[str, Any], str | N
     """
     known = COMMON | {"method": ""}
     check(changes, known, f"changes of {name}")
+    watermark(changes.get("watermark", {}), f"changes of {name}, watermark")
     method = changes.get("method")
     if method not in (None, *pretrain.METHODS):
         raise ValueError(
@@ -113,6 +120,23 @@ def changed(name: str, changes: dict[str, Any]) -> tuple[dict[str, Any], str | N
         )
     given = {k: v for k, v in changes.items() if k != "method"}
     return SPLITS | profile(name)["common"] | given, method
+
+
+def watermark(given: dict[str, Any], place: str = "watermark") -> dict[str, Any]:
+    """Return how a victim is marked, defaults filled in; {} for one that is not.
+
+    `kind` is "rotation" or "sslguard"; `start` is "victim" (the mark is tuned into the finished one) or
+    "scratch"; `images` of 0 are all, `batch` and `lr` of 0 are the recipe's; `data` names the images
+    that carry the mark, "" the victim's. Errors: ValueError for a name, type or value not known.
+    """
+    check(given, WATERMARK, place)
+    plan = WATERMARK | given if given else {}
+    if plan and (plan["epochs"] < 1 or (plan["kind"], plan["start"]) not in MARKS):
+        raise ValueError(
+            f"{place}: {given}: kind is rotation or sslguard, start victim or scratch (sslguard: "
+            "victim), epochs 1 or more"
+        )
+    return plan
 
 
 OF_METHOD = ("temperature", "hidden", "projection", "weights", "inputs")

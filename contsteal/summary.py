@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from contsteal import settings, stakes, studies, style, tables
+from contsteal import proofs, settings, stakes, studies, style, tables
 
 
 def main_task(table: pd.DataFrame) -> pd.DataFrame:
@@ -200,4 +200,9 @@ SECTIONS: dict[str, tuple[str, Callable[[pd.DataFrame], tuple[str, pd.DataFrame]
     "05_defenses": ("Defences: attacker and legitimate user.", stakes.defended),
     "05_matrix": ("What each defence changes for attacks and for customers.", stakes.matrix),
     "05_detectors": ("What detectors see of their users, and whom they flag.", stakes.detected),
+    "05_inference": (
+        "Dataset inference: is the victim's training set known to it?",
+        proofs.inferred,
+    ),
+    "05_watermark": ("The rotation watermark: who carries it.", proofs.watermarked),
 }

@@ -1,5 +1,6 @@
 """Tidy tables for the figures: sweeps over attacks, budgets, seeds and defences, and their frame."""
 
+import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -75,13 +76,11 @@ class Exam:
 
 
 @cache
-def _worker_lab(profile: str, changes: tuple[tuple[str, Any], ...]) -> Lab:
-    return Lab(profile, **dict(changes))
+def _worker_lab(profile: str, changes: str) -> Lab:
+    return Lab(profile, **json.loads(changes))
 
 
-def _in_worker(
-    profile: str, changes: tuple[tuple[str, Any], ...], job: Work
-) -> tuple[list[dict[str, Any]], list[str]]:
+def _in_worker(profile: str, changes: str, job: Work) -> tuple[list[dict[str, Any]], list[str]]:
     return job.run(_worker_lab(profile, changes))
 
 
@@ -108,9 +107,9 @@ def _each(lab: Lab, jobs: Sequence[Work]) -> Iterator[tuple[list[dict[str, Any]]
     if workers < 2 or lab.device.type != "cpu":
         yield from (job.run(lab) for job in jobs)
         return
-    for changes in dict.fromkeys(job.lab for job in jobs):
+    for changes in {repr(job.lab): job.lab for job in jobs}.values():
         _ = lab.but(**dict(changes)).victim  # made here, once, not by every worker
-    own = tuple(lab.changes.items())
+    own = json.dumps(lab.changes)  # settings are what YAML holds; some cannot be hashed
     with _quiet(), joblib.parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
         yield from joblib.Parallel(return_as="generator")(
             joblib.delayed(_in_worker)(lab.profile, own, job) for job in jobs

@@ -5,6 +5,7 @@ encoder should have inherited the task, an independent one never learned it in t
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from contsteal import augment, encoders, loop, ownership, pretrain
+from contsteal.augment import rotate
 from contsteal.data import ImageSet
 from contsteal.heads import Head
 from contsteal.methods import Method
@@ -54,17 +56,20 @@ class Watermarked:
     encoder: encoders.Encoder
     mark: Mark
     history: list[loop.Row]
+    projector: Head | None = None
 
 
 class Marked(nn.Module):
     """A self-supervised method with the rotation task beside it: loss = method + weight x rotation.
 
-    A deviation: both tasks share each step, where the published code alternates whole epochs. Both
-    see the encoder in train mode, so its batch norm averages over turned images too, as there.
+    Two deviations: both tasks share each step, where the published code alternates whole epochs; and a
+    mark that is `tuned` into a victim is read in eval mode, as at the test, so that the running averages
+    of batch norm stay those of the method's views. Else they average over turned images too, as there.
     """
 
-    def __init__(self, method: Method, config: Config) -> None:
+    def __init__(self, method: Method, config: Config, tuned: bool = False) -> None:
         super().__init__()
+        self.tuned = tuned
         if not 0 <= config.weight < float("inf"):
             raise ValueError(f"weight={config.weight}: it must be finite, and 0 or above")
         self.method, self.weight = method, config.weight
@@ -72,28 +77,29 @@ class Marked(nn.Module):
         self.head.requires_grad_(config.trained_head)
 
     def forward(
-        self, images: Tensor, labels: Tensor | None, draws: torch.Generator, turns: torch.Generator
+        self,
+        images: Tensor,
+        labels: Tensor | None,
+        draws: torch.Generator,
+        turns: torch.Generator,
+        carriers: Tensor | None = None,
     ) -> Tensor:
-        """Return the loss of uint8 images (B, 3, H, W); views and angles have generators of their own."""
-        return self.method(images, labels, draws) + self.weight * self.rotation(images, turns)
+        """Return the loss of uint8 images (B, 3, H, W); views and angles have generators of their own.
+
+        The rotation task is that of the images too, or of as many `carriers`, drawn from (N, 3, H, W).
+        """
+        turned = images
+        if carriers is not None:
+            turned = carriers[torch.randint(len(carriers), (len(images),), generator=turns)]
+        return self.method(images, labels, draws) + self.weight * self.rotation(turned, turns)
 
     def rotation(self, images: Tensor, turns: torch.Generator) -> Tensor:
         """Return the cross-entropy of the head on both turns of each image."""
         with torch.autocast(images.device.type, enabled=False):
             turned = halves(augment.to_float(images), turns)
-        logits = self.head(self.method.encoder(turned)).float()
+        with encoders.evaluating(self.method.encoder) if self.tuned else nullcontext():
+            logits = self.head(self.method.encoder(turned)).float()
         return F.cross_entropy(logits, which(len(images)).to(logits.device))
-
-
-def rotate(images: Tensor, degrees: Tensor) -> Tensor:
-    """Turn float images (N, 3, H, H) counter-clockwise by `degrees` (N,), bilinear, black outside."""
-    if images.shape[-1] != images.shape[-2]:
-        raise ValueError(f"images {tuple(images.shape)}: only square ones are turned")
-    angle = torch.deg2rad(degrees.to(images))
-    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    theta = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", align_corners=False)
 
 
 def halves(images: Tensor, draws: torch.Generator) -> Tensor:
@@ -108,39 +114,53 @@ def which(n: int) -> Tensor:
     return torch.arange(2).repeat_interleave(n)
 
 
-def fit(config: Config, images: ImageSet, checkpoint: Path | None = None) -> Watermarked:
+def fit(
+    config: Config,
+    images: ImageSet,
+    checkpoint: Path | None = None,
+    start: pretrain.Fitted | None = None,
+    carriers: Tensor | None = None,
+) -> Watermarked:
     """Train a watermarked victim on the images that `pretrain.fit` would train it on, with its views.
 
-    The rate per epoch ("wsr") is over the images that `pretrain.fit` holds out. Errors: ValueError
-    as `pretrain.fit`'s, and for a weight below 0; loop.Diverged for a NaN loss.
+    With `start`, a trained victim, the mark is tuned into a copy of it. Turned are the training images,
+    as in the paper, or the owner's own `carriers` (N, 3, H, W). The rate per epoch ("wsr") is over the
+    images, or carriers, that `held_out` keeps from training. Errors: ValueError as `pretrain.fit`'s,
+    and for a weight below 0; loop.Diverged for a NaN loss.
     """
     victim, schedule = config.victim, pretrain.schedule(config.victim)
     held = min(victim.held_out, len(images) // 10)
     kept, watched = images.take(slice(held, None)), images.images[:held]
-    model = build(config, len(images.classes) if images.labels is not None else 0)
+    if carriers is not None:
+        held = min(victim.held_out, len(carriers) // 10)
+        watched, carriers = carriers[:held], carriers[held:]
+    model = build(config, len(images.classes) if images.labels is not None else 0, start)
     model = model.to(images.images.device)
     mark = Mark(model.head, model.method.encoder.dim, config.trained_head)
     turns = lru_cache(maxsize=1)(lambda epoch: generator("rotation", victim.seed, epoch))
 
     def loss(chosen: Tensor, epoch: int, draws: torch.Generator) -> Tensor:
         labels = None if kept.labels is None else kept.labels[chosen]
-        return model(kept.images[chosen], labels, draws, turns(epoch))
+        return model(kept.images[chosen], labels, draws, turns(epoch), carriers)
 
     history = loop.fit(
         model, loss, len(kept), schedule, seed=victim.seed, checkpoint=checkpoint,
         after_epoch=_monitor(mark, model.method, watched) if held else None,
-        title=f"watermarked {victim.method} {victim.encoder}", identity=repr(config),
+        title=f"watermarked {victim.method} {victim.encoder}",
+        identity=f"{config!r} {start and encoders.identity(start.encoder)}",
     )  # fmt: skip
     model.head.requires_grad_(False)
-    return Watermarked(model.method.encoder.eval(), mark, history)
+    return Watermarked(model.method.encoder.eval(), mark, history, model.method.projector)
 
 
-def build(config: Config, classes: int) -> Marked:
+def build(config: Config, classes: int, start: pretrain.Fitted | None = None) -> Marked:
     """Build the victim exactly as `pretrain.build` does, and a head drawn from the same seed."""
     method = pretrain.build(config.victim, classes)
+    if start:
+        pretrain.adopt(method, start)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive("watermark head", config.victim.seed))
-        return Marked(method, config)
+        return Marked(method, config, start is not None)
 
 
 def _monitor(mark: Mark, method: Method, images: Tensor) -> Callable[[int], loop.Row]:
@@ -175,6 +195,22 @@ def success(mark: Mark, answers: Tensor) -> Tensor:
     return (read == which(len(answers) // 2)).double()
 
 
+@torch.no_grad()
+def ranked(mark: Mark, answers: Tensor) -> Verdict:
+    """Test answers (2N, D) to `questions` by the order of the head's margins, not by their sign.
+
+    A surrogate whose features are shifted is read as one half throughout, at a rate of 1/2; the order
+    survives. `measure` is the area under the ROC curve, H0 that it is at most 1/2 (Mann and Whitney,
+    1947). Errors: as `success`'s.
+    """
+    success(mark, answers)  # refuses what the head cannot read
+    logits = mark.head(answers.to(next(mark.head.parameters()).device, torch.float32)).cpu()
+    one, two = (logits[:, 1] - logits[:, 0]).chunk(2)
+    found, n = stats.mannwhitneyu(two.numpy(), one.numpy(), alternative="greater"), len(answers)
+    area = float(found.statistic) / (n / 2) ** 2
+    return Verdict(f"{TEST} by rank", area, found.statistic, float(found.pvalue), area - 0.5, n)
+
+
 def rate(mark: Mark, suspect: nn.Module, images: Tensor, seed: int = 0) -> float:
     """Return the watermark success rate of a suspect in [0, 1]; chance is 1/2."""
     return success(mark, encoders.embed(suspect, questions(images, seed))).mean().item()
@@ -198,10 +234,15 @@ def verify(
     Errors: ValueError for a suspect of another dimension, saying which test applies instead.
     """
     found = success(mark, encoders.embed(suspect, questions(images, seed)))
-    share, n = found.mean().item(), len(found)
     if controls:
         rates = [rate(mark, control, images, seed) for control in controls]
-        return ownership.against_controls(share, rates, f"{TEST} against controls")
-    p_value = float(stats.binomtest(int(found.sum()), n, alternative="greater").pvalue)
+        return ownership.against_controls(found.mean().item(), rates, f"{TEST} against controls")
+    return against_chance(found)
+
+
+def against_chance(right: Tensor) -> Verdict:
+    """Test what `success` returns, (2N,), against a rate of at most 1/2, by the exact binomial test."""
+    share, n = right.mean().item(), len(right)
+    p_value = float(stats.binomtest(int(right.sum()), n, alternative="greater").pvalue)
     z = (share - 0.5) * 2 * n**0.5
     return Verdict(f"{TEST} against chance", share, z, p_value, share - 0.5, n)

@@ -127,7 +127,29 @@ def detected() -> pd.DataFrame:
     ])  # fmt: skip
 
 
+def examined(**columns: list[float]) -> pd.DataFrame:
+    """Rows of suspects of every kind, two of each but the victims, with a column per measure."""
+    names = [("victim", "victim"), ("unmarked", "before marking"), *[("stolen", "embedding")] * 2,
+             *[("independent", "independent")] * 2]  # fmt: skip
+    about = pd.DataFrame(names, columns=["kind", "suspect"])
+    return about.assign(seed=[0, 0, 0, 1, 0, 1], images=[None, None, 16, 32, None, None], **columns)
+
+
+def owned() -> pd.DataFrame:
+    rates = {"wsr": [0.8, 0.52, 0.53, 0.6, 0.49, 0.51], "accuracy": [0.7, 0.72, *[None] * 4]}
+    p_values = dict.fromkeys(("p_chance", "p_rank", "p_controls", "p_paper", "auc"), [0.02] * 6)
+    table = examined(**rates, **p_values).assign(applies="yes", on="all", mark="tuned")
+    return pd.concat([table.assign(head=h) for h in ("trained", "untrained")])
+
+
+def inferred() -> pd.DataFrame:
+    table = examined(effect=[0.3, 0.3, 0.1, 0.0, -0.1, 0.02], p=[0.01, 0.01, 0.2, 0.5, 0.9, 0.4])
+    return pd.concat([table.assign(form=f, gap=1.0, on="all") for f in ("signed", "published")])
+
+
 TABLES = {
+    "05_inference": inferred,
+    "05_watermark": owned,
     "00_samples": sheet,
     "01_views": sheet,
     "01_training": lambda: pd.DataFrame(
@@ -198,7 +220,7 @@ def test_another_number_gives_another_picture(stem: str, folder: Path) -> None:
     first = (folder / f"{stem}.png").read_bytes()
     own = {"00_samples": "pixels", "01_views": "pixels", "01_training": "loss", "03_pulls": "pull",
            "03_geometry": "gain", "05_coverage": "coverage", "05_matrix": "change",
-           "05_detectors": "statistic"}  # fmt: skip
+           "05_detectors": "statistic", "05_inference": "p", "05_watermark": "wsr"}  # fmt: skip
     column = own.get(stem, "accuracy")
     table[column] = "/" * 16 if column == "pixels" else table[column].to_numpy()[::-1] * 0.9
     report.publish(stem, table, STAMP)

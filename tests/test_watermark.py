@@ -246,6 +246,40 @@ def test_the_papers_own_test_compares_answers(marked, shapes):
     assert not torch.equal(sent, watermark.questions(images, seed=1))
 
 
+def test_the_order_of_margins_survives_a_shift_that_the_rate_does_not():
+    mark = linear([[-1.0, 0.0], [1.0, 0.0]])
+    answers = torch.tensor([[0.1, 0.0], [-0.3, 0.0], [0.4, 0.0], [0.2, 0.0]]) + 7
+    found = watermark.ranked(mark, answers)
+    assert watermark.success(mark, answers).mean() == 0.5
+    assert found.measure == 1.0
+    assert found.p_value == pytest.approx(1 / 6), "one of six orders of two and two"
+    assert watermark.ranked(mark, answers.flip(0)).measure == 0.0
+
+
+def test_carriers_are_turned_instead_of_the_training_images(shapes):
+    model = watermark.build(TINY, 10).eval()
+    batch, black = shapes.images[:8], torch.zeros(5, 3, 32, 32, dtype=torch.uint8)
+    with torch.no_grad():
+        one, two = (model(images, None, draws(1), draws(2), black) for images in (batch, batch))
+        base = model.method(batch, None, draws(1))
+        task = model.rotation(black[:1].expand(8, -1, -1, -1), draws(3))
+    assert one == two
+    assert one.item() == pytest.approx(base.item() + task.item(), abs=1e-5)
+
+
+def test_a_tuned_mark_leaves_the_running_averages_to_the_views(shapes):
+    trained = pretrain.Fitted(encoders.build("test_resnet"), [], None)
+    for start in (trained, None):
+        model = watermark.build(TINY, 10, start).train()
+        before = [b.clone() for b in model.method.encoder.buffers()]
+        model.rotation(shapes.images[:8], draws())
+        same = [
+            torch.equal(a, b) for a, b in zip(before, model.method.encoder.buffers(), strict=True)
+        ]
+        assert all(same) == (start is not None)
+        assert model.method.encoder.training
+
+
 def test_answers_that_the_head_cannot_read(marked, tiny, shapes):
     with pytest.raises(
         ValueError, match=r"96 coordinates.*does not apply; take ownership\.dataset"
