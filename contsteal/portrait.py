@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from contsteal import augment, encoders, estimate, figures, pretrain, settings
+from contsteal.data import ImageSet
 from contsteal.experiment import Lab
 from contsteal.seeds import generator
 from contsteal.trained import Trained
@@ -73,14 +74,18 @@ def embedding_map(
     lab: Lab, nets: dict[str, encoders.Encoder], task: str, count: int, seed: int = 0
 ) -> pd.DataFrame:
     """Return a t-SNE map (x, y) of `count` test images per encoder, with their class names."""
+    return image_map(nets, lab.images(task, "test").take(slice(count)), seed)
+
+
+def image_map(nets: dict[str, encoders.Encoder], test: ImageSet, seed: int = 0) -> pd.DataFrame:
+    """Return a t-SNE map (x, y) of labelled images per encoder, with their class names."""
     from sklearn.manifold import TSNE  # scikit-learn takes seconds to import
 
-    test = lab.images(task, "test").take(slice(count))
     names = np.array(test.classes)[test.labels.cpu().numpy()]
-    parts = []
+    near, parts = min(30, len(names) // 4), []
     for name, net in nets.items():
         x = torch.nn.functional.normalize(encoders.embed(net, test.images), dim=1).cpu().numpy()
-        xy = TSNE(init="pca", perplexity=min(30, count // 4), random_state=seed).fit_transform(x)
+        xy = TSNE(init="pca", perplexity=near, random_state=seed).fit_transform(x)
         parts.append(pd.DataFrame({"encoder": name, "x": xy[:, 0], "y": xy[:, 1], "label": names}))
     return pd.concat(parts, ignore_index=True)
 

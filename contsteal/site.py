@@ -54,6 +54,8 @@ class _Markdown(IPythonRenderer):
         return formulas.html(body)
 
     def link(self, text: str, url: str, title: str | None = None) -> str:
+        if url.startswith("../") and (plan.NOTEBOOKS / url).is_file():  # not among the pages
+            return f"{text} (<code>{quoted(url.removeprefix('../'))}</code>)"
         return super().link(text, re.sub(r"^(\d\w*)\.ipynb", r"\1.html", url), title)
 
 

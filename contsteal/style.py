@@ -53,6 +53,13 @@ def require(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
     return table
 
 
+def sign(fig: Figure, stamp: dict[str, str]) -> None:
+    """Write below a figure which run its numbers come from."""
+    told = f"{stamp['profile']} profile, {stamp['data']}, seeds {stamp['seeds']}"
+    told = f"{told}; {stamp['device']}; {stamp['date']}"
+    fig.supxlabel(told, size=6, color="#888888", x=0.99, ha="right")
+
+
 def save(fig: Figure, folder: Path, stem: str, table: pd.DataFrame, stamp: dict[str, str]) -> None:
     """Write `<stem>.pdf`, `.png` and the `.csv` behind them, with the stamp on the figure.
 
@@ -60,9 +67,7 @@ def save(fig: Figure, folder: Path, stem: str, table: pd.DataFrame, stamp: dict[
     drawn again later with the facts of its own run. Equal inputs give equal bytes.
     """
     runs.write_json(folder / f"{stem}.json", stamp)
-    told = f"{stamp['profile']} profile, {stamp['data']}, seeds {stamp['seeds']}"
-    told = f"{told}; {stamp['device']}; {stamp['date']}"
-    fig.supxlabel(told, size=6, color="#888888", x=0.99, ha="right")
+    sign(fig, stamp)
     with runs.atomic(folder / f"{stem}.csv") as path:
         table.to_csv(path, index=False, float_format="%.6f")
     with runs.atomic(folder / f"{stem}.pdf") as path:

@@ -104,6 +104,15 @@ def test_formulas_are_pictures_with_their_source_as_text(desk: Path) -> None:
     assert "$" not in "".join(c.get_text() for c in page.select(".jp-MarkdownCell"))
 
 
+def test_a_link_to_a_file_that_is_no_page_names_it_instead() -> None:
+    told = site.markdown(
+        "[licence](../LICENSE), [next](01_train_victim.ipynb#x), [all](../index.html)"
+    )
+    assert "licence (<code>LICENSE</code>)" in told
+    links = [a["href"] for a in BeautifulSoup(told, "html.parser").find_all("a")]
+    assert links == ["01_train_victim.html#x", "../index.html"]
+
+
 def test_every_formula_of_the_notebooks_can_be_set() -> None:
     found = []
     for stem in plan.notebooks():

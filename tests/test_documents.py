@@ -1,0 +1,89 @@
+"""What the documents say is true: commands exist, diffs apply and run, the citation is well formed."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from contsteal import plan, runs
+
+ROOT = runs.ROOT
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", *(f"notebooks/{s}.ipynb" for s in plan.notebooks()))
+ADDED = """
+import pandas as pd
+from contsteal import data, defenses, encoders, report, steal, summary, victim
+images = data.load("noise", n=32, seed=1).images
+assert images.shape == (32, 3, 32, 32) and data.load("noise", n=8, seed=1).labels is None
+api = victim.BlackBox(encoders.build("test_resnet"), [defenses.build("clip", limit=0.125)], budget=32)
+assert api.embed(images).abs().max() == 0.125
+config = steal.Config(attack="huber", encoder="test_resnet", epochs=1, batch=16)
+assert steal.train(config, api, images).unique_inputs == 32
+fig = report.draw("03_similarity", pd.DataFrame({"cka": [0.1, 0.2], "agreement": [0.3, 0.4]}))
+assert fig.axes[0].get_ylabel() and summary.SECTIONS["03_similarity"]
+print("all there")
+"""
+
+
+def text(name: str) -> str:
+    if not name.endswith(".ipynb"):
+        return (ROOT / name).read_text()
+    return "\n".join(c.source for c in nbformat.read(ROOT / name, as_version=4).cells)
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_command_exists(name: str) -> None:
+    told = text(name)
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    lines = re.findall(r"`([^`\n]+)`", told) + re.findall(r"```bash\n(.+?)```", told, re.DOTALL)
+    asked = [m for line in lines for m in re.findall(r"(?:^|\s|[\d\w]\s)make ([a-z]+)", line)]
+    assert set(asked) <= targets
+    for module in re.findall(r"python -m contsteal\.(\w+)", told):
+        assert (ROOT / "contsteal" / f"{module}.py").is_file(), module
+    if name == "README.md":
+        assert {"paper", "test", "plan", "data", "lab", "figures", "html"} <= set(asked)
+
+
+def test_links_of_contributing_lead_to_files_and_it_is_short() -> None:
+    told = text("CONTRIBUTING.md")
+    for target in re.findall(r"`((?:contsteal|tests|notebooks)/[\w/]*(?:\.py)?)`", told):
+        assert (ROOT / target).exists(), target
+    assert len(told.splitlines()) < 200
+
+
+def test_the_diffs_of_contributing_apply_and_do_what_they_say(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "contsteal", tmp_path / "contsteal")
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    diffs = re.findall(r"```diff\n(.+?)```", text("CONTRIBUTING.md"), re.DOTALL)
+    assert len(diffs) == 4
+    command = ["git", "apply", "-"]
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    for diff in diffs:
+        done = subprocess.run(command, input=diff, text=True, capture_output=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    run = subprocess.run(
+        [sys.executable, "-c", ADDED], text=True, capture_output=True, cwd=tmp_path
+    )
+    assert run.stdout.strip().endswith("all there"), run.stderr
+
+
+def test_the_citation_is_well_formed_and_of_this_version() -> None:
+    told = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {"cff-version", "message", "title", "authors"} <= told.keys(), (
+        "the format asks for these"
+    )
+    assert told["cff-version"] == "1.2.0"
+    assert (told["type"], told["version"]) == ("software", project["version"])
+    assert told["license"] == project["license"]
+    assert told["authors"] == [{"name": "The contsteal authors"}]
+    assert "The contsteal authors" in (ROOT / "LICENSE").read_text()
+    for work in told["references"]:
+        assert {"type", "title", "authors"} <= work.keys()
+        assert all(isinstance(a["family-names"], str) for a in work["authors"]), "Yu, not a year"
+        assert work["url"].endswith(work["identifiers"][0]["value"].removeprefix("arXiv:"))
