@@ -200,4 +200,4 @@ def _accusation(signed: pd.DataFrame) -> str:
     """Return a title: whom the signed test accuses."""
     hits = signed.assign(hit=signed["p"] <= ALPHA).groupby("kind")["hit"].agg(["sum", "size"])
     told = [f"{hits.loc[k, 'sum']} of {hits.loc[k, 'size']} {k}" for k in ORDER if k in hits.index]
-    return "Dataset inference accuses " + ", ".join(told)
+    return "The signed test accuses " + ", ".join(told)
