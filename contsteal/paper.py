@@ -5,6 +5,7 @@
 """
 
 import argparse
+import math
 import os
 import sys
 import time
@@ -103,7 +104,9 @@ def run(tasks: Sequence[Task], at_once: int = 1) -> None:
 
 
 def _side_by_side(tasks: Sequence[Task], at_once: int, stage: Sequence[Task]) -> None:
-    """Execute the notebooks of a stage, `at_once` at a time; none begins after one has failed."""
+    """Execute the notebooks of a stage, `at_once` at a time, the longest first, so that none is left
+    alone at the end; none begins after one has failed."""
+    stage = sorted(reversed(stage), key=lambda task: -(task.seconds or math.inf))
     before, pool, ended = runs.count_artifacts(), ThreadPoolExecutor(at_once), Event()
 
     def one(task: Task) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from contsteal import ask, data, steal, tables, work
-from contsteal.defenses import Defense
+from contsteal.defenses import DEFENSES, Defense
 from contsteal.experiment import Lab
 from contsteal.tables import Job
 
@@ -22,6 +22,17 @@ Chain = Sequence[Defense]
 def name(chain: Chain) -> str:
     """Return how tables call a chain of defences; their seeds are not part of it."""
     return " + ".join(map(repr, chain)) or "none"
+
+
+def listed(values: Mapping[str, Sequence[float]]) -> list[Chain]:
+    """Return a chain of one defence per name and value of its first parameter: {"top-k": [8, 64]}.
+
+    Errors: ValueError for a name that `defenses.DEFENSES` does not have, and the defences' own.
+    """
+    for kind in values:
+        if kind not in DEFENSES:
+            raise ValueError(f"unknown defence {kind!r}: choose one of {', '.join(DEFENSES)}")
+    return [[DEFENSES[kind](value)] for kind, each in values.items() for value in each]
 
 
 def seeded(chain: Chain, seed: int) -> tuple[Defense, ...]:

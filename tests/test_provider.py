@@ -49,6 +49,18 @@ def test_seeds_of_a_chain_differ_by_place_and_the_given_defences_stay() -> None:
     assert provider.name([]) == "none"
 
 
+def test_defences_are_listed_by_name_and_first_parameter() -> None:
+    chains = provider.listed({"top-k": [8, 64], "prediction-poisoning": [2.0]})
+    assert [provider.name(c) for c in chains] == [
+        "TopK(8)", "TopK(64)", "PredictionPoisoning(eps=2.0, scale=1.0)",
+    ]  # fmt: skip
+    assert provider.listed({}) == []
+    with pytest.raises(ValueError, match="unknown defence 'top-kk': choose one of normalise"):
+        provider.listed({"top-kk": [8]})
+    with pytest.raises(ValueError, match="TopK k=0"):
+        provider.listed({"top-k": [0]})
+
+
 def attacked() -> pd.DataFrame:
     rows = [
         {"defence": d, "attack": a, "seed": s, "accuracy": base + 0.01 * s}
