@@ -90,8 +90,8 @@ def linear_probe(
     """Fit multinomial logistic regression on training features and score it on all test features.
 
     The L2 penalty is chosen on a fifth of the *training* features that is held out, then the probe
-    is fitted on all of them in at most 100 L-BFGS iterations, from the chosen fit. Features (N, D) float32,
-    labels (N,) int64. Errors: ValueError for shapes that do not fit, NaN or too few features.
+    is fitted on all of them in at most 100 L-BFGS iterations, from the chosen fit. Features (N, D)
+    float32, labels (N,) int64. Errors: ValueError for shapes that do not fit, NaN or too few features.
     """
     _check_task(train_x, train_y, test_x, test_y)
     if len(train_x) < 5:
