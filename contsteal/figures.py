@@ -181,36 +181,34 @@ def _dollars(ax: Axes, attacks: pd.DataFrame) -> None:
 
 
 def defence_tradeoff(table: pd.DataFrame) -> Figure:
-    """Draw attacker's accuracy against the legitimate user's, one point per defence and attack."""
+    """Draw attacker's accuracy against the legitimate user's, a numbered point per defence and attack."""
     require(table, "defence", "attack", "legitimate", "accuracy")
     attacks = [a for a in table["attack"].unique() if a not in REFERENCES]
+    names = list(table["defence"].dropna().unique())
     fig, axes = canvas(1, len(attacks), height=3.1, sharex=True, sharey=True, squeeze=False)
     for ax, name in zip(axes[0], attacks, strict=True):
-        rows = table.loc[table["attack"] == name]
-        for k, (defence, points) in enumerate(rows.groupby("defence", sort=False)):
-            mean, low, high = mean_interval(points["accuracy"])
-            x = points["legitimate"].mean()
-            ax.plot([x, x], [low, high], color=COLOURS[name], alpha=0.35, linewidth=3)
-            ax.plot(x, mean, "o", color=COLOURS[name], markersize=4)
-            # Above and below in turn: defences of one price stand on one another.
-            place = {
-                "xytext": (-3, (5, -10)[k % 2]),
-                "textcoords": "offset points",
-                "ha": "right",
-                "size": 6.5,
-            }
-            ax.annotate(short(defence), (x, mean), **place)
+        for defence, points in table[table["attack"] == name].groupby("defence", sort=False):
+            _numbered(ax, points, names.index(defence) + 1, COLOURS.get(name, "#333333"))
+        ax.margins(x=0.12)
         frame(ax, table, "accuracy", vertical=False, left=True)
-        low, high = rows["legitimate"].min(), rows["legitimate"].max()
-        room = 0.6 * max(high - low, 0.05)  # for the names, which stand to the left of their points
-        ax.set(xlim=(low - room, high + 0.1 * room))
         ax.set(xlabel="legitimate user's accuracy", title=f"attack: {name}")
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
     axes[0][0].set_ylabel("attacker's accuracy")
+    marks = [plt.Line2D([], [], linestyle="", marker=f"${k + 1}$") for k in range(len(names))]
+    fig.legend(marks, [short(n) for n in names], loc="outside right center", handletextpad=0.2)
     title = "What a defence takes from the thief (down), and from the paying user (left)"
     fig.suptitle(title, x=0.01, ha="left", size=9, weight="bold")
     return fig
+
+
+def _numbered(ax: Axes, points: pd.DataFrame, number: int, colour: str) -> None:
+    mean, low, high = mean_interval(points["accuracy"])
+    x = points["legitimate"].mean()
+    ax.plot([x, x], [low, high], color=colour, alpha=0.35, linewidth=3)
+    ax.plot(x, mean, "o", color=colour, markersize=4)
+    place = {"xytext": (-4, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
+    ax.annotate(str(number), (x, mean), size=7, **place)
 
 
 def embedding_map(table: pd.DataFrame) -> Figure:

@@ -20,6 +20,7 @@ def titles(attack: str, images: float, defence: str) -> list[str]:
 
 
 def test_the_panel_offers_what_is_stored_and_redraws_when_a_choice_changes() -> None:
+    plt.close("all")  # what other tests left open
     panel = explore.Panel("demo")
     budgets, defended, _ = explore.tables(explore.STORED / "demo")
     assert [n for _, n in panel.images.options] == sorted(set(budgets["images"].dropna()))

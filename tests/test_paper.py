@@ -410,17 +410,19 @@ def test_notebooks_of_a_stage_run_side_by_side(desk: Path) -> None:
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_after_a_failure_no_other_notebook_begins(desk: Path, at_once: int) -> None:
     wait = "import time; time.sleep(2)"
-    staged(desk, n00="raise RuntimeError('no')", n02=wait, n03=wait)
+    staged(desk, n00=wait, n02=wait, n03="raise RuntimeError('no')")
     (desk / "profiles" / "tiny.yaml").write_text(f"common: {{data: shapes, at_once: {at_once}}}\n")
     assert paper.main(["run", "--profile", "tiny"]) == 1
     begun = sorted(p.stem for p in (desk / "runs" / "tiny").glob("*.json"))
-    assert begun == ([STAGED[0]] if at_once == 1 else list(STAGED[:3]))
+    assert begun == list(STAGED[:4] if at_once == 1 else STAGED[1:4]), (
+        "those of unknown length in reverse"
+    )
 
 
 def test_an_interrupt_ends_the_notebooks_that_run_side_by_side(
     desk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    staged(desk, n00="import time; time.sleep(600)", n02="import time; time.sleep(600)")
+    staged(desk, n02="import time; time.sleep(600)", n03="import time; time.sleep(600)")
 
     def interrupted(running: list) -> None:
         while len(list((desk / "runs" / "tiny").glob("*.partial.ipynb"))) < 2:
@@ -430,9 +432,21 @@ def test_an_interrupt_ends_the_notebooks_that_run_side_by_side(
     monkeypatch.setattr(paper, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         paper.main(["run", "--profile", "tiny"])
-    assert {s: record(desk, s)["status"] for s in STAGED[:3]} == {
-        STAGED[0]: "unfinished", STAGED[1]: "ok", STAGED[2]: "unfinished",
+    assert {s: record(desk, s)["status"] for s in STAGED[1:4]} == {
+        STAGED[1]: "ok", STAGED[2]: "unfinished", STAGED[3]: "unfinished",
     }  # fmt: skip
+
+
+def test_the_longest_notebook_of_a_stage_begins_first(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    monkeypatch.setattr(
+        paper, "_run", lambda tasks, at_once, crowded, task: begun.append(task.stem)
+    )
+    stage = [plan.Task(s, "tiny", "x", t) for s, t in (("a", 3.0), ("b", 9.0), ("c", 5.0))]
+    paper._side_by_side(stage, 1, stage)
+    assert begun == ["b", "c", "a"]
 
 
 def test_time_left_counts_notebooks_that_share_the_machine_once(desk: Path) -> None:
