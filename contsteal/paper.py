@@ -92,26 +92,26 @@ def run(tasks: Sequence[Task], at_once: int = 1) -> None:
 
     They run in order; `at_once` above 1 runs those of a stage side by side on shares of the cores.
     """
-    start, before = time.monotonic(), runs.count_artifacts()
+    start, before, todo = time.monotonic(), runs.count_artifacts(), list(tasks)
     for stage in [[task] for task in tasks] if at_once == 1 else plan.stages(tasks):
-        if len(stage) == 1:  # not in a thread, where Ctrl-C would wait for the notebook to end
-            _run(tasks, at_once, False, stage[0])
-        else:
-            _side_by_side(tasks, at_once, stage)
+        if sum(task.reason is not None for task in stage) > 1:
+            _side_by_side(tasks, todo, at_once, stage)
+            continue
+        for task in stage:  # on all cores
+            _run(tasks, todo, at_once, False, task)
     if tasks and [t.stem for t in tasks if t.reason] == plan.notebooks():
         made = runs.count_artifacts() - before
         durations.keep(tasks[0].figures, durations.WHOLE, time.monotonic() - start, made)
 
 
-def _side_by_side(tasks: Sequence[Task], at_once: int, stage: Sequence[Task]) -> None:
-    """Execute the notebooks of a stage, `at_once` at a time, the longest first, so that none is left
-    alone at the end; none begins after one has failed."""
+def _side_by_side(tasks: Sequence[Task], todo: list[Task], at_once: int, stage: list[Task]) -> None:
+    """Execute a stage, the longest notebook first, so that none is left alone; none after a failure."""
     stage = sorted(reversed(stage), key=lambda task: -(task.seconds or math.inf))
     before, pool, ended = runs.count_artifacts(), ThreadPoolExecutor(at_once), Event()
 
     def one(task: Task) -> dict[str, Any] | None:
         try:
-            return None if ended.is_set() else _run(tasks, at_once, True, task)
+            return None if ended.is_set() else _run(tasks, todo, at_once, True, task)
         except BaseException:
             ended.set()
             raise
@@ -133,28 +133,31 @@ def _side_by_side(tasks: Sequence[Task], at_once: int, stage: Sequence[Task]) ->
 
 
 def _end_children() -> None:
-    """End the kernels: they have sessions of their own, so that Ctrl-C does not reach them."""
-    for child in psutil.Process().children(recursive=True):
+    for child in psutil.Process().children(recursive=True):  # Ctrl-C does not reach the kernels
         with suppress(psutil.NoSuchProcess):
             child.terminate()
 
 
 @contextmanager
 def _share(at_once: int) -> Iterator[None]:
-    """Give each of the notebooks its share of the cores: more threads than cores wait for each other."""
+    """Give each notebook its share of the cores: more threads than cores wait for each other."""
     share = str(max(1, runs.cores() // at_once))
     own = {name: os.environ.get(name, share) for name in ("OMP_NUM_THREADS", WORKERS)}
     with patch.dict(os.environ, own):
         yield
 
 
-def _run(tasks: Sequence[Task], at_once: int, crowded: bool, task: Task) -> dict[str, Any] | None:
+def _run(
+    tasks: Sequence[Task], todo: list[Task], at_once: int, crowded: bool, task: Task
+) -> dict[str, Any] | None:
+    """Execute a notebook that must run, and take it off what is still to do."""
     index = tasks.index(task)
     place = f"[{index + 1}/{len(tasks)}] {task.stem}"
     if not task.reason:
+        todo.remove(task)
         console.print(escape(f"{place}: up to date"))
         return None
-    rest = durations.left(tasks[index:], at_once)
+    rest = durations.left(todo, at_once)
     console.print(escape(f"{place}: {task.reason} ({rest} left in all)"))
     artifacts = runs.count_artifacts()
     with durations.progress(task, console, hidden=crowded):
@@ -162,6 +165,7 @@ def _run(tasks: Sequence[Task], at_once: int, crowded: bool, task: Task) -> dict
     if not crowded:
         made = runs.count_artifacts() - artifacts
         durations.keep(task.figures, task.stem, record["seconds"], made)
+    todo.remove(task)
     console.print(escape(f"{place}: done in {record['seconds']:.1f} s"))
     return record
 

@@ -442,10 +442,10 @@ def test_the_longest_notebook_of_a_stage_begins_first(
 ) -> None:
     begun: list[str] = []
     monkeypatch.setattr(
-        paper, "_run", lambda tasks, at_once, crowded, task: begun.append(task.stem)
+        paper, "_run", lambda tasks, todo, at_once, crowded, task: begun.append(task.stem)
     )
     stage = [plan.Task(s, "tiny", "x", t) for s, t in (("a", 3.0), ("b", 9.0), ("c", 5.0))]
-    paper._side_by_side(stage, 1, stage)
+    paper._side_by_side(stage, [*stage], 1, stage)
     assert begun == ["b", "c", "a"]
 
 
