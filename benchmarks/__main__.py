@@ -1,0 +1,49 @@
+"""Measure speed, side by side with peers: `python -m benchmarks`, or only some parts of it."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from benchmarks import bars, record, report
+
+# From the shortest to the longest; a part is a module with `measure(tiny) -> rows`.
+PARTS = (
+    "losses",
+    "probe",
+    "augmentation",
+    "training",
+    "stealing",
+    "startup",
+    "gpu",
+    "growth",
+    "attack",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure the parts, print each change against what was stored, store it; 1 where a bar is missed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART",
+                        help=f"some of {', '.join(PARTS)}")  # fmt: skip
+    parser.add_argument("--tiny", action="store_true",
+                        help="sizes that test the code and mean nothing; nothing is stored")  # fmt: skip
+    given = parser.parse_args(arguments)
+    old = record.rows_of(record.read(record.path()))
+    for part in given.only:
+        rows = importlib.import_module(f"benchmarks.{part}").measure(given.tiny)
+        print("\n".join(report.changes(old, rows)), flush=True)
+        if rows and not given.tiny:
+            record.store(part, rows)
+    if given.tiny:
+        return 0
+    report.write()
+    on = "cpu" if record.device() == "cpu" else "cuda"
+    short = bars.missed(record.rows_of(record.read(record.path())), on)
+    for bar in short:
+        print(f"below its bar of {bar.at_least:g}: {bar.text}")
+    return int(bool(short))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""What each speed is compared with: a peer or an older form, a predicted factor, and a bar."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from benchmarks.record import US, Row
+
+FILE = Path(__file__).with_name("bars.yaml")
+FIELDS = ("text", "part", "work", "who", "over", "of", "predicted", "at_least", "on", "source")
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A factor that was predicted beforehand, and what is asked for.
+
+    `over` names the peer that `who` is compared with, in the same part and work; without it `value`
+    itself is what counts. `of` is "value", or "peak_mb" (the peer's over ours). `on` is the kind of
+    device it is asked for on.
+    """
+
+    text: str
+    part: str
+    work: str
+    on: str = "cpu"
+    who: str = US
+    over: str | None = None
+    of: str = "value"
+    predicted: str | None = None
+    at_least: float | None = None
+    source: str = ""
+
+    def measured(self, rows: Iterable[Row]) -> float | None:
+        """Return the factor over the peer, or the value itself; None where a row is missing."""
+        named = {r.who: r for r in rows if (r.part, r.work) == (self.part, self.work)}
+        if self.who not in named or (self.over and self.over not in named):
+            return None
+        own = getattr(named[self.who], self.of)
+        if not self.over:
+            return own
+        peer = getattr(named[self.over], self.of)
+        if not own or not peer:
+            return None
+        less_is_better = self.of == "peak_mb" or named[self.who].unit == "s"
+        return peer / own if less_is_better else own / peer
+
+    def verdict(self, rows: Iterable[Row]) -> str:
+        """Return "holds", "missed", "not measured", or "no bar"."""
+        measured = self.measured(rows)
+        if measured is None:
+            return "not measured"
+        if self.at_least is None:
+            return "no bar"
+        return "holds" if measured >= self.at_least else "missed"
+
+
+def load(file: Path = FILE) -> list[Bar]:
+    """Read the bars; ValueError naming an entry with a field that is unknown or missing."""
+    bars = []
+    for number, entry in enumerate(yaml.safe_load(file.read_text()), 1):
+        unknown = set(entry) - set(FIELDS)
+        missing = {"text", "part", "work"} - set(entry)
+        if unknown or missing or entry.get("of", "value") not in ("value", "peak_mb"):
+            raise ValueError(
+                f"{file.name}, entry {number}: unknown fields {sorted(unknown)}, missing "
+                f"{sorted(missing)}; known are {', '.join(FIELDS)}, `of` is value or peak_mb"
+            )
+        bars.append(Bar(**entry))
+    return bars
+
+
+def missed(rows: Sequence[Row], on: str) -> list[Bar]:
+    """Return the bars of a kind of device that its measured rows do not reach."""
+    return [bar for bar in load() if bar.on == on and bar.verdict(rows) == "missed"]
