@@ -57,7 +57,7 @@ def training(config: Config, images: int) -> Estimate:
     """
     device = runs.device()
     batch = config.batch if device.type == "cuda" else min(CPU_BATCH, config.batch)
-    trial = _Trial(replace(config, batch=batch), device)
+    trial = Trial(replace(config, batch=batch), device)
     held = trial.activations() * config.batch / batch + trial.state()
     per_image = 1 if config.method == "supervised" else 2
     steps = pretrain.schedule(config).check(images)
@@ -65,7 +65,7 @@ def training(config: Config, images: int) -> Estimate:
     return Estimate(f"{config.method} {config.encoder}", views, trial.rate() * per_image, held)
 
 
-class _Trial:
+class Trial:
     """A method with an optimizer and one batch of noise to step on."""
 
     def __init__(self, config: Config, device: torch.device) -> None:

@@ -29,13 +29,13 @@ def test_weights_gradients_and_momentum_are_counted() -> None:
     net = pretrain.build(TINY, 10)
     weights = 4 * sum(p.numel() for p in net.parameters())
     buffers = sum(b.numel() * b.element_size() for b in net.buffers())
-    trial = estimate._Trial(TINY, torch.device("cpu"))
+    trial = estimate.Trial(TINY, torch.device("cpu"))
     trial.step()
     assert trial.state() == pytest.approx(3 * weights + buffers, rel=0.01)  # SGD has one momentum
 
 
 def test_activations_are_what_autograd_keeps() -> None:
-    trial = estimate._Trial(TINY, torch.device("cpu"))
+    trial = estimate.Trial(TINY, torch.device("cpu"))
     x = torch.randn(50, 8, requires_grad=True)
     trial.step = lambda: (x.exp() * 3).sum().backward()  # exp keeps its result; the rest is scalars
     assert trial.activations() == 4 * x.numel()
