@@ -16,6 +16,7 @@ from contsteal import data, encoders, evaluate, loop, pretrain, runs, settings, 
 from contsteal.defenses import Defense
 from contsteal.marking import marked
 from contsteal.packed import Packed
+from contsteal.shelf import Shelf
 from contsteal.trained import SCORING, STEALING, TRAINING, Trained
 from contsteal.victim import Answers, BlackBox
 
@@ -106,8 +107,8 @@ class Lab:
 
     @cached_property
     def answers(self) -> Answers:
-        """The victim's answers, shared by every black box of this lab: one forward per input."""
-        return Answers(self.victim.encoder)
+        """The victim's answers, shared by every black box of this machine: one forward per input."""
+        return Answers(self.victim.encoder, Shelf.of(self.victim.sha256, self._machine))
 
     def random(self, seed: int = 0) -> encoders.Encoder:
         """Return a surrogate that was never trained: the floor of every table."""
@@ -119,8 +120,8 @@ class Lab:
         """Return the victim behind a fresh API; its classifier is the probe on the main task."""
         head = self._probe(self.settings["data"]).head
         # Copies: what a defence remembers of one attack must not reach the next.
-        own = self.victim.projector
-        return BlackBox(self.answers, copy.deepcopy(list(defenses)), budget, head, own)
+        own = copy.deepcopy(list(defenses))
+        return BlackBox(self.answers, own, budget, head, self.victim.projector)
 
     def steal(
         self,
@@ -222,7 +223,6 @@ class Lab:
         return runs.stamp(self.profile, self.settings["data"], ", ".join(map(str, seeds)))
 
     # ------------------------------------------------------------------------- inside
-
     @property
     def _machine(self) -> list[str]:
         """What rounds numbers differently: bf16 on one kind of device is not fp32 on another."""

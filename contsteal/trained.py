@@ -15,7 +15,17 @@ NETS = ("backbones", "checkpoints", "encoders", "tensorfiles")
 LEARNING = ("augment", "experiment", "heads", "losses", "loop", "methods", "randaugment", "trained")
 TRAINING = (*IMAGES, *NETS, *LEARNING)
 DEFENDING = ("b4b", "defenses", "detection", "disguise", "poisoning", "prada", "remember", "work")
-ATTACKING = ("adaptive", "ask", "evaluate", "pretrain", "recipes", "recreate", "steal", "victim")
+ATTACKING = (
+    "adaptive",
+    "ask",
+    "evaluate",
+    "pretrain",
+    "recipes",
+    "recreate",
+    "shelf",
+    "steal",
+    "victim",
+)
 STEALING = (*TRAINING, *DEFENDING, *ATTACKING)
 SCORING = (*IMAGES, *NETS, "evaluate", "experiment")
 HEAD = "projector.safetensors"

@@ -12,6 +12,7 @@ from contsteal import encoders
 from contsteal.defenses import Defense
 from contsteal.encoders import as_uint8
 from contsteal.remember import finite
+from contsteal.shelf import Shelf
 
 LONGEST = 256  # characters of a user's name
 
@@ -78,10 +79,14 @@ def _named(user: str) -> None:
 
 
 class Answers:
-    """A frozen network that is never run twice on one input; share it between black boxes."""
+    """A frozen network that is never run twice on one input; share it between black boxes.
 
-    def __init__(self, net: nn.Module) -> None:
-        self.net, self.forwards = net, 0
+    With a `shelf` also not by another process: what was computed once on this machine is read.
+    `forwards` counts the images that the network was really run on here.
+    """
+
+    def __init__(self, net: nn.Module, shelf: Shelf | None = None) -> None:
+        self.net, self.shelf, self.forwards = net, shelf, 0
         self._row: dict[bytes, int] = {}
         self._store = torch.empty(0)
 
@@ -89,19 +94,28 @@ class Answers:
         """Return clean embeddings (N, D) in float32 of uint8 images with their `digests`."""
         new = {name: i for i, name in enumerate(names) if name not in self._row}
         if new:
-            fresh = encoders.embed(self.net, images[list(new.values())])
-            self._append(fresh, list(new))
+            self._append(self._fresh(images, new), list(new))
         return self._store[[self._row[name] for name in names]]
 
+    def _fresh(self, images: Tensor, new: dict[bytes, int]) -> Tensor:
+        """Read the answers to new inputs, or compute and keep them."""
+        kept = self.shelf.get(list(new)) if self.shelf else None
+        if kept is not None:
+            return kept.to(next(self.net.parameters()).device)
+        self.forwards += len(new)
+        answers = encoders.embed(self.net, images[list(new.values())])
+        if self.shelf:
+            self.shelf.put(list(new), answers)
+        return answers
+
     def _append(self, fresh: Tensor, names: list[bytes]) -> None:
-        end = self.forwards + len(fresh)
+        start, end = len(self._row), len(self._row) + len(fresh)
         if end > len(self._store):  # doubling keeps the cost of growth linear
             grown = fresh.new_empty(max(end, 2 * len(self._store)), fresh.shape[1])
-            grown[: self.forwards] = self._store[: self.forwards] if self.forwards else 0
+            grown[:start] = self._store[:start] if start else 0
             self._store = grown
-        self._store[self.forwards : end] = fresh
-        self._row |= {name: self.forwards + i for i, name in enumerate(names)}
-        self.forwards = end
+        self._store[start:end] = fresh
+        self._row |= {name: start + i for i, name in enumerate(names)}
 
 
 class BlackBox:
