@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from contsteal.detection import Detector
-from contsteal.remember import earlier, finite
+from contsteal.remember import earlier, finite, real, whole
 from contsteal.seeds import generator
 
 EVERY = 10  # queries between two tests
@@ -66,13 +66,12 @@ class Prada(Detector[Watched]):
         seed: int = 0,
     ) -> None:
         super().__init__(action, ("shuffle", "refuse", "record"))
-        if not 0 < threshold < 1:
+        self.threshold, self.seed = real(threshold, "Prada threshold"), whole(seed, "Prada seed")
+        if not 0 < self.threshold < 1:
             raise ValueError(f"Prada threshold={threshold}: between 0 and 1 is needed, as W is")
         if classes not in ("one", "argmax"):
             raise ValueError(f"unknown classes {classes!r}: choose 'one' or 'argmax'")
-        if not isinstance(memory, int) or memory < 1:
-            raise ValueError(f"Prada memory={memory!r}: at least 1 query must be kept")
-        self.threshold, self.classes, self.memory, self.seed = threshold, classes, memory, seed
+        self.classes, self.memory = classes, whole(memory, "Prada memory", 1)
 
     @torch.no_grad()
     def __call__(self, answers: Tensor, user: str) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from contsteal import ask, data, steal, tables, work
 from contsteal.defenses import DEFENSES, Defense
 from contsteal.experiment import Lab
+from contsteal.remember import finite
 from contsteal.tables import Job
 
 Chain = Sequence[Defense]
@@ -40,7 +41,7 @@ def seeded(chain: Chain, seed: int) -> tuple[Defense, ...]:
     copies = tuple(copy.copy(defense) for defense in chain)
     for place, defense in enumerate(copies):
         if hasattr(defense, "seed"):
-            defense.seed += 1000 * place + seed
+            defense.seed += 1000 * place + int(seed)  # NumPy's are drawn from otherwise
     return copies
 
 
@@ -206,9 +207,13 @@ def bills(
 def similarity(answers: Tensor, share: float = 0.05) -> float:
     """Return the cosine that `share` of a customer's queries (N, D) exceed with an earlier one.
 
-    The threshold that `detection.SimilarQueries` needs: chosen on customers, never on thieves.
+    The threshold that `detection.SimilarQueries` needs: chosen on customers, never on thieves. Errors:
+    ValueError for fewer than 2 queries, a share outside (0, 1), answers with NaN.
     """
-    unit = F.normalize(answers, dim=1)
+    if len(answers) < 2 or not 0 < share < 1:
+        raise ValueError(f"{len(answers)} queries, share={share}: at least 2 queries are needed, and a "
+                         "share between 0 and 1")  # fmt: skip
+    unit = F.normalize(finite(answers), dim=1)
     earlier = torch.ones(len(unit), len(unit), device=unit.device).tril(-1) > 0
     nearest = (unit @ unit.T).masked_fill(~earlier, -1).amax(1)[1:]
     return float(nearest.quantile(1 - share))
