@@ -38,12 +38,17 @@ class B4B(PerUser[Visited]):
 
     E is the share of the 2^`bits` buckets, signs of `bits` random projections, that a user's answers
     have occupied so far; it never falls, and an answer meets the E of the answers up to itself, however
-    they are batched. `families` hashes are averaged: 1 in the paper, 20 in the code, whose noise also
-    lags behind E. `lam` is lambda; sigma reaches alpha - lambda at E = beta. `transform` and `padding`:
-    see `disguise.UserTransform`. Repeats of one input cost a user nothing and get fresh noise.
+    they are batched. `families` hashes are averaged: 1 in the paper, 20 in the code. `lam` is lambda;
+    sigma reaches alpha - lambda at E = beta. `transform` and `padding`: see `disguise.UserTransform`.
+    Repeats of one input cost a user nothing and get fresh noise. Answers of several dimensions fall
+    into the same buckets.
+
+    The published code departs from its paper: lambda 1e-7, noise that lags behind E and is equal in
+    each epoch, E of one pass over a file and not per user, and a first account without a transform.
 
     Memory per user: `families` 2^`bits` / 8 bytes whatever they ask, 512 by default, so 10^5 users
-    take about 0.1 GB. Errors: ValueError for parameters out of range and answers with NaN.
+    take about 0.1 GB. `families` 2^`bits` is 2^24 at most. Errors:
+    ValueError for parameters out of range and answers with NaN.
     """
 
     record = Visited

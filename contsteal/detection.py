@@ -73,8 +73,9 @@ class SimilarQueries(Detector[Asked]):
     flagged where more than `share` of at least 100 queries were similar: `statistic(user)`.
     Repeated inputs are similar too; attacks with one view, or views split over accounts, are missed.
 
-    Memory per user: at most 4 `memory` D bytes, so 10^5 users of 512-D answers take 0.2 GB per unit of
-    `memory`. Errors: ValueError for bad parameters and answers with NaN; Refused.
+    Memory per user grows to 4 `memory` D bytes at most, where the paper's has no end: 10^5 users of
+    512-D answers take 0.2 GB per unit of `memory`. Errors: ValueError for bad parameters and answers
+    with NaN; Refused.
     """
 
     record = Asked

@@ -75,11 +75,12 @@ def disguise(answers: Tensor, steps: tuple[str, ...], seed: int, user: str, extr
 class UserTransform:
     """Map each user's answers by a secret map of that user (B4B, NeurIPS 2023, section 4).
 
-    `transform` joins steps by "+": "affine" is yA + b with dense A, entries U(-1, 1) times
-    sqrt(3/D), and b from U(-1, 1); "scale" the same elementwise; "pad" appends `padding` constants
-    from N(0, 1), so D grows; "shuffle" permutes the coordinates; "binary" gives D bits, each the
-    side of a random plane through a random point of [0, 1]^D, as the code does. Nothing is stored:
-    a secret follows from `seed` and user. ValueError: an unknown step, or padding below 1.
+    `transform` joins steps by "+": "affine" is yA + b with dense A, entries U(-1, 1) times sqrt(3/D),
+    a factor that the code lacks, and b, the paper's "add", from U(-1, 1); "scale" the same elementwise;
+    "pad" appends `padding` constants from N(0, 1), so D grows; "shuffle" permutes the coordinates;
+    "binary" gives D bits, each the side of a random plane through a random point of [0, 1]^D, as the
+    code does. Nothing is stored: a secret follows from `seed` and user. ValueError: an unknown step, or
+    padding below 1 or above 2^16.
     """
 
     def __init__(self, transform: str = "affine", padding: int = 64, seed: int = 0) -> None:

@@ -41,8 +41,9 @@ class Prada(Detector[Watched]):
     """Flag a user whose nearest distances are not normal: Shapiro-Wilk W < `threshold`.
 
     A class's set takes in a query whose least L2 distance to it is above T = max(T, mean - std of the
-    distances at which members joined). Every 10 queries the distances of all queries, of classes with
-    at least 10, less those 3 std or more off the mean, are tested if above 100 remain.
+    distances at which members joined). Every 10 queries the distances of all queries, the newest 5,000
+    here, of classes with at least 10, less those 3 std or more off the mean, are tested if above 100
+    remain.
 
     PRADA measures distances between inputs; a defence sees answers, so they are measured there.
     `classes`: "argmax" of the answer for posteriors and logits, "one" for embeddings, which have none.
@@ -50,7 +51,7 @@ class Prada(Detector[Watched]):
     only "record". As in the code, a verdict is the latest test's; where refused, it stays. Natural
     images sent by an encoder thief look like a customer's (Dziedzic et al., 5.3).
 
-    Memory per user: 4 `memory` D bytes and 0.3 MB at most, where the paper's sets grow without end;
+    Memory per user grows to 4 `memory` D bytes and 0.3 MB at most, where the paper's sets never stop;
     a set is full at `memory`. A query waits for the one before it: the sets' rule is sequential.
     Errors: ValueError for bad parameters and answers with NaN; Refused.
     """

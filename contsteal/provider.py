@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from contsteal import ask, data, steal, tables, work
+from contsteal import ask, data, evidence, steal, tables, work
 from contsteal.defenses import DEFENSES, Defense
 from contsteal.experiment import Lab
 from contsteal.remember import finite
@@ -107,7 +107,8 @@ def matrix(attacked: pd.DataFrame, bought: pd.DataFrame) -> pd.DataFrame:
     """Return what each defence changes for each attack and each customer's task, paired by seed.
 
     Rows: `defence`, `party` ("attacker" or "customer"), `who` (attack or task), `change` of accuracy
-    against no defence, with its 95 % t-interval `low`, `high`, and `n`.
+    against no defence, with its 95 % t-interval `low`, `high`, and `n`: 1 where nothing is drawn, and the
+    change is exact for this victim and these images.
     """
     sides = [
         ("attacker", attacked.dropna(subset=["defence"]), "attack", "accuracy"),
@@ -119,6 +120,7 @@ def matrix(attacked: pd.DataFrame, bought: pd.DataFrame) -> pd.DataFrame:
             by = found.assign(attack=found["defence"])
             for defence in (d for d in found["defence"].unique() if d != "none"):
                 change, low, high, n = tables.difference(by, defence, "none", metric)
+                n = 1 if high - low < evidence.SAME else n  # nothing is drawn: measured once
                 rows.append({"defence": defence, "party": party, "who": who, "change": change,
                              "low": low, "high": high, "n": n})  # fmt: skip
     return pd.DataFrame(rows)
@@ -135,18 +137,30 @@ class Watcher(Protocol):
     def flagged(self, user: str) -> bool: ...
 
 
+CALIBRATION = 1000  # the first seed of customers on whom a detector or a price is calibrated
 Senders = Mapping[str, Callable[[int], Tensor]]  # users by name: the images one sends, by seed
 
 
 def senders(lab: Lab, tasks: Sequence[str], queries: int) -> dict[str, Callable[[int], Tensor]]:
     """Return users who send `queries` images each: customers with their tasks' images, and thieves.
 
-    One thief sends images like the victim's, one four views of a quarter as many, one photographs.
+    One thief sends images like the victim's, one four views of a quarter as many, one photographs. At
+    seeds from `CALIBRATION` on a customer draws from half of the task's images, before it from the
+    other half: a threshold is not tested on what it was chosen on. A task with fewer than twice the
+    images asked for is not cut: take none such as the first, which is calibrated on.
     """
 
     def customer(task: str) -> Callable[[int], Tensor]:
         pool = lab.images(task).images
-        return lambda seed: pool[data.order(len(pool), seed)[:queries]]
+        held = len(pool) // 2 if len(pool) >= 2 * queries else 0
+
+        def draw(seed: int) -> Tensor:
+            first, many = (
+                (0, held or len(pool)) if seed >= CALIBRATION else (held, len(pool) - held)
+            )
+            return pool[first + data.order(many, seed)[:queries]]
+
+        return draw
 
     look = {k: lab.settings["surrogate"][k] for k in ("encoder",)} | {"attack": "cont-steal"}
     config = steal.Config(image_size=lab.settings["image_size"], **look)

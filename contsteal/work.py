@@ -91,8 +91,10 @@ class ProofOfWork(PerUser[Bill]):
     """Charge base^x seconds per 64 answers, x = |c(q) - (intercept + slope q)|, and change nothing.
 
     c(q) is a user's summed `cost` after q queries, (N, D) -> (N,); the line is a customer's, from
-    `calibrate`. The price stays within `least` and `most`. A puzzle has log2(price
-    `hashes_per_second`) zero bits. This is a cost model: it bills, and never waits for a solution.
+    `calibrate`. The price stays within `least` and `most`. Each answer owes 1/64 of its own price, where
+    the code prices whole batches: how queries are batched changes no bill. A puzzle has log2(price
+    `hashes_per_second`) zero bits; the code has a line fitted to times it measured. This is a cost
+    model: it bills, and never waits for a solution.
 
     The paper's cost is the privacy cost of PATE, from the votes of an ensemble. Encoders have no
     votes, no softmax and no usual mix of queries, so nothing calibrates it there (ICML 2022, 5.5):

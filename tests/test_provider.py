@@ -151,6 +151,22 @@ def test_users_send_what_their_names_say(lab) -> None:
     assert not torch.equal(users["customer, shapes"](0), users["customer, shapes"](1))
 
 
+def test_who_is_calibrated_on_is_not_who_is_tested(lab) -> None:
+    users = provider.senders(lab, ["shapes", "digits"], 64)
+    calibrating, tested = (
+        {row.numpy().tobytes() for seed in seeds for row in users["customer, shapes"](seed)}
+        for seeds in (range(1000, 1005), range(5))
+    )
+    assert len(calibrating) == len(tested) == 80, "each has half of the images"
+    assert not calibrating & tested
+
+
+def test_what_draws_nothing_is_measured_once() -> None:
+    cell = provider.matrix(attacked(), bought()).set_index(["defence", "party", "who"])
+    assert cell.loc[("D", "customer", "digits"), "n"] == 1
+    assert cell.loc[("E", "customer", "digits"), "n"] == 3
+
+
 def test_the_bill_of_calibrated_customers_is_the_least_and_that_of_others_higher(lab) -> None:
     sure, unsure = lab.images("shapes").images[:64], lab.images("digits").images[:64]
     users = {"customer": lambda seed: sure, "other": lambda seed: unsure.flip(0)}
