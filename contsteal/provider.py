@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from contsteal import ask, data, evidence, steal, tables, work
-from contsteal.defenses import DEFENSES, Defense
+from contsteal.defenses import DEFENSES, Defense, build
 from contsteal.experiment import Lab
 from contsteal.remember import finite
 from contsteal.tables import Job
@@ -28,12 +28,19 @@ def name(chain: Chain) -> str:
 def listed(values: Mapping[str, Sequence[float]]) -> list[Chain]:
     """Return a chain of one defence per name and value of its first parameter: {"top-k": [8, 64]}.
 
-    Errors: ValueError for a name that `defenses.DEFENSES` does not have, and the defences' own.
+    "normalise + top-k" is a chain whose last defence has the value. Errors: ValueError for a name that
+    `defenses.DEFENSES` does not have, for values that are no list, and the defences' own.
     """
-    for kind in values:
-        if kind not in DEFENSES:
-            raise ValueError(f"unknown defence {kind!r}: choose one of {', '.join(DEFENSES)}")
-    return [[DEFENSES[kind](value)] for kind, each in values.items() for value in each]
+    chains: list[Chain] = []
+    for names, each in values.items():
+        *first, last = names.split(" + ")
+        for kind in (*first, last):
+            if kind not in DEFENSES:
+                raise ValueError(f"unknown defence {kind!r}: choose one of {', '.join(DEFENSES)}")
+        if not isinstance(each, Sequence) or isinstance(each, str):
+            raise ValueError(f"{names}: {each!r} is no list of first parameters")
+        chains += [[*map(build, first), DEFENSES[last](value)] for value in each]
+    return chains
 
 
 def seeded(chain: Chain, seed: int) -> tuple[Defense, ...]:
