@@ -19,12 +19,14 @@ def learn_remap(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
     Least squares of source (N, D) @ weight + bias on target (N, E), the two accounts' answers to the
     same N images, in float64: B4B's per-user transformations, attacked by the linear map of its paper
-    (section 4). Below D + 1 images the solution of least norm. ValueError where rows do not match.
+    (section 4). Below D + 1 images the solution of least norm. ValueError where rows do not
+    match or hold NaN.
     """
-    if source.ndim != 2 or target.ndim != 2 or len(source) != len(target) or not len(source):
+    pairs = source.ndim == target.ndim == 2 and len(source) == len(target) > 0
+    if not (pairs and source.isfinite().all() and target.isfinite().all()):
         raise ValueError(
             f"answers {tuple(source.shape)} and {tuple(target.shape)}: both accounts must have asked "
-            "the same images, one row each"
+            "the same images, one finite row each"
         )
     centred, middle = subtract_mean(source.double()), source.double().mean(0)
     goal = target.double()

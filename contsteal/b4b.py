@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from contsteal.disguise import disguise, kinds
-from contsteal.remember import PerUser, finite
+from contsteal.disguise import MOST_PADDING, disguise, kinds
+from contsteal.remember import PerUser, finite, real, whole
 from contsteal.seeds import generator
 
-MOST_BITS = 24  # 2 MB per user and hash; with more, no user covers a noticeable share
+MOST_BITS = 24  # 2 MB per user; with more, no user covers a noticeable share
 LARGEST = 80  # e^80 times lambda is still a float32
 
 
@@ -38,12 +38,17 @@ class B4B(PerUser[Visited]):
 
     E is the share of the 2^`bits` buckets, signs of `bits` random projections, that a user's answers
     have occupied so far; it never falls, and an answer meets the E of the answers up to itself, however
-    they are batched. `families` hashes are averaged: 1 in the paper, 20 in the code, whose noise also
-    lags behind E. `lam` is lambda; sigma reaches alpha - lambda at E = beta. `transform` and `padding`:
-    see `disguise.UserTransform`. Repeats of one input cost a user nothing and get fresh noise.
+    they are batched. `families` hashes are averaged: 1 in the paper, 20 in the code. `lam` is lambda;
+    sigma reaches alpha - lambda at E = beta. `transform` and `padding`: see `disguise.UserTransform`.
+    Repeats of one input cost a user nothing and get fresh noise. Answers of several dimensions fall
+    into the same buckets.
+
+    The published code departs from its paper: lambda 1e-7, noise that lags behind E and is equal in
+    each epoch, E of one pass over a file and not per user, and a first account without a transform.
 
     Memory per user: `families` 2^`bits` / 8 bytes whatever they ask, 512 by default, so 10^5 users
-    take about 0.1 GB. Errors: ValueError for parameters out of range and answers with NaN.
+    take about 0.1 GB. `families` 2^`bits` is 2^24 at most. Errors:
+    ValueError for parameters out of range and answers with NaN.
     """
 
     record = Visited
@@ -60,16 +65,16 @@ class B4B(PerUser[Visited]):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self._check(lam, alpha, beta)
-        if not isinstance(bits, int) or not 1 <= bits <= MOST_BITS:
-            raise ValueError(f"B4B bits={bits!r}: a whole number from 1 to {MOST_BITS} is needed")
-        if not isinstance(families, int) or not 1 <= families <= 100:
-            raise ValueError(f"B4B families={families!r}: a whole number from 1 to 100 is needed")
-        if not isinstance(padding, int) or padding < 1:
-            raise ValueError(f"B4B padding={padding!r}: at least 1 coordinate is needed")
-        self.lam, self.alpha, self.beta, self.seed = lam, alpha, beta, seed
-        self.bits, self.families, self.transform, self.padding = bits, families, transform, padding
-        self._steps = kinds(transform)
+        lam, alpha = real(lam, "B4B lam"), real(alpha, "B4B alpha")
+        self.lam, self.alpha, self.beta = lam, alpha, real(beta, "B4B beta")
+        self._check(lam, alpha, self.beta)
+        self.bits, self.seed = whole(bits, "B4B bits", 1, MOST_BITS), whole(seed, "B4B seed")
+        self.families = whole(families, "B4B families", 1, 100)
+        if self.families << self.bits > 1 << MOST_BITS:
+            raise ValueError(f"B4B families={families}, bits={bits}: families 2^bits may be "
+                             f"2^{MOST_BITS}, 2 MB per user, at most")  # fmt: skip
+        self.transform, self._steps = transform, kinds(transform)
+        self.padding = whole(padding, "B4B padding", 1, MOST_PADDING)
 
     @staticmethod
     def _check(lam: float, alpha: float, beta: float) -> None:
@@ -85,8 +90,8 @@ class B4B(PerUser[Visited]):
             )
 
     def __call__(self, answers: Tensor, user: str) -> Tensor:
-        mine = self._of(user)
-        stds = self.sigma(self._visit(mine, finite(answers)))
+        mine, answers = self._of(user), finite(answers)
+        stds = self.sigma(self._visit(mine, answers))
         draws = generator("b4b noise", self.seed, user, mine.calls)
         mine.calls += 1
         noise = torch.randn(answers.shape, generator=draws).to(answers)

@@ -17,7 +17,7 @@ from contsteal.detection import SimilarQueries
 from contsteal.disguise import UserTransform
 from contsteal.poisoning import PredictionPoisoning
 from contsteal.prada import Prada
-from contsteal.remember import Answered, PerUser
+from contsteal.remember import Answered, PerUser, finite, real, whole
 from contsteal.seeds import generator
 from contsteal.work import ProofOfWork
 
@@ -32,7 +32,7 @@ class Normalise:
     """Scale each answer to length 1, which removes what its norm tells."""
 
     def __call__(self, answers: Tensor, user: str) -> Tensor:
-        return F.normalize(answers, dim=1)
+        return F.normalize(finite(answers), dim=1)
 
     def __repr__(self) -> str:
         return "Normalise()"
@@ -49,13 +49,14 @@ class GaussianNoise(PerUser[Answered]):
     record = Answered
 
     def __init__(self, std: float, mean: float = 0.0, seed: int = 0) -> None:
-        if not 0 <= std < math.inf or not math.isfinite(mean):
-            raise ValueError(f"GaussianNoise std={std}, mean={mean}: finite, and std 0 or above")
         super().__init__()
-        self.std, self.mean, self.seed = std, mean, seed
+        self.std, self.mean = real(std, "GaussianNoise std"), real(mean, "GaussianNoise mean")
+        self.seed = whole(seed, "GaussianNoise seed")
+        if not 0 <= self.std < math.inf or not math.isfinite(self.mean):
+            raise ValueError(f"GaussianNoise std={std}, mean={mean}: finite, and std 0 or above")
 
     def __call__(self, answers: Tensor, user: str) -> Tensor:
-        mine = self._of(user)
+        mine, answers = self._of(user), finite(answers)
         draws = generator("noise", self.seed, user, mine.calls)
         mine.calls += 1
         noise = torch.randn(answers.shape, generator=draws).to(answers)
@@ -70,14 +71,10 @@ class Rounding:
     """Round every coordinate to `decimals` decimal places; negative ones round to tens and more."""
 
     def __init__(self, decimals: int) -> None:
-        if not isinstance(decimals, int) or not -6 <= decimals <= 12:
-            raise ValueError(
-                f"Rounding decimals={decimals!r}: a whole number from -6 to 12 is needed"
-            )
-        self.decimals = decimals
+        self.decimals = whole(decimals, "Rounding decimals", -6, 12)
 
     def __call__(self, answers: Tensor, user: str) -> Tensor:
-        return answers.round(decimals=self.decimals)
+        return finite(answers).round(decimals=self.decimals)
 
     def __repr__(self) -> str:
         return f"Rounding({self.decimals})"
@@ -87,12 +84,10 @@ class TopK:
     """Keep the `k` largest coordinates of each answer and set the others to 0."""
 
     def __init__(self, k: int) -> None:
-        if not isinstance(k, int) or k < 1:
-            raise ValueError(f"TopK k={k}: at least 1 coordinate must be kept")
-        self.k = k
+        self.k = whole(k, "TopK k", 1)
 
     def __call__(self, answers: Tensor, user: str) -> Tensor:
-        if self.k > answers.shape[1]:
+        if self.k > finite(answers).shape[1]:
             raise ValueError(f"TopK k={self.k}: answers have {answers.shape[1]} coordinates only")
         kept = answers.topk(self.k, dim=1)
         return torch.zeros_like(answers).scatter(1, kept.indices, kept.values)
@@ -117,7 +112,7 @@ DEFENSES = {
 
 def build(name: str, **options: object) -> Defense:
     """Build a defence by name; ValueError lists the known ones."""
-    if name not in DEFENSES:
+    if not isinstance(name, str) or name not in DEFENSES:
         raise ValueError(f"unknown defence {name!r}: choose one of {', '.join(DEFENSES)}")
     try:
         return DEFENSES[name](**options)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contsteal.remember import PerUser, earlier, finite, identity
+from contsteal.remember import PerUser, earlier, finite, identity, real, whole
 from contsteal.seeds import generator
 
 FEWEST = 100  # no verdict on a user before this many queries
@@ -73,8 +73,9 @@ class SimilarQueries(Detector[Asked]):
     flagged where more than `share` of at least 100 queries were similar: `statistic(user)`.
     Repeated inputs are similar too; attacks with one view, or views split over accounts, are missed.
 
-    Memory per user: at most 4 `memory` D bytes, so 10^5 users of 512-D answers take 0.2 GB per unit of
-    `memory`. Errors: ValueError for bad parameters and answers with NaN; Refused.
+    Memory per user grows to 4 `memory` D bytes at most, where the paper's has no end: 10^5 users of
+    512-D answers take 0.2 GB per unit of `memory`. Errors: ValueError for bad parameters and answers
+    with NaN; Refused.
     """
 
     record = Asked
@@ -92,13 +93,14 @@ class SimilarQueries(Detector[Asked]):
         seed: int = 0,
     ) -> None:
         super().__init__(action, ("replace", "refuse", "record"))
-        self._check(threshold, measure, mean, std)
-        if not isinstance(memory, int) or memory < 1:
-            raise ValueError(f"SimilarQueries memory={memory!r}: at least 1 query must be kept")
-        if not 0 <= share < 1:
+        told = {"threshold": threshold, "mean": mean, "std": std, "share": share}
+        reals = [real(value, f"SimilarQueries {name}") for name, value in told.items()]
+        self.threshold, self.mean, self.std, self.share = reals
+        self._check(self.threshold, measure, self.mean, self.std)
+        if not 0 <= self.share < 1:
             raise ValueError(f"SimilarQueries share={share}: from 0 to below 1 is needed")
-        self.threshold, self.measure, self.mean, self.std = threshold, measure, mean, std
-        self.memory, self.share, self.seed = memory, share, seed
+        self.measure, self.seed = measure, whole(seed, "SimilarQueries seed")
+        self.memory = whole(memory, "SimilarQueries memory", 1)
         self._project = _frozen(projection)
         self._projection = identity(self._project) if projection is not None else None
 

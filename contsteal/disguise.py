@@ -5,14 +5,16 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from contsteal.remember import finite, named, whole
 from contsteal.seeds import generator
 
+MOST_PADDING = 2**16  # coordinates; with more, padding is most of what is sent
 KINDS = ("affine", "scale", "pad", "shuffle", "binary")
 
 
 def kinds(text: str) -> tuple[str, ...]:
     """Return the steps of "affine+pad+shuffle", none of "none"; ValueError lists the known ones."""
-    steps = () if text == "none" else tuple(text.split("+"))
+    steps = () if text == "none" else tuple(str(text).split("+"))
     if unknown := [step for step in steps if step not in KINDS]:
         raise ValueError(
             f"unknown transformation {unknown[0]!r} in {text!r}: join some of {', '.join(KINDS)} "
@@ -48,14 +50,14 @@ def _secrets(
 
 def _step(answers: Tensor, kind: str, secrets: tuple[Tensor, ...]) -> Tensor:
     if kind == "affine":
-        return answers @ secrets[0] + secrets[1]
+        return answers @ secrets[0].to(answers) + secrets[1].to(answers)
     if kind == "scale":
-        return answers * secrets[0] + secrets[1]
+        return answers * secrets[0].to(answers) + secrets[1].to(answers)
     if kind == "pad":
-        return torch.cat([answers, secrets[0].expand(len(answers), -1)], 1)
+        return torch.cat([answers, secrets[0].to(answers).expand(len(answers), -1)], 1)
     if kind == "shuffle":
         return answers[:, secrets[0]]
-    return (answers @ secrets[0] > secrets[1]).to(answers.dtype)
+    return (answers @ secrets[0].to(answers) > secrets[1].to(answers)).to(answers.dtype)
 
 
 def disguise(answers: Tensor, steps: tuple[str, ...], seed: int, user: str, extra: int) -> Tensor:
@@ -73,21 +75,21 @@ def disguise(answers: Tensor, steps: tuple[str, ...], seed: int, user: str, extr
 class UserTransform:
     """Map each user's answers by a secret map of that user (B4B, NeurIPS 2023, section 4).
 
-    `transform` joins steps by "+": "affine" is yA + b with dense A, entries U(-1, 1) times
-    sqrt(3/D), and b from U(-1, 1); "scale" the same elementwise; "pad" appends `padding` constants
-    from N(0, 1), so D grows; "shuffle" permutes the coordinates; "binary" gives D bits, each the
-    side of a random plane through a random point of [0, 1]^D, as the code does. Nothing is stored:
-    a secret follows from `seed` and user. ValueError: an unknown step, or padding below 1.
+    `transform` joins steps by "+": "affine" is yA + b with dense A, entries U(-1, 1) times sqrt(3/D),
+    a factor that the code lacks, and b, the paper's "add", from U(-1, 1); "scale" the same elementwise;
+    "pad" appends `padding` constants from N(0, 1), so D grows; "shuffle" permutes the coordinates;
+    "binary" gives D bits, each the side of a random plane through a random point of [0, 1]^D, as the
+    code does. Nothing is stored: a secret follows from `seed` and user. ValueError: an unknown step, or
+    padding below 1 or above 2^16.
     """
 
     def __init__(self, transform: str = "affine", padding: int = 64, seed: int = 0) -> None:
         self._steps = kinds(transform)
-        if not isinstance(padding, int) or padding < 1:
-            raise ValueError(f"UserTransform padding={padding!r}: at least 1 coordinate is needed")
-        self.transform, self.padding, self.seed = transform, padding, seed
+        self.transform, self.seed = transform, whole(seed, "UserTransform seed")
+        self.padding = whole(padding, "UserTransform padding", 1, MOST_PADDING)
 
     def __call__(self, answers: Tensor, user: str) -> Tensor:
-        return disguise(answers, self._steps, self.seed, user, self.padding)
+        return disguise(finite(answers), self._steps, self.seed, named(user), self.padding)
 
     def __repr__(self) -> str:
         told = [repr(self.transform)]

@@ -110,6 +110,9 @@ def welch(suspect: Tensor, null: Tensor, test: str = "welch", form: Form = "sign
     """
     if form not in ("signed", "published"):
         raise ValueError(f'unknown form {form!r}: choose "signed" or "published"')
+    if not suspect.ndim == null.ndim == 1:
+        raise ValueError(f"samples {tuple(suspect.shape)} and {tuple(null.shape)}: (N,) and (M,) are "
+                         "needed, one number per image")  # fmt: skip
     a, b = _finite(suspect.tolist()), _finite(null.tolist())
     if min(len(a), len(b)) < 2 or not (a.var() + b.var() > 0):
         raise ValueError(f"{len(a)} and {len(b)} samples: a t-test needs two or more on both sides, "

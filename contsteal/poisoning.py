@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from contsteal.remember import Answered, PerUser, finite
+from contsteal.remember import Answered, PerUser, finite, real, whole
 from contsteal.seeds import generator
 
 
@@ -33,11 +33,13 @@ class PredictionPoisoning(PerUser[Answered]):
 
     def __init__(self, eps: float, scale: float = 1.0, seed: int = 0) -> None:
         super().__init__()
-        if not 0 <= eps < math.inf:
+        self.eps = real(eps, "PredictionPoisoning eps")
+        self.scale = real(scale, "PredictionPoisoning scale")
+        self.seed = whole(seed, "PredictionPoisoning seed")
+        if not 0 <= self.eps < math.inf:
             raise ValueError(f"PredictionPoisoning eps={eps}: 0 or above and finite is needed")
-        if not 0 <= scale < math.inf:
+        if not 0 <= self.scale < math.inf:
             raise ValueError(f"PredictionPoisoning scale={scale}: 0 or above and finite is needed")
-        self.eps, self.scale, self.seed = eps, scale, seed
 
     def surrogate(self, dim: int) -> Tensor:
         """Return the random surrogate's answer (D,) to any input."""

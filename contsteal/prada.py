@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from contsteal.detection import Detector
-from contsteal.remember import earlier, finite
+from contsteal.remember import earlier, finite, real, whole
 from contsteal.seeds import generator
 
 EVERY = 10  # queries between two tests
@@ -41,8 +41,9 @@ class Prada(Detector[Watched]):
     """Flag a user whose nearest distances are not normal: Shapiro-Wilk W < `threshold`.
 
     A class's set takes in a query whose least L2 distance to it is above T = max(T, mean - std of the
-    distances at which members joined). Every 10 queries the distances of all queries, of classes with
-    at least 10, less those 3 std or more off the mean, are tested if above 100 remain.
+    distances at which members joined). Every 10 queries the distances of all queries, the newest 5,000
+    here, of classes with at least 10, less those 3 std or more off the mean, are tested if above 100
+    remain.
 
     PRADA measures distances between inputs; a defence sees answers, so they are measured there.
     `classes`: "argmax" of the answer for posteriors and logits, "one" for embeddings, which have none.
@@ -50,7 +51,7 @@ class Prada(Detector[Watched]):
     only "record". As in the code, a verdict is the latest test's; where refused, it stays. Natural
     images sent by an encoder thief look like a customer's (Dziedzic et al., 5.3).
 
-    Memory per user: 4 `memory` D bytes and 0.3 MB at most, where the paper's sets grow without end;
+    Memory per user grows to 4 `memory` D bytes and 0.3 MB at most, where the paper's sets never stop;
     a set is full at `memory`. A query waits for the one before it: the sets' rule is sequential.
     Errors: ValueError for bad parameters and answers with NaN; Refused.
     """
@@ -66,13 +67,12 @@ class Prada(Detector[Watched]):
         seed: int = 0,
     ) -> None:
         super().__init__(action, ("shuffle", "refuse", "record"))
-        if not 0 < threshold < 1:
+        self.threshold, self.seed = real(threshold, "Prada threshold"), whole(seed, "Prada seed")
+        if not 0 < self.threshold < 1:
             raise ValueError(f"Prada threshold={threshold}: between 0 and 1 is needed, as W is")
         if classes not in ("one", "argmax"):
             raise ValueError(f"unknown classes {classes!r}: choose 'one' or 'argmax'")
-        if not isinstance(memory, int) or memory < 1:
-            raise ValueError(f"Prada memory={memory!r}: at least 1 query must be kept")
-        self.threshold, self.classes, self.memory, self.seed = threshold, classes, memory, seed
+        self.classes, self.memory = classes, whole(memory, "Prada memory", 1)
 
     @torch.no_grad()
     def __call__(self, answers: Tensor, user: str) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from contsteal import encoders
 from contsteal.provider import Chain, name
+from contsteal.remember import PerUser
 
 
 def price(
@@ -62,5 +63,4 @@ def _bytes(chain: Chain, parts: Sequence[Tensor]) -> int:
     own = copy.deepcopy(list(chain))
     for part in parts:
         _through(own, part)
-    states = [defense.state_dict() for defense in own if hasattr(defense, "state_dict")]
-    return sum(v.nbytes for state in states for k, v in state.items() if k != "defence")
+    return sum(defense.size("customer") for defense in own if isinstance(defense, PerUser))

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from contsteal import ask, data, steal, tables, work
-from contsteal.defenses import DEFENSES, Defense
+from contsteal import ask, data, evidence, steal, tables, work
+from contsteal.defenses import DEFENSES, Defense, build
 from contsteal.experiment import Lab
+from contsteal.remember import finite
 from contsteal.tables import Job
 
 Chain = Sequence[Defense]
@@ -27,12 +28,19 @@ def name(chain: Chain) -> str:
 def listed(values: Mapping[str, Sequence[float]]) -> list[Chain]:
     """Return a chain of one defence per name and value of its first parameter: {"top-k": [8, 64]}.
 
-    Errors: ValueError for a name that `defenses.DEFENSES` does not have, and the defences' own.
+    "normalise + top-k" is a chain whose last defence has the value. Errors: ValueError for a name that
+    `defenses.DEFENSES` does not have, for values that are no list, and the defences' own.
     """
-    for kind in values:
-        if kind not in DEFENSES:
-            raise ValueError(f"unknown defence {kind!r}: choose one of {', '.join(DEFENSES)}")
-    return [[DEFENSES[kind](value)] for kind, each in values.items() for value in each]
+    chains: list[Chain] = []
+    for names, each in values.items():
+        *first, last = names.split(" + ")
+        for kind in (*first, last):
+            if kind not in DEFENSES:
+                raise ValueError(f"unknown defence {kind!r}: choose one of {', '.join(DEFENSES)}")
+        if not isinstance(each, Sequence) or isinstance(each, str):
+            raise ValueError(f"{names}: {each!r} is no list of first parameters")
+        chains += [[*map(build, first), DEFENSES[last](value)] for value in each]
+    return chains
 
 
 def seeded(chain: Chain, seed: int) -> tuple[Defense, ...]:
@@ -40,7 +48,7 @@ def seeded(chain: Chain, seed: int) -> tuple[Defense, ...]:
     copies = tuple(copy.copy(defense) for defense in chain)
     for place, defense in enumerate(copies):
         if hasattr(defense, "seed"):
-            defense.seed += 1000 * place + seed
+            defense.seed += 1000 * place + int(seed)  # NumPy's are drawn from otherwise
     return copies
 
 
@@ -106,7 +114,8 @@ def matrix(attacked: pd.DataFrame, bought: pd.DataFrame) -> pd.DataFrame:
     """Return what each defence changes for each attack and each customer's task, paired by seed.
 
     Rows: `defence`, `party` ("attacker" or "customer"), `who` (attack or task), `change` of accuracy
-    against no defence, with its 95 % t-interval `low`, `high`, and `n`.
+    against no defence, with its 95 % t-interval `low`, `high`, and `n`: 1 where nothing is drawn, and the
+    change is exact for this victim and these images.
     """
     sides = [
         ("attacker", attacked.dropna(subset=["defence"]), "attack", "accuracy"),
@@ -118,6 +127,7 @@ def matrix(attacked: pd.DataFrame, bought: pd.DataFrame) -> pd.DataFrame:
             by = found.assign(attack=found["defence"])
             for defence in (d for d in found["defence"].unique() if d != "none"):
                 change, low, high, n = tables.difference(by, defence, "none", metric)
+                n = 1 if high - low < evidence.SAME else n  # nothing is drawn: measured once
                 rows.append({"defence": defence, "party": party, "who": who, "change": change,
                              "low": low, "high": high, "n": n})  # fmt: skip
     return pd.DataFrame(rows)
@@ -134,18 +144,30 @@ class Watcher(Protocol):
     def flagged(self, user: str) -> bool: ...
 
 
+CALIBRATION = 1000  # the first seed of customers on whom a detector or a price is calibrated
 Senders = Mapping[str, Callable[[int], Tensor]]  # users by name: the images one sends, by seed
 
 
 def senders(lab: Lab, tasks: Sequence[str], queries: int) -> dict[str, Callable[[int], Tensor]]:
     """Return users who send `queries` images each: customers with their tasks' images, and thieves.
 
-    One thief sends images like the victim's, one four views of a quarter as many, one photographs.
+    One thief sends images like the victim's, one four views of a quarter as many, one photographs. At
+    seeds from `CALIBRATION` on a customer draws from half of the task's images, before it from the
+    other half: a threshold is not tested on what it was chosen on. A task with fewer than twice the
+    images asked for is not cut: take none such as the first, which is calibrated on.
     """
 
     def customer(task: str) -> Callable[[int], Tensor]:
         pool = lab.images(task).images
-        return lambda seed: pool[data.order(len(pool), seed)[:queries]]
+        held = len(pool) // 2 if len(pool) >= 2 * queries else 0
+
+        def draw(seed: int) -> Tensor:
+            first, many = (
+                (0, held or len(pool)) if seed >= CALIBRATION else (held, len(pool) - held)
+            )
+            return pool[first + data.order(many, seed)[:queries]]
+
+        return draw
 
     look = {k: lab.settings["surrogate"][k] for k in ("encoder",)} | {"attack": "cont-steal"}
     config = steal.Config(image_size=lab.settings["image_size"], **look)
@@ -206,9 +228,13 @@ def bills(
 def similarity(answers: Tensor, share: float = 0.05) -> float:
     """Return the cosine that `share` of a customer's queries (N, D) exceed with an earlier one.
 
-    The threshold that `detection.SimilarQueries` needs: chosen on customers, never on thieves.
+    The threshold that `detection.SimilarQueries` needs: chosen on customers, never on thieves. Errors:
+    ValueError for fewer than 2 queries, a share outside (0, 1), answers with NaN.
     """
-    unit = F.normalize(answers, dim=1)
+    if len(answers) < 2 or not 0 < share < 1:
+        raise ValueError(f"{len(answers)} queries, share={share}: at least 2 queries are needed, and a "
+                         "share between 0 and 1")  # fmt: skip
+    unit = F.normalize(finite(answers), dim=1)
     earlier = torch.ones(len(unit), len(unit), device=unit.device).tril(-1) > 0
     nearest = (unit @ unit.T).masked_fill(~earlier, -1).amax(1)[1:]
     return float(nearest.quantile(1 - share))

@@ -1,16 +1,20 @@
 """What stateful defences share: one small record per user that outlives a restart, and checks."""
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from contsteal.seeds import derive
 
 Record = TypeVar("Record")
+LONGEST = 256  # characters of a user's name
 
 
 @dataclass
@@ -20,8 +24,46 @@ class Answered:
     calls: int = 0
 
 
+def named(user: str) -> str:
+    """Return a user's name as it is; ValueError for one that stands for nobody, or fills memory."""
+    if not isinstance(user, str) or not 1 <= len(user) <= LONGEST or not user.isprintable():
+        raise ValueError(
+            f"user {user!r:.60}: a name of 1 to {LONGEST} printable characters is needed; accounts, "
+            "budgets and defences are kept by it"
+        )
+    return user
+
+
+def whole(value: int, told: str, least: float = -math.inf, most: float = math.inf) -> int:
+    """Return a parameter as an int; ValueError, beginning with `told`, for another type or range.
+
+    NumPy's integers become Python's: draws and results are kept by how a seed is written.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value <= most:
+        span = f" from {least} to {most}" if most < math.inf else f" of at least {least}"
+        raise ValueError(
+            f"{told}={value!r}: a whole number{span if least > -math.inf else ''} is needed"
+        )
+    return int(value)
+
+
+def real(value: float, told: str) -> float:
+    """Return a parameter as a float; ValueError, beginning with `told`, for what is no number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{told}={value!r}: a number is needed")
+    return float(value)
+
+
 def finite(answers: Tensor) -> Tensor:
-    """Return answers (N, D) as they are; ValueError where one holds NaN or infinity."""
+    """Return answers (N, D) of floats as they are, N = 0 included.
+
+    Errors: ValueError for another type or shape, and where an answer holds NaN or infinity.
+    """
+    if not isinstance(answers, Tensor) or answers.ndim != 2 or not answers.shape[1]:
+        shape = tuple(answers.shape) if isinstance(answers, Tensor) else type(answers).__name__
+        raise ValueError(f"answers {shape}: a tensor (N, D) is needed, one row per input")
+    if not answers.is_floating_point():
+        raise ValueError(f"answers are {answers.dtype}: vectors of floats are needed, no labels")
     if not answers.isfinite().all():
         row = int((~answers.isfinite().all(1)).nonzero()[0, 0])
         raise ValueError(
@@ -70,8 +112,31 @@ def _packed(value: int | float | list | Tensor) -> Tensor:
     return torch.tensor(value, dtype=torch.float64 if isinstance(one, float) else None)
 
 
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Return all values in one row; what is empty has no type that the others should take."""
+    full = [part.flatten() for part in parts if part.numel()]
+    return torch.cat(full) if full else torch.empty(0)
+
+
+def _shapes(parts: list[Tensor]) -> Tensor:
+    """Return (U, 2) shapes of at most two dimensions, -1 where there is none."""
+    return torch.tensor([[*p.shape, -1, -1][:2] for p in parts], dtype=torch.int64).view(-1, 2)
+
+
+def _parted(joined: Tensor, shapes: Tensor, users: int, name: str) -> list[Tensor]:
+    """Undo `_joined`; ValueError where values, shapes and users do not belong together."""
+    sizes = shapes.abs().prod(1).tolist()
+    if len(shapes) != users or sum(sizes) != len(joined):
+        raise ValueError(
+            f"the state has {len(shapes)} users and {len(joined)} values of {name!r}, needed are "
+            f"{users} and {sum(sizes)}: it is damaged, save it again"
+        )
+    dims = [[size for size in shape if size >= 0] for shape in shapes.tolist()]
+    return [part.view(d) for part, d in zip(joined.split(sizes), dims, strict=True)]
+
+
 class PerUser(Generic[Record]):
-    """A defence that remembers a dataclass of numbers, lists and tensors of each user.
+    """A defence that remembers a dataclass of numbers, lists and tensors (N,) or (N, D) of each user.
 
     Users share nothing. `state_dict` holds tensors only, so that safetensors can keep it.
     """
@@ -83,7 +148,7 @@ class PerUser(Generic[Record]):
 
     def _of(self, user: str) -> Record:
         """Return what is remembered of a user, to be changed in place."""
-        if user not in self._users:
+        if named(user) not in self._users:
             self._users[user] = self.record()
         return self._users[user]
 
@@ -95,11 +160,24 @@ class PerUser(Generic[Record]):
         """Forget a user: the verdict, and all that led to it."""
         self._users.pop(user, None)
 
+    def size(self, user: str) -> int:
+        """Return the bytes that are remembered of a user, the name not counted."""
+        mine = self._seen(user)
+        return sum(_packed(getattr(mine, f.name)).nbytes for f in fields(mine))
+
     def state_dict(self) -> dict[str, Tensor]:
-        """Return what is remembered of all users, as tensors by `field/user`."""
-        state = {"defence": torch.tensor(derive(repr(self)))}
-        for user, mine in self._users.items():
-            state |= {f"{f.name}/{user}": _packed(getattr(mine, f.name)) for f in fields(mine)}
+        """Return what is remembered of all users, joined: two tensors a field, however many users.
+
+        One tensor per user would not do: safetensors reads no header of 10^5 users' fields.
+        """
+        names = "\n".join(self._users).encode()  # names are printable: none holds a line break
+        state = {
+            "defence": torch.tensor(derive(repr(self))),
+            "users": torch.from_numpy(np.frombuffer(names, np.uint8).copy()),
+        }
+        for f in fields(self.record):
+            parts = [_packed(getattr(mine, f.name)) for mine in self._users.values()]
+            state |= {f.name: _joined(parts), f"{f.name}, shapes": _shapes(parts)}
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -112,14 +190,19 @@ class PerUser(Generic[Record]):
                 f"the state was not saved by {self!r}: build the defence with the parameters and "
                 "the seed it had when it was saved"
             )
-        saved = {key: value for key, value in state.items() if key != "defence"}
         wanted = [f.name for f in fields(self.record)]
-        users = dict.fromkeys(key.partition("/")[2] for key in saved)
-        if missing := {f"{name}/{user}" for user in users for name in wanted} ^ saved.keys():
+        known = {"defence", "users", *wanted, *(f"{name}, shapes" for name in wanted)}
+        if missing := known ^ state.keys():
             raise ValueError(
                 f"the state lacks, or should not hold, {min(missing)!r}: save it again"
             )
-        self._users = {u: self._read({n: saved[f"{n}/{u}"] for n in wanted}) for u in users}
+        users = state["users"].numpy().tobytes().decode()
+        users = users.split("\n") if users else []
+        found = [_parted(state[n], state[f"{n}, shapes"], len(users), n) for n in wanted]
+        self._users = {
+            user: self._read(dict(zip(wanted, mine, strict=True)))
+            for user, *mine in zip(users, *found, strict=True)
+        }
 
     def _read(self, saved: dict[str, Tensor]) -> Record:
         mine = self.record()

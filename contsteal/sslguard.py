@@ -91,7 +91,10 @@ def decoded(key: Key, answers: Tensor) -> Tensor:
 
 
 def rate(key: Key, answers: Tensor, threshold: float = 0.5) -> float:
-    """Return the watermark rate: the share of answers whose cosine with the key is above `threshold`."""
+    """Return the watermark rate: the share of answers whose cosine with the key is above `threshold`.
+
+    The published code returns their number.
+    """
     cosines = decoded(key, answers) @ F.normalize(key.secret.double().cpu(), dim=0)
     return (cosines > threshold).double().mean().item()
 

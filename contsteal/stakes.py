@@ -68,6 +68,33 @@ def matrix(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     return tables.sentences([told]), shown[list(dict.fromkeys(wide["who"]))]
 
 
+PROVIDER = {"seconds": "s per 1,000 answers", "added": "added time", "bytes": "bytes per user"}
+
+
+def parties(
+    stake: pd.DataFrame, bill: pd.DataFrame, marked: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Return what each defence costs thieves, customers and provider, a row each; "-" for nothing.
+
+    `stake` is `provider.matrix`'s, `bill` `prices.price`'s, `marked` `trials.watermark`'s: the customer
+    of its victims' task is the first of the matrix. A mark changes neither time nor memory.
+    """
+    cells = matrix(stake)[1]
+    rows = [*cells.index, *(name for name in bill.index if name not in cells.index)]
+    costs = bill[[*PROVIDER]].rename(columns=PROVIDER)
+    whole = cells.reindex(rows).join(costs.map("{:.3g}".format)).assign(training="none")
+    if marked is None:
+        return whole.fillna("-")
+    customer = next(c for c in cells.columns if c.startswith("customer"))
+    for head, found in marked.groupby("head", sort=False):
+        worth = found.drop_duplicates("kind").set_index("kind")["accuracy"]
+        change = worth["victim"] - worth["unmarked"]
+        whole.loc[f"watermark, {head}", [customer, "training"]] = (
+            tables.points((change, change, change, 1)), found["mark"].iloc[0],
+        )  # fmt: skip
+    return whole.fillna("-")
+
+
 def _names(which: pd.Series, order: list[str]) -> str:
     """Return the defences for which something holds, or "none"."""
     return ", ".join(d for d in order if which.get(d, False)) or "none"

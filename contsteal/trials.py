@@ -73,10 +73,18 @@ def watermark(
     parts = []
     for place, mark in enumerate(map(dict, marks)):
         asked = [max(budgets)] if place else budgets
-        there, test = (("watermark", mark),), partial(_rotation, images)
-        found = _judged(_examine(lab, test, thieves, asked, seeds, how, there), "wsr")
-        parts.append(_priced(lab, found, there).assign(**_about(lab, mark)))
+        crowd = thieves, asked, seeds, how
+        found = _marked(lab, mark, partial(_rotation, images), "wsr", *crowd)
+        parts.append(found.assign(**_about(lab, mark)))
     return pd.concat(parts, ignore_index=True)
+
+
+def _marked(
+    lab: Lab, mark: Plan, test: Callable[[Lab, nn.Module], list[Row]], measure: str, *crowd: Any
+) -> pd.DataFrame:
+    """Examine everybody around a marked victim (`_examine`), against controls, with the mark's price."""
+    there = (("watermark", mark),)
+    return _priced(lab, _judged(_examine(lab, test, *crowd, there), measure), there)
 
 
 def _about(lab: Lab, mark: Plan) -> Row:
@@ -217,9 +225,8 @@ def guard(
     """
     mark = {"kind": "sslguard"} | dict(mark)
     train(lab, how, [mark])
-    there = (("watermark", mark),)
-    found = _examine(lab, partial(_key, images), thieves, budgets, seeds, how, there)
-    return _priced(lab, _judged(found, "cosine").drop(columns="p_paper"), there)
+    crowd = thieves, budgets, seeds, how
+    return _marked(lab, mark, partial(_key, images), "cosine", *crowd).drop(columns="p_paper")
 
 
 def _key(images: int, there: Lab, net: nn.Module) -> list[Row]:

@@ -11,10 +11,8 @@ from torch import Tensor, nn
 from contsteal import encoders
 from contsteal.defenses import Defense
 from contsteal.encoders import as_uint8
-from contsteal.remember import finite
+from contsteal.remember import finite, named
 from contsteal.shelf import Shelf
-
-LONGEST = 256  # characters of a user's name
 
 
 class BudgetExceeded(RuntimeError):
@@ -67,15 +65,6 @@ def _simplex(values: Tensor) -> Tensor:
     total = positive.sum(1, keepdim=True)
     uniform = torch.full_like(positive, 1 / values.shape[1])
     return torch.where(total > 0, positive / total.clamp(min=1e-12), uniform)
-
-
-def _named(user: str) -> None:
-    """Refuse a name that stands for nobody, or that would fill the ledger."""
-    if not isinstance(user, str) or not 1 <= len(user) <= LONGEST or not user.isprintable():
-        raise ValueError(
-            f"user {user!r:.60}: a name of 1 to {LONGEST} printable characters is needed; accounts, "
-            "budgets and defences are kept by it"
-        )
 
 
 class Answers:
@@ -190,7 +179,7 @@ class BlackBox:
 
     def require(self, count: int, user: str = "adversary") -> None:
         """Raise BudgetExceeded where `count` new distinct inputs of a user would not fit."""
-        _named(user)
+        named(user)
         used = self.ledger.account(user).unique_inputs
         if self.budget is not None and used + count > self.budget:
             raise BudgetExceeded(
@@ -203,7 +192,7 @@ class BlackBox:
 
         What a stateful defence has seen of it before another one refused stays seen.
         """
-        _named(user)
+        named(user)
         images = as_uint8(images)
         names = digests(images)
         account = self.ledger.account(user)
@@ -222,7 +211,7 @@ class BlackBox:
     def _defend(self, answers: Tensor, user: str, classes: bool) -> Tensor:
         wide = answers.shape[1]
         for defense in self._defenses:
-            answers = defense(answers, user)
+            answers = finite(defense(answers, user))
         if classes and answers.shape[1] != wide:
             raise ValueError(
                 f"the defences made {answers.shape[1]} coordinates of {wide} classes: padding is for "

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from contsteal.remember import PerUser, finite, identity
+from contsteal.remember import PerUser, finite, identity, real, whole
 from contsteal.seeds import derive
 
 BATCH = 64  # queries that one price is for, in the paper
@@ -55,8 +55,10 @@ def calibrate(costs: Tensor) -> tuple[float, float]:
 
     Column q holds the summed cost after q + 1 queries. ValueError for fewer than 2 queries.
     """
-    if costs.ndim != 2 or costs.shape[1] < 2:
-        raise ValueError(f"costs {tuple(costs.shape)}: (customers, at least 2 queries) is needed")
+    if costs.ndim != 2 or not len(costs) or costs.shape[1] < 2 or not costs.isfinite().all():
+        raise ValueError(
+            f"costs {tuple(costs.shape)}: finite, of (customers, at least 2 queries), is needed"
+        )
     asked = np.arange(1, costs.shape[1] + 1)
     slope, intercept = np.polyfit(asked, costs.double().mean(0).cpu().numpy(), 1)
     return float(intercept), float(slope)
@@ -64,7 +66,11 @@ def calibrate(costs: Tensor) -> tuple[float, float]:
 
 def entropy(posteriors: Tensor) -> Tensor:
     """Return the entropy (N,) in nats of posteriors (N, C); ValueError where a row is none."""
-    if (posteriors < 0).any() or ((posteriors.sum(1) - 1).abs() > 1e-3).any():
+    if (
+        posteriors.ndim != 2
+        or (posteriors < 0).any()
+        or ((posteriors.sum(1) - 1).abs() > 1e-3).any()
+    ):
         raise ValueError(
             "entropy is the cost of posteriors, rows of numbers from 0 of sum 1: use "
             "cost='flat' or a function of your own for embeddings and logits"
@@ -85,8 +91,10 @@ class ProofOfWork(PerUser[Bill]):
     """Charge base^x seconds per 64 answers, x = |c(q) - (intercept + slope q)|, and change nothing.
 
     c(q) is a user's summed `cost` after q queries, (N, D) -> (N,); the line is a customer's, from
-    `calibrate`. The price stays within `least` and `most`. A puzzle has log2(price
-    `hashes_per_second`) zero bits. This is a cost model: it bills, and never waits for a solution.
+    `calibrate`. The price stays within `least` and `most`. Each answer owes 1/64 of its own price, where
+    the code prices whole batches: how queries are batched changes no bill. A puzzle has log2(price
+    `hashes_per_second`) zero bits; the code has a line fitted to times it measured. This is a cost
+    model: it bills, and never waits for a solution.
 
     The paper's cost is the privacy cost of PATE, from the votes of an ensemble. Encoders have no
     votes, no softmax and no usual mix of queries, so nothing calibrates it there (ICML 2022, 5.5):
@@ -108,13 +116,15 @@ class ProofOfWork(PerUser[Bill]):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if isinstance(cost, str) and cost not in ("flat", "entropy"):
+        if not callable(cost) and cost not in ("flat", "entropy"):
             raise ValueError(f"unknown cost {cost!r}: choose 'flat', 'entropy' or give a function")
-        if not (math.isfinite(intercept) and math.isfinite(slope)):
+        told = {"intercept": intercept, "slope": slope, "base": base, "least": least, "most": most}
+        told["hashes_per_second"] = hashes_per_second
+        vars(self).update({k: real(v, f"ProofOfWork {k}") for k, v in told.items()})
+        if not (math.isfinite(self.intercept) and math.isfinite(self.slope)):
             raise ValueError(f"ProofOfWork intercept={intercept}, slope={slope}: finite is needed")
         self._check(base, least, most, hashes_per_second)
-        self.intercept, self.slope, self.base, self.least = intercept, slope, base, least
-        self.most, self.hashes_per_second, self.seed = most, hashes_per_second, seed
+        self.seed = whole(seed, "ProofOfWork seed")
         self.cost = cost
         self._cost = cost if isinstance(cost, str) else identity(cost)
 
@@ -132,6 +142,8 @@ class ProofOfWork(PerUser[Bill]):
     @torch.no_grad()
     def __call__(self, answers: Tensor, user: str) -> Tensor:
         mine, costs = self._of(user), self._costs(finite(answers)).double().cpu().numpy()
+        if not len(costs):
+            return answers
         summed = mine.cost + costs.cumsum()
         asked = mine.queries + np.arange(1, len(costs) + 1)
         mine.seconds += float(self.price(summed, asked).sum()) / BATCH
@@ -141,12 +153,12 @@ class ProofOfWork(PerUser[Bill]):
     def _costs(self, answers: Tensor) -> Tensor:
         if self.cost == "flat":
             return answers.new_zeros(len(answers))
-        costs = finite((entropy if self.cost == "entropy" else self.cost)(answers)[:, None])[:, 0]
+        costs = (entropy if self.cost == "entropy" else self.cost)(answers)
         if costs.shape != answers.shape[:1]:
             raise ValueError(
                 f"{self._cost} returned {tuple(costs.shape)}: ({len(answers)},) is needed"
             )
-        return costs
+        return finite(costs.double()[:, None])[:, 0]
 
     def price(self, cost: float | np.ndarray, queries: int | np.ndarray) -> np.ndarray:
         """Return the seconds per 64 answers at a summed cost after so many queries."""

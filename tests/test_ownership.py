@@ -107,6 +107,16 @@ def test_p_values_of_the_null_are_uniform():
     assert stats.kstest(p, "uniform").pvalue > 0.01
 
 
+def test_p_values_of_dataset_inference_are_uniform_where_nobody_was_trained():
+    """Training, test and fresh features of one distribution: an independent encoder's."""
+
+    def p_value(k: int) -> float:
+        parts = (islands(60, 3 * k + j, noise=0.2) for j in range(3))
+        return ownership.mixture_test(*parts, components=2, covariance="diag").p_value
+
+    assert stats.kstest([p_value(k) for k in range(150)], "uniform").pvalue > 0.01
+
+
 def test_against_controls_is_the_t_of_one_more_encoder():
     found = ownership.against_controls(0.9, [0.5, 0.6, 0.4])
     t = 0.4 / (0.1 * math.sqrt(4 / 3))

@@ -55,6 +55,14 @@ def test_defences_are_listed_by_name_and_first_parameter() -> None:
         "TopK(8)", "TopK(64)", "PredictionPoisoning(eps=2.0, scale=1.0)",
     ]  # fmt: skip
     assert provider.listed({}) == []
+    unit = provider.listed({"normalise + rounding": [0, 1]})
+    assert [provider.name(c) for c in unit] == [
+        "Normalise() + Rounding(0)", "Normalise() + Rounding(1)",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="unknown defence 'unit'"):
+        provider.listed({"unit + rounding": [1]})
+    with pytest.raises(ValueError, match="rounding: 1 is no list"):
+        provider.listed({"rounding": 1})
     with pytest.raises(ValueError, match="unknown defence 'top-kk': choose one of normalise"):
         provider.listed({"top-kk": [8]})
     with pytest.raises(ValueError, match="TopK k=0"):
@@ -99,6 +107,27 @@ def test_the_matrix_holds_paired_changes_for_every_attack_and_customer() -> None
     assert stakes.outcome(table).startswith(
         "1 of 2 defences surely take from every attack, 1 of them"
     )
+
+
+def test_one_table_holds_what_all_three_parties_pay() -> None:
+    stake = provider.matrix(attacked(), bought())
+    bill = pd.DataFrame({"seconds": [0.25, 1 / 3, 1.0], "added": 0.5, "bytes, half": 8, "bytes": 16},
+                        index=["D", "E", "watcher"])  # fmt: skip
+    rows = [
+        {"head": "h", "kind": k, "accuracy": a, "mark": "5 epochs"}
+        for k, a in (("victim", 0.82), ("unmarked", 0.85), ("stolen", math.nan))
+    ]
+    whole = stakes.parties(stake, bill, pd.DataFrame(rows))
+    assert list(whole.index) == ["D", "E", "watcher", "watermark, h"]
+    assert whole.loc["D", "attacker embedding"] == "-20.0 points"
+    assert whole.loc["D", "s per 1,000 answers"] == "0.25"
+    assert whole.loc["watcher", "attacker embedding"] == "-"
+    assert whole.loc["watcher", "bytes per user"] == "16"
+    assert whole.loc["watermark, h", "customer shapes"] == "-3.0 points"
+    assert whole.loc["watermark, h", "training"] == "5 epochs"
+    assert whole.loc["watermark, h", "customer digits"] == "-"
+    assert list(stakes.parties(stake, bill).index) == ["D", "E", "watcher"]
+    assert set(stakes.parties(stake, bill)["training"]) == {"none"}
 
 
 def test_matrix_and_detectors_are_drawn_from_their_tables() -> None:
@@ -149,6 +178,22 @@ def test_users_send_what_their_names_say(lab) -> None:
     assert len({row.numpy().tobytes() for row in four}) == len(four) == 16
     assert all(len(images(0)) == 16 for images in users.values())
     assert not torch.equal(users["customer, shapes"](0), users["customer, shapes"](1))
+
+
+def test_who_is_calibrated_on_is_not_who_is_tested(lab) -> None:
+    users = provider.senders(lab, ["shapes", "digits"], 64)
+    calibrating, tested = (
+        {row.numpy().tobytes() for seed in seeds for row in users["customer, shapes"](seed)}
+        for seeds in (range(1000, 1005), range(5))
+    )
+    assert len(calibrating) == len(tested) == 80, "each has half of the images"
+    assert not calibrating & tested
+
+
+def test_what_draws_nothing_is_measured_once() -> None:
+    cell = provider.matrix(attacked(), bought()).set_index(["defence", "party", "who"])
+    assert cell.loc[("D", "customer", "digits"), "n"] == 1
+    assert cell.loc[("E", "customer", "digits"), "n"] == 3
 
 
 def test_the_bill_of_calibrated_customers_is_the_least_and_that_of_others_higher(lab) -> None:

@@ -133,12 +133,16 @@ def test_a_state_of_another_defence_is_refused(make):
         make(seed=3).load_state_dict(state)
     with pytest.raises(ValueError, match="was not saved by"):
         make().load_state_dict({})
-    lacking = {k: v for k, v in state.items() if k != f"{next(iter(vars(make().record())))}/ann"}
-    if len(lacking) > 1:  # who has no field at all is not there
-        with pytest.raises(ValueError, match=r"the state lacks, or should not hold, '.*/ann'"):
-            make().load_state_dict(lacking)
-    with pytest.raises(ValueError, match="'more/ann'"):
-        make().load_state_dict(state | {"more/ann": torch.zeros(1)})
+    field = next(iter(vars(make().record())))
+    lacking = {k: v for k, v in state.items() if k != field}
+    with pytest.raises(ValueError, match=f"the state lacks, or should not hold, '{field}'"):
+        make().load_state_dict(lacking)
+    with pytest.raises(ValueError, match="'more'"):
+        make().load_state_dict(state | {"more": torch.zeros(1)})
+    with pytest.raises(ValueError, match=rf"values of '{field}', needed are 1 and .*damaged"):
+        make().load_state_dict(state | {field: state[field].repeat(2)})
+    with pytest.raises(ValueError, match="needed are 2"):
+        make().load_state_dict(state | {"users": torch.tensor([97, 10, 98], dtype=torch.uint8)})
 
 
 @each(REMEMBERING)
@@ -170,9 +174,7 @@ def test_a_user_takes_constant_memory(make, most):
     for _ in range(3):
         for i in range(users):
             defense(ROWS[i % 150 : i % 150 + 9], f"user {i}")
-        state = defense.state_dict()
-        state.pop("defence")
-        assert sum(value.nbytes for value in state.values()) <= users * most
+        assert sum(defense.size(f"user {i}") for i in range(users)) <= users * most
 
 
 @pytest.mark.parametrize(
@@ -186,7 +188,32 @@ def test_detectors_remember_no_more_than_they_say(make, most):
     defense = make()
     for seed in range(12):
         defense(torch.randn(500, 6, generator=generator("many", seed)), "ann")
-    assert sum(v.nbytes for k, v in defense.state_dict().items() if k != "defence") <= most
+    assert defense.size("ann") <= most
+
+
+@each(REMEMBERING)
+def test_a_state_has_as_many_tensors_for_many_users_as_for_one(make):
+    few, many, again = make(), make(), make()
+    few(ROWS[:3], "one")
+    for i in range(300):
+        many(ROWS[i % 150 : i % 150 + 1 + i % 3], f"user {i}")
+    state = load(save(many.state_dict()))
+    assert len(state) == len(few.state_dict())
+    again.load_state_dict(state)
+    for i in (0, 7, 299):
+        name = f"user {i}"
+        assert again.size(name) == many.size(name) > 0
+        assert again(ROWS[:5], name).equal(many(ROWS[:5], name))
+
+
+def test_a_hundred_thousand_users_outlive_a_restart():
+    defense, again = B4B(bits=4, transform="none"), B4B(bits=4, transform="none")
+    defense(ROWS[:3], "any")
+    names = [f"{i:0240}" for i in range(100_000)]
+    defense._users |= dict.fromkeys(names, defense._users["any"])
+    again.load_state_dict(load(save(defense.state_dict())))  # reads no header above 100 MB
+    assert list(again._users) == ["any", *names]
+    assert again.coverage(names[-1]) == defense.coverage("any") > 0
 
 
 def test_every_defence_with_a_memory_is_tested_here():

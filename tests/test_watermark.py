@@ -232,6 +232,22 @@ def test_a_shuffled_thief_escapes_the_mark(marked, shapes):
     assert all(abs(r - 0.5) < own - 0.5 for r in rates.values()), rates
 
 
+@pytest.mark.parametrize("shared", [0.0, 2.0])  # how much both turns of an image have in common
+def test_who_never_learnt_the_mark_is_accused_no_more_often_than_said(shared):
+    mark, accused = Mark(nn.Identity(), 2, True), {"chance": 0, "rank": 0}
+    mark.head.register_parameter("unused", nn.Parameter(torch.zeros(1)))
+    draws, trials = torch.Generator().manual_seed(0), 600
+    for _ in range(trials):
+        image = shared * torch.randn(40, 2, generator=draws).repeat(2, 1)
+        answers = image + torch.randn(80, 2, generator=draws)
+        found = watermark.against_chance(watermark.success(mark, answers))
+        accused["chance"] += found.accuses()
+        accused["rank"] += watermark.ranked(mark, answers).accuses()
+    most = stats.binom.ppf(0.999, trials, 0.05)
+    assert all(count <= most for count in accused.values()), accused
+    assert shared or min(accused.values()) > stats.binom.ppf(0.001, trials, 0.03)
+
+
 def test_the_papers_own_test_compares_answers(marked, shapes):
     images = half_lit(shapes).images[:40]
     sent = watermark.questions(images)
