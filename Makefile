@@ -1,5 +1,8 @@
 # Commands of this repository; `make` alone lists them.
 PROFILE ?= auto
+# fast, or exact: bit by bit the same on the same GPU (contsteal/speed.py)
+MODE ?= $(or $(CONTSTEAL_MODE),fast)
+export CONTSTEAL_MODE := $(MODE)
 VENV := .venv
 # Another interpreter, with the packages of requirements.lock in it: make paper PYTHON=python3
 PYTHON ?= $(VENV)/bin/python
@@ -10,7 +13,7 @@ ARGS := $(if $(NB),--only $(NB)) $(if $(FORCE),--force)
 .NOTPARALLEL:
 
 help: ## list the commands
-	@echo "make <command> [PROFILE=smoke|demo|synthetic|paper] [NB=03] [FORCE=1] [PYTHON=python3]"
+	@echo "make <command> [PROFILE=smoke|demo|synthetic|paper] [MODE=exact] [NB=03] [FORCE=1] [PYTHON=python3]"
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 12
 
 setup: $(READY) ## build .venv from requirements.lock (any other command does it too)

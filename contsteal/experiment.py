@@ -17,6 +17,7 @@ from contsteal.defenses import Defense
 from contsteal.marking import marked
 from contsteal.packed import Packed
 from contsteal.shelf import Shelf
+from contsteal.speed import named, signed
 from contsteal.trained import SCORING, STEALING, TRAINING, Trained
 from contsteal.victim import Answers, BlackBox
 
@@ -220,13 +221,13 @@ class Lab:
 
     def stamp(self, seeds: Sequence[int]) -> dict[str, str]:
         """Return what figures of this lab carry."""
-        return runs.stamp(self.profile, self.settings["data"], ", ".join(map(str, seeds)))
+        return signed(runs.stamp(self.profile, self.settings["data"], ", ".join(map(str, seeds))))
 
     # ------------------------------------------------------------------------- inside
     @property
     def _machine(self) -> list[str]:
         """What rounds numbers differently: bf16 on one kind of device is not fp32 on another."""
-        versions = [torch.__version__, timm.__version__]
+        versions = [torch.__version__, timm.__version__, *named()]
         return [self.device.type, loop.precision(self.device), *versions]
 
     @cache  # noqa: B019 as above
@@ -235,9 +236,8 @@ class Lab:
 
     def _data_key(self, images: data.ImageSet) -> list[object]:
         pixels, labels = images.images, images.labels
-        content = _content(pixels)
-        named = None if labels is None else encoders.digest([("", labels)])
-        return [images.name, images.split, len(images), pixels.shape[-1], content, named]
+        told = None if labels is None else encoders.digest([("", labels)])
+        return [images.name, images.split, len(images), pixels.shape[-1], _content(pixels), told]
 
 
 def _content(pixels: Tensor | Packed) -> str:

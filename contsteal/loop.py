@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from contsteal import runs
+from contsteal import runs, speed
 from contsteal.seeds import generator
 
 Row = dict[str, float]
@@ -82,6 +82,8 @@ def autocast(device: torch.device) -> torch.autocast:
 
 def precision(device: torch.device) -> str:
     """Return "bf16" or "fp32": what `autocast` computes convolutions in."""
+    if asked := speed.precision():
+        return asked
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     # Without AVX512-BF16 the CPU emulates bf16 many times slower than it computes in float32.
@@ -113,20 +115,22 @@ def fit(
     history = _resume(checkpoint, model, optimizer, identity)
     saved, model = time.monotonic(), model.train()
     bar = tqdm(total=schedule.epochs, initial=len(history), desc=title, leave=False, delay=2)
-    for epoch in range(len(history), schedule.epochs):
-        start = time.monotonic()
-        mean = _epoch(model, loss, n, schedule, optimizer, generator("epoch", seed, epoch), epoch)
-        row = {"epoch": epoch + 1, "loss": mean, "lr": optimizer.param_groups[0]["lr"],
-               "seconds": time.monotonic() - start}  # fmt: skip
-        history.append(row | (after_epoch(epoch) if after_epoch else {}))
-        model.train()
-        bar.set_postfix({k: f"{v:.3f}" for k, v in history[-1].items() if k not in DULL})
-        bar.update()
-        if checkpoint:
-            _log(checkpoint.with_suffix(".csv"), history)
-        if checkpoint and time.monotonic() - saved > SAVE_EVERY:
-            _save(checkpoint, model, optimizer, identity, history)
-            saved = time.monotonic()
+    with speed.accelerated(model, optimizer) as pace:
+        for epoch in range(len(history), schedule.epochs):
+            start, draws = time.monotonic(), generator("epoch", seed, epoch)
+            mean = _epoch(model, loss, n, schedule, optimizer, draws, epoch)
+            row = {"epoch": epoch + 1, "loss": mean, "lr": optimizer.param_groups[0]["lr"],
+                   "seconds": time.monotonic() - start}  # fmt: skip
+            pace.left(row["seconds"] * (schedule.epochs - epoch - 1))
+            history.append(row | (after_epoch(epoch) if after_epoch else {}))
+            model.train()
+            bar.set_postfix({k: f"{v:.3f}" for k, v in history[-1].items() if k not in DULL})
+            bar.update()
+            if checkpoint:
+                _log(checkpoint.with_suffix(".csv"), history)
+            if checkpoint and time.monotonic() - saved > SAVE_EVERY:
+                _save(checkpoint, model, optimizer, identity, history)
+                saved = time.monotonic()
     bar.close()
     optimizer.zero_grad(set_to_none=True)  # gradients take as much memory as the weights
     model.eval()
@@ -155,6 +159,7 @@ def _epoch(
         value.backward()
         optimizer.step()
         values[step] = value.detach()
+        del value  # CUDA graphs are recorded before a step, when no autograd graph may be alive
     _check_finite(values, model, epoch, order.split(schedule.batch))
     return values.mean().item()
 

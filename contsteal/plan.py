@@ -10,7 +10,7 @@ from typing import Any
 import nbformat
 import torch
 
-from contsteal import pretrain, runs, settings
+from contsteal import pretrain, runs, settings, speed
 
 NOTEBOOKS = runs.ROOT / "notebooks"
 VICTIM = "01_train_victim"
@@ -115,7 +115,8 @@ def inputs(stem: str, profile: str) -> dict[str, Any]:
         "package": package,
         "settings": found["common"] | {"expectations": found.get("expectations")},
         "weights": _weights(found["common"]),
-        "machine": {"device": runs.device().type, "torch": torch.__version__},
+        "machine": {"device": runs.device().type, "torch": torch.__version__}
+        | dict.fromkeys(speed.named(), "asked for"),
         "upstream": _results(profile) if last else {},  # the last one redraws what the others wrote
     }
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from contsteal import encoders, independent, ownership, runs, settings, sslguard, suspects, tables
 from contsteal.experiment import Lab
 from contsteal.ownership import Verdict
+from contsteal.speed import named
 from contsteal.suspects import Row, Suspect, Thieves, Trial
 from contsteal.trained import IMAGES, NETS
 from contsteal.watermark import against_chance, questions, ranked, success
@@ -186,7 +187,7 @@ def _inference(images: int, options: Plan, there: Lab, net: nn.Module) -> list[R
     fresh = independent.public(there, images)
     shown = {"net": net.state_dict(), "own": {"": own}, "fresh": {"": fresh}}
     identity = {k: encoders.digest(v.items()) for k, v in shown.items()}
-    identity |= {"options": dict(options), "device": str(there.device)}
+    identity |= {"options": dict(options), "device": ", ".join([str(there.device), *named()])}
 
     def make(folder: Path) -> None:
         parts = [encoders.embed(net, part) for part in (*ownership.split(own), fresh)]
