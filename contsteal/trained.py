@@ -13,7 +13,7 @@ from contsteal.heads import Head
 IMAGES = ("blocks", "data", "folders", "packed", "scaled", "seeds", "synthetic", "torchsets")
 NETS = ("backbones", "checkpoints", "encoders", "tensorfiles")
 LEARNING = ("augment", "experiment", "heads", "losses", "loop", "methods", "randaugment", "trained")
-TRAINING = (*IMAGES, *NETS, *LEARNING)
+TRAINING = (*IMAGES, *NETS, *LEARNING, "replay", "speed")
 DEFENDING = ("b4b", "defenses", "detection", "disguise", "poisoning", "prada", "remember", "work")
 ATTACKING = (
     "adaptive",

@@ -125,6 +125,18 @@ def test_only_and_force_choose_what_runs(desk: Path) -> None:
     assert set(reasons(force=True).values()) == {"forced"}
 
 
+def test_a_notebook_runs_in_the_mode_that_is_asked_for(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notebook(desk, "00_first", "import os; assert os.environ['CONTSTEAL_MODE'] == 'exact'")
+    monkeypatch.setenv("CONTSTEAL_MODE", "exakt")
+    assert paper.main(["run", "--profile", "tiny"]) == 1
+    monkeypatch.setenv("CONTSTEAL_MODE", "exact")
+    assert paper.main(["run", "--profile", "tiny", "--only", "00"]) == 0
+    monkeypatch.delenv("CONTSTEAL_MODE")
+    assert reasons()["00_first"] == "machine changed: exact mode: asked for -> None"
+
+
 def test_a_run_is_followed_by_up_to_date_until_something_changes(desk: Path) -> None:
     notebook(desk, "00_first", write_csv("00_numbers.csv", "a\n1\n"))
     paper.run(plan.tasks("tiny"))
