@@ -96,7 +96,9 @@ def write(readme: Path = README, results: Path = record.RESULTS) -> None:
         )
     head, rest = text.split(START, 1)
     tail = rest.split(END, 1)[1]
-    parts = [section(f.stem, record.read(f)) for f in sorted(results.glob("*.json"))]
-    if not any(f.stem != "cpu" for f in results.glob("*.json")):
+    found = {f.stem: record.read(f) for f in sorted(results.glob("*.json"))}
+    records = {name: held for name, held in found.items() if "rows" in held}  # others are stamps
+    parts = [section(name, held) for name, held in records.items()]
+    if not records.keys() - {"cpu"}:
         parts.append("### GPU\n\nNothing is measured on a GPU yet.\n\n" + steps([], "cuda") + "\n")
     readme.write_text(f"{head}{START}\n\n" + "\n".join(parts) + f"\n{END}{tail}")
