@@ -17,6 +17,7 @@ PARTS = (
     "startup",
     "gpu",
     "growth",
+    "fidelity",
     "attack",
 )
 
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     on = "cpu" if record.device() == "cpu" else "cuda"
     short = bars.missed(record.rows_of(record.read(record.path())), on)
     for bar in short:
-        print(f"below its bar of {bar.at_least:g}: {bar.text}")
+        print(f"misses its bar of {bar.asked}: {bar.text}")
     return int(bool(short))
 
 

@@ -9,7 +9,8 @@ import yaml
 from benchmarks.record import US, Row
 
 FILE = Path(__file__).with_name("bars.yaml")
-FIELDS = ("text", "part", "work", "who", "over", "of", "predicted", "at_least", "on", "source")
+FIELDS = ("text", "part", "work", "who", "over", "of", "predicted", "at_least", "at_most", "on",
+          "source")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,9 @@ class Bar:
     """A factor that was predicted beforehand, and what is asked for.
 
     `over` names the peer that `who` is compared with, in the same part and work; without it `value`
-    itself is what counts. `of` is "value", or "peak_mb" (the peer's over ours). `on` is the kind of
-    device it is asked for on.
+    itself is what counts. `of` is "value", or "peak_mb" (the peer's over ours). A bar is `at_least` or
+    `at_most`, the latter for values of which less is better. `on` is the kind of device it is asked
+    for on.
     """
 
     text: str
@@ -30,6 +32,7 @@ class Bar:
     of: str = "value"
     predicted: str | None = None
     at_least: float | None = None
+    at_most: float | None = None
     source: str = ""
 
     def measured(self, rows: Iterable[Row]) -> float | None:
@@ -51,9 +54,21 @@ class Bar:
         measured = self.measured(rows)
         if measured is None:
             return "not measured"
-        if self.at_least is None:
+        if self.at_least is None and self.at_most is None:
             return "no bar"
-        return "holds" if measured >= self.at_least else "missed"
+        high = float("inf") if self.at_most is None else self.at_most
+        low = float("-inf") if self.at_least is None else self.at_least
+        return "holds" if low <= measured <= high else "missed"
+
+    @property
+    def asked(self) -> str:
+        """What is asked for, in words; "-" where nothing is."""
+        told = [
+            f"{how} {bar:,g}{' x' if self.over else ''}"
+            for how, bar in (("at least", self.at_least), ("at most", self.at_most))
+            if bar is not None
+        ]
+        return " and ".join(told) or "-"
 
 
 def load(file: Path = FILE) -> list[Bar]:

@@ -24,6 +24,7 @@ from contsteal import runs
 
 RESULTS = runs.ROOT / "benchmarks" / "results"
 US = "contsteal"
+PLAIN = ("s", "forwards", "points", "slope")  # units that are no rates
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Row:
     """One measured rate: `value` is the median over `turns` of how many `unit` a second took.
 
     `low` and `high` are the slowest and fastest turn; `peak_mb` is the extra memory at its peak, where
-    it was looked at. `unit` "s" means seconds of the whole instead: less is better.
+    it was looked at. A `unit` of PLAIN is no rate: "s" means seconds of the whole, less is better.
     """
 
     part: str
