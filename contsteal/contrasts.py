@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from contsteal.evaluate import mean_interval
-from contsteal.style import canvas, require
+from contsteal.style import canvas, headline, require, worded
 
 METRICS = {
     "norm_spread": "spread of norms",
@@ -23,7 +23,7 @@ NAMES = {"independent": "augmented"}
 def ablation_dots(table: pd.DataFrame, title: str) -> Figure:
     """Draw accuracy per knob and value: a dot per seed, mean and t-interval, a line at the default."""
     require(table, "knob", "value", "seed", "accuracy")
-    groups = list(table.fillna({"value": ""}).groupby(["knob", "value"], sort=False))[::-1]
+    groups = list(worded(table, "value").groupby(["knob", "value"], sort=False))[::-1]
     fig, ax = canvas(1, 1, height=0.22 * len(groups) + 0.9)
     default = groups[-1][1]["accuracy"].mean()
     ax.axvline(default, color="#333333", linewidth=0.8, linestyle=":")
@@ -34,7 +34,8 @@ def ablation_dots(table: pd.DataFrame, title: str) -> Figure:
         ax.plot([mean], [at], "|", color="#D55E00", markersize=9, markeredgewidth=2)
     names = [f"{knob} {value}".strip() for (knob, value), _ in groups]
     ax.set_yticks(range(len(groups)), names)
-    ax.set(xlabel="accuracy on the main task", ylim=(-0.6, len(groups) - 0.4), title=title)
+    ax.set(xlabel="accuracy on the main task", ylim=(-0.6, len(groups) - 0.4))
+    headline(fig, title)
     ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
     return fig
 
@@ -64,7 +65,7 @@ def boundary_map(gains: pd.DataFrame, title: str) -> Figure:
         ax.grid(False)
     bar = fig.colorbar(shown, ax=axes[0], shrink=0.8, format=lambda v, _: f"{100 * v:+.0f}")
     bar.set_label("points", size=7)
-    fig.suptitle(title, x=0.01, ha="left", size=9, weight="bold")
+    headline(fig, title)
     return fig
 
 
@@ -76,11 +77,11 @@ def _cell(ax: Axes, at: tuple[int, int], r: pd.Series) -> None:
             weight=weight, bbox=box, zorder=3)  # fmt: skip
 
 
-def pull_map(table: pd.DataFrame) -> Figure:
+def pull_map(table: pd.DataFrame, title: str) -> Figure:
     """Draw what each loss does to a surrogate's vector: whom it is drawn to, whom it is driven from."""
     require(table, "loss", "anchor", "other", "pull")
     groups = list(table.groupby("loss", sort=False))
-    fig, axes = canvas(1, len(groups), height=1.9, sharey=True, squeeze=False)
+    fig, axes = canvas(1, len(groups), height=2.1, sharey=True, squeeze=False)
     for ax, (name, rows) in zip(axes[0], groups, strict=True):
         wide = rows.pivot(index="anchor", columns="other", values="pull")
         wide = wide[sorted(wide, key=lambda c: (c[0], int(c[1:])))]
@@ -92,10 +93,11 @@ def pull_map(table: pd.DataFrame) -> Figure:
         ax.axvline(len(wide) - 0.5, color="#333333", linewidth=0.8)
         ax.grid(False)
     axes[0][0].set_ylabel("surrogate's vector")
+    headline(fig, title)
     return fig
 
 
-def coverage_curves(table: pd.DataFrame) -> Figure:
+def coverage_curves(table: pd.DataFrame, title: str) -> Figure:
     """Draw the share of the embedding space that users' answers cover, and the noise that it brings."""
     require(table, "user", "queries", "coverage", "noise")
     fig, axes = canvas(1, 2, height=2.3)
@@ -108,12 +110,11 @@ def coverage_curves(table: pd.DataFrame) -> Figure:
     axes[1].set(xlabel="queries", ylabel="noise (standard deviation)", yscale="log")
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside right center")
-    last = table.groupby("user", sort=False)["coverage"].last().sort_values()
-    fig.suptitle(f"{last.index[-1]} covers most", x=0.01, ha="left", size=9, weight="bold")
+    headline(fig, title)
     return fig
 
 
-def geometry_dots(table: pd.DataFrame) -> Figure:
+def geometry_dots(table: pd.DataFrame, title: str) -> Figure:
     """Draw the mean difference in accuracy against three measures of the victim's embeddings."""
     require(table, "method", "query_data", "gain", *METRICS)
     fig, axes = canvas(1, 3, height=2.3, sharey=True)
@@ -129,7 +130,8 @@ def geometry_dots(table: pd.DataFrame) -> Figure:
         told = f"rank correlation {found.statistic:+.2f}, n {len(table)}" if found else ""
         ax.set(xlabel=label)
         ax.set_title(told, size=7.5)
-        ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:+.0f}")
+        ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:+.1f}")
+    headline(fig, title)
     axes[0].set_ylabel("Cont-Steal minus MSE, points")
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside right center", fontsize=6)

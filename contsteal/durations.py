@@ -1,10 +1,11 @@
-"""How long notebooks took, how long is left, and what is shown of it."""
+"""How long notebooks took and what else, how long is left, and what is shown of it."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -14,38 +15,70 @@ from contsteal import plan, runs
 from contsteal.plan import Task
 
 WHOLE = "in all"  # the entry of a run of every notebook
+COSTS = {"memory": "peak memory, MiB", "disk": "disk, MiB"}
+MEASURED = (
+    "Memory is that of a notebook's kernel and workers together, looked at twice a second (what they "
+    "share counts in each; a GPU's is not counted); disk that of the artifacts it made first, and of "
+    "its executed copy."
+)
 
 
-def keep(folder: Path, name: str, seconds: float, computed: int, at_once: int = 1) -> None:
-    """Note a notebook's duration, or that of all (`WHOLE`), beside the figures.
+def keep(
+    folder: Path, name: str, spent: Mapping[str, Any], computed: int, at_once: int = 1
+) -> None:
+    """Note what a notebook took, or all of them (`WHOLE`), beside the figures.
 
-    `computed` artifacts were made meanwhile. A run that made fewer than the recorded one read the
-    others back, so its time is not the notebook's and is not noted. `at_once` notebooks shared the
-    machine.
+    `spent` has `seconds`, and the bytes of `memory` and `disk` where they were measured. `computed`
+    artifacts were made meanwhile. A run that made fewer than the recorded one read the others back, so
+    its time is not the notebook's and is not noted. `at_once` notebooks shared the machine.
     """
     path = folder / plan.TIMINGS
     known = runs.read_json(path) or {}
     if computed >= known.get(name, {}).get("computed", 0):
-        entry = {"seconds": round(seconds, 1), "computed": computed}
-        runs.write_json(
-            path, known | {name: entry | {"at_once": at_once} if at_once > 1 else entry}
-        )
+        entry = {"seconds": round(spent["seconds"], 1), "computed": computed}
+        entry |= {k: spent[k] for k in COSTS if k in spent} | {"device": runs.processor()}
+        entry |= {"at_once": at_once} if at_once > 1 else {}
+        runs.write_json(path, known | {name: entry})
 
 
 def table(folder: Path) -> str:
-    """Return the recorded seconds of each notebook, or say that none are recorded."""
+    """Return what each notebook took: seconds, peak memory, disk, device; or that nothing is recorded.
+
+    What an older run did not measure is shown as "-".
+    """
     known = runs.read_json(folder / plan.TIMINGS) or {}
-    rows = [{"notebook": n, "seconds": known[n]["seconds"]} for n in sorted({*known} - {WHOLE})]
-    if not rows:
+    each = {name: known[name] for name in sorted({*known} - {WHOLE})}
+    if not each:
         return "No durations are recorded."
     crowd = max(entry.get("at_once", 1) for entry in known.values())
-    whole = known.get(WHOLE, {}).get("seconds")
-    if whole is None and crowd == 1:
-        whole = round(sum(r["seconds"] for r in rows), 1)
-    rows += [{"notebook": WHOLE, "seconds": whole}] if whole else []
-    told = pd.DataFrame(rows).to_markdown(index=False)
-    aside = f"Up to {crowd} notebooks ran side by side, so their seconds overlap."
-    return f"{told}\n\n{aside}" if crowd > 1 else told
+    whole = _whole(list(each.values()), crowd > 1) | known.get(WHOLE, {})
+    each |= {WHOLE: whole} if "seconds" in whole else {}
+    told = pd.DataFrame([_row(*entry) for entry in each.items()]).to_markdown(index=False)
+    asides = [f"Up to {crowd} notebooks ran side by side, so their seconds overlap."] * (crowd > 1)
+    asides += [MEASURED] * any("memory" in entry for entry in each.values())
+    return "\n\n".join([told, " ".join(asides)] if asides else [told])
+
+
+def _whole(each: Sequence[Mapping[str, Any]], crowded: bool) -> dict[str, Any]:
+    """Return what all notebooks took, as far as those that were recorded one by one tell it."""
+    found: dict[str, Any] = {}
+    if not crowded:
+        found["seconds"] = round(sum(entry["seconds"] for entry in each), 1)
+    if not crowded and all("memory" in entry for entry in each):
+        found["memory"] = max(entry["memory"] for entry in each)
+    if all("disk" in entry for entry in each):
+        found["disk"] = sum(entry["disk"] for entry in each)
+    devices = {entry.get("device") for entry in each}
+    return found | ({"device": devices.pop()} if len(devices) == 1 and None not in devices else {})
+
+
+def _row(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    sizes = {
+        label: f"{entry[cost] / 2**20:.1f}" if cost in entry else "-"
+        for cost, label in COSTS.items()
+    }
+    shown = {"notebook": name, "seconds": entry["seconds"]}
+    return shown | sizes | {"device": entry.get("device", "-")}
 
 
 def clock(seconds: float | None) -> str:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from contsteal.evaluate import mean_interval
-from contsteal.style import COLOURS, REFERENCES, canvas, frame, read, require, save, short
+from contsteal.style import COLOURS, REFERENCES, canvas, frame, headline, read, require, save, short
 
 __all__ = [
     "attack_dots", "budget_curves", "defence_tradeoff", "embedding_map", "read", "sample_sheet", "save",
@@ -40,11 +40,11 @@ def sheet_table(sets: Sequence[Sheet], names: Sequence[str] = (), count: int = 1
     return pd.DataFrame(rows)
 
 
-def sample_sheet(table: pd.DataFrame) -> Figure:
+def sample_sheet(table: pd.DataFrame, title: str = "") -> Figure:
     """Draw one strip of images per set, each image under its class."""
     require(table, "set", "label", "size", "pixels")
     groups = list(table.fillna("").groupby("set", sort=False))
-    fig, axes = canvas(len(groups), 1, height=0.78 * len(groups) + 0.3, squeeze=False)
+    fig, axes = canvas(len(groups), 1, height=0.78 * len(groups) + 0.5, squeeze=False)
     for ax, (name, rows) in zip(axes[:, 0], groups, strict=True):
         pitch = 1.12 * rows["size"].iloc[0]  # pixels from one image to the next
         for place, row in enumerate(rows.itertuples()):
@@ -57,10 +57,11 @@ def sample_sheet(table: pd.DataFrame) -> Figure:
         ax.set(xlim=(-2.2 * pitch, len(rows) * pitch), ylim=(0, 1.15 * rows["size"].iloc[0]))
         ax.axis("off")
         ax.text(-0.2 * pitch, 0.5 * rows["size"].iloc[0], name, ha="right", va="center", size=7.5)
+    headline(fig, title)
     return fig
 
 
-def training_curve(table: pd.DataFrame) -> Figure:
+def training_curve(table: pd.DataFrame, title: str) -> Figure:
     """Draw loss, kNN accuracy and spread on held-out training images against epochs, per method."""
     require(table, "method", "epoch", "loss", "knn", "spread")
     fig, axes = canvas(1, 3)
@@ -72,15 +73,14 @@ def training_curve(table: pd.DataFrame) -> Figure:
             ax.plot(seen["epoch"], seen[column], color=COLOURS.get(method, "#333333"), label=method)
     for ax, label in zip(axes, names.values(), strict=True):
         ax.set(xlabel="epoch", ylabel=label, ylim=(0, None))
-    last = table.dropna(subset=["spread"]).groupby("method", sort=False)["spread"].last()
-    fallen = ", ".join(last.index[last < 0.1])
-    axes[2].set_title(f"Collapsed: {fallen}" if fallen else "No collapse")
-    axes[1].set_title("On held-out training images")
+    axes[1].set_title("on held-out training images", size=7.5)
+    axes[2].set_title("on held-out training images", size=7.5)
     axes[0].legend()
+    headline(fig, title)
     return fig
 
 
-def worth_bars(table: pd.DataFrame) -> Figure:
+def worth_bars(table: pd.DataFrame, title: str) -> Figure:
     """Draw linear-probe accuracy per task, a bar per encoder."""
     require(table, "encoder", "task", "accuracy")
     wide = table.pivot_table(index="encoder", columns="task", values="accuracy", sort=False)
@@ -96,10 +96,8 @@ def worth_bars(table: pd.DataFrame) -> Figure:
     ax.set_xticklabels(wide.columns)
     ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
     ax.grid(False, axis="x")
-    victim = next(n for n in wide.index if n not in ("random", "supervised"))
-    gain = 100 * (wide.loc[victim].iloc[0] - wide.loc["random"].iloc[0])
-    ax.set_title(f"{victim} is worth {gain:.0f} points above random features on {wide.columns[0]}")
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    headline(fig, title)
     return fig
 
 
@@ -122,7 +120,7 @@ def attack_dots(table: pd.DataFrame, title: str) -> Figure:
         ax.set(xlabel=f"{metric} on the main task", ylim=(-0.6, len(names) - 0.4))
         ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
     axes[0].set_yticks(range(len(names)), [short(n, 44) for n in names])
-    fig.suptitle(title, x=0.01, ha="left", size=9, weight="bold")
+    headline(fig, title)
     return fig
 
 
@@ -139,9 +137,10 @@ def two_by_two(table: pd.DataFrame, title: str) -> Figure:
         x = [places[v] + shift for v in rows["views"]]
         ax.plot(x, rows["accuracy"], "o", color=COLOURS[name], alpha=0.6)
         ax.plot([p + shift for p in places.values()], means[list(places)], color=COLOURS[name])
-        ax.annotate(f"  {name}", (1 + shift, means["augmented"]), color=COLOURS[name], va="center")
+        ax.annotate(f"  {name}", (1.03, means["augmented"]), color=COLOURS[name], va="center")
     frame(ax, table, "accuracy", vertical=False)
-    ax.set(xticks=list(places.values()), xlim=(-0.3, 1.45), ylabel="accuracy", title=title)
+    ax.set(xticks=list(places.values()), xlim=(-0.3, 1.45), ylabel="accuracy on the main task")
+    headline(fig, title)
     ax.set_xticklabels(places)
     ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
     return fig
@@ -159,15 +158,17 @@ def budget_curves(table: pd.DataFrame, title: str) -> Figure:
                 mean = rows.groupby("images")[[cost, metric]].mean()
                 colour = COLOURS.get(name, "#333333")
                 ax.plot(rows[cost], rows[metric], "o", color=colour, markersize=2.5, alpha=0.5)
-                ax.plot(mean[cost], mean[metric], color=colour, label=name)
+                look = "--" if name.endswith("anew") else "-"  # else one line hides another
+                ax.plot(mean[cost], mean[metric], look, color=colour, label=name)
             ax.set(xscale="log")
+            ax.margins(y=0.12)
             frame(ax, table, metric, vertical=False)
             ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
         row[0].set_ylabel(f"{metric} on the main task")
     for ax, label in zip(axes[1], costs.values(), strict=True):
         ax.set_xlabel(f"{label} (log scale)")
     _dollars(axes[0][1], attacks)
-    fig.suptitle(title, x=0.01, ha="left", size=9, weight="bold")
+    headline(fig, title)
     handles, labels = axes[1][1].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside right center")
     return fig
@@ -180,7 +181,7 @@ def _dollars(ax: Axes, attacks: pd.DataFrame) -> None:
     top.set_xlabel(f"US dollars, at {1000 * price:g} for 1,000 answers", size=7)
 
 
-def defence_tradeoff(table: pd.DataFrame) -> Figure:
+def defence_tradeoff(table: pd.DataFrame, title: str) -> Figure:
     """Draw attacker's accuracy against the legitimate user's, a numbered point per defence and attack."""
     require(table, "defence", "attack", "legitimate", "accuracy")
     attacks = [a for a in table["attack"].unique() if a not in REFERENCES]
@@ -191,14 +192,17 @@ def defence_tradeoff(table: pd.DataFrame) -> Figure:
             _numbered(ax, points, names.index(defence) + 1, COLOURS.get(name, "#333333"))
         ax.margins(x=0.12)
         frame(ax, table, "accuracy", vertical=False, left=True)
-        ax.set(xlabel="legitimate user's accuracy", title=f"attack: {name}")
+        ax.set(xlabel="legitimate user's accuracy")
+        ax.set_title(f"attack: {name}", size=7.5)
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
     axes[0][0].set_ylabel("attacker's accuracy")
-    marks = [plt.Line2D([], [], linestyle="", marker=f"${k + 1}$") for k in range(len(names))]
+    marks = [
+        plt.Line2D([], [], linestyle="", marker=f"${k + 1}$", color="#333333", markeredgewidth=0.3)
+        for k in range(len(names))
+    ]
     fig.legend(marks, [short(n) for n in names], loc="outside right center", handletextpad=0.2)
-    title = "What a defence takes from the thief (down), and from the paying user (left)"
-    fig.suptitle(title, x=0.01, ha="left", size=9, weight="bold")
+    headline(fig, title)
     return fig
 
 
@@ -207,11 +211,13 @@ def _numbered(ax: Axes, points: pd.DataFrame, number: int, colour: str) -> None:
     x = points["legitimate"].mean()
     ax.plot([x, x], [low, high], color=colour, alpha=0.35, linewidth=3)
     ax.plot(x, mean, "o", color=colour, markersize=4)
-    place = {"xytext": (-4, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
+    side = -1 if number % 2 else 1  # neighbours in the list often fall together
+    place = {"xytext": (4 * side, 0), "textcoords": "offset points", "va": "center"}
+    place["ha"] = "right" if side < 0 else "left"
     ax.annotate(str(number), (x, mean), size=7, **place)
 
 
-def embedding_map(table: pd.DataFrame) -> Figure:
+def embedding_map(table: pd.DataFrame, title: str = "") -> Figure:
     """Draw a two-dimensional map of one set of images per encoder, coloured by class."""
     require(table, "encoder", "x", "y", "label")
     panels = table["encoder"].unique()
@@ -223,9 +229,11 @@ def embedding_map(table: pd.DataFrame) -> Figure:
             ax.scatter(
                 points["x"], points["y"], s=4, color=palette(index), label=label, linewidths=0
             )
-        ax.set(title=name, xticks=[], yticks=[])
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(name, size=7.5)
         ax.grid(False)
         ax.spines[:].set_visible(False)
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside right center", markerscale=2, handletextpad=0)
+    headline(fig, title)
     return fig

@@ -9,82 +9,32 @@ import math
 import os
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from datetime import date
-from pathlib import Path
 from threading import Event
 from typing import Any
 from unittest.mock import patch
 
-import papermill
 import psutil
-from nbclient.exceptions import DeadKernelError
-from papermill.exceptions import PapermillExecutionError
-from rich.console import Console
 from rich.markup import escape
-from traitlets.config import Config
 
-from contsteal import datafiles, durations, estimate, fetch, needs, plan, report, runs, settings
+from contsteal import (
+    datafiles,
+    durations,
+    estimate,
+    fetch,
+    needs,
+    plan,
+    report,
+    runs,
+    settings,
+    usage,
+)
+from contsteal.command import console, finish
+from contsteal.execute import NotebookFailed, execute
 from contsteal.plan import Task
 from contsteal.tables import WORKERS
-
-console = Console(highlight=False, soft_wrap=True)
-
-
-class NotebookFailed(RuntimeError):
-    """A cell raised; its executed copy is kept for inspection."""
-
-
-def _check_writable(task: Task) -> None:
-    """Raise StorageError before any work where results could not be kept."""
-    for folder in (task.folder, task.figures):
-        probe = folder / f".{task.stem}.writable"
-        runs.write_text(probe, " " * 2**16)
-        probe.unlink()
-
-
-def execute(task: Task) -> dict[str, Any]:
-    """Execute one notebook in its own process; rename its copy to the final name only on success."""
-    _check_writable(task)
-    partial, final = (task.folder / f"{task.stem}{end}" for end in (".partial.ipynb", ".ipynb"))
-    now, before, start = plan.inputs(task.stem, task.profile), task.files(), time.monotonic()
-    runs.write_json(task.record, {"status": "unfinished", "inputs": now, "outputs": {}})
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # papermill's own, about its metadata
-            papermill.execute_notebook(
-                plan.NOTEBOOKS / f"{task.stem}.ipynb", partial, now["parameters"],
-                kernel_name="python3", cwd=runs.ROOT, progress_bar=False, coalesce_streams=True,
-                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
-                config=Config(AsyncKernelManager={"transport_encryption": "auto"}),
-            )  # fmt: skip
-    except DeadKernelError as error:
-        raise NotebookFailed(
-            f"{task.stem}: the kernel died, most likely for want of memory; the executed copy is kept "
-            f"at {partial}"
-        ) from error
-    except PapermillExecutionError as error:  # papermill adds one cell, with the parameters
-        raise NotebookFailed(
-            f"{task.stem}, code cell {error.exec_count - 1}:\n\n{error.source}\n\n{error.ename}: "
-            f"{error.evalue}\n\nthe executed copy is kept at {partial}"
-        ) from error
-    partial.replace(final)
-    written = [n for n, at in task.files().items() if before.get(n) != at]
-    record = {
-        "status": "ok", "inputs": now, "seconds": round(time.monotonic() - start, 1),
-        "outputs": {n: _digest(task.figures / n) for n in written if task.owns(n)},
-        "date": date.today().isoformat(), "device": runs.processor(),
-    }  # fmt: skip
-    runs.write_json(task.record, record)
-    return record
-
-
-def _digest(path: Path) -> str:
-    """Return a file's sha256; none for the summary, which is written again with the durations."""
-    return "" if path.name == plan.SUMMARY else runs.sha256(path)
 
 
 def run(tasks: Sequence[Task], at_once: int = 1) -> None:
@@ -93,15 +43,17 @@ def run(tasks: Sequence[Task], at_once: int = 1) -> None:
     They run in order; `at_once` above 1 runs those of a stage side by side on shares of the cores.
     """
     start, before, todo = time.monotonic(), runs.count_artifacts(), list(tasks)
-    for stage in [[task] for task in tasks] if at_once == 1 else plan.stages(tasks):
-        if sum(task.reason is not None for task in stage) > 1:
-            _side_by_side(tasks, todo, at_once, stage)
-            continue
-        for task in stage:  # on all cores
-            _run(tasks, todo, at_once, False, task)
+    with usage.watch() as peak:
+        for stage in [[task] for task in tasks] if at_once == 1 else plan.stages(tasks):
+            if sum(task.reason is not None for task in stage) > 1:
+                _side_by_side(tasks, todo, at_once, stage)
+                continue
+            for task in stage:  # on all cores
+                _run(tasks, todo, at_once, False, task)
     if tasks and [t.stem for t in tasks if t.reason] == plan.notebooks():
         made = runs.count_artifacts() - before
-        durations.keep(tasks[0].figures, durations.WHOLE, time.monotonic() - start, made)
+        spent = {"seconds": time.monotonic() - start, "memory": peak.memory}
+        durations.keep(tasks[0].figures, durations.WHOLE, spent, made)
 
 
 def _side_by_side(tasks: Sequence[Task], todo: list[Task], at_once: int, stage: list[Task]) -> None:
@@ -129,7 +81,7 @@ def _side_by_side(tasks: Sequence[Task], todo: list[Task], at_once: int, stage: 
     made = runs.count_artifacts() - before
     for task, found in zip(stage, running, strict=True):
         if record := found.result():
-            durations.keep(task.figures, task.stem, record["seconds"], made, at_once)
+            durations.keep(task.figures, task.stem, record, made, at_once)
 
 
 def _end_children() -> None:
@@ -164,7 +116,7 @@ def _run(
         record = execute(task)
     if not crowded:
         made = runs.count_artifacts() - artifacts
-        durations.keep(task.figures, task.stem, record["seconds"], made)
+        durations.keep(task.figures, task.stem, record, made)
     todo.remove(task)
     console.print(escape(f"{place}: done in {record['seconds']:.1f} s"))
     return record
@@ -180,14 +132,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     os.environ.setdefault("TQDM_MININTERVAL", "30")
     os.environ["CONTSTEAL_FIGURES"] = str(runs.figures_dir())  # the notebooks' results are kept
-    try:
-        profile, why = plan.choose(given.profile)
-        console.print(f"profile {profile} on {runs.processor()}: {why}")
-        tasks = plan.tasks(profile, given.only, given.force)
-        return {"run": _run_all, "plan": _tell, "data": _fetch}[given.command](profile, tasks)
-    except (ValueError, NotebookFailed, runs.StorageError) as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}")
-        return 1
+    return finish(lambda: _do(given), NotebookFailed)
+
+
+def _do(given: argparse.Namespace) -> int:
+    profile, why = plan.choose(given.profile)
+    console.print(f"profile {profile} on {runs.processor()}: {why}")
+    tasks = plan.tasks(profile, given.only, given.force)
+    return {"run": _run_all, "plan": _tell, "data": _fetch}[given.command](profile, tasks)
 
 
 def _run_all(profile: str, tasks: Sequence[Task]) -> int:

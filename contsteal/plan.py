@@ -16,8 +16,8 @@ NOTEBOOKS = runs.ROOT / "notebooks"
 VICTIM = "01_train_victim"
 TIMINGS, SUMMARY = "timings.json", "summary.md"
 AROUND = (  # modules that run and show notebooks
-    "paper.py", "plan.py", "durations.py", "check.py", "redraw.py", "site.py", "formulas.py",
-    "navigation.py",
+    "paper.py", "plan.py", "durations.py", "usage.py", "command.py", "execute.py", "check.py",
+    "redraw.py", "site.py", "formulas.py", "navigation.py",
 )  # fmt: skip
 
 

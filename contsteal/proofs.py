@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from contsteal import ownership, style, tables
-from contsteal.style import canvas, require
+from contsteal.style import canvas, headline, require
 
 ALPHA = 0.05
 LEAST = 1e-12  # the smallest p-value that a figure tells from zero
@@ -144,7 +144,7 @@ def rate_curves(table: pd.DataFrame) -> Figure:
         ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
     axes[0][0].set_ylabel("watermark success rate")
     fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", fontsize=6.5)
-    fig.suptitle(_verdict(table), x=0.01, ha="left", size=9, weight="bold")
+    headline(fig, _verdict(table))
     return fig
 
 
@@ -192,7 +192,7 @@ def verdict_dots(table: pd.DataFrame) -> Figure:
     axes[0].set_yticks(range(len(names)), names)
     axes[1].set(xlabel="p-value (log scale)", xscale="log", xlim=(None, 1.6))
     fig.legend(*axes[1].get_legend_handles_labels(), loc="outside right center")
-    fig.suptitle(_accusation(signed), x=0.01, ha="left", size=9, weight="bold")
+    headline(fig, _accusation(signed))
     return fig
 
 

@@ -13,15 +13,13 @@ from pathlib import Path
 import numpy as np
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
-from rich.console import Console
 from rich.markup import escape
 
 from contsteal import figures, report, runs, settings, style
+from contsteal.command import console, finish
 
 SHEET = "contact_sheet"
 COLUMNS, WIDTH, GAP = 3, 640, 24  # of the sheet, in pixels
-
-console = Console(highlight=False, soft_wrap=True)
 
 
 def stored(folder: Path) -> list[str]:
@@ -118,7 +116,7 @@ def _page(pictures: Sequence[tuple[str, Image.Image]]) -> Image.Image:
     return page
 
 
-def _draw(profile: str) -> None:
+def _draw(profile: str) -> int:
     folder = runs.figures_dir() / profile
     stems, changed = stored(folder), []
     for stem in stems:
@@ -130,6 +128,7 @@ def _draw(profile: str) -> None:
     made = sheet(folder)
     told = f"changed: {', '.join(changed)}" if changed else "none changed"
     console.print(escape(f"{profile}: {len(stems)} figures drawn, {told}; all on one page: {made}"))
+    return 0
 
 
 def _check(profile: str) -> int:
@@ -146,16 +145,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--profile", default="auto", help="a profile; auto: all with results")
     parser.add_argument("--check", action="store_true", help="write nothing, name stale figures")
     given = parser.parse_args(arguments)
-    try:
-        found = profiles(given.profile)
-        if given.check:
-            return max(_check(profile) for profile in found)
-        for profile in found:
-            _draw(profile)
-        return 0
-    except (ValueError, runs.StorageError) as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}")
-        return 1
+    return finish(
+        lambda: max([(_check if given.check else _draw)(p) for p in profiles(given.profile)])
+    )
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from contsteal import (
     studies,
     style,
     summary,
+    titles,
     tradeoffs,
 )
 from contsteal.tables import VARYING
@@ -39,36 +40,28 @@ def largest(table: pd.DataFrame) -> pd.DataFrame:
 
 
 FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
-    "00_samples": figures.sample_sheet,
-    "01_views": figures.sample_sheet,
-    "01_training": figures.training_curve,
-    "01_worth": figures.worth_bars,
-    "01_embedding_map": figures.embedding_map,
+    "00_samples": lambda t: figures.sample_sheet(t, titles.samples(t, "Embedded data")),
+    "01_views": lambda t: figures.sample_sheet(t, titles.samples(t, "What a training sees")),
+    "01_training": lambda t: figures.training_curve(t, titles.training(t)),
+    "01_worth": lambda t: figures.worth_bars(t, titles.worth(t)),
+    "01_embedding_map": lambda t: figures.embedding_map(t, titles.neighbours(t)),
     "02_conventional": lambda t: _attacks(t, "embedding", "label"),
-    "02_losses": lambda t: figures.attack_dots(
-        summary.first(t, "victim"), summary.losses(summary.first(t, "victim"))[0]
-    ),
-    "02_elsewhere": lambda t: figures.attack_dots(
-        summary.sources(t), "Queries from elsewhere: " + summary.elsewhere(t)[0]
-    ),
-    "03_pulls": contrasts.pull_map,
+    "02_losses": lambda t: figures.attack_dots(summary.first(t, "victim"), titles.losses(t)),
+    "02_elsewhere": lambda t: figures.attack_dots(summary.sources(t), titles.elsewhere(t)),
+    "03_pulls": lambda t: contrasts.pull_map(t, titles.pulls(t)),
     "03_attacks": lambda t: _attacks(t, "cont-steal", "embedding"),
     "03_control": lambda t: _attacks(t, "embedding", "embedding, shuffled"),
-    "03_two_by_two": lambda t: figures.two_by_two(t, "Loss and augmentation, one at a time"),
-    "03_ablations": lambda t: contrasts.ablation_dots(t, "Cont-Steal, one knob at a time"),
+    "03_two_by_two": lambda t: figures.two_by_two(t, titles.two_by_two(t)),
+    "03_ablations": lambda t: contrasts.ablation_dots(t, titles.ablations(t)),
     "03_boundary": lambda t: contrasts.boundary_map(
         studies.gains(summary.main_task(t), "cont-steal", "embedding"), summary.boundary(t)[0]
     ),
-    "03_geometry": contrasts.geometry_dots,
-    "03_embedding_map": figures.embedding_map,
-    "04_budget": lambda t: figures.budget_curves(
-        t, summary.duel(largest(t), "cont-steal", "embedding", "Accuracy against both budgets")
-    ),
-    "05_adaptive": lambda t: figures.attack_dots(
-        stakes.adapting(t), "Attackers that adapt, beside those that do not"
-    ),
-    "05_coverage": contrasts.coverage_curves,
-    "05_defenses": figures.defence_tradeoff,
+    "03_geometry": lambda t: contrasts.geometry_dots(t, titles.geometry(t, contrasts.METRICS)),
+    "03_embedding_map": lambda t: figures.embedding_map(t, titles.neighbours(t)),
+    "04_budget": lambda t: figures.budget_curves(t, titles.budget(t)),
+    "05_adaptive": lambda t: figures.attack_dots(stakes.adapting(t), titles.adapting(t)),
+    "05_coverage": lambda t: contrasts.coverage_curves(t, titles.coverage(t)),
+    "05_defenses": lambda t: figures.defence_tradeoff(t, titles.defended(t)),
     "05_matrix": lambda t: tradeoffs.defence_matrix(t, stakes.outcome(t)),
     "05_detectors": lambda t: tradeoffs.detector_dots(t, stakes.flagged(t)),
     "05_inference": proofs.verdict_dots,

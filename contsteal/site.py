@@ -17,11 +17,11 @@ from typing import Any
 import nbformat
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-from rich.console import Console
 from rich.markup import escape
 from traitlets.config import Config
 
 from contsteal import formulas, navigation, plan, redraw, runs, settings
+from contsteal.command import console, finish
 
 PAGE = runs.PACKAGE / "page.html"
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -40,8 +40,6 @@ p.banner a { color: #0057a0; text-decoration: underline; }
 </style>
 {%- endblock -%}
 {%- block body_header -%}{{ super() }}<p class="banner">{{ resources.banner }}</p>{%- endblock -%}"""
-
-console = Console(highlight=False, soft_wrap=True)
 
 
 class _Markdown(IPythonRenderer):
@@ -201,24 +199,25 @@ def build(profile: str) -> Path:
     return home
 
 
+def _write(asked: str) -> int:
+    """Write the pages of one profile or of all with results, and the first page."""
+    for profile in redraw.profiles(asked):
+        build(profile)
+        lacking = [stem for stem, path in executed(profile).items() if path is None]
+        told = f", without outputs of {', '.join(lacking)}: not run here" if lacking else ""
+        console.print(escape(f"{profile}: pages written{told}"))
+    built = [p for p in settings.names() if (site_dir() / p / "index.html").is_file()]
+    runs.write_text(site_dir() / "index.html", _page("contsteal", markdown(index(built))))
+    console.print(f"open {site_dir() / 'index.html'}")
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, write the pages, and return the exit code."""
     parser = argparse.ArgumentParser(prog="contsteal.site", description=__doc__)
     parser.add_argument("--profile", default="auto", help="a profile; auto: all with results")
     given = parser.parse_args(arguments)
-    try:
-        for profile in redraw.profiles(given.profile):
-            build(profile)
-            lacking = [stem for stem, path in executed(profile).items() if path is None]
-            told = f", without outputs of {', '.join(lacking)}: not run here" if lacking else ""
-            console.print(escape(f"{profile}: pages written{told}"))
-        built = [p for p in settings.names() if (site_dir() / p / "index.html").is_file()]
-        runs.write_text(site_dir() / "index.html", _page("contsteal", markdown(index(built))))
-        console.print(f"open {site_dir() / 'index.html'}")
-        return 0
-    except (ValueError, runs.StorageError) as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}")
-        return 1
+    return finish(lambda: _write(given.profile))
 
 
 if __name__ == "__main__":

@@ -26,13 +26,19 @@ def adapting(table: pd.DataFrame) -> pd.DataFrame:
     return rows.sort_values("defence", kind="stable", na_position="last")
 
 
-def adapted(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
-    """Say what adapting gains the attacker under each defence, paired by seed."""
-    told = []
+def gains(table: pd.DataFrame) -> list[tuple[str, str, tuple[float, float, float, int]]]:
+    """Return each defence, how the attacker adapts, and what it gains: mean, 95 % t-interval, n."""
+    found = []
     for name, rows in table.dropna(subset=["defence"]).groupby("defence", sort=False):
         by = rows.assign(attack=rows["adapts"].fillna(""))
-        for how in (h for h in by["attack"].unique() if h):
-            told.append(f"{name}, {how}: {tables.points(tables.difference(by, how, ''))}")
+        ways = [how for how in by["attack"].unique() if how]
+        found += [(str(name), how, tables.difference(by, how, "")) for how in ways]
+    return found
+
+
+def adapted(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """Say what adapting gains the attacker under each defence, paired by seed."""
+    told = [f"{name}, {how}: {tables.points(span)}" for name, how, span in gains(table)]
     shown = adapting(table)
     return tables.sentences(told), tables.summary(shown, ["attack"], ["accuracy", "agreement"])
 

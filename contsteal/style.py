@@ -2,6 +2,7 @@
 
 import io
 import re
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -30,6 +31,7 @@ COLOURS = {
     "byol": "#009E73",
     "simsiam": "#CC79A7",
 }
+WIDEST = 92  # characters of a title that fit a figure
 FLOOR, CEILING = "#777777", "#000000"
 
 
@@ -51,6 +53,18 @@ def require(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
             f"table has columns {list(table.columns)}, {len(table)} rows: needs {columns}"
         )
     return table
+
+
+def headline(fig: Figure, title: str) -> None:
+    """Put a figure's message on top, in lines that are no wider than the figure."""
+    if lines := textwrap.wrap(title, WIDEST):
+        fig.suptitle("\n".join(lines), x=0.01, ha="left", size=9, weight="bold")
+
+
+def worded(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Return the table with a column of texts; empty cells, of which a column may have nothing else,
+    are empty texts."""
+    return table.assign(**{column: table[column].astype(object).fillna("").astype(str)})
 
 
 def sign(fig: Figure, stamp: dict[str, str]) -> None:

@@ -89,14 +89,20 @@ def sources(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def elsewhere(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
-    """Say which queries steal most on average over the attacks, at the first number of images."""
-    rows = main_task(table)
-    own = rows[rows["images"] == rows["images"].iloc[0]]
-    means = own.groupby("query_data")["accuracy"].mean().sort_values()
-    count = f"{own['images'].iloc[0]:g}"
-    if len(means) < 2:
-        return f"one set with {count} images", studies.layout(table)
-    return f"{means.index[-1]} steals most of {count} images each", studies.layout(table)
+    """Compare each set of queries with the first, mean over attacks, at the first number of images."""
+    rows = main_task(table).dropna(subset=["query_data"])
+    same = rows[rows["images"] == rows["images"].iloc[0]]
+    means = same.groupby(["query_data", "seed"], sort=False)["accuracy"].mean().reset_index()
+    own, *others = means["query_data"].unique()
+    by, count = means.assign(attack=means["query_data"]), f"{same['images'].iloc[0]:g} images"
+    if not others:
+        return f"one set with {count}", studies.layout(table)
+    if len(others) == 1:
+        return f"{tables.verdict(by, own, others[0])}, {count}", studies.layout(table)
+    found = [tables.difference(by, own, other) for other in others]
+    ahead, behind = sum(f[1] > 0 for f in found), sum(f[2] < 0 for f in found)
+    told = f"{own} beats {ahead} of {len(others)} other sets and loses to {behind}, {count} each"
+    return told, studies.layout(table)
 
 
 def boundary(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
@@ -104,8 +110,8 @@ def boundary(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     found = studies.gains(main_task(table), "cont-steal", "embedding")
     ahead, behind = int((found["low"] > 0).sum()), int((found["high"] < 0).sum())
     told = (
-        f"Cont-Steal is ahead of MSE at {ahead} of {len(found)} points, behind at {behind}, "
-        f"and cannot be told from it at {len(found) - ahead - behind}"
+        f"Cont-Steal is ahead of MSE in {ahead} of {len(found)} settings, behind in {behind}, "
+        f"and cannot be told from it in {len(found) - ahead - behind}"
     )
     shown = found.set_index([c for c in studies.POINT if c in found])
     return told, tables.percentages(shown[["gain", "low", "high"]]).assign(n=shown["n"])
@@ -122,7 +128,7 @@ def levels(found: pd.DataFrame) -> str:
 
 def ablations(table: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     """Say what each change of a knob does to Cont-Steal, paired by seed."""
-    rows = table.fillna({"value": ""}).astype({"value": str})
+    rows = style.worded(table, "value")
     rows = rows.assign(attack=(rows["knob"] + " " + rows["value"]).str.strip())
     names = [n for n in rows["attack"].unique() if n != studies.AS_GIVEN]
     told = [f"{n}: {tables.points(tables.difference(rows, n, studies.AS_GIVEN))}" for n in names]

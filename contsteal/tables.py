@@ -175,12 +175,12 @@ def _span(low: float, high: float) -> str:
 
 
 def difference(
-    table: pd.DataFrame, a: str, b: str, metric: str = "accuracy"
+    table: pd.DataFrame, a: str, b: str, metric: str = "accuracy", level: float = 0.95
 ) -> tuple[float, float, float, int]:
-    """Return mean, 95 % t-interval and n of a's minus b's metric, paired by seed."""
+    """Return mean, t-interval (95 %, or `level`) and n of a's minus b's metric, paired by seed."""
     wide = table.pivot_table(index="seed", columns="attack", values=metric)
     pairs = (wide[a] - wide[b]).dropna()
-    return *evaluate.mean_interval(pairs), len(pairs)
+    return *evaluate.mean_interval(pairs, level), len(pairs)
 
 
 def effect(table: pd.DataFrame, a: str, b: str, metric: str = "accuracy") -> float:

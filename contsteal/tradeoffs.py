@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from contsteal.style import canvas, require, short
+from contsteal.style import canvas, headline, require, short
 
 # A thief's loss is the provider's gain, a customer's is not: green is good for the provider.
 GOOD = {"attacker": -1, "customer": 1}
@@ -43,7 +43,7 @@ def defence_matrix(table: pd.DataFrame, title: str) -> Figure:
     ax.tick_params(length=0)
     ax.grid(False)
     ax.spines[:].set_visible(False)
-    fig.suptitle(title, x=0.01, ha="left", size=9, weight="bold")
+    headline(fig, title)
     return fig
 
 
@@ -60,5 +60,5 @@ def detector_dots(table: pd.DataFrame, title: str) -> Figure:
                     markersize=5)  # fmt: skip
         ax.set_yticks(range(len(users)), users)
         ax.set(ylim=(-0.6, len(users) - 0.4), xlabel=kind)
-    fig.suptitle(title, x=0.01, ha="left", size=9, weight="bold")
+    headline(fig, title)
     return fig

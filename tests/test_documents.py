@@ -1,11 +1,13 @@
 """What the documents say is true: commands exist, diffs apply and run, the citation is well formed."""
 
+import datetime
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -72,18 +74,78 @@ def test_the_diffs_of_contributing_apply_and_do_what_they_say(tmp_path: Path) ->
     assert run.stdout.strip().endswith("all there"), run.stderr
 
 
+# What the schema of CFF 1.2.0 allows of the fields used here, all of them optional but REQUIRED.
+FIELDS = {
+    "cff-version": str, "message": str, "title": str, "authors": list, "type": str, "version": str,
+    "license": str, "keywords": list, "references": list, "date-released": datetime.date,
+    "abstract": str, "url": str, "repository-code": str, "identifiers": list,
+}  # fmt: skip
+WORK = {
+    "type": str, "title": str, "authors": list, "conference": dict, "year": int, "identifiers": list,
+    "url": str, "doi": str, "journal": str, "pages": int, "volume": int,
+}  # fmt: skip
+REQUIRED = ({"cff-version", "message", "title", "authors"}, {"type", "title", "authors"})
+PERSON = {"family-names", "given-names", "affiliation", "email", "orcid", "alias", "website"}
+KINDS = {"article", "conference-paper", "software", "dataset", "generic", "report", "thesis"}
+
+
+def faults(told: dict[str, Any], fields: dict[str, type], required: set[str]) -> list[str]:
+    """Return what the schema forbids: missing, unknown and mistyped fields, ill-formed names."""
+    found = [f"{name} is missing" for name in sorted(required - told.keys())]
+    found += [f"{name} is no field" for name in sorted(told.keys() - fields.keys())]
+    typed = {name: value for name, value in told.items() if name in fields}
+    found += [f"{n}: {v!r}" for n, v in typed.items() if type(v) is not fields[n] or v in ("", [])]
+    for author in told.get("authors", []):
+        entity = set(author) == {"name"}
+        named = entity or ("family-names" in author and set(author) <= PERSON)
+        found += (
+            [] if named and all(type(v) is str and v for v in author.values()) else [f"{author}"]
+        )
+    for known in told.get("identifiers", []):
+        fine = set(known) <= {"type", "value", "description"} and {"type", "value"} <= set(known)
+        found += [] if fine and known["type"] in ("doi", "url", "swh", "other") else [f"{known}"]
+    return found
+
+
+def test_the_citation_obeys_the_schema_of_its_format() -> None:
+    told = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert faults(told, FIELDS, REQUIRED[0]) == []
+    assert told["type"] in ("software", "dataset")
+    assert len(set(told["keywords"])) == len(told["keywords"])
+    for work in told["references"]:
+        assert faults(work, WORK, REQUIRED[1]) == []
+        assert work["type"] in KINDS
+        assert work["conference"].keys() == {"name"}
+        assert re.fullmatch(r"https?://\S+", work["url"])
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"version": 0.1}, "version: 0.1"),
+        ({"date-released": "23.11.2026"}, "date-released: '23.11.2026'"),
+        ({"authors": [{"given-names": "A."}]}, "{'given-names': 'A.'}"),
+        ({"authors": [{"family-names": True}]}, "{'family-names': True}"),
+        ({"authors": []}, "authors: []"),
+        ({"licence": "MIT"}, "licence is no field"),
+        ({"identifiers": [{"type": "arxiv", "value": "1"}]}, "{'type': 'arxiv', 'value': '1'}"),
+    ],
+)
+def test_a_citation_against_the_schema_is_seen(change: dict[str, Any], fault: str) -> None:
+    told = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert faults(told | change, FIELDS, REQUIRED[0]) == [fault]
+    del told["message"]
+    assert faults(told, FIELDS, REQUIRED[0]) == ["message is missing"]
+
+
 def test_the_citation_is_well_formed_and_of_this_version() -> None:
     told = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert {"cff-version", "message", "title", "authors"} <= told.keys(), (
-        "the format asks for these"
-    )
     assert told["cff-version"] == "1.2.0"
     assert (told["type"], told["version"]) == ("software", project["version"])
     assert told["license"] == project["license"]
     assert told["authors"] == [{"name": "The contsteal authors"}]
     assert "The contsteal authors" in (ROOT / "LICENSE").read_text()
     for work in told["references"]:
-        assert {"type", "title", "authors"} <= work.keys()
         assert all(isinstance(a["family-names"], str) for a in work["authors"]), "Yu, not a year"
         assert work["url"].endswith(work["identifiers"][0]["value"].removeprefix("arXiv:"))

@@ -1,6 +1,5 @@
 """A profile's experiments: each computed once, resumed, never paid twice; the tables made of them."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +9,6 @@ import torch
 
 from contsteal import ask, defenses, evaluate, loop, provider, report, runs, settings, steal, tables
 from contsteal.experiment import Lab
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """The smoke profile with its artifacts in a folder of this module."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CONTSTEAL_RUNS", str(tmp_path_factory.mktemp("runs")))
-        patch.setenv("CONTSTEAL_FIGURES", str(tmp_path_factory.mktemp("figures")))
-        yield Lab("smoke")
 
 
 def artifacts(kind: str) -> list[Path]:

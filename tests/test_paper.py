@@ -231,8 +231,26 @@ def test_auto_takes_the_demo_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_run_that_only_read_artifacts_back_does_not_change_the_duration(desk: Path) -> None:
     task = plan.tasks("tiny")[0]
     for seconds, computed, kept in ((9.0, 5, 9.0), (2.0, 0, 9.0), (4.0, 3, 9.0), (8.0, 5, 8.0)):
-        durations.keep(task.figures, task.stem, seconds, computed)
+        durations.keep(task.figures, task.stem, {"seconds": seconds}, computed)
         assert plan.expected("tiny") == {"00_first": kept}
+
+
+def test_what_a_notebook_takes_is_measured_and_its_artifacts_bear_its_name(desk: Path) -> None:
+    made = (
+        "from contsteal import runs\n"
+        "def make(folder): (folder / 'zeros').write_bytes(bytes(2**20))\n"
+        "folder = runs.artifact('thing', 1, ('seeds',), make)\n"
+        "assert runs.read_json(folder / 'manifest.json')['by'] == 'tiny/00_first'\n"
+        "import time; time.sleep(1)"  # seen at least once
+    )
+    notebook(desk, "00_first", made)
+    paper.run(plan.tasks("tiny", only=["00"]))
+    found, kept = record(desk, "00_first"), runs.read_json(desk / "figures/tiny" / plan.TIMINGS)
+    assert 2**20 < found["disk"] < 2**20 + 2**15
+    assert found["memory"] > 2**24
+    assert {k: kept["00_first"][k] for k in ("disk", "memory")} == {
+        k: found[k] for k in ("disk", "memory")
+    }
 
 
 def test_a_damaged_record_is_a_reason(desk: Path) -> None:

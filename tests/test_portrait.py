@@ -11,14 +11,6 @@ from contsteal.trained import Trained
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    patch = pytest.MonkeyPatch()
-    patch.setenv("CONTSTEAL_RUNS", str(tmp_path_factory.mktemp("runs")))
-    yield Lab("smoke")
-    patch.undo()
-
-
-@pytest.fixture(scope="module")
 def trained(lab: Lab) -> dict[str, Trained]:
     return {name: lab.train(method=name) for name in ("simclr", "byol")}
 

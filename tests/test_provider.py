@@ -15,14 +15,6 @@ from contsteal.prada import Prada
 NOISE, ROUND = [defenses.GaussianNoise(2.0)], [defenses.Rounding(1)]
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    patch = pytest.MonkeyPatch()
-    patch.setenv("CONTSTEAL_RUNS", str(tmp_path_factory.mktemp("runs")))
-    yield Lab("smoke")
-    patch.undo()
-
-
 def test_customers_of_a_defence_that_draws_nothing_are_measured_once(lab, monkeypatch) -> None:
     asked, real = [], Lab.legitimate
 

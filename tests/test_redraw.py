@@ -46,7 +46,7 @@ def test_figures_are_redrawn_to_equal_bytes_and_tables_are_not_touched(
 
 def test_stored_figures_are_what_their_tables_draw() -> None:
     assert redraw.stale(STORED / "demo", FEW) == []
-    assert redraw.stale(STORED / "study", ["03_geometry"]) == []
+    assert redraw.stale(STORED / "study", ["03_attacks"]) == []
 
 
 def test_a_figure_of_another_table_is_stale(desk: Path) -> None:

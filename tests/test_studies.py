@@ -1,7 +1,5 @@
 """Studies: one thing changed at a time, at equal queries, and what is said of the differences."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,13 +17,6 @@ from contsteal import (
     tables,
 )
 from contsteal.experiment import Lab
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CONTSTEAL_RUNS", str(tmp_path_factory.mktemp("runs")))
-        yield Lab("smoke")
 
 
 def test_an_ablation_changes_one_knob_at_equal_queries(lab: Lab) -> None:
@@ -92,7 +83,7 @@ def test_gains_are_paired_means_with_intervals_and_counted() -> None:
         assert found.loc[at, "n"] == 3
     told, numbers = summary.boundary(table)
     assert told == (
-        "Cont-Steal is ahead of MSE at 1 of 3 points, behind at 1, and cannot be told from it at 1"
+        "Cont-Steal is ahead of MSE in 1 of 3 settings, behind in 1, and cannot be told from it in 1"
     )
     assert numbers["n"].tolist() == [3, 3, 3]
     assert numbers["gain"].tolist() == pytest.approx([10, -10, 0])
@@ -236,9 +227,12 @@ def test_kinds_of_queries_are_compared_at_one_number_of_images() -> None:
     ]  # fmt: skip
     table = pd.DataFrame(rows)
     told, wide = summary.elsewhere(table)
-    assert told == "own steals most of 8 images each"
+    assert told == "own beats far: +10.0 points, 2 seeds, 8 images"
     assert list(wide.index) == ["x, 8 own", "x, 8 far", "x, 80 far"]
     assert summary.elsewhere(table[table["query_data"] == "own"])[0] == "one set with 8 images"
+    third = table[table["query_data"] == "far"].assign(query_data="near", accuracy=0.5)
+    told, _ = summary.elsewhere(pd.concat([table, third]))
+    assert told == "own beats 1 of 2 other sets and loses to 0, 8 images each"
 
 
 def test_knobs_of_numbers_alone_stay_apart() -> None:
@@ -254,6 +248,18 @@ def test_knobs_of_numbers_alone_stay_apart() -> None:
     told, by = summary.ablations(pd.DataFrame(rows))
     assert told == "temperature 0.07: +10.0 points; temperature 0.1: -10.0 points."
     assert list(by["n"]) == [2, 2, 2]
+
+
+def test_a_study_of_no_knob_is_told_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    rows = [
+        {"knob": "as given", "value": None, "seed": s, "attack": "x"}
+        | dict.fromkeys(("accuracy", "agreement", "cka"), 0.5)
+        for s in (0, 1)
+    ]
+    table = pd.DataFrame(rows).astype({"value": float})
+    told, by = summary.ablations(table)
+    assert (told, list(by["n"])) == ("", [2])
+    assert not recwarn.list
 
 
 def test_a_set_may_name_its_split(lab: Lab) -> None:

@@ -1,6 +1,5 @@
 """What an owner keeps and proves: marks read back, strangers that share no image, tables, figures."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -17,14 +16,6 @@ HOW = {"count": 3, "epochs": 1, "images": 96}
 TURNED = {"attack": "embedding", "views": "shared", "policy": "rotation"}
 THIEVES = {"embedding": {"attack": "embedding"}, "embedding, turned": TURNED}
 pytestmark = pytest.mark.filterwarnings("ignore:simclr collapsed")
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """The smoke profile with its artifacts in a folder of this module."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CONTSTEAL_RUNS", str(tmp_path_factory.mktemp("runs")))
-        yield Lab("smoke")
 
 
 @pytest.fixture(scope="module")
