@@ -53,6 +53,7 @@ test: lint ## lint, then run all tests (CPU, no network)
 bench: $(READY) ## measure speed against its bars, into benchmarks/results
 	@$(PYTHON) benchmarks/pack.py
 	@$(PYTHON) benchmarks/defenses.py
+	@$(PYTHON) -m benchmarks
 
 lint: $(READY) ## check style, and that notebooks are stripped
 	@$(PYTHON) -m ruff check .

@@ -17,7 +17,6 @@ PARTS = (
     "startup",
     "gpu",
     "growth",
-    "fidelity",
     "attack",
 )
 
