@@ -12,6 +12,7 @@ from contsteal.claims import Claim, Filters
 
 SPECIAL = ("first", "other", "each", "largest", "smallest")
 LAST = ("largest", "smallest")  # of the rows that the other filters leave
+ONE = ("victim", "obfuscated")  # the one victim, as it is and as a thief may disguise it
 Sample = pd.Series  # values by seed
 Group = tuple[str, pd.DataFrame]
 
@@ -134,8 +135,9 @@ def by_seed(claim: Claim, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _constant(rows: pd.DataFrame) -> bool:
-    """Say whether a side is the victim, of which there is one for all seeds."""
-    return len(rows) == 1 and "attack" in rows and rows["attack"].iloc[0] == "victim"
+    """Say whether a side is the victim, disguised or not, of which there is one for all seeds."""
+    kinds = [rows[column] for column in ("attack", "kind") if column in rows]
+    return len(rows) == 1 and any(kind.iloc[0] in ONE for kind in kinds)
 
 
 def _aligned(claim: Claim, a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

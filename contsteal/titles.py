@@ -81,9 +81,9 @@ def elsewhere(table: pd.DataFrame) -> str:
 def pulls(table: pd.DataFrame) -> str:
     """Say which losses drive a vector from others, and which only draw it to its own answer."""
     away = table.groupby("loss", sort=False)["pull"].min() < 0
-    drive, only = (", ".join(away.index[flag]) for flag in (away, ~away))
-    told = [f"{drive} drive it from others"] * bool(drive) + [f"{only} does not"] * bool(only)
-    return f"Drawn to its own answer, a vector: {'; '.join(told)}"
+    drive, only = (" and ".join(away.index[flag]) for flag in (away, ~away))
+    told = [f"repel under {drive}"] * bool(drive) + [f"not under {only}"] * bool(only)
+    return f"Other vectors {', '.join(told)}"
 
 
 def two_by_two(table: pd.DataFrame) -> str:

@@ -13,7 +13,8 @@ from contsteal.claims import Claim
 from contsteal.evidence import ABSENT, FAILS, HOLDS, OPEN, Finding
 
 NEAR = 0.9  # a share that is missed at less than this part of the limit may yet be reached
-PARTS = ("accuracy", "agreement", "knn", "cka", "cosine", "legitimate", "coverage")  # from 0 to 1
+# from 0 to 1
+PARTS = ("accuracy", "agreement", "knn", "cka", "cosine", "legitimate", "coverage", "wsr")
 BETWEEN = ("difference", "order", "equivalence")
 
 

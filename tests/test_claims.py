@@ -161,6 +161,19 @@ def test_kinds_of_tests_on_closed_cases(
         assert few.verdict == OPEN
 
 
+@pytest.mark.parametrize(
+    ("kind", "verdict"), [("victim", HOLDS), ("obfuscated", HOLDS), ("stolen", OPEN)]
+)
+def test_the_one_victim_of_an_owner_stands_beside_every_independent_encoder(
+    kind: str, verdict: str
+) -> None:
+    rates = [("independent", seed, rate) for seed, rate in enumerate((0.5, 0.51, 0.49))]
+    given = pd.DataFrame([(kind, 0, 0.8), *rates], columns=["kind", "seed", "wsr"])
+    one = claim(metric="wsr", a={"kind": kind}, b={"kind": "independent"})
+    found = verdicts.assess(one, given, 0)
+    assert (found.verdict, found.n) == (verdict, 3 if verdict == HOLDS else 1)
+
+
 ORDER = [{"attack": name} for name in ("embedding", "label", "cosine")]
 
 
