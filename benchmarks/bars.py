@@ -9,7 +9,7 @@ import yaml
 from benchmarks.record import US, Row
 
 FILE = Path(__file__).with_name("bars.yaml")
-FIELDS = ("text", "part", "work", "who", "over", "of", "predicted", "at_least", "at_most", "on",
+FIELDS = ("text", "part", "work", "who", "over", "of", "predicted", "at_least", "at_most", "device",
           "source")  # fmt: skip
 
 
@@ -19,14 +19,14 @@ class Bar:
 
     `over` names the peer that `who` is compared with, in the same part and work; without it `value`
     itself is what counts. `of` is "value", or "peak_mb" (the peer's over ours). A bar is `at_least` or
-    `at_most`, the latter for values of which less is better. `on` is the kind of device it is asked
+    `at_most`, the latter for values of which less is better. `device` is the kind of device it is asked
     for on.
     """
 
     text: str
     part: str
     work: str
-    on: str = "cpu"
+    device: str = "cpu"
     who: str = US
     over: str | None = None
     of: str = "value"
@@ -88,4 +88,4 @@ def load(file: Path = FILE) -> list[Bar]:
 
 def missed(rows: Sequence[Row], on: str) -> list[Bar]:
     """Return the bars of a kind of device that its measured rows do not reach."""
-    return [bar for bar in load() if bar.on == on and bar.verdict(rows) == "missed"]
+    return [bar for bar in load() if bar.device == on and bar.verdict(rows) == "missed"]

@@ -69,7 +69,7 @@ def steps(rows: Sequence[Row], on: str) -> str:
         "bar": bar.asked,
         "measured": number(bar.measured(rows)) + (" x" if bar.over and bar.measured(rows) else ""),
         "verdict": bar.verdict(rows), "source": bar.source,
-    } for bar in bars.load() if bar.on == on]  # fmt: skip
+    } for bar in bars.load() if bar.device == on]  # fmt: skip
     return pd.DataFrame(table).to_markdown(index=False)
 
 
