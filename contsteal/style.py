@@ -41,8 +41,10 @@ def percent(value: float) -> str:
 
 
 def short(name: str, most: int = 34) -> str:
-    """Leave out the parameters in brackets of a name that is longer than `most`; the table has them."""
-    return re.sub(r"\(.*\)", "(...)", name) if len(name) > most else name
+    """Leave out parameters in brackets of a name longer than `most`, but the first where it fits."""
+    first = re.sub(r"\(([^,()]*),.*\)", r"(\1, ...)", name)
+    whole = re.sub(r"\(.*\)", "(...)", name)
+    return next((n for n in (name, first) if len(n) <= most), whole)
 
 
 def require(table: pd.DataFrame, *columns: str) -> pd.DataFrame:

@@ -259,3 +259,18 @@ def test_summary_has_numbers_intervals_n_and_stamps(folder: Path) -> None:
 def test_summary_of_a_profile_that_was_not_run_names_the_notebook(folder: Path) -> None:
     with pytest.raises(ValueError, match="run notebook 00"):
         report.write("smoke")
+
+
+@pytest.mark.parametrize(
+    ("name", "most", "told"),
+    [
+        ("TopK(8)", 34, "TopK(8)"),
+        ("PredictionPoisoning(eps=8.0, scale=1.0)", 34, "PredictionPoisoning(eps=8.0, ...)"),
+        ("PredictionPoisoning(eps=8.0, scale=1.0)", 24, "PredictionPoisoning(...)"),
+        ("a name without brackets that is long", 10, "a name without brackets that is long"),
+    ],
+)
+def test_a_long_name_keeps_its_first_parameter_where_it_fits(
+    name: str, most: int, told: str
+) -> None:
+    assert style.short(name, most) == told
