@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from contsteal import figures, report, runs, summary
+from contsteal import figures, report, runs, style, summary
 
 STAMP = {
     "profile": "smoke",
