@@ -17,6 +17,7 @@ PARTS = (
     "startup",
     "gpu",
     "growth",
+    "fidelity",
     "attack",
 )
 

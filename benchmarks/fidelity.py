@@ -1,0 +1,150 @@
+"""Whether the fast ways change what is measured: accuracy after each, against the slow way, by seed.
+
+Fast is what the package does: bf16 where the hardware computes in it, answers asked once, views of a
+whole batch at once. Slow is float32, asking the victim's network again in every epoch, and torchvision
+on one image at a time in float. Compiling is no default of the package, but it is compared too where
+there is a compiler. A row is the mean difference in points of accuracy, fast minus slow, and its
+95 % t-interval over seeds; three seeds bound it loosely. Cached answers must give equal weights.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from benchmarks.record import US, Row
+from contsteal import augment, data, encoders, evaluate, loop, pretrain, runs, steal
+from contsteal.victim import Answers, BlackBox
+
+SEEDS, QUERIES, EPOCHS, PROBE = 3, 512, 10, 1500
+SIMCLR = v2.Compose([
+    v2.RandomResizedCrop(32, scale=(0.2, 1.0)), v2.RandomHorizontalFlip(),
+    v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8), v2.RandomGrayscale(0.2),
+])  # fmt: skip
+
+
+class Forgetful(Answers):
+    """A victim that runs its network for every answer, also where it gave the same one before."""
+
+    def __call__(self, images: Tensor, names: object) -> Tensor:
+        self.forwards += len(images)
+        return encoders.embed(self.net, images)
+
+
+def one_by_one(images: Tensor, g: torch.Generator) -> Tensor:
+    """Return SimCLR's views from torchvision, one float image at a time."""
+    seed = int(torch.randint(2**62, (1,), generator=g))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return torch.stack([SIMCLR(image) for image in augment.to_float(images)])
+
+
+def in_float32() -> AbstractContextManager:
+    """Train in float32."""
+    return patch.object(loop, "precision", lambda device: "fp32")
+
+
+def image_by_image() -> AbstractContextManager:
+    """Augment one image at a time."""
+    return patch.dict(augment.POLICIES, simclr=one_by_one)
+
+
+@contextmanager
+def compiled() -> Iterator[None]:
+    """Compile every encoder that is built."""
+    build = encoders.build
+
+    def built(*args: object, **options: object) -> encoders.Encoder:
+        net = build(*args, **options)
+        net.compile()
+        return net
+
+    with patch.object(encoders, "build", built):
+        yield
+
+
+def compiles() -> bool:
+    """Say whether torch.compile has what it needs here."""
+    return runs.device().type == "cuda" or any(map(shutil.which, ("c++", "g++", "clang++")))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is stolen by whom, and the labelled images that tell how good the surrogate is."""
+
+    victim: encoders.Encoder
+    queries: Tensor
+    train: data.ImageSet
+    test: data.ImageSet
+    config: steal.Config
+
+    def run(
+        self,
+        seed: int,
+        slow: Callable[[], AbstractContextManager] = nullcontext,
+        again: bool = False,
+    ) -> tuple[float, encoders.Encoder]:
+        """Steal in a way and return accuracy in points and the surrogate; `again` asks every epoch."""
+        config = replace(self.config, seed=seed, answers=0 if again else 1)
+        victim = Forgetful(self.victim) if again else self.victim
+        with slow():
+            trained = steal.train(config, BlackBox(victim), self.queries).encoder
+        net = encoders.build(**trained.spec).to(runs.device())  # never compiled: it is scored only
+        net.load_state_dict(trained.state_dict())
+        train, test = (encoders.embed(net, part.images) for part in (self.train, self.test))
+        probe = evaluate.linear_probe(train, self.train.labels, test, self.test.labels)
+        return 100 * probe.accuracy, net
+
+
+def setting(tiny: bool) -> Setting:
+    """Return a trained victim, and an attack on it with the demo's encoder."""
+    device = runs.device()
+    encoder, width = ("test_resnet", 1.0) if tiny else ("resnet10t", 0.5)
+    queries, epochs, probe = (64, 1, 100) if tiny else (QUERIES, EPOCHS, PROBE)
+    own = pretrain.Config("supervised", encoder, width=width, epochs=1 if tiny else 5, batch=64,
+                          policy="none", lr=3e-3, held_out=0)  # fmt: skip
+    victim = pretrain.train(own, data.load("shapes", n=4 * queries).to(device)).to(device)
+    asked = (("train", queries, 1), ("train", probe, 2), ("test", probe, 0))
+    sets = [data.load("shapes", split, n, seed=seed).to(device) for split, n, seed in asked]
+    config = steal.Config("cont-steal-code", views="surrogate", policy="simclr", encoder=encoder,
+                          width=width, epochs=epochs, batch=32 if tiny else 64, lr=3e-3)  # fmt: skip
+    return Setting(victim, sets[0].images, *sets[1:], config)
+
+
+def difference(work: str, fast: list[float], slow: list[float]) -> Row:
+    """Return the mean paired difference in points with its t-interval as `low` and `high`."""
+    mean, low, high = evaluate.mean_interval(a - b for a, b in zip(fast, slow, strict=True))
+    return Row("fidelity", work, US, "points", mean, low, high, len(fast))
+
+
+def differing(one: encoders.Encoder, other: encoders.Encoder) -> int:
+    """Return how many weights and statistics of two encoders are not equal bit by bit."""
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return sum(int((a != b).sum()) for a, b in pairs)
+
+
+def measure(tiny: bool) -> list[Row]:
+    """Return the paired differences of every fast way, and the weights that caching changes."""
+    given, seeds = setting(tiny), range(2 if tiny else SEEDS)
+    fast, nets = zip(*(given.run(seed) for seed in seeds), strict=True)
+    again, others = zip(*(given.run(seed, again=True) for seed in seeds), strict=True)
+    unequal = [differing(a, b) for a, b in zip(nets, others, strict=True)]
+    rows = [
+        difference("answers asked once against every epoch", fast, again),
+        Row("fidelity", "weights changed by asking once", US, "weights", max(unequal), min(unequal),
+            max(unequal), len(unequal)),
+    ]  # fmt: skip
+    ways = {"views of a batch against one by one": image_by_image}
+    if loop.precision(runs.device()) == "bf16":
+        ways["bf16 against float32"] = in_float32
+    for work, slow in ways.items():
+        rows.append(difference(work, fast, [given.run(seed, slow)[0] for seed in seeds]))
+    if compiles() and not tiny:
+        quick = [given.run(seed, compiled)[0] for seed in seeds]
+        rows.append(difference("compiled against eager", quick, fast))
+    return rows
