@@ -11,6 +11,7 @@ from benchmarks.record import US, Row
 FILE = Path(__file__).with_name("bars.yaml")
 FIELDS = ("text", "part", "work", "who", "over", "of", "predicted", "at_least", "at_most", "device",
           "source")  # fmt: skip
+OF = ("value", "peak_mb", "outside")
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,9 @@ class Bar:
     """A factor that was predicted beforehand, and what is asked for.
 
     `over` names the peer that `who` is compared with, in the same part and work; without it `value`
-    itself is what counts. `of` is "value", or "peak_mb" (the peer's over ours). A bar is `at_least` or
-    `at_most`, the latter for values of which less is better. `device` is the kind of device it is asked
-    for on.
+    itself is what counts. `of` is "value", "peak_mb" (the peer's over ours), or "outside" (how far an
+    interval lies from 0). A bar is `at_least` or `at_most`, the latter for values of which less is
+    better. `device` is the kind of device it is asked for on.
     """
 
     text: str
@@ -77,10 +78,10 @@ def load(file: Path = FILE) -> list[Bar]:
     for number, entry in enumerate(yaml.safe_load(file.read_text()), 1):
         unknown = set(entry) - set(FIELDS)
         missing = {"text", "part", "work"} - set(entry)
-        if unknown or missing or entry.get("of", "value") not in ("value", "peak_mb"):
+        if unknown or missing or entry.get("of", "value") not in OF:
             raise ValueError(
                 f"{file.name}, entry {number}: unknown fields {sorted(unknown)}, missing "
-                f"{sorted(missing)}; known are {', '.join(FIELDS)}, `of` is value or peak_mb"
+                f"{sorted(missing)}; known are {', '.join(FIELDS)}, `of` is one of {', '.join(OF)}"
             )
         bars.append(Bar(**entry))
     return bars

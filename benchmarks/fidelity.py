@@ -2,15 +2,16 @@
 
 Fast is what the package does: bf16 where the hardware computes in it, answers asked once, views of a
 whole batch at once. Slow is float32, asking the victim's network again in every epoch, and torchvision
-on one image at a time in float. Compiling is no default of the package, but it is compared too where
-there is a compiler. A row is the mean difference in points of accuracy, fast minus slow, and its
+on one image at a time in float. Forms of a step, compiled or as a CUDA graph, are compared with the
+eager one where they exist. A row is the mean difference in points of accuracy, fast minus slow, and its
 95 % t-interval over seeds; three seeds bound it loosely. Cached answers must give equal weights.
 """
 
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from unittest.mock import patch
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from benchmarks.record import US, Row
-from contsteal import augment, data, encoders, evaluate, loop, pretrain, runs, steal
+from contsteal import augment, data, encoders, evaluate, loop, pretrain, runs, speed, steal
 from contsteal.victim import Answers, BlackBox
 
 SEEDS, QUERIES, EPOCHS, PROBE = 3, 512, 10, 1500
@@ -44,33 +45,16 @@ def one_by_one(images: Tensor, g: torch.Generator) -> Tensor:
         return torch.stack([SIMCLR(image) for image in augment.to_float(images)])
 
 
-def in_float32() -> AbstractContextManager:
-    """Train in float32."""
-    return patch.object(loop, "precision", lambda device: "fp32")
-
-
 def image_by_image() -> AbstractContextManager:
     """Augment one image at a time."""
     return patch.dict(augment.POLICIES, simclr=one_by_one)
 
 
-@contextmanager
-def compiled() -> Iterator[None]:
-    """Compile every encoder that is built."""
-    build = encoders.build
-
-    def built(*args: object, **options: object) -> encoders.Encoder:
-        net = build(*args, **options)
-        net.compile()
-        return net
-
-    with patch.object(encoders, "build", built):
-        yield
-
-
-def compiles() -> bool:
-    """Say whether torch.compile has what it needs here."""
-    return runs.device().type == "cuda" or any(map(shutil.which, ("c++", "g++", "clang++")))
+def forms() -> list[str]:
+    """Return the forms of a step that can be compared with the eager one here."""
+    if runs.device().type == "cuda":
+        return ["graph"] + ["compile"] * speed.compiler()
+    return ["compile"] * any(map(shutil.which, ("c++", "g++", "clang++")))
 
 
 @dataclass(frozen=True)
@@ -86,19 +70,17 @@ class Setting:
     def run(
         self,
         seed: int,
-        slow: Callable[[], AbstractContextManager] = nullcontext,
+        way: Callable[[], AbstractContextManager] = nullcontext,
         again: bool = False,
     ) -> tuple[float, encoders.Encoder]:
         """Steal in a way and return accuracy in points and the surrogate; `again` asks every epoch."""
         config = replace(self.config, seed=seed, answers=0 if again else 1)
         victim = Forgetful(self.victim) if again else self.victim
-        with slow():
+        with way():
             trained = steal.train(config, BlackBox(victim), self.queries).encoder
-        net = encoders.build(**trained.spec).to(runs.device())  # never compiled: it is scored only
-        net.load_state_dict(trained.state_dict())
-        train, test = (encoders.embed(net, part.images) for part in (self.train, self.test))
+        train, test = (encoders.embed(trained, part.images) for part in (self.train, self.test))
         probe = evaluate.linear_probe(train, self.train.labels, test, self.test.labels)
-        return 100 * probe.accuracy, net
+        return 100 * probe.accuracy, trained
 
 
 def setting(tiny: bool) -> Setting:
@@ -139,12 +121,18 @@ def measure(tiny: bool) -> list[Row]:
         Row("fidelity", "weights changed by asking once", US, "weights", max(unequal), min(unequal),
             max(unequal), len(unequal)),
     ]  # fmt: skip
-    ways = {"views of a batch against one by one": image_by_image}
+    slow = {"views of a batch against one by one": image_by_image}
     if loop.precision(runs.device()) == "bf16":
-        ways["bf16 against float32"] = in_float32
-    for work, slow in ways.items():
-        rows.append(difference(work, fast, [given.run(seed, slow)[0] for seed in seeds]))
-    if compiles() and not tiny:
-        quick = [given.run(seed, compiled)[0] for seed in seeds]
-        rows.append(difference("compiled against eager", quick, fast))
-    return rows
+        slow["bf16 against float32"] = partial(speed.forced, precision="fp32")
+    for work, way in slow.items():
+        rows.append(difference(work, fast, [given.run(seed, way)[0] for seed in seeds]))
+    return rows if tiny else rows + formed(given, seeds)
+
+
+def formed(given: Setting, seeds: range) -> list[Row]:
+    """Return the paired differences of every other form of a step against the eager one."""
+    found = {
+        form: [given.run(seed, partial(speed.forced, form))[0] for seed in seeds]
+        for form in ("eager", *forms())
+    }
+    return [difference(f"{form} against eager", found[form], found["eager"]) for form in forms()]

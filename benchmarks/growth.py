@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor, nn
 
 from benchmarks import record
@@ -181,6 +182,14 @@ def draw(measured: pd.DataFrame) -> Figure:
 def _panel(ax: Axes, sizes: list[int], values: list[float], name: str) -> None:
     ax.plot(sizes, values, **MARK)
     ax.set(xscale="log", yscale="log", xlabel=name)
+    ax.set_xticks(sizes, [f"{size:.0e}".replace("e+0", "e") if size >= 1e4 else str(size)
+                          for size in sizes], size=6, rotation=30)  # fmt: skip
+    ax.set_xticks([], minor=True)
+    middle = float(np.sqrt(min(values) * max(values)))
+    ax.set_ylim(min(ax.get_ylim()[0], middle / 2), max(ax.get_ylim()[1], 2 * middle))
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
     ax.set_title(f"slope {slope(sizes, values):.2f}")
 
 

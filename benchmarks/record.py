@@ -24,7 +24,7 @@ from contsteal import runs
 
 RESULTS = runs.ROOT / "benchmarks" / "results"
 US = "contsteal"
-PLAIN = ("s", "forwards", "points", "slope")  # units that are no rates
+PLAIN = ("s", "forwards", "points", "slope", "weights")  # units that are no rates
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,11 @@ class Row:
     def name(self) -> tuple[str, str, str]:
         """What tells this row from others of a record."""
         return (self.part, self.work, self.who)
+
+    @property
+    def outside(self) -> float:
+        """How far 0 lies outside [low, high], where these bound a difference."""
+        return max(0.0, self.low, -self.high)
 
 
 def wait() -> None:
