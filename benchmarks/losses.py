@@ -1,5 +1,6 @@
 """The contrastive loss, forward and backward: time and peak memory, against the broadcast form."""
 
+import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,7 +11,7 @@ from contsteal import losses, runs
 
 DIM = 512
 TEMPERATURE = 0.5
-BROADCAST_MB = 8_000  # the broadcast form is left out where it would take more
+TURNS = {32: 7, 128: 7, 512: 2, 2048: 5, 8192: 2}  # by batch: some take half a minute on a CPU
 
 
 def broadcast(s: Tensor, t: Tensor) -> Tensor:
@@ -29,24 +30,30 @@ def packaged(s: Tensor, t: Tensor) -> Tensor:
     return losses.cont_steal(s, t, TEMPERATURE, form="code")
 
 
+def room() -> float:
+    """Return the MB of memory that are free on the device."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0] / 1e6
+    return psutil.virtual_memory().available / 1e6
+
+
 def measure(tiny: bool) -> list[Row]:
     """Return batches per second and peak memory of both forms, by batch size."""
-    sizes = (32, 64) if tiny else (32, 128, 512, 2048, 8192)
-    return [r for batch in sizes for r in _at(batch, turns=1 if tiny else 7)]
+    return [r for batch in list(TURNS)[: 2 if tiny else None] for r in _at(batch, tiny)]
 
 
-def _at(batch: int, turns: int) -> list[Row]:
+def _at(batch: int, tiny: bool) -> list[Row]:
     draws = torch.Generator().manual_seed(batch)
     s, t = (torch.randn(batch, DIM, generator=draws).to(runs.device()) for _ in range(2))
     s.requires_grad_()
     forms = {US: packaged, "broadcast": broadcast}
-    if 3 * (2 * batch) ** 2 * DIM * 4e-6 > BROADCAST_MB:
+    if 6 * (2 * batch) ** 2 * DIM * 4e-6 > 0.8 * room():  # six tensors of (2B, 2B, D) live at once
         forms.pop("broadcast")
     ways = {
         who: lambda form=form: torch.autograd.grad(form(s, t), s) for who, form in forms.items()
     }
     peaks = {who: record.peak_mb(do) for who, do in ways.items()}
-    timed = record.by_turns(ways, turns if batch < 8192 else 3)
+    timed = record.by_turns(ways, 1 if tiny else TURNS[batch])
     return [
         record.row("losses", f"B = {batch}", who, "batches", [1 / one for one in taken], peaks[who])
         for who, taken in timed.items()
