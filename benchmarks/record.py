@@ -24,7 +24,7 @@ from contsteal import runs
 
 RESULTS = runs.ROOT / "benchmarks" / "results"
 US = "contsteal"
-PLAIN = ("s", "forwards", "points", "slope", "weights")  # units that are no rates
+PLAIN = ("s", "forwards", "points", "share", "slope", "weights")  # units that are no rates
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,8 @@ def measured(rows: Sequence[Row]) -> str:
     for r in rows:
         own = ours.get((r.part, r.work))
         factor = None
-        if own and r.who != US and r.value and own.value:
+        compared = r.unit == "s" or r.unit not in PLAIN
+        if own and r.who != US and compared and r.value and own.value:
             factor = r.value / own.value if r.unit == "s" else own.value / r.value
         table.append({
             "part": r.part, "work": r.work, "who": r.who, "median": f"{number(r.value)} {_unit(r)}",

@@ -158,3 +158,10 @@ def test_a_part_runs_at_a_tiny_size(part: str) -> None:
     assert {r.part for r in rows} == {part}
     assert len({r.name for r in rows}) == len(rows)
     assert all(r.low <= r.value <= r.high for r in rows)
+
+
+def test_shares_are_no_rates_and_have_no_factor() -> None:
+    rows = [row(unit="share", value=0.5), row("peer", 0.4, unit="share")]
+    assert " x" not in report.measured(rows)
+    assert "0.5 share " in report.measured(rows)
+    assert "2.5 x" in report.measured([row(), row("peer", 4.0)])
