@@ -95,9 +95,28 @@ def run(lab: Lab, jobs: Sequence[Work]) -> list[dict[str, Any]]:
     """Run jobs, tell what was computed and why, and return all rows."""
     bar = {"desc": "runs", "total": len(jobs), "disable": len(jobs) < 2}
     found = list(tqdm(_each(lab, jobs), **bar))
-    for reason, count in Counter(reason for _, told in found for reason in told).items():
-        print(f"{reason} ({count})")
+    for line in reasons([reason for _, told in found for reason in told]):
+        print(line)
     return [row for rows, _ in found for row in rows]
+
+
+def reasons(told: Iterable[str]) -> list[str]:
+    """Return one line per kind of artifact: how many were computed, and why.
+
+    The members of a sweep differ from each other, each in its own way: that is said once, without values.
+    """
+    kinds: dict[str, Counter[str]] = {}
+    for kind, _, cause in (reason.partition(": ") for reason in told):
+        kinds.setdefault(kind, Counter())[cause] += 1
+    lines = []
+    for kind, causes in kinds.items():
+        brief: Counter[str] = Counter()
+        for cause, count in causes.items():
+            one = " -> " not in cause or len(causes) == 1
+            brief[cause if one else "new settings"] += count
+        counted = ", ".join(f"{c} ({n})" if c else f"({n})" for c, n in brief.items())
+        lines.append(f"{kind}{':' if any(brief) else ''} {counted}")
+    return lines
 
 
 def _each(lab: Lab, jobs: Sequence[Work]) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:

@@ -251,3 +251,16 @@ def test_asking_clean_images_anew_changes_the_bill_and_nothing_else(lab: Lab) ->
     assert anew.sha256 == once.sha256
     spent = [(f.queries["unique_inputs"], f.queries["calls"]) for f in (once, anew)]
     assert spent == [(16, 16), (16, 32)]
+
+
+def test_a_sweep_says_in_a_line_per_kind_what_was_computed_and_why() -> None:
+    many = [f"computing attack: seed: {k} -> {k + 1}, images: 3c -> {k}f" for k in range(40)]
+    told = ["computing attack: never computed", *many, "computing score: its code changed"]
+    assert tables.reasons([*told, "computing independent", "computing independent"]) == [
+        "computing attack: never computed (1), new settings (40)",
+        "computing score: its code changed (1)",
+        "computing independent (2)",
+    ]
+    changed = "computing attack: lr: 0.003 -> 0.002"
+    assert tables.reasons([changed, changed]) == [f"{changed} (2)"]
+    assert tables.reasons([]) == []
