@@ -1,7 +1,8 @@
 """What an attacker sends and makes of the answers: views, requests, accounts, adaptation."""
 
+import math
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise
 
 import torch
@@ -15,6 +16,7 @@ from contsteal.victim import BlackBox
 
 BLOCK = 128  # images whose views are drawn together
 REQUEST = 8192  # images sent at once
+KEPT = 2**29  # bytes of views that are held rather than drawn again
 
 
 def users(config: Config, user: str) -> list[str]:
@@ -34,6 +36,16 @@ def view(config: Config, images: Tensor, k: int) -> Tensor:
         draws = generator("victim view", config.seed, k, block)
         parts.append(augment.to_uint8(augment.apply(config.policies[0], whole, draws))[: len(part)])
     return torch.cat(parts)
+
+
+def views(config: Config, images: Tensor) -> Callable[[int], Tensor]:
+    """Return what gives view `k` of every image, drawn once where all views fit into KEPT bytes.
+
+    Otherwise the last two are held: a view is drawn when it is sent, and again in each epoch.
+    """
+    count = config.rounds * (2 if config.mode == "pair" else 1)
+    fits = count * math.prod(images.shape) <= KEPT
+    return lru_cache(None if fits else 2)(partial(view, config, images))
 
 
 def check(config: Config, api: BlackBox, images: Tensor, user: str) -> None:
@@ -65,12 +77,19 @@ def check(config: Config, api: BlackBox, images: Tensor, user: str) -> None:
             api.require(config.distinct(len(share) + (config.accounts > 1) * config.anchors), name)
 
 
-def answers(config: Config, api: BlackBox, images: Tensor, user: str) -> list[Tensor]:
-    """Return the victim's answers to every view, one tensor (N, D) each, as the attacker uses them."""
+def answers(
+    config: Config, api: BlackBox, images: Tensor, user: str,
+    seen: Callable[[int], Tensor] | None = None,
+) -> list[Tensor]:  # fmt: skip
+    """Return the victim's answers to every view, one tensor (N, D) each, as the attacker uses them.
+
+    `seen` are the `views` of these images where they are needed again.
+    """
+    seen = seen or views(config, images)
     rounds = range(config.rounds * (2 if config.mode == "pair" else 1))
     found = []
     for k in rounds:
-        sent = view(config, images, k) if config.mode in ASKS_VIEWS else images
+        sent = seen(k) if config.mode in ASKS_VIEWS else images
         found.append(_by_accounts(config, _asker(config, api), sent, user))
     if config.mode == "prototype":
         found = [torch.stack([F.normalize(a, dim=1) for a in found]).mean(0)]

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -50,14 +49,15 @@ def train(
     _check(config, api, images, user, labels)
     schedule = loop.Schedule(config.epochs, config.batch, config.lr, config.weight_decay)
     schedule.check(len(images))
-    answers = ask.answers(config, api, images, user)
+    seen = ask.views(config, images)
+    answers = ask.answers(config, api, images, user, seen)
     accounts = [api.ledger.account(name) for name in ask.users(config, user)]
     net, head = _surrogate(config, answers, images.device)
     if config.recipe.recreate:
         answers = [head(a) for a in answers]
     model = nn.Sequential(net, head) if head else net
     history = loop.fit(
-        model, _loss(config, model, images, answers, labels), len(images), schedule,
+        model, _loss(config, model, images, answers, labels, seen), len(images), schedule,
         seed=derive("steal", config.seed), checkpoint=checkpoint, title=config.attack,
         identity=f"{config} {_digest(answers)}",
     )  # fmt: skip
@@ -66,10 +66,15 @@ def train(
 
 
 def _loss(
-    config: Config, model: nn.Module, images: Tensor, answers: list[Tensor], labels: Tensor | None
+    config: Config,
+    model: nn.Module,
+    images: Tensor,
+    answers: list[Tensor],
+    labels: Tensor | None,
+    seen: Callable[[int], Tensor],
 ) -> loop.Loss:
     """Return the loss of a batch, given its indices: what the surrogate sees, against the answers."""
-    recipe, batch, options = config.recipe, _batches(config, images, answers), config.options
+    recipe, batch, options = config.recipe, _batches(config, images, answers, seen), config.options
 
     def loss(chosen: Tensor, epoch: int, draws: torch.Generator) -> Tensor:
         x, t = batch(chosen, epoch, draws)
@@ -81,14 +86,14 @@ def _loss(
     return loss
 
 
-def _batches(config: Config, images: Tensor, answers: list[Tensor]) -> Batch:
-    """Return what makes a batch: the surrogate's input, and the victim's answers to compare it with."""
-    mode, rounds, own = config.mode, config.rounds, config.policies[1]
+def _batches(
+    config: Config, images: Tensor, answers: list[Tensor], seen: Callable[[int], Tensor]
+) -> Batch:
+    """Return what makes a batch: the surrogate's input, and the victim's answers to compare it with.
 
-    @lru_cache(maxsize=2)
-    def seen(k: int) -> Tensor:
-        """The whole view k as the victim saw it; a batch of its own would draw other parameters."""
-        return ask.view(config, images, k)
+    `seen` gives whole views as the victim saw them: a batch of its own would draw other parameters.
+    """
+    mode, rounds, own = config.mode, config.rounds, config.policies[1]
 
     def batch(chosen: Tensor, epoch: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
         k = epoch % rounds

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from contsteal import augment, data, encoders, loop, losses, pretrain, steal
+from contsteal import ask, augment, data, encoders, loop, losses, pretrain, steal
 from contsteal.defenses import GaussianNoise
 from contsteal.victim import BlackBox, BudgetExceeded, digests
 
@@ -224,6 +224,23 @@ def test_who_sees_what(images, victim, born, views):
         assert clean.isdisjoint(seen)
         assert sent.isdisjoint(seen)
         assert len(set(seen)) == len(seen), "the surrogate's views are fresh in every epoch"
+
+
+@pytest.mark.parametrize(("views", "each"), [("shared", 1), ("pair", 2)])
+@pytest.mark.parametrize("answers", [2, 0])
+def test_views_are_drawn_once_where_they_fit(images, victim, monkeypatch, views, each, answers):
+    attack = "info-nce-2" if views == "pair" else "cont-steal-code"
+    config = replace(FAST, attack=attack, views=views, answers=answers, epochs=4)
+    rounds, view, drawn, found = answers or 4, ask.view, [], []
+    monkeypatch.setattr(ask, "view", lambda c, x, k: drawn.append(k) or view(c, x, k))
+    for kept in (each * rounds * images[:N].nbytes, each * rounds * images[:N].nbytes - 1):
+        monkeypatch.setattr(ask, "KEPT", kept)
+        drawn.clear()
+        net = steal.train(config, BlackBox(victim), images[:N]).encoder
+        found.append((len(drawn), encoders.digest(net.state_dict().items())))
+    assert found[0][0] == each * rounds
+    assert found[1][0] > found[0][0] or (views, answers) == ("shared", 2)  # the last two are held
+    assert found[0][1] == found[1][1], "a view is the same whenever it is drawn"
 
 
 @pytest.mark.parametrize("views", AUGMENTED)
