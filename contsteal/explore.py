@@ -70,7 +70,7 @@ def _defence(ax: Axes, table: pd.DataFrame, attack: str, defence: str) -> None:
     low, high = means["legitimate"].min(), means["legitimate"].max()
     room = max(high - low, 0.05)  # for the names, which stand to the left of their points
     ax.set_xlim(low - 0.9 * room, high + 0.1 * room)
-    style.frame(ax, table, "accuracy", vertical=False, left=True)
+    style.frame(ax, table, "accuracy", vertical=False)
     by = f"customer's accuracy (thief: {measured}, {rows['images'].iloc[0]:.0f} images)"
     ax.set(ylabel="thief's accuracy")
     ax.set_xlabel(by, size=7)

@@ -12,7 +12,18 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from contsteal.evaluate import mean_interval
-from contsteal.style import COLOURS, REFERENCES, canvas, frame, headline, read, require, save, short
+from contsteal.style import (
+    COLOURS,
+    REFERENCES,
+    canvas,
+    frame,
+    headline,
+    number,
+    read,
+    require,
+    save,
+    short,
+)
 
 __all__ = [
     "attack_dots", "budget_curves", "defence_tradeoff", "embedding_map", "read", "sample_sheet", "save",
@@ -188,11 +199,12 @@ def defence_tradeoff(table: pd.DataFrame, title: str) -> Figure:
     names = list(table["defence"].dropna().unique())
     fig, axes = canvas(1, len(attacks), height=3.1, sharex=True, sharey=True, squeeze=False)
     for ax, name in zip(axes[0], attacks, strict=True):
-        for defence, points in table[table["attack"] == name].groupby("defence", sort=False):
-            _numbered(ax, points, names.index(defence) + 1, COLOURS.get(name, "#333333"))
-        ax.margins(x=0.12)
-        frame(ax, table, "accuracy", vertical=False, left=True)
-        ax.set(xlabel="legitimate user's accuracy")
+        rows = table[table["attack"] == name].groupby("defence")
+        spots = [_spot(ax, rows.get_group(n), COLOURS.get(name, "#333333")) for n in names]
+        ax.margins(x=0.2)
+        frame(ax, table, "accuracy", vertical=False)
+        number(ax, spots)
+        ax.set_xlabel("legitimate\nuser's accuracy", size=7)
         ax.set_title(f"attack: {name}", size=7.5)
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
@@ -206,15 +218,13 @@ def defence_tradeoff(table: pd.DataFrame, title: str) -> Figure:
     return fig
 
 
-def _numbered(ax: Axes, points: pd.DataFrame, number: int, colour: str) -> None:
+def _spot(ax: Axes, points: pd.DataFrame, colour: str) -> tuple[float, float]:
+    """Draw a mean and its interval over seeds; return where the mean is."""
     mean, low, high = mean_interval(points["accuracy"])
     x = points["legitimate"].mean()
     ax.plot([x, x], [low, high], color=colour, alpha=0.35, linewidth=3)
     ax.plot(x, mean, "o", color=colour, markersize=4)
-    side = -1 if number % 2 else 1  # neighbours in the list often fall together
-    place = {"xytext": (4 * side, 0), "textcoords": "offset points", "va": "center"}
-    place["ha"] = "right" if side < 0 else "left"
-    ax.annotate(str(number), (x, mean), size=7, **place)
+    return x, mean
 
 
 def embedding_map(table: pd.DataFrame, title: str = "") -> Figure:

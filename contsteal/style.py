@@ -3,6 +3,7 @@
 import io
 import re
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -118,19 +119,35 @@ def canvas(
     return fig, axes
 
 
-def frame(
-    ax: Axes, table: pd.DataFrame, metric: str, vertical: bool = True, left: bool = False
-) -> None:
-    """Draw the random floor and the victim's ceiling, labelled where they stand."""
+def frame(ax: Axes, table: pd.DataFrame, metric: str, vertical: bool = True) -> None:
+    """Draw the random floor and the victim's ceiling, labelled at their ends outside the axes.
+
+    Of axes that share a scale the rightmost has the labels of horizontal lines, for all.
+    """
+    same = ax.get_shared_y_axes().get_siblings(ax)
+    last = max(same, key=lambda other: other.get_position().x0)
     for name, colour, style in (("random", FLOOR, ":"), ("victim", CEILING, "--")):
         value = table.loc[table["attack"] == name, metric].mean()
         line = ax.axvline if vertical else ax.axhline
         line(value, color=colour, linestyle=style, linewidth=1)
-        at = {"xy": (value, 1), "xycoords": ("data", "axes fraction")} if vertical else {
-            "xy": (0 if left else 1, value), "xycoords": ("axes fraction", "data")}  # fmt: skip
-        shift = (2, 1) if vertical else (2 if left else -2, 2)
-        side = "center" if vertical else "left" if left else "right"
-        told = f"{name} {percent(value)}"
-        ax.annotate(
-            told, **at, xytext=shift, size=6.5, textcoords="offset points", ha=side, color=colour
-        )
+        text = {"size": 6.5, "textcoords": "offset points", "color": colour}
+        if vertical:
+            told, end = f"{name} {percent(value)}", ("data", "axes fraction")
+            ax.annotate(told, (value, 1), xytext=(2, 1), xycoords=end, ha="center", **text)
+        elif ax is last:
+            told, end = f"{name}\n{percent(value)}", ("axes fraction", "data")
+            ax.annotate(told, (1, value), xytext=(3, 0), xycoords=end, va="center", **text)
+
+
+def number(ax: Axes, points: Sequence[tuple[float, float]]) -> None:
+    """Write 1, 2, ... beside points (x, y); where they crowd, above each other, tied to their points."""
+    wide, high = (abs(end - start) for start, end in (ax.get_xlim(), ax.get_ylim()))
+    placed: list[tuple[float, float]] = []
+    for k in sorted(range(len(points)), key=lambda k: points[k][1]):
+        x, y = points[k]
+        beside = [b for a, b in placed if abs(a - x) < wide / 8]
+        at = max([y, *(b + high / 18 for b in beside)])
+        placed.append((x, at))
+        tie = {"arrowstyle": "-", "linewidth": 0.4, "color": FLOOR, "shrinkA": 0, "shrinkB": 1}
+        ax.annotate(str(k + 1), (x, y), xytext=(x + wide / 20, at), size=7, va="center",
+                    arrowprops=tie if at > y else None)  # fmt: skip

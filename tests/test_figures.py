@@ -1,9 +1,13 @@
 """Figures: drawn from tables alone, saved with their numbers, equal bytes for equal numbers."""
 
+from itertools import combinations
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from contsteal import figures, report, runs, style, summary
 
@@ -274,3 +278,31 @@ def test_a_long_name_keeps_its_first_parameter_where_it_fits(
     name: str, most: int, told: str
 ) -> None:
     assert style.short(name, most) == told
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.55, 0.85), st.floats(0.4, 0.7)), min_size=1, max_size=8),
+)
+def test_numbers_of_points_that_crowd_stand_apart(points: list[tuple[float, float]]) -> None:
+    fig, ax = style.canvas()
+    ax.set(xlim=(0.5, 0.9), ylim=(0.2, 0.9))
+    style.number(ax, points)
+    assert {t.get_text() for t in ax.texts} == {str(k + 1) for k in range(len(points))}
+    spots = [(t.xy, t.get_position()) for t in ax.texts]
+    assert {at for at, _ in spots} == set(points)
+    for (a, (_, high)), (b, (_, other)) in combinations(spots, 2):
+        assert abs(a[0] - b[0]) >= 0.05 or abs(high - other) >= 0.7 / 18 - 1e-9
+    assert all(y >= at[1] - 1e-9 for at, (_, y) in spots), "moved up only: later ones know of it"
+    plt.close(fig)
+
+
+@pytest.mark.parametrize(("shared", "labels"), [(True, [0, 2]), (False, [2, 2])])
+def test_floor_and_ceiling_are_labelled_once_per_scale(shared: bool, labels: list[int]) -> None:
+    table = pd.DataFrame({"attack": ["random", "victim"], "accuracy": [0.4, 0.8]})
+    fig, axes = style.canvas(1, 2, sharey=shared)
+    for ax in axes:
+        style.frame(ax, table, "accuracy", vertical=False)
+    assert [len(ax.texts) for ax in axes] == labels
+    assert [t.get_text() for t in axes[1].texts] == ["random\n40.0 %", "victim\n80.0 %"]
+    assert [[line.get_ydata()[0] for line in ax.lines] for ax in axes] == [[0.4, 0.8]] * 2
+    plt.close(fig)
