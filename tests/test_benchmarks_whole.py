@@ -170,3 +170,22 @@ def test_every_part_runs_tiny(part: str, home: Path, monkeypatch: pytest.MonkeyP
     assert not list(home.glob("*.json"))
     asked = {bar.work for bar in bars.load() if (bar.part, bar.device) == (part, "cpu")}
     assert {r.work for r in rows} & asked
+
+
+def test_the_official_setting_gives_the_literal_form_one_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads, before = [], torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        monkeypatch.setattr(
+            attack, "theirs", lambda *_: threads.append(torch.get_num_threads()) or 0.0
+        )
+        monkeypatch.setattr(attack, "ours", lambda w, batch, answers: threads.append(answers))
+        given = attack.work(32, 1, 16, "test_resnet", 1.0)
+        rows = {r.who: r for r in attack.official(given, given)}
+        assert threads == [1, 1, 2, 1, 1, 2]  # small ones first; our own entry is the answers kept
+        assert set(rows) == {US, "literal", "literal, all threads"}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
