@@ -48,7 +48,7 @@ def test_every_command_exists(name: str) -> None:
     for module in re.findall(r"python -m contsteal\.(\w+)", told):
         assert (ROOT / "contsteal" / f"{module}.py").is_file(), module
     if name == "README.md":
-        assert {"paper", "test", "plan", "data", "lab", "figures", "html"} <= set(asked)
+        assert {"paper", "test", "plan", "data", "lab", "figures", "html", "bench"} <= set(asked)
 
 
 def test_links_of_contributing_lead_to_files_and_it_is_short() -> None:
