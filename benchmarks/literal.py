@@ -5,11 +5,9 @@ names R2 to R11 in the comments number these costs in the table of benchmarks/RE
 what cannot run: names that are undefined, calls with too few arguments, a package that is not declared
 (RandAugment is torchvision's here). Changed so that both sides do the same work: images stay at the
 size they have (R1 makes 224 px of everything), victim and surrogate are the encoders that we use,
-which normalise their input themselves. The code also sets torch to one thread (R4): `one_thread`.
+which normalise their input themselves. The code also sets torch to one thread (R4), which is
+the caller's to do.
 """
-
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -22,17 +20,6 @@ from torchvision import transforms
 from contsteal.data import ImageSet
 
 LR, TAU, BATCH = 3e-4, 0.5, 32
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch compute on one thread, which the published loader sets for the whole process (R4)."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class PilImages(Dataset):
