@@ -13,10 +13,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from browser import CHROMIUM, Browser
+from playwright.sync_api import Page, sync_playwright
 
 from contsteal import plan, runs, site
 
+CHROMIUM = next((p for n in ("chromium", "chromium-browser") if (p := shutil.which(n))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
 FIRST = "00_start_here"
 BOOK = "[...jupyterapp.shell.widgets('main')][0]"
@@ -25,9 +26,31 @@ QUIET = {"fetchNews": "false", "checkForUpdates": False}  # no question, no requ
 
 
 @pytest.fixture
-def page(tmp_path: Path) -> Iterator[Browser]:
-    with Browser(tmp_path / "browser") as found:
+def page() -> Iterator[Page]:
+    """One page of the system's own browser: nothing is downloaded for the tests."""
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        found = browser.new_page(viewport={"width": 1300, "height": 1000})
+        found.set_default_timeout(60_000)
         yield found
+        browser.close()
+
+
+@pytest.fixture
+def asked(page: Page) -> list[str]:
+    """Every address that the page asks for."""
+    found: list[str] = []
+    page.on("request", lambda request: found.append(request.url))
+    return found
+
+
+@pytest.fixture
+def errors(page: Page) -> list[str]:
+    """What the page's console and scripts complain of."""
+    found: list[str] = []
+    page.on("pageerror", lambda error: found.append(str(error)))
+    page.on("console", lambda told: found.append(told.text) if told.type == "error" else None)
+    return found
 
 
 @pytest.fixture
@@ -86,47 +109,61 @@ def _wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
 
 
 def test_the_first_notebook_runs_in_jupyterlab_and_its_slider_moves_the_picture(
-    page: Browser, lab: str, desk: Path
+    page: Page, asked: list[str], lab: str, desk: Path
 ) -> None:
-    page.open(f"{lab}/lab/tree/{FIRST}.ipynb")
-    page.wait(f"window.jupyterapp && {BOOK}?.context?.isReady")
-    page.wait(f"{BOOK}.sessionContext.session?.kernel?.status === 'idle'")
-    page.value(f"jupyterapp.shell.activateById({BOOK}.id)")
-    page.value("jupyterapp.commands.execute('notebook:run-all-cells').then(() => true)")
-    page.wait(f"{CELLS}.every(c => c.model.executionCount)", 50)
-    outputs = page.value(f"{CELLS}.map(c => c.model.outputs.toJSON()).flat()")
+    page.goto(f"{lab}/lab/tree/{FIRST}.ipynb")
+    page.wait_for_function(f"window.jupyterapp && {BOOK}?.context?.isReady")
+    page.wait_for_function(f"{BOOK}.sessionContext.session?.kernel?.status === 'idle'")
+    page.evaluate(f"jupyterapp.shell.activateById({BOOK}.id)")
+    page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells').then(() => true)")
+    page.wait_for_function(f"{CELLS}.every(c => c.model.executionCount)")
+    outputs = page.evaluate(f"{CELLS}.map(c => c.model.outputs.toJSON()).flat()")
     assert [o for o in outputs if o["output_type"] == "error"] == []
     printed = "".join(o.get("text", "") for o in outputs)
     assert "agreement with the victim" in printed
     assert "customer" in printed
 
     last = f"{CELLS}.at(-1).node"
-    page.value(f"{last}.scrollIntoView({{block: 'center'}})")
+    page.evaluate(f"{last}.scrollIntoView({{block: 'center'}})")
     shown = f"{last}.querySelector('.widget-image')?.src"
-    before = page.wait(f"{last}.querySelector('.noUi-handle') && {shown}")
-    page.picture(desk / "before.png")
-    page.value(f"{last}.querySelector('.noUi-handle').focus()")
-    page.press("ArrowLeft")
-    page.wait(f"{shown} !== {json.dumps(before)}")
-    assert page.value(f"{last}.querySelector('.widget-readout').textContent") == "192"
-    page.picture(desk / "after.png")
-    assert (desk / "before.png").read_bytes() != (desk / "after.png").read_bytes()
-    strangers = [u for u in page.asked if not u.startswith((lab, "data:", "blob:", "about:"))]
+    page.wait_for_function(f"{last}.querySelector('.noUi-handle') && {shown}")
+    before, seen = page.evaluate(shown), page.screenshot(path=desk / "before.png")
+    page.evaluate(f"{last}.querySelector('.noUi-handle').focus()")
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_function(f"{shown} !== {json.dumps(before)}")
+    assert page.evaluate(f"{last}.querySelector('.widget-readout').textContent") == "192"
+    assert page.screenshot(path=desk / "after.png") != seen
+    strangers = [u for u in asked if not u.startswith((lab, "data:", "blob:", "about:"))]
     assert strangers == []
 
 
 def test_pages_load_without_errors_and_without_a_network(
-    page: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Page,
+    asked: list[str],
+    errors: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CONTSTEAL_RUNS", str(tmp_path / "runs"))
     (tmp_path / "runs" / "demo").mkdir(parents=True)
     shutil.copy(plan.NOTEBOOKS / "03_cont_steal.ipynb", tmp_path / "runs" / "demo")
     assert site.main(["--profile", "demo"]) == 0
     for path in sorted(site.site_dir().rglob("*.html")):
-        page.open(path.as_uri())
+        page.goto(path.as_uri())
         broken = "[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.alt)"
-        assert page.value(broken) == [], path.name
-        assert page.value("document.body.innerText.length") > 300
-        page.picture(tmp_path / f"{path.stem}.png")
-    assert page.errors == []
-    assert [u for u in page.asked if not u.startswith(("file:", "data:"))] == []
+        assert page.evaluate(broken) == [], path.name
+        assert page.evaluate("document.body.innerText.length") > 300
+        page.screenshot(path=tmp_path / f"{path.stem}.png")
+    assert errors == []
+    assert [u for u in asked if not u.startswith(("file:", "data:"))] == []
+
+
+def test_an_error_on_the_console_and_an_address_are_seen(
+    page: Page, asked: list[str], errors: list[str], tmp_path: Path
+) -> None:
+    bad = "<script>console.error('told'); undefined.thing</script><img src='http://127.0.0.1:9/x.png'>"
+    (tmp_path / "bad.html").write_text(bad)
+    page.goto((tmp_path / "bad.html").as_uri())
+    assert "told" in errors
+    assert any("undefined" in e for e in errors)
+    assert "http://127.0.0.1:9/x.png" in asked
