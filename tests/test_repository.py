@@ -11,7 +11,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from contsteal import paper, plan, report, runs, settings
+from contsteal import plan, report, runs, settings
 
 ROOT = runs.ROOT
 STEMS = plan.notebooks()
@@ -73,23 +73,6 @@ def test_links_lead_to_files(stem: str) -> None:
 @pytest.mark.parametrize("profile", [p.stem for p in settings.PROFILES.glob("*.yaml")])
 def test_every_profile_has_checked_parameters(profile: str) -> None:
     assert len(plan.tasks(profile)) == len(STEMS)
-
-
-def test_smoke_executes_every_notebook_and_then_has_nothing_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("CONTSTEAL_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setenv("CONTSTEAL_FIGURES", str(tmp_path / "figures"))
-    assert paper.main(["run", "--profile", "smoke"]) == 0
-    made = {p.name for p in (tmp_path / "figures" / "smoke").iterdir()}
-    assert {f"{s}.{kind}" for s in report.FIGURES for kind in ("pdf", "png", "csv")} <= made
-    assert {"summary.md", "03_attacks.json"} <= made
-    assert {f"{s}.ipynb" for s in STEMS} <= {
-        p.name for p in (tmp_path / "runs" / "smoke").iterdir()
-    }
-    capsys.readouterr()
-    assert paper.main(["plan", "--profile", "smoke"]) == 0
-    assert "nothing to do" in capsys.readouterr().out
 
 
 def test_environment_pyproject_and_lock_belong_together() -> None:
