@@ -19,6 +19,7 @@ PARTS = (
     "growth",
     "fidelity",
     "attack",
+    "demo",
 )
 
 

@@ -13,7 +13,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from benchmarks import record
 from benchmarks.record import US, Row
-from contsteal import data, encoders, estimate, pretrain, runs
+from contsteal import data, encoders, estimate, pretrain, runs, speed
 
 METHODS = ("simclr", "moco", "byol", "simsiam", "supervised")
 BATCH = 128
@@ -99,4 +99,20 @@ def measure(tiny: bool) -> list[Row]:
         step = own(method, batch).step
         rates = [per_step * sustained(step, 0.0 if tiny else 2.0) for _ in range(1 if tiny else 3)]
         rows.append(record.row("training", f"{method} step", US, "views", rates))
-    return rows
+    return rows + modes(batch, steps, turns)
+
+
+def modes(batch: int, steps: int, turns: int) -> list[Row]:
+    """Return views per second of a SimCLR step in fast and in exact mode, by turns."""
+    trials = {}
+    for mode in ("fast", "exact"):
+        with speed.forced(mode=mode):
+            trials[mode] = own("simclr", batch)
+
+    def run(mode: str) -> None:
+        with speed.forced(mode=mode):
+            for _ in range(steps):
+                trials[mode].step()
+
+    ways = {US: lambda: run("fast"), "exact mode": lambda: run("exact")}
+    return record.compare("training", "simclr step, modes", ways, 2 * batch * steps, "views", turns)

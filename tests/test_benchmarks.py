@@ -151,7 +151,7 @@ def test_a_second_attack_on_the_same_queries_adds_no_forward_pass() -> None:
     assert attack.second(given, 16, 2) == 0
 
 
-@pytest.mark.parametrize("part", ["losses", "probe", "stealing", "startup", "gpu"])
+@pytest.mark.parametrize("part", ["losses", "probe", "stealing", "startup", "gpu", "demo"])
 def test_a_part_runs_at_a_tiny_size(part: str) -> None:
     rows = importlib.import_module(f"benchmarks.{part}").measure(True)
     assert rows
