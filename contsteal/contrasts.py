@@ -49,7 +49,7 @@ def boundary_map(gains: pd.DataFrame, title: str) -> Figure:
     panels = list(gains.groupby(["query_data", "views"], sort=False))
     rows = sorted({(m, e) for m, e in zip(gains["method"], gains["epochs"], strict=True)})
     columns = sorted(gains["images"].unique())
-    fig, axes = canvas(1, len(panels), height=0.32 * len(rows) + 1.3, sharey=True, squeeze=False)
+    fig, axes = canvas(1, len(panels), height=0.32 * len(rows) + 1.45, sharey=True, squeeze=False)
     bound = max(0.05, gains["gain"].abs().max())
     for ax, ((data, views), part) in zip(axes[0], panels, strict=True):
         grid = np.full((len(rows), len(columns)), np.nan)
@@ -59,7 +59,7 @@ def boundary_map(gains: pd.DataFrame, title: str) -> Figure:
             _cell(ax, at, r)
         shown = ax.imshow(grid, cmap="RdBu_r", norm=TwoSlopeNorm(0, -bound, bound), aspect="auto")
         ax.set(xticks=range(len(columns)), xlabel="query images", title="")
-        ax.set_title(f"{data}, {NAMES.get(views, views)}", size=7.5)
+        ax.set_title(f"{data},\n{NAMES.get(views, views)}", size=7.5)
         ax.set_xticklabels(columns)
         ax.set_yticks(range(len(rows)), [f"{m}, {e} epochs" for m, e in rows])
         ax.grid(False)

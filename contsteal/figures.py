@@ -84,9 +84,9 @@ def training_curve(table: pd.DataFrame, title: str) -> Figure:
             ax.plot(seen["epoch"], seen[column], color=COLOURS.get(method, "#333333"), label=method)
     for ax, label in zip(axes, names.values(), strict=True):
         ax.set(xlabel="epoch", ylabel=label, ylim=(0, None))
-    axes[1].set_title("on held-out training images", size=7.5)
-    axes[2].set_title("on held-out training images", size=7.5)
-    axes[0].legend()
+    axes[1].set_title("held-out training images", size=7.5)
+    axes[2].set_title("held-out training images", size=7.5)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
     headline(fig, title)
     return fig
 
@@ -140,15 +140,15 @@ def two_by_two(table: pd.DataFrame, title: str) -> Figure:
     require(table, "attack", "views", "seed", "accuracy")
     fig, ax = canvas(1, 1, height=2.4)
     places = {"clean": 0.0, "augmented": 1.0}
-    attacks = table.loc[~table["attack"].isin(REFERENCES)]
-    for shift, (name, rows) in zip(
-        (-0.02, 0.02), attacks.groupby("attack", sort=False), strict=True
-    ):
+    attacks = table.loc[~table["attack"].isin(REFERENCES)].groupby("attack", sort=False)
+    ends = {n: r.loc[r["views"] == "augmented", "accuracy"].mean() for n, r in attacks}
+    for shift, (name, rows) in zip((-0.02, 0.02), attacks, strict=True):
         means = rows.groupby("views")["accuracy"].mean()
         x = [places[v] + shift for v in rows["views"]]
         ax.plot(x, rows["accuracy"], "o", color=COLOURS[name], alpha=0.6)
         ax.plot([p + shift for p in places.values()], means[list(places)], color=COLOURS[name])
-        ax.annotate(f"  {name}", (1.03, means["augmented"]), color=COLOURS[name], va="center")
+        side = "bottom" if name == max(ends, key=ends.get) else "top"  # two names never meet
+        ax.annotate(f"  {name}", (1.03, means["augmented"]), color=COLOURS[name], va=side)
     frame(ax, table, "accuracy", vertical=False)
     ax.set(xticks=list(places.values()), xlim=(-0.3, 1.45), ylabel="accuracy on the main task")
     headline(fig, title)

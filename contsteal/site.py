@@ -37,6 +37,7 @@ main { max-width: 64rem; margin: 0 auto; }
 p.banner { font: 14px/1.5 system-ui, sans-serif; padding: 0.5rem 1rem; background: #f4f4f4; }
 p.banner a { color: #0057a0; text-decoration: underline; }
 .jp-RenderedHTMLCommon img.formula { max-width: none; }
+.highlight pre { white-space: pre-wrap; }
 </style>
 {%- endblock -%}
 {%- block body_header -%}{{ super() }}<p class="banner">{{ resources.banner }}</p>{%- endblock -%}"""
