@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from contsteal import similarity
+
 Barlow = Literal["cross", "published"]
 Views = Literal["corrected", "published"]
 
@@ -36,28 +38,10 @@ def _half(rows: int) -> int:
     return rows // 2
 
 
-def _positive(temperature: float) -> float:
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature}: it must be above 0")
-    return temperature
-
-
 def _known(what: str, value: str, place: str, *choices: str) -> None:
     if value not in choices:
         known = " or ".join(f'"{c}"' for c in choices)
         raise ValueError(f"unknown {what} {value!r} of {place}: choose {known}")
-
-
-def _products(a: Tensor, b: Tensor) -> Tensor:
-    """Return a b' in the inputs' own precision, also inside autocast."""
-    with torch.autocast(a.device.type, enabled=False):
-        return a @ b.T
-
-
-def _similarities(z: Tensor, temperature: float) -> Tensor:
-    """Return the cosines of all pairs of rows over `temperature`, -inf for a row with itself."""
-    z = F.normalize(z, dim=1)
-    return (_products(z, z) / _positive(temperature)).fill_diagonal_(float("-inf"))
 
 
 def mse(s: Tensor, t: Tensor) -> Tensor:
@@ -96,8 +80,8 @@ def info_nce(s: Tensor, t: Tensor, temperature: float = 0.07) -> Tensor:
     2022; SimCLR's loss with the victim as second view).
     """
     s, t = _pair(s, t, least=2)
-    logits = _similarities(torch.cat([s, t]), temperature)  # (2N, 2N)
-    return F.cross_entropy(logits, torch.arange(2 * len(s), device=s.device).roll(len(s)))
+    partner = torch.arange(2 * len(s), device=s.device).roll(len(s))
+    return similarity.cross_entropy(torch.cat([s, t]), partner, temperature)
 
 
 def info_nce_views(
@@ -115,8 +99,8 @@ def info_nce_views(
     image = torch.arange(_half(len(s)), device=s.device)
     if form == "corrected":
         return sup_con(s, t, image.repeat(2), temperature)
-    logits = _similarities(torch.cat([s, t]), temperature)  # (4N, 4N)
-    return F.cross_entropy(logits, torch.cat([image + len(image), image, image, image]))
+    partner = torch.cat([image + len(image), image, image, image])
+    return similarity.cross_entropy(torch.cat([s, t]), partner, temperature)
 
 
 def sup_con(s: Tensor, t: Tensor, labels: Tensor | None, temperature: float = 0.07) -> Tensor:
@@ -132,7 +116,7 @@ def sup_con(s: Tensor, t: Tensor, labels: Tensor | None, temperature: float = 0.
         raise ValueError(f"labels {got}: sup_con needs the true label of each of {len(s)} images")
     label = labels.to(s.device).repeat(2)
     positive = (label[:, None] == label).fill_diagonal_(False)
-    logits = _similarities(torch.cat([s, t]), temperature)  # (2N, 2N)
+    logits = similarity.cosines(torch.cat([s, t]), temperature)  # (2N, 2N)
     pull = logits.masked_fill(~positive, 0).sum(1) / positive.sum(1)
     return temperature / 0.07 * (logits.logsumexp(1) - pull).mean()
 
@@ -147,8 +131,10 @@ def soft_nn(s: Tensor, t: Tensor, temperature: float = 100.0) -> Tensor:
     s, t = _pair(s, t, least=2)
     z = torch.cat([s, t]).double()
     squares = z.square().sum(1)
-    distances = squares[:, None] + squares - 2 * _products(z, z)  # (2N, 2N)
-    shares = (-distances / _positive(temperature)).fill_diagonal_(float("-inf")).softmax(1)
+    distances = squares[:, None] + squares - 2 * similarity.products(z, z)  # (2N, 2N)
+    shares = (
+        (-distances / similarity.positive(temperature)).fill_diagonal_(float("-inf")).softmax(1)
+    )
     partner = torch.cat([shares.diagonal(len(s)), shares.diagonal(-len(s))])
     return -(1e-9 + partner).log().mean().to(s.dtype)
 
@@ -177,7 +163,7 @@ def barlow(s: Tensor, t: Tensor, off_diagonal: float = 0.0051, form: Barlow = "c
         n = _half(len(s))
         s, t = torch.cat([s[:n], t[:n]]), torch.cat([s[n:], t[n:]])
     a, b = (F.batch_norm(x, None, None, training=True) for x in (s, t))
-    c = _products(a.T, b.T) / len(a)
+    c = similarity.products(a.T, b.T) / len(a)
     return (c.diagonal() - 1).square().sum() + off_diagonal * c.square().fill_diagonal_(0).sum()
 
 
@@ -219,8 +205,8 @@ def moco(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.1) ->
     """
     query, key = (F.normalize(x, dim=1) for x in _pair(query, key))
     positive = (query * key).sum(1, keepdim=True)  # (N, 1)
-    negatives = _products(query, F.normalize(queue.to(query.dtype), dim=1))  # (N, K)
-    logits = torch.cat([positive, negatives], dim=1) / _positive(temperature)
+    negatives = similarity.products(query, F.normalize(queue.to(query.dtype), dim=1))  # (N, K)
+    logits = torch.cat([positive, negatives], dim=1) / similarity.positive(temperature)
     return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long, device=query.device))
 
 
@@ -244,7 +230,9 @@ def cont_steal(
     if form == "code":
         return info_nce(s, t, temperature)
     s, t = (F.normalize(x, dim=1) for x in _pair(s, t, least=2))
-    cross, own = (_products(s, x) / _positive(temperature) for x in (t, s))  # (N, N) each
+    cross, own = (
+        similarity.products(s, x) / similarity.positive(temperature) for x in (t, s)
+    )  # (N, N) each
     kept = {"both": [cross, own], "victim": [cross], "self": [own]}[negatives]
     others = torch.cat([x.clone().fill_diagonal_(float("-inf")) for x in kept], dim=1)
     return (others.logsumexp(1) - cross.diagonal()).mean()

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from contsteal import losses
+from benchmarks import record
+from contsteal import losses, similarity
 
 Rows = list[list[float]]
 
@@ -311,3 +312,29 @@ def test_cross_entropy_names_both_shapes(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"logits \(6, 5\) do not fit answers") as caught:
         losses.cross_entropy(torch.zeros(6, 5), answers)
     assert str(shape) in str(caught.value)
+
+
+@pytest.mark.parametrize("count", [similarity.WHOLE // 2 + 1, similarity.WHOLE // 2 + 300])
+def test_a_large_batch_goes_by_blocks_to_the_same_loss_and_gradient(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s, t = torch.randn(2, count, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    s.requires_grad_()
+    found = losses.info_nce(s, t)
+    (gradient,) = torch.autograd.grad(found, s)
+    monkeypatch.setattr(similarity, "WHOLE", 10**9)
+    whole = losses.info_nce(s, t)
+    torch.testing.assert_close(found, whole)
+    torch.testing.assert_close(gradient, torch.autograd.grad(whole, s)[0])
+
+
+def test_memory_of_blocks_is_linear_in_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(similarity, "WHOLE", 0)
+    monkeypatch.setattr(similarity, "BLOCK", 32)
+
+    def step(count: int) -> None:
+        s = torch.ones(count, 8, requires_grad=True)
+        losses.info_nce(s, torch.ones_like(s)).backward()
+
+    one, two = (record.peak_mb(lambda n=n: step(n)) for n in (512, 1024))
+    assert 1.8 * one < two < 2.2 * one
