@@ -156,13 +156,17 @@ def test_memory_is_bounded_by_blocks(tmp_path: Path) -> None:
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 from contsteal import blocks, folders, pack
 decode, calls = folders.decode, []
+def noted():  # what the main thread has written of the two blocks that are done
+    return (Path(sys.argv[2]) / pack.JOURNAL).read_text().count("sha256")
 def dies(path, size, out):
     calls.append(path)
     if len(calls) > 70:
+        while noted() < 2:
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     return decode(path, size, out)
 folders.decode = dies
