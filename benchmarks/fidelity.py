@@ -30,7 +30,7 @@ from contsteal import (
     steal,
 )
 from contsteal.lab import artifacts
-from contsteal.victim import Answers, BlackBox
+from contsteal.victim import AnswerCache, BlackBox
 
 SEEDS, QUERIES, EPOCHS, PROBE = 3, 512, 10, 1500
 SIMCLR = v2.Compose([
@@ -39,7 +39,7 @@ SIMCLR = v2.Compose([
 ])  # fmt: skip
 
 
-class Forgetful(Answers):
+class Forgetful(AnswerCache):
     """A victim that runs its network for every answer, also where it gave the same one before."""
 
     def __call__(self, images: Tensor, names: object) -> Tensor:

@@ -35,7 +35,7 @@ from contsteal.ownership import sslguard, watermark
 from contsteal.ownership.sslguard import Key
 from contsteal.ownership.watermark import Mark
 from contsteal.speed import named, signed
-from contsteal.victim import Answers, BlackBox, Defense, Shelf
+from contsteal.victim import AnswerCache, AnswerStore, BlackBox, Defense
 
 CARRIERS = 3  # seed of the images that carry a mark; the victim's are 0
 SCORING = ("contsteal.evaluate", "contsteal.loop", "contsteal.encoders")
@@ -242,15 +242,15 @@ class Lab:
         return marked(self)
 
     @cached_property
-    def answers(self) -> Answers:
+    def answers(self) -> AnswerCache:
         """The victim's answers, shared by every black box of this machine: one forward per input."""
-        return Answers(self.victim.encoder, self._kept_answers())
+        return AnswerCache(self.victim.encoder, self._kept_answers())
 
-    def _kept_answers(self) -> Shelf:
+    def _kept_answers(self) -> AnswerStore:
         """Return the store of the victim's answers on disk, by its weights and what rounds alike."""
         code = artifacts.sources("contsteal.encoders")
         made_by = {"victim": self.victim.sha256, "on": self._machine, "code": code}
-        return Shelf(artifacts.runs_dir() / "answers" / files.key(made_by))
+        return AnswerStore(artifacts.runs_dir() / "answers" / files.key(made_by))
 
     def random(self, seed: int = 0) -> encoders.Encoder:
         """Return a surrogate that was never trained: the floor of every table."""

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from contsteal import (
     augment,
-    checkpoints,
     data,
     defenses,
     encoders,
@@ -259,13 +258,13 @@ def test_projections_are_the_projector_s_and_counted_and_defended(shapes, victim
 
 
 def test_recreate_head_compares_behind_one_frozen_head(shapes, victim, monkeypatch):
-    made, own = [], steal.head
+    made, own = [], steal.recreate_head
 
     def watch(*given):
         made.append((given, own(*given)))
         return made[-1][1]
 
-    monkeypatch.setattr(steal, "head", watch)
+    monkeypatch.setattr(steal, "recreate_head", watch)
     spy, _, result = spied("recreate-head", victim, shapes, monkeypatch)
     (one, two, epochs, batch, _), g = made[0]
     assert result.head is g
@@ -283,27 +282,16 @@ def test_a_recreated_head_learns_what_two_views_share_and_holds_still():
     torch.manual_seed(0)
     content, noise = torch.randn(256, 16), torch.randn(2, 256, 16)
     one, two = (torch.cat([content, 1.5 * view], 1) for view in noise)
-    g = steal.head(one, two, epochs=20, batch=32, seed=0)
-    hardly = steal.head(one, two, epochs=1, batch=32, seed=0)
+    g = steal.recreate_head(one, two, epochs=20, batch=32, seed=0)
+    hardly = steal.recreate_head(one, two, epochs=1, batch=32, seed=0)
     assert losses.cosine(g(one), g(two)) < 0.85 * losses.cosine(hardly(one), hardly(two))
     assert g(one).std(0).min() > 1e-3, "not collapsed"
     assert torch.allclose(g.train()(one[:2]), g(one)[:2], atol=1e-5), (
         "its batch norm has fixed statistics"
     )
     assert not any(p.requires_grad for p in g.parameters())
-    again = steal.head(one, two, epochs=20, batch=32, seed=0)
+    again = steal.recreate_head(one, two, epochs=20, batch=32, seed=0)
     assert torch.equal(again(one), g(one))
-
-
-def test_a_head_is_read_back_as_it_was_written(tmp_path):
-    g = methods.Head(6, 5, 4, last=True)
-    g(torch.randn(32, 6))  # moves the running statistics
-    g.write(tmp_path / "g.safetensors")
-    again, x = methods.read(tmp_path / "g.safetensors"), torch.randn(3, 6)
-    assert torch.equal(again(x), g.eval()(x))
-    (tmp_path / "g.safetensors").write_bytes(b"no head")
-    with pytest.raises(checkpoints.CheckpointError, match="cannot be read"):
-        methods.read(tmp_path / "g.safetensors")
 
 
 # --------------------------------------------------------------------------- negatives
@@ -328,7 +316,7 @@ def test_only_cont_steal_has_negatives_to_leave_out(shapes, victim):
 def asked(victim, shapes, chain=(), **changes) -> tuple[Tensor, BlackBox]:
     api = BlackBox(victim, list(chain))
     config = replace(FAST, attack="embedding", **changes)
-    return steal.answers(config, api, shapes.images, "thief")[0], api
+    return steal.ask(config, api, shapes.images, "thief")[0], api
 
 
 def test_averaging_undoes_fresh_noise_at_the_price_of_answers(shapes, victim):

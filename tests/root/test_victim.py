@@ -1,5 +1,7 @@
 """The only door to a victim: what is counted, what is refused, and what never happens."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from contsteal import encoders
 from contsteal.defenses.b4b import B4B, UserTransform
 from contsteal.defenses.perturbation import GaussianNoise, Normalise, Rounding, TopK
 from contsteal.encoders import as_uint8
-from contsteal.victim import Answers, BlackBox, BudgetExceeded
+from contsteal.victim import AnswerCache, AnswerStore, BlackBox, BudgetExceeded, digests
 
 DIM = 5
 
@@ -203,7 +205,7 @@ def test_one_input_is_never_computed_twice():
 
 def test_black_boxes_share_answers_and_nothing_else():
     net, x = Toy(), pictures(4)
-    shared = Answers(net)
+    shared = AnswerCache(net)
     open_, closed = BlackBox(shared), BlackBox(shared, defenses=[Rounding(0)], budget=2)
     clean = open_.embed(x)
     assert closed.embed(x[:2]).equal(clean[:2].round())
@@ -304,7 +306,7 @@ def test_defences_act_in_order_on_what_leaves_and_not_on_the_cache(order):
     clean = expected = BlackBox(Toy()).embed(x)
     for defense in chain:
         expected = defense(expected, "adversary")
-    shared = Answers(Toy())
+    shared = AnswerCache(Toy())
     api = BlackBox(shared, defenses=chain)
     assert api.embed(x).equal(expected)
     assert api.embed(x).equal(expected)
@@ -405,3 +407,53 @@ def test_accounts_cannot_be_put_together() -> None:
     api, x = BlackBox(Toy(), [UserTransform("affine")]), pictures(8)
     assert not torch.allclose(api.embed(x, user="ann"), api.embed(x, user="bob"), atol=0.01)
     assert api.embed(x, user="ann").equal(api.embed(x, user="ann"))
+
+
+# -------------------------------------------------------------------------- answers on disk
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randint(256, (12, 3, 32, 32), dtype=torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    return encoders.build("test_resnet", 32, seed=0).eval()
+
+
+def test_another_process_reads_what_one_has_computed(
+    net: nn.Module, images: torch.Tensor, tmp_path: Path
+) -> None:
+    names = digests(images)
+    one, two = (AnswerCache(net, AnswerStore(tmp_path / "kept")) for _ in range(2))
+    made = one(images, names)
+    read = two(images.flip(0), names[::-1])  # another request: computed
+    again = AnswerCache(net, AnswerStore(tmp_path / "kept"))
+    assert torch.equal(again(images, names), made)
+    assert torch.equal(again(images[3:5], names[3:5]), made[3:5])
+    assert (one.forwards, two.forwards, again.forwards) == (12, 12, 0)
+    torch.testing.assert_close(read.flip(0), made)
+
+
+def test_a_damaged_file_is_moved_aside_and_computed_again(
+    net: nn.Module, images: torch.Tensor, tmp_path: Path
+) -> None:
+    names = digests(images)
+    made = AnswerCache(net, AnswerStore(tmp_path))(images, names)
+    (file,) = tmp_path.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-40])
+    anew = AnswerCache(net, AnswerStore(tmp_path))
+    assert torch.equal(anew(images, names), made)
+    assert anew.forwards == 12
+    assert len(list(tmp_path.glob("*.corrupt-*"))) == 1
+    assert AnswerCache(net, AnswerStore(tmp_path)).store.get(names) is not None
+
+
+def test_a_full_store_keeps_what_it_has_and_takes_no_more(tmp_path: Path) -> None:
+    full = AnswerStore(tmp_path, limit=1000)
+    full.put([b"a"], torch.ones(1, 100))
+    full.put([b"b"], torch.ones(1, 200))
+    assert full.get([b"a"]).shape == (1, 100)
+    assert full.get([b"b"]) is None
+    assert 400 < full.bytes() <= 1000
