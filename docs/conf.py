@@ -64,7 +64,7 @@ myst_substitutions = {
     "profiles": table({"profile": f"`{p}`", "purpose": profiles.profile(p).about}
                       for p in profiles.names()),
     "attacks": table({"attack": f"`{name}`", "loss": a.description, "answer": a.answer,
-                      "views": a.views, "queries per image": a.answers, "source": a.source}
+                      "views": a.views, "source": a.source}
                      for name, a in steal.ATTACKS.items()),
     "defenses": table({"defence": f"`{d.__name__}`", "name in profiles": f"`{name}`",
                        "what it does": summary(d)} for name, d in defenses.DEFENSES.items()),
