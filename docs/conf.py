@@ -7,16 +7,20 @@ page, so that nothing generated lands in the repository. The site works without 
 import inspect
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import nbformat
+import yaml
 from docutils import nodes
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.application import Sphinx
 from tabulate import tabulate
 
 from contsteal import defenses, steal
-from contsteal.lab import artifacts, profiles
+from contsteal.lab import artifacts
 from contsteal.paper import claims
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,7 +43,11 @@ autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 default_role = "code"
 
-RESULTS = [p for p in profiles.names() if (artifacts.figures_dir() / p / "summary.md").is_file()]
+ABOUT = {
+    path.stem: yaml.safe_load(path.read_text())["about"]
+    for path in sorted((ROOT / "notebooks" / "profiles").glob("*.yaml"))
+}
+RESULTS = [p for p in ABOUT if (artifacts.figures_dir() / p / "summary.md").is_file()]
 SHOWN = RESULTS or ["demo"]  # without any results, the notebooks still have their pages
 LINKS = (  # from places in the repository to pages of the site; of other files only the name is shown
     (r"\]\(\.\./figures/(\w+)/summary\.md", r"](/results/\1/index.md"),
@@ -50,21 +58,22 @@ LINKS = (  # from places in the repository to pages of the site; of other files 
 )
 
 
-def table(rows):
+def table(rows: Iterable[dict[str, Any]]) -> str:
     """Return a list of dictionaries as a Markdown table."""
     cells = [{k: str(v).replace("|", r"\|") for k, v in row.items()} for row in rows]
     return tabulate(cells, headers="keys", tablefmt="github", disable_numparse=True)
 
 
-def summary(documented):
-    return " ".join(inspect.getdoc(documented).split("\n\n")[0].split())
+def summary(documented: object) -> str:
+    return " ".join((inspect.getdoc(documented) or "").split("\n\n")[0].split())
 
 
 myst_substitutions = {
-    "profiles": table({"profile": f"`{p}`", "purpose": profiles.profile(p).about}
-                      for p in profiles.names()),
+    "profiles": table({"profile": f"`{p}`", "purpose": about} for p, about in ABOUT.items()),
     "attacks": table({"attack": f"`{name}`", "loss": a.description, "answer": a.answer,
-                      "views": a.views, "source": a.source}
+                      "views": a.views,
+                      "queries per image": a.answers * (2 if a.views == "pair" else 1),
+                      "source": a.source}
                      for name, a in steal.ATTACKS.items()),
     "defenses": table({"defence": f"`{d.__name__}`", "name in profiles": f"`{name}`",
                        "what it does": summary(d)} for name, d in defenses.DEFENSES.items()),
@@ -73,14 +82,14 @@ myst_substitutions = {
 }  # fmt: skip
 
 
-def write(path, text):
+def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     for pattern, place in LINKS:
         text = re.sub(pattern, place, text)
     path.write_text(text)
 
 
-def stage(app):
+def stage(app: Sphinx) -> None:
     """Write all pages into Sphinx's source folder."""
     source = Path(app.srcdir)
     for path in Path(app.confdir).rglob("*.md"):
@@ -93,7 +102,7 @@ def stage(app):
         write(source / "api" / f"{name}.md", f"# {name}\n\n```{{eval-rst}}\n{directive}\n```\n")
 
 
-def stage_profile(profile, folder):
+def stage_profile(profile: str, folder: Path) -> None:
     """Write a profile's page (its notebooks, its summary, each figure with its files) and notebooks."""
     notebooks = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
     figures = artifacts.figures_dir() / profile
@@ -104,8 +113,10 @@ def stage_profile(profile, folder):
     title, _, text = text.partition("\n")
     files = r"\g<0>\n\n[PNG](\1.png) [PDF](\1.pdf) [CSV](\1.csv)"
     text = re.sub(r"^!\[.*\]\((\w+)\.png\)$", files, text, flags=re.MULTILINE)
-    tree = "\n".join(["```{toctree}", ":maxdepth: 1", "", *(path.name for path in notebooks), "```"])
-    about = f"Purpose: {profiles.profile(profile).about}."
+    tree = "\n".join(
+        ["```{toctree}", ":maxdepth: 1", "", *(path.name for path in notebooks), "```"]
+    )
+    about = f"Purpose: {ABOUT[profile]}."
     write(folder / "index.md", "\n\n".join([title, about, "## Notebooks", tree, text]))
     for path in notebooks:
         executed = artifacts.runs_dir() / profile / path.name
@@ -116,7 +127,7 @@ def stage_profile(profile, folder):
         write_notebook(folder / path.name, executed if executed.is_file() else path, note)
 
 
-def write_notebook(path, source, note):
+def write_notebook(path: Path, source: Path, note: str) -> None:
     """Write a notebook with a note below its title; of a widget only the static image is kept."""
     book = nbformat.read(source, as_version=4)
     book.metadata.pop("widgets", None)
@@ -127,7 +138,7 @@ def write_notebook(path, source, note):
     write(path, nbformat.writes(book))
 
 
-def formula(translator, node):
+def formula(translator: Any, node: nodes.Element) -> None:
     """Write a formula as MathML, or its source where docutils cannot convert it."""
     try:
         html = tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block))
@@ -137,14 +148,16 @@ def formula(translator, node):
     raise nodes.SkipNode
 
 
-def plain(app, what, name, obj, options, lines):
+def plain(*arguments: Any) -> None:
     """Docstrings are plain text: keep reST from reading emphasis or references into formulas."""
-    special = r"`[^`]*`|[*|]|_(?=\W|$)"
-    text = re.sub(special, lambda m: m[0] if m[0][0] == "`" else f"\\{m[0]}", "\n".join(lines))
-    lines[:] = text.split("\n")
+    special = r"`+[^`]+`+|[*|]|_(?=\W|$)"
+    text = re.sub(
+        special, lambda m: f"{m[0]}\\ " if m[0][0] == "`" else f"\\{m[0]}", "\n".join(arguments[-1])
+    )
+    arguments[-1][:] = text.split("\n")
 
 
-def setup(app):
+def setup(app: Sphinx) -> None:
     modules = [p.stem for p in sorted((ROOT / "contsteal").glob("[a-z]*.py"))]
     app.add_config_value("api_modules", [*modules, *ROOMS], "env")
     app.add_html_math_renderer("mathml", (formula, None), (formula, None))
