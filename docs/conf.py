@@ -75,7 +75,7 @@ myst_substitutions = {
                       "queries per image": a.answers * (2 if a.views == "pair" else 1),
                       "source": a.source}
                      for name, a in steal.ATTACKS.items()),
-    "defenses": table({"defence": f"`{d.__name__}`", "name in profiles": f"`{name}`",
+    "defenses": table({"defence": f"`{d.__name__}`", "name": f"`{name}`",
                        "what it does": summary(d)} for name, d in defenses.DEFENSES.items()),
     "verdicts": "\n\n".join(f"## `{p}`\n\n{table(claims.frame(p).to_dict('records'))}"
                             for p in RESULTS) or "No results are stored: `make paper` makes them.",
@@ -92,6 +92,7 @@ def write(path: Path, text: str) -> None:
 def stage(app: Sphinx) -> None:
     """Write all pages into Sphinx's source folder."""
     source = Path(app.srcdir)
+    app.env.mystnb_config = app.env.mystnb_config.copy(output_folder=str(source / "outputs"))
     for path in Path(app.confdir).rglob("*.md"):
         write(source / path.relative_to(app.confdir), path.read_text())
     write(source / "contributing.md", (ROOT / "CONTRIBUTING.md").read_text())
