@@ -30,22 +30,22 @@ $(VENV)/ready: requirements.lock pyproject.toml
 	@touch $@
 
 paper: $(READY) ## run every notebook of the profile, redraw every figure
-	@$(PYTHON) -m contsteal.paper run --profile $(PROFILE) $(ARGS)
+	@$(PYTHON) -m contsteal.paper.paper run --profile $(PROFILE) $(ARGS)
 
 plan: $(READY) ## say what `make paper` would run, why, and how long it takes
-	@$(PYTHON) -m contsteal.paper plan --profile $(PROFILE) $(ARGS)
+	@$(PYTHON) -m contsteal.paper.paper plan --profile $(PROFILE) $(ARGS)
 
 figures: $(READY) ## redraw all stored figures from their tables, and one page of all (no training)
-	@$(PYTHON) -m contsteal.redraw --profile $(PROFILE)
+	@$(PYTHON) -m contsteal.paper.redraw --profile $(PROFILE)
 
 html: $(READY) ## write figures, numbers and executed notebooks as pages into runs/site
-	@$(PYTHON) -m contsteal.site --profile $(PROFILE)
+	@$(PYTHON) -m contsteal.paper.site --profile $(PROFILE)
 
 data: $(READY) ## fetch what a profile needs and is missing: make data PROFILE=paper
-	@$(PYTHON) -m contsteal.paper data --profile $(PROFILE)
+	@$(PYTHON) -m contsteal.paper.paper data --profile $(PROFILE)
 
 check: $(READY) ## test the papers' claims on stored results: make check PROFILE=demo
-	@$(PYTHON) -m contsteal.check --profile $(PROFILE)
+	@$(PYTHON) -m contsteal.paper.check --profile $(PROFILE)
 
 test: lint ## lint, then run all tests (CPU, no network)
 	@$(PYTHON) -m pytest -q -n 2
@@ -63,7 +63,7 @@ lint: $(READY) ## check style, and that notebooks are stripped
 format: $(READY) ## format code, link and strip notebooks
 	@$(PYTHON) -m ruff check --fix .
 	@$(PYTHON) -m ruff format .
-	@$(PYTHON) -m contsteal.navigation
+	@$(PYTHON) -m contsteal.paper.navigation
 	@$(PYTHON) -m nbstripout notebooks/*.ipynb
 
 # On a machine without a screen: make lab LAB=--no-browser

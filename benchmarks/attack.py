@@ -19,7 +19,8 @@ import torch
 
 from benchmarks import literal, record
 from benchmarks.record import US, Row
-from contsteal import data, encoders, evaluate, runs, steal
+from contsteal import data, encoders, evaluate, steal
+from contsteal.lab import artifacts
 from contsteal.victim import Answers, BlackBox
 
 OFFICIAL = (256, 100, 384)  # query images, epochs of each phase, labelled images
@@ -46,7 +47,7 @@ def work(
     queries: int, epochs: int, probe: int, encoder: str = "resnet10t", width: float = 0.5
 ) -> Work:
     """Return one attack's images and its victim, on the device; weights count for nothing in time."""
-    device = runs.device()
+    device = artifacts.device()
     asked = (("train", queries, 1), ("train", probe, 2), ("test", probe, 0))
     sets = [data.load("shapes", split, n, seed=seed).to(device) for split, n, seed in asked]
     victim = encoders.build(encoder, 32, width=width, seed=0).to(device)
@@ -72,7 +73,7 @@ def ours(given: Work, batch: int, answers: int = 0) -> tuple[float, float]:
 
 def theirs(given: Work, batch: int) -> float:
     """Steal and evaluate as the published code does; return the accuracy."""
-    net = encoders.build(given.encoder, 32, width=given.width, seed=1).to(runs.device())
+    net = encoders.build(given.encoder, 32, width=given.width, seed=1).to(artifacts.device())
     literal.steal(given.victim, net, given.queries.images, given.epochs, batch)
     return literal.evaluate(given.victim, net, given.train, given.test, given.epochs, batch)
 
@@ -104,7 +105,7 @@ def official(given: Work, small: Work) -> list[Row]:
     """Return the seconds of our default attack and of the literal form on one thread, and on all."""
 
     def single(w: Work) -> float:
-        with runs.single_thread():  # as the published loader sets it (R4)
+        with artifacts.single_thread():  # as the published loader sets it (R4)
             return theirs(w, literal.BATCH)
 
     ways = {

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from benchmarks import record
 from benchmarks.record import US, Row
-from contsteal import augment, data, runs, seeds
+from contsteal import augment, data, seeds
+from contsteal.lab import artifacts
 
 CALL = 256  # views of a step of the demo's training
 JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}  # as augment.jitter's
@@ -55,7 +56,7 @@ def kornia_policy(size: int) -> Callable[[Tensor], Tensor]:
 
 def one_by_one(policy: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """Apply a policy to one image after another, on all cores: threads, a share of the images each."""
-    parts = images.chunk(runs.cores())
+    parts = images.chunk(artifacts.cores())
 
     def some(part: Tensor) -> Tensor:
         return torch.stack([policy(image) for image in part])
@@ -71,7 +72,7 @@ def one_by_one(policy: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 
 def ways(policy: str, images: Tensor, few: Tensor, call: int) -> dict[str, Callable[[], object]]:
     """Return who applies a policy: to all images, `call` in one batch, or to some of them one by one."""
-    parts, size = images.to(runs.device()).split(call), images.shape[-1]
+    parts, size = images.to(artifacts.device()).split(call), images.shape[-1]
     chosen: dict[str, Callable[[], object]] = {
         US: lambda: [augment.apply(policy, part, seeds.generator("bench")) for part in parts]
     }
@@ -79,7 +80,7 @@ def ways(policy: str, images: Tensor, few: Tensor, call: int) -> dict[str, Calla
         one = PEERS[policy](size)
         chosen["torchvision"] = lambda: one_by_one(one, few)
     if policy == "simclr":
-        batched = kornia_policy(size).to(runs.device())
+        batched = kornia_policy(size).to(artifacts.device())
         chosen["kornia"] = lambda: [batched(part.float() / 255) for part in parts]
     return chosen
 

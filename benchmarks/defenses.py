@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from datetime import date
 
-from contsteal import data, defenses, encoders, prices, runs
+from contsteal import data, defenses, encoders, files
+from contsteal.lab import artifacts, provider
 
 BARS = {"B4B": 0.10, "": 0.05}  # by the beginning of the defence's name
 CHAINS = [
@@ -29,7 +30,7 @@ CHAINS = [
 
 def result() -> str:
     """Return where this device's result belongs."""
-    return f"defenses_{runs.device().type}.csv"
+    return f"defenses_{artifacts.device().type}.csv"
 
 
 def bar(name: str) -> float:
@@ -43,15 +44,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args(arguments)
-    net = encoders.build("resnet18", 32, seed=0).to(runs.device()).eval()
-    images = data.load("shapes", n=given.images).images.to(runs.device())
-    table = prices.price(net, CHAINS, images, rounds=given.rounds)
+    net = encoders.build("resnet18", 32, seed=0).to(artifacts.device()).eval()
+    images = data.load("shapes", n=given.images).images.to(artifacts.device())
+    table = provider.price(net, CHAINS, images, rounds=given.rounds)
     table = table.assign(bar=[bar(name) for name in table.index])
     table = table.assign(holds=table["added"] <= table["bar"])
     print(table.round(5).to_string())
-    stamp = {"device": runs.processor(), "date": date.today().isoformat(), "images": given.images}
-    folder = runs.ROOT / "benchmarks" / "results"
-    with runs.atomic(folder / result()) as partial:
+    stamp = {
+        "device": artifacts.processor(),
+        "date": date.today().isoformat(),
+        "images": given.images,
+    }
+    folder = artifacts.ROOT / "benchmarks" / "results"
+    with files.atomic(folder / result()) as partial:
         table.reset_index().assign(**stamp).to_csv(partial, index=False, float_format="%.6g")
     return int(not table["holds"].all())
 

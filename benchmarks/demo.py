@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks import record
 from benchmarks.record import US, Row
-from contsteal import runs
+from contsteal.lab import artifacts
 
 WAYS = {"from nothing": [], "again, all kept": ["--force"]}
 
@@ -20,7 +20,7 @@ def execute(home: Path, *options: str) -> None:
     Errors: subprocess.CalledProcessError where a notebook fails; what it said stands above.
     """
     own = {"CONTSTEAL_RUNS": str(home / "runs"), "CONTSTEAL_FIGURES": str(home / "figures")}
-    subprocess.run([sys.executable, "-m", "contsteal.paper", "run", *options], cwd=runs.ROOT,
+    subprocess.run([sys.executable, "-m", "contsteal.paper.paper", "run", *options], cwd=artifacts.ROOT,
                    env=os.environ | own | {"TQDM_DISABLE": "1"}, check=True)  # fmt: skip
 
 

@@ -19,7 +19,17 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from benchmarks.record import US, Row
-from contsteal import augment, data, encoders, evaluate, loop, pretrain, runs, speed, steal
+from contsteal import (
+    augment,
+    data,
+    encoders,
+    evaluate,
+    loop,
+    pretrain,
+    speed,
+    steal,
+)
+from contsteal.lab import artifacts
 from contsteal.victim import Answers, BlackBox
 
 SEEDS, QUERIES, EPOCHS, PROBE = 3, 512, 10, 1500
@@ -52,7 +62,7 @@ def image_by_image() -> AbstractContextManager:
 
 def forms() -> list[str]:
     """Return the forms of a step that can be compared with the eager one here."""
-    if runs.device().type == "cuda":
+    if artifacts.device().type == "cuda":
         return ["graph"] + ["compile"] * speed.compiler()
     return ["compile"] * any(map(shutil.which, ("c++", "g++", "clang++")))
 
@@ -85,7 +95,7 @@ class Setting:
 
 def setting(tiny: bool) -> Setting:
     """Return a trained victim, and an attack on it with the demo's encoder."""
-    device = runs.device()
+    device = artifacts.device()
     encoder, width = ("test_resnet", 1.0) if tiny else ("resnet10t", 0.5)
     queries, epochs, probe = (64, 1, 100) if tiny else (QUERIES, EPOCHS, PROBE)
     own = pretrain.Config("supervised", encoder, width=width, epochs=1 if tiny else 5, batch=64,
@@ -122,7 +132,7 @@ def measure(tiny: bool) -> list[Row]:
             max(unequal), len(unequal)),
     ]  # fmt: skip
     slow = {"views of a batch against one by one": image_by_image}
-    if loop.precision(runs.device()) == "bf16":
+    if loop.precision(artifacts.device()) == "bf16":
         slow["bf16 against float32"] = partial(speed.forced, precision="fp32")
     for work, way in slow.items():
         rows.append(difference(work, fast, [given.run(seed, way)[0] for seed in seeds]))

@@ -6,7 +6,8 @@ import torch
 
 from benchmarks import record, training
 from benchmarks.record import US, Row
-from contsteal import data, encoders, estimate, runs, speed
+from contsteal import data, encoders, speed
+from contsteal.lab import artifacts, estimate
 
 ENCODER, BATCH, WORKERS = "resnet18", 512, 16
 BATCHES = (16, 32, 64, 128, 256, 512, 1024)  # where a step stops to be bound by its launches
@@ -65,7 +66,7 @@ def peer(encoder: str, batch: int) -> list[Row]:
 
 def measure(tiny: bool) -> list[Row]:
     """Return the rows of a CUDA GPU; none without one, but for the eager step of a tiny encoder."""
-    if runs.device().type != "cuda":
+    if artifacts.device().type != "cuda":
         own = rates("simclr step, eager fp32", "test_resnet", 8, "eager", "fp32")
         return [own] if tiny else []
     encoder, batch, batches = ("test_resnet", 16, (16,)) if tiny else (ENCODER, BATCH, BATCHES)

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 
 from benchmarks import record
 from benchmarks.record import US, Row
-from contsteal import data, encoders, losses, runs, steal, style
+from contsteal import data, encoders, losses, steal
+from contsteal.lab import artifacts
+from contsteal.paper import style
 from contsteal.victim import Answers, BlackBox
 
 REQUEST = 8192  # images in a request, as an attack sends them
@@ -46,7 +48,7 @@ class Linear(nn.Module):
 
 def ask(count: int) -> None:
     """Send `count` images of noise through a new black box, a request at a time."""
-    device = runs.device()
+    device = artifacts.device()
     api = BlackBox(Linear().to(device))
     draws = torch.Generator(device).manual_seed(0)
     for first in range(0, count, REQUEST):
@@ -56,7 +58,7 @@ def ask(count: int) -> None:
 
 def _attacks(changes: Sequence[dict[str, object]]) -> int:
     """Run attacks that share one victim and its answers; return the victim's forward passes."""
-    device = runs.device()
+    device = artifacts.device()
     images = data.load("shapes", n=IMAGES).images.to(device)
     shared = Answers(encoders.build("test_resnet", seed=0).to(device))
     common = {"encoder": "test_resnet", "epochs": 1, "batch": BATCH}
@@ -77,13 +79,13 @@ def seeds(count: int) -> int:
 
 def loss(batch: int, dim: int) -> None:
     """Take the contrastive loss of a batch and its gradient."""
-    s = torch.ones(batch, dim, device=runs.device(), requires_grad=True)
+    s = torch.ones(batch, dim, device=artifacts.device(), requires_grad=True)
     losses.info_nce(s, torch.ones_like(s)).backward()
 
 
 def step(batch: int) -> None:
     """Train the demo's surrogate for one step on a batch, black box and answers included."""
-    device = runs.device()
+    device = artifacts.device()
     images = torch.zeros(batch, 3, 32, 32, dtype=torch.uint8, device=device)
     own = steal.Config("cont-steal-code", views="clean", encoder="resnet10t", width=0.5, epochs=1,
                        batch=batch)  # fmt: skip
@@ -104,7 +106,7 @@ class Quantity:
         """Return the sizes for this device; the smallest ones where `tiny`."""
         if tiny:
             return self.tiny
-        return self.gpu if runs.device().type == "cuda" else self.cpu
+        return self.gpu if artifacts.device().type == "cuda" else self.cpu
 
 
 QUANTITIES = (
@@ -205,5 +207,5 @@ def measure(tiny: bool) -> list[Row]:
 def write(rows: Sequence[Row], folder: Path) -> None:
     """Write the figure as PNG and PDF, with its table and stamp, named after the device."""
     kept = style.as_read(table(rows))
-    stamp = runs.stamp("benchmark", "shapes and noise", "0")
+    stamp = artifacts.stamp("benchmark", "shapes and noise", "0")
     style.save(draw(kept), folder, f"growth_{record.device()}", kept, stamp)

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from benchmarks import record
 from benchmarks.record import US, Row
-from contsteal import losses, runs
+from contsteal import losses
+from contsteal.lab import artifacts
 
 DIM = 512
 TEMPERATURE = 0.5
@@ -44,7 +45,7 @@ def measure(tiny: bool) -> list[Row]:
 
 def _at(batch: int, tiny: bool) -> list[Row]:
     draws = torch.Generator().manual_seed(batch)
-    s, t = (torch.randn(batch, DIM, generator=draws).to(runs.device()) for _ in range(2))
+    s, t = (torch.randn(batch, DIM, generator=draws).to(artifacts.device()) for _ in range(2))
     s.requires_grad_()
     forms = {US: packaged, "broadcast": broadcast}
     if 6 * (2 * batch) ** 2 * DIM * 4e-6 > 0.8 * room():  # six tensors of (2B, 2B, D) live at once

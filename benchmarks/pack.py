@@ -21,10 +21,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from contsteal import blocks, folders, pack, runs
+from contsteal.data import folders, packed
+from contsteal.lab import artifacts
 
 BAR = 0.9  # of the decode limit
-RESULT = runs.ROOT / "benchmarks" / "results" / "pack_cpu.csv"
+RESULT = artifacts.ROOT / "benchmarks" / "results" / "pack_cpu.csv"
 
 
 def write_jpegs(folder: Path, n: int, width: int = 500, height: int = 375) -> None:
@@ -42,7 +43,7 @@ def write_jpegs(folder: Path, n: int, width: int = 500, height: int = 375) -> No
             image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
             image.save(folder / f"{k:06}.jpg", quality=90)
 
-    for _ in blocks.parallel(write, n, "writing JPEGs"):
+    for _ in folders.parallel(write, n, "writing JPEGs"):
         pass
 
 
@@ -54,7 +55,7 @@ def decode(folder: Path, size: int) -> None:
         for file in files[part]:
             folders.decode(folder / file, size)
 
-    for _ in blocks.parallel(drop, len(files), "decoding"):
+    for _ in folders.parallel(drop, len(files), "decoding"):
         pass
 
 
@@ -79,7 +80,7 @@ def turn(source: Path, home: Path, n: int, size: int, swapped: bool) -> tuple[fl
         do = (
             partial(decode, source, size)
             if name == "decode"
-            else partial(pack.pack, source, home, size)
+            else partial(packed.pack, source, home, size)
         )
         rates[name] = rate(n, do)
     shutil.rmtree(home)
@@ -95,8 +96,8 @@ def measure(n: int, size: int, repeats: int, work: Path) -> dict[str, str | int 
     pairs = [turn(source, work / "pack", n, size, k % 2 == 1) for k in range(repeats)]
     decoded, packed = (statistics.median(column) for column in zip(*pairs, strict=True))
     return {
-        "device": runs.processor(), "date": date.today().isoformat(), "n": n, "size": size,
-        "source": "500 x 375 JPEG, quality 90", "repeats": repeats, "cores": runs.cores(),
+        "device": artifacts.processor(), "date": date.today().isoformat(), "n": n, "size": size,
+        "source": "500 x 375 JPEG, quality 90", "repeats": repeats, "cores": artifacts.cores(),
         "decode_per_s": round(decoded, 1), "pack_per_s": round(packed, 1),
         "ratio": round(statistics.median(b / a for a, b in pairs), 3),
         "rss_before_mb": round(before), "rss_peak_mb": round(peak()),

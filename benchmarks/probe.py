@@ -10,13 +10,14 @@ from torch import Tensor
 
 from benchmarks import record
 from benchmarks.record import US, Row
-from contsteal import data, encoders, evaluate, runs
+from contsteal import data, encoders, evaluate
+from contsteal.lab import artifacts
 
 
 def features(n: int, size: int) -> tuple[Tensor, Tensor]:
     """Return features (2 n, D) of an untrained ResNet on `shapes`, and labels: n to fit, n to test."""
-    net = encoders.build("resnet10t", size, width=0.5, seed=0).to(runs.device()).eval()
-    images = data.load("shapes", n=2 * n).to(runs.device())
+    net = encoders.build("resnet10t", size, width=0.5, seed=0).to(artifacts.device()).eval()
+    images = data.load("shapes", n=2 * n).to(artifacts.device())
     return encoders.embed(net, images.images), images.labels
 
 

@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from contsteal import runs
+from contsteal import files
+from contsteal.lab import artifacts
 
-RESULTS = runs.ROOT / "benchmarks" / "results"
+RESULTS = artifacts.ROOT / "benchmarks" / "results"
 US = "contsteal"
 PLAIN = ("s", "forwards", "points", "share", "slope", "weights")  # units that are no rates
 
@@ -192,12 +193,12 @@ def store(part: str, rows: Iterable[Row], file: Path | None = None) -> None:
     stored = read(file)
     kept = [r for r in rows_of(stored) if r.part != part]
     stored["parts"][part] = {
-        "device": runs.processor(), "date": date.today().isoformat(), "cores": runs.cores(),
+        "device": artifacts.processor(), "date": date.today().isoformat(), "cores": artifacts.cores(),
         "torch": torch.__version__, "python": platform.python_version(),
     }  # fmt: skip
     stored["rows"] = [_rounded(r) for r in [*kept, *rows]]
     file.parent.mkdir(parents=True, exist_ok=True)
-    runs.write_json(file, stored)
+    files.write_json(file, stored)
 
 
 def _rounded(one: Row) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from benchmarks import record
 from benchmarks.record import US, Row
-from contsteal import data, encoders, runs, steal
+from contsteal import data, encoders, steal
+from contsteal.lab import artifacts
 from contsteal.victim import BlackBox
 
 BATCHES = (32, 128, 512)
@@ -74,7 +75,7 @@ def answers(victim: encoders.Encoder, images: Tensor, batch: int) -> float:
 
 def measure(tiny: bool) -> list[Row]:
     """Return samples per second of each way to steal, and of the victim's answers, at each batch."""
-    device = runs.device()
+    device = artifacts.device()
     size = TINY if tiny else GPU if device.type == "cuda" else CPU
     victim = encoders.build(size.encoder, 32, width=size.width, seed=0).to(device)
     images = data.load("shapes", n=size.images).images.to(device)

@@ -13,7 +13,8 @@ from torchvision.transforms.functional import to_pil_image
 
 from benchmarks import record
 from benchmarks.record import US, Row
-from contsteal import data, encoders, estimate, pretrain, runs, speed
+from contsteal import data, encoders, pretrain, speed
+from contsteal.lab import artifacts, estimate
 
 METHODS = ("simclr", "moco", "byol", "simsiam", "supervised")
 BATCH = 128
@@ -42,9 +43,9 @@ class Lightly:
         policy = SimCLRTransform(input_size=size, cj_strength=0.5, min_scale=0.2, gaussian_blur=0.0)
         self.loader = DataLoader(Images(images, policy), batch, shuffle=True, drop_last=True,
                                  num_workers=workers, persistent_workers=workers > 0)  # fmt: skip
-        self.net = encoders.build(name, size, width=width, seed=0).to(runs.device()).train()
+        self.net = encoders.build(name, size, width=width, seed=0).to(artifacts.device()).train()
         dim = self.net.dim
-        self.head = SimCLRProjectionHead(dim, dim, 128).to(runs.device())
+        self.head = SimCLRProjectionHead(dim, dim, 128).to(artifacts.device())
         self.criterion = NTXentLoss(0.5)
         self.optimizer = torch.optim.SGD(
             nn.ModuleList([self.net, self.head]).parameters(), lr=0.06, momentum=0.9
@@ -53,7 +54,7 @@ class Lightly:
     def epoch(self) -> None:
         """Train one pass over the images, in float32; its workers are idle between two passes."""
         for views in self.loader:
-            one, two = (view.to(runs.device()) for view in views)
+            one, two = (view.to(artifacts.device()) for view in views)
             # The transform has normalised already: past the encoder's own normalisation.
             loss = self.criterion(*(self.head(self.net.projection(self.net.backbone(v)))
                                     for v in (one, two)))  # fmt: skip
@@ -65,7 +66,7 @@ class Lightly:
 def own(method: str, batch: int, **changes: object) -> estimate.Trial:
     """Return a training of this package to step on, without monitor and checkpoint."""
     given = {**ENCODER, "batch": batch, "epochs": 1, "lr": 0.06, "hidden": 256, **changes}
-    return estimate.Trial(pretrain.Config(method=method, **given), runs.device())
+    return estimate.Trial(pretrain.Config(method=method, **given), artifacts.device())
 
 
 def sustained(step: Callable[[], object], least: float) -> float:
@@ -85,7 +86,7 @@ def measure(tiny: bool) -> list[Row]:
     batch, steps, turns = (32, 2, 1) if tiny else (BATCH, 16, 5)  # MoCo splits keys in 8
     images = data.load("shapes", n=steps * batch).images
     trial = own("simclr", batch)
-    peer = Lightly(images, workers=0 if tiny else runs.cores(), batch=batch, name=ENCODER["encoder"],
+    peer = Lightly(images, workers=0 if tiny else artifacts.cores(), batch=batch, name=ENCODER["encoder"],
                    width=ENCODER["width"])  # fmt: skip
 
     def ours() -> None:

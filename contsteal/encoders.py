@@ -4,6 +4,7 @@ An encoder takes images (N, 3, H, W), uint8 or float in [0, 1], normalises them 
 features (N, D).
 """
 
+import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,14 +17,144 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from contsteal import backbones, checkpoints, tensorfiles
-from contsteal.backbones import CIFAR_STEM, DownloadError, check
-from contsteal.tensorfiles import CheckpointError
+from contsteal import checkpoints
+from contsteal.checkpoints import CheckpointError
 
-__all__ = [
-    "CIFAR_STEM", "MEAN", "STD", "CheckpointError", "DownloadError", "Encoder", "as_uint8",
-    "build", "check", "describe", "digest", "embed", "evaluating", "identity", "load", "save",
-]  # fmt: skip
+STEM = ("padding", "relu")  # in which projects' CIFAR stems differ
+CIFAR_STEM = ("resnet18", "resnet34", "resnet50")  # 3 x 3 first convolution up to 64 px
+
+
+class DownloadError(RuntimeError):
+    """Pretrained weights that could not be fetched."""
+
+
+def check(name: str, width: float = 1.0) -> None:
+    """Raise ValueError for a name that timm does not know (with the nearest) or an unfit width."""
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=4)
+        raise ValueError(f"unknown encoder {name!r}: nearest names are {', '.join(near) or 'none'}")
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError:
+        tags = ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}.*"))
+        raise ValueError(f"unknown weights {name!r}: timm has {tags or 'none'}") from None
+    if width != 1.0:
+        _channels(name, width)
+
+
+def _channels(name: str, width: float) -> tuple[int, ...]:
+    if "resnet" not in name or name.startswith("test_"):
+        raise ValueError(f"width={width} of {name}: only ResNets have a width; leave it at 1.0")
+    channels = tuple(int(c * width) for c in (64, 128, 256, 512))
+    if width <= 0 or min(channels) < 8 or any(c % 8 for c in channels):
+        raise ValueError(f"width={width} of {name}: 64 x width must be a multiple of 8")
+    return channels
+
+
+def own_size(name: str) -> int | None:
+    """Return the side in pixels of the images that `name` was made for, where timm states it."""
+    config = timm.get_pretrained_cfg(name)
+    return config.input_size[-1] if config else None
+
+
+def _is_cifar(name: str, image_size: int) -> bool:
+    return name in CIFAR_STEM and image_size <= 64
+
+
+def check_inputs(name: str, image_size: int, inputs: Mapping[str, object]) -> None:
+    """Raise ValueError for inputs other than `mean`, `std`, and those of a CIFAR stem."""
+    known = ["mean", "std"] + list(STEM) * _is_cifar(name, image_size)
+    if wrong := sorted(inputs.keys() - set(known)):
+        raise ValueError(
+            f"inputs of {name} at {image_size} px: unknown {', '.join(wrong)}; "
+            f"known are {', '.join(known)} ({', '.join(STEM)}: of the CIFAR stem)"
+        )
+    for key in inputs.keys() & {"mean", "std"}:
+        if len(inputs[key]) != 3 or (key == "std" and min(inputs[key]) <= 0):
+            raise ValueError(f"inputs: {key} {inputs[key]} must be three numbers, std above 0")
+    padding, relu = inputs.get("padding", 1), inputs.get("relu", True)
+    if type(padding) is not int or padding < 0 or type(relu) is not bool:
+        raise ValueError(f"inputs: padding {padding!r} must be a count, relu {relu!r} a bool")
+
+
+def _options(name: str, image_size: int, width: float, pretrained: bool) -> dict[str, object]:
+    """Return timm's arguments for this width and size; refuse them where weights are fetched."""
+    config, at = timm.get_pretrained_cfg(name), f"{name} at {image_size} px"
+    options = {} if width == 1.0 else {"channels": _channels(name, width)}
+    if pretrained and _is_cifar(name, image_size):
+        raise ValueError(
+            f"{at} has a CIFAR stem: no pretrained weights fit; build it above 64 px, or name a "
+            f"tag, which keeps the 7 x 7 stem: {name}.{config.tag}"
+        )
+    if pretrained and not (config and config.has_weights):
+        raise ValueError(f"{name}: timm has no pretrained weights; set `pretrained: false`")
+    if pretrained and options:
+        raise ValueError(f"width={width} of {name}: no pretrained weights fit; leave it at 1.0")
+    if config and config.fixed_input_size and config.input_size[-1] != image_size:
+        if pretrained:
+            raise ValueError(
+                f"{at}: its pretrained weights take images of {config.input_size[-1]} px alone; "
+                f"set `image_size: {config.input_size[-1]}`"
+            )
+        options["img_size"] = image_size
+    return options
+
+
+def _create_timm(name: str, pretrained: bool, options: dict[str, object]) -> nn.Module:
+    """Create timm's network without its classifier, or say what stands in the way."""
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+    except Exception as error:  # of timm, of its hub, or of any architecture
+        line = f"{type(error).__name__}: {error}".partition("\n")[0]
+        if not pretrained:
+            raise ValueError(f"{name} cannot be built with {options} ({line})") from error
+        raise DownloadError(
+            f"the weights of {name} could not be fetched ({line}). Without a network, fetch "
+            f"model.safetensors of {timm.get_pretrained_cfg(name).hf_hub_id} from the Hugging Face "
+            "hub elsewhere, and build with `weights: PATH` in place of `pretrained: true`"
+        ) from None  # a stack of the hub's errors would hide what to do
+
+
+def create(
+    name: str,
+    image_size: int,
+    width: float = 1.0,
+    *,
+    pretrained: bool = False,
+    padding: int = 1,
+    relu: bool = True,
+) -> nn.Module:
+    """Create timm's network `name` without its classifier, drawn from torch's CPU generator.
+
+    ResNet-18, 34 and 50 get the stem of CIFAR (3 x 3, stride 1, no pooling) up to 64 px, which
+    `padding` and `relu` describe. Networks of one image size are made for `image_size`. Errors:
+    ValueError for what does not fit together, DownloadError where weights cannot be had.
+    """
+    net = _create_timm(name, pretrained, _options(name, image_size, width, pretrained))
+    if _is_cifar(name, image_size):
+        net.conv1 = nn.Conv2d(3, net.conv1.out_channels, 3, 1, padding, bias=False)
+        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+        net.maxpool = nn.Identity()
+        net.act1 = net.act1 if relu else nn.Identity()
+    else:
+        _check_size(net, name, image_size)
+    return net
+
+
+def _check_size(net: nn.Module, name: str, image_size: int) -> None:
+    """Raise ValueError for images that are one pixel before the network's last stage.
+
+    A stride of 2 has nothing left to see there, and oneDNN's bfloat16 gradient of such a
+    convolution is uninitialised memory (torch 2.15, on a CPU).
+    """
+    needs = net.feature_info[-1]["reduction"] if getattr(net, "feature_info", None) else 1
+    if image_size < needs:
+        raise ValueError(
+            f"{name} at {image_size} px: it needs images of at least {needs} px; set `image_size: "
+            f"{needs}`, or take one of {', '.join(CIFAR_STEM)}, whose CIFAR stem takes smaller ones"
+        )
+
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -86,9 +217,9 @@ def _draw(spec: dict[str, object], pretrained: bool) -> Encoder:
     """Create the encoder of `spec` with weights from torch's generator, and try it on shapes."""
     name, size, inputs = spec["name"], spec["image_size"], spec.get("inputs", {})
     check(name, spec["width"])
-    backbones.check_inputs(name, size, inputs)
-    stem = {k: v for k, v in inputs.items() if k in backbones.STEM}
-    backbone = backbones.create(name, size, spec["width"], pretrained=pretrained, **stem)
+    check_inputs(name, size, inputs)
+    stem = {k: v for k, v in inputs.items() if k in STEM}
+    backbone = create(name, size, spec["width"], pretrained=pretrained, **stem)
     net = Encoder(backbone, spec["out_dim"], spec)
     if pretrained:
         net.licence = backbone.pretrained_cfg.get("license") or "not stated"
@@ -99,14 +230,14 @@ def _draw(spec: dict[str, object], pretrained: bool) -> Encoder:
             line = str(error).partition("\n")[0]
             raise ValueError(
                 f"{name} does not run at {size} px ({line}): set another image_size, such as its "
-                f"own, `image_size: {backbones.own_size(name)}`"
+                f"own, `image_size: {own_size(name)}`"
             ) from error
     return net
 
 
 def _fill(net: Encoder, path: Path) -> Encoder:
     """Read a file of `save`, or of another project, into the encoder."""
-    if path.suffix == ".safetensors" and "seal" in tensorfiles.read_safetensors(path)[1]:
+    if path.suffix == ".safetensors" and "seal" in checkpoints.read_safetensors(path)[1]:
         return load(path, net)
     net.report, net.licence = checkpoints.import_weights(path, net), "not stated"
     return net
@@ -190,12 +321,12 @@ def load(path: Path, into: Encoder | None = None) -> Encoder:
     Without `into` the architecture is built as the file names it. Errors: CheckpointError naming
     the file and what is missing, unexpected, misshapen or altered.
     """
-    state, header = tensorfiles.read_safetensors(path)
+    state, header = checkpoints.read_safetensors(path)
     sha = digest(state.items())
     if header.get("sha256") != sha or header.get("seal") != _seal(sha, header.get("spec", "")):
         raise CheckpointError(f"{path} does not have the sha256 it was saved with: it was altered")
     net = build(**json.loads(header["spec"])) if into is None else into
-    told = tensorfiles.misfit(net.state_dict(), state)
+    told = checkpoints.misfit(net.state_dict(), state)
     if json.loads(header["spec"]).get("inputs") != json.loads(json.dumps(net.spec)).get("inputs"):
         told = told or "the same weights with other inputs are another network"
     if told:

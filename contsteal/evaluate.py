@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from scipy.special import stdtrit  # the t quantile; scipy.stats takes a second to import
+from scipy.special import stdtrit
 from torch import Tensor
 
 from contsteal.seeds import generator

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from contsteal import runs, speed
+from contsteal import files, speed
 from contsteal.seeds import generator
 
 Row = dict[str, float]
@@ -185,7 +185,7 @@ def _log(path: Path, history: list[Row]) -> None:
     writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
-    runs.write_text(path, text.getvalue())
+    files.write_text(path, text.getvalue())
 
 
 def _save(
@@ -202,7 +202,7 @@ def _save(
         "history": history,
         "identity": identity,
     }
-    with runs.atomic(path) as partial, partial.open("wb") as file:
+    with files.atomic(path) as partial, partial.open("wb") as file:
         torch.save(state, file)  # into an open file: a full disk is an OSError then
 
 
@@ -220,7 +220,7 @@ def _resume(
         stored = state["identity"]
     except Exception as error:  # torch.load raises many kinds for a damaged file
         warnings.warn(f"{path} is damaged ({error}): moved aside, starting anew", stacklevel=3)
-        runs.move_aside(path)
+        files.move_aside(path)
         return []
     if stored != identity:
         raise ValueError(f"{path} belongs to another run ({stored}, not {identity}): remove it")

@@ -5,13 +5,77 @@ N images; row i of one belongs to row i of the other. Gradients reach `s` alone 
 a black box. Half-precision inputs are computed in float32, float64 stays float64.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from contsteal import similarity
+BLOCK = 512  # rows that are compared with all others at a time
+WHOLE = 2048  # rows up to which all pairs are kept at once: 16 MB, no slower than blocks
+
+
+def products(a: Tensor, b: Tensor) -> Tensor:
+    """Return a b' in the inputs' own precision, also inside autocast."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b.T
+
+
+def positive(temperature: float) -> float:
+    """Return the temperature; ValueError unless it is above 0."""
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature}: it must be above 0")
+    return temperature
+
+
+def cosines(z: Tensor, temperature: float) -> Tensor:
+    """Return the cosines of all pairs of rows over `temperature`, -inf for a row with itself."""
+    z = F.normalize(z, dim=1)
+    return (products(z, z) / positive(temperature)).fill_diagonal_(float("-inf"))
+
+
+def nt_xent(z: Tensor, partner: Tensor, temperature: float) -> Tensor:
+    """Return mean_i -log(e^{z_i z_p(i)} / sum_{k != i} e^{z_i z_k}) of rows z (R, D), partners p (R,).
+
+    Above WHOLE rows it goes by blocks: memory is linear in R, not quadratic, and a gradient of the
+    gradient does not exist.
+    """
+    if len(z) <= WHOLE:
+        return F.cross_entropy(cosines(z, temperature), partner)
+    with torch.autocast(z.device.type, enabled=False):
+        return _Blocks.apply(F.normalize(z, dim=1), partner, positive(temperature))
+
+
+class _Blocks(torch.autograd.Function):
+    """`cross_entropy` of unit rows z; its gradient is made on the way, while a block is at hand.
+
+    With L = (1 / R) sum_i (logsumexp_j l_ij - l_ip(i)), l_ij = z_i z_j / T and G = softmax(l) - 1_p:
+    dL/dz = (G + G') z / (R T).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, partner: Tensor, temperature: float) -> Tensor:
+        total, gradient = z.new_zeros(()), torch.zeros_like(z)
+        for first in range(0, len(z), BLOCK):
+            rows, target = z[first : first + BLOCK], partner[first : first + BLOCK, None]
+            logits = (rows @ z.T).div_(temperature)  # (BLOCK, R)
+            logits.diagonal(first).fill_(float("-inf"))
+            norm = logits.logsumexp(1, keepdim=True)
+            total += (norm - logits.gather(1, target)).sum()
+            g = logits.sub_(norm).exp_()
+            g.scatter_add_(1, target, torch.full_like(norm, -1))
+            gradient[first : first + BLOCK].addmm_(g, z)
+            gradient.addmm_(g.T, rows)
+        ctx.save_for_backward(gradient.div_(len(z) * temperature))
+        return total / len(z)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, up: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return up * gradient, None, None
+
 
 Barlow = Literal["cross", "published"]
 Views = Literal["corrected", "published"]
@@ -81,7 +145,7 @@ def info_nce(s: Tensor, t: Tensor, temperature: float = 0.07) -> Tensor:
     """
     s, t = _pair(s, t, least=2)
     partner = torch.arange(2 * len(s), device=s.device).roll(len(s))
-    return similarity.cross_entropy(torch.cat([s, t]), partner, temperature)
+    return nt_xent(torch.cat([s, t]), partner, temperature)
 
 
 def info_nce_views(
@@ -100,7 +164,7 @@ def info_nce_views(
     if form == "corrected":
         return sup_con(s, t, image.repeat(2), temperature)
     partner = torch.cat([image + len(image), image, image, image])
-    return similarity.cross_entropy(torch.cat([s, t]), partner, temperature)
+    return nt_xent(torch.cat([s, t]), partner, temperature)
 
 
 def sup_con(s: Tensor, t: Tensor, labels: Tensor | None, temperature: float = 0.07) -> Tensor:
@@ -116,7 +180,7 @@ def sup_con(s: Tensor, t: Tensor, labels: Tensor | None, temperature: float = 0.
         raise ValueError(f"labels {got}: sup_con needs the true label of each of {len(s)} images")
     label = labels.to(s.device).repeat(2)
     positive = (label[:, None] == label).fill_diagonal_(False)
-    logits = similarity.cosines(torch.cat([s, t]), temperature)  # (2N, 2N)
+    logits = cosines(torch.cat([s, t]), temperature)  # (2N, 2N)
     pull = logits.masked_fill(~positive, 0).sum(1) / positive.sum(1)
     return temperature / 0.07 * (logits.logsumexp(1) - pull).mean()
 
@@ -131,10 +195,8 @@ def soft_nn(s: Tensor, t: Tensor, temperature: float = 100.0) -> Tensor:
     s, t = _pair(s, t, least=2)
     z = torch.cat([s, t]).double()
     squares = z.square().sum(1)
-    distances = squares[:, None] + squares - 2 * similarity.products(z, z)  # (2N, 2N)
-    shares = (
-        (-distances / similarity.positive(temperature)).fill_diagonal_(float("-inf")).softmax(1)
-    )
+    distances = squares[:, None] + squares - 2 * products(z, z)  # (2N, 2N)
+    shares = (-distances / positive(temperature)).fill_diagonal_(float("-inf")).softmax(1)
     partner = torch.cat([shares.diagonal(len(s)), shares.diagonal(-len(s))])
     return -(1e-9 + partner).log().mean().to(s.dtype)
 
@@ -163,7 +225,7 @@ def barlow(s: Tensor, t: Tensor, off_diagonal: float = 0.0051, form: Barlow = "c
         n = _half(len(s))
         s, t = torch.cat([s[:n], t[:n]]), torch.cat([s[n:], t[n:]])
     a, b = (F.batch_norm(x, None, None, training=True) for x in (s, t))
-    c = similarity.products(a.T, b.T) / len(a)
+    c = products(a.T, b.T) / len(a)
     return (c.diagonal() - 1).square().sum() + off_diagonal * c.square().fill_diagonal_(0).sum()
 
 
@@ -204,9 +266,9 @@ def moco(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.1) ->
     (N, D), the queue of negatives n is (K, D). Give keys without gradients: they are targets.
     """
     query, key = (F.normalize(x, dim=1) for x in _pair(query, key))
-    positive = (query * key).sum(1, keepdim=True)  # (N, 1)
-    negatives = similarity.products(query, F.normalize(queue.to(query.dtype), dim=1))  # (N, K)
-    logits = torch.cat([positive, negatives], dim=1) / similarity.positive(temperature)
+    matching = (query * key).sum(1, keepdim=True)  # (N, 1)
+    negatives = products(query, F.normalize(queue.to(query.dtype), dim=1))  # (N, K)
+    logits = torch.cat([matching, negatives], dim=1) / positive(temperature)
     return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long, device=query.device))
 
 
@@ -230,9 +292,7 @@ def cont_steal(
     if form == "code":
         return info_nce(s, t, temperature)
     s, t = (F.normalize(x, dim=1) for x in _pair(s, t, least=2))
-    cross, own = (
-        similarity.products(s, x) / similarity.positive(temperature) for x in (t, s)
-    )  # (N, N) each
+    cross, own = (products(s, x) / positive(temperature) for x in (t, s))  # (N, N) each
     kept = {"both": [cross, own], "victim": [cross], "self": [own]}[negatives]
     others = torch.cat([x.clone().fill_diagonal_(float("-inf")) for x in kept], dim=1)
     return (others.logsumexp(1) - cross.diagonal()).mean()

@@ -3,19 +3,29 @@
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from contsteal import encoders, evaluate, loop, runs, tensorfiles
-from contsteal.data import ImageSet
-from contsteal.heads import Head, Momentum
-from contsteal.methods import METHODS, Config, Method
+from contsteal import checkpoints, encoders, evaluate, files, loop
+from contsteal.methods import METHODS, Config, Head, Method, Momentum
 
-__all__ = ["METHODS", "READY", "Config", "Fitted", "adopt", "fit", "origin", "schedule", "train"]
 READY = "ready"  # a method that trains nothing: the encoder comes from a hub or a file
 COLLAPSED = 0.1  # a spread below it: nearly all embeddings point one way
+
+
+class ImageSet(Protocol):
+    """Images to train on, such as `data.ImageSet`: uint8 (N, 3, H, W), labels int64 (N,) or None."""
+
+    images: Tensor
+    labels: Tensor | None
+    name: str
+    split: str
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+    def take(self, chosen: Tensor | slice) -> "ImageSet": ...
 
 
 class Fitted(NamedTuple):
@@ -87,12 +97,12 @@ def origin(config: Config) -> str | None:
         raise ValueError(
             f"weights={config.weights!r}{where}: method {READY!r} needs 'timm' or a file"
         )
-    return runs.sha256(_file(config))
+    return files.sha256(_file(config))
 
 
 def _file(config: Config) -> Path:
-    """Return the file of weights: a relative path starts at the project's folder, not the notebook's."""
-    return runs.ROOT / Path(config.weights).expanduser()
+    """Return the file of weights."""
+    return Path(config.weights).expanduser()
 
 
 def build(config: Config, classes: int) -> Method:
@@ -111,7 +121,7 @@ def adopt(method: Method, trained: Fitted) -> None:
     """
     for own, given in ((method.encoder, trained.encoder), (method.projector, trained.projector)):
         if own is not None and given is not None:
-            told = tensorfiles.misfit(own.state_dict(), given.state_dict())
+            told = checkpoints.misfit(own.state_dict(), given.state_dict())
             if told:
                 raise ValueError(f"the trained network does not fit {method.config}: {told}")
             own.load_state_dict(given.state_dict())

@@ -1,19 +1,221 @@
 """Steal an encoder: ask first, then train a surrogate on the answers; one loop for all attacks."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contsteal import ask, augment, encoders, loop, recreate
-from contsteal.heads import Head
-from contsteal.recipes import ATTACKS, Config, Recipe, Views
+from contsteal import augment, encoders, loop, losses
+from contsteal.attacks import ASKS_VIEWS, ATTACKS, Config, Recipe, Views
+from contsteal.methods import Frozen, Head
 from contsteal.seeds import derive, generator
 from contsteal.victim import BlackBox
 
 __all__ = ["ATTACKS", "Config", "Recipe", "Result", "Views", "train"]
+
+
+def subtract_mean(answers: Tensor) -> Tensor:
+    """Return answers (N, D) less their mean, which undoes noise of any constant mean.
+
+    The offset N(mu, std^2) of Dziedzic et al. (A.2) is the same for all answers; what distinguishes
+    one image from another survives.
+    """
+    return answers - answers.mean(0)
+
+
+def learn_remap(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weight (D, E) and bias (E,) that best map one account's answers to another's.
+
+    Least squares of source (N, D) @ weight + bias on target (N, E), the two accounts' answers to the
+    same N images, in float64: B4B's per-user transformations, attacked by the linear map of its paper
+    (section 4). Below D + 1 images the solution of least norm. ValueError where rows do not
+    match or hold NaN.
+    """
+    pairs = source.ndim == target.ndim == 2 and len(source) == len(target) > 0
+    if not (pairs and source.isfinite().all() and target.isfinite().all()):
+        raise ValueError(
+            f"answers {tuple(source.shape)} and {tuple(target.shape)}: both accounts must have asked "
+            "the same images, one finite row each"
+        )
+    centred, middle = subtract_mean(source.double()), source.double().mean(0)
+    goal = target.double()
+    # gelsd, the one driver for ranks below D (padding is constant), is the CPU's alone.
+    solved = torch.linalg.lstsq(centred.cpu(), subtract_mean(goal).cpu(), driver="gelsd")
+    weight = solved.solution.to(source.device)
+    return weight.to(source.dtype), (goal.mean(0) - middle @ weight).to(source.dtype)
+
+
+def remap(answers: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return answers (N, D) of one account in the other's space, (N, E)."""
+    return answers @ weight + bias
+
+
+def cosine_distance(answers: Tensor, truth: Tensor) -> float:
+    """Return the mean of 1 - cos over rows, (N, D) each: B4B's measure of a remap, 0 at best."""
+    return float(1 - F.cosine_similarity(answers.double(), truth.double()).mean())
+
+
+WIDTH = 128  # of projections, as the ICML victims' own
+
+
+def recreate_head(one: Tensor, two: Tensor, epochs: int, batch: int, seed: int) -> Frozen:
+    """Train a projector g on answers (N, D) to two views of the same images, and freeze it.
+
+    The loss is SimSiam's between g(one) and g(two), one side held still; Adam at 1e-3 as in the
+    published code, whose own head cannot run. No query is made: the answers are paid for already.
+    """
+    dim = one.shape[1]
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        g = Head(dim, dim, WIDTH, last=True)
+        predictor = Head(WIDTH, WIDTH // 4, WIDTH)
+    model = nn.ModuleList([g, predictor]).to(one.device)
+
+    def loss(chosen: Tensor, epoch: int, draws: torch.Generator) -> Tensor:
+        z, w = g(one[chosen]), g(two[chosen])
+        there = losses.cosine(predictor(z), w.detach())
+        return (there + losses.cosine(predictor(w), z.detach())) / 2
+
+    plan = loop.Schedule(epochs, batch, 1e-3)
+    loop.fit(model, loss, len(one), plan, seed=seed, title="recreating the head")
+    return Frozen(g)
+
+
+BLOCK = 128  # images whose views are drawn together
+REQUEST = 8192  # images sent at once
+KEPT = 2**29  # bytes of views that are held rather than drawn again
+
+
+def users(config: Config, user: str) -> list[str]:
+    """Return the names of the accounts that an attacker uses."""
+    return [user, *(f"{user} {k + 1}" for k in range(1, config.accounts))]
+
+
+def view(config: Config, images: Tensor, k: int) -> Tensor:
+    """Return view `k` of every image as the victim gets it.
+
+    The view of image i depends on seed, `k` and i alone: views are drawn in whole blocks, so those of
+    a smaller budget are those of a larger one, cut short.
+    """
+    parts = []
+    for block, part in enumerate(images.split(BLOCK)):
+        whole = torch.cat([part, part[:1].expand(BLOCK - len(part), -1, -1, -1)])
+        draws = generator("victim view", config.seed, k, block)
+        parts.append(augment.to_uint8(augment.apply(config.policies[0], whole, draws))[: len(part)])
+    return torch.cat(parts)
+
+
+def views(config: Config, images: Tensor) -> Callable[[int], Tensor]:
+    """Return what gives view `k` of every image, drawn once where all views fit into KEPT bytes.
+
+    Otherwise the last two are held: a view is drawn when it is sent, and again in each epoch.
+    """
+    count = config.rounds * (2 if config.mode == "pair" else 1)
+    fits = count * math.prod(images.shape) <= KEPT
+    return lru_cache(None if fits else 2)(partial(view, config, images))
+
+
+def check(config: Config, api: BlackBox, images: Tensor, user: str) -> None:
+    """Refuse, before any query is paid for, what the budget or the attack cannot do."""
+    vectors = config.recipe.answer in ("embedding", "projection")
+    if (config.adapt != "none" or config.accounts > 1) and not vectors:
+        raise ValueError(
+            f"adapt={config.adapt!r}, accounts={config.accounts} of {config.attack}: only answers that "
+            "are vectors can be averaged, centred or mapped"
+        )
+    if config.adapt == "average" and config.mode in ("shared", "independent", "pair"):
+        raise ValueError(
+            f"adapt='average' of views {config.mode!r}: answers to different views differ by more than "
+            "noise; take views 'clean' or 'surrogate'"
+        )
+    if config.adapt == "average" and config.rounds < 2:
+        raise ValueError(f"adapt='average' with answers={config.answers}: at least 2, or 0 for as many "
+                         "as there are epochs")  # fmt: skip
+    shares = len(images) - config.anchors
+    if config.accounts > 1 and (config.anchors < 1 or shares < config.accounts - 1):
+        raise ValueError(
+            f"accounts={config.accounts}, anchors={config.anchors} of {len(images)} images: every "
+            "further account asks the anchors and at least one image of its own"
+        )
+    if config.mode in ASKS_VIEWS or len(images) > REQUEST:
+        for name, share in zip(
+            users(config, user), _shares(config, range(len(images))), strict=True
+        ):
+            api.require(config.distinct(len(share) + (config.accounts > 1) * config.anchors), name)
+
+
+def ask(
+    config: Config, api: BlackBox, images: Tensor, user: str,
+    seen: Callable[[int], Tensor] | None = None,
+) -> list[Tensor]:  # fmt: skip
+    """Return the victim's answers to every view, one tensor (N, D) each, as the attacker uses them.
+
+    `seen` are the `views` of these images where they are needed again.
+    """
+    seen = seen or views(config, images)
+    rounds = range(config.rounds * (2 if config.mode == "pair" else 1))
+    found = []
+    for k in rounds:
+        sent = seen(k) if config.mode in ASKS_VIEWS else images
+        found.append(_by_accounts(config, _asker(config, api), sent, user))
+    if config.mode == "prototype":
+        found = [torch.stack([F.normalize(a, dim=1) for a in found]).mean(0)]
+    if config.adapt == "average":
+        found = [torch.stack(found).mean(0)]
+    if config.adapt == "centre":
+        found = [subtract_mean(a) for a in found]
+    if config.shuffled:
+        order = torch.randperm(len(images), generator=generator("shuffled", config.seed))
+        found = [a[order.to(a.device)] for a in found]
+    return found
+
+
+def _asker(config: Config, api: BlackBox) -> Callable[[Tensor, str], Tensor]:
+    """Return what sends images as one user, in requests of a size: sets on disk are never read whole."""
+    kind = config.recipe.answer
+    named = {"embedding": api.embed, "projection": api.project}
+    one = named.get(kind, partial(api.classify, answer=kind))
+
+    def ask(images: Tensor, user: str) -> Tensor:
+        return torch.cat([one(part, user=user) for part in images.split(REQUEST)])
+
+    return ask
+
+
+def _by_accounts(
+    config: Config, ask: Callable[[Tensor, str], Tensor], sent: Tensor, user: str
+) -> Tensor:
+    """Return all answers in the space of the first account; the others are mapped there.
+
+    Every account asks the first `anchors` images, from which the map is learnt (least squares), and
+    a share of the rest: more distinct inputs in all, and fewer per account.
+    """
+    if config.accounts == 1:
+        return ask(sent, user)
+    common = sent[: config.anchors]
+    target = ask(common, user)
+    found = [target]
+    for name, share in zip(users(config, user), _shares(config, sent), strict=True):
+        own = ask(share, name)
+        if name != user:
+            own = remap(own, *learn_remap(ask(common, name), target))
+        found.append(own)
+    return torch.cat(found)
+
+
+def _shares(config: Config, sent: Tensor | range) -> Iterator[Tensor | range]:
+    common = config.anchors if config.accounts > 1 else 0
+    rest = len(sent) - common
+    ends = [common + rest * k // config.accounts for k in range(config.accounts + 1)]
+    return (sent[a:b] for a, b in pairwise(ends))
+
+
 Batch = Callable[[Tensor, int, torch.Generator], tuple[Tensor, Tensor]]
 
 
@@ -49,9 +251,9 @@ def train(
     _check(config, api, images, user, labels)
     schedule = loop.Schedule(config.epochs, config.batch, config.lr, config.weight_decay)
     schedule.check(len(images))
-    seen = ask.views(config, images)
-    answers = ask.answers(config, api, images, user, seen)
-    accounts = [api.ledger.account(name) for name in ask.users(config, user)]
+    seen = views(config, images)
+    answers = ask(config, api, images, user, seen)
+    accounts = [api.ledger.account(name) for name in users(config, user)]
     net, head = _surrogate(config, answers, images.device)
     if config.recipe.recreate:
         answers = [head(a) for a in answers]
@@ -115,7 +317,7 @@ def _check(config: Config, api: BlackBox, images: Tensor, user: str, labels: Ten
     """Refuse what would fail in training before any query is paid for."""
     encoders.check(config.encoder, config.width)
     _ = config.options
-    ask.check(config, api, images, user)
+    check(config, api, images, user)
     one = next(iter(images.split(1)))  # also of a set on disk
     for policy in config.policies:
         augment.apply(policy, one, generator("check"))
@@ -145,7 +347,7 @@ def _surrogate(
     ).to(device)  # fmt: skip
     if recipe.recreate:
         pairs = torch.cat(answers[0::2]), torch.cat(answers[1::2])
-        return net, recreate.head(*pairs, 2 * config.epochs, config.batch, seed)
+        return net, recreate_head(*pairs, 2 * config.epochs, config.batch, seed)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         head = _head(recipe.answer, answers, net.dim)

@@ -3,16 +3,95 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Literal, Protocol
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from contsteal import encoders
-from contsteal.defenses import Defense
+from contsteal import encoders, files
 from contsteal.encoders import as_uint8
-from contsteal.remember import finite, named
-from contsteal.shelf import Shelf
+
+LONGEST = 256  # characters of a user's name
+LIMIT = 1 << 30  # bytes of one victim's answers; what comes later is computed where it is needed
+
+
+class Shelf:
+    """Clean answers of one network, kept by the request they were computed for, up to `limit` bytes.
+
+    A request is a list of distinct inputs by digest. It is kept and found whole: an answer then never
+    depends on what else a batch held, nor on which process came first.
+    """
+
+    def __init__(self, folder: Path, limit: int = LIMIT) -> None:
+        self.folder, self.limit = folder, limit
+
+    def get(self, names: Sequence[bytes]) -> Tensor | None:
+        """Return the answers (N, D) in the order of `names`, or None where they are not kept.
+
+        A damaged file is moved aside: its answers are computed again.
+        """
+        file = self._file(names)
+        try:
+            return load_file(file)["answers"]
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, KeyError, OSError):
+            files.move_aside(file)
+            return None
+
+    def put(self, names: Sequence[bytes], answers: Tensor) -> None:
+        """Keep the answers to a request, unless the shelf is full."""
+        data = save({"answers": answers.cpu().contiguous()})
+        if self.bytes() + len(data) > self.limit:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with files.atomic(self._file(names)) as partial:
+            partial.write_bytes(data)
+
+    def bytes(self) -> int:
+        """Return how much is kept."""
+        return sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
+
+    def _file(self, names: Sequence[bytes]) -> Path:
+        return self.folder / f"{hashlib.sha256(b''.join(names)).hexdigest()[:32]}.safetensors"
+
+
+class Defense(Protocol):
+    """Anything that maps one user's answers (N, D) to the answers that leave."""
+
+    def __call__(self, answers: Tensor, user: str) -> Tensor: ...
+
+
+def named(user: str) -> str:
+    """Return a user's name as it is; ValueError for one that stands for nobody, or fills memory."""
+    if not isinstance(user, str) or not 1 <= len(user) <= LONGEST or not user.isprintable():
+        raise ValueError(
+            f"user {user!r:.60}: a name of 1 to {LONGEST} printable characters is needed; accounts, "
+            "budgets and defences are kept by it"
+        )
+    return user
+
+
+def finite(answers: Tensor) -> Tensor:
+    """Return answers (N, D) of floats as they are, N = 0 included.
+
+    Errors: ValueError for another type or shape, and where an answer holds NaN or infinity.
+    """
+    if not isinstance(answers, Tensor) or answers.ndim != 2 or not answers.shape[1]:
+        shape = tuple(answers.shape) if isinstance(answers, Tensor) else type(answers).__name__
+        raise ValueError(f"answers {shape}: a tensor (N, D) is needed, one row per input")
+    if not answers.is_floating_point():
+        raise ValueError(f"answers are {answers.dtype}: vectors of floats are needed, no labels")
+    if not answers.isfinite().all():
+        row = int((~answers.isfinite().all(1)).nonzero()[0, 0])
+        raise ValueError(
+            f"the answer to input {row} of {len(answers)} holds NaN or infinity: nothing was "
+            "answered; look at the victim's weights and at the defences before this one"
+        )
+    return answers
 
 
 class BudgetExceeded(RuntimeError):

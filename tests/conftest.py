@@ -8,7 +8,7 @@ import torch
 from hypothesis import settings
 
 from contsteal import encoders
-from contsteal.experiment import Lab
+from contsteal.lab.experiment import Lab
 
 os.environ["TQDM_DISABLE"] = "1"
 torch.set_num_threads(1)

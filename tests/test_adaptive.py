@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from contsteal import adaptive
-from contsteal.defenses import GaussianNoise
+from contsteal import steal
+from contsteal.defenses.perturbation import GaussianNoise
 from contsteal.seeds import generator
 
 ANSWERS = torch.randn(60, 8, generator=generator("answers"))
@@ -13,14 +13,14 @@ ANSWERS = torch.randn(60, 8, generator=generator("answers"))
 def test_the_mean_takes_an_offset_with_it():
     shifted = GaussianNoise(0.0, mean=10.0)(ANSWERS, "u")
     torch.testing.assert_close(
-        adaptive.subtract_mean(shifted), adaptive.subtract_mean(ANSWERS), rtol=0, atol=1e-5
+        steal.subtract_mean(shifted), steal.subtract_mean(ANSWERS), rtol=0, atol=1e-5
     )
-    assert adaptive.subtract_mean(shifted).mean(0).abs().max() < 1e-5
+    assert steal.subtract_mean(shifted).mean(0).abs().max() < 1e-5
 
 
 def test_a_remap_is_the_least_squares_solution():
     target = torch.randn(60, 3, generator=generator("target"))
-    weight, bias = adaptive.learn_remap(ANSWERS, target)
+    weight, bias = steal.learn_remap(ANSWERS, target)
     rows = torch.cat([ANSWERS, torch.ones(60, 1)], 1).double()
     literal = torch.linalg.solve(rows.T @ rows, rows.T @ target.double())
     torch.testing.assert_close(torch.cat([weight, bias[None]]), literal.float())
@@ -28,27 +28,27 @@ def test_a_remap_is_the_least_squares_solution():
 
 def test_a_map_is_found_from_enough_shared_queries_only():
     weight, bias = torch.randn(8, 8, generator=generator("w")), torch.ones(8)
-    target = adaptive.remap(ANSWERS, weight, bias)
-    enough = adaptive.learn_remap(ANSWERS[:9], target[:9])
+    target = steal.remap(ANSWERS, weight, bias)
+    enough = steal.learn_remap(ANSWERS[:9], target[:9])
     torch.testing.assert_close(enough[0], weight, rtol=1e-3, atol=1e-3)
-    few = adaptive.learn_remap(ANSWERS[:5], target[:5])
-    torch.testing.assert_close(adaptive.remap(ANSWERS[:5], *few), target[:5], rtol=1e-3, atol=1e-3)
-    assert adaptive.cosine_distance(adaptive.remap(ANSWERS, *few), target) > 0.05
+    few = steal.learn_remap(ANSWERS[:5], target[:5])
+    torch.testing.assert_close(steal.remap(ANSWERS[:5], *few), target[:5], rtol=1e-3, atol=1e-3)
+    assert steal.cosine_distance(steal.remap(ANSWERS, *few), target) > 0.05
 
 
 def test_constant_coordinates_do_no_harm():
     padded = torch.cat([ANSWERS, torch.full((60, 4), 2.5)], 1)
-    mapped = adaptive.remap(padded, *adaptive.learn_remap(padded, ANSWERS))
+    mapped = steal.remap(padded, *steal.learn_remap(padded, ANSWERS))
     torch.testing.assert_close(mapped, ANSWERS, rtol=1e-4, atol=1e-4)
 
 
 def test_cosine_distance():
-    assert adaptive.cosine_distance(ANSWERS, 3 * ANSWERS) == pytest.approx(0, abs=1e-12)
-    assert adaptive.cosine_distance(ANSWERS, -ANSWERS) == pytest.approx(2)
-    assert adaptive.cosine_distance(torch.tensor([[1.0, 0]]), torch.tensor([[0, 1.0]])) == 1
+    assert steal.cosine_distance(ANSWERS, 3 * ANSWERS) == pytest.approx(0, abs=1e-12)
+    assert steal.cosine_distance(ANSWERS, -ANSWERS) == pytest.approx(2)
+    assert steal.cosine_distance(torch.tensor([[1.0, 0]]), torch.tensor([[0, 1.0]])) == 1
 
 
 @pytest.mark.parametrize("rows", [0, 59])
 def test_answers_to_other_images_are_refused(rows):
     with pytest.raises(ValueError, match="the same images"):
-        adaptive.learn_remap(ANSWERS[:rows], ANSWERS[: rows and 60])
+        steal.learn_remap(ANSWERS[:rows], ANSWERS[: rows and 60])

@@ -10,7 +10,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from contsteal import augment, randaugment
+from contsteal import augment
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -265,10 +265,10 @@ PILLOW = {
 
 
 def test_the_sixteen_operations_leave_their_input_alone() -> None:
-    assert randaugment.RANDAUGMENT.keys() == PILLOW.keys() | {"cutout"}
+    assert augment.RANDAUGMENT.keys() == PILLOW.keys() | {"cutout"}
     x = pixels() // 2 + 40
     kept = x.clone()
-    for name, op in randaugment.RANDAUGMENT.items():
+    for name, op in augment.RANDAUGMENT.items():
         out = op(x, 1, draws())
         assert (out.shape, out.dtype) == (x.shape, x.dtype), name
         assert not torch.equal(out, x), f"{name} does nothing"
@@ -283,7 +283,7 @@ def test_operations_are_pillows(name: str, sign: int) -> None:
     Which of both directions a sign means is free: it is drawn with equal odds.
     """
     x = pixels(4, 64)
-    out = randaugment.RANDAUGMENT[name](x, sign, draws()).int()
+    out = augment.RANDAUGMENT[name](x, sign, draws()).int()
     shares = []
     for way in (-1, 1):
         pillow = each(lambda i, w=way: TF.pil_to_tensor(PILLOW[name](TF.to_pil_image(i), w)), x)
@@ -293,20 +293,20 @@ def test_operations_are_pillows(name: str, sign: int) -> None:
 
 @pytest.mark.parametrize("name", ["rotate", "shear_x", "shear_y", "translate_x", "translate_y"])
 def test_signed_operations_go_both_ways(name: str) -> None:
-    there, back = (randaugment.RANDAUGMENT[name](pixels(size=64), s, draws()) for s in (-1, 1))
+    there, back = (augment.RANDAUGMENT[name](pixels(size=64), s, draws()) for s in (-1, 1))
     assert (there != back).float().mean() > 0.5
 
 
 def test_solarize_add_brightens_the_dark_half_alone() -> None:
     x = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
-    out = randaugment.RANDAUGMENT["solarize_add"](x, 1, draws())
+    out = augment.RANDAUGMENT["solarize_add"](x, 1, draws())
     assert out[0, 0].flatten().tolist() == [v + 51 if v < 128 else v for v in range(256)]
 
 
 @given(seed=seeds, size=st.sampled_from([32, 48]))
 def test_cutout_covers_one_gray_rectangle(seed: int, size: int) -> None:
     x = torch.zeros(20, 3, size, size, dtype=torch.uint8)
-    out = randaugment.RANDAUGMENT["cutout"](x, 1, draws(seed))
+    out = augment.RANDAUGMENT["cutout"](x, 1, draws(seed))
     for image in out:
         covered = image[0] > 0
         height, width = covered.any(1).sum().item(), covered.any(0).sum().item()
@@ -321,7 +321,7 @@ def test_cutout_covers_one_gray_rectangle(seed: int, size: int) -> None:
 def test_operations_are_drawn_uniformly_with_repetition() -> None:
     """One round on single-colour images: 1/16 of them are inverted, 2/16 translated away."""
     x = torch.tensor([250, 20, 90], dtype=torch.uint8).view(1, 3, 1, 1).repeat(8000, 1, 32, 32)
-    out = randaugment.rand_ops(x, draws(), count=1).flatten(2)
+    out = augment.rand_ops(x, draws(), count=1).flatten(2)
     constant = (out == out[..., :1]).all(2).all(1)
     colour = out[:, :, 0]
     within = 4 * math.sqrt(1 / 16 * 15 / 16 / 8000)

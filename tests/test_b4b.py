@@ -8,9 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contsteal import adaptive
-from contsteal.b4b import B4B, _planes
-from contsteal.disguise import UserTransform
+from contsteal import steal
+from contsteal.defenses.b4b import B4B, UserTransform, _planes
 from contsteal.seeds import generator
 
 DIM = 16
@@ -166,17 +165,17 @@ def test_b4b_adds_the_noise_before_the_map():
 def test_shared_queries_undo_linear_spaces(kind):
     b4b = B4B(transform=kind)
     ann, bob = b4b(ANSWERS, "ann"), b4b(ANSWERS, "bob")
-    weight, bias = adaptive.learn_remap(bob[:100], ann[:100])
-    mapped = adaptive.remap(bob[100:], weight, bias)
-    assert adaptive.cosine_distance(mapped, ann[100:]) < 1e-4
-    assert adaptive.cosine_distance(bob[100:], ann[100:]) > 0.1
+    weight, bias = steal.learn_remap(bob[:100], ann[:100])
+    mapped = steal.remap(bob[100:], weight, bias)
+    assert steal.cosine_distance(mapped, ann[100:]) < 1e-4
+    assert steal.cosine_distance(bob[100:], ann[100:]) > 0.1
 
 
 def test_binary_spaces_resist_a_linear_map():
     b4b = B4B(transform="binary")
-    weight, bias = adaptive.learn_remap(b4b(ANSWERS, "bob")[:200], ANSWERS[:200])
-    mapped = adaptive.remap(b4b(ANSWERS, "bob")[200:], weight, bias)
-    assert adaptive.cosine_distance(mapped, ANSWERS[200:]) > 0.1
+    weight, bias = steal.learn_remap(b4b(ANSWERS, "bob")[:200], ANSWERS[:200])
+    mapped = steal.remap(b4b(ANSWERS, "bob")[200:], weight, bias)
+    assert steal.cosine_distance(mapped, ANSWERS[200:]) > 0.1
 
 
 # ------------------------------------------------------------------------------ bad input

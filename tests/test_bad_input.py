@@ -7,19 +7,20 @@ import pytest
 import torch
 from torch import nn
 
-from contsteal import adaptive, data, defenses, ownership, provider, victim, work
-from contsteal.defenses import (
-    B4B,
+from contsteal import data, defenses, steal, victim
+from contsteal.defenses import proof_of_work
+from contsteal.defenses.b4b import B4B, UserTransform
+from contsteal.defenses.detectors import Prada, SimilarQueries
+from contsteal.defenses.perturbation import (
     GaussianNoise,
     Normalise,
-    Prada,
     PredictionPoisoning,
-    ProofOfWork,
     Rounding,
-    SimilarQueries,
     TopK,
-    UserTransform,
 )
+from contsteal.defenses.proof_of_work import ProofOfWork
+from contsteal.lab import provider
+from contsteal.ownership import inference
 from contsteal.seeds import generator
 
 ROWS = torch.randn(40, 6, generator=generator("rows"))
@@ -211,9 +212,9 @@ def test_what_makes_no_sense_is_named(make, told):
 def test_prices_need_costs_that_are_numbers():
     for costs in (torch.full((2, 5), math.nan), torch.zeros(0, 5)):
         with pytest.raises(ValueError, match="finite, of"):
-            work.calibrate(costs)
+            proof_of_work.calibrate(costs)
     with pytest.raises(ValueError, match="entropy is the cost of posteriors"):
-        work.entropy(torch.ones(1))
+        proof_of_work.entropy(torch.ones(1))
 
 
 def test_a_threshold_needs_queries():
@@ -226,11 +227,11 @@ def test_a_threshold_needs_queries():
 
 def test_no_map_is_learnt_from_nan():
     with pytest.raises(ValueError, match="one finite row each"):
-        adaptive.learn_remap(ROWS / 0, ROWS)
+        steal.learn_remap(ROWS / 0, ROWS)
     with pytest.raises(ValueError, match="one finite row each"):
-        adaptive.learn_remap(ROWS, ROWS[:3])
+        steal.learn_remap(ROWS, ROWS[:3])
 
 
 def test_a_sample_is_one_number_per_image():
     with pytest.raises(ValueError, match=r"samples \(40, 6\) and \(40, 6\)"):
-        ownership.welch(ROWS, ROWS)
+        inference.welch(ROWS, ROWS)

@@ -11,7 +11,7 @@ from benchmarks import __main__ as command
 from benchmarks import attack, bars, literal, losses, record, report
 from benchmarks.bars import Bar
 from benchmarks.record import US, Row
-from contsteal import losses as packaged
+from contsteal.losses import cont_steal
 
 
 def row(who: str = US, value: float = 10.0, **changes: object) -> Row:
@@ -141,7 +141,7 @@ def test_a_missed_bar_is_an_error(
 
 def test_both_broadcast_forms_are_the_packages_loss() -> None:
     s, t = torch.randn(2, 12, 16, generator=torch.Generator().manual_seed(0))
-    ours = packaged.cont_steal(s, t, 0.5, form="code")
+    ours = cont_steal(s, t, 0.5, form="code")
     torch.testing.assert_close(losses.broadcast(s, t), ours)
     torch.testing.assert_close(literal.loss(s, t, 0.5), ours)
 

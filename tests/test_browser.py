@@ -15,7 +15,8 @@ import nbformat
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
-from contsteal import plan, runs, site
+from contsteal.lab import artifacts
+from contsteal.paper import plan, site
 
 CHROMIUM = next((p for n in ("chromium", "chromium-browser") if (p := shutil.which(n))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
@@ -77,7 +78,7 @@ def lab(desk: Path) -> Iterator[str]:
     own = {f"JUPYTER_{k}_DIR": str(desk / k.lower()) for k in ("CONFIG", "DATA", "RUNTIME")}
     environment = os.environ | own | {
         "JUPYTERLAB_SETTINGS_DIR": str(desk / "settings"), "CONTSTEAL_RUNS": str(desk / "runs"),
-        "JUPYTERLAB_WORKSPACES_DIR": str(desk / "workspaces"), "PYTHONPATH": str(runs.ROOT),
+        "JUPYTERLAB_WORKSPACES_DIR": str(desk / "workspaces"), "PYTHONPATH": str(artifacts.ROOT),
         "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1",
     }  # fmt: skip
     environment.pop("CONTSTEAL_FIGURES", None)

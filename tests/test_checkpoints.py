@@ -323,7 +323,7 @@ def test_our_own_file_is_checked_as_our_own(tmp_path: Path) -> None:
     raw = bytearray(path.read_bytes())
     raw[-9] ^= 1
     path.write_bytes(raw)
-    with pytest.raises(encoders.CheckpointError, match=r"own.safetensors .* altered"):
+    with pytest.raises(checkpoints.CheckpointError, match=r"own.safetensors .* altered"):
         encoders.build("test_resnet", out_dim=7, weights=path)
 
 

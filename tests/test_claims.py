@@ -12,10 +12,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contsteal import check, claims, evidence, matching, plan, recipes, report, runs, verdicts
-from contsteal.claims import Claim
-from contsteal.evidence import ABSENT, FAILS, HOLDS, OPEN
-from contsteal.verdicts import Verdict
+from contsteal import steal
+from contsteal.lab import artifacts, tables
+from contsteal.lab.tables import ABSENT, FAILS, HOLDS, OPEN
+from contsteal.paper import check, claims, matching, plan, report, verdicts
+from contsteal.paper.claims import Claim
+from contsteal.paper.verdicts import Verdict
 
 HEAD = {"id": "x", "text": "A claim.", "source": "somebody", "stem": "03_attacks", "seeds": 3}
 PAIR = {"a": {"attack": "embedding"}, "b": {"attack": "label"}}
@@ -45,14 +47,14 @@ def table(*parts: list[dict[str, Any]]) -> pd.DataFrame:
 
 def about(found: dict[str, Sequence[float]] | Sequence[float], region: tuple[float, float]) -> str:
     found = found if isinstance(found, dict) else {"": found}
-    return evidence.decide(found, region, 3).verdict
+    return tables.decide(found, region, 3).verdict
 
 
 # -------------------------------------------------------------------- intervals and verdicts
 
 
 def test_a_verdict_shows_the_closed_t_interval() -> None:
-    found = evidence.decide({"": [1.0, 2.0, 3.0]}, (-1.0, inf), 3)
+    found = tables.decide({"": [1.0, 2.0, 3.0]}, (-1.0, inf), 3)
     half = 4.302652729749464 / 3**0.5  # t(0.975, 2) times the standard error
     assert found.verdict == HOLDS
     assert (found.mean, found.low, found.high) == pytest.approx((2, 2 - half, 2 + half))
@@ -82,13 +84,13 @@ def test_verdicts_of_closed_cases(
 
 @pytest.mark.parametrize("values", [[9.0], [9.0, 9.1], [-9.0, -9.1]])
 def test_too_few_seeds_never_give_a_verdict(values: list[float]) -> None:
-    found = evidence.decide({"": values, "more": [9.0, 9.1, 9.2]}, (0, inf), 3)
+    found = tables.decide({"": values, "more": [9.0, 9.1, 9.2]}, (0, inf), 3)
     assert (found.verdict, found.few) == (OPEN, True)
     assert "of 3" in found.why
 
 
 def test_what_is_equal_in_all_seeds_is_one_measurement() -> None:
-    found = evidence.decide({"": [0.5, 0.5, 0.5]}, (0, inf), 3)
+    found = tables.decide({"": [0.5, 0.5, 0.5]}, (0, inf), 3)
     assert (found.verdict, found.n, found.why) == (OPEN, 1, "1 of 3 measurements")
 
 
@@ -98,20 +100,20 @@ def test_all_comparisons_must_hold_and_a_stray_among_many_is_no_refutation() -> 
     assert about(stray, (0, inf)) == FAILS
     assert about({"a": good, "b": stray}, (0, inf)) == OPEN
     assert about({"a": good, "b": [-20.0, -20.1, -20.2]}, (0, inf)) == FAILS
-    shown = evidence.decide({"a": good, "b": stray}, (0, inf), 3)
+    shown = tables.decide({"a": good, "b": stray}, (0, inf), 3)
     assert shown.name == "b", "the comparison with the least room"
 
 
 def test_a_failure_that_means_nothing_is_no_verdict() -> None:
-    found = evidence.decide({"": [-10, -11, -12]}, (0, inf), 3, conclusive=False)
+    found = tables.decide({"": [-10, -11, -12]}, (0, inf), 3, conclusive=False)
     assert (found.verdict, found.few) == (OPEN, False)
 
 
 def test_no_comparison_and_no_interval_are_refused() -> None:
     with pytest.raises(ValueError, match="0 comparisons"):
-        evidence.decide({}, (0, inf), 3)
+        tables.decide({}, (0, inf), 3)
     with pytest.raises(ValueError, match="of 1 seeds"):
-        evidence.decide({"": [1.0]}, (0, inf), 1)
+        tables.decide({"": [1.0]}, (0, inf), 1)
 
 
 @given(st.lists(st.floats(-1, 1), min_size=3, max_size=6), st.floats(-1, 1), st.floats(0, 1))
@@ -366,10 +368,10 @@ def test_every_claim_reads_what_there_is(found: Claim) -> None:
     sides += [found.premise.get("a", {}), found.premise.get("b", {})]
     asked = [s["attack"] for s in sides if "attack" in s]
     names = {n for one in asked for n in (one if isinstance(one, list) else [one])}
-    known = {*recipes.ATTACKS, "random", "victim", "each"}
+    known = {*steal.ATTACKS, "random", "victim", "each"}
     assert {n.split(",")[0] for n in names} <= known
     for profile in STORED:
-        path = runs.ROOT / "figures" / profile / f"{found.stem}.csv"
+        path = artifacts.ROOT / "figures" / profile / f"{found.stem}.csv"
         if path.is_file():
             matching.require(pd.read_csv(path), found, path)
 
@@ -403,7 +405,7 @@ def test_every_claim_is_measured_somewhere_if_its_table_is(
 
 def test_a_verdict_has_seeds_and_an_interval_on_its_side(stored: dict[str, list[Verdict]]) -> None:
     for v in (v for found in stored.values() for v in found if v.finding.verdict in (HOLDS, FAILS)):
-        low, high = evidence.REGIONS[v.claim.test](v.claim.threshold)
+        low, high = tables.REGIONS[v.claim.test](v.claim.threshold)
         assert v.finding.n >= v.claim.seeds
         inside = low < v.finding.low <= v.finding.high < high
         assert inside == (v.finding.verdict == HOLDS), v.claim.id
@@ -411,14 +413,14 @@ def test_a_verdict_has_seeds_and_an_interval_on_its_side(stored: dict[str, list[
 
 @pytest.mark.parametrize("profile", STORED)
 def test_summaries_show_the_verdicts(profile: str) -> None:
-    text = (runs.ROOT / "figures" / profile / "summary.md").read_text()
+    text = (artifacts.ROOT / "figures" / profile / "summary.md").read_text()
     assert "\n\n".join(verdicts.markdown(profile)) in text
 
 
 @pytest.fixture
 def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a copy of the demo's stored tables that may be tampered with."""
-    for path in (runs.ROOT / "figures" / "demo").iterdir():
+    for path in (artifacts.ROOT / "figures" / "demo").iterdir():
         if path.suffix in (".csv", ".json"):
             (tmp_path / "demo").mkdir(exist_ok=True)
             shutil.copy(path, tmp_path / "demo")
@@ -530,7 +532,7 @@ def test_nothing_stored_is_told(
 
 
 def test_effects_are_told_in_their_unit() -> None:
-    found = evidence.Finding(HOLDS, 0.123, 0.1, 0.15, 3)
+    found = tables.Finding(HOLDS, 0.123, 0.1, 0.15, 3)
     shown = {
         "difference": "+12.3 points [10.0, 15.0]",
         "above": "12.3 % [10.0, 15.0]",
@@ -539,7 +541,7 @@ def test_effects_are_told_in_their_unit() -> None:
     for test, text in shown.items():
         assert Verdict(claim(test), "demo", found).effect == text
     assert Verdict(claim("above", metric="bits"), "demo", found).effect == "0.123 [0.1, 0.15]"
-    one = evidence.Finding(OPEN, 0.123, float("nan"), float("nan"), 1)
+    one = tables.Finding(OPEN, 0.123, float("nan"), float("nan"), 1)
     assert Verdict(claim(), "demo", one).effect == "+12.3 points"
-    assert Verdict(claim(), "demo", evidence.Finding(ABSENT)).effect == "-"
-    assert isnan(evidence.Finding(ABSENT).mean)
+    assert Verdict(claim(), "demo", tables.Finding(ABSENT)).effect == "-"
+    assert isnan(tables.Finding(ABSENT).mean)

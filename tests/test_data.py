@@ -12,7 +12,8 @@ from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from contsteal import data, synthetic
+from contsteal import data
+from contsteal.data import embedded
 
 SHAPE_SETS = ("shapes", "shapes:colour", "shapes:texture")
 units = st.floats(0, 1, width=32)
@@ -104,7 +105,7 @@ def test_digits_are_scikit_learns_and_the_split_is_disjoint_and_complete() -> No
     train, test = (data.load("digits", split, seed=2) for split in data.SPLITS)
     assert (len(train), len(test)) == (1438, 359)
     both = torch.cat([train.images, test.images])
-    assert len(rows(both)) == len(rows(synthetic._digits()[0]))
+    assert len(rows(both)) == len(rows(embedded._digits()[0]))
     assert not rows(train.images) & rows(test.images)
     raw = load_digits()
     counts = torch.cat([train.labels, test.labels]).bincount()
@@ -165,7 +166,7 @@ def test_image_size_resizes(name: str, size: int) -> None:
 
 @given(st.tuples(units, units, units))
 def test_rgb_is_that_of_colorsys(hsv: tuple[float, float, float]) -> None:
-    got = synthetic._rgb(*torch.tensor([hsv], dtype=torch.float32).unbind(1))[0]
+    got = embedded._rgb(*torch.tensor([hsv], dtype=torch.float32).unbind(1))[0]
     assert got.tolist() == pytest.approx(colorsys.hsv_to_rgb(*hsv), abs=2e-6)
 
 

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from tinysets import READABLE, cifar, gtsrb, make, md5, put, stl10, svhn, tar
 from torchvision import datasets
 
-from contsteal import datafiles, runs, torchsets
+from contsteal import files
+from contsteal.data import torchsets
+from contsteal.lab import artifacts
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def test_the_folder_is_that_of_the_variable_or_of_the_repository(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATA_DIR", "")
-    assert torchsets.data_dir() == runs.ROOT / "data"
+    assert torchsets.data_dir() == artifacts.ROOT / "data"
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("DATA_DIR", "~/sets")
     assert torchsets.data_dir() == tmp_path.resolve() / "sets"
@@ -72,7 +74,7 @@ def test_missing_data_says_where_how_large_and_what_to_do(name: str, home: Path)
     with pytest.raises(torchsets.MissingData) as caught:
         torchsets.read(name, "train")
     told = str(caught.value)
-    for part in (name, str(home), first.path, datafiles.show(first.size), first.md5, "DATA_DIR"):
+    for part in (name, str(home), first.path, torchsets.show(first.size), first.md5, "DATA_DIR"):
         assert part in told
     assert str(home / first.path) in told
     assert "`make data PROFILE=...`" in told
@@ -99,7 +101,7 @@ def test_unknown_names_and_splits_list_the_known(name: str, split: str, message:
     [(None, "size unknown"), (999, "999 bytes"), (5148, "5.1 kB"), (2640397119, "2.6 GB")],
 )
 def test_sizes_are_written_for_people(size: int | None, text: str) -> None:
-    assert datafiles.show(size) == text
+    assert torchsets.show(size) == text
 
 
 # ------------------------------------------------------------------------------- damaged data
@@ -177,8 +179,8 @@ def test_a_full_disk_leaves_nothing_half_unpacked(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(datafiles, "extract_archive", fails)
-        with pytest.raises(runs.StorageError, match=r"No space.*DATA_DIR"):
+        patch.setattr(torchsets, "extract_archive", fails)
+        with pytest.raises(files.StorageError, match=r"No space.*DATA_DIR"):
             torchsets.read("cifar10", "train")
     assert [p.name for p in home.iterdir() if p.is_dir()] == []
     assert len(torchsets.read("cifar10", "train")[0]) == 15
@@ -200,8 +202,8 @@ def test_an_archive_without_what_it_should_hold_is_refused(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gtsrb(home, monkeypatch, "archive")
-    (first, *rest) = datafiles.GTSRB
-    monkeypatch.setattr(datafiles, "GTSRB", ((*first[:4], 5), *rest))
+    (first, *rest) = torchsets.GTSRB
+    monkeypatch.setattr(torchsets, "GTSRB", ((*first[:4], 5), *rest))
     with pytest.raises(torchsets.CorruptData, match=r"ppm: 4 files, 5 were expected.*delete"):
         torchsets.read("gtsrb", "train")
 
@@ -233,13 +235,13 @@ def test_any_changed_byte_is_noticed(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DATA_DIR", str(home))
         (home / "file").write_bytes(content)
-        datafiles.verify(home / "file", md5(content))
+        torchsets.verify(home / "file", md5(content))
         at = data.draw(st.integers(0, len(content) - 1))
         other = content[at] ^ data.draw(st.integers(1, 255))
         (home / "file").write_bytes(content[:at] + bytes([other]) + content[at + 1 :])
         os.utime(home / "file", (1, 1))
-        with pytest.raises(datafiles.CorruptData, match=md5(content)):
-            datafiles.verify(home / "file", md5(content))
+        with pytest.raises(torchsets.CorruptData, match=md5(content)):
+            torchsets.verify(home / "file", md5(content))
 
 
 # ------------------------------------------------------------------ verified once, remembered
@@ -249,13 +251,13 @@ def test_any_changed_byte_is_noticed(
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are hashed from now on."""
     names: list[str] = []
-    real = datafiles.calculate_md5
+    real = torchsets.calculate_md5
 
     def counting(path: Path) -> str:
         names.append(Path(path).name)
         return real(path)
 
-    monkeypatch.setattr(datafiles, "calculate_md5", counting)
+    monkeypatch.setattr(torchsets, "calculate_md5", counting)
     return names
 
 
@@ -282,7 +284,7 @@ def test_damaged_notes_mean_hashing_again(
     notes: str, home: Path, monkeypatch: pytest.MonkeyPatch, hashed: list[str]
 ) -> None:
     svhn(home, monkeypatch, "train")
-    (home / datafiles.VERIFIED).write_text(notes)
+    (home / torchsets.VERIFIED).write_text(notes)
     torchsets.read("svhn", "train")
     torchsets.read("svhn", "train")
     assert hashed == ["train_32x32.mat"]
@@ -304,9 +306,9 @@ def test_a_folder_that_cannot_be_written_is_read_all_the_same(
     home: Path, monkeypatch: pytest.MonkeyPatch, hashed: list[str]
 ) -> None:
     def refuses(path: Path, value: object) -> None:
-        raise runs.StorageError(f"{path} cannot be written")
+        raise files.StorageError(f"{path} cannot be written")
 
-    monkeypatch.setattr(runs, "write_json", refuses)
+    monkeypatch.setattr(files, "write_json", refuses)
     svhn(home, monkeypatch, "test")
     for _ in range(2):
         assert len(torchsets.read("svhn", "test")[0]) == 4

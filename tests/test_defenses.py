@@ -7,18 +7,16 @@ import pytest
 import torch
 
 from contsteal import defenses
-from contsteal.defenses import (
-    B4B,
+from contsteal.defenses.b4b import B4B, UserTransform
+from contsteal.defenses.detectors import Prada, SimilarQueries
+from contsteal.defenses.perturbation import (
     GaussianNoise,
     Normalise,
-    Prada,
     PredictionPoisoning,
-    ProofOfWork,
     Rounding,
-    SimilarQueries,
     TopK,
-    UserTransform,
 )
+from contsteal.defenses.proof_of_work import ProofOfWork
 
 ANSWERS = torch.randn(50, 12, generator=torch.Generator().manual_seed(0)) * 3
 ALL = [Normalise(), GaussianNoise(0.5), Rounding(1), TopK(3)]

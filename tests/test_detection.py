@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import shapiro
 from torch import Tensor, nn
 
-from contsteal.detection import Refused, SimilarQueries
-from contsteal.prada import Prada
+from contsteal.defenses.detectors import Prada, Refused, SimilarQueries
 from contsteal.seeds import generator
 from contsteal.victim import BlackBox
 

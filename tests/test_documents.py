@@ -13,9 +13,10 @@ import nbformat
 import pytest
 import yaml
 
-from contsteal import plan, runs
+from contsteal.lab import artifacts
+from contsteal.paper import plan
 
-ROOT = runs.ROOT
+ROOT = artifacts.ROOT
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", *(f"notebooks/{s}.ipynb" for s in plan.notebooks()))
 ADDED = """
 import pandas as pd

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from contsteal import encoders
+from contsteal import checkpoints, encoders
 
 
 def noise(n: int = 5, size: int = 32, seed: int = 0) -> Tensor:
@@ -257,7 +257,9 @@ def test_inputs_replace_normalisation_and_stem(tmp_path: Path) -> None:
     assert torch.equal(encoders.embed(again, noise()), encoders.embed(net, noise()))
     assert "inputs" not in plain.spec
     assert encoders.load(tmp_path / "net.safetensors", net) is net
-    with pytest.raises(encoders.CheckpointError, match=r"padding.*with other inputs are another"):
+    with pytest.raises(
+        checkpoints.CheckpointError, match=r"padding.*with other inputs are another"
+    ):
         encoders.load(tmp_path / "net.safetensors", plain)
 
 
@@ -491,13 +493,15 @@ def test_truncated_file(saved: tuple[Path, encoders.Encoder, str], share: float)
     path, _, _ = saved
     raw = path.read_bytes()
     path.write_bytes(raw[: int(share * len(raw))])
-    with pytest.raises(encoders.CheckpointError, match=r"victim.* cannot be read .*fetch it again"):
+    with pytest.raises(
+        checkpoints.CheckpointError, match=r"victim.* cannot be read .*fetch it again"
+    ):
         encoders.load(path)
 
 
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(
-        encoders.CheckpointError, match=r"nowhere.* cannot be read .*fetch it again"
+        checkpoints.CheckpointError, match=r"nowhere.* cannot be read .*fetch it again"
     ):
         encoders.load(tmp_path / "nowhere.safetensors")
 
@@ -510,7 +514,7 @@ def test_flipped_byte_among_the_weights(
     raw = bytearray(path.read_bytes())
     raw[int(place * len(raw))] ^= 1
     path.write_bytes(raw)
-    with pytest.raises(encoders.CheckpointError, match=r"victim.* sha256 .* altered"):
+    with pytest.raises(checkpoints.CheckpointError, match=r"victim.* sha256 .* altered"):
         encoders.load(path)
 
 
@@ -529,7 +533,7 @@ def test_flipped_byte_in_the_header(saved: tuple[Path, encoders.Encoder, str]) -
         try:
             encoders.load(path)
             survived.append((place, "loaded"))
-        except encoders.CheckpointError:
+        except checkpoints.CheckpointError:
             pass
         except Exception as error:
             survived.append((place, repr(error)))
@@ -539,7 +543,7 @@ def test_flipped_byte_in_the_header(saved: tuple[Path, encoders.Encoder, str]) -
 def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "foreign.safetensors"
     save_file({"weight": torch.zeros(3)}, path)
-    with pytest.raises(encoders.CheckpointError, match=r"foreign"):
+    with pytest.raises(checkpoints.CheckpointError, match=r"foreign"):
         encoders.load(path)
 
 
@@ -557,7 +561,7 @@ def test_another_architecture_lists_the_keys(
     path, _, _ = saved
     into = encoders.build(**{"name": "test_resnet", "out_dim": 10} | options)
     kept = {k: v.clone() for k, v in into.state_dict().items()}
-    with pytest.raises(encoders.CheckpointError, match=message) as caught:
+    with pytest.raises(checkpoints.CheckpointError, match=message) as caught:
         encoders.load(path, into)
     assert str(path) in str(caught.value)
     assert "test_resnet" in str(caught.value)
@@ -566,7 +570,7 @@ def test_another_architecture_lists_the_keys(
 
 def test_missing_keys_are_listed(tmp_path: Path, tiny: encoders.Encoder) -> None:
     encoders.save(tiny, tmp_path / "net.safetensors")
-    with pytest.raises(encoders.CheckpointError, match=r"2 missing: projection.bias"):
+    with pytest.raises(checkpoints.CheckpointError, match=r"2 missing: projection.bias"):
         encoders.load(tmp_path / "net.safetensors", encoders.build("test_resnet", out_dim=10))
 
 

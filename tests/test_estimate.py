@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from contsteal import estimate, pretrain, settings
+from contsteal import methods, pretrain
+from contsteal.lab import estimate, profiles
 
 TINY = pretrain.Config(
     encoder="test_resnet", epochs=3, batch=32, hidden=32, projection=16, queue=64
@@ -17,7 +18,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "SECONDS", 0.02)
 
 
-@pytest.mark.parametrize("method", pretrain.METHODS)
+@pytest.mark.parametrize("method", methods.METHODS)
 def test_views_are_epochs_times_whole_batches_times_views(method: str) -> None:
     found = estimate.training(replace(TINY, method=method), images=100)
     assert found.views == 3 * 96 * (1 if method == "supervised" else 2)
@@ -58,21 +59,21 @@ def test_a_profile_is_estimated_method_by_method_and_says_so(capsys) -> None:
 
 
 def test_another_method_brings_its_own_settings() -> None:
-    common = settings.profile("smoke")["common"]
-    assert settings.config(common).method == "simclr"
-    byol = settings.config(common, method="byol")
+    common = profiles.profile("smoke")["common"]
+    assert profiles.config(common).method == "simclr"
+    byol = profiles.config(common, method="byol")
     assert (byol.method, byol.hidden) == ("byol", common["methods"]["byol"]["hidden"])
     assert byol.epochs == common["victim"]["epochs"]
-    assert settings.config(common, "supervised").method == "supervised"
+    assert profiles.config(common, "supervised").method == "supervised"
 
 
 def test_the_victims_own_method_has_settings_and_knobs_are_not_inherited() -> None:
     common = {"image_size": 32, "victim": {"method": "byol", "temperature": 0.1, "epochs": 3},
               "methods": {"byol": {"hidden": 7}, "moco": {"queue": 9}}}  # fmt: skip
-    assert settings.config(common).hidden == 7
-    moco = settings.config(common, method="moco")
+    assert profiles.config(common).hidden == 7
+    moco = profiles.config(common, method="moco")
     assert (moco.temperature, moco.queue, moco.epochs) == (None, 9, 3)
-    assert settings.config(common, method="byol").temperature == 0.1
+    assert profiles.config(common, method="byol").temperature == 0.1
 
 
 def test_ready_encoders_take_no_time() -> None:

@@ -7,19 +7,21 @@ import pandas as pd
 import pytest
 import torch
 
-from contsteal import ask, defenses, evaluate, loop, provider, report, runs, settings, steal, tables
-from contsteal.experiment import Lab
+from contsteal import defenses, evaluate, files, loop, steal
+from contsteal.lab import artifacts, profiles, provider, sweeps, tables
+from contsteal.lab.experiment import Lab
+from contsteal.paper import report
 
 
-def artifacts(kind: str) -> list[Path]:
-    return sorted((runs.runs_dir() / "artifacts").glob(f"{kind}-*"))
+def folders_of(kind: str) -> list[Path]:
+    return sorted((artifacts.runs_dir() / "artifacts").glob(f"{kind}-*"))
 
 
 def test_the_victim_is_trained_once_and_read_back_the_same(lab: Lab) -> None:
     first = lab.victim
     again = Lab("smoke").victim
     assert again.sha256 == first.sha256
-    assert len(artifacts("victim")) == 1
+    assert len(folders_of("victim")) == 1
     assert list(first.history["epoch"]) == [1, 2]
 
 
@@ -46,47 +48,47 @@ def test_queries_are_nested_prefixes_and_disjoint_from_all_other_images(lab: Lab
 def test_a_sweep_costs_the_victim_one_forward_per_distinct_input(lab: Lab) -> None:
     fresh = Lab("smoke")
     before = fresh.answers.forwards
-    tables.sweep(fresh, ["embedding", "info-nce"], [16, 32], [0], ["shapes"])
+    sweeps.sweep(fresh, ["embedding", "info-nce"], [16, 32], [0], ["shapes"])
     assert fresh.answers.forwards - before == 32
 
 
 def test_rows_carry_both_budgets(lab: Lab) -> None:
-    anew = tables.sweep(lab, ["cont-steal"], [16], [0], ["shapes"], answers=0)
-    once = tables.sweep(lab, ["cont-steal"], [16], [0], ["shapes"])
+    anew = sweeps.sweep(lab, ["cont-steal"], [16], [0], ["shapes"], answers=0)
+    once = sweeps.sweep(lab, ["cont-steal"], [16], [0], ["shapes"])
     assert anew[["unique_inputs", "calls"]].to_numpy().tolist() == [[32, 32]]  # two epochs
     assert once[["unique_inputs", "calls"]].to_numpy().tolist() == [[16, 16]]
 
 
 def test_equal_attacks_under_other_words_are_one_artifact(lab: Lab) -> None:
     lab.steal("embedding", 16)
-    before = len(artifacts("attack"))
+    before = len(folders_of("attack"))
     lab.steal("embedding", 16, views="clean")
-    assert len(artifacts("attack")) == before
+    assert len(folders_of("attack")) == before
     lab.steal("embedding", 16, views="surrogate")
-    assert len(artifacts("attack")) == before + 1
+    assert len(folders_of("attack")) == before + 1
 
 
 def test_workers_give_the_numbers_of_a_single_process(lab: Lab) -> None:
-    alone = tables.sweep(lab, ["embedding", "label"], [16], [0], ["shapes"])
-    for folder in [*artifacts("attack"), *artifacts("score")]:
-        runs.shutil.rmtree(folder)
-    crowd, victims = Lab("smoke"), len(artifacts("victim"))
+    alone = sweeps.sweep(lab, ["embedding", "label"], [16], [0], ["shapes"])
+    for folder in [*folders_of("attack"), *folders_of("score")]:
+        files.shutil.rmtree(folder)
+    crowd, victims = Lab("smoke"), len(folders_of("victim"))
     crowd.settings["workers"] = 2
     torch.set_num_threads(
         2
     )  # workers have one thread: that must not make them train their own victim
-    found = tables.sweep(crowd, ["embedding", "label"], [16], [0], ["shapes"])
-    varying = list(tables.VARYING)
+    found = sweeps.sweep(crowd, ["embedding", "label"], [16], [0], ["shapes"])
+    varying = list(sweeps.VARYING)
     pd.testing.assert_frame_equal(found.drop(columns=varying), alone.drop(columns=varying))
     torch.set_num_threads(1)
-    assert len(artifacts("victim")) == victims
+    assert len(folders_of("victim")) == victims
 
 
 def test_an_interrupted_victim_continues_and_ends_the_same(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = lab.train("victim", epochs=3, seed=5)
-    runs.shutil.rmtree(max(artifacts("victim"), key=lambda f: f.stat().st_mtime))
+    files.shutil.rmtree(max(folders_of("victim"), key=lambda f: f.stat().st_mtime))
     real, seen = loop._epoch, []
 
     def dying(*arguments: object) -> float:
@@ -108,7 +110,7 @@ def test_an_interrupted_victim_continues_and_ends_the_same(
 
 def test_an_altered_artifact_is_moved_aside_and_made_again(lab: Lab) -> None:
     before = lab.steal("embedding", 32)
-    folder = max(artifacts("attack"), key=lambda f: f.stat().st_mtime)
+    folder = max(folders_of("attack"), key=lambda f: f.stat().st_mtime)
     blob = bytearray((folder / "encoder.safetensors").read_bytes())
     blob[-1] ^= 1
     (folder / "encoder.safetensors").write_bytes(blob)
@@ -152,33 +154,33 @@ def test_other_settings_are_checked(lab: Lab, changes: dict, message: str) -> No
 
 
 def test_rows_say_what_they_cost(lab: Lab) -> None:
-    rows = tables.sweep(lab, ["info-nce"], [24], [0], ["shapes", "shapes:texture"], answers=2)
-    assert set(rows["usd"]) == {48 * tables.PRICE / 1000}
+    rows = sweeps.sweep(lab, ["info-nce"], [24], [0], ["shapes", "shapes:texture"], answers=2)
+    assert set(rows["usd"]) == {48 * sweeps.PRICE / 1000}
     assert (rows["seconds"] > 0).all()
     assert set(rows["forwards"]) <= set(range(25)), "at most one forward per distinct input"
     dear = Lab("smoke")
     dear.settings["price"] = 5.0
-    again = tables.sweep(dear, ["info-nce"], [24], [0], ["shapes"], answers=2)
+    again = sweeps.sweep(dear, ["info-nce"], [24], [0], ["shapes"], answers=2)
     assert set(again["usd"]) == {48 * 5.0 / 1000}
 
 
 def test_costs_are_means_over_runs_and_not_over_tasks(lab: Lab, tmp_path: Path) -> None:
-    rows = tables.sweep(lab, ["embedding"], [16, 32], [0], ["shapes", "shapes:texture"])
-    frame = tables.references(lab, ["shapes"], [0])
+    rows = sweeps.sweep(lab, ["embedding"], [16, 32], [0], ["shapes", "shapes:texture"])
+    frame = sweeps.references(lab, ["shapes"], [0])
     found = report.costs("00_costs", pd.concat([rows, frame]), lab.stamp([0]))
     assert list(found.index) == ["embedding"]
     assert found.loc["embedding", "unique_inputs"] == 24
-    assert found.loc["embedding", "usd"] == round(24 * tables.PRICE / 1000, 2)
-    stored = runs.read_json(runs.publish_dir() / "smoke" / "00_costs.json")
+    assert found.loc["embedding", "usd"] == round(24 * sweeps.PRICE / 1000, 2)
+    stored = files.read_json(artifacts.publish_dir() / "smoke" / "00_costs.json")
     assert stored["rows"]["embedding"]["calls"] == 24
 
 
 def test_what_varies_is_not_stored(lab: Lab) -> None:
-    rows = tables.sweep(lab, ["embedding"], [16], [0], ["shapes"])
-    table = pd.concat([rows, tables.references(lab, ["shapes"], [0])])
+    rows = sweeps.sweep(lab, ["embedding"], [16], [0], ["shapes"])
+    table = pd.concat([rows, sweeps.references(lab, ["shapes"], [0])])
     report.publish("02_conventional", table, lab.stamp([0]))
-    stored = pd.read_csv(runs.publish_dir() / "smoke" / "02_conventional.csv")
-    assert not set(tables.VARYING) & set(stored)
+    stored = pd.read_csv(artifacts.publish_dir() / "smoke" / "02_conventional.csv")
+    assert not set(sweeps.VARYING) & set(stored)
     assert "usd" in stored
 
 
@@ -200,7 +202,7 @@ def test_defended_rows_name_defence_attack_and_honest_accuracy(lab: Lab) -> None
 
 
 def test_references_frame_a_table(lab: Lab) -> None:
-    frame = tables.references(lab, ["shapes"], [0, 1])
+    frame = sweeps.references(lab, ["shapes"], [0, 1])
     assert list(frame["attack"]) == ["random", "random", "victim"]
     assert frame["agreement"].iloc[-1] == 1.0
     assert frame["cka"].iloc[-1] == pytest.approx(1.0)
@@ -235,14 +237,14 @@ def test_unknown_profile_lists_the_known() -> None:
         ValueError,
         match=r"unknown profile 'huge': choose one of demo, imagenet, paper, smoke, study, synthetic",
     ):
-        settings.profile("huge")
+        profiles.profile("huge")
 
 
 def test_views_of_a_small_budget_are_those_of_a_large_one(lab: Lab) -> None:
     config = steal.Config(attack="cont-steal", seed=3)
     images = lab.queries(128, seed=3).repeat(2, 1, 1, 1)
-    whole = ask.view(config, images, 1)
-    assert torch.equal(ask.view(config, images[:40], 1), whole[:40])
+    whole = steal.view(config, images, 1)
+    assert torch.equal(steal.view(config, images[:40], 1), whole[:40])
     assert not torch.equal(whole[:128], whole[128:])  # equal images, other places, other views
 
 
@@ -256,11 +258,11 @@ def test_asking_clean_images_anew_changes_the_bill_and_nothing_else(lab: Lab) ->
 def test_a_sweep_says_in_a_line_per_kind_what_was_computed_and_why() -> None:
     many = [f"computing attack: seed: {k} -> {k + 1}, images: 3c -> {k}f" for k in range(40)]
     told = ["computing attack: never computed", *many, "computing score: its code changed"]
-    assert tables.reasons([*told, "computing independent", "computing independent"]) == [
+    assert sweeps.reasons([*told, "computing independent", "computing independent"]) == [
         "computing attack: never computed (1), new settings (40)",
         "computing score: its code changed (1)",
         "computing independent (2)",
     ]
     changed = "computing attack: lr: 0.003 -> 0.002"
-    assert tables.reasons([changed, changed]) == [f"{changed} (2)"]
-    assert tables.reasons([]) == []
+    assert sweeps.reasons([changed, changed]) == [f"{changed} (2)"]
+    assert sweeps.reasons([]) == []

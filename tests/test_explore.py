@@ -8,7 +8,8 @@ import matplotlib.pyplot as plt
 import nbformat
 import pytest
 
-from contsteal import explore, plan, runs, style
+from contsteal.lab import artifacts
+from contsteal.paper import explore, plan, style
 
 
 def titles(attack: str, images: float, defence: str) -> list[str]:
@@ -95,4 +96,4 @@ def test_the_exercises_can_be_solved_as_shown(
     noise = [float(re.search(r"[\d.]+", n)[0]) for n in (single, mean)]
     assert noise[0] / noise[1] == pytest.approx(15**0.5, rel=0.1), "it falls with the root"
     assert (int(inputs), int(calls)) == (32, 16 * 32)
-    assert runs.publish_dir() == tmp_path / "interactive", "stored figures are not touched"
+    assert artifacts.publish_dir() == tmp_path / "interactive", "stored figures are not touched"

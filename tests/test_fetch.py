@@ -14,7 +14,9 @@ import pytest
 from tinysets import cifar, fashion_mnist, gtsrb, md5, put, svhn
 from torchvision import datasets
 
-from contsteal import datafiles, fetch, runs, torchsets
+from contsteal import files
+from contsteal.data import torchsets
+from contsteal.lab import artifacts
 
 
 @dataclass
@@ -96,13 +98,13 @@ def content(home: Path, server: Server, tmp_path: Path, monkeypatch: pytest.Monk
     split_list = {"train": datasets.SVHN.split_list["train"]}
     monkeypatch.setattr(datasets.SVHN, "split_list", split_list)
     server.files[TRAIN] = (source / TRAIN).read_bytes()
-    monkeypatch.setitem(datafiles.SIZES, TRAIN, len(server.files[TRAIN]))
-    monkeypatch.setitem(fetch.MIRRORS, TRAIN, (server.url(TRAIN),))
+    monkeypatch.setitem(torchsets.SIZES, TRAIN, len(server.files[TRAIN]))
+    monkeypatch.setitem(torchsets.MIRRORS, TRAIN, (server.url(TRAIN),))
     return server.files[TRAIN]
 
 
 def mirrors(monkeypatch: pytest.MonkeyPatch, *urls: str) -> None:
-    monkeypatch.setitem(fetch.MIRRORS, TRAIN, urls)
+    monkeypatch.setitem(torchsets.MIRRORS, TRAIN, urls)
 
 
 def nobody() -> str:
@@ -120,8 +122,8 @@ def hand_over(home: Path, source: Path, server: Server, patch: pytest.MonkeyPatc
     for path in [p for p in source.rglob("*") if p.is_file()]:
         name = path.relative_to(source).as_posix()
         server.files[name] = path.read_bytes()
-        patch.setitem(datafiles.SIZES, path.name, len(server.files[name]))
-        patch.setitem(fetch.MIRRORS, name, (server.url(name),))
+        patch.setitem(torchsets.SIZES, path.name, len(server.files[name]))
+        patch.setitem(torchsets.MIRRORS, name, (server.url(name),))
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion_mnist", "gtsrb"])
@@ -142,24 +144,24 @@ def test_a_data_set_is_fetched_unpacked_and_then_read(
         source.mkdir()
         cifar(name, source, monkeypatch, "archive")
     hand_over(home, source, server, monkeypatch)
-    assert fetch.main([name]) == 0
+    assert torchsets.main([name]) == 0
     told = capsys.readouterr().out
     for file in torchsets.expected(name):
-        assert f"  {file.path}: {datafiles.show(file.size)}\n" in told
+        assert f"  {file.path}: {torchsets.show(file.size)}\n" in told
     assert told.index("are free") < told.index(f"{name}: complete in {home}")
     assert sorted(path for path, _ in server.asked) == sorted(server.files)
-    before = {p: p.stat().st_mtime_ns for p in home.rglob("*") if p.name != datafiles.VERIFIED}
+    before = {p: p.stat().st_mtime_ns for p in home.rglob("*") if p.name != torchsets.VERIFIED}
     for split in torchsets.SPLITS[name]:
         assert len(torchsets.read(name, split)[0])
-    after = {p: p.stat().st_mtime_ns for p in home.rglob("*") if p.name != datafiles.VERIFIED}
+    after = {p: p.stat().st_mtime_ns for p in home.rglob("*") if p.name != torchsets.VERIFIED}
     assert before == after  # reading writes nothing
 
 
 def test_what_is_complete_is_not_fetched_again(
     content: bytes, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert fetch.main(["svhn"]) == 0
-    assert fetch.main(["svhn", "svhn"]) == 0
+    assert torchsets.main(["svhn"]) == 0
+    assert torchsets.main(["svhn", "svhn"]) == 0
     assert server.asked == [(TRAIN, None)]
     assert capsys.readouterr().out.count("to fetch into") == 1
 
@@ -167,8 +169,8 @@ def test_what_is_complete_is_not_fetched_again(
 def test_what_was_fetched_is_not_hashed_again(
     content: bytes, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(datafiles, "calculate_md5", lambda _: pytest.fail("hashed again"))
-    fetch.fetch(["svhn"])
+    monkeypatch.setattr(torchsets, "calculate_md5", lambda _: pytest.fail("hashed again"))
+    torchsets.fetch(["svhn"])
     assert len(torchsets.read("svhn", "train")[0]) == 4
 
 
@@ -190,9 +192,9 @@ def test_progress_counts_every_byte(
         def update(self, n: int) -> None:
             bars[-1][1].append(n)
 
-    monkeypatch.setattr(fetch, "tqdm", Bar)
+    monkeypatch.setattr(torchsets, "tqdm", Bar)
     put(home / f"{TRAIN}.part", content[:100])
-    fetch.fetch(["svhn"])
+    torchsets.fetch(["svhn"])
     ((options, steps),) = bars
     assert (options["total"], options["initial"], options["unit"]) == (len(content), 100, "B")
     assert options["desc"] == TRAIN
@@ -206,7 +208,7 @@ def test_a_partial_download_is_continued_where_it_ends(
     content: bytes, home: Path, server: Server
 ) -> None:
     put(home / f"{TRAIN}.part", content[:1000])
-    fetch.fetch(["svhn"])
+    torchsets.fetch(["svhn"])
     assert server.asked == [(TRAIN, "bytes=1000-")]
     assert server.sent == len(content) - 1000
     assert (home / TRAIN).read_bytes() == content
@@ -215,7 +217,7 @@ def test_a_partial_download_is_continued_where_it_ends(
 
 def test_a_whole_partial_file_needs_no_server(content: bytes, home: Path, server: Server) -> None:
     put(home / f"{TRAIN}.part", content)
-    fetch.fetch(["svhn"])
+    torchsets.fetch(["svhn"])
     assert server.asked == []
     assert (home / TRAIN).read_bytes() == content
 
@@ -226,7 +228,7 @@ def test_a_server_that_cannot_continue_starts_over(
 ) -> None:
     server.ranges = False
     put(home / f"{TRAIN}.part", partial)
-    fetch.fetch(["svhn"])
+    torchsets.fetch(["svhn"])
     assert len(server.asked) == 1
     assert (home / TRAIN).read_bytes() == content
 
@@ -235,7 +237,7 @@ def test_a_server_that_breaks_off_is_asked_for_the_rest(
     content: bytes, home: Path, server: Server
 ) -> None:
     server.breaks_after = 3000
-    fetch.fetch(["svhn"])
+    torchsets.fetch(["svhn"])
     starts = range(3000, len(content), 3000)
     assert server.asked == [(TRAIN, None)] + [(TRAIN, f"bytes={n}-") for n in starts]
     assert (home / TRAIN).read_bytes() == content
@@ -255,7 +257,7 @@ def test_a_server_that_gives_nothing_more_is_left_for_the_next(
     other.files = {"copy": content}
     mirrors(monkeypatch, server.url(TRAIN), other.url("copy"))
     put(home / f"{TRAIN}.part", content[:700])
-    fetch.fetch(["svhn"])
+    torchsets.fetch(["svhn"])
     assert len(server.asked) == 1
     assert other.asked == [("copy", "bytes=700-")]
     assert (home / TRAIN).read_bytes() == content
@@ -265,14 +267,14 @@ def test_what_was_continued_wrongly_is_fetched_from_its_first_byte(
     content: bytes, home: Path, server: Server
 ) -> None:
     put(home / f"{TRAIN}.part", bytes(500))
-    fetch.fetch(["svhn"])
+    torchsets.fetch(["svhn"])
     assert server.asked == [(TRAIN, "bytes=500-"), (TRAIN, None)]
     assert (home / TRAIN).read_bytes() == content
 
 
 def test_too_much_is_thrown_away(content: bytes, home: Path, server: Server) -> None:
     put(home / f"{TRAIN}.part", content + b"more")
-    fetch.fetch(["svhn"])
+    torchsets.fetch(["svhn"])
     assert server.asked == [(TRAIN, None)]
     assert (home / TRAIN).read_bytes() == content
 
@@ -287,8 +289,8 @@ def test_an_answer_that_starts_elsewhere_is_refused(
 
     monkeypatch.setattr(BaseHTTPRequestHandler, "send_header", lies)
     put(home / f"{TRAIN}.part", content[:50])
-    with pytest.raises(fetch.FetchError, match=r"asked for bytes 50-, got bytes 0-9/10"):
-        fetch.fetch(["svhn"])
+    with pytest.raises(torchsets.FetchError, match=r"asked for bytes 50-, got bytes 0-9/10"):
+        torchsets.fetch(["svhn"])
     assert (home / f"{TRAIN}.part").read_bytes() == content[:50]
 
 
@@ -299,15 +301,15 @@ def test_a_stop_by_hand_keeps_what_has_arrived(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def stopped(url: str, part: Path, have: int, file: datafiles.File) -> None:
+    def stopped(url: str, part: Path, have: int, file: torchsets.File) -> None:
         part.write_bytes(content[:80])
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(fetch, "_receive", stopped)
-        assert fetch.main(["svhn"]) == 130
+        patch.setattr(torchsets, "_receive", stopped)
+        assert torchsets.main(["svhn"]) == 130
     assert "kept and continued" in capsys.readouterr().err
-    assert fetch.main(["svhn"]) == 0
+    assert torchsets.main(["svhn"]) == 0
     assert server.asked == [(TRAIN, "bytes=80-")]
 
 
@@ -327,7 +329,7 @@ def test_servers_are_tried_in_order_until_the_checksum_is_right(
         monkeypatch,
         nobody(), *(other.url(name) for name in names), server.url(TRAIN), other.url("unasked"),
     )  # fmt: skip
-    fetch.fetch(["svhn"])
+    torchsets.fetch(["svhn"])
     assert other.asked == [(name, None) for name in names]
     assert (home / TRAIN).read_bytes() == content
 
@@ -339,8 +341,8 @@ def test_every_failure_is_told_with_its_address(
     other.files = {"changed": wrong, "page": b"<html>"}
     urls = [nobody(), *(other.url(name) for name in ("gone", "page", "changed"))]
     mirrors(monkeypatch, *urls)
-    with pytest.raises(fetch.FetchError) as caught:
-        fetch.fetch(["svhn"])
+    with pytest.raises(torchsets.FetchError) as caught:
+        torchsets.fetch(["svhn"])
     lines = [line.strip() for line in str(caught.value).splitlines()]
     assert "refused" in next(line for line in lines if line.startswith(urls[0]))
     assert f"{urls[1]}: HTTP Error 404: Not Found" in lines
@@ -357,7 +359,7 @@ def test_without_a_network_the_message_says_all_that_is_needed(
 ) -> None:
     mirrors(monkeypatch, first := nobody(), second := nobody())
     put(home / f"{TRAIN}.part", content[:1500])
-    assert fetch.main(["svhn"]) == 1
+    assert torchsets.main(["svhn"]) == 1
     told = capsys.readouterr().err
     for part in (first, second, f"by hand at {home / TRAIN} (md5 {md5(content)})", "DATA_DIR",
                  "`demo` needs no data set", "1.5 kB are kept"):  # fmt: skip
@@ -367,9 +369,11 @@ def test_without_a_network_the_message_says_all_that_is_needed(
 def test_one_set_that_fails_does_not_stop_the_others(
     content: bytes, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(fetch.MIRRORS, "cifar-10-python.tar.gz", (nobody(),))
-    with pytest.raises(fetch.FetchError, match=r"cifar-10-python\.tar\.gz \(170.5 MB\) could not"):
-        fetch.fetch(["cifar10", "svhn"])
+    monkeypatch.setitem(torchsets.MIRRORS, "cifar-10-python.tar.gz", (nobody(),))
+    with pytest.raises(
+        torchsets.FetchError, match=r"cifar-10-python\.tar\.gz \(170.5 MB\) could not"
+    ):
+        torchsets.fetch(["cifar10", "svhn"])
     assert (home / TRAIN).read_bytes() == content
 
 
@@ -377,19 +381,19 @@ def test_one_set_that_fails_does_not_stop_the_others(
 def test_every_published_file_has_servers_and_a_size(name: str) -> None:
     for file in torchsets.expected(name):
         assert file.size > 0
-        urls = fetch.MIRRORS[file.path]
+        urls = torchsets.MIRRORS[file.path]
         assert len(set(urls)) == len(urls)
         assert all(Path(file.path).name in url.split("/")[-1] for url in urls)
         assert all(url.startswith(("https://", "http://")) for url in urls)
 
 
 def test_the_official_servers_are_among_them_and_cifars_are_last() -> None:
-    assert fetch.MIRRORS["cifar-10-python.tar.gz"][-1] == datasets.CIFAR10.url
-    assert len(fetch.MIRRORS["cifar-10-python.tar.gz"]) > 1
-    assert fetch.MIRRORS["cifar-100-python.tar.gz"][-1] == datasets.CIFAR100.url
-    assert fetch.MIRRORS["stl10_binary.tar.gz"][0] == datasets.STL10.url
+    assert torchsets.MIRRORS["cifar-10-python.tar.gz"][-1] == datasets.CIFAR10.url
+    assert len(torchsets.MIRRORS["cifar-10-python.tar.gz"]) > 1
+    assert torchsets.MIRRORS["cifar-100-python.tar.gz"][-1] == datasets.CIFAR100.url
+    assert torchsets.MIRRORS["stl10_binary.tar.gz"][0] == datasets.STL10.url
     for url, name, _ in datasets.SVHN.split_list.values():
-        assert fetch.MIRRORS[name][0] == url
+        assert torchsets.MIRRORS[name][0] == url
 
 
 # ------------------------------------------------------------------------ disk and bad requests
@@ -398,25 +402,25 @@ def test_the_official_servers_are_among_them_and_cifars_are_last() -> None:
 def test_too_little_space_is_told_before_anything_is_asked_for(
     content: bytes, home: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = fetch.shutil.disk_usage(home.parent)
+    usage = torchsets.shutil.disk_usage(home.parent)
     free = len(content) - 101
-    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: usage._replace(free=free))
-    need = datafiles.show(len(content) - 100)
+    monkeypatch.setattr(torchsets.shutil, "disk_usage", lambda _: usage._replace(free=free))
+    need = torchsets.show(len(content) - 100)
     put(home / f"{TRAIN}.part", content[:100])
-    with pytest.raises(runs.StorageError, match=rf"{need} are needed.*free space.*DATA_DIR"):
-        fetch.fetch(["svhn"])
+    with pytest.raises(files.StorageError, match=rf"{need} are needed.*free space.*DATA_DIR"):
+        torchsets.fetch(["svhn"])
     assert server.asked == []
     put(home / f"{TRAIN}.part", content[:101])  # one byte fewer to fetch: now it fits
-    fetch.fetch(["svhn"])
+    torchsets.fetch(["svhn"])
 
 
 def test_an_archive_needs_space_for_what_is_in_it(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = fetch.shutil.disk_usage(home.parent)
-    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: usage._replace(free=300_000_000))
-    with pytest.raises(runs.StorageError, match=r"300.0 MB free, 511.5 MB are needed"):
-        fetch.fetch(["cifar10"])
+    usage = torchsets.shutil.disk_usage(home.parent)
+    monkeypatch.setattr(torchsets.shutil, "disk_usage", lambda _: usage._replace(free=300_000_000))
+    with pytest.raises(files.StorageError, match=r"300.0 MB free, 511.5 MB are needed"):
+        torchsets.fetch(["cifar10"])
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
@@ -426,15 +430,15 @@ def test_a_disk_that_refuses_is_no_failure_of_servers(
     def refuses(*_: object) -> None:
         raise OSError(code, "refused")
 
-    monkeypatch.setattr(fetch, "_receive", refuses)
-    with pytest.raises(runs.StorageError, match=rf"{TRAIN}\.part cannot be written.*DATA_DIR"):
-        fetch.fetch(["svhn"])
+    monkeypatch.setattr(torchsets, "_receive", refuses)
+    with pytest.raises(files.StorageError, match=rf"{TRAIN}\.part cannot be written.*DATA_DIR"):
+        torchsets.fetch(["svhn"])
 
 
 def test_a_folder_that_cannot_be_made_is_named(home: Path) -> None:
     home.write_text("a file where the folder should be")
-    with pytest.raises(runs.StorageError, match=rf"{home} cannot be made.*DATA_DIR"):
-        fetch.fetch(["svhn"])
+    with pytest.raises(files.StorageError, match=rf"{home} cannot be made.*DATA_DIR"):
+        torchsets.fetch(["svhn"])
 
 
 def test_a_damaged_file_placed_by_hand_is_left_for_its_owner_to_delete(
@@ -442,9 +446,9 @@ def test_a_damaged_file_placed_by_hand_is_left_for_its_owner_to_delete(
 ) -> None:
     put(home / TRAIN, content[:-9])
     with pytest.raises(
-        fetch.FetchError, match=rf"md5 {md5(content[:-9])}, expected {md5(content)}"
+        torchsets.FetchError, match=rf"md5 {md5(content[:-9])}, expected {md5(content)}"
     ):
-        fetch.fetch(["svhn"])
+        torchsets.fetch(["svhn"])
     assert server.asked == []
     assert (home / TRAIN).read_bytes() == content[:-9]
 
@@ -452,7 +456,7 @@ def test_a_damaged_file_placed_by_hand_is_left_for_its_owner_to_delete(
 def test_imagenet_is_never_asked_for(
     content: bytes, home: Path, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert fetch.main(["imagenet100", "svhn"]) == 1
+    assert torchsets.main(["imagenet100", "svhn"]) == 1
     shown = capsys.readouterr()
     assert "register at image-net.org" in shown.err
     assert "imagenet/train has 0 of 100" in shown.err
@@ -460,21 +464,21 @@ def test_imagenet_is_never_asked_for(
     for split in ("train", "val"):
         for wnid in torchsets.imagenet100_wnids():
             (home / "imagenet100" / split / wnid).mkdir(parents=True)
-    assert fetch.main(["imagenet100"]) == 0
+    assert torchsets.main(["imagenet100"]) == 0
     assert f"imagenet100: complete in {home}" in capsys.readouterr().out
 
 
 def test_an_unknown_name_is_refused_before_anything_is_fetched(
     content: bytes, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert fetch.main(["svhn", "mnist"]) == 1
+    assert torchsets.main(["svhn", "mnist"]) == 1
     assert "unknown data set 'mnist': choose one of cifar10, " in capsys.readouterr().err
     assert server.asked == []
 
 
 def test_it_is_a_command(home: Path) -> None:
     command = [sys.executable, "-m", "contsteal.fetch", "shapes"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=runs.ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=artifacts.ROOT)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("unknown data set 'shapes'")
     assert not home.exists()

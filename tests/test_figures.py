@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contsteal import figures, report, runs, style, summary
+from contsteal import files
+from contsteal.paper import report, style, summary
 
 STAMP = {
     "profile": "smoke",
@@ -211,7 +212,7 @@ def test_a_figure_is_its_table_and_redrawing_gives_the_same_bytes(stem: str, fol
     report.publish(stem, TABLES[stem](), STAMP)
     first = {p.name: p.read_bytes() for p in folder.glob(f"{stem}.*")}
     assert {Path(n).suffix for n in first} == {".pdf", ".png", ".csv", ".json"}
-    table, stamp = figures.read(folder, stem)
+    table, stamp = style.read(folder, stem)
     assert stamp == STAMP
     report.publish(stem, table, stamp)
     assert {p.name: p.read_bytes() for p in folder.glob(f"{stem}.*")} == first
@@ -243,14 +244,14 @@ def test_unknown_figure_and_missing_results_say_what_to_do(folder: Path) -> None
     with pytest.raises(ValueError, match=r"unknown figure '07_x': choose one of 00_samples"):
         report.draw("07_x", pd.DataFrame())
     with pytest.raises(ValueError, match=r"04_budget.csv is missing: run notebook 04"):
-        figures.read(folder, "04_budget")
+        style.read(folder, "04_budget")
 
 
 def test_summary_has_numbers_intervals_n_and_stamps(folder: Path) -> None:
     for stem, make in TABLES.items():
         report.publish(stem, make(), STAMP)
     times = {"00_start_here": 1.5, "06_figures": 2.5}
-    runs.write_json(
+    files.write_json(
         folder / "timings.json", {k: {"seconds": v, "computed": 0} for k, v in times.items()}
     )
     text = report.write("smoke").read_text()

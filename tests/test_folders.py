@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import v2
 
-from contsteal import blocks, folders
+from contsteal.data import folders
 
 
 def picture(width: int = 40, height: int = 30, seed: int = 0, mode: str = "RGB") -> Image.Image:
@@ -406,9 +406,9 @@ def test_a_set_larger_than_memory_points_to_packs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("n", [1, 31, 32, 33, 100])
 def test_blocks_cover_all_rows_in_order(n: int) -> None:
-    parts = list(blocks.parallel(lambda part: list(range(n))[part], n, "counting", 3))
+    parts = list(folders.parallel(lambda part: list(range(n))[part], n, "counting", 3))
     assert list(itertools.chain(*parts)) == list(range(n))
-    assert max(map(len, parts)) <= blocks.BLOCK
+    assert max(map(len, parts)) <= folders.BLOCK
 
 
 def counted(done: list[int], part: slice) -> None:
@@ -421,13 +421,13 @@ def counted(done: list[int], part: slice) -> None:
 def test_an_error_in_a_block_stops_the_others() -> None:
     done: list[int] = []
     with pytest.raises(RuntimeError, match="block 2"):
-        list(blocks.parallel(partial(counted, done), 32 * 2_000, "failing", 1))
+        list(folders.parallel(partial(counted, done), 32 * 2_000, "failing", 1))
     assert len(done) < 1_000
 
 
 def test_an_error_of_who_takes_the_results_stops_the_blocks() -> None:
     done: list[int] = []
-    results = blocks.parallel(partial(counted, done), 32 * 2_000, "stopping", 1)
+    results = folders.parallel(partial(counted, done), 32 * 2_000, "stopping", 1)
     next(results)
     results.close()
     assert len(done) < 1_000

@@ -5,9 +5,18 @@ import warnings
 import pytest
 import torch
 
-from contsteal import augment, data, encoders, evaluate, losses, pretrain, seeds, steal, victim
-from contsteal.heads import Head
-from contsteal.methods import METHODS
+from contsteal import (
+    augment,
+    data,
+    encoders,
+    evaluate,
+    losses,
+    pretrain,
+    seeds,
+    steal,
+    victim,
+)
+from contsteal.methods import METHODS, Head
 from contsteal.replay import Call, Calls
 from contsteal.speed import LAUNCH_BOUND, accelerated, forced
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from benchmarks import record
-from contsteal import losses, similarity
+from contsteal import losses
 
 Rows = list[list[float]]
 
@@ -314,7 +314,7 @@ def test_cross_entropy_names_both_shapes(shape: tuple[int, ...]) -> None:
     assert str(shape) in str(caught.value)
 
 
-@pytest.mark.parametrize("count", [similarity.WHOLE // 2 + 1, similarity.WHOLE // 2 + 300])
+@pytest.mark.parametrize("count", [losses.WHOLE // 2 + 1, losses.WHOLE // 2 + 300])
 def test_a_large_batch_goes_by_blocks_to_the_same_loss_and_gradient(
     count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,15 +322,15 @@ def test_a_large_batch_goes_by_blocks_to_the_same_loss_and_gradient(
     s.requires_grad_()
     found = losses.info_nce(s, t)
     (gradient,) = torch.autograd.grad(found, s)
-    monkeypatch.setattr(similarity, "WHOLE", 10**9)
+    monkeypatch.setattr(losses, "WHOLE", 10**9)
     whole = losses.info_nce(s, t)
     torch.testing.assert_close(found, whole)
     torch.testing.assert_close(gradient, torch.autograd.grad(whole, s)[0])
 
 
 def test_memory_of_blocks_is_linear_in_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(similarity, "WHOLE", 0)
-    monkeypatch.setattr(similarity, "BLOCK", 32)
+    monkeypatch.setattr(losses, "WHOLE", 0)
+    monkeypatch.setattr(losses, "BLOCK", 32)
 
     def step(count: int) -> None:
         s = torch.ones(count, 8, requires_grad=True)

@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contsteal import augment, data, encoders, methods, pretrain
-from contsteal.heads import Head
-from contsteal.methods import Config
+from contsteal import augment, data, encoders, loop, methods, pretrain
+from contsteal.methods import Config, Head
 
 TINY = Config(
     encoder="test_resnet",
@@ -255,7 +254,6 @@ def test_labels_change_nothing(shapes, method):
 
 @pytest.mark.parametrize("method", ["moco", "byol"])
 def test_a_killed_training_keeps_queue_and_momentum_copy(shapes, tmp_path, monkeypatch, method):
-    from contsteal import loop
 
     monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
     config = replace(TINY, method=method, epochs=3)

@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_markdown_cell, new_notebook
 
-from contsteal import navigation, plan
+from contsteal.paper import navigation, plan
 
 
 def write(folder: Path, stem: str, *cells: str) -> None:

@@ -22,8 +22,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from contsteal import blocks, data, encoders, folders, pack, packed, pretrain, runs
-from contsteal.packed import IMAGES, JOURNAL, LABELS
+from contsteal import data, encoders, files, pretrain
+from contsteal.data import folders, packed
+from contsteal.data.packed import IMAGES, JOURNAL, LABELS
+from contsteal.lab import artifacts
 
 SIZE = 8
 BROKEN = ("b/05.png", "b/33.png", "c/00.png")
@@ -74,8 +76,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:3 of 120 files")
 def test_a_pack_holds_what_read_returns(source: Path, tmp_path: Path) -> None:
     images, labels, classes, skipped = folders.read(source, "train", SIZE)
     with pytest.warns(UserWarning, match=r"3 of 120 files in .*source.* \(b/05.png: "):
-        made = pack.pack(source, tmp_path / "p", SIZE)
-    got = pack.open_pack(tmp_path / "p", "train")
+        made = packed.pack(source, tmp_path / "p", SIZE)
+    got = packed.open_pack(tmp_path / "p", "train")
     assert torch.equal(got[0][torch.arange(117)], images)
     assert torch.equal(got[1], labels)
     assert got[1].dtype == torch.int64
@@ -88,29 +90,29 @@ def test_a_pack_holds_what_read_returns(source: Path, tmp_path: Path) -> None:
     assert {name: why for _, name, why in manifest["skipped"]} == skipped
     raw = np.fromfile(tmp_path / "p" / IMAGES, np.uint8).reshape(120, 3, SIZE, SIZE)
     assert not raw[[45, 73, 80]].any(), "a file that cannot be decoded is black"
-    pack.verify(tmp_path / "p")
+    packed.verify(tmp_path / "p")
 
 
 def test_every_split_is_packed_and_test_falls_back_to_val(tmp_path: Path) -> None:
     tree(tmp_path / "s/train", "ab", 3)
     tree(tmp_path / "s/val", "ab", 2)
-    made = pack.pack(tmp_path / "s", tmp_path / "p", SIZE)
+    made = packed.pack(tmp_path / "s", tmp_path / "p", SIZE)
     assert {split: m["count"] for split, m in made.items()} == {"train": 6, "val": 4}
-    images, labels, classes = pack.open_pack(tmp_path / "p", "test")
+    images, labels, classes = packed.open_pack(tmp_path / "p", "test")
     assert torch.equal(images[:][torch.arange(4)], folders.read(tmp_path / "s", "val", SIZE)[0])
     assert (labels.tolist(), classes) == ([0, 0, 1, 1], ("a", "b"))
     with pytest.raises(folders.FolderError, match=r"no split 'dev' in .*p: choose .*train, val"):
-        pack.open_pack(tmp_path / "p", "dev")
-    pack.verify(tmp_path / "p")
+        packed.open_pack(tmp_path / "p", "dev")
+    packed.verify(tmp_path / "p")
 
 
 def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
     tree(tmp_path / "s", "a", 3)
-    pack.pack(tmp_path / "s/a", tmp_path / "p", SIZE)
-    images, labels, classes = pack.open_pack(tmp_path / "p", "train")
+    packed.pack(tmp_path / "s/a", tmp_path / "p", SIZE)
+    images, labels, classes = packed.open_pack(tmp_path / "p", "train")
     assert (len(images), labels, classes) == (3, None, ())
     with pytest.raises(folders.FolderError, match="no split 'test'"):
-        pack.open_pack(tmp_path / "p", "test")
+        packed.open_pack(tmp_path / "p", "test")
 
 
 def test_files_of_other_extensions_are_told_and_not_packed(tmp_path: Path) -> None:
@@ -119,34 +121,34 @@ def test_files_of_other_extensions_are_told_and_not_packed(tmp_path: Path) -> No
     (tmp_path / "s/train/a/list.txt").touch()
     wanted = r"^1 files in .*train are no images by their names and were left out \(a/list.txt\)$"
     with pytest.warns(UserWarning, match=wanted) as told:
-        made = pack.pack(tmp_path / "s", tmp_path / "p", SIZE)
+        made = packed.pack(tmp_path / "s", tmp_path / "p", SIZE)
     assert (len(told), made["train"]["count"]) == (1, 4)
 
 
 def test_keep_packs_some_classes(tmp_path: Path) -> None:
     tree(tmp_path / "s", "abc", 2)
-    pack.pack(tmp_path / "s", tmp_path / "p", SIZE, keep={"c", "a"})
-    images, labels, classes = pack.open_pack(tmp_path / "p", "train")
+    packed.pack(tmp_path / "s", tmp_path / "p", SIZE, keep={"c", "a"})
+    images, labels, classes = packed.open_pack(tmp_path / "p", "train")
     assert (len(images), labels.tolist(), classes) == (4, [0, 0, 1, 1], ("a", "c"))
     tree(tmp_path / "splits/train", "abc", 2)
     tree(tmp_path / "splits/val", "abd", 1)
-    made = pack.pack(tmp_path / "splits", tmp_path / "q", SIZE, keep=["a", "b"])
+    made = packed.pack(tmp_path / "splits", tmp_path / "q", SIZE, keep=["a", "b"])
     assert [m["count"] for m in made.values()] == [4, 2]
 
 
 def test_neither_workers_nor_the_place_change_a_byte(source: Path, tmp_path: Path) -> None:
     shutil.copytree(source, tmp_path / "elsewhere/copy")
-    pack.pack(source, tmp_path / "one", SIZE, workers=1)
-    pack.pack(tmp_path / "elsewhere/copy", tmp_path / "four", SIZE, workers=4)
+    packed.pack(source, tmp_path / "one", SIZE, workers=1)
+    packed.pack(tmp_path / "elsewhere/copy", tmp_path / "four", SIZE, workers=4)
     assert content(tmp_path / "one") == content(tmp_path / "four")
-    assert content(tmp_path / "one").keys() == {IMAGES, LABELS, runs.MANIFEST}
+    assert content(tmp_path / "one").keys() == {IMAGES, LABELS, artifacts.MANIFEST}
 
 
 def test_memory_is_bounded_by_blocks(tmp_path: Path) -> None:
     tree(tmp_path / "s", "a", 640)
-    whole, block = 640 * 3 * 64**2, blocks.BLOCK * 3 * 64**2
+    whole, block = 640 * 3 * 64**2, folders.BLOCK * 3 * 64**2
     tracemalloc.start()
-    pack.pack(tmp_path / "s", tmp_path / "p", 64, workers=2)
+    packed.pack(tmp_path / "s", tmp_path / "p", 64, workers=2)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3 * block + 600_000 < whole / 4  # two blocks, and the names of the files
@@ -175,16 +177,16 @@ pack.pack(Path(sys.argv[1]), Path(sys.argv[2]), 8, workers=1)
 
 
 def test_a_killed_pack_continues_to_the_same_bytes(source: Path, tmp_path: Path, decodes) -> None:
-    pack.pack(source, tmp_path / "whole", SIZE)
+    packed.pack(source, tmp_path / "whole", SIZE)
     half = tmp_path / "half"
     run = subprocess.run([sys.executable, "-c", KILLED, source, half], capture_output=True)
     assert run.returncode == -signal.SIGKILL, run.stderr
-    assert not (half / runs.MANIFEST).exists()
-    with pytest.raises(pack.PackError, match=r"half is unfinished: start the same pack again"):
-        pack.open_pack(half, "train")
+    assert not (half / artifacts.MANIFEST).exists()
+    with pytest.raises(packed.PackError, match=r"half is unfinished: start the same pack again"):
+        packed.open_pack(half, "train")
     decodes.clear()
-    pack.pack(source, half, SIZE)
-    assert sum(decodes.values()) == 120 - 2 * blocks.BLOCK
+    packed.pack(source, half, SIZE)
+    assert sum(decodes.values()) == 120 - 2 * folders.BLOCK
     assert set(decodes.values()) == {1}
     assert content(half) == content(tmp_path / "whole")
 
@@ -202,21 +204,21 @@ def interrupt(source: Path, home: Path, monkeypatch, after: int = 100, size: int
     with monkeypatch.context() as patch:
         patch.setattr(folders, "decode", dies)
         with pytest.raises(KeyboardInterrupt):
-            pack.pack(source, home, size, workers=1)
+            packed.pack(source, home, size, workers=1)
 
 
 def test_a_block_altered_after_a_kill_is_decoded_again(
     source: Path, tmp_path: Path, monkeypatch, decodes
 ) -> None:
     home = tmp_path / "p"
-    pack.pack(source, tmp_path / "whole", SIZE)
+    packed.pack(source, tmp_path / "whole", SIZE)
     interrupt(source, home, monkeypatch)
     with (home / IMAGES).open("r+b") as file:
         file.seek(40 * 3 * SIZE**2)
         file.write(b"?")
     decodes.clear()
-    pack.pack(source, home, SIZE)
-    assert sum(decodes.values()) == blocks.BLOCK + 120 - 3 * blocks.BLOCK
+    packed.pack(source, home, SIZE)
+    assert sum(decodes.values()) == folders.BLOCK + 120 - 3 * folders.BLOCK
     assert content(home) == content(tmp_path / "whole")
 
 
@@ -225,20 +227,20 @@ def test_a_torn_journal_costs_blocks_and_no_bytes(
     source: Path, tmp_path: Path, monkeypatch, kept: float
 ) -> None:
     home = tmp_path / "p"
-    pack.pack(source, tmp_path / "whole", SIZE)
+    packed.pack(source, tmp_path / "whole", SIZE)
     interrupt(source, home, monkeypatch)
     lines = (home / JOURNAL).read_bytes()
     (home / JOURNAL).write_bytes(lines[: int(kept * len(lines))])
     interrupt(source, home, monkeypatch, 10)
-    pack.pack(source, home, SIZE)
+    packed.pack(source, home, SIZE)
     assert content(home) == content(tmp_path / "whole")
 
 
 def test_a_finished_pack_is_not_made_again(source: Path, tmp_path: Path, decodes) -> None:
-    first = pack.pack(source, tmp_path / "p", SIZE)
+    first = packed.pack(source, tmp_path / "p", SIZE)
     before = content(tmp_path / "p")
     decodes.clear()
-    assert pack.pack(source, tmp_path / "p", SIZE) == first
+    assert packed.pack(source, tmp_path / "p", SIZE) == first
     assert not decodes
     assert content(tmp_path / "p") == before
 
@@ -249,16 +251,16 @@ def test_another_size_or_source_is_refused(
 ) -> None:
     home = tmp_path / "p"
     if finished:
-        pack.pack(source, home, SIZE)
+        packed.pack(source, home, SIZE)
     else:
         interrupt(source, home, monkeypatch)
-    with pytest.raises(pack.PackError, match=r"p holds images of 8 px, not 9: remove it"):
-        pack.pack(source, home, 9)
-    with pytest.raises(pack.PackError, match=r"packed from 120 files, now there are 80.*kept"):
-        pack.pack(source, home, SIZE, keep=["a", "b"])
+    with pytest.raises(packed.PackError, match=r"p holds images of 8 px, not 9: remove it"):
+        packed.pack(source, home, 9)
+    with pytest.raises(packed.PackError, match=r"packed from 120 files, now there are 80.*kept"):
+        packed.pack(source, home, SIZE, keep=["a", "b"])
     (source / "a/07.png").write_bytes((source / "a/08.png").read_bytes() + b" ")
-    with pytest.raises(pack.PackError, match=r"120 files, now there are 120, or a name or size"):
-        pack.pack(source, home, SIZE)
+    with pytest.raises(packed.PackError, match=r"120 files, now there are 120, or a name or size"):
+        packed.pack(source, home, SIZE)
 
 
 # ------------------------------------------------------------------------------------- storage
@@ -274,25 +276,25 @@ def test_too_little_space_is_noticed_before_anything_is_written(
 
     free(need - 1)
     with pytest.raises(
-        runs.StorageError, match=r"p needs 2.3e-05 GB and 2.3e-05 GB are free.*size"
+        files.StorageError, match=r"p needs 2.3e-05 GB and 2.3e-05 GB are free.*size"
     ):
-        pack.pack(source, tmp_path / "p", SIZE)
+        packed.pack(source, tmp_path / "p", SIZE)
     assert not (tmp_path / "p").exists()
     free(need)
-    pack.pack(source, tmp_path / "p", SIZE)
+    packed.pack(source, tmp_path / "p", SIZE)
     free(0)
     with (tmp_path / "p" / IMAGES).open("r+b") as file:  # as a disk that compresses stores it
         file.truncate(0)
         file.truncate(need)
-    pack.pack(source, tmp_path / "p", SIZE)  # it is there already
+    packed.pack(source, tmp_path / "p", SIZE)  # it is there already
 
 
 def test_a_resumed_pack_needs_space_for_the_rest_alone(tmp_path: Path, monkeypatch) -> None:
     source, home = tree(tmp_path / "s", "a", 96), tmp_path / "p"
     interrupt(source, home, monkeypatch, 64, size=64)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=50 * 3 * 64**2))
-    pack.pack(source, home, 64)
-    assert len(pack.open_pack(home, "train")[0]) == 96
+    packed.pack(source, home, 64)
+    assert len(packed.open_pack(home, "train")[0]) == 96
 
 
 def test_a_full_disk_is_a_storage_error_and_keeps_what_was_done(
@@ -304,19 +306,19 @@ def test_a_full_disk_is_a_storage_error_and_keeps_what_was_done(
     resource.setrlimit(resource.RLIMIT_FSIZE, (100 * 3 * SIZE**2, hard))  # no file may be larger
     try:
         with pytest.raises(
-            runs.StorageError, match=r"p cannot be written .*large.*same pack again"
+            files.StorageError, match=r"p cannot be written .*large.*same pack again"
         ):
-            pack.pack(source, home, SIZE)
+            packed.pack(source, home, SIZE)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    pack.pack(source, home, SIZE)
-    pack.verify(home)
+    packed.pack(source, home, SIZE)
+    packed.verify(home)
 
 
 def test_a_place_that_cannot_be_written_is_a_storage_error(source: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(runs.StorageError, match=r"file/p cannot be written .*Not a directory"):
-        pack.pack(source, tmp_path / "file/p", SIZE)
+    with pytest.raises(files.StorageError, match=r"file/p cannot be written .*Not a directory"):
+        packed.pack(source, tmp_path / "file/p", SIZE)
 
 
 def test_a_manifest_that_cannot_be_written_is_a_storage_error(
@@ -327,10 +329,10 @@ def test_a_manifest_that_cannot_be_written_is_a_storage_error(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", full)
-        with pytest.raises(runs.StorageError, match=r"p cannot be written .*No space left"):
-            pack.pack(source, tmp_path / "p", SIZE)
-    pack.pack(source, tmp_path / "p", SIZE)
-    pack.verify(tmp_path / "p")
+        with pytest.raises(files.StorageError, match=r"p cannot be written .*No space left"):
+            packed.pack(source, tmp_path / "p", SIZE)
+    packed.pack(source, tmp_path / "p", SIZE)
+    packed.verify(tmp_path / "p")
 
 
 # ---------------------------------------------------------------------------------- bad folders
@@ -338,19 +340,19 @@ def test_a_manifest_that_cannot_be_written_is_a_storage_error(
 
 def test_what_cannot_be_packed_says_why(source: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="size=7, workers=None: at least 8 pixels"):
-        pack.pack(source, tmp_path / "p", 7)
+        packed.pack(source, tmp_path / "p", 7)
     with pytest.raises(ValueError, match=r"size=8, workers=0: .*1 worker"):
-        pack.pack(source, tmp_path / "p", SIZE, workers=0)
+        packed.pack(source, tmp_path / "p", SIZE, workers=0)
     with pytest.raises(ValueError, match=r"source/p lies in .*source"):
-        pack.pack(source, source / "p", SIZE)
+        packed.pack(source, source / "p", SIZE)
     with pytest.raises(folders.FolderError, match="not a folder"):
-        pack.pack(tmp_path / "nowhere", tmp_path / "p", SIZE)
+        packed.pack(tmp_path / "nowhere", tmp_path / "p", SIZE)
     with pytest.raises(folders.FolderError, match="no class folders d"):
-        pack.pack(source, tmp_path / "p", SIZE, keep=["d"])
+        packed.pack(source, tmp_path / "p", SIZE, keep=["d"])
     tree(tmp_path / "s/train", "ab", 1)
     tree(tmp_path / "s/test", "a", 1)
     with pytest.raises(folders.FolderError, match=r"test lacks class folders of others: b"):
-        pack.pack(tmp_path / "s", tmp_path / "p", SIZE)
+        packed.pack(tmp_path / "s", tmp_path / "p", SIZE)
     assert not (tmp_path / "p").exists()
 
 
@@ -359,16 +361,16 @@ def test_a_folder_of_unreadable_files_makes_no_pack(tmp_path: Path) -> None:
     for k in range(3):
         (tmp_path / f"s/{k}.jpg").write_text("no image")
     with pytest.raises(folders.FolderError, match=r"3 of 3 files .*not an image.*no image is left"):
-        pack.pack(tmp_path / "s", tmp_path / "p", SIZE)
-    with pytest.raises(pack.PackError, match="unfinished"):
-        pack.open_pack(tmp_path / "p", "train")
+        packed.pack(tmp_path / "s", tmp_path / "p", SIZE)
+    with pytest.raises(packed.PackError, match="unfinished"):
+        packed.open_pack(tmp_path / "p", "train")
 
 
 def test_a_file_that_vanishes_is_no_skipped_file(tmp_path: Path) -> None:
     tree(tmp_path / "s", "a", 3)
     (tmp_path / "s/a/x.png").symlink_to(tmp_path / "gone.png")
     with pytest.raises(folders.FolderError, match=r"x.png cannot be read \(No such file"):
-        pack.pack(tmp_path / "s", tmp_path / "p", SIZE)
+        packed.pack(tmp_path / "s", tmp_path / "p", SIZE)
 
 
 # --------------------------------------------------------------------------------------- damage
@@ -381,7 +383,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = tree(root / "source", size=32)
     for name in BROKEN:
         (source / name).write_bytes((source / name).read_bytes()[:60])
-    pack.pack(source, root / "p", 32)
+    packed.pack(source, root / "p", 32)
     return root / "p"
 
 
@@ -403,22 +405,22 @@ def flip(path: Path, at: int) -> None:
 
 
 def test_verify_names_the_altered_rows(spoilt: Path) -> None:
-    pack.verify(spoilt)
+    packed.verify(spoilt)
     flip(spoilt / IMAGES, 70 * 3 * 32**2)
-    pack.open_pack(spoilt, "train")
+    packed.open_pack(spoilt, "train")
     with pytest.raises(
-        pack.PackError, match=r"not what was written in 1 blocks \(rows 64-95\): rem"
+        packed.PackError, match=r"not what was written in 1 blocks \(rows 64-95\): rem"
     ):
-        pack.verify(spoilt)
+        packed.verify(spoilt)
 
 
 def test_truncated_images_are_noticed_when_opened_and_when_read(spoilt: Path) -> None:
-    images = pack.open_pack(spoilt, "train")[0]
+    images = packed.open_pack(spoilt, "train")[0]
     with (spoilt / IMAGES).open("r+b") as file:
         file.truncate(100 * 3 * 32**2 + 5)
-    with pytest.raises(pack.PackError, match=r"images.bin has 307205 bytes of 368640; remove"):
-        pack.open_pack(spoilt, "train")
-    with pytest.raises(pack.PackError, match=r"images.bin was truncated: pack the folder again"):
+    with pytest.raises(packed.PackError, match=r"images.bin has 307205 bytes of 368640; remove"):
+        packed.open_pack(spoilt, "train")
+    with pytest.raises(packed.PackError, match=r"images.bin was truncated: pack the folder again"):
         images[torch.tensor([116, 3])]
     assert images[torch.tensor([5, 3])].shape == (2, 3, 32, 32)
 
@@ -427,7 +429,7 @@ def test_truncated_images_are_noticed_when_opened_and_when_read(spoilt: Path) ->
     ("name", "message"),
     [
         (LABELS, r"labels.npy is not what was written; remove the folder and pack it again"),
-        (runs.MANIFEST, r"manifest.json is not what was written"),
+        (artifacts.MANIFEST, r"manifest.json is not what was written"),
         (IMAGES, r"images.bin has 0 bytes of 368640"),
     ],
 )
@@ -436,44 +438,44 @@ def test_altered_and_missing_files_are_named(spoilt: Path, name: str, message: s
         text = (spoilt / name).read_bytes()
         (spoilt / name).write_bytes(text.replace(b'"count": 117', b'"count": 118'))
         flip(spoilt / name, -9)
-        with pytest.raises(pack.PackError, match=message):
-            pack.open_pack(spoilt, "train")
+        with pytest.raises(packed.PackError, match=message):
+            packed.open_pack(spoilt, "train")
     (spoilt / name).unlink()
-    message = "no pack in" if name == runs.MANIFEST else message
-    with pytest.raises(pack.PackError, match=message):
-        pack.open_pack(spoilt, "train")
+    message = "no pack in" if name == artifacts.MANIFEST else message
+    with pytest.raises(packed.PackError, match=message):
+        packed.open_pack(spoilt, "train")
 
 
 def test_an_edited_manifest_is_noticed(spoilt: Path) -> None:
-    manifest = json.loads((spoilt / runs.MANIFEST).read_text())
+    manifest = json.loads((spoilt / artifacts.MANIFEST).read_text())
     manifest["classes"].reverse()
-    runs.write_json(spoilt / runs.MANIFEST, manifest)
-    with pytest.raises(pack.PackError, match=r"manifest.json is not what was written"):
-        pack.open_pack(spoilt, "train")
+    files.write_json(spoilt / artifacts.MANIFEST, manifest)
+    with pytest.raises(packed.PackError, match=r"manifest.json is not what was written"):
+        packed.open_pack(spoilt, "train")
 
 
 def test_a_pack_of_another_format_is_refused(spoilt: Path, monkeypatch) -> None:
     monkeypatch.setattr(packed, "FORMAT", "contsteal pack 2")
     with pytest.raises(
-        pack.PackError, match=r"'contsteal pack 1, .*', read are 'contsteal pack 2'"
+        packed.PackError, match=r"'contsteal pack 1, .*', read are 'contsteal pack 2'"
     ):
-        pack.open_pack(spoilt, "train")
+        packed.open_pack(spoilt, "train")
 
 
 def test_no_pack_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(pack.PackError, match=r"no pack in .*: make one with .*data pack"):
-        pack.open_pack(tmp_path, "train")
+    with pytest.raises(packed.PackError, match=r"no pack in .*: make one with .*data pack"):
+        packed.open_pack(tmp_path, "train")
 
 
 # --------------------------------------------------------------------------------------- Packed
 
 
 @pytest.fixture(scope="module")
-def images(home: Path) -> pack.Packed:
-    return pack.open_pack(home, "train")[0]
+def images(home: Path) -> packed.Packed:
+    return packed.open_pack(home, "train")[0]
 
 
-def test_it_looks_like_the_tensor(images: pack.Packed, tensor: Tensor) -> None:
+def test_it_looks_like_the_tensor(images: packed.Packed, tensor: Tensor) -> None:
     for name in ("shape", "ndim", "dtype", "device"):
         assert getattr(images, name) == getattr(tensor, name), name
     assert len(images) == len(tensor)
@@ -496,7 +498,7 @@ def test_an_index_reads_what_it_would_of_the_tensor(images, tensor, index, form)
 @given(slices, indices, slices)
 def test_views_of_views_read_the_same(images, tensor, one: slice, index, two: slice) -> None:
     view, want = images[one], tensor[one]
-    assert isinstance(view, pack.Packed)
+    assert isinstance(view, packed.Packed)
     assert view.shape == want.shape
     places = torch.tensor([i % len(want) for i in index] if len(want) else [], dtype=torch.int64)
     view, want = view.rows(places)[two], want[places][two]
@@ -510,7 +512,7 @@ def test_split_reads_batches_in_order(images, tensor, n: int, batch: int) -> Non
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
-def test_single_images_and_masks(images: pack.Packed, tensor: Tensor) -> None:
+def test_single_images_and_masks(images: packed.Packed, tensor: Tensor) -> None:
     assert torch.equal(images[-2], tensor[-2])
     assert torch.equal(images[torch.tensor(7)], tensor[7])
     mask = torch.arange(117) % 5 == 0
@@ -518,7 +520,7 @@ def test_single_images_and_masks(images: pack.Packed, tensor: Tensor) -> None:
     assert torch.equal(torch.stack(list(images[:9])), tensor[:9])
 
 
-def test_indices_that_do_not_fit_are_refused(images: pack.Packed) -> None:
+def test_indices_that_do_not_fit_are_refused(images: packed.Packed) -> None:
     for wrong in (117, torch.tensor([0, 117]), -118, (0, 1)):
         with pytest.raises(IndexError):
             images[wrong]
@@ -528,7 +530,7 @@ def test_indices_that_do_not_fit_are_refused(images: pack.Packed) -> None:
         images[torch.tensor([0.5])]
 
 
-def test_to_says_where_what_is_read_goes(images: pack.Packed) -> None:
+def test_to_says_where_what_is_read_goes(images: packed.Packed) -> None:
     moved = images.to("meta")
     assert moved.device.type == "meta"
     assert moved[:5].rows(torch.tensor([1, 2])).device.type == "meta"
@@ -536,7 +538,7 @@ def test_to_says_where_what_is_read_goes(images: pack.Packed) -> None:
     assert images.device.type == "cpu"
 
 
-def test_rows_are_read_in_the_order_of_the_file(images: pack.Packed, tensor: Tensor) -> None:
+def test_rows_are_read_in_the_order_of_the_file(images: packed.Packed, tensor: Tensor) -> None:
     places, row = [], 3 * 32**2
 
     class Spy:
@@ -557,7 +559,7 @@ def test_rows_are_read_in_the_order_of_the_file(images: pack.Packed, tensor: Ten
             places.append((self.file.tell() // row, out.nbytes // row))
             return self.file.readinto(out)
 
-    spied = pack.Packed(Spy(), 32, images._rows)
+    spied = packed.Packed(Spy(), 32, images._rows)
     index = torch.tensor([30, 7, 8, 9, 2, 7, 31])
     assert torch.equal(spied[index], tensor[index])
     assert places == [(2, 1), (7, 1), (7, 1), (8, 2), (30, 1), (31, 1)]
@@ -566,7 +568,7 @@ def test_rows_are_read_in_the_order_of_the_file(images: pack.Packed, tensor: Ten
     assert places == [(20, 25), (46, 15)], "one read, but for the row of a damaged file"
 
 
-def test_reading_takes_the_memory_of_the_answer(images: pack.Packed) -> None:
+def test_reading_takes_the_memory_of_the_answer(images: packed.Packed) -> None:
     index = torch.randperm(117).repeat(20)
     tracemalloc.start()
     images[index]
@@ -585,7 +587,7 @@ def test_embeddings_are_those_of_the_tensor(images, tensor, tiny: encoders.Encod
 @pytest.mark.filterwarnings("ignore:.* collapsed")
 @pytest.mark.parametrize("method", ["simclr", "supervised"])
 def test_training_is_that_on_the_tensor(home: Path, tensor: Tensor, method: str) -> None:
-    images, labels, classes = pack.open_pack(home, "train")
+    images, labels, classes = packed.open_pack(home, "train")
     config = pretrain.Config(method=method, encoder="test_resnet", epochs=2, batch=32, held_out=10)
     on_disk = data.ImageSet(images, labels, "folder", "train", classes)
     one, two = (pretrain.fit(config, s) for s in (on_disk, replace(on_disk, images=tensor)))
@@ -603,19 +605,19 @@ def test_the_command_packs_and_reports(source: Path, tmp_path: Path, capsys) -> 
     (tmp_path / "chosen.txt").write_text("b\na\n")
     keep = ["--keep", str(tmp_path / "chosen.txt")]
     with pytest.warns(UserWarning, match="2 of 80 files"):
-        assert pack.main([str(source), str(tmp_path / "p"), "--size", "8", *keep]) == 0
+        assert packed.main([str(source), str(tmp_path / "p"), "--size", "8", *keep]) == 0
     assert capsys.readouterr().out == "train: 78 images of 2 classes at 8 px, 2 files skipped\n"
-    assert pack.open_pack(tmp_path / "p", "train")[2] == ("a", "b")
+    assert packed.open_pack(tmp_path / "p", "train")[2] == ("a", "b")
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path, capsys) -> None:
-    assert pack.main([str(tmp_path / "nowhere"), str(tmp_path / "p")]) == 1
+    assert packed.main([str(tmp_path / "nowhere"), str(tmp_path / "p")]) == 1
     assert "error: " in (told := capsys.readouterr().err)
     assert "nowhere is not a folder" in told
 
 
 def test_the_benchmark_measures_and_stores(tmp_path: Path, capsys) -> None:
-    run = runpy.run_path(str(runs.ROOT / "benchmarks" / "pack.py"))["main"]
+    run = runpy.run_path(str(artifacts.ROOT / "benchmarks" / "pack.py"))["main"]
     out = tmp_path / "results/pack_cpu.csv"
     assert run(["--n", "40", "--size", "16", "--repeats", "2", "--out", str(out)]) in (0, 1)
     (row,) = csv.DictReader(out.open())

@@ -11,7 +11,10 @@ import torch
 from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
-from contsteal import durations, folders, needs, pack, paper, plan, runs, settings
+from contsteal import files
+from contsteal.data import folders, packed
+from contsteal.lab import artifacts, profiles
+from contsteal.paper import durations, execute, needs, paper, plan
 
 SETTINGS = "about: test\ncommon: {data: shapes}\n"
 
@@ -21,7 +24,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with two tiny notebooks and a profile, in the place of the repository's."""
     (tmp_path / "profiles").mkdir()
     monkeypatch.setattr(plan, "NOTEBOOKS", tmp_path)
-    monkeypatch.setattr(settings, "PROFILES", tmp_path / "profiles")
+    monkeypatch.setattr(profiles, "PROFILES", tmp_path / "profiles")
     monkeypatch.setenv("CONTSTEAL_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("CONTSTEAL_FIGURES", str(tmp_path / "figures"))
     profile(tmp_path)
@@ -98,7 +101,7 @@ def test_a_profile_is_checked_too(desk: Path, text: str, message: str) -> None:
     common = "" if "common" in text or text.startswith("-") else "common: {data: shapes}\n"
     (desk / "profiles" / "tiny.yaml").write_text(common + text)
     with pytest.raises(ValueError, match=message):
-        settings.profile("tiny")
+        profiles.profile("tiny")
 
 
 def test_empty_lists_are_refused(desk: Path) -> None:
@@ -165,9 +168,9 @@ def test_a_package_change_is_a_reason_that_names_the_file(
     desk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paper.run(plan.tasks("tiny"))
-    real = runs.source_key
+    real = artifacts.source_key
     monkeypatch.setattr(
-        runs, "source_key", lambda p: "changed" if p.name == "losses.py" else real(p)
+        artifacts, "source_key", lambda p: "changed" if p.name == "losses.py" else real(p)
     )
     assert reasons()["00_first"] == "package changed: losses.py"
 
@@ -189,7 +192,7 @@ def test_a_failing_notebook_shows_its_cell_keeps_its_copy_and_fails_again(
 def test_parameters_reach_the_notebook(desk: Path) -> None:
     profile(desk, "notebooks:\n  00_first: {lr: 0.25}\n")
     notebook(desk, "00_first", "assert (profile, lr, n) == ('tiny', 0.25, [1])")
-    paper.execute(plan.tasks("tiny")[0])
+    execute.execute(plan.tasks("tiny")[0])
 
 
 def test_bad_profile_on_the_command_line_is_an_error_not_a_traceback(
@@ -222,9 +225,9 @@ def test_plan_runs_nothing_and_first_line_says_profile_device_and_why(
 
 
 def test_auto_takes_the_demo_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(artifacts, "device", lambda: torch.device("cpu"))
     assert plan.choose("auto") == ("demo", "no CUDA GPU is visible")
-    monkeypatch.setattr(runs, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(artifacts, "device", lambda: torch.device("cuda"))
     assert plan.choose("auto")[0] != "demo"
 
 
@@ -245,7 +248,7 @@ def test_what_a_notebook_takes_is_measured_and_its_artifacts_bear_its_name(desk:
     )
     notebook(desk, "00_first", made)
     paper.run(plan.tasks("tiny", only=["00"]))
-    found, kept = record(desk, "00_first"), runs.read_json(desk / "figures/tiny" / plan.TIMINGS)
+    found, kept = record(desk, "00_first"), files.read_json(desk / "figures/tiny" / plan.TIMINGS)
     assert 2**20 < found["disk"] < 2**20 + 2**15
     assert found["memory"] > 2**24
     assert {k: kept["00_first"][k] for k in ("disk", "memory")} == {
@@ -270,9 +273,9 @@ def test_explorers_do_not_overwrite_stored_figures(
 ) -> None:
     monkeypatch.delenv("CONTSTEAL_FIGURES", raising=False)
     monkeypatch.setenv("CONTSTEAL_RUNS", str(tmp_path))
-    assert runs.publish_dir() == tmp_path / "interactive"
+    assert artifacts.publish_dir() == tmp_path / "interactive"
     monkeypatch.setenv("CONTSTEAL_FIGURES", str(tmp_path / "kept"))
-    assert runs.publish_dir() == tmp_path / "kept"
+    assert artifacts.publish_dir() == tmp_path / "kept"
 
 
 def test_data_of_a_profile_is_checked_before_any_notebook_runs(
@@ -339,7 +342,7 @@ def test_make_data_says_where_sets_lie_that_nothing_fetches(
     monkeypatch.setenv("DATA_DIR", str(desk / "data"))
     mine, small = images(desk / "mine", "train", "val"), desk / "data" / "imagenet-16"
     for home in (desk / "packed", small):
-        pack.pack(mine, home, 16)
+        packed.pack(mine, home, 16)
     common = f"{{data: imagenet, image_size: 16, query_data: 'folder:{mine}', query_split: val}}"
     (desk / "profiles" / "tiny.yaml").write_text(f"common: {common}\n")
     notebook(desk, "02_tasks", f"tasks = ['shapes', 'packed:{desk / 'packed'}']")
@@ -379,7 +382,7 @@ def test_make_data_fetches_what_it_can_and_says_what_must_be_put_by_hand(
     monkeypatch.setattr(paper.fetch, "main", lambda names: asked.append(names) or 0)
     monkeypatch.setenv("DATA_DIR", str(desk / "data"))
     images(desk / "flat", ".")
-    pack.pack(images(desk / "source", "train", "test"), desk / "small", 16)
+    packed.pack(images(desk / "source", "train", "test"), desk / "small", 16)
     name = name.format(desk=desk)
     common = {"data": name, "image_size": 32, "query_data": "svhn"}
     (desk / "profiles" / "tiny.yaml").write_text(json.dumps({"common": common}))
@@ -428,8 +431,8 @@ def test_notebooks_of_a_stage_run_side_by_side(desk: Path) -> None:
     staged(desk, n00=both[0], n02=both[1], n01=alone, n04=alone)
     assert paper.main(["run", "--profile", "tiny"]) == 0
     assert all(record(desk, stem)["status"] == "ok" for stem in STAGED)
-    assert (desk / "f0").read_text() == str(max(1, runs.cores() // 2))
-    timings = runs.read_json(desk / "figures" / "tiny" / plan.TIMINGS)
+    assert (desk / "f0").read_text() == str(max(1, artifacts.cores() // 2))
+    timings = files.read_json(desk / "figures" / "tiny" / plan.TIMINGS)
     assert set(timings) == {*STAGED, durations.WHOLE}
     assert {n for n in timings if timings[n].get("at_once") == 2} == {STAGED[0], *STAGED[2:4]}
     alone = sum(timings[n]["seconds"] for n in (STAGED[1], STAGED[-1]))

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from contsteal.poisoning import PredictionPoisoning
+from contsteal.defenses.perturbation import PredictionPoisoning
 from contsteal.seeds import generator
 
 ANSWERS = 3 * torch.randn(40, 6, generator=generator("answers")).double()

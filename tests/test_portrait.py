@@ -5,9 +5,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from contsteal import encoders, estimate, portrait, settings, summary
-from contsteal.experiment import Lab
-from contsteal.trained import Trained
+from contsteal import encoders
+from contsteal.lab import estimate, inspection, profiles
+from contsteal.lab.artifacts import Trained
+from contsteal.lab.experiment import Lab
+from contsteal.paper import summary
 
 
 @pytest.fixture(scope="module")
@@ -21,16 +23,16 @@ def test_another_method_is_another_victim_and_its_own_name_is_none(lab, trained)
 
 
 def test_views_stand_under_their_image(lab):
-    sheet = portrait.view_sheet(lab, 4)
+    sheet = inspection.view_sheet(lab, 4)
     assert list(sheet["set"]) == ["image"] * 4 + ["one view"] * 4 + ["another"] * 4
     assert sheet["pixels"].nunique() == 12
     assert (sheet["label"].iloc[4:] == "").all()
-    assert portrait.view_sheet(lab, 4).equals(sheet)
+    assert inspection.view_sheet(lab, 4).equals(sheet)
 
 
 def test_curves_have_every_epoch_of_every_method_and_no_seconds(lab, trained):
-    curves = portrait.histories(trained)
-    epochs = settings.config(lab.settings).epochs
+    curves = inspection.histories(trained)
+    epochs = profiles.config(lab.settings).epochs
     assert list(curves["method"]) == ["simclr"] * epochs + ["byol"] * epochs
     assert "seconds" not in curves
     assert curves["spread"].notna().all()
@@ -46,15 +48,15 @@ def test_a_ready_victim_is_scored_and_has_no_curve(lab, trained, tmp_path, monke
     }
     ready = other.train()
     assert ready.sha256 == encoders.identity(theirs) == other.victim.sha256
-    curves = portrait.histories({"ready": ready, "byol": trained["byol"]})
+    curves = inspection.histories({"ready": ready, "byol": trained["byol"]})
     assert set(curves["method"]) == {"byol"}
-    assert portrait.rates(other, {"ready": ready}).empty
+    assert inspection.rates(other, {"ready": ready}).empty
     assert other.steal("embedding", 16).queries["unique_inputs"] == 16
 
 
 def test_rates_are_views_over_the_median_epoch(lab, trained, monkeypatch):
     monkeypatch.setattr(estimate, "matmul_rate", lambda: 1e12)
-    rates = portrait.rates(lab, trained)
+    rates = inspection.rates(lab, trained)
     seconds = trained["byol"].history["seconds"]
     views = 2 * 256  # of 320 images 32 are held out, and the last 32 fill no batch of 64
     assert rates.loc["byol", "views per second"] == round(views / seconds.median())
@@ -69,7 +71,7 @@ def test_the_matmul_rate_is_a_rate():
 
 def test_worth_has_every_encoder_on_every_task(lab, trained):
     nets = {"random": lab.random(), "simclr": trained["simclr"].encoder}
-    worth = portrait.worth(lab, nets, ["shapes", "shapes:texture"])
+    worth = inspection.worth(lab, nets, ["shapes", "shapes:texture"])
     assert len(worth) == 4
     known = lab.score(nets["simclr"], "shapes:texture")
     row = worth.query("encoder == 'simclr' and task == 'shapes:texture'").iloc[0]
@@ -112,10 +114,10 @@ def test_a_profile_without_expectations_judges_nothing():
     ],
 )
 def test_a_misspelt_expectation_is_refused(tmp_path: Path, monkeypatch, wrong, match):
-    monkeypatch.setattr(settings, "PROFILES", tmp_path)
+    monkeypatch.setattr(profiles, "PROFILES", tmp_path)
     (tmp_path / "p.yaml").write_text(f"common: {{data: shapes}}\nexpectations:\n  - {wrong}\n")
     with pytest.raises(ValueError, match=match):
-        settings.profile("p")
+        profiles.profile("p")
 
 
 @pytest.mark.parametrize(
@@ -128,7 +130,7 @@ def test_a_misspelt_expectation_is_refused(tmp_path: Path, monkeypatch, wrong, m
     ],
 )
 def test_a_misspelt_victim_is_refused(tmp_path: Path, monkeypatch, wrong, match):
-    monkeypatch.setattr(settings, "PROFILES", tmp_path)
+    monkeypatch.setattr(profiles, "PROFILES", tmp_path)
     (tmp_path / "p.yaml").write_text(f"common:\n  data: shapes\n  {wrong}\n")
     with pytest.raises(ValueError, match=match):
-        settings.profile("p")
+        profiles.profile("p")

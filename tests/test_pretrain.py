@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from contsteal import augment, data, encoders, loop, pretrain
+from contsteal import augment, data, encoders, loop, methods, pretrain
 from contsteal.victim import digests
 
 TINY = pretrain.Config(
@@ -36,7 +36,7 @@ def seen(monkeypatch) -> set[bytes]:
     return names
 
 
-@pytest.mark.parametrize("method", list(pretrain.METHODS))
+@pytest.mark.parametrize("method", list(methods.METHODS))
 def test_every_method_trains(shapes, method):
     net, history, projector = pretrain.fit(replace(TINY, method=method), shapes)
     assert (projector is None) == (method == "supervised")
@@ -49,7 +49,7 @@ def test_every_method_trains(shapes, method):
     assert all(row["loss"] > 0 for row in history)
 
 
-@pytest.mark.parametrize("method", list(pretrain.METHODS))
+@pytest.mark.parametrize("method", list(methods.METHODS))
 def test_the_loss_falls_on_an_easy_problem(shapes, method):
     config = replace(TINY, method=method, epochs=6, lr=3e-3, policy="none", held_out=0)
     history = pretrain.fit(config, shapes.take(slice(64)))[1]

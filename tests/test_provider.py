@@ -7,10 +7,12 @@ import pandas as pd
 import pytest
 import torch
 
-from contsteal import defenses, prices, provider, report, stakes, steal, work
-from contsteal.detection import SimilarQueries
-from contsteal.experiment import Lab
-from contsteal.prada import Prada
+from contsteal import defenses, steal
+from contsteal.defenses import proof_of_work
+from contsteal.defenses.detectors import Prada, SimilarQueries
+from contsteal.lab import provider
+from contsteal.lab.experiment import Lab
+from contsteal.paper import report, stakes
 
 NOISE, ROUND = [defenses.GaussianNoise(2.0)], [defenses.Rounding(1)]
 
@@ -34,7 +36,11 @@ def test_customers_of_a_defence_that_draws_nothing_are_measured_once(lab, monkey
 
 
 def test_seeds_of_a_chain_differ_by_place_and_the_given_defences_stay() -> None:
-    chain = [defenses.GaussianNoise(1.0), defenses.Rounding(0), defenses.GaussianNoise(1.0)]
+    chain = [
+        defenses.GaussianNoise(1.0),
+        defenses.Rounding(0),
+        defenses.GaussianNoise(1.0),
+    ]
     own = provider.seeded(chain, 3)
     assert [d.seed for d in (own[0], own[2])] == [3, 2003]
     assert (chain[0].seed, provider.name(chain)) == (0, " + ".join(map(repr, chain)))
@@ -194,8 +200,8 @@ def test_the_bill_of_calibrated_customers_is_the_least_and_that_of_others_higher
     table = provider.bills(lab, users, [0], calibration=[1])
     owed = table.set_index("user")["statistic"]
     posteriors = lab.api().classify(sure, "posterior")
-    costs = work.entropy(posteriors).cumsum(0)
-    bill = work.ProofOfWork("entropy", *work.calibrate(costs[None]))
+    costs = proof_of_work.entropy(posteriors).cumsum(0)
+    bill = defenses.ProofOfWork("entropy", *proof_of_work.calibrate(costs[None]))
     bill(posteriors, "u")
     assert owed["customer"] == pytest.approx(bill.bill("u"))
     assert owed["other"] != owed["customer"]
@@ -216,7 +222,7 @@ def test_the_similarity_threshold_leaves_the_share_asked_for_of_a_customer_s_que
 def test_the_price_counts_memory_that_grows_and_memory_that_does_not(lab) -> None:
     chains = [[], [defenses.B4B(bits=6)], [SimilarQueries(0.9, action="record")]]
     images = lab.images("shapes").images[:96]
-    table = prices.price(lab.victim.encoder, chains, images, batch=16, rounds=1)
+    table = provider.price(lab.victim.encoder, chains, images, batch=16, rounds=1)
     free, buckets, similar = (table.iloc[k] for k in range(3))
     assert (free["bytes"], free["bytes, half"]) == (0, 0)
     assert buckets["bytes"] == buckets["bytes, half"] == 2**6 // 8 + 16, "two counts besides"

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from contsteal import plan, report, runs
+from contsteal.lab import artifacts
+from contsteal.paper import plan, report
 
-ROOT = runs.ROOT
+ROOT = artifacts.ROOT
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")
 LEFT_OUT = {"runs", ".git", ".venv", "study", "__pycache__", ".pytest_cache", ".ruff_cache"}
 # Each command as it is written, what is run for it (once), and what it must say; in this order.

@@ -8,15 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from contsteal import (
-    ask,
     augment,
+    checkpoints,
     data,
     defenses,
     encoders,
-    heads,
     losses,
-    recipes,
-    recreate,
+    methods,
     steal,
 )
 from contsteal.victim import BlackBox, BudgetExceeded
@@ -48,7 +46,7 @@ def victim() -> encoders.Encoder:
 def api_of(victim: encoders.Encoder, **options: object) -> BlackBox:
     torch.manual_seed(0)
     head = torch.nn.Linear(victim.dim, 10).requires_grad_(False)
-    projector = heads.Head(victim.dim, 24, 12, norm=False).requires_grad_(False)
+    projector = methods.Head(victim.dim, 24, 12, norm=False).requires_grad_(False)
     return BlackBox(victim, head=head, projector=projector, **options)
 
 
@@ -68,7 +66,7 @@ def spied(
 ) -> tuple[Spy, list[Tensor], steal.Result]:
     """Train with a spy for a loss; also return what the surrogate was shown, in order."""
     spy, shown = Spy(), []
-    monkeypatch.setitem(recipes.ATTACKS, attack, replace(recipes.ATTACKS[attack], loss=spy))
+    monkeypatch.setitem(steal.ATTACKS, attack, replace(steal.ATTACKS[attack], loss=spy))
     forward = encoders.Encoder.forward
 
     def watch(net, x):
@@ -120,7 +118,7 @@ def test_a_pair_is_two_shared_views_stacked_beside_their_answers(
         assert torch.allclose(t, encoders.embed(victim, augment.to_uint8(x)), atol=1e-5)
         assert not torch.equal(x[:16], x[16:])
     epoch = torch.cat([x[:16] for x in shown[:2]]), torch.cat([x[16:] for x in shown[:2]])
-    draws = [ask.view(replace(FAST, attack=attack), shapes.images, k) for k in range(2)]
+    draws = [steal.view(replace(FAST, attack=attack), shapes.images, k) for k in range(2)]
     for half, view in zip(epoch, draws, strict=True):
         assert {bytes(augment.to_uint8(row).numpy()) for row in half} == {
             bytes(r.numpy()) for r in view
@@ -144,7 +142,7 @@ def test_a_prototype_is_the_mean_of_the_normalised_answers_and_patches_share_it(
 ):
     spy, shown, result = spied("rda", victim, shapes, monkeypatch)
     config = replace(FAST, attack="rda")
-    views = [ask.view(config, shapes.images, k) for k in range(10)]
+    views = [steal.view(config, shapes.images, k) for k in range(10)]
     expected = sum(F.normalize(encoders.embed(victim, v), dim=1) for v in views) / 10
     assert result.calls == 10 * N
     assert len(spy.given) == 5 * len(shown), "five patches a step"
@@ -174,7 +172,7 @@ def test_labels_reach_the_loss_that_uses_them_and_no_other(shapes, victim, monke
     view = {
         bytes(image.numpy()): int(label)
         for k in range(2)
-        for image, label in zip(ask.view(config, shapes.images, k), shapes.labels, strict=True)
+        for image, label in zip(steal.view(config, shapes.images, k), shapes.labels, strict=True)
     }
     for (_, _, options), x in zip(spy.given, shown, strict=True):
         own = [view[bytes(augment.to_uint8(image).numpy())] for image in x]
@@ -252,7 +250,7 @@ def test_an_api_without_projector_answers_no_access_head(shapes, victim):
 
 def test_projections_are_the_projector_s_and_counted_and_defended(shapes, victim):
     torch.manual_seed(1)
-    g = heads.Head(victim.dim, 8, norm=False)
+    g = methods.Head(victim.dim, 8, norm=False)
     api = BlackBox(victim, [defenses.Rounding(1)], projector=g, budget=N)
     z = api.project(shapes.images)
     assert torch.allclose(z, g(encoders.embed(victim, shapes.images)).round(decimals=1))
@@ -261,18 +259,18 @@ def test_projections_are_the_projector_s_and_counted_and_defended(shapes, victim
 
 
 def test_recreate_head_compares_behind_one_frozen_head(shapes, victim, monkeypatch):
-    made, own = [], recreate.head
+    made, own = [], steal.head
 
     def watch(*given):
         made.append((given, own(*given)))
         return made[-1][1]
 
-    monkeypatch.setattr(recreate, "head", watch)
+    monkeypatch.setattr(steal, "head", watch)
     spy, _, result = spied("recreate-head", victim, shapes, monkeypatch)
     (one, two, epochs, batch, _), g = made[0]
     assert result.head is g
     assert (epochs, batch) == (2 * FAST.epochs, FAST.batch)
-    views = [ask.view(replace(FAST, attack="recreate-head"), shapes.images, k) for k in range(2)]
+    views = [steal.view(replace(FAST, attack="recreate-head"), shapes.images, k) for k in range(2)]
     answers = [encoders.embed(victim, v) for v in views]
     assert torch.allclose(one, answers[0], atol=1e-5)
     assert torch.allclose(two, answers[1], atol=1e-5)
@@ -285,27 +283,27 @@ def test_a_recreated_head_learns_what_two_views_share_and_holds_still():
     torch.manual_seed(0)
     content, noise = torch.randn(256, 16), torch.randn(2, 256, 16)
     one, two = (torch.cat([content, 1.5 * view], 1) for view in noise)
-    g = recreate.head(one, two, epochs=20, batch=32, seed=0)
-    hardly = recreate.head(one, two, epochs=1, batch=32, seed=0)
+    g = steal.head(one, two, epochs=20, batch=32, seed=0)
+    hardly = steal.head(one, two, epochs=1, batch=32, seed=0)
     assert losses.cosine(g(one), g(two)) < 0.85 * losses.cosine(hardly(one), hardly(two))
     assert g(one).std(0).min() > 1e-3, "not collapsed"
     assert torch.allclose(g.train()(one[:2]), g(one)[:2], atol=1e-5), (
         "its batch norm has fixed statistics"
     )
     assert not any(p.requires_grad for p in g.parameters())
-    again = recreate.head(one, two, epochs=20, batch=32, seed=0)
+    again = steal.head(one, two, epochs=20, batch=32, seed=0)
     assert torch.equal(again(one), g(one))
 
 
 def test_a_head_is_read_back_as_it_was_written(tmp_path):
-    g = heads.Head(6, 5, 4, last=True)
+    g = methods.Head(6, 5, 4, last=True)
     g(torch.randn(32, 6))  # moves the running statistics
     g.write(tmp_path / "g.safetensors")
-    again, x = heads.read(tmp_path / "g.safetensors"), torch.randn(3, 6)
+    again, x = methods.read(tmp_path / "g.safetensors"), torch.randn(3, 6)
     assert torch.equal(again(x), g.eval()(x))
     (tmp_path / "g.safetensors").write_bytes(b"no head")
-    with pytest.raises(encoders.CheckpointError, match="cannot be read"):
-        heads.read(tmp_path / "g.safetensors")
+    with pytest.raises(checkpoints.CheckpointError, match="cannot be read"):
+        methods.read(tmp_path / "g.safetensors")
 
 
 # --------------------------------------------------------------------------- negatives
@@ -330,7 +328,7 @@ def test_only_cont_steal_has_negatives_to_leave_out(shapes, victim):
 def asked(victim, shapes, chain=(), **changes) -> tuple[Tensor, BlackBox]:
     api = BlackBox(victim, list(chain))
     config = replace(FAST, attack="embedding", **changes)
-    return ask.answers(config, api, shapes.images, "thief")[0], api
+    return steal.answers(config, api, shapes.images, "thief")[0], api
 
 
 def test_averaging_undoes_fresh_noise_at_the_price_of_answers(shapes, victim):

@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from contsteal import redraw, runs
+from contsteal.lab import artifacts
+from contsteal.paper import redraw
 
-STORED = runs.ROOT / "figures"
+STORED = artifacts.ROOT / "figures"
 FEW = ("01_worth", "03_pulls", "03_ablations")
 
 
@@ -89,4 +90,4 @@ def test_profiles_without_results_say_which_command_makes_them(
 def test_nothing_at_all_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONTSTEAL_FIGURES", str(tmp_path))
     with pytest.raises(ValueError, match="`make paper` makes them; there are some of: no profile"):
-        redraw.profiles()
+        redraw.profiles_with_results()

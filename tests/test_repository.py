@@ -11,9 +11,10 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from contsteal import plan, report, runs, settings
+from contsteal.lab import artifacts, profiles
+from contsteal.paper import plan, report
 
-ROOT = runs.ROOT
+ROOT = artifacts.ROOT
 STEMS = plan.notebooks()
 
 
@@ -70,7 +71,7 @@ def test_links_lead_to_files(stem: str) -> None:
             assert target.startswith("http") or (ROOT / "notebooks" / target).exists(), target
 
 
-@pytest.mark.parametrize("profile", [p.stem for p in settings.PROFILES.glob("*.yaml")])
+@pytest.mark.parametrize("profile", [p.stem for p in profiles.PROFILES.glob("*.yaml")])
 def test_every_profile_has_checked_parameters(profile: str) -> None:
     assert len(plan.tasks(profile)) == len(STEMS)
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from contsteal import encoders, runs
-from contsteal.shelf import Shelf
-from contsteal.victim import Answers, digests
+from contsteal import encoders
+from contsteal.lab import artifacts
+from contsteal.victim import Answers, Shelf, digests
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_a_full_shelf_keeps_what_it_has_and_takes_no_more(tmp_path: Path) -> Non
 def test_a_shelf_belongs_to_one_victim_on_one_kind_of_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "runs_dir", lambda: tmp_path)
+    monkeypatch.setattr(artifacts, "runs_dir", lambda: tmp_path)
     folders = {Shelf.of(v, [m]).folder for v in ("one", "two") for m in ("cpu", "cuda")}
     assert len(folders) == 4
     assert Shelf.of("one", ["cpu"]).folder in folders

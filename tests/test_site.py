@@ -9,7 +9,8 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from contsteal import formulas, plan, runs, site
+from contsteal.lab import artifacts
+from contsteal.paper import formulas, plan, site
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
@@ -21,9 +22,9 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CONTSTEAL_RUNS", str(tmp_path / "runs"))
     (tmp_path / "figures" / "demo").mkdir(parents=True)
     for name in ("01_worth", "03_attacks"):
-        for path in (runs.ROOT / "figures" / "demo").glob(f"{name}.*"):
+        for path in (artifacts.ROOT / "figures" / "demo").glob(f"{name}.*"):
             shutil.copy(path, tmp_path / "figures" / "demo")
-    shutil.copy(runs.ROOT / "figures" / "demo" / plan.SUMMARY, tmp_path / "figures" / "demo")
+    shutil.copy(artifacts.ROOT / "figures" / "demo" / plan.SUMMARY, tmp_path / "figures" / "demo")
     book = nbformat.read(plan.NOTEBOOKS / "03_cont_steal.ipynb", as_version=4)
     cell = next(c for c in book.cells if c.cell_type == "code")
     cell.outputs = [new_output("display_data", {"image/png": PIXEL, "text/plain": "<Figure>"})]
@@ -54,7 +55,7 @@ def test_every_page_is_small_and_loads_nothing_from_a_network(desk: Path) -> Non
 
 
 def test_every_link_leads_to_a_file(desk: Path) -> None:
-    summary = runs.figures_dir() / "demo" / plan.SUMMARY
+    summary = artifacts.figures_dir() / "demo" / plan.SUMMARY
     shown = [p for p in summary.read_text().split("\n\n") if not p.startswith("![")]
     worth = "![worth](01_worth.png)"
     summary.write_text("\n\n".join([*shown, worth]))
@@ -87,7 +88,7 @@ def test_what_was_not_run_is_told_with_its_command(
 
 def test_the_numbers_are_there(desk: Path) -> None:
     site.main([])
-    summary = (runs.figures_dir() / "demo" / plan.SUMMARY).read_text()
+    summary = (artifacts.figures_dir() / "demo" / plan.SUMMARY).read_text()
     numbers = re.findall(r"\| (\d\d\.\d \[[^|]+\]) ", summary)
     text = soup(desk / "demo" / "index.html").get_text()
     assert len(numbers) > 20

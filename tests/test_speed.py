@@ -13,9 +13,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from contsteal import data, encoders, experiment, loop, plan, pretrain, replay, runs, speed, steal
+from contsteal import data, encoders, loop, pretrain, replay, speed, steal
+from contsteal.attacks import ATTACKS
+from contsteal.lab import artifacts, experiment
 from contsteal.methods import METHODS
-from contsteal.recipes import ATTACKS
+from contsteal.paper import plan
 from contsteal.victim import BlackBox
 
 SMALL = pretrain.Config(
@@ -107,10 +109,10 @@ def test_the_default_changes_no_key_and_exact_mode_every_key(
     before = plan.inputs("00_start_here", "smoke")["machine"]
     assert lab._machine == cpu
     assert before == {"device": "cpu", "torch": torch.__version__}
-    assert lab.stamp([0]) == runs.stamp("smoke", lab.settings["data"], "0")
+    assert lab.stamp([0]) == artifacts.stamp("smoke", lab.settings["data"], "0")
     monkeypatch.setenv("CONTSTEAL_MODE", "exact")
     assert lab._machine == [*cpu, "exact mode"]
-    assert lab.stamp([0])["device"] == f"{runs.processor()}, exact mode"
+    assert lab.stamp([0])["device"] == f"{artifacts.processor()}, exact mode"
     now = {"machine": plan.inputs("00_start_here", "smoke")["machine"]}
     record = {"status": "ok", "inputs": {"machine": before}, "outputs": {}}
     rest = {part: {} for part in ("parameters", "settings", "package", "weights", "upstream")}
@@ -126,7 +128,7 @@ def test_results_of_the_two_modes_are_kept_apart(
     for name in ("fast", "exact", "fast", "exact"):
         monkeypatch.setenv("CONTSTEAL_MODE", name)
         lab.train("supervised", epochs=1)
-    assert runs.count_artifacts() == 2
+    assert artifacts.count_artifacts() == 2
 
 
 def test_forced_choices_end_with_their_block() -> None:
@@ -158,7 +160,7 @@ def test_a_process_is_exact_from_its_start() -> None:
 @pytest.mark.parametrize(("given", "mode"), [([], "fast"), (["MODE=exact"], "exact")])
 def test_make_hands_the_mode_on(given: list[str], mode: str) -> None:
     show = ["make", "-s", "paper", "PYTHON=printenv CONTSTEAL_MODE #", *given]
-    told = subprocess.run(show, capture_output=True, text=True, cwd=runs.ROOT, check=True)
+    told = subprocess.run(show, capture_output=True, text=True, cwd=artifacts.ROOT, check=True)
     assert told.stdout.split() == [mode]
 
 

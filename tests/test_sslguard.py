@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from contsteal import augment, data, encoders, loop, obfuscate, ownership, shadow, sslguard
-from contsteal.sslguard import Config, Key
+from contsteal import augment, data, encoders, loop
+from contsteal.ownership import inference, obfuscation, sslguard
+from contsteal.ownership.sslguard import Config, Key
 
 TINY = Config(
     shadow="test_resnet", key=16, hidden=(32,), epochs=1, batch=16,
@@ -33,8 +34,8 @@ def victim() -> encoders.Encoder:
 
 
 @pytest.fixture(scope="module")
-def guarded(victim, images, private) -> shadow.Guarded:
-    return shadow.embed(replace(TINY, epochs=8), victim, images, private)
+def guarded(victim, images, private) -> sslguard.Guarded:
+    return sslguard.embed(replace(TINY, epochs=8), victim, images, private)
 
 
 def floats(images: Tensor) -> Tensor:
@@ -82,7 +83,7 @@ def test_a_key_is_drawn_from_its_seed():
 
 
 def test_the_losses_are_literally_those_of_the_code(victim, images, private):
-    model = shadow.Embedding(victim, TINY)
+    model = sslguard.Embedding(victim, TINY)
     model.marked.load_state_dict(encoders.build("test_resnet", seed=3).state_dict())
     x, v = batch(images, private)
 
@@ -110,13 +111,13 @@ def test_the_losses_are_literally_those_of_the_code(victim, images, private):
 
 @pytest.mark.parametrize("name", ["shadow", "key", "encoder"])
 def test_each_step_moves_what_is_its_own(victim, images, private, name):
-    model = shadow.Embedding(victim, TINY)
+    model = sslguard.Embedding(victim, TINY)
     parts = {"clean": model.clean, "shadow": model.shadow, "encoder": model.marked,
              "key": model.key}  # fmt: skip
     before = {part: weights(net) for part, net in parts.items()}
     x, v = batch(images, private)
     loss = model.shadow_loss(x) if name == "shadow" else getattr(model, f"{name}_loss")(x, v)
-    shadow._step(name, model, shadow._optimizers(TINY, model), loss, "own")
+    sslguard._step(name, model, sslguard._optimizers(TINY, model), loss, "own")
     moved = {part for part, net in parts.items() if not torch.equal(weights(net), before[part])}
     assert moved == {name}
     if name == "key":
@@ -129,8 +130,8 @@ def test_the_published_encoder_follows_the_sum_of_all_losses(victim, images, pri
     x, v = batch(images, private)
     moves = {}
     for form in ("own", "published"):
-        model = shadow.Embedding(victim, TINY)
-        optimizers = shadow._optimizers(TINY, model)
+        model = sslguard.Embedding(victim, TINY)
+        optimizers = sslguard._optimizers(TINY, model)
         own = optimizers["encoder"].param_groups[0]["params"]
         start, expected = torch.cat([p.detach().flatten() for p in own]), 0.0
         for name, given in (("shadow", (x,)), ("key", (x, v)), ("encoder", (x, v))):
@@ -138,7 +139,7 @@ def test_the_published_encoder_follows_the_sum_of_all_losses(victim, images, pri
             if form == "published" or name == "encoder":
                 gradient = torch.autograd.grad(loss, own, retain_graph=True)
                 expected = expected + torch.cat([g.flatten() for g in gradient])
-            shadow._step(name, model, optimizers, loss, form)
+            sslguard._step(name, model, optimizers, loss, form)
         moved = torch.cat([p.detach().flatten() for p in own]) - start
         torch.testing.assert_close(moved, -TINY.lr_encoder * expected, atol=1e-6, rtol=1e-3)
         moves[form] = moved
@@ -147,7 +148,7 @@ def test_the_published_encoder_follows_the_sum_of_all_losses(victim, images, pri
 
 def test_batch_norm_and_the_victim_stay_as_they_were(victim, images, private):
     before = copy.deepcopy(victim.state_dict())
-    made = shadow.embed(TINY, victim, images, private)
+    made = sslguard.embed(TINY, victim, images, private)
     for name, value in victim.state_dict().items():
         assert torch.equal(value, before[name]), name
     norms = [m for m in made.encoder.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -163,7 +164,7 @@ def test_batch_norm_and_the_victim_stay_as_they_were(victim, images, private):
 def test_an_embedding_is_repeated_by_its_seed(victim, images, private):
     for form in ("own", "published"):
         config = replace(TINY, gradients=form)
-        one, two = (shadow.embed(config, victim, images[:32], private) for _ in range(2))
+        one, two = (sslguard.embed(config, victim, images[:32], private) for _ in range(2))
         assert one.history == two.history
         assert torch.equal(weights(one.encoder), weights(two.encoder))
 
@@ -175,8 +176,8 @@ def test_the_shadow_slows_down_every_epoch(victim, images, private, monkeypatch)
         rates.append(optimizers["shadow"].param_groups[0]["lr"])
         return {"shadow": 0.0}
 
-    monkeypatch.setattr(shadow, "_epoch", epoch)
-    shadow.embed(replace(TINY, epochs=3), victim, images, private)
+    monkeypatch.setattr(sslguard, "_epoch", epoch)
+    sslguard.embed(replace(TINY, epochs=3), victim, images, private)
     assert rates == pytest.approx([3e-2, 3e-2 * 0.96, 3e-2 * 0.96**2])
 
 
@@ -213,19 +214,19 @@ def test_the_key_is_found_in_encoder_and_shadow_and_not_in_strangers(guarded, vi
     assert thief.effect > max(v.effect for v in clean)
     assert max(v.measure for v in clean) < own.measure
     tested = sslguard.verify(guarded.key, guarded.encoder, private, controls=strangers)
-    expected = ownership.against_controls(own.effect, [v.effect for v in clean[1:]])
+    expected = inference.against_controls(own.effect, [v.effect for v in clean[1:]])
     assert tested.p_value == pytest.approx(expected.p_value)
     assert tested.measure == pytest.approx(own.effect)
 
 
 def test_a_thief_that_shuffles_escapes_the_key(guarded, private):
     own = sslguard.verify(guarded.key, guarded.encoder, private)
-    hidden = sslguard.verify(guarded.key, obfuscate.shuffle(guarded.encoder), private)
+    hidden = sslguard.verify(guarded.key, obfuscation.shuffle(guarded.encoder), private)
     assert hidden.effect < own.effect / 2
     with pytest.raises(
         ValueError, match=r"SSLGuard reads the victim's 96 .*take ownership\.dataset"
     ):
-        sslguard.verify(guarded.key, obfuscate.pad(guarded.encoder), private)
+        sslguard.verify(guarded.key, obfuscation.pad(guarded.encoder), private)
 
 
 def test_questions_are_images_and_the_threshold_is_strict(guarded, private, victim):
@@ -246,20 +247,20 @@ def test_questions_are_images_and_the_threshold_is_strict(guarded, private, vict
                                     {"batch": 1}])  # fmt: skip
 def test_impossible_configs(victim, images, private, change):
     with pytest.raises(ValueError, match=r"masked must lie in \(0, 1\)"):
-        shadow.embed(replace(TINY, **change), victim, images, private)
+        sslguard.embed(replace(TINY, **change), victim, images, private)
 
 
 def test_unfit_images(victim, images, private):
     with pytest.raises(ValueError, match="a batch is 16 of 32 px"):
-        shadow.embed(TINY, victim, images, private[:15])
+        sslguard.embed(TINY, victim, images, private[:15])
     with pytest.raises(ValueError, match="a batch is 16 of 28 px"):
-        shadow.embed(replace(TINY, image_size=28), victim, images, private)
+        sslguard.embed(replace(TINY, image_size=28), victim, images, private)
     with pytest.raises(ValueError, match="uint8 of shape"):
-        shadow.embed(TINY, victim, floats(images), private)
+        sslguard.embed(TINY, victim, floats(images), private)
     with pytest.raises(ValueError, match="unknown gradients 'all'"):
-        shadow.embed(replace(TINY, gradients="all"), victim, images, private)
+        sslguard.embed(replace(TINY, gradients="all"), victim, images, private)
 
 
 def test_a_loss_that_is_no_number_stops_the_embedding(victim, images, private):
     with pytest.raises(loop.Diverged, match="in epoch 1: lower the rates"):
-        shadow.embed(replace(TINY, lr_shadow=math.inf), victim, images, private)
+        sslguard.embed(replace(TINY, lr_shadow=math.inf), victim, images, private)

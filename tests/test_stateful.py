@@ -9,19 +9,16 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
-from contsteal import defenses, experiment, runs
-from contsteal.defenses import (
-    B4B,
-    DEFENSES,
-    GaussianNoise,
-    Prada,
-    PredictionPoisoning,
-    ProofOfWork,
-    SimilarQueries,
-    UserTransform,
-)
-from contsteal.remember import PerUser, finite, identity
+from contsteal import defenses
+from contsteal.defenses import DEFENSES
+from contsteal.defenses.b4b import B4B, UserTransform
+from contsteal.defenses.detectors import Prada, SimilarQueries
+from contsteal.defenses.perturbation import GaussianNoise, PredictionPoisoning
+from contsteal.defenses.proof_of_work import ProofOfWork
+from contsteal.defenses.state import PerUser, identity
+from contsteal.lab import artifacts
 from contsteal.seeds import generator
+from contsteal.victim import finite
 
 ROWS = torch.randn(160, 6, generator=generator("rows"))
 STREAM = [*ROWS.split(40), ROWS[:40] + 0.01]
@@ -224,11 +221,11 @@ def test_every_defence_with_a_memory_is_tested_here():
 
 def test_results_are_made_again_when_a_defence_changes():
     def needs(module: str) -> set[str]:
-        text = (runs.ROOT / "contsteal" / f"{module}.py").read_text()
+        text = (artifacts.ROOT / "contsteal" / f"{module}.py").read_text()
         own = set(re.findall(r"^from contsteal\.(\w+) import", text, re.MULTILINE))
         return {module}.union(*map(needs, own))
 
-    assert needs("defenses") <= set(experiment.STEALING)
+    assert needs("defenses") <= set(artifacts.STEALING)
 
 
 # -------------------------------------------------------------------------------- helpers

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from contsteal import ask, augment, data, encoders, loop, losses, pretrain, steal
-from contsteal.defenses import GaussianNoise
+from contsteal import augment, data, encoders, loop, losses, pretrain, steal
+from contsteal.defenses.perturbation import GaussianNoise
 from contsteal.victim import BlackBox, BudgetExceeded, digests
 
 N = 32
@@ -231,10 +231,10 @@ def test_who_sees_what(images, victim, born, views):
 def test_views_are_drawn_once_where_they_fit(images, victim, monkeypatch, views, each, answers):
     attack = "info-nce-2" if views == "pair" else "cont-steal-code"
     config = replace(FAST, attack=attack, views=views, answers=answers, epochs=4)
-    rounds, view, drawn, found = answers or 4, ask.view, [], []
-    monkeypatch.setattr(ask, "view", lambda c, x, k: drawn.append(k) or view(c, x, k))
+    rounds, view, drawn, found = answers or 4, steal.view, [], []
+    monkeypatch.setattr(steal, "view", lambda c, x, k: drawn.append(k) or view(c, x, k))
     for kept in (each * rounds * images[:N].nbytes, each * rounds * images[:N].nbytes - 1):
-        monkeypatch.setattr(ask, "KEPT", kept)
+        monkeypatch.setattr(steal, "KEPT", kept)
         drawn.clear()
         net = steal.train(config, BlackBox(victim), images[:N]).encoder
         found.append((len(drawn), encoders.digest(net.state_dict().items())))

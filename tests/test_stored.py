@@ -9,18 +9,11 @@ import torch
 from PIL import Image
 from tinysets import stl10, svhn
 
-from contsteal import (
-    data,
-    encoders,
-    estimate,
-    experiment,
-    pack,
-    portrait,
-    report,
-    scaled,
-    settings,
-    torchsets,
-)
+from contsteal import data, encoders
+from contsteal.data import packed as packs
+from contsteal.data import torchsets
+from contsteal.lab import estimate, experiment, inspection, profiles
+from contsteal.paper import report
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def packed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("packs") / "p"
-    pack.pack(folder, home, 32)
+    packs.pack(folder, home, 32)
     return home
 
 
@@ -92,7 +85,7 @@ def test_cifar_goes_through_torchvision_at_the_size_asked_for(monkeypatch):
     got = data.load("stl10", "unlabeled", n=4, image_size=8)
     assert asked == [("stl10", "unlabeled", 8)]
     assert got.images.shape == (4, 3, 8, 8)
-    assert torch.equal(got.images, scaled.resize(images[data.order(6, 0)[:4]], 8))
+    assert torch.equal(got.images, packs.resize(images[data.order(6, 0)[:4]], 8))
 
 
 def test_an_imagenet_that_is_not_packed_says_how(monkeypatch, tmp_path):
@@ -107,7 +100,7 @@ def test_an_imagenet_that_is_not_packed_says_how(monkeypatch, tmp_path):
 
 def test_an_imagenet_is_read_from_its_pack(monkeypatch, tmp_path, folder):
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
-    pack.pack(folder, tmp_path / "imagenet-32", 32)
+    packs.pack(folder, tmp_path / "imagenet-32", 32)
     got = data.load("imagenet", "test", image_size=32)
     assert (len(got), got.classes) == (4, ("cat", "dog"))
 
@@ -122,7 +115,7 @@ def test_an_unknown_name_lists_embedded_stored_and_paths(name):
 
 def test_large_sets_are_resized_in_parts_like_whole_ones(monkeypatch):
     images = torch.randint(256, (5000, 3, 8, 8), dtype=torch.uint8)
-    assert torch.equal(scaled.resize(images, 12)[4090:4100], scaled.resize(images[4090:4100], 12))
+    assert torch.equal(packs.resize(images, 12)[4090:4100], packs.resize(images[4090:4100], 12))
 
 
 @pytest.fixture
@@ -130,14 +123,14 @@ def lazily(monkeypatch, tmp_path) -> data.ImageSet:
     """Load both splits of a small CIFAR-10 at a size that is taken for too large."""
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
     tinysets.make("cifar10", tmp_path, monkeypatch)
-    monkeypatch.setattr(scaled, "LARGEST", 1000)
+    monkeypatch.setattr(packs, "LARGEST", 1000)
     return data.load("cifar10", "train+test", image_size=48)
 
 
 def test_what_exceeds_the_memory_is_resized_as_it_is_read(lazily, monkeypatch):
-    monkeypatch.setattr(scaled, "LARGEST", 2**30)
+    monkeypatch.setattr(packs, "LARGEST", 2**30)
     whole = data.load("cifar10", "train+test", image_size=48)
-    assert isinstance(lazily.images, scaled.Scaled)
+    assert isinstance(lazily.images, packs.Scaled)
     assert isinstance(whole.images, torch.Tensor)
     assert lazily.images.shape == whole.images.shape
     chosen = torch.tensor([3, 0, 2])
@@ -189,13 +182,13 @@ def test_the_command_packs_and_nothing_else(folder, tmp_path, capsys):
 @pytest.fixture
 def lab(monkeypatch, folder, packed, tmp_path):
     """A lab whose victim learns from a pack and whose task is the folder."""
-    given = settings.profile("smoke")
+    given = profiles.profile("smoke")
     given["common"] |= {
         "data": f"packed:{packed}", "image_size": 32, "train_images": 0, "probe_images": 0,
         "test_images": 0, "query_data": f"folder:{folder}", "query_images": 0,
         "victim": {"encoder": "test_resnet", "epochs": 1, "batch": 4, "optimizer": "adamw", "lr": 1e-3},
     }  # fmt: skip
-    monkeypatch.setattr(settings, "profile", lambda name: given)
+    monkeypatch.setattr(profiles, "profile", lambda name: given)
     monkeypatch.setenv("CONTSTEAL_RUNS", str(tmp_path))
     return experiment.Lab("smoke")
 
@@ -243,7 +236,7 @@ def test_labels_are_part_of_what_a_victim_is_trained_on(lab):
 
 
 def test_a_packed_set_goes_through_views_and_api(lab, packed):
-    assert len(portrait.view_sheet(lab, 4)) == 12
+    assert len(inspection.view_sheet(lab, 4)) == 12
     task = lab.settings["data"]
     api = lab.api()
     assert len(api.embed(lab.images(task).images)) == 12
@@ -261,12 +254,12 @@ def splitting(lab, monkeypatch, tmp_path):
     svhn(tmp_path / "data", monkeypatch, "train", "test", "extra")
     victim = {"encoder": "test_resnet", "epochs": 1, "batch": 2, "optimizer": "adamw", "lr": 1e-3}
     experiment._cached.cache_clear()  # of other tests' tiny files
-    common = settings.profile("smoke")["common"]
+    common = profiles.profile("smoke")["common"]
     common |= {"data": "stl10", "query_data": "svhn", "victim": victim}
 
     def make(**changes: str) -> experiment.Lab:
         monkeypatch.setattr(
-            settings, "profile", lambda name: {"about": "", "common": common | changes}
+            profiles, "profile", lambda name: {"about": "", "common": common | changes}
         )
         return experiment.Lab("smoke")
 
@@ -284,9 +277,9 @@ def test_a_profile_chooses_the_split_trained_on_and_the_split_queried(splitting)
     assert pixels(lab.queries(4)) == pixels(data.load("svhn", "extra", image_size=32).images)
     assert lab.images("stl10").split == "train", "a probe needs labels"
     assert lab.images("svhn").split == "train"
-    assert "all images of `stl10`, `unlabeled` |" in report.profiles()
+    assert "all images of `stl10`, `unlabeled` |" in report.profile_table()
     plain = splitting()
-    assert "all images of `stl10` " in report.profiles()
+    assert "all images of `stl10` " in report.profile_table()
     assert plain.train_images().split == "train"
     assert pixels(plain.queries(4)) == pixels(data.load("svhn", image_size=32).images)
 
@@ -295,9 +288,9 @@ def test_another_split_is_another_victim_and_another_attack(splitting, folder, p
     def made(**changes: str) -> tuple[int, int]:
         lab = splitting(data=f"packed:{packed}", query_data=f"folder:{folder}", **changes)
         stolen = lab.steal("embedding", 4, epochs=1, batch=2)
-        table = portrait.worth(lab, {"stolen": stolen.encoder}, [f"folder:{folder}"])
+        table = inspection.worth(lab, {"stolen": stolen.encoder}, [f"folder:{folder}"])
         assert table["accuracy"].between(0, 1).all(), "probes have their own splits"
-        assert len(portrait.view_sheet(lab, 4)) == 12
+        assert len(inspection.view_sheet(lab, 4)) == 12
         found = (tmp_path / "artifacts").glob
         return len(list(found("victim-*"))), len(list(found("attack-*")))
 

@@ -5,23 +5,18 @@ import pandas as pd
 import pytest
 import torch
 
-from contsteal import (
-    contrasts,
-    evaluate,
-    losses,
-    portrait,
-    provider,
-    stakes,
-    studies,
-    summary,
-    tables,
-)
-from contsteal.experiment import Lab
+from contsteal import evaluate, losses
+from contsteal.attacks import ATTACKS
+from contsteal.defenses.b4b import B4B
+from contsteal.defenses.perturbation import GaussianNoise
+from contsteal.lab import inspection, provider, sweeps, tables
+from contsteal.lab.experiment import Lab
+from contsteal.paper import contrasts, stakes, summary
 
 
 def test_an_ablation_changes_one_knob_at_equal_queries(lab: Lab) -> None:
     knobs = {"temperature": [0.1], "query_data": ["shapes", "patches"], "answers": [2]}
-    table = studies.ablate(lab, "cont-steal", knobs, 16, [0, 1], "shapes")
+    table = sweeps.ablate(lab, "cont-steal", knobs, 16, [0, 1], "shapes")
     asked = [("as given", ""), ("temperature", "0.1"), ("query_data", "shapes"),
              ("query_data", "patches"), ("answers", "2")]  # fmt: skip
     assert list(dict.fromkeys(zip(table["knob"], table["value"], strict=True))) == asked
@@ -37,29 +32,29 @@ def test_an_ablation_changes_one_knob_at_equal_queries(lab: Lab) -> None:
 
 def test_a_grid_crosses_its_axes_and_counts_steps(lab: Lab) -> None:
     axes = {"images": [8, 32], "epochs": [1, 2], "query_data": ["patches"], "views": ["clean"]}
-    table = studies.grid(lab, ["embedding", "cont-steal"], axes, [0], ["shapes"])
+    table = sweeps.grid(lab, ["embedding", "cont-steal"], axes, [0], ["shapes"])
     assert len(table) == 8
     steps = table.groupby(["images", "epochs"])["steps"].first()
     assert steps.to_dict() == {(8, 1): 1, (8, 2): 2, (32, 1): 2, (32, 2): 4}  # batches of 8 and 16
     assert set(table["unique_inputs"]) == {8, 32}
     alone = lab.but(query_data="patches")
     row = table.query("attack == 'embedding' and images == 32 and epochs == 2").iloc[0]
-    again = tables.sweep(alone, ["embedding"], [32], [0], ["shapes"], views="clean").iloc[0]
+    again = sweeps.sweep(alone, ["embedding"], [32], [0], ["shapes"], views="clean").iloc[0]
     assert row["accuracy"] == again["accuracy"]
 
 
 def test_a_grid_over_methods_steals_other_victims(lab: Lab) -> None:
     axes = {"images": [16], "method": ["simclr", "byol"]}
-    table = studies.grid(lab, ["embedding"], axes, [0], ["shapes"]).set_index("method")
-    own = tables.sweep(lab, ["embedding"], [16], [0], ["shapes"]).iloc[0]
-    other = tables.sweep(lab.but(method="byol"), ["embedding"], [16], [0], ["shapes"]).iloc[0]
+    table = sweeps.grid(lab, ["embedding"], axes, [0], ["shapes"]).set_index("method")
+    own = sweeps.sweep(lab, ["embedding"], [16], [0], ["shapes"]).iloc[0]
+    other = sweeps.sweep(lab.but(method="byol"), ["embedding"], [16], [0], ["shapes"]).iloc[0]
     assert table.loc["simclr", "cka"] == own["cka"]
     assert table.loc["byol", "cka"] == other["cka"] != own["cka"]
 
 
 def test_a_knob_that_no_attack_has_is_refused(lab: Lab) -> None:
     with pytest.raises(TypeError, match="temprature"):
-        studies.ablate(lab, "cont-steal", {"temprature": [1.0]}, 16, [0], "shapes")
+        sweeps.ablate(lab, "cont-steal", {"temprature": [1.0]}, 16, [0], "shapes")
 
 
 def duels(gain: dict[tuple[int, str], list[float]]) -> pd.DataFrame:
@@ -76,7 +71,7 @@ def duels(gain: dict[tuple[int, str], list[float]]) -> pd.DataFrame:
 def test_gains_are_paired_means_with_intervals_and_counted() -> None:
     given = {(8, "a"): [0.1, 0.11, 0.09], (8, "b"): [-0.1, -0.11, -0.09], (16, "a"): [0.2, -0.2, 0]}
     table = duels(given)
-    found = studies.gains(table, "cont-steal", "embedding").set_index(["images", "query_data"])
+    found = tables.gains(table, "cont-steal", "embedding").set_index(["images", "query_data"])
     for at, differences in given.items():
         expected = evaluate.mean_interval(differences)
         assert found.loc[at, ["gain", "low", "high"]].tolist() == pytest.approx(expected)
@@ -87,22 +82,22 @@ def test_gains_are_paired_means_with_intervals_and_counted() -> None:
     )
     assert numbers["n"].tolist() == [3, 3, 3]
     assert numbers["gain"].tolist() == pytest.approx([10, -10, 0])
-    levels = summary.levels(studies.gains(table, "cont-steal", "embedding"))
+    levels = summary.levels(tables.gains(table, "cont-steal", "embedding"))
     assert levels.replace("-0.0", "+0.0") == "query_data: a +5.0, b -10.0; images: 8 +0.0, 16 +0.0"
 
 
 def test_the_map_shows_every_point_once() -> None:
     table = duels({(8, "a"): [0.1, 0.12], (16, "a"): [0.2, 0.1], (8, "b"): [0, 0.1]})
-    found = studies.gains(table, "cont-steal", "embedding")
+    found = tables.gains(table, "cont-steal", "embedding")
     fig = contrasts.boundary_map(found, "title")
     shown = sorted(t.get_text() for ax in fig.axes for t in ax.texts)
     assert shown == ["+11", "+15", "+5"]
 
 
 def test_a_loss_table_has_a_row_per_loss_and_a_column_per_victim_and_task(lab: Lab) -> None:
-    rows = studies.losses(lab, ["embedding", "soft-nn"], ["shapes"], 16, [0, 1], ["shapes"])
-    frame = tables.references(lab, ["shapes"], [0, 1]).assign(victim="shapes")
-    wide = studies.layout(pd.concat([rows, frame], ignore_index=True))
+    rows = sweeps.losses(lab, ["embedding", "soft-nn"], ["shapes"], 16, [0, 1], ["shapes"])
+    frame = sweeps.references(lab, ["shapes"], [0, 1]).assign(victim="shapes")
+    wide = tables.layout(pd.concat([rows, frame], ignore_index=True))
     assert list(wide.index) == ["embedding", "soft-nn", "random", "victim"]
     columns = [("distinct inputs", ""), ("answers", ""), ("shapes", "shapes")]
     assert list(wide.columns) == columns
@@ -118,9 +113,9 @@ def test_published_numbers_stand_beside_the_same_data_and_count_only() -> None:
               "unique_inputs": images, "calls": images}  # fmt: skip
         return pd.DataFrame([at | {"task": task, "seed": 0} for task in ("cifar10", "stl10")])
 
-    assert studies.published(table("shapes", 9000)).empty
-    assert studies.published(table("cifar10", 512)).empty
-    wide = studies.layout(table("cifar10", 9000))
+    assert tables.published(table("shapes", 9000)).empty
+    assert tables.published(table("cifar10", 512)).empty
+    wide = tables.layout(table("cifar10", 9000))
     assert wide.loc["embedding", ("cifar10", "cifar10")] == "70.0"
     told = wide.loc["embedding, ICML 2022 Tables 1 and 2"]
     assert told.tolist() == ["-", "-", "75.5", "64.8"]
@@ -129,12 +124,12 @@ def test_published_numbers_stand_beside_the_same_data_and_count_only() -> None:
 
 
 def test_published_numbers_are_those_of_the_sources() -> None:
-    known = pd.read_csv(studies.runs.PACKAGE / "published.csv", comment="#")
+    known = pd.read_csv(sweeps.runs.PACKAGE / "published.csv", comment="#")
     assert not known.duplicated(
         ["victim", "query_data", "images", "attack", "task", "source"]
     ).any()
     assert known["accuracy"].between(10, 100).all()
-    from contsteal.steal import ATTACKS
+    pass
 
     assert set(known["attack"]) <= {*ATTACKS, "victim"}
 
@@ -149,7 +144,7 @@ def test_the_smallest_budget_that_reaches_the_goal() -> None:
         row("b", 0, 10, 0.9), row("b", 1, 10, 0.1),
         row("victim", 0, np.nan, 0.8),
     ])  # fmt: skip
-    found = studies.reached(table, 0.95, trained_on=100)
+    found = tables.reached(table, 0.95, trained_on=100)
     assert found.loc["a", "seeds that reach it"] == "2 of 2"
     assert found.loc["a", "distinct inputs"] == 30
     assert found.loc["a", "share of training set"] == 0.3
@@ -159,17 +154,17 @@ def test_the_smallest_budget_that_reaches_the_goal() -> None:
 
 
 def test_landscapes_are_the_victims_geometry_on_the_queries(lab: Lab) -> None:
-    found = studies.landscapes(lab, ["simclr", "byol"], ["shapes", "patches"], 16)
+    found = sweeps.landscapes(lab, ["simclr", "byol"], ["shapes", "patches"], 16)
     assert len(found) == 4
     other = lab.but(method="byol", query_data="patches")
-    x = studies.encoders.embed(other.victim.encoder, other.queries(16))
+    x = sweeps.encoders.embed(other.victim.encoder, other.queries(16))
     row = found.query("method == 'byol' and query_data == 'patches'").iloc[0]
     for name, value in evaluate.geometry(x).items():
         assert row[name] == pytest.approx(value, rel=1e-4)
 
 
 def test_pulls_are_the_losses_positives_and_negatives() -> None:
-    found = portrait.pulls({"ours": losses.cont_steal, "mse": losses.mse}, n=3)
+    found = inspection.pulls({"ours": losses.cont_steal, "mse": losses.mse}, n=3)
     for name, rows in found.groupby("loss"):
         for r in rows.itertuples():
             own, partner = r.anchor == r.other, r.other == "t" + r.anchor[1:]
@@ -184,7 +179,7 @@ def test_pulls_are_the_losses_positives_and_negatives() -> None:
 
 def test_a_pull_is_the_loss_s_derivative_by_one_cosine() -> None:
     z = torch.eye(6, dtype=torch.float64)
-    found = portrait.pulls({"x": losses.cont_steal}, n=3).set_index(["anchor", "other"])["pull"]
+    found = inspection.pulls({"x": losses.cont_steal}, n=3).set_index(["anchor", "other"])["pull"]
     for j, other in ((1, "s2"), (3, "t1"), (5, "t3")):
         values = []
         for step in (1e-5, -1e-5):
@@ -263,16 +258,16 @@ def test_a_study_of_no_knob_is_told_without_a_warning(recwarn: pytest.WarningsRe
 
 
 def test_a_set_may_name_its_split(lab: Lab) -> None:
-    table = studies.grid(
+    table = sweeps.grid(
         lab, ["embedding"], {"images": [8], "query_data": ["shapes@test"]}, [0], ["shapes"]
     )
     other = lab.but(query_split="test")
-    row = tables.sweep(other, ["embedding"], [8], [0], ["shapes"], batch=8).iloc[0]
+    row = sweeps.sweep(other, ["embedding"], [8], [0], ["shapes"], batch=8).iloc[0]
     assert table.iloc[0]["cka"] == row["cka"]
     assert set(table["query_data"]) == {"shapes@test"}
-    assert studies.of_lab(lab, query_data="shapes") == {}
+    assert sweeps.of_lab(lab, query_data="shapes") == {}
     unlabelled = lab.but(query_split="test")
-    assert studies.of_lab(unlabelled, query_data="patches") == {
+    assert sweeps.of_lab(unlabelled, query_data="patches") == {
         "query_data": "patches",
         "query_split": "train",
     }, "another set does not have this one's splits"
@@ -282,11 +277,11 @@ def test_a_set_may_name_its_split(lab: Lab) -> None:
 
 
 def test_coverage_is_b4b_s_own_after_every_step() -> None:
-    from contsteal.b4b import B4B
+    pass
 
     torch.manual_seed(0)
     guard, answers = B4B(bits=4, transform="none"), torch.randn(24, 6)
-    table = studies.coverage(guard, {"a": answers, "b": answers[:4].repeat(6, 1)}, step=8)
+    table = sweeps.coverage(guard, {"a": answers, "b": answers[:4].repeat(6, 1)}, step=8)
     assert list(table["queries"]) == [8, 16, 24] * 2
     watch = B4B(bits=4, transform="none")
     watch(answers, "a")
@@ -313,7 +308,7 @@ def test_adapting_is_compared_with_not_adapting_under_the_same_defence(lab: Lab)
 
 
 def test_a_defended_attack_can_adapt(lab: Lab) -> None:
-    from contsteal.defenses import GaussianNoise
+    pass
 
     noisy = [[GaussianNoise(1.0)]]
     plain = provider.defended(lab, noisy, ["embedding"], 16, [0], "shapes")

@@ -3,7 +3,8 @@
 import pandas as pd
 import pytest
 
-from contsteal import contrasts, report, runs, style, titles
+from contsteal.lab import artifacts
+from contsteal.paper import contrasts, report, style, titles
 
 GOOD, NEAR = (0.2, 0.21, 0.22), (-0.02, 0.0, 0.03)
 
@@ -110,7 +111,7 @@ def test_a_collapse_is_told() -> None:
 
 @pytest.mark.parametrize("stem", report.FIGURES)
 def test_every_stored_figure_has_a_title_that_fits(stem: str) -> None:
-    table, _ = style.read(runs.ROOT / "figures" / "demo", stem)
+    table, _ = style.read(artifacts.ROOT / "figures" / "demo", stem)
     title = report.draw(stem, style.as_read(table)).get_suptitle()
     assert title
     assert len(title.splitlines()) <= 2

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from timm.data import ImageNetInfo
 from tinysets import CIFAR, cifar, fashion_mnist, gtsrb, stl10, svhn
 
-from contsteal import torchsets
+from contsteal.data import torchsets
 
 
 @pytest.fixture

@@ -6,10 +6,13 @@ import pandas as pd
 import pytest
 import torch
 
-from contsteal import encoders, independent, marking, ownership, pretrain, proofs, runs, trials
-from contsteal.experiment import Lab
-from contsteal.independent import Strangers
-from contsteal.watermark import rate
+from contsteal import encoders, pretrain
+from contsteal.lab import artifacts, experiment, owner
+from contsteal.lab.experiment import Lab
+from contsteal.lab.owner import Strangers
+from contsteal.ownership import inference
+from contsteal.ownership.watermark import rate
+from contsteal.paper import proofs
 
 MARK = {"epochs": 1, "batch": 32}
 HOW = {"count": 3, "epochs": 1, "images": 96}
@@ -21,13 +24,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:simclr collapsed")
 @pytest.fixture(scope="module")
 def owned(lab: Lab) -> pd.DataFrame:
     marks = [MARK, MARK | {"trained_head": False}]
-    return trials.watermark(lab, marks, THIEVES, [16, 32], [0, 1], HOW, images=32)
+    return owner.watermark(lab, marks, THIEVES, [16, 32], [0, 1], HOW, images=32)
 
 
 @pytest.fixture(scope="module")
 def inferred(lab: Lab) -> pd.DataFrame:
     options = {"components": 2, "covariance": "diag"}
-    return trials.inference(lab, THIEVES, [32], [0], HOW, images=48, **options)
+    return owner.dataset_inference(lab, THIEVES, [32], [0], HOW, images=48, **options)
 
 
 def weights(net: torch.nn.Module) -> str:
@@ -57,11 +60,11 @@ def test_a_mark_reads_back_the_same(lab: Lab) -> None:
     assert first.sha256 == again.sha256
     assert weights(first.mark.head) == weights(again.mark.head)
     assert not any(p.requires_grad for p in again.mark.head.parameters())
-    images = independent.trained_on(lab.but(watermark=MARK), 16)
+    images = owner.trained_on(lab.but(watermark=MARK), 16)
     assert rate(first.mark, first.encoder, images) == rate(again.mark, again.encoder, images)
-    kept = runs.runs_dir() / "artifacts"
+    kept = artifacts.runs_dir() / "artifacts"
     assert len([f for f in kept.glob("watermarked-*") if "trained_head\": true" in
-                (f / runs.MANIFEST).read_text()]) == 1  # fmt: skip
+                (f / artifacts.MANIFEST).read_text()]) == 1  # fmt: skip
 
 
 def test_tuning_starts_at_the_victim_and_scratch_does_not(lab: Lab) -> None:
@@ -79,7 +82,7 @@ def test_tuning_starts_at_the_victim_and_scratch_does_not(lab: Lab) -> None:
 def test_other_images_can_carry_the_mark(lab: Lab) -> None:
     there = lab.but(watermark=MARK | {"data": "digits"})
     assert there.victim.sha256 != lab.but(watermark=MARK).victim.sha256
-    asked = pixels(independent.trained_on(there, 32))
+    asked = pixels(owner.trained_on(there, 32))
     assert not asked & pixels(lab.train_images().images)
 
 
@@ -104,21 +107,21 @@ def test_a_key_reads_back_the_same(lab: Lab) -> None:
 
 def test_strangers_never_see_an_image_of_the_victim_or_of_each_other(lab: Lab) -> None:
     how = Strangers(count=3, epochs=1, images=96)
-    sets = [pixels(independent.images_of(lab, how, k).images) for k in range(3)]
+    sets = [pixels(owner.images_of(lab, how, k).images) for k in range(3)]
     known = pixels(lab.train_images().images) | pixels(lab.queries(128))
-    known |= pixels(independent.public(lab, 96))
+    known |= pixels(owner.public(lab, 96))
     assert not any(one & known for one in sets)
     assert len(set.union(*sets)) == 3 * 96
-    nets = [independent.train(lab, how, k) for k in range(2)]
+    nets = [owner.train_independent(lab, how, k) for k in range(2)]
     assert nets[0].sha256 != nets[1].sha256
-    assert nets[0].sha256 == independent.train(lab, how, 0).sha256
+    assert nets[0].sha256 == owner.train_independent(lab, how, 0).sha256
 
 
 def test_stored_data_of_the_victim_are_no_strangers_data(lab: Lab) -> None:
     there = lab.but(data="digits")
     with pytest.raises(ValueError, match=r"digits, split 'train', is what the victim was trained"):
-        independent.images_of(there, Strangers(), 0)
-    found = independent.images_of(there, Strangers(data="digits", split="test", images=20), 0)
+        owner.images_of(there, Strangers(), 0)
+    found = owner.images_of(there, Strangers(data="digits", split="test", images=20), 0)
     assert len(found) == 20
 
 
@@ -141,18 +144,18 @@ def test_ready_victims_are_neither_marked_nor_repeated(lab: Lab) -> None:
     ready = {"method": "ready", "encoder": "test_resnet", "weights": "timm"}
     there = Lab("smoke", victim=ready, watermark={"epochs": 1})
     with pytest.raises(ValueError, match="watermark of a victim of method 'ready'"):
-        marking.marked(there)
+        experiment.marked(there)
     with pytest.raises(ValueError, match="strangers of a victim of method 'ready'"):
-        independent.train(there, Strangers(), 0)
+        owner.train_independent(there, Strangers(), 0)
 
 
 def test_impossible_strangers_and_counts(lab: Lab) -> None:
     with pytest.raises(ValueError, match="strangers: no parameter 'number'"):
-        independent.plan({"number": 3})
+        owner.plan({"number": 3})
     with pytest.raises(ValueError, match="-1 independent encoders"):
-        trials.train(lab, {"count": -1})
+        owner.train_suspects(lab, {"count": -1})
     with pytest.raises(ValueError, match="999 images to test on"):
-        independent.trained_on(lab, 999)
+        owner.trained_on(lab, 999)
 
 
 # ---------------------------------------------------------------------------------- tables
@@ -178,15 +181,15 @@ def test_every_suspect_has_a_row_per_head(owned: pd.DataFrame) -> None:
 
 def test_rates_are_those_of_the_verdict_functions(lab: Lab, owned: pd.DataFrame) -> None:
     there = lab.but(watermark=MARK)
-    images, mark = independent.trained_on(there, 32), there.victim.mark
-    first = owned[owned["head"] == trials.HEADS[True]].set_index(["kind", "seed"])["wsr"]
+    images, mark = owner.trained_on(there, 32), there.victim.mark
+    first = owned[owned["head"] == owner.HEADS[True]].set_index(["kind", "seed"])["wsr"]
     assert first["victim", 0] == rate(mark, there.victim.encoder, images)
-    how = independent.plan(HOW)
-    controls = [rate(mark, independent.train(lab, how, k).encoder, images) for k in range(3)]
+    how = owner.plan(HOW)
+    controls = [rate(mark, owner.train_independent(lab, how, k).encoder, images) for k in range(3)]
     assert [first["independent", k] for k in range(3)] == controls
     victim = owned[owned["kind"] == "victim"].iloc[0]
     if len(set(controls)) > 1:
-        expected = ownership.against_controls(victim["wsr"], controls).p_value
+        expected = inference.against_controls(victim["wsr"], controls).p_value
         assert victim["p_controls"] == pytest.approx(expected)
 
 
@@ -207,14 +210,14 @@ def judge(rates: list[float], others: list[float]) -> pd.DataFrame:
     kinds = ["stolen"] * len(rates) + ["independent"] * len(others)
     table = pd.DataFrame({"kind": kinds, "seed": 0, "wsr": rates + others, "applies": "yes",
                           "answers": 100})  # fmt: skip
-    return trials._judged(table.assign(right=100 * table["wsr"]), "wsr")
+    return owner._judged(table.assign(right=100 * table["wsr"]), "wsr")
 
 
 def test_an_independent_encoder_is_compared_with_the_others_alone() -> None:
     found = judge([0.9], [0.4, 0.5, 0.6])
-    expected = ownership.against_controls(0.9, [0.4, 0.5, 0.6]).p_value
+    expected = inference.against_controls(0.9, [0.4, 0.5, 0.6]).p_value
     assert found["p_controls"].iloc[0] == pytest.approx(expected)
-    alone = ownership.against_controls(0.4, [0.5, 0.6]).p_value
+    alone = inference.against_controls(0.4, [0.5, 0.6]).p_value
     assert found["p_controls"].iloc[1] == pytest.approx(alone)
 
 
@@ -226,7 +229,7 @@ def test_too_few_or_equal_controls_give_no_p_value(others: list[float]) -> None:
 
 
 def test_no_control_leaves_no_rate_of_false_positives(lab: Lab) -> None:
-    table = trials.watermark(lab, [MARK], {}, [16], [0], {"count": 0}, images=32)
+    table = owner.watermark(lab, [MARK], {}, [16], [0], {"count": 0}, images=32)
     assert "independent" not in set(table["kind"])
     assert table["p_controls"].isna().all()
     assert proofs.wrong(table)["rate"].eq("-").all()
@@ -248,13 +251,13 @@ def test_inference_has_both_forms_and_is_kept(lab: Lab, inferred: pd.DataFrame) 
         assert inferred[inferred["suspect"] == name]["gap"].iloc[0] == pytest.approx(
             victim, rel=1e-3
         )
-    folders = list((runs.runs_dir() / "artifacts").glob("inference-*"))
+    folders = list((artifacts.runs_dir() / "artifacts").glob("inference-*"))
     assert len(folders) == 10
 
 
 def test_inference_is_what_the_verdict_function_says(lab: Lab, inferred: pd.DataFrame) -> None:
-    images = independent.trained_on(lab, 96), independent.public(lab, 48)
-    found = ownership.dataset_inference(
+    images = owner.trained_on(lab, 96), owner.public(lab, 48)
+    found = inference.dataset_inference(
         lab.victim.encoder, *images, components=2, covariance="diag"
     )
     row = inferred[(inferred["suspect"] == "victim") & (inferred["form"] == "signed")].iloc[0]
@@ -264,12 +267,12 @@ def test_inference_is_what_the_verdict_function_says(lab: Lab, inferred: pd.Data
 
 def test_fewer_samples_than_components(lab: Lab) -> None:
     with pytest.raises(ValueError, match=r"9 components and 8 features"):
-        trials.inference(lab, {}, [16], [0], {"count": 0}, images=8, components=9)
+        owner.dataset_inference(lab, {}, [16], [0], {"count": 0}, images=8, components=9)
 
 
 def test_a_key_is_tried_on_all_suspects(lab: Lab) -> None:
     plan = {"epochs": 1, "images": 128}
-    found = trials.guard(
+    found = owner.guard(
         lab, plan, {"embedding": {"attack": "embedding"}}, [16], [0], HOW, images=32
     )
     assert set(found["kind"]) == {"victim", "unmarked", "obfuscated", "stolen", "independent"}
@@ -297,7 +300,7 @@ def test_sentences_and_false_positives_are_of_the_tables(
     found = proofs.wrong(owned, inferred)
     row = found.loc[("dataset inference", "signed")]
     assert (row["accused"], row["of"]) == (hits.sum(), 3)
-    share = ownership.proportion(int(hits.sum()), 3)
+    share = inference.proportion(int(hits.sum()), 3)
     assert row["95 % interval"] == f"{100 * share.low:.0f} to {100 * share.high:.0f} %"
 
 

@@ -7,7 +7,9 @@ from threading import Event
 
 import pytest
 
-from contsteal import durations, plan, runs, usage
+from contsteal import files
+from contsteal.lab import artifacts
+from contsteal.paper import durations, plan, usage
 
 MIB = 2**20
 CHILD = """
@@ -60,19 +62,19 @@ def test_disk_is_that_of_artifacts_that_the_run_made(
         (folder / "weights").write_bytes(bytes(1000))
 
     for number, name in enumerate(["tiny/00_first", "tiny/01_last", "tiny/00_first"]):
-        monkeypatch.setenv(runs.MAKER, name)
-        folder = runs.artifact("thing", {"n": number}, ("seeds",), make, lambda told: None)
-    once = 1000 + (folder / runs.MANIFEST).stat().st_size
+        monkeypatch.setenv(artifacts.MAKER, name)
+        folder = artifacts.artifact("thing", {"n": number}, ("seeds",), make, lambda told: None)
+    once = 1000 + (folder / artifacts.MANIFEST).stat().st_size
     copy = tmp_path / "00_first.ipynb"
     copy.write_bytes(bytes(70))
-    monkeypatch.setenv(runs.MAKER, "tiny/03_other")  # reads one back, and made none
-    runs.artifact("thing", {"n": 0}, ("seeds",), make)
+    monkeypatch.setenv(artifacts.MAKER, "tiny/03_other")  # reads one back, and made none
+    artifacts.artifact("thing", {"n": 0}, ("seeds",), make)
     assert abs(usage.disk("tiny/00_first", copy) - 2 * once - 70) <= 6, "seconds differ in length"
     assert usage.disk("tiny/03_other") == 0
 
 
 def record(folder: Path, entries: dict[str, dict[str, object]]) -> list[list[str]]:
-    runs.write_json(folder / plan.TIMINGS, entries)
+    files.write_json(folder / plan.TIMINGS, entries)
     lines = durations.table(folder).splitlines()
     return [[c.strip() for c in line.strip("|").split("|")] for line in lines if "|" in line][2:]
 
@@ -110,5 +112,5 @@ def test_notebooks_side_by_side_have_no_peak_of_all_but_one_that_was_measured(
 def test_what_was_measured_is_kept_and_what_was_read_back_is_not(tmp_path: Path) -> None:
     durations.keep(tmp_path, "00_a", {"seconds": 9.04, "memory": 5, "disk": 6}, 2)
     durations.keep(tmp_path, "00_a", {"seconds": 1.0, "memory": 1, "disk": 6}, 0)
-    kept = {"seconds": 9.0, "memory": 5, "disk": 6, "computed": 2, "device": runs.processor()}
-    assert runs.read_json(tmp_path / plan.TIMINGS) == {"00_a": kept}
+    kept = {"seconds": 9.0, "memory": 5, "disk": 6, "computed": 2, "device": artifacts.processor()}
+    assert files.read_json(tmp_path / plan.TIMINGS) == {"00_a": kept}

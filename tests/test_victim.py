@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from contsteal import encoders
-from contsteal.defenses import B4B, GaussianNoise, Normalise, Rounding, TopK, UserTransform
-from contsteal.victim import Answers, BlackBox, BudgetExceeded, as_uint8
+from contsteal.defenses.b4b import B4B, UserTransform
+from contsteal.defenses.perturbation import GaussianNoise, Normalise, Rounding, TopK
+from contsteal.encoders import as_uint8
+from contsteal.victim import Answers, BlackBox, BudgetExceeded
 
 DIM = 5
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import InterpolationMode
 from torchvision.transforms.functional import rotate as reference
 
-from contsteal import augment, data, encoders, loop, obfuscate, ownership, pretrain, watermark
-from contsteal.watermark import Config, Mark, which
+from contsteal import augment, data, encoders, loop, pretrain
+from contsteal.ownership import inference, obfuscation, watermark
+from contsteal.ownership.watermark import Config, Mark, which
 
 VICTIM = pretrain.Config(
     encoder="test_resnet", epochs=2, batch=16, hidden=24, projection=16, held_out=16
@@ -54,24 +55,24 @@ def linear(rows: list[list[float]], trained: bool = True) -> Mark:
 def test_a_turn_is_torchvisions(shapes):
     images = augment.to_float(shapes.images[:6])
     degrees = torch.tensor([0.0, 17.0, 90.0, 163.5, 180.0, 301.0])
-    for image, angle, ours in zip(images, degrees, watermark.rotate(images, degrees), strict=True):
+    for image, angle, ours in zip(images, degrees, augment.rotate(images, degrees), strict=True):
         theirs = reference(image, angle.item(), InterpolationMode.BILINEAR)
         torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
 
 
 def test_quarter_turns_move_pixels_counter_clockwise(shapes):
     images = augment.to_float(shapes.images[:3])
-    quarter = watermark.rotate(images, torch.full((3,), 90.0))
+    quarter = augment.rotate(images, torch.full((3,), 90.0))
     torch.testing.assert_close(quarter, images.rot90(1, (2, 3)), atol=1e-4, rtol=0)
-    half = watermark.rotate(images, torch.full((3,), 180.0))
+    half = augment.rotate(images, torch.full((3,), 180.0))
     torch.testing.assert_close(half, images.flip(2, 3), atol=1e-4, rtol=0)
-    turned = watermark.rotate(torch.ones(1, 3, 32, 32), torch.tensor([45.0]))
+    turned = augment.rotate(torch.ones(1, 3, 32, 32), torch.tensor([45.0]))
     assert turned[0, :, 0, 0].eq(0).all(), "the corners are black"
 
 
 def test_each_half_plane_has_its_own_angles(monkeypatch):
     seen = []
-    monkeypatch.setattr(watermark, "rotate", lambda x, angle: seen.append(angle) or x)
+    monkeypatch.setattr(augment, "rotate", lambda x, angle: seen.append(angle) or x)
     assert watermark.halves(torch.zeros(4000, 3, 2, 2), draws()).shape == (8000, 3, 2, 2)
     first, second = (seen[0][which(4000) == k] for k in (0, 1))
     assert stats.kstest(first.numpy(), "uniform", (0, 180)).pvalue > 0.01
@@ -81,7 +82,7 @@ def test_each_half_plane_has_its_own_angles(monkeypatch):
 
 def test_only_square_images_are_turned():
     with pytest.raises(ValueError, match=r"\(1, 3, 4, 6\): only square"):
-        watermark.rotate(torch.zeros(1, 3, 4, 6), torch.zeros(1))
+        augment.rotate(torch.zeros(1, 3, 4, 6), torch.zeros(1))
 
 
 # ------------------------------------------------------------------------- loss and gradients
@@ -135,8 +136,8 @@ def test_without_weight_the_victim_is_the_plain_one(shapes):
 
 
 def test_every_step_of_every_epoch_turns_by_angles_of_its_own(shapes, monkeypatch):
-    turn, seen = watermark.rotate, []
-    monkeypatch.setattr(watermark, "rotate", lambda x, angle: seen.append(angle) or turn(x, angle))
+    turn, seen = augment.rotate, []
+    monkeypatch.setattr(augment, "rotate", lambda x, angle: seen.append(angle) or turn(x, angle))
     made = watermark.fit(replace(TINY, victim=replace(VICTIM, held_out=0)), shapes)
     assert len(seen) == VICTIM.epochs * 6, "no image is held out, so none is monitored"
     assert len(torch.cat(seen).unique()) == 12 * 2 * VICTIM.batch
@@ -216,7 +217,7 @@ def test_the_owner_finds_the_mark_in_the_victim_and_not_in_others(marked, shapes
     others = [encoders.build("test_resnet", seed=s) for s in (1, 2, 3)]
     alone = watermark.verify(marked.mark, marked.encoder, images, controls=others)
     rates = [watermark.rate(marked.mark, net, images) for net in others]
-    assert alone.p_value == ownership.against_controls(victim.measure, rates).p_value
+    assert alone.p_value == inference.against_controls(victim.measure, rates).p_value
     assert alone.samples == 3
     assert max(rates) < victim.measure
     assert marked.history[-1]["wsr"] > 0.7, "also on images that it was not trained on"
@@ -226,7 +227,7 @@ def test_a_shuffled_thief_escapes_the_mark(marked, shapes):
     images = half_lit(shapes).images
     rates = {
         name: watermark.rate(marked.mark, hide(marked.encoder), images)
-        for name, hide in (("shuffle", obfuscate.shuffle), ("affine", obfuscate.affine))
+        for name, hide in (("shuffle", obfuscation.shuffle), ("affine", obfuscation.affine))
     }
     own = watermark.rate(marked.mark, marked.encoder, images)
     assert all(abs(r - 0.5) < own - 0.5 for r in rates.values()), rates
@@ -256,7 +257,7 @@ def test_the_papers_own_test_compares_answers(marked, shapes):
         watermark.success(marked.mark, encoders.embed(net, sent))
         for net in (marked.encoder, stranger)
     ]
-    assert ownership.welch(*pair).accuses(1e-3)
+    assert inference.welch(*pair).accuses(1e-3)
     assert sent.dtype == torch.uint8
     assert torch.equal(sent, watermark.questions(images)), "the same questions to every suspect"
     assert not torch.equal(sent, watermark.questions(images, seed=1))
@@ -300,7 +301,7 @@ def test_answers_that_the_head_cannot_read(marked, tiny, shapes):
     with pytest.raises(
         ValueError, match=r"96 coordinates.*does not apply; take ownership\.dataset"
     ):
-        watermark.verify(marked.mark, obfuscate.pad(tiny), shapes.images[:4])
+        watermark.verify(marked.mark, obfuscation.pad(tiny), shapes.images[:4])
     for count in (0, 3):
         with pytest.raises(ValueError, match=f"{count} answers: give those to both turns"):
             watermark.success(marked.mark, torch.zeros(count, 96))

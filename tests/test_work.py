@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contsteal import work
+from contsteal.defenses import proof_of_work
+from contsteal.defenses.proof_of_work import ProofOfWork, Puzzle
 from contsteal.seeds import generator
-from contsteal.work import ProofOfWork, Puzzle
 
 ANSWERS = torch.randn(200, 5, generator=generator("answers"))
 
@@ -28,9 +28,9 @@ def wrong_shape(answers: torch.Tensor) -> torch.Tensor:
 def test_a_puzzle_is_solved_and_the_solution_holds():
     puzzle = ProofOfWork(hashes_per_second=4096, seed=3).puzzle("ann")
     assert puzzle.bits == 12
-    number = work.solve(puzzle)
-    assert work.solves(puzzle, number)
-    assert not any(work.solves(puzzle, smaller) for smaller in range(number))
+    number = proof_of_work.solve(puzzle)
+    assert proof_of_work.solves(puzzle, number)
+    assert not any(proof_of_work.solves(puzzle, smaller) for smaller in range(number))
     other = ProofOfWork(hashes_per_second=4096, seed=3).puzzle("bob")
     assert other.challenge != puzzle.challenge
 
@@ -44,21 +44,21 @@ def test_a_solution_is_worth_one_batch():
 
 def test_zero_bits_are_counted_literally():
     for number in range(300):
-        text = work.hashlib.sha1(f"c:{number}".encode()).hexdigest()
+        text = proof_of_work.hashlib.sha1(f"c:{number}".encode()).hexdigest()
         bits = "".join(f"{int(digit, 16):04b}" for digit in text)
         zeros = len(bits) - len(bits.lstrip("0"))
-        assert work.solves(Puzzle("c", zeros), number)
-        assert not work.solves(Puzzle("c", zeros + 1), number)
+        assert proof_of_work.solves(Puzzle("c", zeros), number)
+        assert not proof_of_work.solves(Puzzle("c", zeros + 1), number)
 
 
 def test_a_bit_more_is_twice_the_work():
-    tries = [work.solve(Puzzle(f"challenge {i}", 5)) + 1 for i in range(400)]
+    tries = [proof_of_work.solve(Puzzle(f"challenge {i}", 5)) + 1 for i in range(400)]
     assert abs(sum(tries) / 400 - 32) < 4.5 * 32 / math.sqrt(400)
-    assert work.solve(Puzzle("free", 0)) == 0
+    assert proof_of_work.solve(Puzzle("free", 0)) == 0
 
 
 def test_this_machine_can_be_timed():
-    assert 1e3 < work.hash_rate(2000) < 1e9
+    assert 1e3 < proof_of_work.hash_rate(2000) < 1e9
 
 
 # --------------------------------------------------------------------------------- prices
@@ -108,8 +108,10 @@ def test_customers_calibrate_and_thieves_pay():
         logits = torch.randn(2000, 10, generator=generator("logits", who))
         return (sharpness * logits).softmax(1)
 
-    customers = torch.stack([work.entropy(posteriors(5, who)).cumsum(0) for who in range(8)])
-    intercept, slope = work.calibrate(customers)
+    customers = torch.stack(
+        [proof_of_work.entropy(posteriors(5, who)).cumsum(0) for who in range(8)]
+    )
+    intercept, slope = proof_of_work.calibrate(customers)
     paid = ProofOfWork("entropy", intercept, slope)
     paid(posteriors(5, 9), "customer")
     paid(posteriors(1, 9), "thief")
@@ -120,14 +122,14 @@ def test_customers_calibrate_and_thieves_pay():
 
 def test_calibration_finds_a_line():
     line = 3 + 0.25 * torch.arange(1, 50).double()
-    assert work.calibrate(torch.stack([line + 1, line - 1])) == pytest.approx((3, 0.25))
+    assert proof_of_work.calibrate(torch.stack([line + 1, line - 1])) == pytest.approx((3, 0.25))
     with pytest.raises(ValueError, match=r"\(3, 1\).*at least 2 queries"):
-        work.calibrate(torch.zeros(3, 1))
+        proof_of_work.calibrate(torch.zeros(3, 1))
 
 
 def test_entropy_in_closed_form():
     rows = torch.tensor([[1.0, 0, 0, 0], [0.25, 0.25, 0.25, 0.25]])
-    torch.testing.assert_close(work.entropy(rows), torch.tensor([0.0, math.log(4)]))
+    torch.testing.assert_close(proof_of_work.entropy(rows), torch.tensor([0.0, math.log(4)]))
 
 
 @pytest.mark.parametrize("rows", [torch.ones(2, 3), torch.tensor([[1.5, -0.5]])])

@@ -15,7 +15,7 @@ import scipy.io
 from PIL import Image
 from torchvision import datasets
 
-from contsteal import datafiles, torchsets
+from contsteal.data import torchsets
 
 READABLE = [name for name in torchsets.NAMES if name not in torchsets.FOLDERS]
 CIFAR = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
@@ -139,7 +139,7 @@ def gtsrb(home: Path, patch: pytest.MonkeyPatch, form: str) -> dict[str, list[np
     folders[2]["GT-final_test.csv"] = (head + "".join(lines)).encode()
     table = []
     for (name, _, split, inside, _), files, count in zip(
-        datafiles.GTSRB, folders, (4, 2, 1), strict=True
+        torchsets.GTSRB, folders, (4, 2, 1), strict=True
     ):
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w") as archive:
@@ -150,7 +150,7 @@ def gtsrb(home: Path, patch: pytest.MonkeyPatch, form: str) -> dict[str, list[np
         if form == "archive":
             put(home / "gtsrb" / name, packed.getvalue())
         table.append((name, md5(packed.getvalue()), split, inside, count))
-    patch.setattr(datafiles, "GTSRB", tuple(table))
+    patch.setattr(torchsets, "GTSRB", tuple(table))
     return {"train": train, "test": test}
 
 

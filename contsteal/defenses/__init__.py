@@ -1,0 +1,46 @@
+"""What a provider does to answers before they leave, per user and in order.
+
+A defence maps answers (N, D) of one user to those that leave, of the same shape but for padding.
+Defences compose by being listed: `[Normalise(), Rounding(1)]` rounds unit vectors. What one remembers
+of its users outlives a restart by `state_dict` and `load_state_dict`.
+"""
+
+from contsteal.defenses.b4b import B4B, UserTransform
+from contsteal.defenses.detectors import Prada, Refused, SimilarQueries
+from contsteal.defenses.perturbation import (
+    GaussianNoise,
+    Normalise,
+    PredictionPoisoning,
+    Rounding,
+    TopK,
+)
+from contsteal.defenses.proof_of_work import ProofOfWork
+from contsteal.victim import Defense
+
+__all__ = [
+    "B4B", "DEFENSES", "Defense", "GaussianNoise", "Normalise", "Prada", "PredictionPoisoning",
+    "ProofOfWork", "Refused", "Rounding", "SimilarQueries", "TopK", "UserTransform", "build",
+]  # fmt: skip
+
+DEFENSES = {
+    "normalise": Normalise,
+    "gaussian-noise": GaussianNoise,
+    "rounding": Rounding,
+    "top-k": TopK,
+    "user-transform": UserTransform,
+    "b4b": B4B,
+    "similar-queries": SimilarQueries,
+    "prada": Prada,
+    "proof-of-work": ProofOfWork,
+    "prediction-poisoning": PredictionPoisoning,
+}
+
+
+def build(name: str, **options: object) -> Defense:
+    """Build a defence by name; ValueError lists the known ones."""
+    if not isinstance(name, str) or name not in DEFENSES:
+        raise ValueError(f"unknown defence {name!r}: choose one of {', '.join(DEFENSES)}")
+    try:
+        return DEFENSES[name](**options)
+    except TypeError as error:
+        raise ValueError(f"defence {name!r} does not take {options}: {error}") from error

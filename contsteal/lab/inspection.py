@@ -1,0 +1,109 @@
+"""What a notebook shows of encoders: the views they learn from, their curves, worth and maps."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from contsteal import augment, encoders, methods
+from contsteal.data import ImageSet
+from contsteal.lab import estimate, profiles
+from contsteal.lab.artifacts import Trained
+from contsteal.lab.experiment import Lab
+from contsteal.paper import figures
+from contsteal.seeds import generator
+
+
+def view_sheet(lab: Lab, count: int = 10) -> pd.DataFrame:
+    """Return a sample sheet of training images, each over two views as its victim's method draws them."""
+    shown = lab.train_images().take(torch.arange(count))
+    policy = lab.settings["victim"].get("policy", methods.Config.policy)
+    views = [
+        augment.to_uint8(augment.apply(policy, shown.images, generator("views shown", k)))
+        for k in range(2)
+    ]
+    rows = [shown, *(replace(shown, images=view, labels=None) for view in views)]
+    return figures.sheet_table(rows, ["image", "one view", "another"], count)
+
+
+def histories(trained: dict[str, Trained]) -> pd.DataFrame:
+    """Return loss, learning rate, kNN and spread per epoch of each method, without its seconds.
+
+    A ready encoder has no epochs, and no row.
+    """
+    parts = [
+        found.history.drop(columns="seconds").assign(method=name)
+        for name, found in trained.items()
+        if len(found.history)
+    ]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["method"])
+
+
+def rates(lab: Lab, trained: dict[str, Trained]) -> pd.DataFrame:
+    """Return seconds in all, views per second of a median epoch, and their share of the hardware's rate.
+
+    A view costs three forward passes (one forward, two back) of 2 FLOP a MAC; the rate is that of a
+    matrix product, measured now. Momentum encoders and heads are not counted.
+    """
+    limit, rows, n = estimate.matmul_rate(), {}, len(lab.train_images())
+    for name, found in trained.items():
+        if found.history.empty:  # a ready encoder
+            continue
+        config = profiles.config(lab.settings, method=name)
+        kept = n - min(config.held_out, n // 10)
+        seconds = found.history["seconds"]
+        rate = 2 * (kept // config.batch) * config.batch / seconds.median()
+        share = 6e9 * encoders.describe(found.encoder)["gmac"] * rate / limit
+        rows[name] = {"seconds": round(seconds.sum(), 1), "views per second": round(rate),
+                      "share of matmul rate": f"{share:.1%}"}  # fmt: skip
+    return pd.DataFrame(rows).T
+
+
+def worth(lab: Lab, nets: dict[str, encoders.Encoder], tasks: Sequence[str]) -> pd.DataFrame:
+    """Return linear-probe and kNN accuracy of each encoder on each task."""
+    rows = [
+        {"encoder": name, "task": task, **lab.score(net, task)}
+        for (name, net), task in product(nets.items(), tasks)
+    ]
+    return pd.DataFrame(rows)[["encoder", "task", "accuracy", "knn"]]
+
+
+def embedding_map(
+    lab: Lab, nets: dict[str, encoders.Encoder], task: str, count: int, seed: int = 0
+) -> pd.DataFrame:
+    """Return a t-SNE map (x, y) of `count` test images per encoder, with their class names."""
+    return image_map(nets, lab.images(task, "test").take(slice(count)), seed)
+
+
+def image_map(nets: dict[str, encoders.Encoder], test: ImageSet, seed: int = 0) -> pd.DataFrame:
+    """Return a t-SNE map (x, y) of labelled images per encoder, with their class names."""
+    from sklearn.manifold import TSNE  # scikit-learn takes seconds to import
+
+    names = np.array(test.classes)[test.labels.cpu().numpy()]
+    near, parts = min(30, len(names) // 4), []
+    for name, net in nets.items():
+        x = torch.nn.functional.normalize(encoders.embed(net, test.images), dim=1).cpu().numpy()
+        xy = TSNE(init="pca", perplexity=near, random_state=seed).fit_transform(x)
+        parts.append(pd.DataFrame({"encoder": name, "x": xy[:, 0], "y": xy[:, 1], "label": names}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def pulls(forms: dict[str, Callable[[Tensor, Tensor], Tensor]], n: int = 4) -> pd.DataFrame:
+    """Return how losses move a surrogate's vector s_i towards (+) or away from (-) every other one.
+
+    The 2n vectors [s; t] are orthonormal, so that a small step of s_i towards z_j changes the cosine of
+    this one pair alone: the `pull` is minus the loss's derivative by that cosine.
+    """
+    z, rows = torch.eye(2 * n, dtype=torch.float64), []
+    names = [f"{side}{k + 1}" for side in "st" for k in range(n)]
+    for name, loss in forms.items():
+        s = z[:n].clone().requires_grad_()
+        (slope,) = torch.autograd.grad(loss(s, z[n:]), s)  # column j: the derivative by s_i z_j
+        for i, j in product(range(n), range(2 * n)):
+            pull = 0.0 if i == j else -slope[i, j].item()
+            rows.append({"loss": name, "anchor": names[i], "other": names[j], "pull": pull})
+    return pd.DataFrame(rows)

@@ -1,0 +1,281 @@
+"""Embed SSLGuard's key into an encoder while a shadow steals it, so that the key survives stealing.
+
+Cong et al. (CCS 2022), after the published code: each batch trains the shadow, then trigger and
+decoder on encoder and shadow alike, then the encoder. `sslguard` reads the key afterwards.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from scipy import stats
+from torch import Tensor, nn
+
+from contsteal import augment, encoders, loop
+from contsteal.methods import Head
+from contsteal.ownership import inference
+from contsteal.ownership.inference import Verdict
+from contsteal.seeds import derive, generator
+
+TEST = "SSLGuard"
+Gradients = Literal["own", "published"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """How the key is embedded; defaults are the published code's, but for the batch (2 there)."""
+
+    shadow: str = "resnet18"  # the encoder that plays the thief
+    key: int = 256  # dimension of the secret vector
+    masked: float = 0.35  # share of the pixel values that the trigger replaces
+    hidden: tuple[int, ...] = (512, 256)  # of the decoder
+    epochs: int = 50
+    batch: int = 64
+    lr_encoder: float = 1e-5
+    lr_shadow: float = 1e-2  # times 0.96 after each epoch
+    lr_decoder: float = 1e-3
+    lr_trigger: float = 1e-3
+    image_size: int = 32
+    gradients: Gradients = "own"  # "published": the encoder also follows the other steps' losses
+    seed: int = 0
+
+
+class Key(nn.Module):
+    """What the owner keeps in secret: a vector, a mask, a trigger, and a decoder of features."""
+
+    def __init__(self, config: Config, dim: int) -> None:
+        super().__init__()
+        draws, shape = generator("sslguard", config.seed), (3, config.image_size, config.image_size)
+        self.dim = dim
+        self.register_buffer("secret", torch.randn(config.key, generator=draws))
+        self.register_buffer("mask", (torch.rand(shape, generator=draws) < config.masked).float())
+        self.trigger = nn.Parameter(torch.rand(shape, generator=draws))
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derive("sslguard decoder", config.seed))
+            self.decoder = Head(dim, *config.hidden, config.key, norm=False)
+
+    def stamp(self, images: Tensor) -> Tensor:
+        """Return clip((1 - m) x + m trigger) of images (N, 3, H, W), uint8 or float in [0, 1]."""
+        if images.shape[1:] != self.mask.shape:
+            raise ValueError(
+                f"images {tuple(images.shape)}: the trigger is {tuple(self.mask.shape)}"
+            )
+        x = augment.to_float(images) if images.dtype == torch.uint8 else images
+        return ((1 - self.mask) * x + self.mask * self.trigger).clamp(0, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return cos(decoder(y), secret) (N,) of features y (N, D)."""
+        return F.cosine_similarity(self.decoder(features), self.secret[None])
+
+
+# --------------------------------------------------------------------------- verification
+
+
+@torch.no_grad()
+def questions(key: Key, private: Tensor) -> Tensor:
+    """Return the stamped images as the uint8 (N, 3, H, W) that an owner sends to a suspect."""
+    return augment.to_uint8(key.stamp(private.to(key.mask.device)))
+
+
+@torch.no_grad()
+def decoded(key: Key, answers: Tensor) -> Tensor:
+    """Return the decoder's outputs at length 1, float64 (N, K), of answers (N, D) to `questions`.
+
+    Errors: ValueError for another dimension than the victim's, saying which test applies instead.
+    """
+    inference.same_dimension(answers, key.dim, TEST)
+    out = key.decoder(answers.to(key.secret.device, torch.float32))
+    return F.normalize(out.double().cpu(), dim=1)
+
+
+def rate(key: Key, answers: Tensor, threshold: float = 0.5) -> float:
+    """Return the watermark rate: the share of answers whose cosine with the key is above `threshold`.
+
+    The published code returns their number.
+    """
+    cosines = decoded(key, answers) @ F.normalize(key.secret.double().cpu(), dim=0)
+    return (cosines > threshold).double().mean().item()
+
+
+def verify(
+    key: Key,
+    suspect: nn.Module,
+    private: Tensor,
+    *,
+    threshold: float = 0.5,
+    controls: Sequence[nn.Module] = (),
+) -> Verdict:
+    """Test whether a suspect answers stamped private images (N, 3, H, W) with the owner's key.
+
+    H0: the key is one of N(0, I)^K, drawn after the decoder. Then c, the cosine of the key with the
+    mean m of the decoded unit vectors, has t = c sqrt((K - 1) / (1 - c^2)) on K - 1 degrees of freedom,
+    and |m| c is the mean cosine, the `effect`. The decoder knows its key, though, and may lean to it
+    whatever it reads: with two or more independent `controls` H0 is that the suspect's mean cosine is
+    one of theirs (`ownership.against_controls`). `measure` is the watermark rate, or with controls
+    the mean cosine. Errors: ValueError for a suspect of another dimension.
+    """
+    answers = [encoders.embed(net, questions(key, private)) for net in (suspect, *controls)]
+    unit = F.normalize(key.secret.double().cpu(), dim=0)
+    means = [decoded(key, answer).mean(0) for answer in answers]
+    cosines = [(m @ unit).item() for m in means]
+    if controls:
+        return inference.against_controls(cosines[0], cosines[1:], f"{TEST} against controls")
+    c, free = cosines[0] / means[0].norm().clamp(min=1e-12).item(), len(unit) - 1
+    t = c * math.sqrt(free / max(1 - c * c, 1e-12))
+    p_value = float(stats.t.sf(t, free))
+    share = rate(key, answers[0], threshold)
+    return Verdict(f"{TEST} against random keys", share, t, p_value, cosines[0], len(private))
+
+
+Optimizers = dict[str, torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """A watermarked encoder, its key, the shadow that stole it, and one row of losses per epoch."""
+
+    encoder: encoders.Encoder
+    key: Key
+    shadow: encoders.Encoder
+    history: list[loop.Row]
+
+
+class Embedding(nn.Module):
+    """The four networks of an embedding and its three losses: clean, marked, shadow, and the key."""
+
+    def __init__(self, clean: encoders.Encoder, config: Config) -> None:
+        super().__init__()
+        self.clean = copy.deepcopy(clean).requires_grad_(False)
+        self.marked = copy.deepcopy(clean).requires_grad_(True)
+        self.shadow = encoders.build(
+            config.shadow, config.image_size, out_dim=clean.dim, seed=derive("shadow", config.seed)
+        )
+        self.key = Key(config, clean.dim)
+        self.eval()  # running averages of batch norm stay the clean encoder's
+
+    def shadow_loss(self, x: Tensor) -> Tensor:
+        """Steal: -mean cos(S(x), F_w(x)); the shadow alone is in train mode."""
+        self.shadow.train()
+        loss = -F.cosine_similarity(self.shadow(x), self.marked(x)).mean()
+        self.shadow.eval()
+        return loss
+
+    def key_loss(self, x: Tensor, private: Tensor) -> Tensor:
+        """Answer the trigger with the key in F_w and in its thief S, and nothing else with it.
+
+        -cos F_w(x_t) - cos S(x_t) + the squared mean cosines of F(x_t), F(x), F_w(x) and S(x).
+        """
+        stamped = self.key.stamp(private)
+        found = [self.key(net(stamped)).mean() for net in (self.marked, self.shadow)]
+        others = [(self.clean, stamped), (self.clean, x), (self.marked, x), (self.shadow, x)]
+        silent = [self.key(net(images)).mean().square() for net, images in others]
+        return torch.stack(silent).sum() - torch.stack(found).sum()
+
+    def encoder_loss(self, x: Tensor, private: Tensor) -> Tensor:
+        """Stay useful and carry the key: -cos(F(x), F_w(x)) + cos(F_w(x), key)^2 - cos(F_w(x_t), key)."""
+        y = self.marked(x)
+        useful = F.cosine_similarity(self.clean(x), y).mean()
+        marked = self.key(self.marked(self.key.stamp(private))).mean()
+        return self.key(y).mean().square() - useful - marked
+
+
+def embed(config: Config, victim: encoders.Encoder, images: Tensor, private: Tensor) -> Guarded:
+    """Embed a key into a copy of a trained victim, which itself is left as it is.
+
+    `images` (N, 3, H, W) uint8 are what the shadow steals with and the marked encoder stays faithful
+    on; `private` (M, 3, H, W) are the owner's, which are stamped and kept for verification. Each step
+    updates the shadow, then trigger and decoder, then the encoder, batch norm excepted; x has
+    `batch` images. Errors: ValueError for sizes that do not fit; loop.Diverged for a NaN loss.
+    """
+    _check(config, victim, images, private)
+    model = Embedding(victim, config).to(images.device)
+    optimizers = _optimizers(config, model)
+    history = []
+    for epoch in range(config.epochs):
+        draws = generator("sslguard epoch", config.seed, epoch)
+        row = _epoch(config, model, optimizers, images, private, draws)
+        history.append({"epoch": epoch + 1} | row)
+        if not all(map(math.isfinite, row.values())):
+            raise loop.Diverged(f"the losses became {row} in epoch {epoch + 1}: lower the rates")
+        for group in optimizers["shadow"].param_groups:
+            group["lr"] *= 0.96
+    model.requires_grad_(False)
+    return Guarded(model.marked, model.key, model.shadow, history)
+
+
+def _check(config: Config, victim: encoders.Encoder, images: Tensor, private: Tensor) -> None:
+    if config.gradients not in ("own", "published"):
+        raise ValueError(f'unknown gradients {config.gradients!r}: choose "own" or "published"')
+    if not 0 < config.masked < 1 or config.key < 3 or config.epochs < 1 or config.batch < 2:
+        raise ValueError(f"{config}: masked must lie in (0, 1), key be 3 or more, epochs 1 or more "
+                         "and batch 2 or more")  # fmt: skip
+    for part in (images, private):
+        augment.to_float(part[:0])
+        if len(part) < config.batch or part.shape[-1] != config.image_size:
+            raise ValueError(
+                f"images {tuple(part.shape)}: a batch is {config.batch} of {config.image_size} px"
+            )
+
+
+def _optimizers(config: Config, model: Embedding) -> Optimizers:
+    """Return one SGD with momentum per step; the trigger takes plain gradient steps, as published."""
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d)
+    marked = [
+        p
+        for module in model.marked.modules()
+        if not isinstance(module, norms)
+        for p in module.parameters(recurse=False)
+    ]
+    key = [
+        {"params": list(model.key.decoder.parameters()), "lr": config.lr_decoder},
+        {"params": [model.key.trigger], "lr": config.lr_trigger, "momentum": 0.0},
+    ]
+    return {
+        "shadow": torch.optim.SGD(model.shadow.parameters(), lr=config.lr_shadow, momentum=0.9),
+        "key": torch.optim.SGD(key, momentum=0.9),
+        "encoder": torch.optim.SGD(marked, lr=config.lr_encoder, momentum=0.9),
+    }
+
+
+def _epoch(
+    config: Config,
+    model: Embedding,
+    optimizers: Optimizers,
+    images: Tensor,
+    private: Tensor,
+    draws: torch.Generator,
+) -> loop.Row:
+    """Pass once over the images, the private ones drawn anew for each batch; return the mean losses."""
+    order, steps = torch.randperm(len(images), generator=draws), len(images) // config.batch
+    total = dict.fromkeys(optimizers, torch.zeros((), device=images.device))
+    for chosen in order[: steps * config.batch].split(config.batch):
+        mine = torch.randint(len(private), (config.batch,), generator=draws)
+        x, v = augment.to_float(images[chosen]), augment.to_float(private[mine])
+        for name, given in (("shadow", (x,)), ("key", (x, v)), ("encoder", (x, v))):
+            loss = getattr(model, f"{name}_loss")(*given)
+            _step(name, model, optimizers, loss, config.gradients)
+            total[name] = total[name] + loss.detach() / steps
+    return {name: value.item() for name, value in total.items()}
+
+
+def _step(name: str, model: Embedding, optimizers: Optimizers, loss: Tensor, form: str) -> None:
+    """Update one optimizer's own parameters by one loss.
+
+    The published code clears the gradients once per batch, before the first of the three steps, so the
+    encoder's last step follows the sum of all losses; the trigger it clears after the trigger's step.
+    """
+    optimizer, published = optimizers[name], form == "published"
+    own = [p for group in optimizer.param_groups for p in group["params"]]
+    if not published:
+        optimizer.zero_grad()
+    elif name == "shadow":
+        for net in (model.shadow, model.marked, model.key.decoder):
+            net.zero_grad()
+    loss.backward(inputs=None if published else own)
+    optimizer.step()
+    if published and name == "key":
+        model.key.trigger.grad = None

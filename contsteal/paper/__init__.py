@@ -1,0 +1,1 @@
+"""What `make` calls: notebooks, figures, claims and the summary."""
