@@ -6,9 +6,10 @@ page, so that nothing generated lands in the repository. The site works without 
 
 import inspect
 import re
-import shutil
 from collections.abc import Iterable
+from itertools import compress
 from pathlib import Path
+from shutil import copytree, ignore_patterns
 from typing import Any
 
 import nbformat
@@ -21,7 +22,7 @@ from tabulate import tabulate
 
 from contsteal import defenses, steal
 from contsteal.lab import artifacts
-from contsteal.paper import claims
+from contsteal.paper import verdicts
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("data", "defenses", "ownership")
@@ -36,6 +37,7 @@ html_show_search_summary = False  # it would fetch pages, which browsers refuse 
 html_copy_source = html_show_copyright = False
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_mime_priority_overrides = [("html", WIDGET, None)]  # a widget's static image is shown
 myst_enable_extensions = ["dollarmath", "substitution"]
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
@@ -77,7 +79,7 @@ myst_substitutions = {
                      for name, a in steal.ATTACKS.items()),
     "defenses": table({"defence": f"`{d.__name__}`", "name": f"`{name}`",
                        "what it does": summary(d)} for name, d in defenses.DEFENSES.items()),
-    "verdicts": "\n\n".join(f"## `{p}`\n\n{table(claims.frame(p).to_dict('records'))}"
+    "verdicts": "\n\n".join(f"## `{p}`\n\n{table(verdicts.frame(p).to_dict('records'))}"
                             for p in RESULTS) or "No results are stored: `make paper` makes them.",
 }  # fmt: skip
 
@@ -96,46 +98,44 @@ def stage(app: Sphinx) -> None:
     for path in Path(app.confdir).rglob("*.md"):
         write(source / path.relative_to(app.confdir), path.read_text())
     write(source / "contributing.md", (ROOT / "CONTRIBUTING.md").read_text())
-    for profile in SHOWN:
-        stage_profile(profile, source / "results" / profile)
     for name in app.config.api_modules:
         directive = f".. automodule:: contsteal.{name}\n   :members:"
         write(source / "api" / f"{name}.md", f"# {name}\n\n```{{eval-rst}}\n{directive}\n```\n")
+    for profile in SHOWN:
+        stage_results(profile, source / "results" / profile)
+        for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"):
+            stage_notebook(profile, path, source / "results" / profile / path.name)
 
 
-def stage_profile(profile: str, folder: Path) -> None:
-    """Write a profile's page (its notebooks, its summary, each figure with its files) and notebooks."""
-    notebooks = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+def stage_results(profile: str, folder: Path) -> None:
+    """Write a profile's page: its notebooks, its summary, and below each figure the figure's files."""
     figures = artifacts.figures_dir() / profile
-    text = f"# Results of the `{profile}` profile\nNo results are stored yet."
+    text = f"# Results of the `{profile}` profile\nNo results are stored: `make paper` makes them."
     if profile in RESULTS:
-        shutil.copytree(figures, folder, ignore=shutil.ignore_patterns("*.md", "*.json"))
+        copytree(figures, folder, ignore=ignore_patterns("*.md", "*.json"), dirs_exist_ok=True)
         text = (figures / "summary.md").read_text()
     title, _, text = text.partition("\n")
     files = r"\g<0>\n\n[PNG](\1.png) [PDF](\1.pdf) [CSV](\1.csv)"
     text = re.sub(r"^!\[.*\]\((\w+)\.png\)$", files, text, flags=re.MULTILINE)
-    tree = "\n".join(
-        ["```{toctree}", ":maxdepth: 1", "", *(path.name for path in notebooks), "```"]
-    )
-    about = f"Purpose: {ABOUT[profile]}."
-    write(folder / "index.md", "\n\n".join([title, about, "## Notebooks", tree, text]))
-    for path in notebooks:
-        executed = artifacts.runs_dir() / profile / path.name
-        command = f"`make paper PROFILE={profile} NB={path.stem[:2]}`"
-        note = f"Executed by {command}."
-        if not executed.is_file():
-            note = f"Not executed here, so without outputs: {command} runs this notebook."
-        write_notebook(folder / path.name, executed if executed.is_file() else path, note)
+    tree = "```{toctree}\n:glob:\n:maxdepth: 1\n\n*\n```"
+    parts = [title, f"Purpose: {ABOUT[profile]}.", "## Notebooks", tree, text]
+    write(folder / "index.md", "\n\n".join(parts))
 
 
-def write_notebook(path: Path, source: Path, note: str) -> None:
-    """Write a notebook with a note below its title; of a widget only the static image is kept."""
+def stage_notebook(profile: str, source: Path, path: Path) -> None:
+    """Write a notebook, executed if it was; of its widgets, only those with a static image remain."""
+    command = f"`make paper PROFILE={profile} NB={source.stem[:2]}`"
+    executed = artifacts.runs_dir() / profile / source.name
+    note = f"Not executed here, so without outputs: {command} runs this notebook."
+    if executed.is_file():
+        source, note = executed, f"Executed by {command}."
     book = nbformat.read(source, as_version=4)
     book.metadata.pop("widgets", None)
-    for output in (o for cell in book.cells for o in cell.get("outputs", [])):
-        output.get("data", {}).pop(WIDGET, None)
-    cell = nbformat.v4.new_markdown_cell(f"```{{note}}\n{note}\n```")
-    book.cells.insert(1, cell)
+    for cell in (c for c in book.cells if "outputs" in c):
+        data = [output.get("data", {}) for output in cell.outputs]
+        shown = ["image/png" in d or WIDGET not in d for d in data]
+        cell.outputs = list(compress(cell.outputs, shown))
+    book.cells.insert(1, nbformat.v4.new_markdown_cell(f"```{{note}}\n{note}\n```"))
     write(path, nbformat.writes(book))
 
 
@@ -149,13 +149,15 @@ def formula(translator: Any, node: nodes.Element) -> None:
     raise nodes.SkipNode
 
 
+def escape(match: re.Match[str]) -> str:
+    return f"{match[1]}\\ " if match[1] else f"\\{match[2]}"
+
+
 def plain(*arguments: Any) -> None:
     """Docstrings are plain text: keep reST from reading emphasis or references into formulas."""
-    special = r"`+[^`]+`+|[*|]|_(?=\W|$)"
-    text = re.sub(
-        special, lambda m: f"{m[0]}\\ " if m[0][0] == "`" else f"\\{m[0]}", "\n".join(arguments[-1])
-    )
-    arguments[-1][:] = text.split("\n")
+    lines: list[str] = arguments[-1]
+    text = re.sub(r"(`+[^`]+`+)|([*|]|_(?=\W|$))", escape, "\n".join(lines))
+    lines[:] = text.split("\n")
 
 
 def setup(app: Sphinx) -> None:

@@ -1,5 +1,7 @@
 """The documentation site: complete, without a network, and searchable in a browser."""
 
+import ast
+import importlib
 import json
 import os
 import re
@@ -7,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -129,14 +132,20 @@ def test_a_notebook_says_whether_it_was_executed_and_by_which_command(site: Path
 def test_of_a_widget_its_image_is_shown_and_nothing_else(site: Path) -> None:
     page = soup(site / "results" / "demo" / "03_cont_steal.html")
     assert len(page.select("div.cell_output img")) == 1
+    assert "Training: 0%" not in page.get_text()
     assert not page.find_all("script", type=re.compile("jupyter"))
 
 
-def test_links_between_notebooks_become_links_between_pages(site: Path) -> None:
-    page = soup(site / "results" / "demo" / "03_cont_steal.html").find("article")
-    assert {"02_baseline_stealing.html", "04_query_budget.html"} <= {
-        a["href"] for a in page.find_all("a")
-    }
+def test_notebooks_lead_to_the_one_before_and_after_and_the_first_to_all(site: Path) -> None:
+    names = [f"{p.stem}.html" for p in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))]
+    links = {}
+    for name in names:
+        article = soup(site / "results" / "demo" / name).find("article")
+        links[name] = {a["href"] for a in article.find_all("a", href=True)}
+    assert set(names[1:]) <= links[names[0]]
+    for before, after in pairwise(names):
+        assert after in links[before]
+        assert before in links[after]
 
 
 def test_tables_are_generated_from_the_package(site: Path) -> None:
@@ -154,11 +163,23 @@ def test_tables_are_generated_from_the_package(site: Path) -> None:
 def test_the_search_index_holds_words_of_all_pages(site: Path) -> None:
     text = (site / "searchindex.js").read_text()
     index = json.loads(re.fullmatch(r"Search\.setIndex\((.+)\)", text, re.DOTALL)[1])
-    for word, name in (("driver", "troubleshooting"), ("contrast", "results/demo/03_cont_steal")):
+    for word, name in (("driver", "troubleshooting"), ("surrog", "results/demo/03_cont_steal")):
         found = index["terms"][word]
         assert name in [
             index["docnames"][k] for k in ([found] if isinstance(found, int) else found)
         ]
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *(ROOT / "docs").glob("*.md")], ids=lambda p: p.name)
+def test_examples_use_names_that_exist(path: Path) -> None:
+    for block in re.findall(r"```python\n(.+?)```", path.read_text(), re.DOTALL):
+        tree = ast.parse(block)
+        modules = {name.name: importlib.import_module(f"contsteal.{name.name}")
+                   for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
+                   for name in node.names}  # fmt: skip
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and getattr(node.value, "id", None) in modules:
+                assert hasattr(modules[node.value.id], node.attr), ast.unparse(node)
 
 
 @pytest.fixture
