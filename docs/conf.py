@@ -38,7 +38,7 @@ html_copy_source = html_show_copyright = False
 nb_execution_mode = "off"
 nb_merge_streams = True
 nb_mime_priority_overrides = [("html", WIDGET, None)]  # a widget's static image is shown
-myst_enable_extensions = ["dollarmath", "substitution"]
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
@@ -54,7 +54,7 @@ SHOWN = RESULTS or ["demo"]  # without any results, the notebooks still have the
 LINKS = (  # from places in the repository to pages of the site; of other files only the name is shown
     (r"\]\(\.\./figures/(\w+)/summary\.md", r"](/results/\1/index.md"),
     (r"\]\(\.\./figures/", "](/results/"),
-    (r"\]\(\.\./notebooks/", f"](/results/{SHOWN[0]}/"),
+    (r"\]\(\.\./notebooks/(\w+\.ipynb)", rf"](/results/{SHOWN[0]}/\1"),
     (r"\]\(\.\./CONTRIBUTING\.md", "](/contributing.md"),
     (r"\[([^][]*)\]\(\.\./([^)]*)\)", r"\1 (`\2`)"),
 )
@@ -70,7 +70,7 @@ def summary(documented: object) -> str:
     return " ".join((inspect.getdoc(documented) or "").split("\n\n")[0].split())
 
 
-myst_substitutions = {
+TABLES = {  # in place of the comment of that name in a page
     "profiles": table({"profile": f"`{p}`", "purpose": about} for p, about in ABOUT.items()),
     "attacks": table({"attack": f"`{name}`", "loss": a.description, "answer": a.answer,
                       "views": a.views,
@@ -88,7 +88,7 @@ def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     for pattern, place in LINKS:
         text = re.sub(pattern, place, text)
-    path.write_text(text)
+    path.write_text(re.sub(r"<!-- table: (\w+) -->", lambda match: TABLES[match[1]], text))
 
 
 def stage(app: Sphinx) -> None:
@@ -135,6 +135,10 @@ def stage_notebook(profile: str, source: Path, path: Path) -> None:
         data = [output.get("data", {}) for output in cell.outputs]
         shown = ["image/png" in d or WIDGET not in d for d in data]
         cell.outputs = list(compress(cell.outputs, shown))
+    if profile != SHOWN[0]:  # a search finds both
+        book.cells[0].source = re.sub(
+            "$", f" ({profile})", book.cells[0].source, count=1, flags=re.M
+        )
     book.cells.insert(1, nbformat.v4.new_markdown_cell(f"```{{note}}\n{note}\n```"))
     write(path, nbformat.writes(book))
 
