@@ -173,7 +173,9 @@ def test_the_search_index_holds_words_of_all_pages(site: Path) -> None:
 @pytest.mark.parametrize(
     "path", [ROOT / "README.md", *(ROOT / "docs").glob("*.md")], ids=lambda p: p.name
 )
-def test_examples_use_names_that_exist(path: Path) -> None:
+def test_links_and_examples_use_names_that_exist(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)(?:#\w+)?\)", path.read_text()):
+        assert (path.parent / target).exists(), target
     for block in re.findall(r"```python\n(.+?)```", path.read_text(), re.DOTALL):
         tree = ast.parse(block)
         modules = {name.name: importlib.import_module(f"contsteal.{name.name}")
