@@ -272,7 +272,9 @@ def rda(surrogate: Tensor, prototypes: Tensor, temperature: float = 0.07) -> Ten
 
 
 def moco(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.1) -> Tensor:
-    """MoCo's loss, mean_i -log(e^{q_i k_i} / (e^{q_i k_i} + sum_j e^{q_i n_j})): He et al., CVPR 2020, eq. 1.
+    """MoCo's loss (He et al., CVPR 2020, eq. 1), a cross-entropy with negatives from a queue.
+
+    mean_i -log(e^{q_i k_i} / (e^{q_i k_i} + sum_j e^{q_i n_j})).
 
     Args:
         query, key: projections of two views, (N, D) each; give keys without gradients.
