@@ -6,7 +6,6 @@ import io
 import pickle
 import struct
 import tarfile
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ from torchvision import datasets
 
 from contsteal.data import torchsets
 
-READABLE = [name for name in torchsets.NAMES if name not in torchsets.FOLDERS]
 CIFAR = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
 rng = np.random.default_rng(0)
 
@@ -104,7 +102,7 @@ def svhn(home: Path, patch: pytest.MonkeyPatch, *splits: str) -> dict[str, np.nd
 
 
 def fashion_mnist(home: Path, patch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
-    """Write tiny idx-ubyte.gz files."""
+    """Write tiny idx-ubyte files and their archives."""
     images, table = {}, []
     for split, prefix in (("train", "train"), ("test", "t10k")):
         images[split] = noise(5, 28, 28)
@@ -114,6 +112,7 @@ def fashion_mnist(home: Path, patch: pytest.MonkeyPatch) -> dict[str, np.ndarray
             path = f"{prefix}-{name}-ubyte.gz"
             packed = gzip.compress(content, mtime=0)
             table.append((path, put(home / "FashionMNIST" / "raw" / path, packed)))
+            put(home / "FashionMNIST" / "raw" / path.removesuffix(".gz"), content)
     patch.setattr(datasets.FashionMNIST, "resources", table)
     return images
 
@@ -124,43 +123,37 @@ def ppm(pixels: np.ndarray) -> bytes:
     return out.getvalue()
 
 
-def gtsrb(home: Path, patch: pytest.MonkeyPatch, form: str) -> dict[str, list[np.ndarray]]:
+def gtsrb(home: Path, patch: pytest.MonkeyPatch) -> dict[str, list[np.ndarray]]:
     """Write tiny signs of many sizes, (H, W, 3), with the annotation files; 2 classes, 2 tests."""
     train = [noise(30 + 9 * i, 25 + 12 * i, 3) for i in range(4)]
     test = [noise(64, 64, 3), np.full((17, 90, 3), 77, dtype=np.uint8)]
-    folders: list[dict[str, bytes]] = [{}, {}, {}]
     for i, pixels in enumerate(train):
-        folders[0][f"GTSRB/Training/{i // 2:05}/0000{i}_00000.ppm"] = ppm(pixels)
-    folders[0]["GTSRB/Training/00000/GT-00000.csv"] = b"Filename;Width\n"
+        put(home / f"gtsrb/GTSRB/Training/{i // 2:05}/0000{i}_00000.ppm", ppm(pixels))
+    put(home / "gtsrb/GTSRB/Training/00000/GT-00000.csv", b"Filename;Width\n")
     for i, pixels in enumerate(test):
-        folders[1][f"GTSRB/Final_Test/Images/0000{i}.ppm"] = ppm(pixels)
+        put(home / f"gtsrb/GTSRB/Final_Test/Images/0000{i}.ppm", ppm(pixels))
     head = "Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId\n"
     lines = [f"0000{i}.ppm;9;9;1;1;8;8;{label}\n" for i, label in enumerate((42, 7))]
-    folders[2]["GT-final_test.csv"] = (head + "".join(lines)).encode()
-    table = []
-    for (name, _, split, inside, _), files, count in zip(
-        torchsets.GTSRB, folders, (4, 2, 1), strict=True
-    ):
-        packed = io.BytesIO()
-        with zipfile.ZipFile(packed, "w") as archive:
-            for path, content in files.items():
-                archive.writestr(path, content)
-        for path, content in files.items() if form == "extracted" else ():
-            put(home / "gtsrb" / path, content)
-        if form == "archive":
-            put(home / "gtsrb" / name, packed.getvalue())
-        table.append((name, md5(packed.getvalue()), split, inside, count))
-    patch.setattr(torchsets, "GTSRB", tuple(table))
+    put(home / "gtsrb/GT-final_test.csv", (head + "".join(lines)).encode())
+    patch.setattr(torchsets, "SIGNS", {"train": 4, "test": 2})
     return {"train": train, "test": test}
 
 
+def noise_file(path: Path, red: int) -> None:
+    """Write an image of noise whose red is even."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = noise(30, 40, 3)
+    pixels[..., 0] = red
+    Image.fromarray(pixels).save(path)
+
+
 def make(name: str, home: Path, patch: pytest.MonkeyPatch) -> None:
-    """Place a data set the way that it is fetched."""
+    """Place a data set as it is read: unpacked."""
     if name in CIFAR:
-        cifar(name, home, patch, "archive")
+        cifar(name, home, patch, "extracted")
     elif name == "svhn":
         svhn(home, patch, "train", "test")
-    elif name == "fashion_mnist":
-        fashion_mnist(home, patch)
+    elif name == "stl10":
+        stl10(home, patch, "extracted")
     else:
-        {"stl10": stl10, "gtsrb": gtsrb}[name](home, patch, "archive")
+        {"fashion_mnist": fashion_mnist, "gtsrb": gtsrb}[name](home, patch)
