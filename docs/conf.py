@@ -22,7 +22,7 @@ from tabulate import tabulate
 
 from contsteal import defenses, steal
 from contsteal.lab import artifacts
-from contsteal.paper import verdicts
+from contsteal.paper import claims
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("data", "defenses", "ownership")
@@ -79,7 +79,7 @@ TABLES = {  # in place of the comment of that name in a page
                      for name, a in steal.ATTACKS.items()),
     "defenses": table({"defence": f"`{d.__name__}`", "name": f"`{name}`",
                        "what it does": summary(d)} for name, d in defenses.DEFENSES.items()),
-    "verdicts": "\n\n".join(f"## `{p}`\n\n{table(verdicts.frame(p).to_dict('records'))}"
+    "verdicts": "\n\n".join(f"## `{p}`\n\n{table(claims.frame(p).to_dict('records'))}"
                             for p in RESULTS) or "No results are stored: `make paper` makes them.",
 }  # fmt: skip
 
