@@ -116,8 +116,8 @@ def measure(tiny: bool) -> list[Row]:
     batch, steps, turns = (32, 2, 1) if tiny else (BATCH, 16, 5)  # MoCo splits keys in 8
     images = data.load("shapes", n=steps * batch).images
     trial = own("simclr", batch)
-    peer = Lightly(images, workers=0 if tiny else joblib.cpu_count(), batch=batch, name=ENCODER["encoder"],
-                   width=ENCODER["width"])  # fmt: skip
+    workers = 0 if tiny else joblib.cpu_count()
+    peer = Lightly(images, workers, batch, ENCODER["encoder"], ENCODER["width"])
 
     def ours() -> None:
         for _ in range(steps):
