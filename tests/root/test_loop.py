@@ -243,7 +243,9 @@ def test_kill_9_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     """
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, "-c", textwrap.dedent(script)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | threads) as p:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | threads
+    ) as p:
         assert p.stdout is not None
         assert p.stdout.readline() == "in epoch 4\n"
         p.kill()
