@@ -78,7 +78,7 @@ def slow_cosine(p: Tensor, z: Tensor) -> float:
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_moco_is_its_equation(views: Views, symmetric: bool) -> None:
+def test_moco_is_its_equation(views, symmetric):
     model = build("moco", symmetric=symmetric, temperature=0.2)
     queue, keys = model.queue.clone(), model.keys.module
     with torch.no_grad():
@@ -87,7 +87,7 @@ def test_moco_is_its_equation(views: Views, symmetric: bool) -> None:
     assert model.loss(*views).item() == pytest.approx(sum(terms) / len(terms), abs=1e-5)
 
 
-def test_byol_and_simsiam_are_one_minus_cosine(views: Views) -> None:
+def test_byol_and_simsiam_are_one_minus_cosine(views):
     one, two = views
     byol, simsiam = build("byol"), build("simsiam")
     with torch.no_grad():
@@ -98,7 +98,7 @@ def test_byol_and_simsiam_are_one_minus_cosine(views: Views) -> None:
 
 
 @torch.no_grad()
-def test_simclr_and_moco_are_lightly_s(views: Views) -> None:
+def test_simclr_and_moco_are_lightly_s(views):
     from lightly.loss import NTXentLoss
 
     simclr = build("simclr", temperature=0.3)
@@ -112,7 +112,7 @@ def test_simclr_and_moco_are_lightly_s(views: Views) -> None:
     assert moco.loss(*views).item() == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_batch_s_loss_is_that_of_its_views(shapes: data.ImageSet) -> None:
+def test_a_batch_s_loss_is_that_of_its_views(shapes):
     images, labels = shapes.images[:16], shapes.labels[:16]
     for method in METHODS:
         draws = [torch.Generator().manual_seed(3) for _ in range(2)]
@@ -131,9 +131,7 @@ def test_a_batch_s_loss_is_that_of_its_views(shapes: data.ImageSet) -> None:
 
 @pytest.mark.parametrize(("method", "copy"), [("moco", "keys"), ("byol", "target")])
 @pytest.mark.parametrize("momentum", [0.0, 0.9, 1.0])
-def test_a_momentum_copy_is_the_average_of_what_it_follows(
-    views: Views, method: str, copy: str, momentum: float
-) -> None:
+def test_a_momentum_copy_is_the_average_of_what_it_follows(views, method, copy, momentum):
     model = build(method, momentum=momentum)
     expected = flat(model.online)
     for _ in range(3):
@@ -145,7 +143,7 @@ def test_a_momentum_copy_is_the_average_of_what_it_follows(
 
 
 @pytest.mark.parametrize(("method", "copy"), [("moco", "keys"), ("byol", "target")])
-def test_no_gradient_reaches_a_momentum_copy(views: Views, method: str, copy: str) -> None:
+def test_no_gradient_reaches_a_momentum_copy(views, method, copy):
     model = build(method)
     model.loss(*views).backward()
     assert all(p.grad is None for p in getattr(model, copy).parameters())
@@ -162,13 +160,13 @@ def test_no_gradient_reaches_a_momentum_copy(views: Views, method: str, copy: st
         ("moco", {"key_groups": 3}, "key_groups=3: it must divide batch=16"),
     ],
 )
-def test_impossible_settings(method: str, changes: dict[str, Any], message: str) -> None:
+def test_impossible_settings(method, changes, message):
     with pytest.raises(ValueError, match=message):
         build(method, **changes)
 
 
 @torch.no_grad()
-def test_the_queue_holds_the_newest_keys_in_order(views: Views) -> None:
+def test_the_queue_holds_the_newest_keys_in_order(views):
     model, sent = build("moco", queue=40, symmetric=False), []
     for k in range(4):
         model.loss(views[0], views[1].roll(k, 0))
@@ -178,7 +176,7 @@ def test_the_queue_holds_the_newest_keys_in_order(views: Views) -> None:
 
 
 @torch.no_grad()
-def test_keys_enter_the_queue_after_the_loss(views: Views) -> None:
+def test_keys_enter_the_queue_after_the_loss(views):
     model = build("moco", momentum=1.0)
     queue, first = model.queue.clone(), model.loss(*views).item()
     assert not torch.equal(model.queue, queue)
@@ -187,7 +185,7 @@ def test_keys_enter_the_queue_after_the_loss(views: Views) -> None:
 
 
 @torch.no_grad()
-def test_keys_are_normalised_in_groups_that_share_no_batch_with_their_queries(views: Views) -> None:
+def test_keys_are_normalised_in_groups_that_share_no_batch_with_their_queries(views):
     model = build("moco", key_groups=4)
     keys, whole = model.encode(views[1]), model.keys.module(views[1])
     for k in range(4):
@@ -197,7 +195,7 @@ def test_keys_are_normalised_in_groups_that_share_no_batch_with_their_queries(vi
     assert torch.allclose(model.encode(views[1]), model.keys.module(views[1]), atol=1e-5)
 
 
-def test_simsiam_holds_the_other_view_still(views: Views) -> None:
+def test_simsiam_holds_the_other_view_still(views):
     model = build("simsiam")
 
     def gradients(hold: Callable[[Tensor], Tensor]) -> list[Tensor]:
@@ -213,9 +211,7 @@ def test_simsiam_holds_the_other_view_still(views: Views) -> None:
     assert not all(torch.allclose(a, b, atol=1e-6) for a, b in zip(ours, moving, strict=True))
 
 
-def test_without_stop_gradient_simsiam_collapses_and_the_monitor_says_so(
-    shapes: data.ImageSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_stop_gradient_simsiam_collapses_and_the_monitor_says_so(shapes, monkeypatch):
     config = replace(TINY, method="simsiam", epochs=30, optimizer="adamw", lr=1e-2,
                      weight_decay=1e-4)  # fmt: skip
     kept = pretrain.fit(config, shapes).history
@@ -248,9 +244,7 @@ def nodes(value: Tensor) -> set[str]:
 
 @pytest.mark.parametrize("encoder", ["resnet10t", "test_resnet"])
 @pytest.mark.parametrize("method", METHODS)
-def test_no_method_differentiates_what_cuda_cannot_repeat(
-    shapes: data.ImageSet, method: str, encoder: str
-) -> None:
+def test_no_method_differentiates_what_cuda_cannot_repeat(shapes, method, encoder):
     model = build(method, encoder=encoder)
     names = nodes(model(shapes.images[:8], shapes.labels[:8], torch.Generator()))
     assert any("Convolution" in name for name in names)
@@ -258,7 +252,7 @@ def test_no_method_differentiates_what_cuda_cannot_repeat(
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_no_attack_differentiates_what_cuda_cannot_repeat(attack: str) -> None:
+def test_no_attack_differentiates_what_cuda_cannot_repeat(attack):
     recipe, g = ATTACKS[attack], torch.Generator().manual_seed(0)
     s = torch.randn(16, 4, generator=g).requires_grad_()
     t = torch.randn(8 if recipe.views == "both" else 16, 4, generator=g)
@@ -273,12 +267,8 @@ def test_no_attack_differentiates_what_cuda_cannot_repeat(attack: str) -> None:
 @pytest.mark.parametrize("method", ["moco", "byol"])
 @pytest.mark.parametrize("backend", ["none", "eager"])
 def test_a_killed_training_keeps_queue_and_momentum_copy(
-    shapes: data.ImageSet,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    method: str,
-    backend: str,
-) -> None:
+    shapes, tmp_path, monkeypatch, method, backend
+):
     monkeypatch.setattr(loop, "SAVE_EVERY", -1.0)
     config, seen = replace(TINY, method=method, epochs=3, batch=32), []
 
@@ -303,7 +293,7 @@ def test_a_killed_training_keeps_queue_and_momentum_copy(
 
 
 @pytest.mark.parametrize("method", SELF_SUPERVISED)
-def test_labels_change_nothing(shapes: data.ImageSet, method: str) -> None:
+def test_labels_change_nothing(shapes, method):
     config = replace(TINY, method=method)
     one, two = (
         files.digest(pretrain.train(config, images).state_dict().items())
@@ -312,7 +302,7 @@ def test_labels_change_nothing(shapes: data.ImageSet, method: str) -> None:
     assert one == two
 
 
-def test_published_learning_rates_follow_the_batch() -> None:
+def test_published_learning_rates_follow_the_batch():
     rates = {
         (m, b): pretrain.schedule(Config(method=m, batch=b)).lr for m in METHODS for b in (128, 512)
     }
@@ -330,19 +320,24 @@ def test_published_learning_rates_follow_the_batch() -> None:
         ("simsiam", [2048, 2048, 512, 2048]),
     ],
 )
-def test_heads_have_the_published_sizes(method: str, sizes: list[int]) -> None:
+def test_heads_have_the_published_sizes(method, sizes):
     model = pretrain.build(Config(method=method, encoder="test_resnet"), 10)
     assert [m.out_features for m in model.modules() if isinstance(m, nn.Linear)] == sizes
 
 
-def test_batch_norm_stands_where_it_should() -> None:
-    kinds = [type(m).__name__ for m in Head(4, 8, 2)]
-    assert kinds == ["Linear", "BatchNorm1d", "ReLU", "Linear"]
-    assert [type(m).__name__ for m in Head(4, 8, 2, last=True)][-1] == "BatchNorm1d"
-    assert [type(m).__name__ for m in Head(4, 8, 2, norm=False)] == ["Linear", "ReLU", "Linear"]
+@pytest.mark.parametrize(
+    ("options", "kinds"),
+    [
+        ({}, "Linear BatchNorm1d ReLU Linear"),
+        ({"last": True}, "Linear BatchNorm1d ReLU Linear BatchNorm1d"),
+        ({"norm": False}, "Linear ReLU Linear"),
+    ],
+)
+def test_batch_norm_stands_where_it_should(options, kinds):
+    assert " ".join(type(m).__name__ for m in Head(4, 8, 2, **options)) == kinds
 
 
-def test_a_head_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+def test_a_head_is_read_back_as_it_was_written(tmp_path):
     path, head = tmp_path / "head.safetensors", Head(6, 5, 4, last=True)
     head(torch.randn(32, 6))  # moves the running statistics
     head.save(path)

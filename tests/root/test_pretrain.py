@@ -1,7 +1,6 @@
 """Victim training: what it learns from, what it leaves out, and that its seed decides it."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,7 +38,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> set[bytes]:
 
 
 @pytest.mark.parametrize("method", methods.METHODS)
-def test_every_method_learns_an_easy_problem(shapes: data.ImageSet, method: str) -> None:
+def test_every_method_learns_an_easy_problem(shapes, method):
     config = replace(TINY, method=method, epochs=6, lr=3e-3, policy="none", held_out=0)
     net, history, projector = pretrain.fit(config, shapes.take(slice(64)))
     assert (projector is None) == (method == "supervised")
@@ -54,27 +53,25 @@ def test_every_method_learns_an_easy_problem(shapes: data.ImageSet, method: str)
 
 
 @pytest.mark.parametrize(("held_out", "epochs", "count"), [(10, 2, 10), (1000, 4, 16)])
-def test_held_out_images_are_never_trained_on(
-    shapes: data.ImageSet, seen: set[bytes], held_out: int, epochs: int, count: int
-) -> None:
+def test_held_out_images_are_never_trained_on(shapes, seen, held_out, epochs, count):
     pretrain.fit(replace(TINY, held_out=held_out, epochs=epochs), shapes)
     assert seen <= set(digests(shapes.images[count:])), "at most a tenth is held out"
     assert len(seen) >= 128
 
 
-def test_the_monitor_measures_its_epochs_and_the_last(shapes: data.ImageSet) -> None:
+def test_the_monitor_measures_its_epochs_and_the_last(shapes):
     history = pretrain.fit(replace(TINY, epochs=3, monitor_every=2), shapes).history
     assert ["knn" in row and "spread" in row for row in history] == [False, True, True]
     assert all(0 <= row["knn"] <= 1 and row["spread"] >= 0 for row in history[1:])
 
 
-def test_images_without_labels_have_a_spread_and_no_knn() -> None:
+def test_images_without_labels_have_a_spread_and_no_knn():
     history = pretrain.fit(TINY, data.load("patches", n=80)).history
     assert "spread" in history[-1]
     assert "knn" not in history[-1]
 
 
-def test_the_seed_alone_decides_the_weights(shapes: data.ImageSet) -> None:
+def test_the_seed_alone_decides_the_weights(shapes):
     def weights(global_seed: int, **changes: Any) -> str:
         torch.manual_seed(global_seed)
         return digest(pretrain.train(replace(TINY, **changes), shapes))
@@ -84,9 +81,7 @@ def test_the_seed_alone_decides_the_weights(shapes: data.ImageSet) -> None:
     assert weights(1, seed=1) != first
 
 
-def test_a_killed_training_continues_to_the_same_weights(
-    shapes: data.ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_training_continues_to_the_same_weights(shapes, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "SAVE_EVERY", -1.0)
     whole = pretrain.train(TINY, shapes)
     embed = encoders.embed
@@ -105,7 +100,7 @@ def test_a_killed_training_continues_to_the_same_weights(
         pretrain.train(replace(TINY, temperature=0.1), shapes, tmp_path / "c.pt")
 
 
-def test_a_diverging_run_says_so(shapes: data.ImageSet) -> None:
+def test_a_diverging_run_says_so(shapes):
     with pytest.raises(loop.Diverged, match="epoch 1, step"):
         pretrain.train(replace(TINY, lr=1e30), shapes)
 
@@ -138,14 +133,12 @@ UNLABELLED = data.load("shapes", n=64), data.load("patches", n=64)
         ({"weights": "timm"}, UNLABELLED[0], "method 'simclr' trains its own; set method: ready"),
     ],
 )
-def test_what_does_not_fit_is_refused(
-    changes: dict[str, Any], images: data.ImageSet, message: str
-) -> None:
+def test_what_does_not_fit_is_refused(changes, images, message):
     with pytest.raises(ValueError, match=message):
         pretrain.fit(replace(TINY, **changes), images)
 
 
-def test_a_trained_encoder_and_its_projector_are_adopted(shapes: data.ImageSet) -> None:
+def test_a_trained_encoder_and_its_projector_are_adopted(shapes):
     trained = pretrain.fit(replace(TINY, method="byol"), shapes)
     method: Any = pretrain.build(replace(TINY, method="byol", seed=1), 10)
     pretrain.adopt(method, trained)
@@ -159,9 +152,7 @@ def test_a_trained_encoder_and_its_projector_are_adopted(shapes: data.ImageSet) 
 # ----------------------------------------------------------------------- ready encoders
 
 
-def test_a_ready_encoder_is_read_from_its_file_and_not_trained(
-    shapes: data.ImageSet, tmp_path: Path
-) -> None:
+def test_a_ready_encoder_is_read_from_its_file_and_not_trained(shapes, tmp_path):
     made = encoders.build("test_resnet", seed=7)
     encoders.save(made, tmp_path / "made.safetensors")
     config = replace(TINY, method="ready", weights=str(tmp_path / "made.safetensors"))
@@ -170,9 +161,7 @@ def test_a_ready_encoder_is_read_from_its_file_and_not_trained(
     assert digest(net) == digest(made)
 
 
-def test_a_ready_encoder_can_be_the_hub_s(
-    shapes: data.ImageSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_ready_encoder_can_be_the_hub_s(shapes, monkeypatch):
     given: dict[str, Any] = {}
     monkeypatch.setattr(encoders, "build", lambda *a, **k: given.update(k) or torch.nn.Identity())
     inputs = {"mean": [0.5] * 3, "std": [0.5] * 3}
@@ -180,7 +169,7 @@ def test_a_ready_encoder_can_be_the_hub_s(
     assert given == {"width": 1.0, "inputs": inputs, "pretrained": True}
 
 
-def test_the_origin_of_a_ready_encoder_is_its_content(tmp_path: Path) -> None:
+def test_the_origin_of_a_ready_encoder_is_its_content(tmp_path):
     paths = [tmp_path / f"{name}.safetensors" for name in ("one", "two", "same")]
     for seed, path in enumerate(paths[:2]):
         encoders.save(encoders.build("test_resnet", seed=seed), path)
