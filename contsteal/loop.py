@@ -90,17 +90,10 @@ class Schedule:
 
 
 def fit(
-    model: nn.Module,
-    loss: Loss,
-    n: int,
-    schedule: Schedule,
-    *,
-    seed: int,
-    checkpoint: Path | None = None,
-    after_epoch: Callable[[int], Row] | None = None,
-    title: str = "training",
-    identity: str = "",
-) -> list[Row]:
+    model: nn.Module, loss: Loss, n: int, schedule: Schedule, *, seed: int,
+    checkpoint: Path | None = None, after_epoch: Callable[[int], Row] | None = None,
+    title: str = "training", identity: str = "",
+) -> list[Row]:  # fmt: skip
     """Train `model` in place on `n` samples; it ends in eval mode.
 
     Args:
@@ -147,14 +140,9 @@ def fit(
 
 
 def _epoch(
-    model: nn.Module,
-    loss: Loss,
-    n: int,
-    schedule: Schedule,
-    optimizer: torch.optim.Optimizer,
-    draws: torch.Generator,
-    epoch: int,
-) -> float:
+    model: nn.Module, loss: Loss, n: int, schedule: Schedule, optimizer: torch.optim.Optimizer,
+    draws: torch.Generator, epoch: int,
+) -> float:  # fmt: skip
     """Run one epoch and return its mean loss; no value leaves the device before the end of it."""
     device, steps = next(model.parameters()).device, schedule.check(n)
     order = torch.randperm(n, generator=draws).to(device)
@@ -197,12 +185,9 @@ def _log(path: Path, history: list[Row]) -> None:
 
 
 def _save(
-    path: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    identity: str,
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: str,
     history: list[Row],
-) -> None:
+) -> None:  # fmt: skip
     state = {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),

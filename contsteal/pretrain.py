@@ -70,26 +70,32 @@ def fit(config: Config, images: ImageSet, checkpoint: Path | None = None) -> Fit
             f"method 'supervised' needs labels, {images.name} has none in this split: choose another "
             "method, data set or train_split"
         )
-    count = len(images.images)
-    held = min(config.held_out, count // 10)
+    held = min(config.held_out, len(images.images) // 10)
     kept, watched = images.take(slice(held, None)), images.take(slice(held))
     model = build(config, len(images.classes)).to(device)
-    steps = plan.epochs * plan.check(count - held)
-    with loop.compiled(model.loss, device, steps) as compare:
+    history = _learn(model, plan, kept, watched, checkpoint)
+    if history[-1].get("spread", 1.0) < COLLAPSED:
+        warnings.warn(f"{config.method} collapsed: its embeddings have a spread of "
+                      f"{history[-1]['spread']:.3f}; lower the learning rate", stacklevel=2)  # fmt: skip
+    return Fitted(model.encoder, history, model.projector)
+
+
+def _learn(
+    model: Method, plan: loop.Schedule, kept: ImageSet, watched: ImageSet, checkpoint: Path | None
+) -> list[loop.Row]:
+    """Train a method on images, by compiled steps where they pay, and return its history."""
+    config, device, count = model.config, kept.images.device, len(kept.images)
+    with loop.compiled(model.loss, device, plan.epochs * plan.check(count)) as compare:
 
         def loss(chosen: Tensor, epoch: int, draws: torch.Generator) -> Tensor:
             labels = None if kept.labels is None else kept.labels[chosen]
             return compare(*model.views(kept.images[chosen], labels, draws))
 
-        history = loop.fit(
-            model, loss, count - held, plan, seed=config.seed, checkpoint=checkpoint,
-            after_epoch=_monitor(model, watched, kept) if held > 1 else None,
+        return loop.fit(
+            model, loss, count, plan, seed=config.seed, checkpoint=checkpoint,
+            after_epoch=_monitor(model, watched, kept) if len(watched.images) > 1 else None,
             title=f"{config.method} {config.encoder}", identity=repr(config),
         )  # fmt: skip
-    if history[-1].get("spread", 1.0) < COLLAPSED:
-        warnings.warn(f"{config.method} collapsed: its embeddings have a spread of "
-                      f"{history[-1]['spread']:.3f}; lower the learning rate", stacklevel=2)  # fmt: skip
-    return Fitted(model.encoder, history, model.projector)
 
 
 def schedule(config: Config) -> loop.Schedule:
