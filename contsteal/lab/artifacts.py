@@ -21,7 +21,7 @@ import pandas as pd
 import psutil
 import torch
 
-from contsteal import encoders, files, loop, methods
+from contsteal import encoders, files, loop
 from contsteal.files import (
     atomic,
     key,
@@ -260,7 +260,7 @@ def read(folder: Path, device: torch.device) -> Trained:
     return Trained(
         net, pd.read_csv(folder / "history.csv"), encoders.identity(net),
         manifest["seconds"], files.read_json(folder / "queries.json") or {},
-        methods.read(head).to(device) if head.exists() else None,
+        Head.load(head).to(device) if head.exists() else None,
     )  # fmt: skip
 
 
@@ -277,4 +277,4 @@ def write(
     table.to_csv(folder / "history.csv", index=False)
     files.write_json(folder / "queries.json", queries)
     if projector is not None:
-        projector.write(folder / HEAD)
+        projector.save(folder / HEAD)

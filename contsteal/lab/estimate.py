@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from contsteal import data, loop, pretrain, speed
+from contsteal import data, loop, pretrain
 from contsteal.lab import artifacts, profiles
 from contsteal.methods import Config
 
@@ -88,16 +88,14 @@ class Trial:
 
     def rate(self) -> float:
         """Return images per second of whole steps, augmentation included."""
-        with speed.accelerated(self.model, self.optimizer):
-            for _ in range(2 if self.device.type == "cuda" else 1):  # the second makes its graphs
-                self.step()
+        self.step()
+        self._wait()
+        start, steps = time.perf_counter(), 0
+        while not steps or time.perf_counter() - start < SECONDS:
+            self.step()
             self._wait()
-            start, steps = time.perf_counter(), 0
-            while not steps or time.perf_counter() - start < SECONDS:
-                self.step()
-                self._wait()
-                steps += 1
-            return steps * self.config.batch / (time.perf_counter() - start)
+            steps += 1
+        return steps * self.config.batch / (time.perf_counter() - start)
 
     def activations(self) -> int:
         """Return the bytes that autograd keeps for the backward pass, each storage once."""

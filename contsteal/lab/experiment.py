@@ -30,11 +30,10 @@ from contsteal.data.packed import Packed
 from contsteal.encoders import digest
 from contsteal.lab import artifacts, profiles
 from contsteal.lab.artifacts import Trained
-from contsteal.methods import read as read_head
+from contsteal.methods import Head
 from contsteal.ownership import sslguard, watermark
 from contsteal.ownership.sslguard import Key
 from contsteal.ownership.watermark import Mark
-from contsteal.speed import named, signed
 from contsteal.victim import AnswerCache, AnswerStore, BlackBox, Defense
 
 CARRIERS = 3  # seed of the images that carry a mark; the victim's are 0
@@ -117,7 +116,7 @@ def _origin(lab: "Lab", images: ImageSet, plain: Trained | None) -> dict[str, An
 
 def write_mark(folder: Path, mark: Mark) -> None:
     """Write a rotation mark: the head as safetensors, and what it reads as JSON."""
-    mark.head.write(folder / MARK)
+    mark.head.save(folder / MARK)
     about = {"dim": mark.dim, "trained_head": mark.trained_head}
     files.write_json((folder / MARK).with_suffix(".json"), about)
 
@@ -125,7 +124,7 @@ def write_mark(folder: Path, mark: Mark) -> None:
 def read_mark(folder: Path, device: torch.device) -> Mark:
     """Return what `write_mark` wrote; CheckpointError for a damaged file."""
     about = files.read_json((folder / MARK).with_suffix(".json"))
-    return Mark(read_head(folder / MARK).to(device).requires_grad_(False), **about)
+    return Mark(Head.load(folder / MARK).to(device).requires_grad_(False), **about)
 
 
 def write_key(folder: Path, key: Key, config: sslguard.Config) -> None:
@@ -364,15 +363,14 @@ class Lab:
 
     def stamp(self, seeds: Sequence[int]) -> dict[str, str]:
         """Return what figures of this lab carry."""
-        return signed(
-            artifacts.stamp(self.profile, self.settings["data"], ", ".join(map(str, seeds)))
-        )
+        stamp = artifacts.stamp(self.profile, self.settings["data"], ", ".join(map(str, seeds)))
+        return stamp | {"device": ", ".join([stamp["device"], *loop.mode_labels()])}
 
     # ------------------------------------------------------------------------- inside
     @property
     def _machine(self) -> list[str]:
         """What rounds numbers differently: bf16 on one kind of device is not fp32 on another."""
-        versions = [torch.__version__, timm.__version__, *named()]
+        versions = [torch.__version__, timm.__version__, *loop.mode_labels()]
         return [self.device.type, loop.precision(self.device), *versions]
 
     @cache  # noqa: B019 as above

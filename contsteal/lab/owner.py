@@ -16,11 +16,11 @@ from contsteal import data, encoders, files, pretrain
 from contsteal.lab import artifacts, profiles, sweeps
 from contsteal.lab.artifacts import Trained
 from contsteal.lab.experiment import Lab, own_carriers, private
+from contsteal.loop import mode_labels
 from contsteal.ownership import inference, sslguard
 from contsteal.ownership.inference import Verdict
 from contsteal.ownership.obfuscation import OBFUSCATIONS
 from contsteal.ownership.watermark import against_chance, questions, ranked, success
-from contsteal.speed import named
 
 FIRST = 100  # seed of the first stranger's images and weights; the victim's are 0, queries 1
 PUBLIC = 2  # seed of the images that nobody trains on
@@ -377,7 +377,7 @@ def _inference(images: int, options: Plan, there: Lab, net: nn.Module) -> list[R
     fresh = public(there, images)
     shown = {"net": net.state_dict(), "own": {"": own}, "fresh": {"": fresh}}
     identity = {k: encoders.digest(v.items()) for k, v in shown.items()}
-    identity |= {"options": dict(options), "device": ", ".join([str(there.device), *named()])}
+    identity |= {"options": dict(options), "device": ", ".join([str(there.device), *mode_labels()])}
 
     def make(folder: Path) -> None:
         parts = [encoders.embed(net, part) for part in (*inference.split(own), fresh)]
