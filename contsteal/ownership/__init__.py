@@ -1,1 +1,21 @@
 """What an owner can prove afterwards: dataset inference, watermarks, and how thieves hide."""
+
+from contsteal.ownership.inference import (
+    Rate,
+    Verdict,
+    against_controls,
+    dataset_inference,
+    false_positives,
+    mixture_scores,
+    mixture_test,
+    proportion,
+    welch,
+)
+from contsteal.ownership.obfuscation import OBFUSCATIONS
+
+from contsteal.ownership import sslguard, watermark  # isort: skip  both import `inference`
+
+__all__ = [
+    "OBFUSCATIONS", "Rate", "Verdict", "against_controls", "dataset_inference", "false_positives",
+    "mixture_scores", "mixture_test", "proportion", "sslguard", "watermark", "welch",
+]  # fmt: skip
