@@ -1,5 +1,6 @@
 """What an owner can prove afterwards: dataset inference, watermarks, and how thieves hide."""
 
+from contsteal.ownership import sslguard, watermark
 from contsteal.ownership.inference import (
     Rate,
     Verdict,
@@ -12,8 +13,6 @@ from contsteal.ownership.inference import (
     welch,
 )
 from contsteal.ownership.obfuscation import OBFUSCATIONS
-
-from contsteal.ownership import sslguard, watermark  # isort: skip  both import `inference`
 
 __all__ = [
     "OBFUSCATIONS", "Rate", "Verdict", "against_controls", "dataset_inference", "false_positives",
