@@ -2,7 +2,6 @@
 
 import ast
 import hashlib
-import inspect
 import os
 import platform
 import re
@@ -80,7 +79,7 @@ def _in_package(name: str) -> bool:
 def _file(module: str) -> Path:
     """Return a module's file: by its place in the package, by what is loaded elsewhere."""
     if not _in_package(module):
-        return Path(sys.modules[module].__file__ or "")
+        return Path(sys.modules[module].__file__ or "")  # a defence's, defined by a user
     path = PACKAGE.parent.joinpath(*module.split("."))
     init = path / "__init__.py"
     return init if init.is_file() else path.with_suffix(".py")
@@ -148,11 +147,6 @@ def object_key(thing: object) -> str:
     return f"{type(thing).__module__}.{stated}"
 
 
-def _maker_key(make: Callable[[Path], None]) -> str:
-    file = getattr(sys.modules[make.__module__], "__file__", None)
-    return source_key(Path(file)) if file else inspect.getsource(make)
-
-
 # ------------------------------------------------------------------------------ artifacts
 
 
@@ -174,13 +168,10 @@ def artifact(
     another process is making is waited for. `report` gets a line on why the artifact is computed.
     Errors: StorageError where it cannot be written.
     """
-    identity = {
-        "kind": kind,
-        "config": config,
-        "code": files.key([sources(*code), _maker_key(make)]),
-    }
-    parts = [files.key([kind, config])[:12], files.key(identity["code"])[:8]]
-    folder = runs_dir() / "artifacts" / "-".join([kind, *parts])
+    maker = [source_key(_file(name)) for name in defining_modules(make)] or [object_key(make)]
+    identity = {"kind": kind, "config": config, "code": files.key([sources(*code), *maker])}
+    name = f"{kind}-{files.key([kind, config])[:12]}-{files.key(identity['code'])[:8]}"
+    folder = runs_dir() / "artifacts" / name
     while _made_by_others(folder):
         time.sleep(0.1)
     reason = _reason(kind, folder)

@@ -12,22 +12,10 @@ from typing import Any, cast
 import joblib
 import timm
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from contsteal import (
-    attacks,
-    checkpoints,
-    data,
-    encoders,
-    evaluate,
-    files,
-    loop,
-    methods,
-    pretrain,
-    speed,
-    steal,
-)
+from contsteal import attacks, data, encoders, evaluate, files, loop, methods, pretrain, steal
 from contsteal.data import ImageSet
 from contsteal.data.packed import Packed
 from contsteal.lab import artifacts, profiles
@@ -41,6 +29,8 @@ MARK, KEY = "mark.safetensors", "key.safetensors"
 
 def modes() -> list[str]:
     """Return what is not the default of this process, such as "exact mode", and switch to it."""
+    from contsteal import speed
+
     speed.settle()
     return speed.named()
 
@@ -78,6 +68,7 @@ class Lab:
         name = repr(sorted(changes.items()))
         if name not in self._others:
             self._others[name] = Lab(self.profile, **self.changes | changes)
+            self._others[name].messages = self.messages
         return self._others[name]
 
     def stamp(self, seeds: Sequence[int]) -> dict[str, str]:
@@ -108,7 +99,8 @@ class Lab:
         return pixels(self._queries(count, seed))
 
     def _queries(self, count: int, seed: int) -> ImageSet:
-        pool = self._load(*(self.settings[f"query_{k}"] for k in ("data", "split", "images")), 1)
+        name, split = self.settings["query_data"], self.settings["query_split"]
+        pool = self._load(name, split, self.settings["query_images"], 1)
         if not 1 <= count <= len(pool):
             raise ValueError(f"{count} queries: the pool of this profile has {len(pool)} images")
         chosen = data.order(len(pool), seed)[:count].to(self.device)
@@ -170,8 +162,9 @@ class Lab:
             identity["cores"] = joblib.cpu_count()
 
         def make(folder: Path) -> None:
+            checkpoint = artifacts.work_dir(folder) / "last.pt"
             with artifacts.single_thread() if single_thread else nullcontext():
-                result = pretrain.fit(config, images, artifacts.work_dir(folder) / "last.pt")
+                result = pretrain.fit(config, cast(Any, images), checkpoint)
             artifacts.write(folder, result.encoder, result.history, {}, result.projector)
 
         folder = artifacts.artifact(kind, identity, ["contsteal.pretrain"], make, report)
@@ -346,21 +339,24 @@ def _rotation_mark(lab: Lab) -> MarkedVictim:
     start = pretrain.Fitted(plain.encoder, [], plain.projector) if plain else None
     images = lab.train_images().take(slice(plan["images"] or None))
     carriers = carrier_images(lab) if plan["data"] else None
-    identity = asdict(config) | _origin(lab, images, plain)
-    identity["carriers"] = None if carriers is None else encoders.digest([("", carriers)])
+    identity = asdict(config) | {
+        "start": plain.sha256 if plain else None, "images": lab.data_key(images), "on": lab.machine,
+        "carriers": None if carriers is None else encoders.digest([("", carriers)]),
+    }  # fmt: skip
 
     def make(folder: Path) -> None:
-        checkpoint = artifacts.work_dir(folder) / "last.pt"
+        checkpoint, training_set = artifacts.work_dir(folder) / "last.pt", cast(Any, images)
         with artifacts.single_thread():  # marks are made side by side
-            result = watermark.fit(config, images, checkpoint, start, carriers)
+            result = watermark.fit(config, training_set, checkpoint, start, carriers)
         artifacts.write(folder, result.encoder, result.history, {}, result.projector)
-        write_mark(folder, result.mark)
+        cast(methods.Head, result.mark.head).write(folder / MARK)
 
     code = ["contsteal.ownership.watermark"]
     folder = artifacts.artifact("watermarked", identity, code, make, lab.messages.append)
-    return MarkedVictim(
-        **vars(artifacts.read(folder, lab.device)), mark=read_mark(folder, lab.device)
-    )
+    victim = artifacts.read(folder, lab.device)
+    head = methods.read(folder / MARK).to(lab.device).requires_grad_(False)
+    mark = watermark.Mark(head, victim.encoder.dim, config.trained_head)
+    return MarkedVictim(**vars(victim), mark=mark)
 
 
 def _sslguard_key(lab: Lab) -> MarkedVictim:
@@ -372,25 +368,25 @@ def _sslguard_key(lab: Lab) -> MarkedVictim:
     )  # fmt: skip
     images = lab.train_images().take(slice(plan["images"] or None))
     seen = private(pixels(images), lab.recipe)
+    identity = asdict(config) | {
+        "start": plain.sha256,
+        "images": lab.data_key(images),
+        "on": lab.machine,
+    }
 
     def make(folder: Path) -> None:
         with artifacts.single_thread():
             result = sslguard.embed(config, plain.encoder, seen, seen)
         artifacts.write(folder, result.encoder, result.history)
-        write_key(folder, result.key, config)
+        state = result.key.state_dict()
+        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / KEY)
 
-    identity = asdict(config) | _origin(lab, images, plain)
     code = ["contsteal.ownership.sslguard"]
     folder = artifacts.artifact("guarded", identity, code, make, lab.messages.append)
-    return MarkedVictim(
-        **vars(artifacts.read(folder, lab.device)), mark=read_key(folder, lab.device)
-    )
-
-
-def _origin(lab: Lab, images: ImageSet, plain: Trained | None) -> dict[str, Any]:
-    """Return what decides a marked victim beside its config."""
-    start = plain.sha256 if plain else None
-    return {"start": start, "images": lab.data_key(images), "on": lab.machine}
+    victim = artifacts.read(folder, lab.device)
+    key = sslguard.Key(config, victim.encoder.dim)
+    key.load_state_dict(load_file(folder / KEY))
+    return MarkedVictim(**vars(victim), mark=key.to(lab.device).requires_grad_(False))
 
 
 def carrier_images(lab: Lab) -> Tensor:
@@ -398,31 +394,3 @@ def carrier_images(lab: Lab) -> Tensor:
     size = lab.settings["image_size"]
     images = data.load(lab.watermark["data"], "train", None, CARRIERS, size)
     return pixels(images.to(lab.device))
-
-
-def write_mark(folder: Path, mark: watermark.Mark) -> None:
-    """Write a rotation mark: the head as safetensors, and what it reads as JSON."""
-    cast(methods.Head, mark.head).write(folder / MARK)
-    about = {"dim": mark.dim, "trained_head": mark.trained_head}
-    files.write_json((folder / MARK).with_suffix(".json"), about)
-
-
-def read_mark(folder: Path, device: torch.device) -> watermark.Mark:
-    """Return what `write_mark` wrote; CheckpointError for a damaged file."""
-    about = files.read_json((folder / MARK).with_suffix(".json")) or {}
-    return watermark.Mark(methods.read(folder / MARK).to(device).requires_grad_(False), **about)
-
-
-def write_key(folder: Path, key: sslguard.Key, config: sslguard.Config) -> None:
-    """Write SSLGuard's key as safetensors, with the config that builds it again."""
-    state = {name: value.detach().cpu().contiguous() for name, value in key.state_dict().items()}
-    about = {"config": json.dumps(asdict(config)), "dim": str(key.dim)}
-    (folder / KEY).write_bytes(save(state, metadata=about))
-
-
-def read_key(folder: Path, device: torch.device) -> sslguard.Key:
-    """Return what `write_key` wrote; CheckpointError for a damaged file."""
-    state, header = checkpoints.read_safetensors(folder / KEY)
-    key = sslguard.Key(sslguard.Config(**json.loads(header["config"])), int(header["dim"]))
-    key.load_state_dict(state)
-    return key.to(device).requires_grad_(False)

@@ -17,7 +17,7 @@ from contsteal.data import ImageSet
 from contsteal.lab import artifacts, profiles, sweeps
 from contsteal.lab.artifacts import Trained
 from contsteal.lab.experiment import Lab, MarkedVictim, carrier_images, modes, pixels, private
-from contsteal.lab.sweeps import Pairs, Row
+from contsteal.lab.sweeps import Numbers, Pairs, Row
 from contsteal.ownership import inference, sslguard
 from contsteal.ownership.inference import Form, Verdict
 from contsteal.ownership.obfuscation import OBFUSCATIONS
@@ -183,10 +183,7 @@ class Training:
     def run(self, lab: Lab) -> list[Row]:
         """Train, or read back; return the seconds that it took."""
         if self.mark:
-            marked = lab.but(watermark=dict(self.mark))
-            trained = marked.victim
-            lab.messages += marked.messages
-            marked.messages = []
+            trained: Trained = lab.but(watermark=dict(self.mark)).victim
         else:
             trained = train_independent(lab, self.suspect.strangers, self.suspect.seed)
         return [self.suspect.about | {"seconds": trained.seconds}]
@@ -209,8 +206,8 @@ class Lineup:
     """Everybody who is examined beside the victim: thieves by budget and seed, and strangers."""
 
     thieves: Thieves
-    budgets: Sequence[int]
-    seeds: Sequence[int]
+    budgets: Numbers
+    seeds: Numbers
     strangers: Plan
 
     def examine(self, lab: Lab, test: Test, changes: Pairs = ()) -> pd.DataFrame:
@@ -235,8 +232,8 @@ def watermark(
     lab: Lab,
     marks: Sequence[Plan],
     thieves: Thieves,
-    budgets: Sequence[int],
-    seeds: Sequence[int],
+    budgets: Numbers,
+    seeds: Numbers,
     strangers: Plan,
     images: int = 256,
 ) -> pd.DataFrame:
@@ -331,8 +328,8 @@ def _priced(lab: Lab, table: pd.DataFrame, mark: Plan) -> pd.DataFrame:
 def dataset_inference(
     lab: Lab,
     thieves: Thieves,
-    budgets: Sequence[int],
-    seeds: Sequence[int],
+    budgets: Numbers,
+    seeds: Numbers,
     strangers: Plan,
     images: int = 1024,
     **options: Any,
@@ -378,8 +375,8 @@ def guard(
     lab: Lab,
     mark: Plan,
     thieves: Thieves,
-    budgets: Sequence[int],
-    seeds: Sequence[int],
+    budgets: Numbers,
+    seeds: Numbers,
     strangers: Plan,
     images: int = 256,
 ) -> pd.DataFrame:

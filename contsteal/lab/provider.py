@@ -19,7 +19,7 @@ from contsteal.defenses import DEFENSES, build, proof_of_work
 from contsteal.defenses.state import PerUser
 from contsteal.lab import sweeps, tables
 from contsteal.lab.experiment import Lab, pixels
-from contsteal.lab.sweeps import Job, Pairs, Row
+from contsteal.lab.sweeps import Job, Names, Numbers, Pairs, Row
 from contsteal.victim import Defense, finite
 
 Chain = Sequence[Defense]
@@ -76,9 +76,7 @@ class Purchase:
         return [{"legitimate": lab.legitimate(self.task, self.chain)}]
 
 
-def customers(
-    lab: Lab, chains: Sequence[Chain], tasks: Sequence[str], seeds: Sequence[int]
-) -> pd.DataFrame:
+def customers(lab: Lab, chains: Sequence[Chain], tasks: Names, seeds: Numbers) -> pd.DataFrame:
     """Return the legitimate user's accuracy per defence, task and seed of the defence.
 
     A chain that draws nothing is the same for all seeds: it is measured once.
@@ -96,9 +94,9 @@ def customers(
 def defended(
     lab: Lab,
     chains: Sequence[Chain],
-    attacks: Sequence[str],
+    attacks: Names,
     queries: int,
-    seeds: Sequence[int],
+    seeds: Numbers,
     task: str,
     **changes: Any,
 ) -> pd.DataFrame:
@@ -155,7 +153,7 @@ CALIBRATION = 1000  # the first seed of customers on whom a detector or a price 
 Senders = Mapping[str, Callable[[int], Tensor]]  # users by name: the images one sends, by seed
 
 
-def senders(lab: Lab, tasks: Sequence[str], queries: int) -> dict[str, Callable[[int], Tensor]]:
+def senders(lab: Lab, tasks: Names, queries: int) -> dict[str, Callable[[int], Tensor]]:
     """Return users who send `queries` images each: customers with their tasks' images, and thieves.
 
     One thief sends images like the victim's, one four views of a quarter as many, one photographs.
@@ -190,7 +188,7 @@ def views(config: recipes.Config, images: Tensor, count: int) -> Tensor:
 
 
 def watched(
-    lab: Lab, watchers: Mapping[str, Detector], users: Senders, seeds: Sequence[int]
+    lab: Lab, watchers: Mapping[str, Detector], users: Senders, seeds: Numbers
 ) -> pd.DataFrame:
     """Show each detector the answers to each user's images; each time it starts afresh.
 
@@ -207,9 +205,7 @@ def watched(
     return pd.DataFrame(rows)
 
 
-def bills(
-    lab: Lab, users: Senders, seeds: Sequence[int], calibration: Sequence[int]
-) -> pd.DataFrame:
+def bills(lab: Lab, users: Senders, seeds: Numbers, calibration: Sequence[int]) -> pd.DataFrame:
     """Return what each user would owe in proof of work, in seconds: rows as those of `watched`.
 
     The cost is the entropy of the posteriors, and its line that of the first user, a customer, at the

@@ -30,6 +30,8 @@ OF_LAB = ("data", "train_split", "method", "query_data", "query_split", "query_i
 AS_GIVEN = "as given"  # the knob of an ablation's first row
 
 Row = dict[str, Any]
+Names = Sequence[str]
+Numbers = Sequence[int]
 Pairs = tuple[tuple[str, Any], ...]  # changes of settings, hashable
 
 
@@ -108,7 +110,8 @@ def _run(lab: Lab, job: Work) -> tuple[list[Row], list[str]]:
     """Run a job in the lab of its changes; return its rows, and messages of what was computed."""
     changed = lab.but(**dict(job.lab))
     rows = job.run(changed)
-    messages, changed.messages = changed.messages, []
+    messages = list(changed.messages)
+    changed.messages.clear()
     return rows, messages
 
 
@@ -133,10 +136,10 @@ def _quiet() -> Iterator[None]:
 
 def sweep(
     lab: Lab,
-    attacks: Sequence[str],
-    queries: Sequence[int],
-    seeds: Sequence[int],
-    tasks: Sequence[str],
+    attacks: Names,
+    queries: Numbers,
+    seeds: Numbers,
+    tasks: Names,
     defenses: Sequence[Defense] = (),
     **changes: Any,
 ) -> pd.DataFrame:
@@ -188,7 +191,7 @@ def _unfolded(knob: str, value: Any) -> Pairs:
 Point = tuple[Row, str, int, int, Mapping[str, Any]]  # what rows say; attack, images, seed, changes
 
 
-def _table(lab: Lab, tasks: Sequence[str], points: Sequence[Point]) -> pd.DataFrame:
+def _table(lab: Lab, tasks: Names, points: Sequence[Point]) -> pd.DataFrame:
     """Run an attack per point; return one row per point and task, beside what the point says of it."""
     jobs = [
         Job(attack, images, seed, tuple(tasks), (), *_split(lab, changes))
@@ -203,7 +206,7 @@ def ablate(
     attack: str,
     knobs: Mapping[str, Sequence[Any]],
     queries: int,
-    seeds: Sequence[int],
+    seeds: Numbers,
     task: str,
 ) -> pd.DataFrame:
     """Run an attack as given, then with one knob changed at a time, at the same number of queries.
@@ -221,12 +224,7 @@ def ablate(
 
 
 def losses(
-    lab: Lab,
-    attacks: Sequence[str],
-    victim_data: Sequence[str],
-    queries: int,
-    seeds: Sequence[int],
-    tasks: Sequence[str],
+    lab: Lab, attacks: Names, victim_data: Names, queries: int, seeds: Numbers, tasks: Names
 ) -> pd.DataFrame:
     """Run every attack on the victim of each data set, which is queried with its own images."""
     return _table(lab, tasks, [
@@ -236,11 +234,7 @@ def losses(
 
 
 def elsewhere(
-    lab: Lab,
-    attacks: Sequence[str],
-    sources: Sequence[tuple[str, str, int]],
-    seeds: Sequence[int],
-    tasks: Sequence[str],
+    lab: Lab, attacks: Names, sources: Sequence[tuple[str, str, int]], seeds: Numbers, tasks: Names
 ) -> pd.DataFrame:
     """Run attacks on the profile's victim with queries from elsewhere: (data set, split, images)."""
     points: list[Point] = []
@@ -254,11 +248,7 @@ def elsewhere(
 
 
 def grid(
-    lab: Lab,
-    attacks: Sequence[str],
-    axes: Mapping[str, Sequence[Any]],
-    seeds: Sequence[int],
-    tasks: Sequence[str],
+    lab: Lab, attacks: Names, axes: Mapping[str, Sequence[Any]], seeds: Numbers, tasks: Names
 ) -> pd.DataFrame:
     """Run attacks on every point of a grid; `axes` are knobs as in `ablate`, and `images`.
 
@@ -277,9 +267,7 @@ def grid(
     return _table(lab, tasks, points)
 
 
-def landscapes(
-    lab: Lab, methods: Sequence[str], query_data: Sequence[str], count: int
-) -> pd.DataFrame:
+def landscapes(lab: Lab, methods: Names, query_data: Names, count: int) -> pd.DataFrame:
     """Describe the victims' embeddings of query images (`evaluate.geometry`), per method and data."""
     rows = []
     for method, data in product(methods, query_data):

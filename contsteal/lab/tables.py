@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,7 +33,7 @@ def summary(table: pd.DataFrame, by: Sequence[str], metrics: Sequence[str]) -> p
     return spent.join(groups[list(metrics)].agg(line)).assign(n=groups.size())
 
 
-def _word(value: object) -> object:
+def _word(value: Any) -> object:
     """Return a group's name; floor and victim have no views, budget or defence."""
     if pd.isna(value):
         return "-"
