@@ -56,10 +56,9 @@ def train(
     user: str = "adversary",
     labels: Tensor | None = None,
 ) -> Result:
-    """Query a victim and train a surrogate on its answers.
+    """Query a victim, then train a surrogate on its answers.
 
-    All queries are sent before the first training step, so an interrupted run that resumes pays what
-    an uninterrupted one does.
+    All queries are sent before the first step: a resumed run pays what an uninterrupted one does.
 
     Args:
         config: the attack and its knobs.
@@ -70,29 +69,36 @@ def train(
         labels: true labels (N,), for the attacks that use them.
 
     Raises:
-        ValueError: for unknown names, too few images, missing labels, answers the API does not give.
-        BudgetExceeded: before any query, where the budget does not suffice.
-        loop.Diverged: for a NaN loss.
+        ValueError: before any query, for unknown names, too few images, or missing labels.
+        BudgetExceeded, loop.Diverged: where the budget does not suffice, or for a NaN loss.
     """
     schedule = _check(config, api, images, user, labels)
     recipe, view_of = config.recipe, _views(config, images)
     answers = ask(config, api, images, user, view_of)  # one (N, D) per round
     net, head = _surrogate(config, answers, images.device)
-    if recipe.recreate:
+    if head is not None and recipe.recreate:
         answers = [head(a) for a in answers]
-    model = nn.Sequential(net, head) if head else net
+    model = net if head is None else nn.Sequential(net, head)
+    with loop.compiled(
+        model, images.device, config.epochs * schedule.check(len(images))
+    ) as forward:
 
-    def loss(rows: Tensor, epoch: int, draws: torch.Generator) -> Tensor:
-        x, t = _batch(config, images, view_of, answers, rows, epoch, draws)
-        s = model(x)  # (P N, D) for P patches an image
-        more = {"labels": labels[rows].repeat(len(t) // len(rows))} if recipe.labels else {}
-        patches = s.split(len(s) // recipe.patches)  # P of (N, D)
-        return torch.stack([recipe.loss(p, t, **config.options, **more) for p in patches]).mean()
+        def loss(rows: Tensor, epoch: int, draws: torch.Generator) -> Tensor:
+            x, t = _batch(config, images, view_of, answers, rows, epoch, draws)
+            s = forward(x)  # (P N, D) for P patches an image
+            more = (
+                {"labels": labels[rows].repeat(len(t) // len(rows))}
+                if recipe.labels and labels is not None
+                else {}
+            )
+            patches = s.split(len(s) // recipe.patches)  # P of (N, D)
+            return torch.stack(
+                [recipe.loss(p, t, **config.options, **more) for p in patches]
+            ).mean()
 
-    history = loop.fit(
-        model, loss, len(images), schedule, seed=derive("steal", config.seed),
-        checkpoint=checkpoint, title=config.attack, identity=f"{config} {_digest(answers)}",
-    )  # fmt: skip
+        identity, seed = f"{config} {_digest(answers)}", derive("steal", config.seed)
+        history = loop.fit(model, loss, len(images), schedule, seed=seed, checkpoint=checkpoint,
+                           title=config.attack, identity=identity)  # fmt: skip
     accounts = [api.ledger.account(name) for name in _accounts(config, user)]
     distinct, calls = sum(a.unique_inputs for a in accounts), sum(a.calls for a in accounts)
     return Result(net.eval(), history, distinct, calls, head)
