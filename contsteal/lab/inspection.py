@@ -1,5 +1,6 @@
 """What a notebook shows of encoders: the views they learn from, their curves, worth and maps."""
 
+import base64
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
@@ -14,8 +15,20 @@ from contsteal.data import ImageSet
 from contsteal.lab import estimate, profiles
 from contsteal.lab.artifacts import Trained
 from contsteal.lab.experiment import Lab
-from contsteal.paper import figures
 from contsteal.seeds import generator
+
+
+def sheet_table(
+    sets: Sequence[ImageSet], names: Sequence[str] = (), count: int = 10
+) -> pd.DataFrame:
+    """Return `count` images per set with their captions, pixels included (base64 of H x W x 3)."""
+    rows = []
+    for name, images in zip(names or [s.name for s in sets], sets, strict=True):
+        for i, image in enumerate(images.images[:count].permute(0, 2, 3, 1).cpu().numpy()):
+            label = "" if images.labels is None else images.classes[int(images.labels[i])]
+            pixels = base64.b64encode(image.tobytes()).decode()
+            rows.append({"set": name, "label": label, "size": len(image), "pixels": pixels})
+    return pd.DataFrame(rows)
 
 
 def view_sheet(lab: Lab, count: int = 10) -> pd.DataFrame:
@@ -27,7 +40,7 @@ def view_sheet(lab: Lab, count: int = 10) -> pd.DataFrame:
         for k in range(2)
     ]
     rows = [shown, *(replace(shown, images=view, labels=None) for view in views)]
-    return figures.sheet_table(rows, ["image", "one view", "another"], count)
+    return sheet_table(rows, ["image", "one view", "another"], count)
 
 
 def histories(trained: dict[str, Trained]) -> pd.DataFrame:

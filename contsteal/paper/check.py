@@ -15,7 +15,7 @@ from rich.table import Table
 
 from contsteal.lab import artifacts, profiles
 from contsteal.lab.tables import ABSENT, FAILS, HOLDS, OPEN
-from contsteal.paper import matching, summary, verdicts
+from contsteal.paper import matching, sentences, verdicts
 from contsteal.paper.verdicts import Verdict
 
 WORTH = "01_worth"
@@ -28,7 +28,7 @@ def expected(profile: str) -> list[str]:
     asked = profiles.profile(profile).get("expectations") or []
     if table is None or not asked:
         return []
-    met = summary.judge(table, asked)
+    met = sentences.judge(table, asked)
     return [
         f"{profile}: {r['encoder']} on {r['task']}, {r['metric']}: expected {r['expected']}, measured "
         f"{r['measured']}" for r in met[met["holds"] == "NO"].to_dict("records")

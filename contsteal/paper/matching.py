@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from contsteal import files
-from contsteal.paper import style
+from contsteal.paper import sentences
 from contsteal.paper.claims import Claim, Filters
 
 SPECIAL = ("first", "other", "each", "largest", "smallest")
@@ -58,7 +58,7 @@ def _references(table: pd.DataFrame) -> pd.Series:
     """Say which rows frame a table: they have no budget, views or defence, so no such filter."""
     if "attack" not in table:
         return pd.Series(False, index=table.index)
-    return table["attack"].isin(style.REFERENCES)
+    return table["attack"].isin(sentences.REFERENCES)
 
 
 def _meant(known: list[Any], asked: Any, table: pd.DataFrame, column: str) -> list[Any]:
@@ -91,7 +91,7 @@ def expand(table: pd.DataFrame, filters: Filters, whole: pd.DataFrame) -> Iterat
     found: list[Group] = [("", table)]
     for column, asked in ordered:
         known = list(whole.loc[~_references(whole), column].dropna().unique())
-        if column == "attack" and asked in style.REFERENCES:
+        if column == "attack" and asked in sentences.REFERENCES:
             known = [asked]
         found = [group for part in found for group in _split(part, column, asked, known)]
     yield from ((name, rows) for name, rows in found if len(rows))
@@ -110,7 +110,7 @@ def _split(part: Group, column: str, asked: Any, known: list[Any]) -> Iterator[G
 
 def _side(rows: pd.DataFrame, filters: Filters, whole: pd.DataFrame) -> Iterator[Group]:
     """Yield the groups of one side; floor and victim are none unless they are asked for."""
-    if filters.get("attack") not in style.REFERENCES:
+    if filters.get("attack") not in sentences.REFERENCES:
         rows = rows[~_references(rows)]
     yield from expand(rows, filters, whole)
 

@@ -16,31 +16,21 @@ from matplotlib.figure import Figure
 from contsteal.evaluate import mean_interval
 from contsteal.lab import tables
 from contsteal.paper import sentences
-from contsteal.paper.sentences import REFERENCES, name, names, percent
+from contsteal.paper.sentences import REFERENCES, name, names
 
 # seaborn takes a second to import: each function that needs it imports it.
 
 STYLE = Path(__file__).with_name("contsteal.mplstyle")
-WIDTH, WIDEST = 6.75, 92  # inches of a figure, and characters of its title that fit
+WIDTH, WIDEST = 6.75, 90  # inches of a figure, and characters of its title that fit
 DARK, FLOOR, CEILING = "#333333", "#777777", "#000000"
 # Okabe and Ito's colours, which colour-blind readers can distinguish; one method, one colour.
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
 COLOURS = {
-    "label": "#999999",
-    "posterior": "#56B4E9",
-    "embedding": "#0072B2",
-    "info-nce": "#009E73",
-    "cont-steal": "#D55E00",
-    "cont-steal-code": "#E69F00",
-    "embedding, anew": "#56B4E9",
-    "cont-steal, anew": "#CC79A7",
-    "random": "#BBBBBB",
-    "supervised": "#333333",
-    "simclr": "#D55E00",
-    "moco": "#0072B2",
-    "byol": "#009E73",
-    "simsiam": "#CC79A7",
-}
+    "label": "#999999", "posterior": "#56B4E9", "embedding": "#0072B2", "info-nce": "#009E73",
+    "cont-steal": "#D55E00", "cont-steal-code": "#E69F00", "embedding, anew": "#56B4E9",
+    "cont-steal, anew": "#CC79A7", "random": "#BBBBBB", "supervised": "#333333",
+    "simclr": "#D55E00", "moco": "#0072B2", "byol": "#009E73", "simsiam": "#CC79A7",
+}  # fmt: skip
 
 
 class NothingToShow(ValueError):
@@ -60,22 +50,22 @@ def canvas(
         plt.close(plt.get_fignums()[0])
     fig, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), squeeze=False, **options)
     if title:
-        wrapped = "\n".join(textwrap.wrap(title, WIDEST))
-        fig.suptitle(wrapped, x=0.01, ha="left", size=9, weight="bold")
+        lines = textwrap.wrap(title.replace(" %", "\N{NO-BREAK SPACE}%"), WIDEST)
+        fig.suptitle("\n".join(lines), x=0.01, ha="left", size=8.5, weight="bold")
     return fig, axes
 
 
-def in_percent(*axes: Any, sign: str = "") -> None:
+def in_percent(*axes: Any) -> None:
     """Show shares on these axes (`ax.xaxis`, `ax.yaxis`) as percentages."""
     for axis in axes:
-        axis.set_major_formatter(lambda value, _: f"{100 * value:{sign}.0f} %")
+        axis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
 
 
 def palette(values: Any) -> dict[str, str]:
     """Return the colour of each name: its method's own, else the next that none of them has."""
-    known = names(values)
-    free = cycle(c for c in CYCLE if c not in {COLOURS.get(v) for v in known})
-    return {text: COLOURS.get(value) or next(free) for value, text in known.items()}
+    known = list(dict.fromkeys(values))
+    free = cycle(c for c in CYCLE if c not in {COLOURS.get(value) for value in known})
+    return {name(value): COLOURS.get(value) or next(free) for value in known}
 
 
 def interval(values: Any) -> tuple[float, float]:
@@ -83,9 +73,11 @@ def interval(values: Any) -> tuple[float, float]:
     return mean_interval(values)[1:]
 
 
-def legend(fig: Figure, ax: Axes, **options: Any) -> None:
-    """Put the legend of one of its axes to the right of a figure."""
-    handles, labels = ax.get_legend_handles_labels()
+def legend(fig: Figure, **options: Any) -> None:
+    """Put the legend that all axes of a figure share to its right."""
+    handles, labels = fig.axes[0].get_legend_handles_labels()
+    for own in filter(None, (ax.get_legend() for ax in fig.axes)):
+        own.remove()
     fig.legend(handles, labels, loc="outside right center", **options)
 
 
@@ -102,10 +94,10 @@ def frame(ax: Axes, table: pd.DataFrame, metric: str, vertical: bool = True) -> 
         line(value, color=colour, linestyle=style, linewidth=1)
         text: dict[str, Any] = {"size": 6.5, "textcoords": "offset points", "color": colour}
         if vertical:
-            ax.annotate(f"{which} {percent(value)}", (value, 1), xytext=(2, 1), ha="center",
+            ax.annotate(f"{which} {100 * value:.0f} %", (value, 1), xytext=(2, 1), ha="center",
                         xycoords=("data", "axes fraction"), **text)  # fmt: skip
         elif ax is last:
-            ax.annotate(f"{which}\n{percent(value)}", (1, value), xytext=(3, 0), va="center",
+            ax.annotate(f"{which}\n{100 * value:.0f} %", (1, value), xytext=(3, 0), va="center",
                         xycoords=("axes fraction", "data"), **text)  # fmt: skip
 
 
@@ -113,11 +105,12 @@ def _attacks(table: pd.DataFrame) -> pd.DataFrame:
     return table[~table["attack"].isin(REFERENCES)]
 
 
-def _dots(ax: Axes, rows: pd.DataFrame, x: str, y: str, colours: Mapping[str, str]) -> None:
-    """Draw a dot per seed, the mean as a tick and its 95 % t-interval as a band, per name in `y`."""
+def _dots(ax: Axes, rows: pd.DataFrame, x: str, colours: Mapping[str, str]) -> None:
+    """Draw a dot per seed, the mean as a tick and its 95 % t-interval as a band, per attack."""
     import seaborn as sns
 
-    same = {"data": rows, "x": x, "y": y, "hue": y, "palette": colours, "ax": ax, "legend": False}
+    same = {"data": rows, "x": x, "y": "attack", "hue": "attack", "palette": colours, "ax": ax,
+            "legend": False}  # fmt: skip
     sns.pointplot(**same, errorbar=interval, linestyle="none", marker="|", markersize=11,
                   markeredgewidth=2, err_kws={"linewidth": 4, "alpha": 0.3})  # fmt: skip
     sns.stripplot(**same, jitter=False, size=3.5, alpha=0.8)
@@ -151,7 +144,7 @@ def training_curves(table: pd.DataFrame, title: str) -> Figure:
 
     loss = table["loss"] / table.groupby("method")["loss"].transform("first")
     rows = table.assign(loss=loss, method=table["method"].map(name))
-    colours = palette(table["method"].unique())
+    colours = palette(table["method"])
     labels = {"loss": "training loss / first epoch's", "knn": "kNN accuracy", "spread": "spread"}
     fig, axes = canvas(1, 3, 2.6, title)
     for ax, (column, label) in zip(axes[0], labels.items(), strict=True):
@@ -159,8 +152,7 @@ def training_curves(table: pd.DataFrame, title: str) -> Figure:
                      legend=column == "loss", ax=ax)  # fmt: skip
         ax.set(ylabel=label, ylim=(0, None))
         ax.set_title("" if column == "loss" else "held-out training images", size=7.5)
-    axes[0][0].get_legend().remove()
-    legend(fig, axes[0][0])
+    legend(fig)
     return fig
 
 
@@ -171,14 +163,13 @@ def worth_bars(table: pd.DataFrame, title: str) -> Figure:
     rows = table.assign(encoder=table["encoder"].map(name))
     fig, ((ax,),) = canvas(1, 1, 2.5, title)
     sns.barplot(rows, x="task", y="accuracy", hue="encoder", errorbar=None, saturation=1, width=0.85,
-                palette=palette(table["encoder"].unique()), ax=ax)  # fmt: skip
+                palette=palette(table["encoder"]), ax=ax)  # fmt: skip
     for bars in ax.containers:
         ax.bar_label(bars, fmt=lambda value: f"{100 * value:.0f}", size=6.5, padding=1)
     ax.set(xlabel="", ylim=(0, 1.1), ylabel="linear-probe accuracy")
     in_percent(ax.yaxis)
     ax.grid(False, axis="x")
-    ax.get_legend().remove()
-    legend(fig, ax)
+    legend(fig)
     return fig
 
 
@@ -206,9 +197,8 @@ def embedding_map(table: pd.DataFrame, title: str = "") -> Figure:
         sns.scatterplot(
             ordered, x="x", y="y", hue="label", palette="tab10", s=7, linewidth=0, ax=ax
         )
-        ax.get_legend().remove()
         ax.set_title(f"{name(encoder)} ({100 * same_class(rows):.0f} %)", size=7.5)
-    legend(fig, axes[0][0], markerscale=2, handletextpad=0)
+    legend(fig, markerscale=2, handletextpad=0)
     return fig
 
 
@@ -220,12 +210,12 @@ def attack_dots(table: pd.DataFrame, title: str) -> Figure:
     rows = sentences.main_task(table)
     if "victim" in rows:
         rows = rows[rows["victim"].isna() | (rows["victim"] == rows["victim"].iloc[0])]
-    attacks = _attacks(rows)
-    known = names(attacks["attack"].unique())
+    known = names(_attacks(rows)["attack"])
+    named = _attacks(rows).replace({"attack": known})
+    colours = {n: COLOURS.get(a.split(", ")[0], DARK) for a, n in known.items()}
     fig, axes = canvas(1, 2, 0.28 * len(known) + 1.5, title, sharey=True)
     for ax, metric in zip(axes[0], ("accuracy", "agreement"), strict=True):
-        named = attacks.assign(name=attacks["attack"].map(known))
-        _dots(ax, named, metric, "name", palette(known))
+        _dots(ax, named, metric, colours)
         frame(ax, rows, metric)
         ax.set(xlabel=f"{metric} on the main task")
         in_percent(ax.xaxis)
@@ -251,7 +241,7 @@ def two_by_two(table: pd.DataFrame, title: str) -> Figure:
     attacks = _attacks(table).assign(name=lambda t: t["attack"].map(name))
     order = ["clean", "augmented"]
     same: dict[str, Any] = {"data": attacks, "x": "views", "y": "accuracy", "hue": "name",
-                            "order": order, "palette": palette(attacks["attack"].unique()),
+                            "order": order, "palette": palette(attacks["attack"]),
                             "legend": False}  # fmt: skip
     fig, ((ax,),) = canvas(1, 1, 2.6, title)
     sns.pointplot(**same, errorbar=interval, dodge=0.06, marker="", err_kws={"alpha": 0.3},
@@ -279,16 +269,15 @@ def budget_curves(table: pd.DataFrame, title: str) -> Figure:
     for line, metric in zip(axes, ("accuracy", "agreement"), strict=True):
         for ax, (cost, label) in zip(line, costs.items(), strict=True):
             same = {"data": rows, "x": cost, "y": metric, "hue": "name", "ax": ax,
-                    "palette": palette(attacks["attack"].unique())}  # fmt: skip
+                    "palette": palette(attacks["attack"])}  # fmt: skip
             sns.scatterplot(**same, s=10, alpha=0.5, linewidth=0, legend=False)
             sns.lineplot(**same, style="name", dashes=anew, errorbar=None)
-            ax.get_legend().remove()
             frame(ax, table, metric, vertical=False)
             ax.set(xscale="log", xlabel=f"{label} (log scale)", ylabel=f"{metric} on the main task")
             ax.margins(y=0.12)
             in_percent(ax.yaxis)
     _dollars(axes[0][1], attacks)
-    legend(fig, axes[1][1])
+    legend(fig)
     return fig
 
 
@@ -339,7 +328,7 @@ def ablation_dots(table: pd.DataFrame, title: str) -> Figure:
     fig, ((ax,),) = canvas(1, 1, 0.22 * len(known) + 0.9, title)
     ax.axvline(rows.loc[rows["attack"] == known[0], "accuracy"].mean(), color=DARK, linewidth=0.8,
                linestyle=":")  # fmt: skip
-    _dots(ax, rows, "accuracy", "attack", dict.fromkeys(known, COLOURS["cont-steal"]))
+    _dots(ax, rows, "accuracy", dict.fromkeys(known, COLOURS["cont-steal"]))
     ax.set(xlabel="accuracy on the main task")
     in_percent(ax.xaxis)
     return fig
@@ -355,14 +344,16 @@ def boundary_maps(table: pd.DataFrame, title: str) -> Figure:
     gains["setting"] = gains["method"].map(name) + ", " + gains["epochs"].astype(str) + " epochs"
     views = gains["views"].replace("independent", "augmented")
     panels = list(gains.groupby([gains["query_data"], views], sort=False))
-    fig, axes = canvas(1, len(panels), 0.32 * gains["setting"].nunique() + 1.3, title, sharey=True)
+    order = gains.sort_values(["method", "epochs"])["setting"].unique()
+    fig, axes = canvas(1, len(panels), 0.32 * len(order) + 1.3, title, sharey=True)
     bound = gains["gain"].abs().max()
     for ax, ((data, view), part) in zip(axes[0], panels, strict=True):
-        wide = part.pivot(index="setting", columns="images", values=["gain", "sure"])
+        wide = part.pivot(index="setting", columns="images", values=["gain", "sure"]).loc[order]
         _heatmap(ax, wide["gain"].astype(float), wide["sure"] == True, 0.05, cmap="RdBu_r",  # noqa: E712
                  bound=bound)  # fmt: skip
         ax.set(xlabel="query images", ylabel="")
         ax.set_title(f"{data},\n{view}", size=7.5)
+    axes[0][0].set_ylabel("Cont-Steal minus MSE, points")
     return fig
 
 
@@ -372,19 +363,18 @@ def geometry_dots(table: pd.DataFrame, title: str) -> Figure:
     from scipy.stats import spearmanr
 
     if len(table) < sentences.LEAST_POINTS:
-        raise NothingToShow(f"{len(table)} of the {sentences.LEAST_POINTS} points that a "
-                            "correlation needs")  # fmt: skip
-    rows = table.assign(method=table["method"].map(name), gain=100 * table["gain"])
+        raise NothingToShow(title)
+    rows = table.assign(method=table["method"].map(name), gain=100 * table["gain"],
+                        queries=table["query_data"])  # fmt: skip
     fig, axes = canvas(1, 3, 2.3, title, sharey=True)
     for ax, (metric, label) in zip(axes[0], sentences.GEOMETRY.items(), strict=True):
-        sns.scatterplot(rows, x=metric, y="gain", hue="method", style="query_data", s=30, ax=ax,
-                        palette=palette(table["method"].unique()))  # fmt: skip
+        sns.scatterplot(rows, x=metric, y="gain", hue="method", style="queries", s=30, ax=ax,
+                        palette=palette(table["method"]))  # fmt: skip
         ax.axhline(0, color="#999999", linewidth=0.8)
-        ax.get_legend().remove()
         ax.set(xlabel=label, ylabel="Cont-Steal minus MSE, points")
         rank = spearmanr(table[metric], table["gain"]).statistic
         ax.set_title(f"rank correlation {rank:+.2f}", size=7.5)
-    legend(fig, axes[0][0], fontsize=6.5)
+    legend(fig, fontsize=6.5)
     return fig
 
 
@@ -407,12 +397,11 @@ def defence_tradeoff(table: pd.DataFrame, title: str) -> Figure:
         sns.scatterplot(means, x="legitimate", y="accuracy", hue="defence", style="defence", s=45,
                         palette=sns.color_palette("colorblind", len(means)), ax=ax)  # fmt: skip
         frame(ax, table, "accuracy", vertical=False)
-        ax.get_legend().remove()
-        ax.set(xlabel="paying user's accuracy", ylabel="attacker's accuracy")
+        ax.set(xlabel="paying user's\naccuracy", ylabel="attacker's accuracy")
         ax.set_title(name(attack), size=7.5)
         ax.margins(x=0.15)
         in_percent(ax.xaxis, ax.yaxis)
-    legend(fig, axes[0][0])
+    legend(fig)
     return fig
 
 
@@ -466,14 +455,13 @@ def coverage_curves(table: pd.DataFrame, title: str) -> Figure:
     labels = {"coverage": "share of buckets", "noise": "noise (standard deviation)"}
     fig, axes = canvas(1, 2, 2.3, title)
     for ax, (column, label) in zip(axes[0], labels.items(), strict=True):
-        sns.lineplot(table, x="queries", y=column, hue="user", palette=palette(table["user"].unique()),
+        sns.lineplot(table, x="queries", y=column, hue="user", palette=palette(table["user"]),
                      errorbar=None, ax=ax)  # fmt: skip
         ax.set(ylabel=label)
-        ax.get_legend().remove()
     axes[0][0].set(ylim=(0, None))
     axes[0][1].set(yscale="log")
     in_percent(axes[0][0].yaxis)
-    legend(fig, axes[0][0])
+    legend(fig)
     return fig
 
 
@@ -484,33 +472,25 @@ def choice(
     import seaborn as sns
 
     fig, ((left, right),) = canvas(1, 2, 2.9)
-    colour, attacks = COLOURS.get(attack, DARK), _attacks(budgets)
-    grey = dict.fromkeys(attacks["attack"].unique(), "#CCCCCC") | {attack: colour}
-    sns.lineplot(attacks, x="calls", y="accuracy", hue="attack", palette=grey, errorbar=None,
+    attacks, colour = _attacks(budgets), COLOURS.get(attack, DARK)
+    greyed = dict.fromkeys(attacks["attack"], "#CCCCCC") | {attack: colour}
+    sns.lineplot(attacks, x="calls", y="accuracy", hue="attack", palette=greyed, errorbar=None,
                  legend=False, ax=left)  # fmt: skip
     runs = attacks[(attacks["attack"] == attack) & (attacks["images"] == images)]
     left.plot(runs["calls"], runs["accuracy"], "o", color=colour)
     cost = f"{runs['calls'].mean():.0f} answers, {runs['usd'].mean():.2f} US dollars"
+    left.set_title(f"{name(attack)}, {images:.0f} images: {cost}", size=8)
     left.set(xscale="log", xlabel="answers of the victim (log scale)", ylabel="thief's accuracy")
-    left.set_title(
-        f"{name(attack)}, {images:.0f} images: {percent(runs['accuracy'].mean())}\n{cost}"
-    )
-    known = list(_attacks(defended)["attack"].unique())
-    thief = attack if attack in known else known[0]
-    by = defended[defended["attack"] == thief].groupby("defence", sort=False)
-    means = by[["legitimate", "accuracy"]].mean()
-    right.plot(means["legitimate"], means["accuracy"], "o", color="#CCCCCC")
-    for which, mark in (("none", "s"), (defence, "o")):
-        right.plot(*means.loc[which], mark, color=COLOURS.get(thief, DARK), markersize=7,
-                   label=name(which))  # fmt: skip
-    right.legend(loc="best")
-    right.set(xlabel="paying user's accuracy", ylabel=f"thief's accuracy ({name(thief)})")
-    lost = 100 * (means.loc[defence] - means.loc["none"])
-    right.set_title(f"{name(defence)}: thief {lost['accuracy']:+.1f},\n"
-                    f"paying user {lost['legitimate']:+.1f} points")  # fmt: skip
-    for ax, table in ((left, budgets), (right, defended)):
-        frame(ax, table, "accuracy", vertical=False)
-    in_percent(left.yaxis, right.xaxis, right.yaxis)
+    frame(left, budgets, "accuracy", vertical=False)
+    rows = _attacks(defended)[lambda t: t["defence"].isin(["none", defence])]
+    parties = rows.melt(["defence"], ["accuracy", "legitimate"], "who", "share")
+    parties = parties.replace({"accuracy": "thief", "legitimate": "paying user"})
+    sns.barplot(parties, x="who", y="share", hue="defence", errorbar=interval, palette=CYCLE[:2],
+                ax=right)  # fmt: skip
+    right.set(xlabel="", ylabel="accuracy", ylim=(0, 1))
+    right.set_title(f"{name(defence)}, mean over attacks", size=8)
+    right.legend(loc="upper left")
+    in_percent(left.yaxis, right.yaxis)
     return fig
 
 
@@ -532,17 +512,15 @@ def watermark_curves(table: pd.DataFrame, title: str) -> Figure:
         _levels(ax, rows)
         runs = rows[rows["kind"] == "stolen"].assign(suspect=lambda t: t["suspect"].map(name))
         same = {"data": runs, "x": "images", "y": "wsr", "hue": "suspect", "ax": ax,
-                "palette": palette(stolen["suspect"].unique())}  # fmt: skip
+                "palette": palette(stolen["suspect"])}  # fmt: skip
         sns.scatterplot(**same, s=12, alpha=0.5, linewidth=0, legend=False)
         sns.lineplot(**same, errorbar=None)
-        if ax.get_legend():
-            ax.get_legend().remove()
         ax.set(xlabel="query images", ylabel="watermark success rate", xscale="log")
         ax.set_xticks(images, [f"{n:g}" for n in images])
         ax.minorticks_off()
         ax.set_title(head, size=7.5)
         in_percent(ax.yaxis)
-    legend(fig, axes[0][0], fontsize=6.5)
+    legend(fig, fontsize=6.5)
     return fig
 
 
@@ -567,7 +545,7 @@ def inference_dots(table: pd.DataFrame, title: str) -> Figure:
     rows = table.assign(p=table["p"].clip(lower=1e-12), suspect=table["suspect"].map(name))
     fig, axes = canvas(1, 2, 0.26 * rows["suspect"].nunique() + 1.3, title, sharey=True)
     same: dict[str, Any] = {"y": "suspect", "hue": "form", "jitter": False, "size": 4, "alpha": 0.7,
-                            "palette": dict(zip(("signed", "published"), CYCLE, strict=False))}  # fmt: skip
+                            "palette": palette(("signed", "published"))}  # fmt: skip
     signed = rows[rows["form"] == "signed"]
     sns.stripplot(signed, x="effect", ax=axes[0][0], legend=False, **same)
     sns.stripplot(rows, x="p", ax=axes[0][1], dodge=True, **same)
@@ -577,6 +555,5 @@ def inference_dots(table: pd.DataFrame, title: str) -> Figure:
     axes[0][1].annotate(f"{100 * sentences.ALPHA:g} %", (sentences.ALPHA, 1), size=6.5, ha="center",
                         va="bottom", xycoords=("data", "axes fraction"))  # fmt: skip
     axes[0][1].set(xlabel="p-value (log scale)", xscale="log", xlim=(None, 1.6))
-    axes[0][1].get_legend().remove()
-    legend(fig, axes[0][1])
+    legend(fig)
     return fig

@@ -19,41 +19,23 @@ Difference = tuple[float, float, float, int]  # mean, bounds of its interval, nu
 ALPHA = 0.05
 LEAST_POINTS = 5  # below which a rank correlation says nothing
 REFERENCES = ("random", "victim")
-GEOMETRY = {
-    "norm_spread": "spread of norms",
-    "anisotropy": "anisotropy",
-    "effective_rank": "effective rank",
-}
+GEOMETRY = {"norm_spread": "spread of norms", "anisotropy": "anisotropy",
+            "effective_rank": "effective rank"}  # fmt: skip
 NAMES = {
-    "label": "label stealing",
-    "posterior": "posterior stealing",
-    "embedding": "MSE",
-    "mse": "MSE",
-    "cosine": "cosine loss",
-    "info-nce": "InfoNCE",
-    "soft-nn": "soft nearest neighbours",
-    "sup-con": "SupCon",
-    "wasserstein": "Wasserstein",
-    "barlow": "Barlow",
-    "barlow-published": "Barlow (published code)",
-    "cont-steal": "Cont-Steal",
-    "cont-steal-code": "Cont-Steal (official code)",
-    "stolen-encoder": "StolenEncoder",
-    "rda": "RDA",
-    "simclr": "SimCLR",
-    "moco": "MoCo",
-    "byol": "BYOL",
+    "label": "label stealing", "posterior": "posterior stealing", "embedding": "MSE", "mse": "MSE",
+    "cosine": "cosine loss", "info-nce": "InfoNCE", "soft-nn": "soft nearest neighbours",
+    "sup-con": "SupCon", "wasserstein": "Wasserstein", "barlow": "Barlow",
+    "barlow-published": "Barlow (published code)", "cont-steal": "Cont-Steal",
+    "cont-steal-code": "Cont-Steal (official code)", "stolen-encoder": "StolenEncoder", "rda": "RDA",
+    "shuffled": "shuffled answers", "simclr": "SimCLR", "moco": "MoCo", "byol": "BYOL",
     "simsiam": "SimSiam",
-}
+}  # fmt: skip
+DEFENCES = {"GaussianNoise": "noise", "Rounding": "rounding", "TopK": "top-k",
+            "PredictionPoisoning": "poisoning", "Normalise": "normalised"}  # fmt: skip
 PROVIDER = {"seconds": "s per 1,000 answers", "added": "added time", "bytes": "bytes per user"}
 P_VALUES = ["p_chance", "p_rank", "p_controls"]
-KINDS = {
-    "victim": "victims",
-    "unmarked": "unmarked victims",
-    "obfuscated": "disguised copies",
-    "stolen": "stolen encoders",
-    "independent": "independent encoders",
-}
+KINDS = {"victim": "victim", "unmarked": "unmarked", "obfuscated": "disguised", "stolen": "stolen",
+         "independent": "independent"}  # fmt: skip
 TESTS = {
     "p_chance": "watermark, against chance",
     "p_rank": "watermark, by rank, against chance",
@@ -61,13 +43,6 @@ TESTS = {
     "p_controls": "watermark, against the other independent encoders",
     "p": "dataset inference",
     "p_keys": "SSLGuard, against random keys",
-}
-DEFENCES = {
-    "GaussianNoise": "noise",
-    "Rounding": "rounding",
-    "TopK": "top-k",
-    "PredictionPoisoning": "poisoning",
-    "Normalise": "normalised",
 }
 
 
@@ -88,7 +63,7 @@ def name(value: object) -> str:
     """Return how figures and sentences call an attack, a method or a defence."""
     text = re.sub(r"(\w+)\(([^()]*)\)", _defence, str(value))
     first, comma, rest = text.partition(", ")
-    return NAMES.get(first, first) + comma + rest
+    return NAMES.get(first, first) + comma + NAMES.get(rest, rest)
 
 
 def _defence(match: re.Match[str]) -> str:
@@ -164,10 +139,9 @@ def _changes(each: dict[str, Difference]) -> str:
         return "one seed, so no interval"
     helpful = [key for key, d in each.items() if d[1] > 0]
     harmful = [key for key, d in each.items() if d[2] < 0]
-    counts = []
-    for verb, known in (("help", helpful), ("harm", harmful)):
-        one = len(known) == 1
-        counts.append(f"{len(known)} reliably {verb}" + (f"s ({known[0]})" if one else ""))
+    counts = [f"{len(helpful)} reliably help", f"{len(harmful)} harm"]
+    for k, known in enumerate((helpful, harmful)):
+        counts[k] += f"s ({known[0]})" if len(known) == 1 else ""
     return ", ".join(counts)
 
 
@@ -278,8 +252,8 @@ def queries(table: pd.DataFrame) -> Summary:
     found = [tables.difference(by, first, other) for other in others]
     ahead, behind = reliable(found)
     title = (
-        f"Queries from {first} are reliably better than {ahead} of {len(others)} other sets, worse "
-        f"than {behind} ({count} each)"
+        f"Queries from {first} reliably beat {ahead} of {len(others)} other query sets and lose to "
+        f"{behind} ({count} each)"
     )
     if len(others) == 1:
         pair = f"queries from {first}", f"queries from {others[0]}, {count} each"
@@ -291,9 +265,9 @@ def pulls(table: pd.DataFrame) -> Summary:
     """Say which losses push a surrogate's vector away from other vectors."""
     away = table.groupby("loss", sort=False)["pull"].min() < 0
     push, pull = (" and ".join(map(name, away.index[flag])) for flag in (away, ~away))
-    parts = [f"{push} push other vectors away"] * bool(push) + [f"{pull} only attracts"] * bool(
-        pull
-    )
+    parts = [f"{push} push other vectors away (red)"] * bool(push) + [
+        f"{pull} only pulls (blue)"
+    ] * bool(pull)
     return Summary(", ".join(parts))
 
 
@@ -356,13 +330,17 @@ def geometry(table: pd.DataFrame) -> Summary:
     """Name what goes with Cont-Steal's gain: rank correlations, corrected for how many are tried."""
     from scipy.stats import spearmanr
 
-    found = {label: spearmanr(table[column], table["gain"]) for column, label in GEOMETRY.items()}
-    known = [f"{label} ({r.statistic:+.2f})" for label, r in found.items()
+    n, numbers = len(table), table.round(3).set_index(["method", "query_data"])
+    if n < LEAST_POINTS:
+        return Summary(
+            f"A correlation needs {LEAST_POINTS} victims or query sets, here are {n}", numbers
+        )
+    ranks = {label: spearmanr(table[column], table["gain"]) for column, label in GEOMETRY.items()}
+    known = [f"{label} ({r.statistic:+.2f})" for label, r in ranks.items()
              if r.pvalue < ALPHA / len(GEOMETRY)]  # fmt: skip
     subject = _capital(" and ".join(known)) or f"None of {len(GEOMETRY)} measures"
     verb = "correlate" if len(known) > 1 else "correlates"
-    title = f"{subject} reliably {verb} with Cont-Steal's gain over MSE (n = {len(table)})"
-    return Summary(title, table.round(3).set_index(["method", "query_data"]))
+    return Summary(f"{subject} reliably {verb} with Cont-Steal's gain over MSE (n = {n})", numbers)
 
 
 def budget(table: pd.DataFrame) -> Summary:
@@ -394,14 +372,17 @@ def defenses(table: pd.DataFrame) -> Summary:
     attacks = list(table.dropna(subset=["defence"])["attack"].unique())
     changes = {name(a): _defended(table, a, "accuracy") for a in attacks}
     changes["the paying user"] = user = _defended(table, attacks[0], "legitimate")
-    harmed = ", ".join(f"{reliable(d.values())[1]} harm {who}" for who, d in changes.items())
+    each = [(reliable(d.values())[1], who) for who, d in changes.items()]
+    verb = "harms" if each[0][0] == 1 else "harm"
+    counts = [f"{count} {who}" for count, who in each]
+    counts[0] = f"{each[0][0]} reliably {verb} {each[0][1]}"
     details = "; ".join(
         f"{name(defence)}: "
         + ", ".join(f"{who} {points(d[defence])}" for who, d in changes.items() if defence in d)
         for defence in user
     )
     by = tables.summary(table, ["defence", "attack"], ["legitimate", "accuracy", "agreement"])
-    return Summary(f"Of {len(user)} defences, reliably: {harmed}", by, details)
+    return Summary(f"Of {len(user)} defences, {', '.join(counts)}", by, details)
 
 
 def adaptive(table: pd.DataFrame) -> Summary:
@@ -410,7 +391,7 @@ def adaptive(table: pd.DataFrame) -> Summary:
     for defence, rows in table.dropna(subset=["defence"]).groupby("defence", sort=False):
         by = rows.assign(attack=rows["adapts"].fillna(""))
         ways = [how for how in by["attack"].unique() if how]
-        each |= {f"{how}, {name(defence)}": tables.difference(by, how, "") for how in ways}
+        each |= {f"{how} against {name(defence)}": tables.difference(by, how, "") for how in ways}
     details = "; ".join(f"{way}: {points(difference)}" for way, difference in each.items())
     numbers = tables.summary(adapting(table), ["attack"], ["accuracy", "agreement"])
     return Summary(f"Of {len(each)} ways to adapt, {_changes(each)}", numbers, details)
@@ -420,7 +401,7 @@ def coverage(table: pd.DataFrame) -> Summary:
     """Say what share of the embedding space each user has covered after the most queries."""
     most, last = table["queries"].max(), table.groupby("user", sort=False).last()
     shares = last.loc[last["queries"] == most, "coverage"]
-    each = ", ".join(f"{user} {100 * share:.0f} %" for user, share in shares.items())
+    each = "; ".join(f"{user} {100 * share:.0f} %" for user, share in shares.items())
     covered = tables.percentages(last[["coverage"]])
     numbers = last.assign(coverage=covered, noise=last["noise"].round(6))
     return Summary(f"Covered after {most:g} queries: {each}", numbers)
@@ -505,7 +486,7 @@ def dataset_inference(table: pd.DataFrame) -> Summary:
     for form, rows in table.groupby("form", sort=False):
         hits = {k: _of_kind(rows, k)["p"] <= ALPHA for k in KINDS if k in set(rows["kind"])}
         counts = ", ".join(f"{h.sum()} of {len(h)} {KINDS[k]}" for k, h in hits.items())
-        parts[form] = f"The {form} test accuses {counts}"
+        parts[form] = f"The {form} test accuses {counts} encoders"
     by = table.groupby(["form", "suspect", "images", "on"], sort=False, dropna=False)
     means = by[["gap", "effect"]].mean().round(3).assign(p=by["p"].median(), n=by.size())
     return Summary(parts.pop("signed"), means, ". ".join(parts.values()))
