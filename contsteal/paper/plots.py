@@ -1,6 +1,7 @@
 """One function per figure: a table and a title become a matplotlib figure in the house style."""
 
 import base64
+import re
 import textwrap
 from collections.abc import Mapping
 from itertools import cycle
@@ -50,7 +51,9 @@ def canvas(
         plt.close(plt.get_fignums()[0])
     fig, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), squeeze=False, **options)
     if title:
-        lines = textwrap.wrap(title.replace(" %", "\N{NO-BREAK SPACE}%"), WIDEST)
+        # What stands in brackets is not broken over two lines.
+        whole = re.sub(r"\(.*?\)| %", lambda m: m[0].replace(" ", "\N{NO-BREAK SPACE}"), title)
+        lines = textwrap.wrap(whole, WIDEST)
         fig.suptitle("\n".join(lines), x=0.01, ha="left", size=8.5, weight="bold")
     return fig, axes
 
@@ -75,9 +78,10 @@ def interval(values: Any) -> tuple[float, float]:
 
 def legend(fig: Figure, **options: Any) -> None:
     """Put the legend that all axes of a figure share to its right."""
-    handles, labels = fig.axes[0].get_legend_handles_labels()
+    each = [ax.get_legend_handles_labels() for ax in fig.axes]
     for own in filter(None, (ax.get_legend() for ax in fig.axes)):
         own.remove()
+    handles, labels = max(each, key=lambda pair: len(pair[0]))
     fig.legend(handles, labels, loc="outside right center", **options)
 
 
@@ -353,7 +357,6 @@ def boundary_maps(table: pd.DataFrame, title: str) -> Figure:
                  bound=bound)  # fmt: skip
         ax.set(xlabel="query images", ylabel="")
         ax.set_title(f"{data},\n{view}", size=7.5)
-    axes[0][0].set_ylabel("Cont-Steal minus MSE, points")
     return fig
 
 
@@ -479,16 +482,18 @@ def choice(
     runs = attacks[(attacks["attack"] == attack) & (attacks["images"] == images)]
     left.plot(runs["calls"], runs["accuracy"], "o", color=colour)
     cost = f"{runs['calls'].mean():.0f} answers, {runs['usd'].mean():.2f} US dollars"
-    left.set_title(f"{name(attack)}, {images:.0f} images: {cost}", size=8)
+    left.set_title(f"{name(attack)}: {cost}", size=8)
     left.set(xscale="log", xlabel="answers of the victim (log scale)", ylabel="thief's accuracy")
     frame(left, budgets, "accuracy", vertical=False)
     rows = _attacks(defended)[lambda t: t["defence"].isin(["none", defence])]
-    parties = rows.melt(["defence"], ["accuracy", "legitimate"], "who", "share")
+    parties = rows.assign(defence=rows["defence"].map(name)).melt(
+        ["defence"], ["accuracy", "legitimate"]
+    )
     parties = parties.replace({"accuracy": "thief", "legitimate": "paying user"})
-    sns.barplot(parties, x="who", y="share", hue="defence", errorbar=interval, palette=CYCLE[:2],
-                ax=right)  # fmt: skip
-    right.set(xlabel="", ylabel="accuracy", ylim=(0, 1))
-    right.set_title(f"{name(defence)}, mean over attacks", size=8)
+    sns.barplot(parties, x="variable", y="value", hue="defence", errorbar=None, saturation=1,
+                palette=["#BBBBBB", colour], ax=right)  # fmt: skip
+    right.set(xlabel="", ylabel="accuracy", ylim=(0, 1.2), yticks=np.linspace(0, 1, 6))
+    right.set_title("mean over attacks and seeds", size=8)
     right.legend(loc="upper left")
     in_percent(left.yaxis, right.yaxis)
     return fig
