@@ -313,9 +313,7 @@ def boundary(table: pd.DataFrame) -> Summary:
     """Say where Cont-Steal is better than MSE, and how the mean difference varies along each axis."""
     gains = tables.gains(main_task(table), "cont-steal", "embedding")
     better, worse = reliable(gains[["gain", "low", "high", "n"]].itertuples(index=False, name=None))
-    title = (
-        f"Cont-Steal reliably beats MSE in {better} of {len(gains)} settings and loses in {worse}"
-    )
+    counts = f"reliably ahead in {better} of {len(gains)} settings, behind in {worse}"
     axes, means = [axis for axis in tables.POINT if axis in gains], []
     for axis in (axis for axis in axes if len(gains[axis].unique()) > 1):
         each = gains.groupby(axis, sort=False)["gain"].mean()
@@ -323,7 +321,7 @@ def boundary(table: pd.DataFrame) -> Summary:
     details = f"Mean difference in points by {'; '.join(means)}" if means else ""
     shown = gains.set_index(axes)
     numbers = tables.percentages(shown[["gain", "low", "high"]]).assign(n=shown["n"])
-    return Summary(title, numbers, details)
+    return Summary(f"Cont-Steal minus MSE in points: {counts}", numbers, details)
 
 
 def geometry(table: pd.DataFrame) -> Summary:
