@@ -23,7 +23,7 @@ from rich.table import Table
 from contsteal import files
 from contsteal.evaluate import mean_interval
 from contsteal.lab import artifacts, profiles
-from contsteal.paper import summary
+from contsteal.paper import sentences
 
 HOLDS, FAILS, OPEN, ABSENT = "holds", "does not hold", "not enough evidence", "not measured"
 BUDGETS = ("images", "unique_inputs", "calls")
@@ -767,7 +767,7 @@ def missed_expectations(profile: str) -> list[str]:
     expectations = profiles.profile(profile).get("expectations") or []
     if table is None or not expectations:
         return []
-    met = summary.judge(table, expectations)
+    met = sentences.judge(table, expectations)
     return [
         f"{profile}: {r['encoder']} on {r['task']}, {r['metric']}: expected {r['expected']}, measured "
         f"{r['measured']}" for r in met[met["holds"] == "NO"].to_dict("records")
