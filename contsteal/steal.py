@@ -74,27 +74,21 @@ def train(
     """
     schedule = _check(config, api, images, user, labels)
     recipe, view_of = config.recipe, _views(config, images)
+    labels = labels if recipe.labels else None
     answers = ask(config, api, images, user, view_of)  # one (N, D) per round
     net, head = _surrogate(config, answers, images.device)
     if head is not None and recipe.recreate:
         answers = [head(a) for a in answers]
     model = net if head is None else nn.Sequential(net, head)
-    with loop.compiled(
-        model, images.device, config.epochs * schedule.check(len(images))
-    ) as forward:
+    steps, options = config.epochs * schedule.check(len(images)), config.options
+    with loop.compiled(model, images.device, steps) as forward:
 
         def loss(rows: Tensor, epoch: int, draws: torch.Generator) -> Tensor:
             x, t = _batch(config, images, view_of, answers, rows, epoch, draws)
             s = forward(x)  # (P N, D) for P patches an image
-            more = (
-                {"labels": labels[rows].repeat(len(t) // len(rows))}
-                if recipe.labels and labels is not None
-                else {}
-            )
+            more = {} if labels is None else {"labels": labels[rows].repeat(len(t) // len(rows))}
             patches = s.split(len(s) // recipe.patches)  # P of (N, D)
-            return torch.stack(
-                [recipe.loss(p, t, **config.options, **more) for p in patches]
-            ).mean()
+            return torch.stack([recipe.loss(p, t, **options, **more) for p in patches]).mean()
 
         identity, seed = f"{config} {_digest(answers)}", derive("steal", config.seed)
         history = loop.fit(model, loss, len(images), schedule, seed=seed, checkpoint=checkpoint,
