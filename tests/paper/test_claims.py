@@ -340,7 +340,7 @@ def test_every_claim_can_hold_and_can_fail(one: Claim) -> None:
 def test_the_list_is_well_formed() -> None:
     assert len({c.id for c in CLAIMS}) == len(CLAIMS) >= 58
     for one in CLAIMS:
-        assert one.table in report.FIGURES, one.id
+        assert one.table in figures.FIGURES, one.id
         assert one.text.endswith(".")
         assert one.source
         assert set(one.says) <= set(profiles.names())
