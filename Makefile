@@ -45,7 +45,7 @@ data: $(READY) ## fetch what a profile needs and is missing: make data PROFILE=p
 	@$(PYTHON) -m contsteal.paper.paper data --profile $(PROFILE)
 
 check: $(READY) ## test the papers' claims on stored results: make check PROFILE=demo
-	@$(PYTHON) -m contsteal.paper.check --profile $(PROFILE)
+	@$(PYTHON) -m contsteal.paper.claims --profile $(PROFILE)
 
 test: lint ## lint, then run all tests (CPU, no network)
 	@$(PYTHON) -m pytest -q -n 2
@@ -63,7 +63,6 @@ lint: $(READY) ## check style, and that notebooks are stripped
 format: $(READY) ## format code, link and strip notebooks
 	@$(PYTHON) -m ruff check --fix .
 	@$(PYTHON) -m ruff format .
-	@$(PYTHON) -m contsteal.paper.navigation
 	@$(PYTHON) -m nbstripout notebooks/*.ipynb
 
 # On a machine without a screen: make lab LAB=--no-browser

@@ -258,7 +258,7 @@ def read(folder: Path, device: torch.device) -> Trained:
     return Trained(
         net, pd.read_csv(folder / "history.csv"), encoders.identity(net),
         manifest["seconds"], files.read_json(folder / "queries.json") or {},
-        methods.read(head).to(device) if head.exists() else None,
+        methods.Head.load(head).to(device) if head.exists() else None,
     )  # fmt: skip
 
 
@@ -275,7 +275,7 @@ def write(
     table.to_csv(folder / "history.csv", index=False)
     files.write_json(folder / "queries.json", queries or {})
     if projector is not None:
-        projector.write(folder / HEAD)
+        projector.save(folder / HEAD)
 
 
 # ---------------------------------------------------------------------------- the machine

@@ -21,7 +21,7 @@ from contsteal.data.packed import Packed
 from contsteal.lab import artifacts, profiles
 from contsteal.lab.artifacts import Trained
 from contsteal.ownership import sslguard, watermark
-from contsteal.victim import Answers, BlackBox, Defense, Shelf
+from contsteal.victim import AnswerCache, AnswerStore, BlackBox, Defense
 
 CARRIERS = 3  # seed of the images that carry a mark; the victim's are 0
 MARK, KEY = "mark.safetensors", "key.safetensors"
@@ -29,10 +29,9 @@ MARK, KEY = "mark.safetensors", "key.safetensors"
 
 def modes() -> list[str]:
     """Return what is not the default of this process, such as "exact mode", and switch to it."""
-    from contsteal import speed
 
-    speed.settle()
-    return speed.named()
+    loop.set_mode()
+    return loop.mode_labels()
 
 
 def pixels(images: ImageSet) -> Tensor:
@@ -176,12 +175,12 @@ class Lab:
         return marked_victim(self) if self.watermark else self.train("victim", self.method)
 
     @cached_property
-    def answers(self) -> Answers:
+    def answers(self) -> AnswerCache:
         """The victim's answers, shared by every black box of this machine: one forward per input."""
         code = artifacts.sources("contsteal.victim")
         origin = {"victim": self.victim.sha256, "on": self.machine, "code": code}
-        return Answers(
-            self.victim.encoder, Shelf(artifacts.runs_dir() / "answers" / files.key(origin))
+        return AnswerCache(
+            self.victim.encoder, AnswerStore(artifacts.runs_dir() / "answers" / files.key(origin))
         )
 
     def api(self, defenses: Sequence[Defense] = (), budget: int | None = None) -> BlackBox:
@@ -349,12 +348,12 @@ def _rotation_mark(lab: Lab) -> MarkedVictim:
         with artifacts.single_thread():  # marks are made side by side
             result = watermark.fit(config, training_set, checkpoint, start, carriers)
         artifacts.write(folder, result.encoder, result.history, {}, result.projector)
-        cast(methods.Head, result.mark.head).write(folder / MARK)
+        cast(methods.Head, result.mark.head).save(folder / MARK)
 
     code = ["contsteal.ownership.watermark"]
     folder = artifacts.artifact("watermarked", identity, code, make, lab.messages.append)
     victim = artifacts.read(folder, lab.device)
-    head = methods.read(folder / MARK).to(lab.device).requires_grad_(False)
+    head = methods.Head.load(folder / MARK).to(lab.device).requires_grad_(False)
     mark = watermark.Mark(head, victim.encoder.dim, config.trained_head)
     return MarkedVictim(**vars(victim), mark=mark)
 

@@ -10,7 +10,7 @@ from typing import Any
 import nbformat
 import torch
 
-from contsteal import files, pretrain, speed
+from contsteal import files, loop, pretrain
 from contsteal.lab import artifacts, profiles
 
 NOTEBOOKS = artifacts.ROOT / "notebooks"
@@ -121,7 +121,7 @@ def inputs(stem: str, profile: str) -> dict[str, Any]:
         "settings": found["common"] | {"expectations": found.get("expectations")},
         "weights": _weights(found["common"]),
         "machine": {"device": artifacts.device().type, "torch": torch.__version__}
-        | dict.fromkeys(speed.named(), "asked for"),
+        | dict.fromkeys(loop.mode_labels(), "asked for"),
         "upstream": _results(profile) if last else {},  # the last one redraws what the others wrote
     }
 
