@@ -1,0 +1,271 @@
+"""A profile's experiments: each computed once, resumed, never paid twice, and read back the same."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from contsteal import data, defenses, encoders, loop
+from contsteal.lab import artifacts, experiment
+from contsteal.lab.experiment import Lab, MarkedVictim
+from contsteal.ownership.watermark import rate
+
+MARK = {"epochs": 1, "batch": 32}
+KEY = {"kind": "sslguard", "epochs": 1, "images": 128}
+
+
+def folders_of(kind: str) -> list[Path]:
+    return sorted((artifacts.runs_dir() / "artifacts").glob(f"{kind}-*"))
+
+
+def newest(kind: str) -> Path:
+    return max(folders_of(kind), key=lambda f: f.stat().st_mtime)
+
+
+def weights(net: torch.nn.Module) -> str:
+    return encoders.digest(net.state_dict().items())
+
+
+def contents(images: torch.Tensor) -> set[bytes]:
+    return {image.numpy().tobytes() for image in images}
+
+
+def test_the_victim_is_trained_once_and_read_back_the_same(
+    lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, again = lab.victim, Lab("smoke").victim
+    assert again.sha256 == first.sha256 == lab.train(method="simclr").sha256
+    assert len(folders_of("victim")) == 1
+    assert list(first.history["epoch"]) == [1, 2]
+    capsys.readouterr()
+    for message in ("computing victim: new settings\n", ""):
+        assert lab.train("victim", lr=0.002).sha256 != first.sha256
+        assert capsys.readouterr().out == message
+
+
+def test_an_interrupted_victim_continues_and_ends_the_same(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = lab.train("victim", epochs=3, seed=5)
+    shutil.rmtree(newest("victim"))
+    real, seen = loop._epoch, []
+
+    def dying(*arguments: object) -> float:
+        epoch = next(a for a in reversed(arguments) if isinstance(a, int))
+        if epoch == 2 and "died" not in seen:
+            seen.append("died")
+            raise KeyboardInterrupt
+        seen.append(epoch)
+        return real(*arguments)
+
+    monkeypatch.setattr(loop, "_epoch", dying)
+    monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        lab.train("victim", epochs=3, seed=5)
+    resumed = lab.train("victim", epochs=3, seed=5)
+    assert seen == [0, 1, "died", 2], "what was done before the kill is not repeated"
+    assert resumed.sha256 == whole.sha256
+
+
+def test_an_altered_surrogate_is_moved_aside_and_made_again(lab: Lab) -> None:
+    before, folder = lab.steal("embedding", 32), newest("attack")
+    blob = bytearray((folder / "encoder.safetensors").read_bytes())
+    blob[-1] ^= 1
+    (folder / "encoder.safetensors").write_bytes(blob)
+    with pytest.warns(UserWarning, match="not what was written"):
+        assert lab.steal("embedding", 32).sha256 == before.sha256
+    assert list(folder.parent.glob(f"{folder.name}.corrupt-*"))
+
+
+def test_queries_are_nested_prefixes_and_disjoint_from_all_other_images(lab: Lab) -> None:
+    few, many = lab.queries(16, seed=1), lab.queries(64, seed=1)
+    assert torch.equal(few, many[:16])
+    assert not torch.equal(few, lab.queries(16, seed=2))
+    known = [lab.train_images(), lab.images("shapes"), lab.images("shapes", "test")]
+    assert not contents(lab.queries(128)) & set.union(*(contents(s.images) for s in known))
+    with pytest.raises(ValueError, match=r"999 queries: the pool of this profile has 128"):
+        lab.queries(999)
+
+
+def test_pixels_and_labels_are_part_of_what_a_set_is(lab: Lab) -> None:
+    images = lab.train_images()
+    pixels = 255 - images.images
+    others = [
+        data.ImageSet(images.images, images.labels.flip(0), images.name, "train", images.classes),
+        data.ImageSet(pixels, images.labels, images.name, "train", images.classes),
+    ]
+    keys = [str(lab.data_key(one)) for one in (images, lab.train_images(), *others)]
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3
+
+
+def test_a_lab_under_other_settings_is_the_same_one_each_time(lab: Lab) -> None:
+    other, byol = lab.but(query_data="patches"), lab.but(method="byol")
+    assert other is lab.but(query_data="patches")
+    assert other.victim.sha256 == lab.victim.sha256
+    assert not torch.equal(other.queries(8), lab.queries(8))
+    assert lab.but() is lab
+    assert byol.victim.sha256 == lab.train(method="byol").sha256 != lab.victim.sha256
+    assert lab.settings["query_data"] == "shapes", "the lab itself is as it was"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"query_date": "patches"}, "query_date"),
+        ({"query_data": 3}, "query_data"),
+        ({"method": "simclear"}, "simclear.*simclr, moco"),
+        ({"watermark": {"epoch": 1}}, "epoch"),
+        ({"watermark": {"weight": 2.0}}, "epochs 1 or more"),
+        ({"watermark": {"epochs": 1, "kind": "visible"}}, "rotation or sslguard"),
+        ({"watermark": KEY | {"start": "scratch"}}, "sslguard: victim"),
+        ({"watermark": {"epochs": "3"}}, "epochs"),
+    ],
+)
+def test_other_settings_are_checked(lab: Lab, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        lab.but(**changes)
+
+
+def test_equal_attacks_under_other_words_are_one_artifact(lab: Lab) -> None:
+    lab.steal("embedding", 16)
+    before = len(folders_of("attack"))
+    lab.steal("embedding", 16, views="clean")
+    assert len(folders_of("attack")) == before
+    lab.steal("embedding", 16, views="surrogate")
+    assert len(folders_of("attack")) == before + 1
+
+
+def test_asking_clean_images_anew_changes_the_bill_and_nothing_else(lab: Lab) -> None:
+    once, anew = (lab.steal("embedding", 16, answers=k) for k in (1, 0))
+    assert anew.sha256 == once.sha256
+    spent = [(one.queries["unique_inputs"], one.queries["calls"]) for one in (once, anew)]
+    assert spent == [(16, 16), (16, 32)]
+
+
+def test_shuffled_answers_steal_nothing(lab: Lab) -> None:
+    """The control that must fail: answers of other images leave embeddings far from the victim's."""
+    honest, shuffled = (
+        lab.score(lab.steal("embedding", 128, epochs=30, shuffled=s).encoder, "shapes")
+        for s in (False, True)
+    )
+    assert shuffled["cka"] < honest["cka"] - 0.1
+
+
+def test_defences_start_afresh_and_a_ruinous_one_harms_the_legitimate_user(lab: Lab) -> None:
+    noise, ruin = [defenses.GaussianNoise(1.0)], [defenses.GaussianNoise(1e4)]
+    answers = [lab.api(noise).embed(lab.queries(16)) for _ in range(2)]
+    assert torch.equal(*answers)
+    assert lab.legitimate("shapes", ruin) < lab.legitimate("shapes")
+
+
+def test_a_defence_is_part_of_an_attack_and_its_parameters_are(lab: Lab) -> None:
+    chains = [[], [defenses.GaussianNoise(1.0)], [defenses.GaussianNoise(2.0)], [defenses.TopK(4)]]
+    stolen = [lab.steal("embedding", 16, defenses=chain).sha256 for chain in chains]
+    assert len(set(stolen)) == 4
+    known = len(folders_of("attack"))
+    assert lab.steal("embedding", 16, defenses=chains[1]).sha256 == stolen[1]
+    assert len(folders_of("attack")) == known
+
+
+class Halve:
+    """A defence that is no part of the package, and has no repr of its own."""
+
+    def __init__(self, factor: float = 0.5) -> None:
+        self.factor = factor
+
+    def __call__(self, answers: torch.Tensor, user: str) -> torch.Tensor:
+        return answers * self.factor
+
+
+def test_a_user_s_own_defence_is_kept_by_its_content(lab: Lab) -> None:
+    known = len(folders_of("attack"))
+    stolen = [lab.steal("embedding", 16, defenses=[Halve(f)]).sha256 for f in (0.5, 0.5, 0.25)]
+    assert stolen[0] == stolen[1] != stolen[2]
+    assert len(folders_of("attack")) == known + 2
+
+
+def test_kept_answers_belong_to_one_victim(lab: Lab) -> None:
+    one, two, other = Lab("smoke"), Lab("smoke"), lab.but(method="byol")
+    first, again = (each.api().embed(lab.queries(11, seed=5)) for each in (one, two))
+    assert torch.equal(first, again)
+    assert two.answers.forwards == 0, "another process reads what one has computed"
+    assert other.answers.shelf.folder != one.answers.shelf.folder == two.answers.shelf.folder
+
+
+def test_exact_mode_is_part_of_every_key_and_of_the_stamp(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, stamp = lab.machine, lab.stamp([0, 1])
+    assert stamp == artifacts.stamp("smoke", "shapes", "0, 1")
+    monkeypatch.setattr(experiment, "modes", lambda: ["exact mode"])
+    assert lab.machine == [*usual, "exact mode"]
+    assert lab.stamp([0, 1])["device"] == f"{stamp['device']}, exact mode"
+
+
+def test_a_lab_in_exact_mode_makes_torch_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONTSTEAL_MODE", "exact")
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    try:
+        Lab("smoke")
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
+
+
+# ------------------------------------------------------------------------- marked victims
+
+
+def test_a_marked_lab_has_another_victim_which_carries_its_mark(lab: Lab) -> None:
+    marked = lab.but(watermark=MARK)
+    victim = marked.victim
+    assert isinstance(victim, MarkedVictim)
+    assert victim.sha256 != lab.victim.sha256
+    assert (victim.mark.dim, victim.mark.trained_head) == (victim.encoder.dim, True)
+    assert not isinstance(lab.victim, MarkedVictim)
+    assert marked.steal("embedding", 16).sha256 != lab.steal("embedding", 16).sha256
+    assert not lab.but(watermark=MARK | {"trained_head": False}).victim.mark.trained_head
+    carried = lab.but(watermark=MARK | {"data": "digits"}).victim
+    assert carried.sha256 not in (victim.sha256, lab.victim.sha256)
+
+
+def test_a_mark_and_a_key_read_back_the_same(lab: Lab) -> None:
+    first, again = (Lab("smoke", watermark=MARK).victim for _ in range(2))
+    assert first.sha256 == again.sha256
+    assert weights(first.mark.head) == weights(again.mark.head)
+    assert not any(p.requires_grad for p in again.mark.head.parameters())
+    images = lab.queries(16)
+    assert rate(first.mark, first.encoder, images) == rate(again.mark, again.encoder, images)
+    guarded = [Lab("smoke", watermark=KEY).victim for _ in range(2)]
+    assert weights(guarded[0].mark) == weights(guarded[1].mark)
+    assert guarded[0].sha256 == guarded[1].sha256 != lab.victim.sha256
+    assert len(folders_of("guarded")) == 1
+
+
+def test_tuning_starts_at_the_victim_and_scratch_does_not(lab: Lab) -> None:
+    slow, plain = MARK | {"lr": 1e-9}, dict(lab.victim.encoder.named_parameters())
+    for start, near in (("victim", True), ("scratch", False)):
+        net = lab.but(watermark=slow | {"start": start}).victim.encoder
+        gap = max((p - plain[name]).abs().max().item() for name, p in net.named_parameters())
+        assert (gap < 1e-5) == near
+
+
+def test_a_ready_victim_is_scored_stolen_and_not_marked(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = encoders.build("test_resnet", seed=9)
+    encoders.save(theirs, tmp_path / "theirs.safetensors")
+    ready = {"method": "ready", "encoder": "test_resnet",
+             "weights": str(tmp_path / "theirs.safetensors")}  # fmt: skip
+    other = Lab("smoke", victim=ready)
+    assert other.train().sha256 == encoders.identity(theirs) == other.victim.sha256
+    assert other.train().history.empty
+    assert other.steal("embedding", 16).queries["unique_inputs"] == 16
+    assert 0 <= other.score(other.random(), "shapes")["accuracy"] <= 1
+    with pytest.raises(ValueError, match="watermark of a victim of method 'ready'"):
+        _ = Lab("smoke", victim=ready, watermark={"epochs": 1}).victim
+    np.testing.assert_array_equal(lab.train().history["epoch"], [1, 2])

@@ -1,0 +1,92 @@
+"""What a notebook shows of encoders: sheets, curves, rates, worth, maps, and the pulls of losses."""
+
+import pandas as pd
+import pytest
+import torch
+
+from contsteal import losses
+from contsteal.lab import inspection, profiles
+from contsteal.lab.artifacts import Trained
+from contsteal.lab.experiment import Lab
+
+
+@pytest.fixture(scope="module")
+def trained(lab: Lab) -> dict[str, Trained]:
+    return {name: lab.train(method=name) for name in ("simclr", "byol")}
+
+
+def test_views_stand_under_their_image(lab: Lab) -> None:
+    sheet = inspection.view_sheet(lab, 4)
+    assert list(sheet["set"]) == ["image"] * 4 + ["one view"] * 4 + ["another"] * 4
+    assert sheet["pixels"].nunique() == 12
+    assert (sheet["label"].iloc[4:] == "").all()
+    assert inspection.view_sheet(lab, 4).equals(sheet)
+
+
+def test_curves_have_every_epoch_of_every_method_and_no_seconds(lab: Lab, trained) -> None:
+    none = pd.DataFrame(columns=["epoch", "loss", "lr", "seconds"])
+    ready = Trained(trained["byol"].encoder, none, "", 0.0, {})
+    curves = inspection.histories({"ready": ready} | trained)
+    epochs = profiles.config(lab.settings).epochs
+    assert list(curves["method"]) == ["simclr"] * epochs + ["byol"] * epochs
+    assert "seconds" not in curves
+    assert curves["spread"].notna().all()
+    assert list(inspection.histories({"ready": ready}).columns) == ["method"]
+    assert inspection.rates(lab, {"ready": ready}).empty
+
+
+def test_rates_are_views_over_the_median_epoch(lab: Lab, trained, monkeypatch) -> None:
+    monkeypatch.setattr(inspection, "matmul_rate", lambda: 1e12)
+    rates = inspection.rates(lab, trained)
+    seconds = trained["byol"].history["seconds"]
+    views = 2 * 256  # of 320 images 32 are held out, and the last 32 fill no batch of 64
+    assert rates.loc["byol", "views per second"] == round(views / seconds.median())
+    assert rates.loc["byol", "seconds"] == round(seconds.sum(), 1)
+    flops = 6 * 4098048 * views / seconds.median()  # 4,098,048 MAC: of test_resnet at 32 px
+    assert rates.loc["byol", "share of matmul rate"] == f"{flops / 1e12:.1%}"
+
+
+def test_the_matmul_rate_is_a_rate() -> None:
+    assert 1e8 < inspection.matmul_rate(0.05) < 1e16
+
+
+def test_worth_has_every_encoder_on_every_task(lab: Lab, trained) -> None:
+    nets = {"random": lab.random(), "simclr": trained["simclr"].encoder}
+    worth = inspection.worth(lab, nets, ["shapes", "shapes:texture"])
+    assert len(worth) == 4
+    scores = lab.score(nets["simclr"], "shapes:texture")
+    row = worth.query("encoder == 'simclr' and task == 'shapes:texture'").iloc[0]
+    assert (row["accuracy"], row["knn"]) == (scores["accuracy"], scores["knn"])
+
+
+def test_a_map_has_a_point_per_encoder_and_image(lab: Lab) -> None:
+    points = inspection.embedding_map(
+        lab, {"random": lab.random(), "v": lab.victim.encoder}, "shapes", 40
+    )
+    assert points.groupby("encoder")["label"].size().to_dict() == {"random": 40, "v": 40}
+    assert set(points["label"]) <= set(lab.images("shapes", "test").classes)
+    assert points[["x", "y"]].notna().all(axis=None)
+
+
+def test_pulls_are_the_losses_positives_and_negatives() -> None:
+    found = inspection.pulls({"ours": losses.cont_steal, "mse": losses.mse}, n=3)
+    assert len(found) == 2 * 3 * 6
+    for row in found.itertuples():
+        if row.other == "t" + row.anchor[1:]:
+            assert row.pull > 0
+        elif row.anchor == row.other or row.loss == "mse":
+            assert row.pull == 0
+        else:
+            assert row.pull < 0
+
+
+def test_a_pull_is_the_loss_s_derivative_by_one_cosine() -> None:
+    z = torch.eye(6, dtype=torch.float64)
+    found = inspection.pulls({"x": losses.cont_steal}, n=3).set_index(["anchor", "other"])["pull"]
+    for j, other in ((1, "s2"), (3, "t1"), (5, "t3")):
+        values = []
+        for step in (1e-5, -1e-5):
+            s = z[:3].clone()
+            s[0] += step * z[j]
+            values.append(losses.cont_steal(s, z[3:]).item())
+        assert found["s1", other] == pytest.approx(-(values[0] - values[1]) / 2e-5, abs=1e-6)

@@ -1,0 +1,183 @@
+"""What an owner proves: strangers that share no image with the victim, and tables of verdicts."""
+
+import pandas as pd
+import pytest
+import torch
+
+from contsteal.lab import artifacts, owner
+from contsteal.lab.experiment import Lab
+from contsteal.lab.owner import Strangers
+from contsteal.ownership import inference
+from contsteal.ownership.watermark import rate
+
+MARK = {"epochs": 1, "batch": 32}
+HOW = {"count": 3, "epochs": 1, "images": 96}
+TURNED = {"attack": "embedding", "views": "shared", "policy": "rotation"}
+THIEVES = {"embedding": {"attack": "embedding"}, "embedding, turned": TURNED}
+pytestmark = pytest.mark.filterwarnings("ignore:simclr collapsed")
+
+
+@pytest.fixture(scope="module")
+def marked(lab: Lab) -> pd.DataFrame:
+    marks = [MARK, MARK | {"trained_head": False}]
+    return owner.watermark(lab, marks, THIEVES, [16, 32], [0, 1], HOW, images=32)
+
+
+@pytest.fixture(scope="module")
+def inferred(lab: Lab) -> pd.DataFrame:
+    options = {"components": 2, "covariance": "diag"}
+    return owner.dataset_inference(lab, THIEVES, [32], [0], HOW, images=48, **options)
+
+
+def rows_of(images: torch.Tensor) -> set[bytes]:
+    return {i.numpy().tobytes() for i in images}
+
+
+# --------------------------------------------------------------------- images and strangers
+
+
+def test_strangers_never_see_an_image_of_the_victim_or_of_each_other(lab: Lab) -> None:
+    plan = Strangers.read(HOW)
+    sets = [rows_of(plan.load(lab, k).images) for k in range(3)]
+    known = rows_of(lab.train_images().images) | rows_of(lab.queries(128))
+    known |= rows_of(owner.public(lab, 96))
+    assert not any(one & known for one in sets)
+    assert len(set.union(*sets)) == 3 * 96
+    nets = [owner.train_independent(lab, plan, k).sha256 for k in (0, 1, 0)]
+    assert nets[0] == nets[2] != nets[1]
+
+
+def test_the_images_of_a_test_are_those_that_carried_the_mark(lab: Lab) -> None:
+    trained = rows_of(lab.train_images().images)
+    assert rows_of(owner.trained_on(lab.but(watermark=MARK), 32)) <= trained
+    carried = lab.but(watermark=MARK | {"data": "digits"})
+    assert not rows_of(owner.trained_on(carried, 32)) & trained
+
+
+def test_stored_data_of_the_victim_are_no_strangers_data(lab: Lab) -> None:
+    digits = lab.but(data="digits")
+    with pytest.raises(ValueError, match=r"digits, split 'train', is what the victim was trained"):
+        Strangers().load(digits, 0)
+    assert len(Strangers(data="digits", split="test", images=20).load(digits, 0)) == 20
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda lab: Strangers.read({"number": 3}), "number"),
+        (lambda lab: Strangers.read({"count": "3"}), "count"),
+        (lambda lab: owner.train_suspects(lab, {"count": -1}), "-1 independent encoders"),
+        (lambda lab: owner.trained_on(lab, 999), "999 images to test on"),
+        (lambda lab: owner.public(lab.but(data="digits"), 9999), "9999 public images"),
+        (lambda lab: owner.dataset_inference(lab, {}, [16], [0], {"count": 0}, images=8, components=9),
+         "9 components and 8 features"),
+    ],
+)  # fmt: skip
+def test_impossible_strangers_and_counts(lab: Lab, call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(lab)
+
+
+def test_strangers_of_a_ready_victim_are_refused() -> None:
+    ready = {"method": "ready", "encoder": "test_resnet", "weights": "timm"}
+    with pytest.raises(ValueError, match="strangers of a victim of method 'ready'"):
+        owner.train_independent(Lab("smoke", victim=ready), Strangers(), 0)
+
+
+# ----------------------------------------------------------------------------- watermarks
+
+
+def test_every_suspect_has_a_row_per_head(marked: pd.DataFrame) -> None:
+    heads = list(marked["head"].unique())
+    assert heads == list(owner.HEADS.values())
+    counts = marked[marked["head"] == heads[0]]["kind"].value_counts().to_dict()
+    assert counts == {"stolen": 8, "obfuscated": 4, "independent": 3, "victim": 1, "unmarked": 1}
+    other = marked[marked["head"] == heads[1]]
+    assert set(other["images"].dropna()) == {32}, "the largest budget alone"
+    assert marked["mark"].eq("tuned into the victim, 1 epoch of 320 images").all()
+    on = "32 training images that the mark was trained on, each turned twice"
+    assert set(marked["on"].dropna()) == {on}
+    assert set(marked["answers"].dropna()) == {64}
+    worth = marked[marked["accuracy"].notna()]
+    assert set(worth["kind"]) == {"victim", "unmarked"}, "the price is that of victims alone"
+    assert len(set(worth[worth["kind"] == "unmarked"]["accuracy"])) == 1
+
+
+def test_rates_are_those_of_the_verdict_functions(lab: Lab, marked: pd.DataFrame) -> None:
+    victim = lab.but(watermark=MARK).victim
+    images = owner.trained_on(lab.but(watermark=MARK), 32)
+    first = marked[marked["head"] == owner.HEADS[True]].set_index(["kind", "seed"])["wsr"]
+    assert first["victim", 0] == rate(victim.mark, victim.encoder, images)
+    plan = Strangers.read(HOW)
+    nets = [owner.train_independent(lab, plan, k).encoder for k in range(3)]
+    controls = [rate(victim.mark, net, images) for net in nets]
+    assert [first["independent", k] for k in range(3)] == controls
+
+
+def test_a_suspect_of_another_dimension_is_not_judged(marked: pd.DataFrame) -> None:
+    padded = marked[marked["suspect"] == "pad"]
+    assert padded["applies"].eq("does not apply: 112 features, the owner reads 96").all()
+    assert padded[["wsr", "p_chance", "p_controls", "p_paper", "auc"]].isna().all(axis=None)
+    assert marked[marked["suspect"] != "pad"]["applies"].eq("yes").all()
+
+
+def judge(rates: list[float], others: list[float]) -> pd.DataFrame:
+    kinds = ["stolen"] * len(rates) + ["independent"] * len(others)
+    table = pd.DataFrame({"kind": kinds, "seed": 0, "wsr": rates + others, "applies": "yes",
+                          "answers": 100})  # fmt: skip
+    return owner._judged(table.assign(right=100 * table["wsr"]), "wsr")
+
+
+def test_an_independent_encoder_is_compared_with_the_others_alone() -> None:
+    found = judge([0.9], [0.4, 0.5, 0.6])["p_controls"]
+    assert found[0] == pytest.approx(inference.against_controls(0.9, [0.4, 0.5, 0.6]).p_value)
+    assert found[1] == pytest.approx(inference.against_controls(0.4, [0.5, 0.6]).p_value)
+
+
+@pytest.mark.parametrize("others", [[], [0.5], [0.5, 0.5, 0.5]])
+def test_too_few_or_equal_controls_give_no_p_value(others: list[float]) -> None:
+    found = judge([0.9], others)
+    assert found["p_controls"].isna().all()
+    assert pd.isna(found["p_paper"].iloc[0]) == (not others)
+
+
+def test_without_strangers_no_p_value_is_against_them(lab: Lab) -> None:
+    table = owner.watermark(lab, [MARK], {}, [16], [0], {"count": 0}, images=32)
+    assert "independent" not in set(table["kind"])
+    assert table["p_controls"].isna().all()
+
+
+def test_a_key_is_tried_on_all_suspects(lab: Lab) -> None:
+    plan, thief = {"epochs": 1, "images": 128}, {"embedding": {"attack": "embedding"}}
+    table = owner.guard(lab, plan, thief, [16], [0], HOW, images=32)
+    assert set(table["kind"]) == {"victim", "unmarked", "obfuscated", "stolen", "independent"}
+    read = table[table["applies"] == "yes"]
+    assert read[["rate", "p_keys"]].apply(lambda c: c.between(0, 1)).all(axis=None)
+    assert set(read["on"]) == {"32 training images of the victim, stamped"}
+    assert "p_paper" not in table
+
+
+# ----------------------------------------------------------------------- dataset inference
+
+
+def test_inference_has_both_forms_and_is_kept(lab: Lab, inferred: pd.DataFrame) -> None:
+    assert len(inferred) == 2 * (1 + 4 + 2 + 3)
+    wide = inferred.pivot_table(index=["suspect", "seed"], columns="form", values="p")
+    gap = inferred.drop_duplicates(["suspect", "seed"]).set_index(["suspect", "seed"])["gap"]
+    away = wide.loc[gap.index[gap < 0]]
+    assert (away["published"] < 0.5).all(), "half of a two-sided p, in the wrong direction too"
+    assert (away["signed"] > 0.5).all()
+    gaps = (
+        inferred[inferred["kind"].isin(["victim", "obfuscated"])].groupby("suspect")["gap"].first()
+    )
+    for name in ("shuffle", "pad"):  # the length of a vector and its order say nothing
+        assert gaps[name] == pytest.approx(gaps["victim"], rel=1e-3)
+    assert len(list((artifacts.runs_dir() / "artifacts").glob("inference-*"))) == 10
+
+
+def test_inference_is_what_the_verdict_function_says(lab: Lab, inferred: pd.DataFrame) -> None:
+    images = owner.trained_on(lab, 96), owner.public(lab, 48)
+    net = lab.victim.encoder
+    verdict = inference.dataset_inference(net, *images, components=2, covariance="diag")
+    row = inferred[(inferred["suspect"] == "victim") & (inferred["form"] == "signed")].iloc[0]
+    assert [row["p"], row["effect"]] == pytest.approx([verdict.p_value, verdict.effect], rel=1e-3)

@@ -1,0 +1,192 @@
+"""The provider's side: customers, the matrix of who pays, detectors on users, and the price."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from contsteal import defenses
+from contsteal.defenses import proof_of_work
+from contsteal.defenses.detectors import Prada, SimilarQueries
+from contsteal.lab import provider
+from contsteal.lab.experiment import Lab
+
+NOISE, ROUND = [defenses.GaussianNoise(2.0)], [defenses.Rounding(1)]
+
+
+def rows_of(images: torch.Tensor) -> set[bytes]:
+    return {row.numpy().tobytes() for row in images}
+
+
+def test_customers_of_a_defence_that_draws_nothing_are_measured_once(lab: Lab, monkeypatch) -> None:
+    measured, real = [], Lab.legitimate
+
+    def counted(self: Lab, task: str, chain: tuple) -> float:
+        measured.append((task, repr(chain)))
+        return real(self, task, chain)
+
+    monkeypatch.setattr(Lab, "legitimate", counted)
+    one = lab.but(workers=1)
+    table = provider.customers(one, [[], NOISE, ROUND], ["shapes", "digits"], [0, 1])
+    assert len(table) == 3 * 2 * 2
+    assert len(measured) == len(set(measured)) == 2 * (1 + 2 + 1)
+    wide = table.pivot_table(index=["defence", "task"], columns="seed", values="legitimate")
+    assert (wide.loc["none", 0] == wide.loc["none", 1]).all()
+    assert wide.loc[("none", "shapes"), 0] == real(lab, "shapes")
+    seeded = provider.seeded(NOISE, 1)
+    name = provider.chain_name(NOISE)
+    assert wide.loc[(name, "digits"), 1] == real(lab, "digits", seeded)
+
+
+def test_seeds_of_a_chain_differ_by_place_and_the_given_defences_stay() -> None:
+    chain = [defenses.GaussianNoise(1.0), defenses.Rounding(0), defenses.GaussianNoise(1.0)]
+    copies = provider.seeded(chain, np.int64(3))
+    assert [copies[k].seed for k in (0, 2)] == [3, 2003]
+    assert type(copies[0].seed) is int
+    assert (chain[0].seed, provider.chain_name([])) == (0, "none")
+
+
+def test_defences_are_listed_by_name_and_first_parameter() -> None:
+    chains = provider.listed({"top-k": [8, 64], "normalise + rounding": [0]})
+    assert [[type(d).__name__ for d in chain] for chain in chains] == [
+        ["TopK"], ["TopK"], ["Normalise", "Rounding"],
+    ]  # fmt: skip
+    assert [chain[0].k for chain in chains[:2]] == [8, 64]
+    assert provider.listed({}) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"unit + rounding": [1]}, "unknown defence 'unit'"),
+        ({"top-kk": [8]}, "unknown defence 'top-kk': choose one of normalise"),
+        ({"rounding": 1}, "rounding: 1 is no list"),
+        ({"rounding": "12"}, "rounding: '12' is no list"),
+        ({"top-k": [0]}, "TopK"),
+    ],
+)
+def test_impossible_lists_are_refused(values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        provider.listed(values)
+
+
+def test_defended_rows_name_defence_attack_and_honest_accuracy(lab: Lab) -> None:
+    chains = [[], [defenses.Normalise(), defenses.TopK(2)]]
+    table = provider.defended(lab, chains, ["embedding"], 16, [0, 1], "shapes")
+    assert list(table["defence"]) == ["none"] * 2 + [provider.chain_name(chains[1])] * 2
+    assert table.groupby("defence")["legitimate"].nunique().eq(1).all(), "neither draws anything"
+
+
+def test_a_defended_attack_can_adapt(lab: Lab) -> None:
+    attack = (lab, [[defenses.GaussianNoise(1.0)]], ["embedding"], 16, [0], "shapes")
+    plain = provider.defended(*attack)
+    wise = provider.defended(*attack, adapt="average", answers=3)
+    assert (plain["calls"].item(), wise["calls"].item()) == (16, 48)
+    assert wise["unique_inputs"].item() == 16
+    assert plain["cka"].item() != wise["cka"].item()
+    assert plain["legitimate"].item() == wise["legitimate"].item()
+
+
+def test_the_matrix_holds_paired_changes_for_every_attack_and_customer() -> None:
+    attacked = pd.DataFrame([
+        {"defence": d, "attack": a, "seed": s, "accuracy": base + 0.01 * s}
+        for a in ("embedding", "cont-steal")
+        for d, base in (("none", 0.6), ("D", 0.4), ("E", 0.6))
+        for s in (0, 1, 2)
+    ] + [{"attack": "victim", "seed": 0, "accuracy": 0.9}])  # fmt: skip
+    bought = pd.DataFrame([
+        {"defence": d, "task": t, "seed": s, "legitimate": v + spread * s}
+        for d, v, spread in (("none", 0.8, 0.0), ("D", 0.8, 0.0), ("E", 0.7, 0.02))
+        for t in ("shapes", "digits")
+        for s in (0, 1, 2)
+    ])  # fmt: skip
+    table = provider.matrix(attacked, bought)
+    assert len(table) == 2 * (2 + 2)
+    cell = table.set_index(["defence", "party", "who"])
+    assert cell.loc[("D", "attacker", "embedding"), "change"] == pytest.approx(-0.2)
+    assert cell.loc[("D", "customer", "digits"), ["change", "n"]].tolist() == [0, 1]
+    half = 4.302653 * 0.02 / math.sqrt(3)  # t of 2 degrees of freedom
+    row = cell.loc[("E", "customer", "shapes"), ["change", "low", "high", "n"]].tolist()
+    assert row == pytest.approx([-0.08, -0.08 - half, -0.08 + half, 3])
+
+
+# --------------------------------------------------------------------------- detection
+
+
+def test_detectors_see_each_user_for_the_first_time_and_flag_repeats_alone(lab: Lab) -> None:
+    pool = lab.images("shapes").images
+    users = {
+        "customer": lambda seed: pool[seed : seed + 120],
+        "thief": lambda seed: pool[seed : seed + 60].repeat(2, 1, 1, 1),
+    }
+    watchers = {
+        "similar": SimilarQueries(0.999999, action="record", share=0.4),
+        "prada": Prada(action="record"),
+    }
+    rows = provider.watched(lab, watchers, users, [0, 1]).set_index(["detector", "user", "seed"])
+    assert rows.loc[("similar", "thief", 1), "statistic"] >= 0.5, "every second query is a repeat"
+    assert rows.loc["similar"]["flagged"].tolist() == [False, False, True, True]
+    assert watchers["similar"].statistic("thief") == 0, "the given detector has seen nobody"
+
+
+def test_users_send_what_their_names_say(lab: Lab) -> None:
+    users = provider.senders(lab, ["shapes", "digits"], 16)
+    assert list(users)[:2] == ["customer, shapes", "customer, digits"]
+    assert rows_of(users["customer, digits"](3)) <= rows_of(lab.images("digits").images)
+    assert torch.equal(users["thief, single images"](1), lab.queries(16, 1))
+    views = users["thief, four views"](0)
+    assert len(rows_of(views)) == len(views) == 16
+    assert not rows_of(views) & rows_of(lab.queries(128))
+    patches = lab.but(query_data="patches").queries(16, 2)
+    assert torch.equal(users["thief, photographs"](2), patches)
+    assert not torch.equal(users["customer, shapes"](0), users["customer, shapes"](1))
+
+
+def test_a_detector_is_not_tested_on_the_images_it_was_calibrated_on(lab: Lab) -> None:
+    users = provider.senders(lab, ["shapes"], 64)
+    calibrating, tested = (
+        set.union(*(rows_of(users["customer, shapes"](seed)) for seed in seeds))
+        for seeds in (range(1000, 1005), range(5))
+    )
+    assert len(calibrating) == len(tested) == 80, "each has half of the images"
+    assert not calibrating & tested
+
+
+def test_the_bill_is_that_of_a_line_calibrated_on_customers(lab: Lab) -> None:
+    sure, unsure = lab.images("shapes").images[:64], lab.images("digits").images[:64]
+    users = {"customer": lambda seed: sure, "other": lambda seed: unsure.flip(0)}
+    table = provider.bills(lab, users, [0], calibration=[1])
+    posteriors = lab.api().classify(sure, "posterior")
+    costs = proof_of_work.entropy(posteriors).cumsum(0)
+    bill = defenses.ProofOfWork("entropy", *proof_of_work.calibrate(costs[None]))
+    bill(posteriors, "u")
+    owed = table.set_index("user")["statistic"]
+    assert owed["customer"] == pytest.approx(bill.bill("u"))
+    assert owed["other"] != owed["customer"]
+    assert table["flagged"].isna().all()
+
+
+def test_the_similarity_threshold_leaves_the_share_of_a_customer_s_queries() -> None:
+    answers = torch.randn(401, 8, generator=torch.Generator().manual_seed(0))
+    unit = torch.nn.functional.normalize(answers, dim=1).numpy()
+    nearest = np.array([max(unit[i] @ unit[j] for j in range(i)) for i in range(1, len(unit))])
+    for share in (0.05, 0.25):
+        above = np.mean(nearest > provider.similarity(answers, share))
+        assert above == pytest.approx(share, abs=0.003)
+    for bad, share in ((answers[:1], 0.05), (answers, 0.0), (answers, 1.0), (answers / 0, 0.05)):
+        with pytest.raises(ValueError, match=r"share=|NaN"):
+            provider.similarity(bad, share)
+
+
+def test_the_price_counts_memory_that_grows_and_memory_that_does_not(lab: Lab) -> None:
+    chains = [[], [defenses.B4B(bits=6)], [SimilarQueries(0.9, action="record")]]
+    images = lab.images("shapes").images[:96]
+    table = provider.price(lab.victim.encoder, chains, images, batch=16, rounds=1)
+    free, buckets, similar = (table.iloc[k] for k in range(3))
+    assert (free["bytes"], free["bytes, half"]) == (0, 0)
+    assert buckets["bytes"] == buckets["bytes, half"] == 2**6 // 8 + 16, "two counts besides"
+    assert similar["bytes"] - similar["bytes, half"] == 48 * 4 * lab.victim.encoder.dim
+    assert (table["seconds"] > 0).all()
+    assert (table["added"].iloc[1:] > 0).all()

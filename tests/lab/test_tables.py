@@ -1,0 +1,135 @@
+"""Tables of the notebooks: paired differences, intervals over seeds, layouts, published numbers."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from contsteal import evaluate
+from contsteal.attacks import ATTACKS
+from contsteal.lab import tables
+
+
+def pairs(a: list[float], b: list[float]) -> pd.DataFrame:
+    rows = [(name, s, v) for name, values in (("a", a), ("b", b)) for s, v in enumerate(values)]
+    return pd.DataFrame(rows, columns=["attack", "seed", "accuracy"])
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "text"),
+    [
+        # Seeds differ by far more than the attacks do: only the paired difference sees it.
+        (
+            [0.5, 0.7, 0.9],
+            [0.48, 0.681, 0.879],
+            r"a beats b: \+2\.0 points \[1\.8, 2\.2\], 3 seeds",
+        ),
+        ([0.1, 0.2, 0.3], [0.4, 0.51, 0.6], "a loses to b: -30.3 points"),
+        ([0.1, 0.9, 0.3], [0.4, 0.5, 0.6], "no reliable difference between a and b: -6.7 points"),
+        ([0.9], [0.1], r"a against b: \+80\.0 points; one seed is not enough for a verdict"),
+    ],
+)
+def test_a_verdict_is_paired_by_seed_and_says_only_what_holds(
+    a: list[float], b: list[float], text: str
+) -> None:
+    assert pd.Series([tables.verdict(pairs(a, b), "a", "b")]).str.match(text).all()
+
+
+def test_difference_and_effect_are_those_of_the_paired_differences() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=5), rng.normal(size=5)
+    gap = a - b
+    table = pairs(list(a), list(b))
+    for level in (0.95, 0.99):
+        expected = (*evaluate.mean_interval(gap, level), 5)
+        assert tables.difference(table, "a", "b", level=level) == pytest.approx(expected)
+    assert tables.effect(table, "a", "b") == pytest.approx(gap.mean() / gap.std(ddof=1))
+    assert np.isnan(tables.effect(pairs([0.5], [0.4]), "a", "b"))
+
+
+def test_a_summary_has_means_intervals_costs_and_n_in_order_of_appearance() -> None:
+    table = pairs([0.5, 0.6], [0.4, 0.4]).assign(images=8.0, calls=[8, 8, 16, 16], cka=np.nan)
+    victim = {"attack": "victim", "seed": 0, "accuracy": 0.9}
+    found = tables.summary(pd.concat([table, pd.DataFrame([victim])]), ["attack", "images"],
+                           ["accuracy", "cka"])  # fmt: skip
+    assert list(found.index) == [("a", 8), ("b", 8), ("victim", "-")]
+    assert list(found["answers"]) == ["8", "16", "-"]
+    assert list(found["accuracy"]) == ["55.0 [-8.5, 118.5]", "40.0", "90.0"]
+    assert list(found["cka"]) == ["-"] * 3
+    assert list(found["n"]) == [2, 2, 1]
+
+
+def test_sentences_leave_out_what_is_empty() -> None:
+    assert tables.sentences(["one", "", "two"]) == "one; two."
+    assert tables.sentences(["", ""]) == ""
+    assert tables.percentages(pd.DataFrame({"a": [0.1234]}))["a"].item() == 12.3
+
+
+def test_gains_are_paired_means_with_intervals_at_each_point() -> None:
+    given = {(8, "a"): [0.1, 0.11, 0.09], (8, "b"): [-0.1, -0.11, -0.09], (16, "a"): [0.2, -0.2, 0]}
+    table = pd.concat(
+        pairs([0.5 + d for d in gaps], [0.5] * 3).assign(images=images, query_data=data)
+        for (images, data), gaps in given.items()
+    )
+    found = tables.gains(table, "a", "b").set_index(["query_data", "images"])
+    assert len(found) == 3
+    for (images, data), gaps in given.items():
+        row = found.loc[(data, images), ["gain", "low", "high", "n"]].tolist()
+        assert row == pytest.approx((*evaluate.mean_interval(gaps), 3))
+
+
+def loss_table(
+    victim: str, images: int, tasks: tuple[str, ...] = ("cifar10", "stl10")
+) -> pd.DataFrame:
+    row = {"victim": victim, "attack": "embedding", "images": images, "accuracy": 0.7, "seed": 0,
+           "unique_inputs": images, "calls": images}  # fmt: skip
+    return pd.DataFrame([row | {"task": task} for task in tasks])
+
+
+def test_published_numbers_stand_beside_the_same_data_and_budget_only() -> None:
+    assert tables.published(loss_table("shapes", 9000)).empty
+    assert tables.published(loss_table("cifar10", 512)).empty
+    wide = tables.layout(loss_table("cifar10", 9000))
+    assert wide.loc["embedding", ("cifar10", "cifar10")] == "70.0"
+    theirs = wide.loc["embedding, ICML 2022 Tables 1 and 2"]
+    assert theirs.tolist() == ["-", "-", "75.5", "64.8"]
+    ceiling = wide.loc["victim, ICML 2022 Tables 1 and 2"].tolist()
+    assert ceiling == ["-", "-", "79.0", "67.9"], "the published ceiling, whatever was sent"
+
+
+def test_published_numbers_are_percentages_of_known_attacks() -> None:
+    known = pd.read_csv(tables.PUBLISHED, comment="#")
+    point = ["victim", "query_data", "images", "attack", "task", "source"]
+    assert not known.duplicated(point).any()
+    assert known["accuracy"].between(10, 100).all()
+    assert set(known["attack"]) <= {*ATTACKS, "victim"}
+
+
+def test_a_layout_names_query_sets_where_there_are_several() -> None:
+    one = loss_table("v", 8, ("t",)).assign(query_data="own")
+    far = loss_table("v", 80, ("t",)).assign(query_data="far")
+    victim = pd.DataFrame(
+        [{"victim": "v", "attack": "victim", "task": "t", "accuracy": 0.9, "seed": 0}]
+    )
+    wide = tables.layout(pd.concat([one, far, victim], ignore_index=True))
+    assert list(wide.index) == ["embedding, 8 own", "embedding, 80 far", "victim"]
+    assert list(wide["answers"]) == ["8", "80", "-"], "references are asked nothing"
+    assert list(tables.layout(one).index) == ["embedding"]
+
+
+def test_the_smallest_budget_that_reaches_the_goal() -> None:
+    runs = {("a", 0): {10: 0.5, 20: 0.8, 40: 0.9}, ("a", 1): {10: 0.7, 20: 0.7, 40: 0.8},
+            ("b", 0): {10: 0.9}, ("b", 1): {10: 0.1}, ("victim", 0): {np.nan: 0.8}}  # fmt: skip
+    table = pd.DataFrame(
+        [
+            {"attack": attack, "seed": seed, "unique_inputs": budget, "accuracy": accuracy}
+            for (attack, seed), budgets in runs.items()
+            for budget, accuracy in budgets.items()
+        ]
+    )
+    found = tables.reached(table, 0.95, trained_on=100)
+    assert found.loc["a", "seeds that reach it"] == "2 of 2"
+    assert found.loc["a", "distinct inputs"] == 30
+    assert found.loc["a", "share of training set"] == 0.3
+    assert found.loc["b", "seeds that reach it"] == "1 of 2"
+    assert np.isnan(found.loc["b", "distinct inputs"])
+    assert "victim" not in found.index
