@@ -69,7 +69,7 @@ def name(value: object) -> str:
 def _defence(match: re.Match[str]) -> str:
     """Name a defence with its parameters; of more than two none fits into a figure."""
     kind, given = match.groups()
-    values = given.split(", ") if given.count(",") < 2 else []
+    values = given.split(", ") if given and given.count(",") < 2 else []
     shown = (f", {v.replace('=', ' ')}" if "=" in v else f" {v}" for v in values)
     return DEFENCES.get(kind, kind) + "".join(shown)
 
