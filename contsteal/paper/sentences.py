@@ -178,9 +178,8 @@ def training(table: pd.DataFrame) -> Summary:
     last = table.dropna(subset=["knn", "spread"]).groupby("method", sort=False).last()
     each = ", ".join(f"{name(k)} {100 * r['knn']:.0f} %" for k, r in last.iterrows())
     collapsed = " and ".join(name(k) for k in last.index[last["spread"] < 0.1])
-    return Summary(
-        f"kNN accuracy after training: {each}{'; collapsed: ' * bool(collapsed)}{collapsed}"
-    )
+    each += f"; collapsed: {collapsed}" if collapsed else ""
+    return Summary(f"kNN accuracy after training: {each}")
 
 
 def worth(table: pd.DataFrame) -> Summary:
@@ -199,7 +198,7 @@ def judge(worth: pd.DataFrame, expectations: Sequence[dict[str, Any]]) -> pd.Dat
     """Return what a profile expects of its encoders, what was measured, and whether it holds."""
     rows = []
     for given in expectations:
-        wanted = profiles.EXPECTATION | given
+        wanted: dict[str, Any] = {**profiles.EXPECTATION, **given}
         match = (worth["encoder"] == wanted["encoder"]) & (worth["task"] == wanted["task"])
         values, measured, holds = worth.loc[match, wanted["metric"]], "-", "not run"
         if len(values):
@@ -228,7 +227,8 @@ def losses(table: pd.DataFrame) -> Summary:
 
     The interval allows for the choice among all pairs (Bonferroni).
     """
-    parts, same = [], main_task(table)[lambda t: t["unique_inputs"] == t["images"]]
+    rows, parts = main_task(table), []
+    same = rows[rows["unique_inputs"] == rows["images"]]
     several = len(same["victim"].unique()) > 1
     for victim, rows in same.groupby("victim", sort=False):
         order = list(rows.groupby("attack")["accuracy"].mean().sort_values().index)
@@ -265,9 +265,8 @@ def pulls(table: pd.DataFrame) -> Summary:
     """Say which losses push a surrogate's vector away from other vectors."""
     away = table.groupby("loss", sort=False)["pull"].min() < 0
     push, pull = (" and ".join(map(name, away.index[flag])) for flag in (away, ~away))
-    parts = [f"{push} push other vectors away (red)"] * bool(push) + [
-        f"{pull} only pulls (blue)"
-    ] * bool(pull)
+    parts = [f"{push} push other vectors away (red)"] if push else []
+    parts += [f"{pull} only pulls (blue)"] if pull else []
     return Summary(", ".join(parts))
 
 
@@ -298,12 +297,12 @@ def two_by_two(table: pd.DataFrame) -> Summary:
 def ablations(table: pd.DataFrame) -> Summary:
     """Say what each change of a knob does to Cont-Steal, paired by seed."""
     rows = changed(table)
-    each = {
-        n: tables.difference(rows, n, AS_GIVEN) for n in rows["attack"].unique() if n != AS_GIVEN
-    }
+    names = [n for n in rows["attack"].unique() if n != AS_GIVEN]
+    each = {n: tables.difference(rows, n, AS_GIVEN) for n in names}
     title = f"Of {len(each)} changes to Cont-Steal, one at a time: {_changes(each)}"
     if len(each) == 1:
-        title = compare(*each.values(), f"Cont-Steal with {', '.join(each)}", "the default")
+        ((change, difference),) = each.items()
+        title = compare(difference, f"Cont-Steal with {change}", "the default")
     details = "; ".join(f"{change}: {points(d)}" for change, d in each.items())
     by = tables.summary(rows, ["knob", "value"], ["accuracy", "agreement", "cka"])
     return Summary(title, by, details)
@@ -330,9 +329,8 @@ def geometry(table: pd.DataFrame) -> Summary:
 
     n, numbers = len(table), table.round(3).set_index(["method", "query_data"])
     if n < LEAST_POINTS:
-        return Summary(
-            f"A correlation needs {LEAST_POINTS} victims or query sets, here are {n}", numbers
-        )
+        title = f"A correlation needs {LEAST_POINTS} victims or query sets, here are {n}"
+        return Summary(title, numbers)
     ranks = {label: spearmanr(table[column], table["gain"]) for column, label in GEOMETRY.items()}
     known = [f"{label} ({r.statistic:+.2f})" for label, r in ranks.items()
              if r.pvalue < ALPHA / len(GEOMETRY)]  # fmt: skip
@@ -400,7 +398,7 @@ def coverage(table: pd.DataFrame) -> Summary:
     most, last = table["queries"].max(), table.groupby("user", sort=False).last()
     shares = last.loc[last["queries"] == most, "coverage"]
     each = "; ".join(f"{user} {100 * share:.0f} %" for user, share in shares.items())
-    covered = tables.percentages(last[["coverage"]])
+    covered = (100 * last["coverage"]).round(1)
     numbers = last.assign(coverage=covered, noise=last["noise"].round(6))
     return Summary(f"Covered after {most:g} queries: {each}", numbers)
 
@@ -408,9 +406,8 @@ def coverage(table: pd.DataFrame) -> Summary:
 def matrix(table: pd.DataFrame) -> Summary:
     """Name the defences that reliably harm every attack, and those that harm a customer."""
     order = list(table["defence"].unique())
-    high = (
-        table.groupby(["defence", "party"])["high"].agg(["max", "min"]).unstack("party").loc[order]
-    )
+    bounds = table.groupby(["defence", "party"])["high"].agg(["max", "min"])
+    high = bounds.unstack("party").loc[order]
     stops, costs = high["max", "attacker"] < 0, high["min", "customer"] < 0
     title = f"{stops.sum()} of {len(order)} defences reliably harm every attack"
     title += f", {(stops & ~costs).sum()} of them without harming a customer" if stops.any() else ""
@@ -498,8 +495,8 @@ def watermark(table: pd.DataFrame) -> Summary:
         stolen, others = (_of_kind(rows, kind)["wsr"].max() for kind in ("stolen", "independent"))
         rates = {"victim": victim["wsr"], "before marking": before["wsr"], "thieves at most": stolen,
                  "independent at most": others}  # fmt: skip
-        shown = ", ".join(f"{k} {100 * v:.0f} %" for k, v in rates.items() if pd.notna(v))
-        parts.append(f"Watermark success rate, {head}: {shown}")
+        each = ", ".join(f"{k} {100 * v:.0f} %" for k, v in rates.items() if pd.notna(v))
+        parts.append(f"Watermark success rate, {head}: {each}")
         accuracies = f"{percent(victim['accuracy'])}, {percent(before['accuracy'])} before marking"
         parts.append(f"Accuracy of the victim ({victim['mark']}): {accuracies}")
     read_on = ("on " + table["on"]).where(table["applies"] == "yes", table["applies"])

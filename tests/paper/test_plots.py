@@ -82,7 +82,9 @@ def test_a_choice_shows_its_bill_and_both_parties() -> None:
     assert [t.get_text() for t in right.get_legend().get_texts()] == ["none", "top-k 8"]
 
 
-def test_the_first_notebooks_exercises_can_be_solved_as_shown(tmp_path, monkeypatch, capsys) -> None:
+def test_the_first_notebooks_exercises_can_be_solved_as_shown(
+    tmp_path, monkeypatch, capsys
+) -> None:
     """The notebook's own cells, small, then each hidden solution."""
     monkeypatch.setenv("CONTSTEAL_RUNS", str(tmp_path))
     monkeypatch.delenv("CONTSTEAL_FIGURES", raising=False)

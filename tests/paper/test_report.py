@@ -41,13 +41,13 @@ def test_a_profile_that_was_not_run_names_the_notebook(folder: Path) -> None:
 
 def test_the_readme_shows_the_stored_results_between_its_markers(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
-    path.write_text(f"before\n{report.MARKERS[0]}\nold\n{report.MARKERS[1]}\nafter\n")
+    path.write_text(f"before\n{report.MARKERS[0]}\noutdated\n{report.MARKERS[1]}\nafter\n")
     report.update_readme(path)
     text = path.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert report.readme() in text
-    assert "old" not in text
+    assert "outdated" not in text
     assert "figures/demo/summary.md" in text
     assert len(report.readme().splitlines()) < 30, "details are in the documentation"
     path.write_text("nothing")

@@ -121,7 +121,10 @@ def test_query_sets_are_compared_at_one_number_of_images() -> None:
     assert list(found.numbers.index) == ["x, 8 own", "x, 8 far", "x, 80 far"]
     third = table[table["query_data"] == "far"].assign(query_data="near", accuracy=0.9)
     title = sentences.queries(pd.concat([table, third])).title
-    assert title == "Queries from own reliably beat 1 of 2 other query sets and lose to 1 (8 images each)"
+    assert (
+        title
+        == "Queries from own reliably beat 1 of 2 other query sets and lose to 1 (8 images each)"
+    )
 
 
 def test_settings_of_a_grid_are_counted_and_averaged_along_its_axes() -> None:
@@ -202,7 +205,9 @@ def test_adapting_is_compared_with_not_adapting_under_the_same_defence() -> None
     ]  # fmt: skip
     rows += runs((0.4,), attack="victim", defence=None, adapts=None)
     found = sentences.adaptive(pd.DataFrame(rows))
-    assert found.title.startswith("Of 2 ways to adapt, 1 reliably helps (averages against D), 1 harms")
+    assert found.title.startswith(
+        "Of 2 ways to adapt, 1 reliably helps (averages against D), 1 harms"
+    )
     assert found.details.startswith("averages against D: +20.0 points")
     assert list(found.numbers.index) == ["D, as is", "D, averages", "E, as is", "E, maps", "victim"]
 
@@ -222,7 +227,10 @@ def stake() -> pd.DataFrame:
 
 def test_the_matrix_names_what_harms_thieves_and_what_harms_customers() -> None:
     found = sentences.matrix(stake())
-    assert found.title == "1 of 2 defences reliably harm every attack, 1 of them without harming a customer"
+    assert (
+        found.title
+        == "1 of 2 defences reliably harm every attack, 1 of them without harming a customer"
+    )
     assert found.details == "Harm every attack: D; harm a customer: E; only the former: D"
     assert found.numbers.loc["D", "attacker embedding"] == "-20.0 [-21.0, -19.0]"
 
@@ -238,7 +246,10 @@ def test_one_table_holds_what_all_three_parties_pay() -> None:
     assert list(whole.index) == ["D", "E", "watcher", "watermark, h"]
     assert whole.loc["D", "s per 1,000 answers"] == "0.25"
     assert whole.loc["watcher", ["attacker embedding", "bytes per user"]].tolist() == ["-", "16"]
-    assert whole.loc["watermark, h", ["customer shapes", "training"]].tolist() == ["-3.0", "5 epochs"]
+    assert whole.loc["watermark, h", ["customer shapes", "training"]].tolist() == [
+        "-3.0",
+        "5 epochs",
+    ]
     assert set(sentences.party_costs(stake(), bill)["training"]) == {"none"}
 
 
@@ -281,7 +292,9 @@ def test_the_watermark_is_described_by_its_rates_and_its_price() -> None:
 
 def test_accusations_and_false_positives_are_counted() -> None:
     signed = suspects(effect=[0.3] * 6, p=[0.01, 0.01, 0.2, 0.5, 0.04, 0.4])
-    inferred = pd.concat([signed.assign(form=f, gap=1.0, on="all") for f in ("signed", "published")])
+    inferred = pd.concat(
+        [signed.assign(form=f, gap=1.0, on="all") for f in ("signed", "published")]
+    )
     found = sentences.dataset_inference(inferred)
     assert found.title == ("The signed test accuses 1 of 1 victim, 1 of 1 unmarked, 0 of 2 stolen, "
                            "1 of 2 independent encoders")  # fmt: skip
