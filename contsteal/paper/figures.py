@@ -291,8 +291,8 @@ def update(profile: str) -> tuple[int, str]:
 def check(profile: str) -> tuple[int, str]:
     """Return 1 and the stale figures of a profile, or 0; nothing is written."""
     folder = artifacts.figures_dir() / profile
-    if found := stale(folder, stored(folder)):
-        names = ", ".join(found)
+    if stems := stale(folder, stored(folder)):
+        names = ", ".join(stems)
         return (
             1,
             f"{profile}: not what their tables draw: {names}; `make figures PROFILE={profile}`",

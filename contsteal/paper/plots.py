@@ -78,8 +78,8 @@ def interval(values: Any) -> tuple[float, float]:
 def legend(fig: Figure, **options: Any) -> None:
     """Put the legend that all axes of a figure share to its right."""
     each = [ax.get_legend_handles_labels() for ax in fig.axes]
-    for own in filter(None, (ax.get_legend() for ax in fig.axes)):
-        own.remove()
+    for drawn in filter(None, (ax.get_legend() for ax in fig.axes)):
+        drawn.remove()
     handles, labels = max(each, key=lambda pair: len(pair[0]))
     fig.legend(handles, labels, loc="outside right center", **options)
 
@@ -391,7 +391,7 @@ def defence_tradeoff(table: pd.DataFrame, title: str) -> Figure:
     for ax, (attack, part) in zip(axes[0], panels, strict=True):
         by = part.groupby("defence", sort=False)
         means = by[["legitimate", "accuracy"]].mean().reset_index()
-        spans = np.array([interval(found["accuracy"]) for _, found in by])
+        spans = np.array([interval(runs["accuracy"]) for _, runs in by])
         ax.vlines(means["legitimate"], *spans.T, color="#BBBBBB", linewidth=2, zorder=1)
         sns.scatterplot(means, x="legitimate", y="accuracy", hue="defence", style="defence", s=45,
                         palette=sns.color_palette("colorblind", len(means)), ax=ax)  # fmt: skip
@@ -525,7 +525,7 @@ def watermark_curves(table: pd.DataFrame, title: str) -> Figure:
 
 def _levels(ax: Axes, rows: pd.DataFrame) -> None:
     """Draw what a thief's rate is to be compared with."""
-    by_kind = {kind: found["wsr"].dropna() for kind, found in rows.groupby("kind")}
+    by_kind = {kind: runs["wsr"].dropna() for kind, runs in rows.groupby("kind")}
     independent = by_kind.get("independent", pd.Series(dtype=float))
     if len(independent):
         label = f"{len(independent)} independent"

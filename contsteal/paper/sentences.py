@@ -158,8 +158,8 @@ def changed(table: pd.DataFrame) -> pd.DataFrame:
 
 def adapting(table: pd.DataFrame) -> pd.DataFrame:
     """Return the rows with the defence and how the attacker adapts in place of the attack."""
-    how = table["adapts"].where(table["adapts"].fillna("") != "", "as is")
-    named = table["defence"] + ", " + how
+    ways = table["adapts"].where(table["adapts"].fillna("") != "", "as is")
+    named = table["defence"] + ", " + ways
     rows = table.assign(attack=named.where(table["defence"].notna(), table["attack"]))
     return rows.sort_values("defence", kind="stable", na_position="last")
 
@@ -234,10 +234,10 @@ def losses(table: pd.DataFrame) -> Summary:
         order = list(rows.groupby("attack")["accuracy"].mean().sort_values().index)
         if len(order) > 1:
             level = 1 - ALPHA / len(list(combinations(order, 2)))
-            found = tables.difference(rows, order[-1], order[0], level=level)
+            difference = tables.difference(rows, order[-1], order[0], level=level)
             worst = f"the worst ({name(order[0])}) of {len(order)} losses"
             worst += f" on {victim}" if several else ""
-            parts.append(compare(found, f"the best ({name(order[-1])})", worst, level))
+            parts.append(compare(difference, f"the best ({name(order[-1])})", worst, level))
     first, *others = parts or ["Accuracy and agreement of one loss"]
     return Summary(first, tables.layout(table), ". ".join(others))
 
@@ -249,15 +249,15 @@ def queries(table: pd.DataFrame) -> Summary:
     means = same.groupby(["query_data", "seed"], sort=False)["accuracy"].mean().reset_index()
     by, count = means.assign(attack=means["query_data"]), f"{same['images'].iloc[0]:g} images"
     first, *others = means["query_data"].unique()
-    found = [tables.difference(by, first, other) for other in others]
-    ahead, behind = reliable(found)
+    differences = [tables.difference(by, first, other) for other in others]
+    ahead, behind = reliable(differences)
     title = (
         f"Queries from {first} reliably beat {ahead} of {len(others)} other query sets and lose to "
         f"{behind} ({count} each)"
     )
     if len(others) == 1:
         pair = f"queries from {first}", f"queries from {others[0]}, {count} each"
-        title = compare(found[0], *pair)
+        title = compare(differences[0], *pair)
     return Summary(title, tables.layout(table))
 
 
@@ -345,8 +345,8 @@ def budget(table: pd.DataFrame) -> Summary:
     parts = []
     for count in sorted(table["images"].dropna().unique(), reverse=True):
         rows = table[table["images"] == count]
-        found = (verdict(rows, a, b) for a, b in pairs)
-        parts += [f"{sentence} with {count:g} images" for sentence in found if sentence]
+        verdicts = (verdict(rows, a, b) for a, b in pairs)
+        parts += [f"{sentence} with {count:g} images" for sentence in verdicts if sentence]
     first, *others = parts or ["Accuracy against both query budgets"]
     numbers = tables.summary(table, ["attack", "images"], ["accuracy", "agreement"])
     return Summary(first, numbers, ". ".join(others))
@@ -386,8 +386,8 @@ def adaptive(table: pd.DataFrame) -> Summary:
     each: dict[str, Difference] = {}
     for defence, rows in table.dropna(subset=["defence"]).groupby("defence", sort=False):
         by = rows.assign(attack=rows["adapts"].fillna(""))
-        ways = [how for how in by["attack"].unique() if how]
-        each |= {f"{how} against {name(defence)}": tables.difference(by, how, "") for how in ways}
+        ways = [way for way in by["attack"].unique() if way]
+        each |= {f"{way} against {name(defence)}": tables.difference(by, way, "") for way in ways}
     details = "; ".join(f"{way}: {points(difference)}" for way, difference in each.items())
     numbers = tables.summary(adapting(table), ["attack"], ["accuracy", "agreement"])
     return Summary(f"Of {len(each)} ways to adapt, {_changes(each)}", numbers, details)
@@ -437,10 +437,10 @@ def party_costs(
     whole = cells.reindex(rows).join(costs).assign(training="none")
     if marked is not None:
         customer = next(c for c in cells.columns if c.startswith("customer"))
-        for head, found in marked.groupby("head", sort=False):
-            accuracy = found.drop_duplicates("kind").set_index("kind")["accuracy"]
+        for head, runs in marked.groupby("head", sort=False):
+            accuracy = runs.drop_duplicates("kind").set_index("kind")["accuracy"]
             change = _points(accuracy["victim"] - accuracy["unmarked"])
-            whole.loc[f"watermark, {head}", [customer, "training"]] = change, found["mark"].iloc[0]
+            whole.loc[f"watermark, {head}", [customer, "training"]] = change, runs["mark"].iloc[0]
     return whole.fillna("-")
 
 
@@ -452,10 +452,10 @@ def detectors(table: pd.DataFrame) -> Summary:
         f"{rows['flagged'].sum()} of {len(rows)} runs" for rows in (known[thief], known[~thief])
     )
     rows = []
-    for (detector, user), found in table.groupby(["detector", "user"], sort=False):
-        flags = found["flagged"].dropna().astype(bool)
-        rows.append({"detector": detector, "user": user, "flagged": _rate(flags), "n": len(found),
-                     "statistic": f"{found['statistic'].mean():.3g}"})  # fmt: skip
+    for (detector, user), runs in table.groupby(["detector", "user"], sort=False):
+        flags = runs["flagged"].dropna().astype(bool)
+        rows.append({"detector": detector, "user": user, "flagged": _rate(flags), "n": len(runs),
+                     "statistic": f"{runs['statistic'].mean():.3g}"})  # fmt: skip
     title = f"Detectors flag thieves in {thieves} and customers in {customers} (filled dots)"
     return Summary(title, pd.DataFrame(rows).set_index(["detector", "user"]))
 
@@ -500,7 +500,7 @@ def watermark(table: pd.DataFrame) -> Summary:
         accuracies = f"{percent(victim['accuracy'])}, {percent(before['accuracy'])} before marking"
         parts.append(f"Accuracy of the victim ({victim['mark']}): {accuracies}")
     read_on = ("on " + table["on"]).where(table["applies"] == "yes", table["applies"])
-    shown, by = table.assign(asked=read_on), ["head", "suspect", "images", "asked"]
+    shown, by = table.assign(read=read_on), ["head", "suspect", "images", "read"]
     p_values = shown.groupby(by, sort=False, dropna=False)[P_VALUES].median()
     numbers = tables.summary(shown, by, ["wsr", "auc", "accuracy"])
     numbers = numbers.assign(**{k: p_values[k].to_numpy() for k in P_VALUES})
