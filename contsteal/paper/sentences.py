@@ -56,7 +56,7 @@ class Summary(NamedTuple):
     @property
     def text(self) -> str:
         """Title and details as sentences."""
-        return ". ".join(filter(None, (self.title, self.details))) + "."
+        return ". ".join(_capital(part) for part in (self.title, self.details) if part) + "."
 
 
 def name(value: object) -> str:
@@ -300,10 +300,11 @@ def ablations(table: pd.DataFrame) -> Summary:
     names = [n for n in rows["attack"].unique() if n != AS_GIVEN]
     each = {n: tables.difference(rows, n, AS_GIVEN) for n in names}
     title = f"Of {len(each)} changes to Cont-Steal, one at a time: {_changes(each)}"
+    details = "; ".join(f"{change}: {points(d)}" for change, d in each.items())
     if len(each) == 1:
         ((change, difference),) = each.items()
         title = compare(difference, f"Cont-Steal with {change}", "the default")
-    details = "; ".join(f"{change}: {points(d)}" for change, d in each.items())
+        details = ""
     by = tables.summary(rows, ["knob", "value"], ["accuracy", "agreement", "cka"])
     return Summary(title, by, details)
 
@@ -329,7 +330,7 @@ def geometry(table: pd.DataFrame) -> Summary:
 
     n, numbers = len(table), table.round(3).set_index(["method", "query_data"])
     if n < LEAST_POINTS:
-        title = f"A correlation needs {LEAST_POINTS} victims or query sets, here are {n}"
+        title = f"A correlation needs {LEAST_POINTS} victims or query sets, there are {n}"
         return Summary(title, numbers)
     ranks = {label: spearmanr(table[column], table["gain"]) for column, label in GEOMETRY.items()}
     known = [f"{label} ({r.statistic:+.2f})" for label, r in ranks.items()
@@ -481,7 +482,7 @@ def dataset_inference(table: pd.DataFrame) -> Summary:
     for form, rows in table.groupby("form", sort=False):
         hits = {k: _of_kind(rows, k)["p"] <= ALPHA for k in KINDS if k in set(rows["kind"])}
         counts = ", ".join(f"{h.sum()} of {len(h)} {KINDS[k]}" for k, h in hits.items())
-        parts[form] = f"The {form} test accuses {counts} encoders"
+        parts[form] = f"The {form} test accuses {counts}"
     by = table.groupby(["form", "suspect", "images", "on"], sort=False, dropna=False)
     means = by[["gap", "effect"]].mean().round(3).assign(p=by["p"].median(), n=by.size())
     return Summary(parts.pop("signed"), means, ". ".join(parts.values()))

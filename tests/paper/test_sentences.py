@@ -297,7 +297,7 @@ def test_accusations_and_false_positives_are_counted() -> None:
     )
     found = sentences.dataset_inference(inferred)
     assert found.title == ("The signed test accuses 1 of 1 victim, 1 of 1 unmarked, 0 of 2 stolen, "
-                           "1 of 2 independent encoders")  # fmt: skip
+                           "1 of 2 independent")  # fmt: skip
     rates = sentences.false_positive_rates(owned(), inferred)
     row = rates.loc[("dataset inference", "published")]
     assert row.tolist() == [1, 2, "50.0 % [1, 99]"]
