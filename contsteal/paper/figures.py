@@ -207,18 +207,15 @@ def profiles_with_results(name: str = "auto") -> list[str]:
     Raises ValueError for an unknown profile, and for one without results, with the command that makes
     them and the profiles that have some.
     """
-    known = [p for p in profiles.names() if stored(artifacts.figures_dir() / p)]
+    home, option = artifacts.figures_dir(), "" if name == "auto" else f" PROFILE={name}"
     if name != "auto":
         profiles.profile(name)
-    if name == "auto" and known:
-        return known
-    if name not in known:
-        place, wanted = artifacts.figures_dir(), ""
-        if name != "auto":
-            place, wanted = place / name, f" PROFILE={name}"
-        raise ValueError(f"no results in {place}: `make paper{wanted}` makes them; there are some of: "
+    known = [p for p in profiles.names() if stored(home / p)]
+    chosen = [p for p in known if name in ("auto", p)]
+    if not chosen:
+        raise ValueError(f"no results in {home}: `make paper{option}` makes them; there are some of: "
                          f"{', '.join(known) or 'no profile'}")  # fmt: skip
-    return [name]
+    return chosen
 
 
 def stale(folder: Path, stems: Sequence[str]) -> list[str]:
@@ -277,7 +274,8 @@ def _page(pictures: dict[str, Image.Image]) -> Image.Image:
 # ------------------------------------------------------------------------- the command
 
 
-def _draw(profile: str, console: Console) -> int:
+def update(profile: str) -> tuple[int, str]:
+    """Redraw a profile's stored figures; return the exit code and what changed."""
     folder = artifacts.figures_dir() / profile
     stems, changed = stored(folder), []
     for stem in stems:
@@ -286,22 +284,20 @@ def _draw(profile: str, console: Console) -> int:
         redraw(stem, *read(folder, stem), folder)
         if before != [path.read_bytes() for path in pictures if path.is_file()]:
             changed.append(stem)
-    page = sheet(folder)
     message = f"changed: {', '.join(changed)}" if changed else "none changed"
-    console.print(escape(f"{profile}: {len(stems)} figures, {message}; all on one page: {page}"))
-    return 0
+    return 0, f"{profile}: {len(stems)} figures, {message}; all on one page: {sheet(folder)}"
 
 
-def _check(profile: str, console: Console) -> int:
+def check(profile: str) -> tuple[int, str]:
+    """Return 1 and the stale figures of a profile, or 0; nothing is written."""
     folder = artifacts.figures_dir() / profile
-    found = stale(folder, stored(folder))
-    message = "every figure is what its table draws"
-    if found:
-        message = (
-            f"not what their tables draw: {', '.join(found)}; `make figures PROFILE={profile}`"
+    if stems := stale(folder, stored(folder)):
+        names = ", ".join(stems)
+        return (
+            1,
+            f"{profile}: not what their tables draw: {names}; `make figures PROFILE={profile}`",
         )
-    console.print(escape(f"{profile}: {message}"))
-    return int(bool(found))
+    return 0, f"{profile}: every figure is what its table draws"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -309,13 +305,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="contsteal.paper.figures", description=__doc__)
     parser.add_argument("--profile", default="auto", help="a profile; auto: all with results")
     parser.add_argument("--check", action="store_true", help="write nothing, name stale figures")
-    given, console = parser.parse_args(arguments), Console(highlight=False, soft_wrap=True)
-    work = _check if given.check else _draw
+    given, console, codes = parser.parse_args(arguments), Console(soft_wrap=True), [0]
     try:
-        return max([work(profile, console) for profile in profiles_with_results(given.profile)])
+        for profile in profiles_with_results(given.profile):
+            code, message = check(profile) if given.check else update(profile)
+            codes.append(code)
+            console.print(message, markup=False, highlight=False)
     except (ValueError, files.StorageError) as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}")
+        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         return 1
+    return max(codes)
 
 
 if __name__ == "__main__":

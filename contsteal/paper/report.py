@@ -54,9 +54,9 @@ def section(folder: Path, stem: str, table: pd.DataFrame, stamp: figures.Stamp) 
     origin = "; ".join(f"{k} {stamp[k]}" for k in ("data", "seeds", "device", "torch", "date"))
     parts.append(f"`{stem}`: {origin}.")
     if not isinstance(row.summary, str):
-        found = row.summary(table)
-        numbers = found.numbers.reset_index().to_markdown(index=False)
-        parts += [found.text] if found.numbers.empty else [found.text, numbers]
+        result = row.summary(table)
+        numbers = result.numbers.reset_index().to_markdown(index=False)
+        parts += [result.text] if result.numbers.empty else [result.text, numbers]
     return parts
 
 
@@ -69,16 +69,16 @@ def judged(profile: str, worth: pd.DataFrame) -> list[str]:
 def readme(profile: str = "demo") -> str:
     """Return the generated part of the README: what was found, the main attacks, the claims' count."""
     folder = artifacts.figures_dir() / profile
-    found = {}
+    results = {}
     for stem in ("01_worth", "02_conventional", "03_attacks", "05_defenses"):
         table, stamp = figures.read(folder, stem)
-        found[stem] = figures.FIGURES[stem].summarise(table)
+        results[stem] = figures.FIGURES[stem].summarise(table)
     images = figures.read(folder, "03_attacks")[0]["images"].max()
-    shown = found["03_attacks"].numbers[["accuracy", "agreement", "n"]].rename(sentences.name)
+    shown = results["03_attacks"].numbers[["accuracy", "agreement", "n"]].rename(sentences.name)
     return "\n\n".join([
         f"Measured with the `{profile}` profile on {stamp['device']}, {stamp['date']}; {images:g} query "
         f"images per attack, seeds {stamp['seeds']}.",
-        "\n".join(f"- {summary.title}." for summary in found.values()),
+        "\n".join(f"- {summary.title}." for summary in results.values()),
         shown.reset_index().to_markdown(index=False),
         "Percentages; in brackets 95 % t-intervals over seeds.",
         f"{markdown(profile, short=True)[0]} [All results](figures/{profile}/summary.md).",
@@ -98,12 +98,12 @@ def profile_table() -> str:
     """Return the table of profiles, from their files."""
     rows = []
     for name in profiles.names():
-        found = profiles.profile(name)
-        common, victim = profiles.SPLITS | found["common"], found["common"]["victim"]
+        settings = profiles.profile(name)
+        common, victim = profiles.SPLITS | settings["common"], settings["common"]["victim"]
         split = "" if common["train_split"] == "train" else f", `{common['train_split']}`"
         ready = victim.get("method") == "ready"
         rows.append({
-            "profile": f"`{name}`", "purpose": found["about"],
+            "profile": f"`{name}`", "purpose": settings["about"],
             "victim": f"{victim['encoder']}, {'ready' if ready else str(victim['epochs']) + ' epochs'}",
             "data": f"{common['train_images'] or 'all'} images of `{common['data']}`{split}",
         })  # fmt: skip
