@@ -72,7 +72,8 @@ class Packed:
     def rows(self, index: Index) -> Self:
         """Return a view of these images, in this order; nothing is read."""
         view = copy.copy(self)
-        view._rows = np.asarray(self._rows[index.cpu() if isinstance(index, Tensor) else index])
+        plain = index.cpu().numpy() if isinstance(index, Tensor) else index
+        view._rows = np.asarray(self._rows[plain])
         return view
 
     def split(self, batch: int) -> Iterator[Tensor]:
