@@ -20,11 +20,7 @@ def test_order_is_one_permutation_of_a_seed(n: int, seed: int) -> None:
     order = data.order(n, seed)
     assert sorted(order.tolist()) == list(range(n))
     assert torch.equal(order, data.order(n, seed))
-
-
-def test_order_is_that_of_the_stored_results() -> None:
-    assert data.order(1000, 5)[:5].tolist() == [434, 564, 288, 634, 423]
-    assert not torch.equal(data.order(100, 0), data.order(100, 1))
+    assert data.order(1000, 5)[:5].tolist() == [434, 564, 288, 634, 423], "as in stored results"
 
 
 @pytest.mark.parametrize(
@@ -39,11 +35,7 @@ def test_take_keeps_images_and_labels_together(name: str, chosen: Tensor | slice
     if whole.labels is not None:
         assert torch.equal(part.labels, whole.labels[chosen])
     assert (part.name, part.split, part.classes) == (whole.name, whole.split, whole.classes)
-
-
-@pytest.mark.parametrize("name", ["shapes", "patches"])
-def test_to_moves_images_and_labels(name: str) -> None:
-    moved = data.load(name, n=3).to("meta")
+    moved = whole.to("meta")
     assert moved.images.device.type == "meta"
     assert moved.labels is None or moved.labels.device.type == "meta"
 
@@ -182,11 +174,6 @@ def test_what_exceeds_the_memory_is_resized_as_it_is_read(cifar10: None, monkeyp
     assert len({again.key, again[:3].key, larger.key}) == 3
 
 
-def test_large_sets_are_resized_in_parts_like_whole_ones() -> None:
-    images = torch.randint(256, (5000, 3, 8, 8), dtype=torch.uint8)
-    assert torch.equal(packed.resize(images, 12)[4090:4100], packed.resize(images[4090:4100], 12))
-
-
 # ------------------------------------------------------------------- what a profile needs
 
 
@@ -233,7 +220,7 @@ def test_locate_finds_stored_sets_without_reading_them(
     [
         ("svhn", data.MissingData, r"svhn is not complete in .*246.3 MB"),
         ("imagenet100", data.MissingData, r"packed {0}/imagenet {0}/imagenet100-32 --size 32 --keep"),
-        ("folder:{0}/x", data.FolderError, r"{0}/x is not a folder: put images into {0}/x/train/C"),
+        ("folder:{0}/x", data.FolderError, r"{0}/x is not a folder: put images into train/CLASS"),
         ("packed:{0}/x y", data.PackError, r"no finished pack in {0}/x y: make one with .*'{0}/x y'"),
     ],
 )  # fmt: skip
