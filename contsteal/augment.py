@@ -1,13 +1,14 @@
 """Batched augmentation: every image of a batch draws its own parameters, on the images' device.
 
-A policy maps uint8 images (N, 3, H, W) to a view, float images (N, 3, H, W) in [0, 1]. The operations below
-it take such float images too, and parameters (N,), one per image; at equal parameters they agree with
-torchvision's. Parameters are drawn from an explicit CPU generator, so a view is defined by its seed alone.
+A policy maps uint8 images (N, 3, H, W) to a view, float images of that shape in [0, 1]. Its operations
+take such float images and parameters (N,), one per image; at equal parameters they agree with
+torchvision's. Parameters are drawn from an explicit CPU generator: a view is defined by its seed alone.
 """
 
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,19 +39,10 @@ def _check(images: Tensor) -> None:
 
 
 def draw_boxes(n: int, size: int, g: Draw, scale: tuple[float, float]) -> Tensor:
-    """Draw crop boxes as RandomResizedCrop does.
+    """Draw crop boxes (top, left, height, width) in pixels, (n, 4), as RandomResizedCrop does.
 
-    The share of the area is uniform in `scale`, the log aspect in log(3/4) to log(4/3). A box that does not
-    fit is redrawn up to ten times, then becomes the whole image.
-
-    Args:
-        n: number of boxes.
-        size: side of the square images in pixels.
-        g: generator of the draws.
-        scale: least and largest share of the area.
-
-    Returns:
-        Boxes (top, left, height, width) in whole pixels, (n, 4).
+    The share of the area is uniform in `scale`, the log aspect in log(3/4) to log(4/3). A box that does
+    not fit into `size` x `size` is redrawn up to ten times, then becomes the whole image.
     """
     tries = torch.rand(10, n, 2, generator=g, dtype=torch.float64)
     area = size * size * (scale[0] + (scale[1] - scale[0]) * tries[..., 0])
@@ -65,13 +57,7 @@ def draw_boxes(n: int, size: int, g: Draw, scale: tuple[float, float]) -> Tensor
 
 
 def crop_resize(images: Tensor, boxes: Tensor, flip: Tensor) -> Tensor:
-    """Cut out boxes, resize them to the images' size (bilinear), and mirror where `flip` is true.
-
-    Args:
-        images: square float images (N, 3, H, H).
-        boxes: (top, left, height, width) in pixels, (N, 4).
-        flip: booleans (N,).
-    """
+    """Cut `boxes` (N, 4) of `draw_boxes`, resize them to the images' size, mirror where `flip` (N,)."""
     size = images.shape[-1]
     boxes, flip = boxes.to(images.device), flip.to(images.device)
     top, left, height, width = (b[:, None] for b in boxes.unbind(1))
@@ -88,14 +74,7 @@ def crop_resize(images: Tensor, boxes: Tensor, flip: Tensor) -> Tensor:
 
 
 def shift_crop(images: Tensor, offset: Tensor, flip: Tensor, padding: int = 4) -> Tensor:
-    """Pad with black, cut out the original size at an offset, and mirror where `flip` is true.
-
-    Args:
-        images: float images (N, 3, H, W).
-        offset: rows and columns, (N, 2) integers in [0, 2 padding].
-        flip: booleans (N,).
-        padding: pixels on each side.
-    """
+    """Pad with black, cut at `offset` (N, 2) in [0, 2 padding], mirror where `flip` (N,)."""
     n, _, height, width = images.shape
     offset, flip = offset.to(images.device), flip.to(images.device)
     wide = F.pad(images, (padding,) * 4)
@@ -165,8 +144,8 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
 def jitter(images: Tensor, g: Draw, strength: float = 1.0, p: float = 0.8) -> Tensor:
     """Jitter the colours of a share `p` of the images by (0.4, 0.4, 0.4, 0.1) times `strength`.
 
-    Factors are drawn per image, the order of the four operations per batch (torchvision draws it per image:
-    a deviation that saves 12 of 16 passes over the batch).
+    Factors are drawn per image, the order of the four operations per batch (torchvision draws it per
+    image: a deviation that saves 12 of 16 passes over the batch).
     """
     n, reach = len(images), 0.4 * strength
     steps: list[tuple[Callable[[Tensor, Tensor], Tensor], Tensor]] = [
@@ -212,33 +191,17 @@ def _where(chosen: Tensor, changed: Tensor, images: Tensor) -> Tensor:
 Operation = Callable[[Tensor, int, Draw], Tensor]  # uint8 images, sign -1 or 1, draws
 
 
-def _torchvision(name: str, *parameters: float) -> Operation:
-    """Return torchvision's functional form `name`, imported at its first use: that takes long."""
-
-    def operation(images: Tensor, sign: int, g: Draw) -> Tensor:
-        from torchvision.transforms.v2 import functional
-
-        return getattr(functional, name)(images, *parameters)
-
-    return operation
-
-
-def _rotate(images: Tensor, sign: int, g: Draw) -> Tensor:
+def _vision() -> Any:
+    """Return torchvision's functional forms, imported at their first use, which takes a second."""
     from torchvision.transforms.v2 import functional
 
-    return functional.rotate(images, 14.0 * sign)
+    return functional
 
 
-def _affine(shift: tuple[int, int] = (0, 0), shear: tuple[float, float] = (0, 0)) -> Operation:
-    """Return a shift in pixels (x, y), or a shear in degrees, in the direction of the sign."""
-
-    def operation(images: Tensor, sign: int, g: Draw) -> Tensor:
-        from torchvision.transforms.v2 import functional
-
-        moved, tilted = [sign * v for v in shift], [float(sign * v) for v in shear]
-        return functional.affine(images, 0.0, moved, 1.0, tilted, center=[0.0, 0.0])
-
-    return operation
+def _affine(
+    x: Tensor, shift: tuple[int, int] = (0, 0), shear: tuple[float, float] = (0, 0)
+) -> Tensor:
+    return _vision().affine(x, 0.0, list(shift), 1.0, list(map(float, shear)), center=[0.0, 0.0])
 
 
 def _solarize_add(images: Tensor, sign: int, g: Draw) -> Tensor:
@@ -264,22 +227,22 @@ SHEAR = math.degrees(math.atan(0.14))
 # low + (high - low) 14 / 30. Posterize keeps 1 bit; a shift is +-46.7 pixels, so an image of 32 px
 # leaves the frame and nothing of it remains.
 RANDAUGMENT: dict[str, Operation] = {
-    "autocontrast": _torchvision("autocontrast"),
-    "equalize": _torchvision("equalize"),
-    "invert": _torchvision("invert"),
-    "rotate": _rotate,
-    "posterize": _torchvision("posterize", 1),
-    "solarize": _torchvision("solarize", 119.5),
+    "autocontrast": lambda x, sign, g: _vision().autocontrast(x),
+    "equalize": lambda x, sign, g: _vision().equalize(x),
+    "invert": lambda x, sign, g: _vision().invert(x),
+    "rotate": lambda x, sign, g: _vision().rotate(x, 14.0 * sign),
+    "posterize": lambda x, sign, g: _vision().posterize(x, 1),
+    "solarize": lambda x, sign, g: _vision().solarize(x, 119.5),
     "solarize_add": _solarize_add,
-    "color": _torchvision("adjust_saturation", 0.94),
-    "contrast": _torchvision("adjust_contrast", 0.94),
-    "brightness": _torchvision("adjust_brightness", 0.94),
-    "sharpness": _torchvision("adjust_sharpness", 0.94),
-    "shear_x": _affine(shear=(SHEAR, 0)),
-    "shear_y": _affine(shear=(0, SHEAR)),
+    "color": lambda x, sign, g: _vision().adjust_saturation(x, 0.94),
+    "contrast": lambda x, sign, g: _vision().adjust_contrast(x, 0.94),
+    "brightness": lambda x, sign, g: _vision().adjust_brightness(x, 0.94),
+    "sharpness": lambda x, sign, g: _vision().adjust_sharpness(x, 0.94),
+    "shear_x": lambda x, sign, g: _affine(x, shear=(sign * SHEAR, 0)),
+    "shear_y": lambda x, sign, g: _affine(x, shear=(0, sign * SHEAR)),
     "cutout": _cutout,
-    "translate_x": _affine(shift=(47, 0)),
-    "translate_y": _affine(shift=(0, 47)),
+    "translate_x": lambda x, sign, g: _affine(x, shift=(47 * sign, 0)),
+    "translate_y": lambda x, sign, g: _affine(x, shift=(0, 47 * sign)),
 }
 
 
@@ -320,8 +283,8 @@ def simclr(images: Tensor, g: Draw) -> Tensor:
 def randaugment(images: Tensor, g: Draw) -> Tensor:
     """The official Cont-Steal code's policy: RandAugment(2, 14), crop with padding 4, flip.
 
-    At 32 px a share 1 - (14/16)^2 = 23.4 % of the views holds no image content: one of their two operations
-    shifted them out of the frame.
+    At 32 px a share 1 - (14/16)^2 = 23.4 % of the views holds no image content: one of their two
+    operations shifted them out of the frame.
     """
     _check(images)
     n = len(images)
@@ -352,15 +315,11 @@ POLICIES: dict[str, Callable[[Tensor, Draw], Tensor]] = {
 
 
 def apply(policy: str, images: Tensor, g: Draw) -> Tensor:
-    """Return one view of each image.
+    """Return one view of each uint8 image (N, 3, H, W) as float32 in [0, 1], also inside autocast.
 
     Args:
         policy: a name of POLICIES.
-        images: uint8 (N, 3, H, W).
         g: CPU generator of the draws.
-
-    Returns:
-        Float images (N, 3, H, W) in [0, 1], also inside autocast: a view must not depend on its caller.
 
     Raises:
         ValueError: for an unknown policy, or other images.

@@ -78,14 +78,16 @@ def train(
     recipe, view_of = config.recipe, _views(config, images)
     answers = ask(config, api, images, user, view_of)  # one (N, D) per round
     net, head = _surrogate(config, answers, images.device)
-    if recipe.recreate:
+    if recipe.recreate and head:
         answers = [head(a) for a in answers]
     model = nn.Sequential(net, head) if head else net
 
     def loss(rows: Tensor, epoch: int, draws: torch.Generator) -> Tensor:
         x, t = _batch(config, images, view_of, answers, rows, epoch, draws)
         s = model(x)  # (P N, D) for P patches an image
-        more = {"labels": labels[rows].repeat(len(t) // len(rows))} if recipe.labels else {}
+        more = {}
+        if recipe.labels and labels is not None:
+            more["labels"] = labels[rows].repeat(len(t) // len(rows))
         patches = s.split(len(s) // recipe.patches)  # P of (N, D)
         return torch.stack([recipe.loss(p, t, **config.options, **more) for p in patches]).mean()
 
@@ -250,8 +252,13 @@ def _shares(config: Config, n: int) -> list[slice]:
 def _request(config: Config, api: BlackBox, images: Tensor, user: str) -> Tensor:
     """Send images as one user, REQUEST at a time: a set on disk is never in memory as a whole."""
     answer = config.recipe.answer
-    known = {"embedding": api.embed, "projection": api.project}
-    send = known.get(answer) or partial(api.classify, answer=answer)
+    send: Callable[..., Tensor]
+    if answer == "embedding":
+        send = api.embed
+    elif answer == "projection":
+        send = api.project
+    else:
+        send = partial(api.classify, answer=answer)
     return torch.cat([send(part, user=user) for part in images.split(REQUEST)])
 
 
