@@ -1,4 +1,4 @@
-"""Every figure, as one row of `FIGURES`; how they are saved, read back, redrawn and checked.
+"""How figures are drawn from their tables, saved, read back, redrawn and checked.
 
 `python -m contsteal.paper.figures --profile demo` is what `make figures` calls; with `--check` nothing
 is written, and the exit code says whether every stored figure is what its table draws.
@@ -8,9 +8,8 @@ import argparse
 import io
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,74 +22,12 @@ from rich.markup import escape
 from contsteal import files
 from contsteal.lab import artifacts, profiles
 from contsteal.lab.sweeps import VARYING
-from contsteal.paper import plots, sentences
-from contsteal.paper.sentences import Summary
+from contsteal.paper import plots
+from contsteal.paper.plots import FIGURES
 
 Stamp = dict[str, str]  # profile, data, seeds, device, torch and date of a run
 
 SPENT = ("attack", "images", "seed", "views", "defence", "knob", "value")  # one run, many tasks
-MAP = "Test images (t-SNE); in brackets: nearest neighbour is of the same class"
-
-
-class Row(NamedTuple):
-    """A figure: what it shows, who draws it, and its title or what says title and numbers."""
-
-    shows: str
-    plot: Callable[[pd.DataFrame, str], Figure]
-    summary: str | Callable[[pd.DataFrame], Summary]
-
-    def summarise(self, table: pd.DataFrame) -> Summary:
-        """Return what the table says; a fixed title says nothing."""
-        return Summary(self.summary) if isinstance(self.summary, str) else self.summary(table)
-
-
-FIGURES = {
-    "00_samples": Row("The embedded data sets.",
-                      plots.sample_sheet, "Images of the embedded data sets"),
-    "01_views": Row("Two augmented views of each image, as the victim's training sees them.",
-                    plots.sample_sheet, "Training images, and two augmented views of each"),
-    "01_training": Row("The victim's training, monitored on held-out training images.",
-                       plots.training_curves, sentences.training),
-    "01_worth": Row("What the victim is worth, between random floor and supervised ceiling.",
-                    plots.worth_bars, sentences.worth),
-    "01_embedding_map": Row("Test images as the encoders see them (t-SNE).",
-                            plots.embedding_map, MAP),
-    "02_conventional": Row("Conventional attacks with equal queries.",
-                           plots.attack_dots, sentences.conventional),
-    "02_losses": Row("Stealing losses by victim and downstream task (published rows: queries are "
-                     "test images there).", plots.attack_dots, sentences.losses),
-    "02_elsewhere": Row("Queries from other data than the victim's.",
-                        plots.query_dots, sentences.queries),
-    "03_pulls": Row("Which vectors each loss moves a surrogate's vector towards, and away from.",
-                    plots.pull_maps, sentences.pulls),
-    "03_attacks": Row("All attacks with equal queries.", plots.attack_dots, sentences.attacks),
-    "03_control": Row("A control that must fail: every image with the answer to another.",
-                      plots.attack_dots, sentences.control),
-    "03_two_by_two": Row("{MSE, contrastive} x {clean, augmented}.",
-                         plots.two_by_two, sentences.two_by_two),
-    "03_ablations": Row("Cont-Steal with one knob changed at a time.",
-                        plots.ablation_dots, sentences.ablations),
-    "03_boundary": Row("When contrastive stealing beats regression.",
-                       plots.boundary_maps, sentences.boundary),
-    "03_geometry": Row("The victims' embeddings, and what Cont-Steal gains on them.",
-                       plots.geometry_dots, sentences.geometry),
-    "03_embedding_map": Row("Test images by the victim and by two surrogates (t-SNE).",
-                            plots.embedding_map, MAP),
-    "04_budget": Row("Accuracy against both query budgets.", plots.budget_curves, sentences.budget),
-    "05_adaptive": Row("What adapting to a defence gains the attacker.",
-                       plots.adaptive_dots, sentences.adaptive),
-    "05_coverage": Row("What B4B sees of its users.", plots.coverage_curves, sentences.coverage),
-    "05_defenses": Row("Defences: attacker and legitimate user.",
-                       plots.defence_tradeoff, sentences.defenses),
-    "05_matrix": Row("What each defence changes for attacks and for customers.",
-                     plots.defence_matrix, sentences.matrix),
-    "05_detectors": Row("What detectors see of their users, and which users they flag.",
-                        plots.detector_dots, sentences.detectors),
-    "05_inference": Row("Dataset inference: does an encoder know the victim's training set?",
-                        plots.inference_dots, sentences.dataset_inference),
-    "05_watermark": Row("The rotation watermark: which encoders carry it.",
-                        plots.watermark_curves, sentences.watermark),
-}  # fmt: skip
 
 
 # -------------------------------------------------------------------- draw, save and read

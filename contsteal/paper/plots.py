@@ -1,12 +1,12 @@
-"""One function per figure: a table and a title become a matplotlib figure in the house style."""
+"""One function per figure, from a table and a title to a matplotlib figure, and one row in `FIGURES`."""
 
 import base64
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from contsteal.evaluate import mean_interval
 from contsteal.lab import tables
 from contsteal.paper import sentences
-from contsteal.paper.sentences import REFERENCES, name, names
+from contsteal.paper.sentences import REFERENCES, Summary, name, names
 
 # seaborn takes a second to import: each function that needs it imports it.
 
@@ -556,3 +556,69 @@ def inference_dots(table: pd.DataFrame, title: str) -> Figure:
     axes[0][1].set(xlabel="p-value (log scale)", xscale="log", xlim=(None, 1.6))
     legend(fig)
     return fig
+
+
+# ------------------------------------------------------------------------------ the registry
+
+MAP = "Test images (t-SNE); in brackets: nearest neighbour is of the same class"
+
+
+class Row(NamedTuple):
+    """A figure: what it shows, who draws it, and its title or what says title and numbers."""
+
+    shows: str
+    plot: Callable[[pd.DataFrame, str], Figure]
+    summary: str | Callable[[pd.DataFrame], Summary]
+
+    def summarise(self, table: pd.DataFrame) -> Summary:
+        """Return what the table says; a fixed title says nothing."""
+        return Summary(self.summary) if isinstance(self.summary, str) else self.summary(table)
+
+
+FIGURES = {
+    "00_samples": Row("The embedded data sets.",
+                      sample_sheet, "Images of the embedded data sets"),
+    "01_views": Row("Two augmented views of each image, as the victim's training sees them.",
+                    sample_sheet, "Training images, and two augmented views of each"),
+    "01_training": Row("The victim's training, monitored on held-out training images.",
+                       training_curves, sentences.training),
+    "01_worth": Row("What the victim is worth, between random floor and supervised ceiling.",
+                    worth_bars, sentences.worth),
+    "01_embedding_map": Row("Test images as the encoders see them (t-SNE).",
+                            embedding_map, MAP),
+    "02_conventional": Row("Conventional attacks with equal queries.",
+                           attack_dots, sentences.conventional),
+    "02_losses": Row("Stealing losses by victim and downstream task (published rows: queries are "
+                     "test images there).", attack_dots, sentences.losses),
+    "02_elsewhere": Row("Queries from other data than the victim's.",
+                        query_dots, sentences.queries),
+    "03_pulls": Row("Which vectors each loss moves a surrogate's vector towards, and away from.",
+                    pull_maps, sentences.pulls),
+    "03_attacks": Row("All attacks with equal queries.", attack_dots, sentences.attacks),
+    "03_control": Row("A control that must fail: every image with the answer to another.",
+                      attack_dots, sentences.control),
+    "03_two_by_two": Row("{MSE, contrastive} x {clean, augmented}.",
+                         two_by_two, sentences.two_by_two),
+    "03_ablations": Row("Cont-Steal with one knob changed at a time.",
+                        ablation_dots, sentences.ablations),
+    "03_boundary": Row("When contrastive stealing beats regression.",
+                       boundary_maps, sentences.boundary),
+    "03_geometry": Row("The victims' embeddings, and what Cont-Steal gains on them.",
+                       geometry_dots, sentences.geometry),
+    "03_embedding_map": Row("Test images by the victim and by two surrogates (t-SNE).",
+                            embedding_map, MAP),
+    "04_budget": Row("Accuracy against both query budgets.", budget_curves, sentences.budget),
+    "05_adaptive": Row("What adapting to a defence gains the attacker.",
+                       adaptive_dots, sentences.adaptive),
+    "05_coverage": Row("What B4B sees of its users.", coverage_curves, sentences.coverage),
+    "05_defenses": Row("Defences: attacker and legitimate user.",
+                       defence_tradeoff, sentences.defenses),
+    "05_matrix": Row("What each defence changes for attacks and for customers.",
+                     defence_matrix, sentences.matrix),
+    "05_detectors": Row("What detectors see of their users, and which users they flag.",
+                        detector_dots, sentences.detectors),
+    "05_inference": Row("Dataset inference: does an encoder know the victim's training set?",
+                        inference_dots, sentences.dataset_inference),
+    "05_watermark": Row("The rotation watermark: which encoders carry it.",
+                        watermark_curves, sentences.watermark),
+}  # fmt: skip
