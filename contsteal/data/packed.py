@@ -173,12 +173,8 @@ def pack(
 ) -> dict[str, dict[str, Any]]:
     """Decode the folder `src` into `dst`, or its splits into `dst/<split>`; return their manifests.
 
-    A split appears when all of it is written; one that is there already is not done again.
-
-    Args:
-        size: pixels of a side.
-        workers: threads, -1 for one a core.
-        keep: the class folders to restrict it to.
+    A split appears when all of it is written; one that is there already is not done again. `size` is in
+    pixels, `workers` are threads, -1 for one a core; `keep` has the class folders to restrict it to.
 
     Raises:
         FolderError, PackError: for a `src` that cannot be packed, a `dst` of other files or size.
