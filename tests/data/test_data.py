@@ -172,6 +172,11 @@ def test_what_exceeds_the_memory_is_resized_as_it_is_read(cifar10: None, monkeyp
     assert len({again.key, again[:3].key, larger.key}) == 3
 
 
+def test_large_sets_are_resized_in_parts_like_whole_ones() -> None:
+    images = torch.randint(256, (5000, 3, 8, 8), dtype=torch.uint8)
+    assert torch.equal(packed.resize(images, 12)[4090:4100], packed.resize(images[4090:4100], 12))
+
+
 # ------------------------------------------------------------------- what a profile needs
 
 
