@@ -194,10 +194,8 @@ def decode_all(
 ) -> tuple[dict[int, str], str]:
     """Decode N files of a folder into `out`, uint8 (N, 3, S, S); unreadable ones become black.
 
-    In threads, -1 for one a core: Pillow and sha256 release the interpreter's lock.
-
-    Returns:
-        The rows that were skipped and why, which is a warning, too; a sha256 of all pixels.
+    Returns the rows that were skipped and why, which is a warning, too, and a sha256 of all pixels.
+    Threads, -1 for one a core, do: Pillow and sha256 release the interpreter's lock.
     """
     from joblib import Parallel, delayed
     from tqdm.auto import tqdm

@@ -173,12 +173,8 @@ def pack(
 ) -> dict[str, dict[str, Any]]:
     """Decode the folder `src` into `dst`, or its splits into `dst/<split>`; return their manifests.
 
-    A split appears when all of it is written; one that is there already is not done again.
-
-    Args:
-        size: pixels of a side.
-        workers: threads, -1 for one a core.
-        keep: the class folders to restrict it to.
+    A split appears when all of it is written; one that is there already is not done again. `size` is in
+    pixels, `workers` are threads, -1 for one a core; `keep` has the class folders to restrict it to.
 
     Raises:
         FolderError, PackError: for a `src` that cannot be packed, a `dst` of other files or size.
@@ -209,8 +205,8 @@ def _pack(folder: Path, home: Path, listing: Listing, size: int, workers: int) -
     _remove_leftovers(home)
     with files.atomic(home) as partial:
         partial.mkdir()
-        manifest = {"source": source, "size": size}
-        manifest |= _write(folder, partial / IMAGES, listing, size, workers)
+        manifest = _write(folder, partial / IMAGES, listing, size, workers)
+        manifest |= {"source": source, "rows": len(sizes), "size": size}
         files.write_json(partial / MANIFEST, _sealed(manifest))
     return _manifest(home)
 
@@ -234,12 +230,9 @@ def _write(folder: Path, file: Path, listing: Listing, size: int, workers: int) 
     skipped, pixels = folders.decode_all(folder, names, images, workers)
     images.flush()
     counts = [] if labels is None else labels.bincount().tolist()
-    return {
-        "rows": len(names),
-        "classes": dict(zip(classes, counts, strict=True)),
-        "pixels": pixels,
-        "skipped": [[row, names[row].as_posix(), reason] for row, reason in skipped.items()],
-    }
+    unreadable = [[row, names[row].as_posix(), reason] for row, reason in skipped.items()]
+    by_class = dict(zip(classes, counts, strict=True))
+    return {"classes": by_class, "pixels": pixels, "skipped": unreadable}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

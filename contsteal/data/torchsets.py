@@ -79,10 +79,8 @@ Read = tuple[Tensor, Tensor | None, tuple[str, ...]]
 
 
 def data_dir() -> Path:
-    """Return the folder of all data sets, laid out as torchvision does: $DATA_DIR or `data/`.
-
-    `data/` is that of the repository, or of the current folder for a package that is installed.
-    """
+    """Return the folder of all data sets, laid out as torchvision does: $DATA_DIR or `data/`."""
+    # An installed package has no repository: `data/` is that of the current folder.
     home = REPOSITORY if (REPOSITORY / "pyproject.toml").exists() else Path.cwd()
     return Path(os.environ.get("DATA_DIR") or home / "data").expanduser().resolve()
 
@@ -118,13 +116,11 @@ def _size(archives: Collection[Archive]) -> str:
 
 
 def fetch(needs: Mapping[str, Collection[str]]) -> None:
-    """Fetch, check and unpack what is missing of data sets, by torchvision's own download.
+    """Fetch, check and unpack what is missing of the splits of each data set, by torchvision.
 
-    Args:
-        needs: the splits of each data set; ImageNets, folders and packs are left out.
+    ImageNets, folders and packs are left out.
 
     Raises:
-        ValueError: for an unknown name or split.
         StorageError: for no permission or too little space; nothing was fetched.
         RuntimeError: with the problem and the remedy of all that failed, after the others were fetched.
     """
@@ -191,11 +187,9 @@ def _open(name: str, split: str, **options: object) -> Any:
 def read(name: str, split: str, image_size: int = 32) -> Read:
     """Read one split of a data set; it takes twice the split's size in memory.
 
-    GTSRB's images, of many sizes, are squeezed to `image_size`; others keep their own size.
-
     Returns:
-        Images, uint8 (N, 3, H, W), gray ones repeated three times; labels, int64 (N,), None for
-        STL10's `unlabeled`; the names of the classes.
+        Images, uint8 (N, 3, H, W), GTSRB's squeezed to `image_size`, gray ones repeated three times;
+        labels, int64 (N,), None for STL10's `unlabeled`; the names of the classes.
 
     Raises:
         MissingData, CorruptData: for files that are not there, or not the published ones.

@@ -296,21 +296,6 @@ def decoded(root: Path, *names: str) -> Tensor:
     return torch.from_numpy(np.stack([folders.decode(root / name, 8) for name in names]))
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_decoding_fills_every_row_in_order_with_any_number_of_workers(
-    tmp_path, workers: int
-) -> None:
-    names = [f"{k:03}.png" for k in range(100)]
-    files = folders.listing(tree(tmp_path, *names)).files
-    out = np.full((100, 3, 8, 8), 7, np.uint8)
-    skipped, pixels = folders.decode_all(tmp_path, files, out, workers)
-    assert np.array_equal(out, decoded(tmp_path, *names).numpy())
-    assert skipped == {}
-    other = folders.decode_all(tmp_path, files, out, 4 - workers)[1]
-    save(tmp_path / names[50], picture(seed=-1 % 2**32))
-    assert other == pixels != folders.decode_all(tmp_path, files, out, workers)[1]
-
-
 def test_a_failing_disk_stops_the_other_workers(tmp_path: Path, monkeypatch) -> None:
     calls: list[Path] = []
 

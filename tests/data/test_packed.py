@@ -298,18 +298,13 @@ def test_views_of_views_read_the_same(images, tensor, one: slice, index, two: sl
     assert torch.equal(view[torch.arange(len(want))], want)
 
 
-@given(st.integers(0, 117), st.integers(1, 130))
-def test_split_reads_batches_in_order(images, tensor, n: int, batch: int) -> None:
-    got, want = list(images[:n].split(batch)), tensor[:n].split(batch) if n else ()
-    assert [len(part) for part in got] == [len(part) for part in want]
-    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
-
-
 def test_single_images_and_masks_are_read_and_what_does_not_fit_is_refused(images, tensor) -> None:
     mask = torch.arange(117) % 5 == 0
     for index in (-2, torch.tensor(7), mask):
         assert torch.equal(images[index], tensor[index])
     assert torch.equal(torch.stack(list(images[:9])), tensor[:9])
+    for got, want in zip(images.split(50), tensor.split(50), strict=True):
+        assert torch.equal(got, want)
     for index in (117, torch.tensor([0, 117]), -118, (0, 1), torch.tensor([0.5])):
         with pytest.raises(IndexError):
             images[index]
@@ -317,14 +312,11 @@ def test_single_images_and_masks_are_read_and_what_does_not_fit_is_refused(image
         images[torch.zeros(2, 2, dtype=torch.int64)]
 
 
-def test_to_says_where_what_is_read_goes(images: packed.Packed) -> None:
+def test_a_view_is_small_to_send_and_reads_the_same(images: packed.Packed, tensor: Tensor) -> None:
     moved = images.to("meta")
     assert moved[:5].rows(torch.tensor([1, 2])).device.type == "meta"
     assert moved[torch.tensor([1, 2])].device.type == "meta"
     assert images.device.type == "cpu"
-
-
-def test_a_view_is_small_to_send_and_reads_the_same(images: packed.Packed, tensor: Tensor) -> None:
     sent = pickle.dumps(images[3:9])
     assert len(sent) < 3 * 32**2
     assert torch.equal(pickle.loads(sent)[torch.arange(6)], tensor[3:9])
