@@ -8,12 +8,12 @@ VENV := .venv
 PYTHON ?= $(VENV)/bin/python
 READY := $(if $(filter $(VENV)/%,$(PYTHON)),$(VENV)/ready)
 ARGS := $(if $(NB),--only $(NB)) $(if $(FORCE),--force)
+RUN := $(PYTHON) -m contsteal.paper.notebooks
 
 .PHONY: help setup paper plan figures html check data test bench lint format lab lock clean
-.NOTPARALLEL:
 
 help: ## list the commands
-	@echo "make <command> [PROFILE=smoke|demo|synthetic|paper] [MODE=exact] [NB=03] [FORCE=1] [PYTHON=python3]"
+	@echo "make <command> [PROFILE=smoke|demo|study|synthetic|paper|imagenet] [MODE=exact] [NB=03] [FORCE=1] [PYTHON=python3]"
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 12
 
 setup: $(READY) ## build .venv from requirements.lock (any other command does it too)
@@ -29,11 +29,26 @@ $(VENV)/ready: requirements.lock pyproject.toml
 	  $$uv pip install --quiet --python $(VENV)/bin/python --no-deps --editable .
 	@touch $@
 
-paper: $(READY) ## run every notebook of the profile, redraw every figure
-	@$(PYTHON) -m contsteal.paper.paper run --profile $(PROFILE) $(ARGS)
+paper: $(READY) ## run the notebooks of the profile that are out of date, redraw every figure
+	@since=$$(date +%s); todo=$$($(RUN) prepare --profile $(PROFILE) $(ARGS)) || exit 1; \
+	  test -z "$$todo" || { $(MAKE) --no-print-directory --silent $$todo && \
+	  $(RUN) finish --profile $(PROFILE) --since $$since; }
 
-plan: $(READY) ## say what `make paper` would run, why, and how long it takes
-	@$(PYTHON) -m contsteal.paper.paper plan --profile $(PROFILE) $(ARGS)
+# `prepare` says which notebooks were chosen, and has made newer the files in .keys of those that must
+# run. The victim's comes first; the last one draws the tables of all others, which run side by side.
+ifdef FOLDER
+CHOSEN := $(MAKECMDGOALS)
+FIRST := $(filter $(FOLDER)/01%,$(CHOSEN))
+LAST := $(filter %/$(notdir $(lastword $(sort $(wildcard notebooks/[0-9]*.ipynb)))),$(CHOSEN))
+$(filter-out $(FIRST),$(CHOSEN)): | $(FIRST)
+$(LAST): | $(filter-out $(LAST),$(CHOSEN))
+
+$(FOLDER)/%.ipynb: $(FOLDER)/.keys/%
+	@$(RUN) execute $@
+endif
+
+plan: $(READY) ## say what `make paper` would run, why, and how long it took before
+	@$(RUN) plan --profile $(PROFILE) $(ARGS)
 
 figures: $(READY) ## redraw all stored figures from their tables, and one page of all (no training)
 	@$(PYTHON) -m contsteal.paper.redraw --profile $(PROFILE)
@@ -42,7 +57,7 @@ html: $(READY) ## write figures, numbers and executed notebooks as pages into ru
 	@$(PYTHON) -m contsteal.paper.site --profile $(PROFILE)
 
 data: $(READY) ## fetch what a profile needs and is missing: make data PROFILE=paper
-	@$(PYTHON) -m contsteal.paper.paper data --profile $(PROFILE)
+	@$(RUN) data --profile $(PROFILE)
 
 check: $(READY) ## test the papers' claims on stored results: make check PROFILE=demo
 	@$(PYTHON) -m contsteal.paper.check --profile $(PROFILE)
@@ -63,7 +78,6 @@ lint: $(READY) ## check style, and that notebooks are stripped
 format: $(READY) ## format code, link and strip notebooks
 	@$(PYTHON) -m ruff check --fix .
 	@$(PYTHON) -m ruff format .
-	@$(PYTHON) -m contsteal.paper.navigation
 	@$(PYTHON) -m nbstripout notebooks/*.ipynb
 
 # On a machine without a screen: make lab LAB=--no-browser

@@ -18,7 +18,13 @@ from rich.markup import escape
 from contsteal import files
 from contsteal.lab import artifacts, profiles
 from contsteal.paper import report, style
-from contsteal.paper.command import console, finish
+from rich.console import Console
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def finish(work, *errors):
+    return work()
 
 SHEET = "contact_sheet"
 COLUMNS, WIDTH, GAP = 3, 640, 24  # of the sheet, in pixels

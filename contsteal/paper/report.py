@@ -12,7 +12,7 @@ from contsteal.lab import artifacts, profiles, tables
 from contsteal.lab.sweeps import VARYING
 from contsteal.paper import (
     contrasts,
-    durations,
+    notebooks,
     figures,
     proofs,
     stakes,
@@ -95,7 +95,7 @@ def write(profile: str) -> Path:
         f"# Results of the `{profile}` profile",
         "Generated from the tables in this folder. Percentages; in brackets the 95 % t-interval over "
         "seeds (queries, surrogate weights and batches are drawn anew per seed; the victim is one).",
-        durations.table(folder),
+        notebooks.timings_table(folder),
     ]
     for stem, (what, tell) in summary.SECTIONS.items():
         try:
@@ -197,7 +197,7 @@ def readme(profile: str = "demo") -> str:
         f"{stamp['date']}; {count} query images per attack, seeds {stamp['seeds']}. "
         "In brackets 95 % t-intervals over seeds, in percentage points.",
         worth, *judged(profile, encoders), *(f"- {t}" for t in told if t),
-        numbers.reset_index().to_markdown(index=False), durations.table(folder),
+        numbers.reset_index().to_markdown(index=False), notebooks.timings_table(folder),
         *markdown(profile, short=True), "The profiles:", profile_table(), "The attacks:", attack_table(),
     ])  # fmt: skip
 
