@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from contsteal import attacks, methods, pretrain
+from contsteal import attacks, methods
 from contsteal.lab import artifacts
 
 PROFILES = artifacts.ROOT / "notebooks" / "profiles"
@@ -33,14 +33,14 @@ class Strict(BaseModel):
         return given
 
 
-def _model(config: type) -> type[Strict]:
-    """Return a model of some fields of a dataclass."""
+def _model(name: str, types: dict[str, Any]) -> type[Strict]:
+    return create_model(name, __base__=Strict, **types)
+
+
+def _fields(config: type) -> dict[str, Any]:
+    """Return the fields of a dataclass, each with its type and default."""
     hints = get_type_hints(config)
-    return create_model(
-        config.__name__,
-        __base__=Strict,
-        **{f.name: (hints[f.name], f.default) for f in fields(config)},
-    )
+    return {field.name: (hints[field.name], field.default) for field in fields(config)}
 
 
 class Watermark(Strict):
@@ -52,7 +52,7 @@ class Watermark(Strict):
 
     kind: Literal["rotation", "sslguard"] = "rotation"
     start: Literal["victim", "scratch"] = "victim"
-    epochs: int = Field(0, ge=1)
+    epochs: int = Field(default=0, ge=1)
     images: int = 0
     batch: int = 0
     lr: float = 0.0
@@ -81,10 +81,18 @@ class Expectation(Strict):
 
 
 EXPECTATION = Expectation(encoder="", task="", metric="accuracy").model_dump()
-Victim, Surrogate = _model(methods.Config), _model(attacks.Config)
-Methods = create_model(
-    "Methods", __base__=Strict, **dict.fromkeys(methods.METHODS, (Victim, Victim()))
-)
+
+
+class Victim(_model("Victim", _fields(methods.Config))):  # type: ignore[misc]
+    """How an encoder is trained."""
+
+
+class Surrogate(_model("Surrogate", _fields(attacks.Config))):  # type: ignore[misc]
+    """How an encoder is stolen."""
+
+
+class Methods(_model("Methods", dict.fromkeys(methods.METHODS, (Victim, None)))):  # type: ignore[misc]
+    """How victims by other methods are trained where that differs."""
 
 
 class Common(Strict):
@@ -112,7 +120,7 @@ class Common(Strict):
 class Changes(Common):
     """What an experiment may change of a profile: its settings, and the victim's method."""
 
-    method: Literal[*methods.METHODS] | None = None
+    method: Literal[*methods.METHODS] | None = None  # type: ignore[valid-type]
 
 
 class Profile(Strict):
@@ -149,18 +157,18 @@ def _sentence(error: ErrorDetails, place: str) -> str:
 def check(given: dict[str, Any], known: dict[str, Any], place: str) -> None:
     """Raise ValueError for a name that is not known or a value of another type than its default's."""
     types = {name: (_type(default), default) for name, default in known.items()}
-    _validate(create_model("Parameters", __base__=Strict, **types), given, place)
+    _validate(_model("Parameters", types), given, place)
 
 
 def _type(default: Any) -> Any:
     """Return the type of values that may stand for a default."""
     if not isinstance(default, list):
         return Any if default is None else type(default)
-    if len({type(d) for d in default}) > 1:  # a record: [name, split, count]
-        return Annotated[tuple[*map(_type, default)], Field(strict=False)]
-    return Annotated[
-        list[_type(default[0]) if default else Any], Field(min_length=len(default[:1]))
-    ]
+    kinds = [_type(value) for value in default]
+    if len({*map(type, default)}) > 1:  # a record: [name, split, count]
+        return Annotated[tuple.__class_getitem__(tuple(kinds)), Field(strict=False)]
+    values = list.__class_getitem__(kinds[0] if kinds else Any)
+    return Annotated[values, Field(min_length=len(kinds[:1]))]
 
 
 def names() -> list[str]:

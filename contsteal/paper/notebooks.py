@@ -177,19 +177,26 @@ def _tables(figures: Path) -> list[tuple[str, str]]:
 
 def _reason(executed: Path, key: dict[str, str], figures: Path) -> str:
     """Return in one word why a notebook must run, "" where its last run still stands."""
-    partial, record = _partial(executed), executed.with_suffix(".json")
+    partial, record = _partial(executed), _record(executed)
     if partial.exists() and (not executed.exists() or _changed(partial) > _changed(executed)):
         return "failed"
-    if not executed.exists() or not record.exists():
+    if not executed.exists():
         return "never"
-    ended = files.read_json(record)
-    if not isinstance(ended, dict) or not {"key", "outputs"} <= ended.keys():
-        return "outputs"  # nobody knows what they were
+    if not record:
+        return "outputs"  # what they were is not known
     for part, value in key.items():
-        if ended["key"].get(part) != value:
+        if record["key"].get(part) != value:
             return part
-    kept = (_digest(figures / name) == digest for name, digest in ended["outputs"].items())
+    kept = (_digest(figures / name) == digest for name, digest in record["outputs"].items())
     return "" if all(kept) else "outputs"
+
+
+def _record(executed: Path) -> dict[str, Any]:
+    """Return what `execute` noted beside an executed copy, {} where that is missing or damaged."""
+    record = files.read_json(executed.with_suffix(".json"))
+    if isinstance(record, dict) and {"key", "outputs", "artifacts"} <= record.keys():
+        return record
+    return {}
 
 
 def _partial(executed: Path) -> Path:
@@ -348,8 +355,8 @@ def execute(executed: Path) -> None:
     """Execute the notebook of this copy as it was prepared; the copy appears only on success."""
     stem, mark = executed.stem, executed.parent / ".keys" / executed.stem
     with _locked(mark.with_suffix(".lock"), stem):
-        order, record = files.read_json(mark), executed.with_suffix(".json")
-        if _changed(executed) >= _changed(mark) and files.read_json(record)["key"] == order["key"]:
+        order = json.loads(mark.read_text())
+        if _changed(executed) >= _changed(mark) and _record(executed).get("key") == order["key"]:
             return  # by another run, meanwhile
         print(f"{stem}: {order['reason']}", flush=True)
         figures, start = Path(order["figures"]), time.time()
@@ -360,7 +367,7 @@ def execute(executed: Path) -> None:
         _run_cells(stem, _partial(executed), order["parameters"])
         _partial(executed).replace(executed)
         made = [p for p in figures.glob("*") if _changed(p) != before.get(p) and _belongs(p, stem)]
-        files.write_json(record, {
+        files.write_json(executed.with_suffix(".json"), {
             "key": order["key"], "outputs": {p.name: _digest(p) for p in sorted(made)},
             "seconds": round(time.time() - start, 1), "started": start, "device": order["device"],
             "date": date.today().isoformat(), "artifacts": _artifacts_since(executed, start),
@@ -408,9 +415,8 @@ def _run_cells(stem: str, partial: Path, values: dict[str, Any]) -> None:
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
 
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with warnings.catch_warnings():
+        with _ended_children(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # papermill's own, about its metadata
             papermill.execute_notebook(
                 NOTEBOOKS / f"{stem}.ipynb", partial, values, kernel_name="python3", cwd=ROOT,
@@ -428,25 +434,32 @@ def _run_cells(stem: str, partial: Path, values: dict[str, Any]) -> None:
             f"{stem}, code cell {error.exec_count - 1}:\n\n{error.source}\n\n{error.ename}: "
             f"{error.evalue}\n\nthe executed copy is kept at {partial}"
         ) from error
-    finally:
-        _end_children()
 
 
 def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _end_children() -> None:
-    """End the kernel and its workers, which neither Ctrl-C nor the end of this process reaches."""
+@contextmanager
+def _ended_children() -> Iterator[None]:
+    """End the kernel and its workers at the end, which Ctrl-C does not reach."""
     import psutil
 
-    children = psutil.Process().children(recursive=True)
-    for child in children:
-        with suppress(psutil.NoSuchProcess):
-            child.terminate()
-    for child in psutil.wait_procs(children, timeout=5)[1]:
-        with suppress(psutil.NoSuchProcess):
-            child.kill()
+    this = psutil.Process()
+    before = {*this.children()}
+    try:
+        yield
+    finally:
+        children = {*this.children()} - before
+        for child in [*children]:
+            with suppress(psutil.NoSuchProcess):
+                children |= {*child.children(recursive=True)}
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                child.terminate()
+        for child in psutil.wait_procs(children, timeout=5)[1]:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
 
 
 # -------------------------------------------------------------------------------- durations
@@ -459,8 +472,7 @@ def finish(profile: str, since: float) -> None:
 
     folder, figures = artifacts.runs_dir() / profile, artifacts.figures_dir() / profile
     with _locked(folder / ".keys" / "finish.lock", "summary"):
-        records = {stem: files.read_json(folder / f"{stem}.json") for stem in stems()}
-        records = {stem: r for stem, r in records.items() if isinstance(r, dict) and "artifacts" in r}
+        records = {s: r for s in stems() if (r := _record(folder / f"{s}.ipynb"))}
         if len(records) == len(stems()) and all(r["started"] >= since for r in records.values()):
             records[WHOLE] = {
                 "seconds": round(time.time() - since, 1), "device": artifacts.processor(),
@@ -506,7 +518,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="contsteal.paper.notebooks", description=__doc__)
     parser.add_argument("command", choices=("prepare", "plan", "data", "execute", "finish"))
     parser.add_argument("executed", nargs="?", type=Path, help="of `execute`: the copy to make")
-    parser.add_argument("--profile", default="auto", help="a profile; auto: what the machine allows")
+    parser.add_argument(
+        "--profile", default="auto", help="a profile; auto: what the machine allows"
+    )
     parser.add_argument("--only", nargs="*", default=[], help="notebooks by name or number")
     parser.add_argument("--force", action="store_true", help="run also what is up to date")
     parser.add_argument("--since", type=float, default=0.0, help="of `finish`: when make began")
@@ -522,6 +536,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _command(given: argparse.Namespace) -> None:
     if given.command == "execute":
+        signal.signal(signal.SIGTERM, _interrupt)
         execute(given.executed.resolve())
         return
     from contsteal.lab import artifacts
