@@ -60,7 +60,7 @@ data: $(READY) ## fetch what a profile needs and is missing: make data PROFILE=p
 	@$(RUN) data --profile $(PROFILE)
 
 check: $(READY) ## test the papers' claims on stored results: make check PROFILE=demo
-	@$(PYTHON) -m contsteal.paper.check --profile $(PROFILE)
+	@$(PYTHON) -m contsteal.paper.claims --profile $(PROFILE)
 
 test: lint ## lint, then run all tests (CPU, no network)
 	@$(PYTHON) -m pytest -q -n 2

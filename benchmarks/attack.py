@@ -21,7 +21,7 @@ from benchmarks import literal, record
 from benchmarks.record import US, Row
 from contsteal import data, encoders, evaluate, steal
 from contsteal.lab import artifacts
-from contsteal.victim import Answers, BlackBox
+from contsteal.victim import AnswerCache, BlackBox
 
 OFFICIAL = (256, 100, 384)  # query images, epochs of each phase, labelled images
 EPOCHS = 10  # of the attack, and of the literal form's probe
@@ -83,7 +83,7 @@ def second(given: Work, batch: int, answers: int = VIEWS) -> int:
 
     Both share the answers of one victim; the second differs in its loss and asks for the same views.
     """
-    shared = Answers(given.victim)
+    shared = AnswerCache(given.victim)
     for attack in ("cont-steal-code", "embedding"):
         before = shared.forwards
         own = config(given, batch, answers, attack)

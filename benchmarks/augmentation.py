@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import joblib
 import torch
 import torchvision.transforms.v2 as v2
 from torch import Tensor
@@ -56,7 +57,7 @@ def kornia_policy(size: int) -> Callable[[Tensor], Tensor]:
 
 def one_by_one(policy: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """Apply a policy to one image after another, on all cores: threads, a share of the images each."""
-    parts = images.chunk(artifacts.cores())
+    parts = images.chunk(joblib.cpu_count())
 
     def some(part: Tensor) -> Tensor:
         return torch.stack([policy(image) for image in part])

@@ -2,8 +2,8 @@
 
 Fast is what the package does: bf16 where the hardware computes in it, answers asked once, views of a
 whole batch at once. Slow is float32, asking the victim's network again in every epoch, and torchvision
-on one image at a time in float. Forms of a step, compiled or as a CUDA graph, are compared with the
-eager one where they exist. A row is the mean difference in points of accuracy, fast minus slow, and its
+on one image at a time in float. A compiled step is compared with the eager one where a compiler exists.
+A row is the mean difference in points of accuracy, fast minus slow, and its
 95 % t-interval over seeds; three seeds bound it loosely. Cached answers must give equal weights.
 """
 
@@ -26,11 +26,10 @@ from contsteal import (
     evaluate,
     loop,
     pretrain,
-    speed,
     steal,
 )
 from contsteal.lab import artifacts
-from contsteal.victim import Answers, BlackBox
+from contsteal.victim import AnswerCache, BlackBox
 
 SEEDS, QUERIES, EPOCHS, PROBE = 3, 512, 10, 1500
 SIMCLR = v2.Compose([
@@ -39,7 +38,7 @@ SIMCLR = v2.Compose([
 ])  # fmt: skip
 
 
-class Forgetful(Answers):
+class Forgetful(AnswerCache):
     """A victim that runs its network for every answer, also where it gave the same one before."""
 
     def __call__(self, images: Tensor, names: object) -> Tensor:
@@ -58,13 +57,6 @@ def one_by_one(images: Tensor, g: torch.Generator) -> Tensor:
 def image_by_image() -> AbstractContextManager:
     """Augment one image at a time."""
     return patch.dict(augment.POLICIES, simclr=one_by_one)
-
-
-def forms() -> list[str]:
-    """Return the forms of a step that can be compared with the eager one here."""
-    if artifacts.device().type == "cuda":
-        return ["graph"] + ["compile"] * speed.compiler()
-    return ["compile"] * any(map(shutil.which, ("c++", "g++", "clang++")))
 
 
 @dataclass(frozen=True)
@@ -133,16 +125,13 @@ def measure(tiny: bool) -> list[Row]:
     ]  # fmt: skip
     slow = {"views of a batch against one by one": image_by_image}
     if loop.precision(artifacts.device()) == "bf16":
-        slow["bf16 against float32"] = partial(speed.forced, precision="fp32")
+        slow["bf16 against float32"] = partial(loop.forced, precision="fp32")
     for work, way in slow.items():
         rows.append(difference(work, fast, [given.run(seed, way)[0] for seed in seeds]))
-    return rows if tiny else rows + formed(given, seeds)
-
-
-def formed(given: Setting, seeds: range) -> list[Row]:
-    """Return the paired differences of every other form of a step against the eager one."""
-    found = {
-        form: [given.run(seed, partial(speed.forced, form))[0] for seed in seeds]
-        for form in ("eager", *forms())
-    }
-    return [difference(f"{form} against eager", found[form], found["eager"]) for form in forms()]
+    if tiny or not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        return rows
+    eager, compiled = (
+        [given.run(seed, partial(loop.forced, backend=backend))[0] for seed in seeds]
+        for backend in ("none", "inductor")
+    )
+    return [*rows, difference("compile against eager", compiled, eager)]

@@ -1,25 +1,42 @@
 """How near a GPU comes to its own limit: the product's rate, forms of a step, and small batches."""
 
+import time
 from collections.abc import Iterator
 
 import torch
 
 from benchmarks import record, training
 from benchmarks.record import US, Row
-from contsteal import data, encoders, speed
-from contsteal.lab import artifacts, estimate
+from contsteal import data, encoders, loop
+from contsteal.lab import artifacts
 
 ENCODER, BATCH, WORKERS = "resnet18", 512, 16
 BATCHES = (16, 32, 64, 128, 256, 512, 1024)  # where a step stops to be bound by its launches
-FORMS = (("eager", "bf16"), ("eager", "fp32"), ("compile", "bf16"), ("graph", "bf16"))
+BACKENDS = {"eager": "none", "compile": "inductor"}  # the forms of a step
+FORMS = (("eager", "bf16"), ("eager", "fp32"), ("compile", "bf16"))
 PASSES = 3 * 2  # forward and backward, two operations a multiply-add
 TURNS = 3
 
 
 def rate(encoder: str, batch: int, form: str, precision: str, mode: str = "fast") -> float:
     """Return views per second of a SimCLR step, its augmentation included, in one form."""
-    with speed.forced(form, mode=mode, precision=precision):
+    with loop.forced(mode=mode, precision=precision, backend=BACKENDS[form]):
         return 2 * training.own("simclr", batch, encoder=encoder, width=1.0).rate()
+
+
+def matmul_rate(seconds: float = 0.3) -> float:
+    """Return the FLOP/s of one large square matrix product in the precision that training uses."""
+    device = artifacts.device()
+    n = 8192 if device.type == "cuda" else 1024
+    kind = torch.bfloat16 if loop.precision(device) == "bf16" else torch.float32
+    x = torch.randn(n, n, device=device).to(kind)
+    start, done = time.perf_counter(), 0
+    while not done or time.perf_counter() - start < seconds:
+        (x @ x)[0, 0].item()  # waits for a GPU
+        if not done:
+            start = time.perf_counter()  # the first product sets things up
+        done += 1
+    return 2 * n**3 * (done - 1 or 1) / (time.perf_counter() - start)
 
 
 def rates(name: str, *given: object) -> Row:
@@ -36,16 +53,16 @@ def forms(encoder: str, batch: int) -> Iterator[Row]:
     best = max(found, key=lambda r: r.value)
     yield record.row("gpu", "simclr step, best", US, "views", [best.low, best.value, best.high])
     cost = PASSES * 1e9 * encoders.describe(encoders.build(encoder, 32))["gmac"]
-    peak = estimate.matmul_rate()
+    peak = matmul_rate()
     yield record.row("gpu", "bf16 matmul", US, "FLOP", [peak])
     yield record.row("gpu", "share of the matmul rate", US, "share", [best.value * cost / peak])
     yield rates("simclr step, exact mode", encoder, batch, "eager", "bf16", "exact")
 
 
 def small(encoder: str, batches: tuple[int, ...]) -> Iterator[Row]:
-    """Yield the rate at growing batches, eager and as a graph: they meet where launches cost nothing."""
+    """Yield the rate at growing batches, eager and compiled: they meet where launches cost nothing."""
     for batch in batches:
-        for form in ("eager", "graph"):
+        for form in BACKENDS:
             yield rates(f"batch {batch}, {form}", encoder, batch, form, "bf16")
 
 

@@ -25,7 +25,7 @@ from benchmarks.record import US, Row
 from contsteal import data, encoders, losses, steal
 from contsteal.lab import artifacts
 from contsteal.paper import style
-from contsteal.victim import Answers, BlackBox
+from contsteal.victim import AnswerCache, BlackBox
 
 REQUEST = 8192  # images in a request, as an attack sends them
 TURNS = 3
@@ -60,7 +60,7 @@ def _attacks(changes: Sequence[dict[str, object]]) -> int:
     """Run attacks that share one victim and its answers; return the victim's forward passes."""
     device = artifacts.device()
     images = data.load("shapes", n=IMAGES).images.to(device)
-    shared = Answers(encoders.build("test_resnet", seed=0).to(device))
+    shared = AnswerCache(encoders.build("test_resnet", seed=0).to(device))
     common = {"encoder": "test_resnet", "epochs": 1, "batch": BATCH}
     for change in changes:
         steal.train(steal.Config(**common | change), BlackBox(shared), images)

@@ -1,7 +1,7 @@
 """How near packing comes to the limit of decoding alone, on all cores, and in how much memory.
 
 Run it with nothing else on the machine: `python benchmarks/pack.py`. The limit is the same decoder in
-the same pool of threads with the results dropped; what packing adds is hashing, writing, the journal.
+the same pool of threads with the results dropped; what packing adds is hashing and writing.
 The pack of a turn fits the page cache and is removed: the disk's own speed is not in the rate.
 """
 
@@ -18,6 +18,7 @@ from datetime import date
 from functools import partial
 from pathlib import Path
 
+import joblib
 import numpy as np
 from PIL import Image
 
@@ -28,35 +29,30 @@ BAR = 0.9  # of the decode limit
 RESULT = artifacts.ROOT / "benchmarks" / "results" / "pack_cpu.csv"
 
 
+def each(do: Callable[[int], object], n: int) -> None:
+    """Call `do` for 0 to n - 1 on all cores, in threads as packing does."""
+    joblib.Parallel(n_jobs=-1, prefer="threads")(joblib.delayed(do)(k) for k in range(n))
+
+
 def write_jpegs(folder: Path, n: int, width: int = 500, height: int = 375) -> None:
     """Write JPEGs as large as ImageNet's are on average: smooth shapes with noise, quality 90."""
     folder.mkdir(parents=True)
 
-    def write(part: slice) -> None:
-        for k in range(part.start, part.stop):
-            draws = np.random.default_rng(k)
-            coarse = Image.fromarray(draws.integers(0, 256, (12, 16, 3), dtype=np.uint8))
-            smooth = np.asarray(
-                coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32
-            )
-            noisy = smooth + draws.normal(0, 12, smooth.shape).astype(np.float32)
-            image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
-            image.save(folder / f"{k:06}.jpg", quality=90)
+    def write(k: int) -> None:
+        draws = np.random.default_rng(k)
+        coarse = Image.fromarray(draws.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32)
+        noisy = smooth + draws.normal(0, 12, smooth.shape).astype(np.float32)
+        image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+        image.save(folder / f"{k:06}.jpg", quality=90)
 
-    for _ in folders.parallel(write, n, "writing JPEGs"):
-        pass
+    each(write, n)
 
 
 def decode(folder: Path, size: int) -> None:
     """Decode every file and drop the result."""
     files = folders.listing(folder).files
-
-    def drop(part: slice) -> None:
-        for file in files[part]:
-            folders.decode(folder / file, size)
-
-    for _ in folders.parallel(drop, len(files), "decoding"):
-        pass
+    each(lambda k: folders.decode(folder / files[k], size), len(files))
 
 
 def rate(n: int, do: Callable[[], object]) -> float:
@@ -94,11 +90,11 @@ def measure(n: int, size: int, repeats: int, work: Path) -> dict[str, str | int 
     decode(source, size)  # files into the page cache, code into memory
     before = peak()
     pairs = [turn(source, work / "pack", n, size, k % 2 == 1) for k in range(repeats)]
-    decoded, packed = (statistics.median(column) for column in zip(*pairs, strict=True))
+    decoded, written = (statistics.median(column) for column in zip(*pairs, strict=True))
     return {
         "device": artifacts.processor(), "date": date.today().isoformat(), "n": n, "size": size,
-        "source": "500 x 375 JPEG, quality 90", "repeats": repeats, "cores": artifacts.cores(),
-        "decode_per_s": round(decoded, 1), "pack_per_s": round(packed, 1),
+        "source": "500 x 375 JPEG, quality 90", "repeats": repeats, "cores": joblib.cpu_count(),
+        "decode_per_s": round(decoded, 1), "pack_per_s": round(written, 1),
         "ratio": round(statistics.median(b / a for a, b in pairs), 3),
         "rss_before_mb": round(before), "rss_peak_mb": round(peak()),
         "pack_mb": round(n * 3 * size**2 / 1e6),

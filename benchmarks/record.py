@@ -15,6 +15,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import joblib
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -193,7 +194,7 @@ def store(part: str, rows: Iterable[Row], file: Path | None = None) -> None:
     stored = read(file)
     kept = [r for r in rows_of(stored) if r.part != part]
     stored["parts"][part] = {
-        "device": artifacts.processor(), "date": date.today().isoformat(), "cores": artifacts.cores(),
+        "device": artifacts.processor(), "date": date.today().isoformat(), "cores": joblib.cpu_count(),
         "torch": torch.__version__, "python": platform.python_version(),
     }  # fmt: skip
     stored["rows"] = [_rounded(r) for r in [*kept, *rows]]

@@ -12,13 +12,13 @@ STEPS = {
     "import torch": "import torch",
     "import contsteal": "from contsteal import data, pretrain, steal, victim",
     "first product on the device": (
-        "import torch; from contsteal import runs; "
-        "x = torch.ones(64, 64, device=runs.device()); (x @ x).sum().item()"
+        "import torch; from contsteal.lab import artifacts; "
+        "x = torch.ones(64, 64, device=artifacts.device()); (x @ x).sum().item()"
     ),
     "first training step": (
-        "import torch; from contsteal import estimate, pretrain, runs; "
-        "c = pretrain.Config(encoder='resnet10t', width=0.5, epochs=1, batch=64, hidden=256); "
-        "t = estimate.Trial(c, runs.device()); t.step()"
+        "from contsteal import data, pretrain; from contsteal.lab import artifacts; "
+        "c = pretrain.Config(encoder='resnet10t', width=0.5, epochs=1, batch=64, hidden=256, "
+        "held_out=0); pretrain.train(c, data.load('shapes', n=64).to(artifacts.device()))"
     ),
 }
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 
+import joblib
 import torch
 from lightly.loss import NTXentLoss
 from lightly.models.modules import SimCLRProjectionHead
@@ -13,8 +14,8 @@ from torchvision.transforms.functional import to_pil_image
 
 from benchmarks import record
 from benchmarks.record import US, Row
-from contsteal import data, encoders, pretrain, speed
-from contsteal.lab import artifacts, estimate
+from contsteal import data, encoders, loop, pretrain
+from contsteal.lab import artifacts
 
 METHODS = ("simclr", "moco", "byol", "simsiam", "supervised")
 BATCH = 128
@@ -63,10 +64,39 @@ class Lightly:
             self.optimizer.step()
 
 
-def own(method: str, batch: int, **changes: object) -> estimate.Trial:
+class Trial:
+    """A method of this package with its optimizer, and one batch of noise to step on."""
+
+    def __init__(self, config: pretrain.Config, device: torch.device) -> None:
+        self.config, self.device, self.draws = config, device, torch.Generator().manual_seed(0)
+        size = (config.batch, 3, config.image_size, config.image_size)
+        noise = torch.randint(256, size, dtype=torch.uint8, generator=self.draws)
+        self.images = noise.to(device)
+        self.labels = torch.arange(config.batch, device=device) % 10
+        self.model = pretrain.build(config, 10).to(device).train()
+        self.compare = self.model.loss
+        self.optimizer = pretrain.schedule(config).build(self.model)
+
+    def step(self) -> None:
+        """Take one step, augmentation included."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with loop.autocast(self.device):
+            loss = self.compare(*self.model.views(self.images, self.labels, self.draws))
+        loss.backward()
+        self.optimizer.step()
+
+    def rate(self) -> float:
+        """Return images per second of a second of steps, compiled where the package compiles them."""
+        with loop.compiled(self.model.loss, self.device, loop.COMPILE_FROM) as self.compare:
+            self.step()
+            self.step()  # CUDA graphs are recorded in the second
+            return self.config.batch * sustained(self.step, 1.0)
+
+
+def own(method: str, batch: int, **changes: object) -> Trial:
     """Return a training of this package to step on, without monitor and checkpoint."""
     given = {**ENCODER, "batch": batch, "epochs": 1, "lr": 0.06, "hidden": 256, **changes}
-    return estimate.Trial(pretrain.Config(method=method, **given), artifacts.device())
+    return Trial(pretrain.Config(method=method, **given), artifacts.device())
 
 
 def sustained(step: Callable[[], object], least: float) -> float:
@@ -86,8 +116,8 @@ def measure(tiny: bool) -> list[Row]:
     batch, steps, turns = (32, 2, 1) if tiny else (BATCH, 16, 5)  # MoCo splits keys in 8
     images = data.load("shapes", n=steps * batch).images
     trial = own("simclr", batch)
-    peer = Lightly(images, workers=0 if tiny else artifacts.cores(), batch=batch, name=ENCODER["encoder"],
-                   width=ENCODER["width"])  # fmt: skip
+    workers = 0 if tiny else joblib.cpu_count()
+    peer = Lightly(images, workers, batch, ENCODER["encoder"], ENCODER["width"])
 
     def ours() -> None:
         for _ in range(steps):
@@ -107,11 +137,11 @@ def modes(batch: int, steps: int, turns: int) -> list[Row]:
     """Return views per second of a SimCLR step in fast and in exact mode, by turns."""
     trials = {}
     for mode in ("fast", "exact"):
-        with speed.forced(mode=mode):
+        with loop.forced(mode=mode):
             trials[mode] = own("simclr", batch)
 
     def run(mode: str) -> None:
-        with speed.forced(mode=mode):
+        with loop.forced(mode=mode):
             for _ in range(steps):
                 trials[mode].step()
 

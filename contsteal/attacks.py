@@ -1,41 +1,49 @@
-"""The attacks as data: one row each, with loss, answer, views and source, and an attack's knobs.
+"""The attacks as data: one row each with its loss, answer, views and source; and the knobs of a run.
 
-To add an attack, add its loss to `losses` and its row to `ATTACKS`.
+To add an attack, write its loss (in `losses` or a module of its own) and add its row to `ATTACKS`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args, get_type_hints
+from typing import Literal, get_args
 
 from torch import Tensor
 
 from contsteal import losses
 
+Answer = Literal["embedding", "projection", "label", "posterior", "logits"]
 Views = Literal["clean", "surrogate", "shared", "independent", "both", "pair", "prototype"]
-ASKS_VIEWS = (
-    "shared",
-    "independent",
-    "pair",
-    "prototype",
-)  # each answer costs a new distinct input
+Adaptation = Literal["none", "average", "centre"]
+# Under these views each answer is to a new augmentation, so it costs a new distinct input.
+ASKS_VIEWS = ("shared", "independent", "pair", "prototype")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One attack: its loss, the answer it asks for, its views, and where it comes from.
+    """One attack: its loss, the answer it asks for, the views of both sides, and its source.
 
-    Views: "clean" shows x to both; "surrogate" augments for the surrogate alone, the victim answers
-    x; "shared" shows one augmented view to both; "independent" shows each its own; "both" shows the
-    surrogate x and a view, the victim x; "pair" shows two shared views, stacked (2N); "prototype"
-    averages the victim's normalised answers to all its views. `answers` is how often each image is
-    answered, `policies` augment for victim and surrogate, `patches` are the surrogate's views a step,
-    a loss with `labels` gets the true ones, one that is `fixed` needs these very views, and one with
-    `negatives` can leave some out. `recreate` puts a head learnt from the answers before the loss.
+    Args:
+        loss: surrogate's and victim's vectors, (N, D) each, to a scalar.
+        answer: what the victim is asked for.
+        views: what the two networks see of an image x. "clean": both x. "surrogate": the surrogate an
+            augmented view, the victim x. "shared": both one augmented view. "independent": each a view
+            of its own. "both": the surrogate x and a view, the victim x. "pair": both two shared views,
+            stacked (2N). "prototype": the victim's normalised answers to several views are averaged.
+        temperature: of the loss; None where it has none.
+        source: the publication, and where in it.
+        description: the loss in a few words, for tables.
+        answers: how often each image is answered.
+        policies: augmentations of the victim's and of the surrogate's views (`augment.POLICIES`).
+        patches: views of the surrogate's per step.
+        labels: whether the loss takes the true labels of the queries.
+        fixed: whether the loss is defined for these views alone.
+        negatives: whether some of the loss's negatives can be left out.
+        recreate: whether a head, learnt from the answers, stands before the loss.
     """
 
     loss: Callable[..., Tensor]
-    answer: Literal["embedding", "projection", "label", "posterior", "logits"]
+    answer: Answer
     views: Views
     temperature: float | None
     source: str
@@ -136,15 +144,18 @@ ATTACKS: dict[str, Recipe] = {
 
 @dataclass(frozen=True)
 class Config:
-    """One attack's knobs. `answers` is how often each image is answered (0: anew every epoch).
+    """The knobs of one attack; `None` takes what the recipe says.
 
-    An image under an augmented victim view is a new distinct input per answer; a clean image asked
-    again is the same input and one more answer. `None` takes what the recipe says.
+    An image under an augmented victim view is a new distinct input per answer; a clean image sent again
+    is the same input and one more answer.
+
+    Raises:
+        ValueError: for an unknown adaptation or no account; each property below names its own.
     """
 
-    attack: str = "cont-steal"
+    attack: str = "cont-steal"  # a row of ATTACKS
     views: Views | None = None
-    answers: int | None = None
+    answers: int | None = None  # how often each image is answered; 0: anew in every epoch
     temperature: float | None = None
     policy: str | None = None  # one augmentation for victim and surrogate
     negatives: Literal["both", "victim", "self"] = "both"  # of Cont-Steal's loss
@@ -155,17 +166,42 @@ class Config:
     batch: int = 128
     lr: float = 1e-3
     weight_decay: float = 1e-4
-    seed: int = 0
+    seed: int = 0  # of views, first weights and batches
     shuffled: bool = False  # a control: each image is given the answer to another one
-    adapt: Literal["none", "average", "centre"] = "none"  # what is done to answers first
+    adapt: Adaptation = "none"  # what is done to answers before training
     accounts: int = 1  # that share the queries, each defended as a user of its own
-    anchors: int = 128  # images that every account asks, to map its answers to the first one's
+    anchors: int = 128  # images that every account sends, to map its answers to the first one's
+
+    def __post_init__(self) -> None:
+        known = get_args(Adaptation)
+        if self.adapt not in known or self.accounts < 1:
+            raise ValueError(
+                f"adapt={self.adapt!r}, accounts={self.accounts}: choose one of {', '.join(known)}, and "
+                "at least 1 account"
+            )
 
     @property
     def recipe(self) -> Recipe:
+        """The attack's row; ValueError for an unknown name lists the known ones."""
         if self.attack not in ATTACKS:
             raise ValueError(f"unknown attack {self.attack!r}: choose one of {', '.join(ATTACKS)}")
         return ATTACKS[self.attack]
+
+    @property
+    def mode(self) -> Views:
+        """The views in force; ValueError for unknown ones, and for those that the loss cannot take."""
+        mode = self.views or self.recipe.views
+        if mode not in get_args(Views):
+            raise ValueError(f"unknown views {mode!r}: choose one of {', '.join(get_args(Views))}")
+        if mode != self.recipe.views and self.recipe.fixed:
+            raise ValueError(
+                f"views {mode!r} of {self.attack}: its loss needs those of {self.recipe.views!r}"
+            )
+        if mode != self.recipe.views and mode == "both":
+            raise ValueError(
+                f"views 'both' of {self.attack}: only stolen-encoder's loss takes them"
+            )
+        return mode
 
     @property
     def rounds(self) -> int:
@@ -173,43 +209,28 @@ class Config:
         answers = self.recipe.answers if self.answers is None else self.answers
         if answers < 0:
             raise ValueError(f"answers={answers}: 0 (anew every epoch) or a number of answers")
-        if self.mode == "prototype":  # over all of them, however many epochs there are
+        if self.mode == "prototype":  # averaged over all of them, however many epochs there are
             return max(answers, 1)
-        return (
-            answers
-            if answers and self.adapt == "average"
-            else min(answers or self.epochs, self.epochs)
-        )
-
-    @property
-    def mode(self) -> Views:
-        mode = self.views or self.recipe.views
-        if mode not in get_args(Views):
-            raise ValueError(f"unknown views {mode!r}: choose one of {', '.join(get_args(Views))}")
-        if mode != self.recipe.views and (self.recipe.fixed or mode == "both"):
-            raise ValueError(
-                f"views {mode!r} of {self.attack}: its loss needs those of {self.recipe.views!r}"
-                if self.recipe.fixed
-                else f"views 'both' of {self.attack}: only stolen-encoder's loss takes them"
-            )
-        return mode
+        if answers and self.adapt == "average":
+            return answers
+        return min(answers or self.epochs, self.epochs)
 
     @property
     def tau(self) -> float | None:
         """The temperature in force; None for a loss without one."""
-        own = self.recipe.temperature
-        return own if own is None or self.temperature is None else self.temperature
+        default = self.recipe.temperature
+        return default if default is None or self.temperature is None else self.temperature
 
     @property
     def options(self) -> dict[str, object]:
-        """What the loss is called with beside the embeddings; ValueError for negatives it has not."""
+        """The loss's keyword arguments; ValueError for negatives that it does not have."""
         if self.negatives != "both" and not self.recipe.negatives:
             able = ", ".join(name for name, recipe in ATTACKS.items() if recipe.negatives)
             raise ValueError(
                 f"negatives={self.negatives!r} of {self.attack}: only {able} can leave some out"
             )
-        known = {} if self.tau is None else {"temperature": self.tau}
-        return known | ({"negatives": self.negatives} if self.recipe.negatives else {})
+        options: dict[str, object] = {} if self.tau is None else {"temperature": self.tau}
+        return options | ({"negatives": self.negatives} if self.recipe.negatives else {})
 
     @property
     def policies(self) -> tuple[str, str]:
@@ -217,14 +238,6 @@ class Config:
         return self.recipe.policies if self.policy is None else (self.policy, self.policy)
 
     def distinct(self, images: int) -> int:
-        """Return the distinct inputs that this attack sends for `images` query images, at most."""
-        each = 2 if self.mode == "pair" else 1
-        return images * each * (self.rounds if self.mode in ASKS_VIEWS else 1)
-
-    def __post_init__(self) -> None:
-        known = get_args(get_type_hints(Config)["adapt"])
-        if self.adapt not in known or self.accounts < 1:
-            raise ValueError(
-                f"adapt={self.adapt!r}, accounts={self.accounts}: choose one of {', '.join(known)}, and "
-                "at least 1 account"
-            )
+        """Return the distinct inputs that this attack sends for so many query images, at most."""
+        per_round = 2 if self.mode == "pair" else 1
+        return images * per_round * (self.rounds if self.mode in ASKS_VIEWS else 1)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from scipy.special import stdtrit
 from torch import Tensor
 
 from contsteal.seeds import generator
@@ -89,9 +88,16 @@ def linear_probe(
 ) -> Probe:
     """Fit multinomial logistic regression on training features and score it on all test features.
 
-    The L2 penalty is chosen on a fifth of the *training* features that is held out, then the probe
-    is fitted on all of them in at most 100 L-BFGS iterations, from the chosen fit. Features (N, D)
-    float32, labels (N,) int64. Errors: ValueError for shapes that do not fit, NaN or too few features.
+    The L2 penalty is chosen on a held-out fifth of the *training* features, then the probe is fitted on
+    all of them in at most 100 L-BFGS iterations, from the chosen fit.
+
+    Args:
+        train_x, test_x: features of one encoder, (N, D) and (M, D) float32.
+        train_y, test_y: labels, (N,) and (M,) int64.
+        seed: of the held-out fifth.
+
+    Raises:
+        ValueError: for shapes that do not fit, NaN, or fewer than five training features.
     """
     _check_task(train_x, train_y, test_x, test_y)
     if len(train_x) < 5:
@@ -123,10 +129,18 @@ def knn(
     k: int = 200,
     temperature: float = 0.1,
 ) -> Probe:
-    """Weighted k-nearest-neighbour vote by cosine: weight e^{cos / temperature} of the k nearest.
+    """Classify by the weighted vote of the k nearest neighbours (Wu et al., CVPR 2018).
 
-    The monitor of Wu et al. (CVPR 2018), as used by MoCo and lightly. `k` is cut to the size of
-    the training set.
+    A neighbour's weight is e^{cos / temperature}, as in MoCo's and lightly's monitors.
+
+    Args:
+        train_x, test_x: features of one encoder, (N, D) and (M, D).
+        train_y, test_y: labels, (N,) and (M,).
+        k: neighbours that vote, at most the training set.
+        temperature: below 1, near neighbours count more.
+
+    Raises:
+        ValueError: for shapes that do not fit, NaN, k below 1 or a temperature of 0 or below.
     """
     _check_task(train_x, train_y, test_x, test_y)
     if k < 1 or not temperature > 0:
@@ -152,7 +166,11 @@ def nearest(x: Tensor, row: int, count: int) -> Tensor:
 
 
 def agreement(predictions_a: Tensor, predictions_b: Tensor) -> float:
-    """Share of inputs on which two classifiers predict one class, in [0, 1]."""
+    """Return the share of inputs, in [0, 1], on which two classifiers predict the same class.
+
+    Raises:
+        ValueError: where the numbers of predictions differ.
+    """
     if predictions_a.shape != predictions_b.shape:
         raise ValueError(
             f"{tuple(predictions_a.shape)} and {tuple(predictions_b.shape)} predictions"
@@ -161,10 +179,15 @@ def agreement(predictions_a: Tensor, predictions_b: Tensor) -> float:
 
 
 def linear_cka(x: Tensor, y: Tensor) -> float:
-    """Linear centred kernel alignment, |Y'X|_F^2 / (|X'X|_F |Y'Y|_F), in [0, 1].
+    """Return linear centred kernel alignment, |Y'X|_F^2 / (|X'X|_F |Y'Y|_F), in [0, 1].
 
-    Kornblith et al. (ICML 2019), eq. 6; invariant to rotation and to one common scale, so the
-    dimensions may differ. Errors: ValueError where the numbers of rows differ.
+    Kornblith et al. (ICML 2019), eq. 6; invariant to rotations and to a common scale.
+
+    Args:
+        x, y: features of the same N inputs, (N, D) and (N, E).
+
+    Raises:
+        ValueError: where the numbers of rows differ, or for NaN.
     """
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
         raise ValueError(
@@ -178,12 +201,12 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
 
 
 def mean_cosine(x: Tensor, y: Tensor) -> float:
-    """Mean cosine of matching rows; NaN where the dimensions differ, since none is defined."""
+    """Return the mean cosine of matching rows; NaN where the dimensions differ."""
     return F.cosine_similarity(x, y).mean().item() if x.shape == y.shape else float("nan")
 
 
 def spread(x: Tensor) -> float:
-    """Mean per-dimension standard deviation of normalised embeddings times sqrt(D).
+    """Return the mean standard deviation per dimension of normalised embeddings, times sqrt(D).
 
     About 1 for directions spread evenly over the sphere, 0 for a collapsed encoder (SimSiam, sec. 4.1).
     """
@@ -191,12 +214,15 @@ def spread(x: Tensor) -> float:
 
 
 def geometry(x: Tensor) -> dict[str, float]:
-    """Describe how embeddings (N, D) lie: what a loss can or cannot copy easily.
+    """Describe how embeddings (N, D) lie in their space.
 
-    `norm_spread` is the norms' standard deviation over their mean, `anisotropy` the mean cosine of two
-    different rows (0 where directions are spread evenly, 1 in a narrow cone), `effective_rank` exp of
-    the entropy of the covariance's eigenvalues (Roy & Vetterli, EUSIPCO 2007), from 1 to D. Errors:
-    ValueError for fewer than two rows.
+    Returns:
+        `norm_spread`: the norms' standard deviation over their mean. `anisotropy`: the mean cosine of
+        two different rows, 0 where directions are spread evenly, 1 in a narrow cone. `effective_rank`:
+        exp of the entropy of the covariance's eigenvalues (Roy & Vetterli, EUSIPCO 2007), from 1 to D.
+
+    Raises:
+        ValueError: for fewer than two rows.
     """
     if x.ndim != 2 or len(x) < 2:
         raise ValueError(f"features {tuple(x.shape)}: at least two rows (N, D) are needed")
@@ -212,12 +238,18 @@ def geometry(x: Tensor) -> dict[str, float]:
 
 
 def mean_interval(values: Iterable[float], level: float = 0.95) -> tuple[float, float, float]:
-    """Return mean and t-interval (low, high) of a few runs; NaN bounds for fewer than two."""
+    """Return the mean and t-interval (low, high) of a few runs; the bounds are NaN for one run.
+
+    Raises:
+        ValueError: for no value.
+    """
     sample = torch.tensor(list(values), dtype=torch.float64)
     if not len(sample):
         raise ValueError("an interval needs at least one value")
     mean = sample.mean().item()
     if len(sample) < 2:
         return mean, float("nan"), float("nan")
+    from scipy.special import stdtrit  # the t quantile; scipy.stats takes a second to import
+
     half = stdtrit(len(sample) - 1, (1 + level) / 2) * sample.std().item() / len(sample) ** 0.5
     return mean, mean - half, mean + half

@@ -1,13 +1,17 @@
-"""Artifacts keyed by content, atomic writes, and the facts of the machine a result came from."""
+"""Atomic writes, and hashes that identify files, values and tensors."""
 
 import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 
 class StorageError(RuntimeError):
@@ -16,7 +20,14 @@ class StorageError(RuntimeError):
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that replaces it when the block ends without an error."""
+    """Yield a temporary path beside `path` that replaces it when the block ends without an error.
+
+    Args:
+        path: the file or folder to write; its parents are made.
+
+    Raises:
+        StorageError: where it cannot be written; what `path` held before is kept.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,12 +59,19 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True, default=str) + "\n")
 
 
-def read_json(path: Path) -> dict | None:
+def read_json(path: Path) -> Any:
     """Return a JSON file's content, or None where it is missing or damaged."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return None
+
+
+def move_aside(path: Path) -> Path:
+    """Rename a damaged file or folder to `<name>.corrupt-<time>` and return the new path."""
+    aside = path.with_name(f"{path.name}.corrupt-{time.time_ns()}")
+    path.rename(aside)
+    return aside
 
 
 def sha256(path: Path) -> str:
@@ -68,8 +86,11 @@ def key(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def move_aside(path: Path) -> Path:
-    """Rename a damaged file or folder to `<name>.corrupt-<time>` and return the new path."""
-    aside = path.with_name(f"{path.name}.corrupt-{time.time_ns()}")
-    path.rename(aside)
-    return aside
+def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Return the sha256 over names, shapes and bytes of named tensors, in name order."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda item: item[0]):
+        value = tensor.detach().cpu().contiguous()
+        total.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        total.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()

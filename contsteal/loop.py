@@ -1,31 +1,45 @@
-"""The one training loop: shuffled batches, warm-up and cosine, checkpoints, and a stop at NaN."""
+"""The one training loop: shuffled batches, warm-up and cosine, checkpoints, and a stop at NaN.
+
+$CONTSTEAL_MODE is "fast" (default) or "exact" (bit by bit the same on the same machine),
+$CONTSTEAL_PRECISION "auto" (default: what the hardware is fast in), "bf16" or "fp32". Kernels of
+notebooks and workers inherit both.
+"""
 
 import csv
 import io
 import math
+import os
+import shutil
 import time
 import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from contsteal import files, speed
+from contsteal import files
 from contsteal.seeds import generator
 
 Row = dict[str, float]
+Backend = str | Callable[..., Any]  # of torch.compile
 Loss = Callable[[Tensor, int, torch.Generator], Tensor]  # (indices (B,), epoch, draws) -> scalar
 SAVE_EVERY = 15.0  # seconds between checkpoints: what a killed run can lose
-DULL = ("epoch", "lr", "seconds")  # what a progress bar need not say
+HIDDEN = ("epoch", "lr", "seconds")  # columns of a row that the progress bar leaves out
 
 
 class Diverged(RuntimeError):
     """A loss was NaN or infinite; the last good checkpoint is kept."""
+
+
+# ------------------------------------------------------------------------------- the loop
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -39,11 +53,11 @@ class Schedule:
     """How long and how fast: linear warm-up, then one cosine to zero over the whole run."""
 
     epochs: int
-    batch: int
-    lr: float
+    batch: int  # incomplete batches are dropped
+    lr: float  # at the peak
     weight_decay: float = 1e-4
     warmup: float = 0.1  # share of all steps
-    optimizer: str = "adamw"
+    optimizer: str = "adamw"  # a name of OPTIMIZERS
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         """Return the optimizer of the weights that are trained; ValueError for an unknown name."""
@@ -55,7 +69,7 @@ class Schedule:
         return OPTIMIZERS[self.optimizer](trained, lr=self.lr, weight_decay=self.weight_decay)
 
     def check(self, n: int) -> int:
-        """Return the steps per epoch for `n` samples; ValueError where there is not one batch."""
+        """Return the steps per epoch for `n` samples; ValueError where they fill no batch."""
         if self.epochs < 1 or self.batch < 2 or not self.lr > 0 or not 0 <= self.warmup < 1:
             raise ValueError(
                 f"{self}: epochs must be >= 1, batch >= 2, lr > 0 and warmup in [0, 1)"
@@ -75,107 +89,89 @@ class Schedule:
         return 0.5 * (1 + math.cos(math.pi * (step - ramp) / max(1, steps - ramp)))
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """Return bf16 autocast where the hardware computes in bf16, else an autocast that is off."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision(device) == "bf16")
-
-
-def precision(device: torch.device) -> str:
-    """Return "bf16" or "fp32": what `autocast` computes convolutions in."""
-    if asked := speed.precision():
-        return asked
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    # Without AVX512-BF16 the CPU emulates bf16 many times slower than it computes in float32.
-    fast = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return "bf16" if fast else "fp32"
-
-
 def fit(
-    model: nn.Module,
-    loss: Loss,
-    n: int,
-    schedule: Schedule,
-    *,
-    seed: int,
-    checkpoint: Path | None = None,
-    after_epoch: Callable[[int], Row] | None = None,
-    title: str = "training",
-    identity: str = "",
-) -> list[Row]:
-    """Train `model` in place on `n` samples and return one row per epoch (loss, lr, seconds, ...).
+    model: nn.Module, loss: Loss, n: int, schedule: Schedule, *, seed: int,
+    checkpoint: Path | None = None, after_epoch: Callable[[int], Row] | None = None,
+    title: str = "training", identity: str = "",
+) -> list[Row]:  # fmt: skip
+    """Train `model` in place on `n` samples; it ends in eval mode.
 
-    `loss` gets the indices of a batch. Incomplete batches are dropped. With `checkpoint` a killed
-    run continues after its last saved epoch and ends with the same weights. Errors: ValueError for
-    fewer samples than a batch, `Diverged` naming epoch and step of the first NaN loss.
+    Args:
+        loss: maps the indices (B,) of a batch, the epoch and a generator to a scalar.
+        seed: decides the order of the samples, and with the epoch what `loss` draws.
+        checkpoint: a file to save the state to after an epoch, at most every SAVE_EVERY seconds: a
+            killed run continues from it to the same weights. A CSV beside it gets a row per epoch.
+        after_epoch: maps an epoch to more columns of its row, such as a monitor's.
+        title: stands before the progress bar.
+        identity: describes the run: the checkpoint of another one is refused.
+
+    Returns:
+        One row per epoch: epoch (from 1), mean loss, last learning rate, seconds, more columns.
+
+    Raises:
+        ValueError: for fewer samples than a batch, or a checkpoint of another run.
+        Diverged: for the first NaN or infinite loss, with its epoch and step.
     """
+    set_mode()
     schedule.check(n)
     optimizer = schedule.build(model)
     identity = f"{identity} {schedule} seed={seed} n={n}"
     history = _resume(checkpoint, model, optimizer, identity)
-    saved, model = time.monotonic(), model.train()
-    bar = tqdm(total=schedule.epochs, initial=len(history), desc=title, leave=False, delay=2)
-    with speed.accelerated(model, optimizer) as pace:
-        for epoch in range(len(history), schedule.epochs):
+    saved, done = time.monotonic(), len(history)
+    bar = tqdm(total=schedule.epochs, initial=done, desc=title, leave=False, delay=2)
+    with _flags_restored(), bar:
+        torch.backends.cudnn.benchmark = mode() == "fast"  # tries its kernels on every shape
+        for epoch in range(done, schedule.epochs):
             start, draws = time.monotonic(), generator("epoch", seed, epoch)
-            mean = _epoch(model, loss, n, schedule, optimizer, draws, epoch)
+            mean = _epoch(model.train(), loss, n, schedule, optimizer, draws, epoch)
             row = {"epoch": epoch + 1, "loss": mean, "lr": optimizer.param_groups[0]["lr"],
                    "seconds": time.monotonic() - start}  # fmt: skip
-            pace.left(row["seconds"] * (schedule.epochs - epoch - 1))
             history.append(row | (after_epoch(epoch) if after_epoch else {}))
-            model.train()
-            bar.set_postfix({k: f"{v:.3f}" for k, v in history[-1].items() if k not in DULL})
+            bar.set_postfix({k: f"{v:.3f}" for k, v in history[-1].items() if k not in HIDDEN})
             bar.update()
             if checkpoint:
                 _log(checkpoint.with_suffix(".csv"), history)
             if checkpoint and time.monotonic() - saved > SAVE_EVERY:
                 _save(checkpoint, model, optimizer, identity, history)
                 saved = time.monotonic()
-    bar.close()
     optimizer.zero_grad(set_to_none=True)  # gradients take as much memory as the weights
     model.eval()
     return history
 
 
 def _epoch(
-    model: nn.Module,
-    loss: Loss,
-    n: int,
-    schedule: Schedule,
-    optimizer: torch.optim.Optimizer,
-    draws: torch.Generator,
-    epoch: int,
-) -> float:
+    model: nn.Module, loss: Loss, n: int, schedule: Schedule, optimizer: torch.optim.Optimizer,
+    draws: torch.Generator, epoch: int,
+) -> float:  # fmt: skip
     """Run one epoch and return its mean loss; no value leaves the device before the end of it."""
     device, steps = next(model.parameters()).device, schedule.check(n)
     order = torch.randperm(n, generator=draws).to(device)
+    batches = order.split(schedule.batch)[:steps]  # the incomplete one is dropped
     values = torch.empty(steps, device=device)
-    for step, chosen in enumerate(order[: steps * schedule.batch].split(schedule.batch)):
+    for step, chosen in enumerate(batches):
         share = schedule.factor(epoch * steps + step, schedule.epochs * steps)
         optimizer.param_groups[0]["lr"] = schedule.lr * share
+        optimizer.zero_grad(set_to_none=True)
         with autocast(device):
             value = loss(chosen, epoch, draws)
-        optimizer.zero_grad(set_to_none=True)
         value.backward()
         optimizer.step()
         values[step] = value.detach()
-        del value  # CUDA graphs are recorded before a step, when no autograd graph may be alive
-    _check_finite(values, model, epoch, order.split(schedule.batch))
+    bad = (~values.isfinite()).nonzero()
+    if len(bad):
+        raise Diverged(_divergence(values, int(bad[0, 0]), batches, epoch))
+    if not all(p.isfinite().all() for p in model.parameters()):
+        raise Diverged(f"a weight became NaN or infinite in epoch {epoch + 1}")
     return values.mean().item()
 
 
-def _check_finite(values: Tensor, model: nn.Module, epoch: int, batches: Sequence[Tensor]) -> None:
-    bad = (~values.isfinite()).nonzero()
-    if len(bad):
-        step = int(bad[0, 0])
-        some = ", ".join(map(str, batches[step][:8].tolist()))
-        raise Diverged(
-            f"the loss became {values[step].item()} at epoch {epoch + 1}, step {step + 1} of it, on "
-            f"images {some}, ... of the {len(batches[step])} of its batch: lower the learning rate or "
-            "raise the temperature; the last checkpoint is kept"
-        )
-    if not all(p.isfinite().all() for p in model.parameters()):
-        raise Diverged(f"a weight became NaN or infinite in epoch {epoch + 1}")
+def _divergence(values: Tensor, step: int, batches: tuple[Tensor, ...], epoch: int) -> str:
+    some = ", ".join(map(str, batches[step][:8].tolist()))
+    return (
+        f"the loss became {values[step].item()} at epoch {epoch + 1}, step {step + 1} of it, on "
+        f"images {some}, ... of the {len(batches[step])} of its batch: lower the learning rate or "
+        "raise the temperature; the last checkpoint is kept"
+    )
 
 
 def _log(path: Path, history: list[Row]) -> None:
@@ -189,12 +185,9 @@ def _log(path: Path, history: list[Row]) -> None:
 
 
 def _save(
-    path: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    identity: str,
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: str,
     history: list[Row],
-) -> None:
+) -> None:  # fmt: skip
     state = {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -228,3 +221,154 @@ def _resume(
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["rng"])
     return state["history"]
+
+
+# ------------------------------------------------------------ exact or fast, and precision
+
+
+CHOICES = {  # variable and allowed values of each; the first is the default
+    "mode": ("CONTSTEAL_MODE", ("fast", "exact")),
+    "precision": ("CONTSTEAL_PRECISION", ("auto", "bf16", "fp32")),
+}
+# Steps from which compiling (20 to 130 s) pays for itself on a GPU: a prediction, not yet measured.
+COMPILE_FROM = 5000
+
+_forced: dict[str, Any] = {}
+
+
+def _choice(name: str) -> str:
+    variable, allowed = CHOICES[name]
+    value = _forced.get(name) or os.environ.get(variable) or allowed[0]
+    if value not in allowed:
+        raise ValueError(f"{variable}={value!r} is unknown: choose {', '.join(allowed)}")
+    return value
+
+
+def mode() -> str:
+    """Return "fast" or "exact"; ValueError for another value of $CONTSTEAL_MODE."""
+    return _choice("mode")
+
+
+def precision(device: torch.device) -> str:
+    """Return "bf16" or "fp32", what `autocast` computes in; ValueError for another value."""
+    asked = _choice("precision")
+    if asked != "auto":
+        return asked
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    # Without AVX512-BF16 the CPU emulates bf16 many times slower than it computes in float32.
+    fast = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bf16" if fast else "fp32"
+
+
+def mode_labels() -> list[str]:
+    """Return what is not the default, such as ["exact mode"]: results of it are kept apart."""
+    return [
+        f"{value} {name}" for name in CHOICES if (value := _choice(name)) != CHOICES[name][1][0]
+    ]
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """Return bf16 autocast where the hardware computes in bf16, else an autocast that is off."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision(device) == "bf16")
+
+
+def set_mode() -> None:
+    """Make torch repeat itself bit by bit in exact mode; in fast mode change nothing.
+
+    An operation without a deterministic form then raises torch's RuntimeError, which names it; the
+    package's losses and encoders differentiate none.
+    """
+    if mode() == "exact":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first product
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+
+
+@contextmanager
+def _flags_restored() -> Iterator[None]:
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+        torch.backends.cudnn.benchmark = benchmark
+
+
+@contextmanager
+def forced(
+    *, mode: str | None = None, precision: str | None = None, backend: Backend | None = None
+) -> Iterator[None]:
+    """Force mode, precision and compilation in this process: for tests and benchmarks.
+
+    `backend` is one of torch.compile's, for every device and length of a training; "none" compiles
+    nothing. Raises ValueError for an unknown mode or precision.
+    """
+    before = dict(_forced)
+    given = {"mode": mode, "precision": precision, "backend": backend}
+    _forced.update({name: value for name, value in given.items() if value is not None})
+    try:
+        mode_labels()  # refuses what is unknown
+        with _flags_restored():
+            set_mode()
+            yield
+    finally:
+        _forced.clear()
+        _forced.update(before)
+
+
+# ---------------------------------------------------------------------- compiled on a GPU
+
+
+class Compiled:
+    """A function by torch.compile; where it cannot be compiled, itself, after one warning."""
+
+    def __init__(self, function: Callable[..., Tensor], backend: Backend) -> None:
+        self.function, self.graphs = function, backend == "inductor"
+        mode = "reduce-overhead" if self.graphs else None  # CUDA graphs
+        self.run = torch.compile(function, backend=backend, mode=mode, dynamic=False)
+
+    def __call__(self, *inputs: Tensor | None) -> Tensor:
+        if self.graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # what the last step returned may go
+        try:
+            return self.run(*inputs)
+        except RuntimeError as error:
+            if self.run is self.function:
+                raise
+            reason = str(error).partition("\n")[0]
+            warnings.warn(f"a step could not be compiled ({reason}): it runs eagerly", stacklevel=2)
+            self.run, self.graphs = self.function, False
+            return self.run(*inputs)
+
+
+@contextmanager
+def compiled(
+    function: Callable[..., Tensor], device: torch.device, steps: int
+) -> Iterator[Callable[..., Tensor]]:
+    """Hold what a step computes, such as a network, in its fastest form; call it once a step.
+
+    Args:
+        function: a module, or a method of one. The weights stay the module's own.
+        device: compiled is on a CUDA GPU alone, with Triton and a C compiler, in fast mode.
+        steps: of the whole training: a short one ends before compiling has paid for itself.
+
+    Yields:
+        The compiled function, or `function` itself.
+    """
+    backend = _backend(device, steps)
+    try:
+        yield Compiled(function, backend) if backend else function
+    finally:
+        if backend:
+            torch.compiler.reset()  # frees its CUDA graphs
+
+
+def _backend(device: torch.device, steps: int) -> Backend | None:
+    """Return torch.compile's backend for a training, or None where it runs eagerly."""
+    if mode() == "exact" or _forced.get("backend") == "none":
+        return None
+    c_compiler = os.environ.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang")))
+    able = device.type == "cuda" and c_compiler and find_spec("triton")
+    return _forced.get("backend") or ("inductor" if able and steps >= COMPILE_FROM else None)

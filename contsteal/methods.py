@@ -1,7 +1,10 @@
-"""How a victim learns: four self-supervised methods and supervision, each a module with one loss.
+"""How a victim learns: four self-supervised methods and supervision.
 
-A method gets uint8 images (B, 3, H, W), labels or None, and a generator, and returns a batch's loss;
-only its `encoder` is kept. [L] marks what lightly's CIFAR-10 benchmark of ResNet-18 uses.
+A method is a module whose `loss` compares augmented views of a batch; only its `encoder` is kept
+(and its projector, by the owner). A new one is a class here and a row in METHODS. [L] marks
+settings of lightly's CIFAR-10 benchmark of ResNet-18.
+
+In the comments B is the batch, P the projection's dimension, K the length of MoCo's queue.
 """
 
 import copy
@@ -10,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +24,45 @@ from contsteal import augment, checkpoints, files, losses
 from contsteal.encoders import Encoder
 
 
+@dataclass(frozen=True)
+class Config:
+    """What to train and how."""
+
+    method: str = "simclr"  # a name of METHODS, or "ready": nothing is trained
+    encoder: str = "resnet18"  # as `encoders.build` takes it
+    width: float = 1.0  # scales a ResNet's channels
+    image_size: int = 32  # pixels
+    epochs: int = 200  # [L]; 800 to 1,000 in the papers' tables
+    batch: int = 512  # images per step [L]
+    optimizer: str = "sgd"  # with momentum 0.9 [L], or "adamw"
+    lr: float | None = None  # at the peak; None: the recipe's, scaled to the batch
+    weight_decay: float = 5e-4  # [L]
+    temperature: float | None = None  # None: the method's, 0.5 for SimCLR and 0.1 for MoCo
+    policy: str = "simclr"  # the views of every method; SimSiam's on CIFAR (appendix D)
+    hidden: int | None = None  # width of the heads' hidden layers; None: the method's
+    projection: int | None = None  # dimension that the loss is computed in; None: the method's
+    momentum: float = 0.99  # of the key or target encoder, MoCo and BYOL [L]
+    queue: int = 4096  # MoCo's negatives [L]; 8,192 there at batch 512
+    symmetric: bool = True  # MoCo: each view is query and key once [L]
+    key_groups: int = 8  # MoCo: parts of a batch of keys, each normalised by itself [L]
+    held_out: int = 1024  # training images kept for the monitor, at most a tenth of the set
+    monitor_every: int = 1  # epochs between two measurements on them
+    seed: int = 0  # of first weights, order and views
+    weights: str | None = None  # of method "ready": "timm", or a file of weights
+    inputs: dict[str, Any] | None = None  # of such a file: mean, std, padding, relu
+
+
+# ------------------------------------------------------------------------- heads and copies
+
+
 class Head(nn.Sequential):
-    """Linear layers of `sizes` with ReLU, and batch norm (N, D) after all but the last."""
+    """A multilayer perceptron (N, sizes[0]) -> (N, sizes[-1]) with ReLU between its linear layers.
+
+    Args:
+        sizes: the width of every layer.
+        norm: batch norm after each hidden linear layer.
+        last: batch norm after the last one too.
+    """
 
     def __init__(self, *sizes: int, norm: bool = True, last: bool = False) -> None:
         layers: list[nn.Module] = []
@@ -34,22 +74,20 @@ class Head(nn.Sequential):
         super().__init__(*layers)
         self.spec = {"sizes": sizes, "norm": norm, "last": last}
 
-    def write(self, path: Path) -> None:
-        """Write the weights and how to build the head again, as safetensors."""
-        state = {
-            name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()
-        }
+    def save(self, path: Path) -> None:
+        """Write weights and architecture as safetensors."""
+        state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
         with files.atomic(path) as partial:
             partial.write_bytes(save(state, metadata={"head": json.dumps(self.spec)}))
 
-
-def read(path: Path) -> Head:
-    """Return the head that `Head.write` wrote, in eval mode; CheckpointError for a damaged file."""
-    state, header = checkpoints.read_safetensors(path)
-    spec = json.loads(header["head"])
-    head = Head(*spec["sizes"], norm=spec["norm"], last=spec["last"])
-    head.load_state_dict(state)
-    return head.eval()
+    @staticmethod
+    def load(path: Path) -> "Head":
+        """Return the head that `save` wrote, in eval mode; CheckpointError for a damaged file."""
+        state, header = checkpoints.read_safetensors(path)
+        spec = json.loads(header["head"])
+        head = Head(*spec["sizes"], norm=spec["norm"], last=spec["last"])
+        head.load_state_dict(state)
+        return head.eval()
 
 
 class Frozen(nn.Module):
@@ -60,6 +98,7 @@ class Frozen(nn.Module):
         self.module = module.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "Frozen":
+        """Stay in eval mode."""
         return super().train(False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,88 +123,57 @@ class Momentum(nn.Module):
         return self.module(x)
 
 
-@dataclass(frozen=True)
-class Config:
-    """What to train and how; `None` takes what the method's recipe says."""
-
-    method: str = "simclr"
-    encoder: str = "resnet18"
-    width: float = 1.0
-    image_size: int = 32
-    epochs: int = 200  # [L]; 800 to 1,000 in the papers' tables
-    batch: int = 512  # [L]
-    optimizer: str = "sgd"  # with momentum 0.9 [L]
-    lr: float | None = None  # the recipe's, scaled to the batch
-    weight_decay: float = 5e-4  # [L]
-    temperature: float | None = None
-    policy: str = "simclr"  # SimSiam's on CIFAR (appendix D), for every method
-    hidden: int | None = None  # width of the heads' hidden layers
-    projection: int | None = None  # dimension that the loss is computed in
-    momentum: float = 0.99  # of the key or target encoder, MoCo and BYOL [L]
-    queue: int = 4096  # MoCo's negatives [L]; 8,192 there at batch 512
-    symmetric: bool = True  # MoCo: each view is query and key once [L]
-    key_groups: int = 8  # MoCo: parts of a batch of keys, each normalised by itself [L]
-    held_out: int = 1024  # training images kept for the monitor, at most a tenth of the set
-    monitor_every: int = 1  # epochs between two looks at them
-    seed: int = 0
-    weights: str | None = None  # of method "ready": "timm", or a file of weights
-    inputs: dict[str, Any] | None = None  # of such a file: mean, std, padding, relu
-
-
-class Recipe(NamedTuple):
-    """A method's module, its learning rate at batch 128, and where both come from."""
-
-    build: Callable[[Encoder, Config, int], "Method"]
-    lr: float
-    scaled: bool  # whether the learning rate grows with the batch
-    source: str
+# -------------------------------------------------------------------------------- methods
 
 
 class Method(nn.Module):
-    """What all methods share: an encoder, a projector, and two views of a batch."""
+    """What all methods share: an encoder with a head behind it, and two views of a batch."""
 
-    hidden = projection = 0  # defaults of the heads; 0 is the encoder's dimension
+    hidden = 0  # default width of the heads; 0 is the encoder's dimension
+    projection = 0  # default dimension that the loss is computed in
 
     def __init__(self, encoder: Encoder, config: Config, classes: int) -> None:
         super().__init__()
         self.config, self.classes = config, classes
         self.hidden = config.hidden or self.hidden or encoder.dim
         self.projection = config.projection or self.projection
-        head = self.head(encoder.dim, self.hidden, self.projection)
-        self.online = nn.Sequential(encoder, head)
-
-    @property
-    def encoder(self) -> Encoder:
-        """The encoder that is kept."""
-        return self.online[0]
-
-    @property
-    def projector(self) -> Head | None:
-        """The head that the loss is computed behind; None where it is a classifier."""
-        return self.online[1] if isinstance(self.online[1], Head) else None
-
-    @property
-    def compared(self) -> nn.Module:
-        """The network whose outputs the loss compares: what can collapse."""
-        return self.online
+        self.online = nn.Sequential(encoder, self.head(encoder.dim, self.hidden, self.projection))
 
     def head(self, dim: int, hidden: int, out: int) -> nn.Module:
         """Return the projector."""
         return Head(dim, hidden, out, norm=False)
 
-    def project(self, x: Tensor) -> Tensor:
-        """Return what the loss compares, (N, P), of views (N, 3, H, W)."""
-        return self.online(x)
+    def views(
+        self, images: Tensor, labels: Tensor | None, draws: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return what `loss` compares: two float views (B, 3, H, W) of uint8 images (B, 3, H, W)."""
+        both = augment.apply(self.config.policy, images.repeat(2, 1, 1, 1), draws)
+        one, two = both.chunk(2)
+        return one, two
+
+    def loss(self, one: Tensor, two: Tensor, /) -> Tensor:
+        """Return the loss of what `views` gives, a scalar."""
+        raise NotImplementedError
 
     def forward(self, images: Tensor, labels: Tensor | None, draws: torch.Generator) -> Tensor:
-        """Return the loss of a batch, a scalar, from two augmented views of each image."""
-        return self.loss(
-            *augment.apply(self.config.policy, images.repeat(2, 1, 1, 1), draws).chunk(2)
-        )
+        """Return the loss of a batch, a scalar, on views that are drawn here."""
+        return self.loss(*self.views(images, labels, draws))
 
-    def loss(self, one: Tensor, two: Tensor) -> Tensor:
-        """Return the loss of two views (B, 3, H, W) of the same images."""
-        raise NotImplementedError
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder that is kept."""
+        return cast(Encoder, self.online[0])
+
+    @property
+    def projector(self) -> Head | None:
+        """The head that the loss is computed behind; None where it is a classifier."""
+        head = self.online[1]
+        return head if isinstance(head, Head) else None
+
+    @property
+    def compared(self) -> nn.Module:
+        """The network whose outputs the loss compares: what can collapse."""
+        return self.online
 
 
 class SimCLR(Method):
@@ -174,18 +182,22 @@ class SimCLR(Method):
     projection = 128
 
     def loss(self, one: Tensor, two: Tensor) -> Tensor:
-        first, second = self.project(torch.cat([one, two])).chunk(2)  # one batch norm over 2B views
-        return losses.info_nce(first, second, self.config.temperature or 0.5)
+        z = self.online(torch.cat([one, two]))  # (2B, P): one batch norm over both views
+        z1, z2 = z.chunk(2)  # (B, P) each
+        return losses.info_nce(z1, z2, self.config.temperature or 0.5)
 
 
 class MoCo(Method):
     """MoCo v2 (He et al., CVPR 2020; Chen et al., 2020): keys of a momentum encoder, and a queue.
 
-    Keys pass in groups with batch statistics of their own, as [L]'s split batch norm: an encoder could
-    else tell a key by the batch it shares with its query. The queue starts with random directions.
+    Keys pass in groups with batch statistics of their own, as [L]'s split batch norm: an encoder
+    could otherwise recognise a key by the batch that it shares with its query. The queue starts with
+    random directions.
     """
 
     projection = 128
+    queue: Tensor
+    next: Tensor
 
     def __init__(self, encoder: Encoder, config: Config, classes: int) -> None:
         super().__init__(encoder, config, classes)
@@ -196,34 +208,32 @@ class MoCo(Method):
         if config.key_groups < 1 or config.batch % config.key_groups:
             raise ValueError(f"key_groups={config.key_groups}: it must divide batch={config.batch}")
         self.keys = Momentum(self.online, config.momentum)
-        keys = F.normalize(torch.randn(config.queue, self.projection), dim=1)
-        self.register_buffer("queue", keys)
-        self.register_buffer("next", torch.zeros((), dtype=torch.int64))
+        queue = F.normalize(torch.randn(config.queue, self.projection), dim=1)
+        self.register_buffer("queue", queue)  # (K, P)
+        self.register_buffer("next", torch.zeros((), dtype=torch.int64))  # the oldest entry
 
     def loss(self, one: Tensor, two: Tensor) -> Tensor:
         self.keys.follow(self.online)
         pairs = [(one, two), (two, one)] if self.config.symmetric else [(one, two)]
         with torch.no_grad():
-            keys = [self.encode(key) for _, key in pairs]
-        tau = self.config.temperature or 0.1
-        terms = [
-            losses.moco(self.project(view), key, self.queue, tau)
-            for (view, _), key in zip(pairs, keys, strict=True)
-        ]
+            keys = [self.encode(key) for _, key in pairs]  # (B, P) each
+        terms = []
+        for (query, _), k in zip(pairs, keys, strict=True):
+            q = self.online(query)  # (B, P)
+            terms.append(losses.moco(q, k, self.queue, self.config.temperature or 0.1))
         self.enqueue(torch.cat(keys))
         return torch.stack(terms).mean()
 
     def encode(self, views: Tensor) -> Tensor:
         """Return the keys (B, P) of views; every `key_groups`-th row shares its batch norm."""
-        groups = [
-            self.keys(views[k :: self.config.key_groups]) for k in range(self.config.key_groups)
-        ]
+        count = self.config.key_groups
+        groups = [self.keys(views[k::count]) for k in range(count)]  # (B / count, P) each
         return torch.stack(groups, 1).flatten(0, 1)
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
         """Replace the oldest entries of the queue by these keys (B, P)."""
-        at = (self.next + torch.arange(len(keys), device=keys.device)) % len(self.queue)
+        at = (self.next + torch.arange(len(keys), device=keys.device)) % len(self.queue)  # (B,)
         self.queue[at] = F.normalize(keys.to(self.queue.dtype), dim=1)
         self.next.copy_((self.next + len(keys)) % len(self.queue))
 
@@ -247,14 +257,17 @@ class BYOL(Method):
     def loss(self, one: Tensor, two: Tensor) -> Tensor:
         self.target.follow(self.online)
         with torch.no_grad():
-            goals = self.target(two), self.target(one)
-        guesses = [self.predictor(self.project(view)) for view in (one, two)]
-        return (losses.cosine(guesses[0], goals[0]) + losses.cosine(guesses[1], goals[1])) / 2
+            z2, z1 = self.target(two), self.target(one)  # (B, P) each
+        p1 = self.predictor(self.online(one))  # (B, P), predicts z2
+        p2 = self.predictor(self.online(two))  # (B, P), predicts z1
+        return (losses.cosine(p1, z2) + losses.cosine(p2, z1)) / 2
 
 
 class SimSiam(Method):
-    """SimSiam (Chen & He, CVPR 2021, Algorithm 1): predict the other view's projection, which is held
-    still (stop-gradient). Two projection layers on CIFAR (appendix D). The loss is 1 - cos."""
+    """SimSiam (Chen & He, CVPR 2021, Algorithm 1): predict the other view's projection, held still.
+
+    Two projection layers, as on CIFAR (appendix D). The loss is 1 - cos.
+    """
 
     hidden, projection = 2048, 2048
 
@@ -266,31 +279,48 @@ class SimSiam(Method):
         return Head(dim, hidden, out, last=True)
 
     def loss(self, one: Tensor, two: Tensor) -> Tensor:
-        z, w = self.project(one), self.project(two)  # a batch norm per view
-        there = losses.cosine(self.predictor(z), self.still(w))
-        back = losses.cosine(self.predictor(w), self.still(z))
-        return (there + back) / 2
+        z1, z2 = self.online(one), self.online(two)  # (B, P) each: a batch norm per view
+        p1, p2 = self.predictor(z1), self.predictor(z2)  # (B, P) each
+        z1, z2 = self.stop_gradient(z1), self.stop_gradient(z2)
+        return (losses.cosine(p1, z2) + losses.cosine(p2, z1)) / 2
 
-    def still(self, z: Tensor) -> Tensor:
-        """Stop the gradient: without it the loss is solved by a constant."""
+    def stop_gradient(self, z: Tensor) -> Tensor:
+        """Hold a projection still: without it a constant solves the loss."""
         return z.detach()
 
 
 class Supervised(Method):
     """Cross-entropy on labels: the ceiling for self-supervised victims."""
 
-    @property
-    def compared(self) -> nn.Module:
-        return self.encoder
-
     def head(self, dim: int, hidden: int, out: int) -> nn.Module:
         if not self.classes:
             raise ValueError("method 'supervised' needs a data set with labels: choose another set")
         return nn.Linear(dim, self.classes)
 
-    def forward(self, images: Tensor, labels: Tensor | None, draws: torch.Generator) -> Tensor:
-        views = augment.apply(self.config.policy, images, draws)
-        return F.cross_entropy(self.project(views).float(), labels)
+    @property
+    def compared(self) -> nn.Module:
+        return self.encoder
+
+    def views(
+        self, images: Tensor, labels: Tensor | None, draws: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return one view (B, 3, H, W), and the labels (B,)."""
+        if labels is None:
+            raise ValueError("method 'supervised' needs the labels of its images: give labels")
+        return augment.apply(self.config.policy, images, draws), labels
+
+    def loss(self, view: Tensor, labels: Tensor) -> Tensor:
+        logits = self.online(view).float()  # (B, classes)
+        return F.cross_entropy(logits, labels)
+
+
+class Recipe(NamedTuple):
+    """A method's module, its learning rate at batch 128, and where both come from."""
+
+    build: Callable[[Encoder, Config, int], Method]
+    lr: float
+    scaled: bool  # whether the learning rate grows with the batch
+    source: str
 
 
 LIGHTLY = "lightly's CIFAR-10 benchmark"

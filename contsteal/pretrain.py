@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,16 +16,17 @@ COLLAPSED = 0.1  # a spread below it: nearly all embeddings point one way
 
 
 class ImageSet(Protocol):
-    """Images to train on, such as `data.ImageSet`: uint8 (N, 3, H, W), labels int64 (N,) or None."""
+    """Images to train on, such as `data.ImageSet`."""
 
-    images: Tensor
-    labels: Tensor | None
-    name: str
-    split: str
-    classes: tuple[str, ...]
-
-    def __len__(self) -> int: ...
-    def take(self, chosen: Tensor | slice) -> "ImageSet": ...
+    @property
+    def images(self) -> Tensor: ...  # uint8 (N, 3, H, W)
+    @property
+    def labels(self) -> Tensor | None: ...  # int64 (N,)
+    @property
+    def name(self) -> str: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    def take(self, chosen: slice) -> "ImageSet": ...
 
 
 class Fitted(NamedTuple):
@@ -36,98 +37,65 @@ class Fitted(NamedTuple):
     projector: Head | None
 
 
-def fit(config: Config, images: ImageSet, checkpoint: Path | None = None) -> Fitted:
-    """Train an encoder; return it, in eval mode on the images' device, with history and projector.
+def train(config: Config, images: ImageSet, checkpoint: Path | None = None) -> encoders.Encoder:
+    """Train an encoder as `fit` does and return it alone."""
+    return fit(config, images, checkpoint).encoder
 
-    Up to `held_out` images (a tenth at most) are not trained on: kNN accuracy and spread of their
-    embeddings are the monitor, so no choice is ever made on test data. Warns where the embeddings
-    collapsed. Method "ready" reads `weights` and has no history. Errors: ValueError for an unknown
-    method, data without labels, fewer images than a batch; loop.Diverged for a NaN loss.
+
+def fit(config: Config, images: ImageSet, checkpoint: Path | None = None) -> Fitted:
+    """Train an encoder on images, without those that its monitor needs.
+
+    Up to `held_out` images (at most a tenth) are not trained on: the history has kNN accuracy and
+    spread of their embeddings, so that no choice is ever made on test data. Warns of a collapse.
+
+    Args:
+        config: what to train; method "ready" reads `weights` and trains nothing.
+        images: uint8 (N, 3, H, W), with labels for the monitor's kNN and for supervision.
+        checkpoint: as in `loop.fit`.
+
+    Returns:
+        The encoder in eval mode, on the images' device, with history and projector.
+
+    Raises:
+        ValueError: for an unknown method, missing labels, or fewer images than a batch.
+        loop.Diverged: for a NaN loss.
     """
     origin(config)
+    device = images.images.device
     if config.method == READY:
-        return Fitted(_ready(config).eval().to(images.images.device), [], None)
+        return Fitted(_ready(config).eval().to(device), [], None)
     plan = schedule(config)
-    held = min(config.held_out, len(images) // 10)
-    kept, watched = images.take(slice(held, None)), images.take(slice(held))
     if config.method == "supervised" and images.labels is None:
         raise ValueError(
-            f"method 'supervised' needs labels, {images.name} has none in its split "
-            f"{images.split!r}: choose another method, data set or train_split"
+            f"method 'supervised' needs labels, {images.name} has none in this split: choose another "
+            "method, data set or train_split"
         )
-    model = build(config, len(images.classes)).to(images.images.device)
-
-    def loss(chosen: Tensor, epoch: int, draws: torch.Generator) -> Tensor:
-        labels = None if kept.labels is None else kept.labels[chosen]
-        return model(kept.images[chosen], labels, draws)
-
-    history = loop.fit(
-        model, loss, len(kept), plan, seed=config.seed, checkpoint=checkpoint,
-        after_epoch=_monitor(model, watched, kept) if held > 1 else None,
-        title=f"{config.method} {config.encoder}", identity=repr(config),
-    )  # fmt: skip
+    held = min(config.held_out, len(images.images) // 10)
+    kept, watched = images.take(slice(held, None)), images.take(slice(held))
+    model = build(config, len(images.classes)).to(device)
+    history = _learn(model, plan, kept, watched, checkpoint)
     if history[-1].get("spread", 1.0) < COLLAPSED:
         warnings.warn(f"{config.method} collapsed: its embeddings have a spread of "
                       f"{history[-1]['spread']:.3f}; lower the learning rate", stacklevel=2)  # fmt: skip
-    return Fitted(model.eval().encoder, history, model.projector)
+    return Fitted(model.encoder, history, model.projector)
 
 
-def _ready(config: Config) -> encoders.Encoder:
-    given = {"pretrained": True} if config.weights == "timm" else {"weights": _file(config)}
-    return encoders.build(
-        config.encoder, config.image_size, width=config.width, inputs=config.inputs, **given
-    )
+def _learn(
+    model: Method, plan: loop.Schedule, kept: ImageSet, watched: ImageSet, checkpoint: Path | None
+) -> list[loop.Row]:
+    """Train a method on images, by compiled steps where they pay, and return its history."""
+    config, device, count = model.config, kept.images.device, len(kept.images)
+    with loop.compiled(model.loss, device, plan.epochs * plan.check(count)) as compare:
 
+        def loss(chosen: Tensor, epoch: int, draws: torch.Generator) -> Tensor:
+            labels = None if kept.labels is None else kept.labels[chosen]
+            return compare(*model.views(kept.images[chosen], labels, draws))
 
-def origin(config: Config) -> str | None:
-    """Return what tells the weights of a ready encoder from others: "timm", or the file's sha256.
-
-    None for an encoder that is trained. Errors: ValueError where `weights` and `method` do not fit,
-    or for a file that is not there.
-    """
-    if config.method != READY and (config.weights or config.inputs):
-        raise ValueError(
-            f"weights={config.weights}, inputs={config.inputs}: method {config.method!r} trains its "
-            f"own; set method: {READY} to take them"
-        )
-    if config.method != READY or config.weights == "timm":
-        return config.weights
-    if not config.weights or not _file(config).is_file():
-        where = f" ({_file(config)} is none)" if config.weights else ""
-        raise ValueError(
-            f"weights={config.weights!r}{where}: method {READY!r} needs 'timm' or a file"
-        )
-    return files.sha256(_file(config))
-
-
-def _file(config: Config) -> Path:
-    """Return the file of weights."""
-    return Path(config.weights).expanduser()
-
-
-def build(config: Config, classes: int) -> Method:
-    """Build a method around a fresh encoder, all weights drawn from the config's seed alone."""
-    net = encoders.build(config.encoder, config.image_size, width=config.width, seed=config.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed)
-        return METHODS[config.method].build(net, config, classes)
-
-
-def adopt(method: Method, trained: Fitted) -> None:
-    """Put a trained encoder and its projector into a method, and into the copy that follows them.
-
-    What a `Fitted` does not hold (predictors, a queue) stays fresh. Errors: ValueError for another
-    architecture.
-    """
-    for own, given in ((method.encoder, trained.encoder), (method.projector, trained.projector)):
-        if own is not None and given is not None:
-            told = checkpoints.misfit(own.state_dict(), given.state_dict())
-            if told:
-                raise ValueError(f"the trained network does not fit {method.config}: {told}")
-            own.load_state_dict(given.state_dict())
-    for part in method.modules():
-        if isinstance(part, Momentum):
-            part.module.load_state_dict(method.online.state_dict())
+        return loop.fit(
+            model, loss, count, plan, seed=config.seed, checkpoint=checkpoint,
+            after_epoch=_monitor(model, watched, kept) if len(watched.images) > 1 else None,
+            title=f"{config.method} {config.encoder}", identity=repr(config),
+        )  # fmt: skip
 
 
 def schedule(config: Config) -> loop.Schedule:
@@ -145,23 +113,78 @@ def schedule(config: Config) -> loop.Schedule:
     )
 
 
+def build(config: Config, classes: int) -> Method:
+    """Build a method around a fresh encoder, all weights drawn from the config's seed alone."""
+    net = encoders.build(config.encoder, config.image_size, width=config.width, seed=config.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        return METHODS[config.method].build(net, config, classes)
+
+
+def adopt(method: Method, trained: Fitted) -> None:
+    """Put a trained encoder and its projector into a method, and into the copy that follows them.
+
+    What a `Fitted` does not hold (predictors, a queue) stays fresh. Raises ValueError for another
+    architecture.
+    """
+    pairs = [(method.encoder, trained.encoder), (method.projector, trained.projector)]
+    for ours, given in pairs:
+        if ours is None or given is None:
+            continue
+        if problem := checkpoints.misfit(ours.state_dict(), given.state_dict()):
+            raise ValueError(f"the trained network does not fit {method.config}: {problem}")
+        ours.load_state_dict(given.state_dict())
+    for part in method.modules():
+        if isinstance(part, Momentum):
+            part.module.load_state_dict(method.online.state_dict())
+
+
 def _monitor(model: Method, held: ImageSet, kept: ImageSet) -> Callable[[int], loop.Row]:
-    """Return what looks at held-out images after every `monitor_every`-th epoch, and the last."""
+    """Return what measures held-out images after every `monitor_every`-th epoch, and the last."""
     config, bank = model.config, kept.take(slice(4096))
 
-    def look(epoch: int) -> loop.Row:
+    def measure(epoch: int) -> loop.Row:
         if (epoch + 1) % config.monitor_every and epoch + 1 < config.epochs:
             return {}
         row = {"spread": evaluate.spread(encoders.embed(model.compared, held.images))}
-        if held.labels is None:
+        if held.labels is None or bank.labels is None:
             return row
         x, y = (encoders.embed(model.encoder, part.images) for part in (bank, held))
-        vote = evaluate.knn(x, bank.labels, y, held.labels, k=50)
-        return row | {"knn": vote.accuracy}
+        return row | {"knn": evaluate.knn(x, bank.labels, y, held.labels, k=50).accuracy}
 
-    return look
+    return measure
 
 
-def train(config: Config, images: ImageSet, checkpoint: Path | None = None) -> encoders.Encoder:
-    """Train an encoder as `fit` does and return it alone."""
-    return fit(config, images, checkpoint)[0]
+# --------------------------------------------------------------------- encoders of others
+
+
+def origin(config: Config) -> str | None:
+    """Return what identifies the weights of a ready encoder: "timm", or its file's sha256.
+
+    None for an encoder that is trained. Raises ValueError where `weights` and `method` do not fit,
+    or the file does not exist.
+    """
+    if config.method != READY and (config.weights or config.inputs):
+        raise ValueError(
+            f"weights={config.weights}, inputs={config.inputs}: method {config.method!r} trains its "
+            f"own; set method: {READY} to take them"
+        )
+    if config.method != READY or config.weights == "timm":
+        return config.weights
+    path = Path(config.weights or "").expanduser()
+    if not config.weights or not path.is_file():
+        missing = f" ({path} does not exist)" if config.weights else ""
+        raise ValueError(
+            f"weights={config.weights!r}{missing}: method {READY!r} needs 'timm' or a file"
+        )
+    return files.sha256(path)
+
+
+def _ready(config: Config) -> encoders.Encoder:
+    """Build the encoder that `origin` has accepted."""
+    given: dict[str, Any] = {"pretrained": True}
+    if config.weights and config.weights != "timm":
+        given = {"weights": Path(config.weights).expanduser()}
+    return encoders.build(
+        config.encoder, config.image_size, width=config.width, inputs=config.inputs, **given
+    )

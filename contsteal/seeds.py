@@ -1,7 +1,7 @@
-"""One rule for randomness: every draw comes from a generator named by what it is for.
+"""One rule for randomness: every draw comes from a generator named by its purpose.
 
-No function of the package reads the global generator, so a result depends on its seeds alone, not
-on what ran before it, and a run resumed at epoch e draws what the uninterrupted run would have.
+No function of the package reads the global generator. So a result depends on its seeds alone, not on
+what ran before it, and a run that resumes at epoch e draws what an uninterrupted one draws.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import torch
 
 
 def derive(*key: str | int) -> int:
-    """Return the 63-bit seed that belongs to `key`, for example `derive("views", seed, epoch)`."""
+    """Return the 63-bit seed that belongs to `key`, such as `derive("views", seed, epoch)`."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -19,6 +19,6 @@ def generator(*key: str | int) -> torch.Generator:
     """Return a CPU generator seeded by `key`; equal keys give equal draws on every device.
 
     Random parameters are drawn on the CPU (a dozen numbers an image) and moved to the images'
-    device, so a view is the same view on a laptop and on a GPU.
+    device: a view is the same view on a laptop and on a GPU.
     """
     return torch.Generator().manual_seed(derive(*key))

@@ -14,49 +14,12 @@ from torch import Tensor, nn
 from contsteal import encoders, files
 from contsteal.encoders import as_uint8
 
-LONGEST = 256  # characters of a user's name
-LIMIT = 1 << 30  # bytes of one victim's answers; what comes later is computed where it is needed
+LONGEST_NAME = 256  # characters of a user's name
+STORE_LIMIT = 1 << 30  # bytes of one victim's answers on disk; later answers are not stored
 
 
-class Shelf:
-    """Clean answers of one network, kept by the request they were computed for, up to `limit` bytes.
-
-    A request is a list of distinct inputs by digest. It is kept and found whole: an answer then never
-    depends on what else a batch held, nor on which process came first.
-    """
-
-    def __init__(self, folder: Path, limit: int = LIMIT) -> None:
-        self.folder, self.limit = folder, limit
-
-    def get(self, names: Sequence[bytes]) -> Tensor | None:
-        """Return the answers (N, D) in the order of `names`, or None where they are not kept.
-
-        A damaged file is moved aside: its answers are computed again.
-        """
-        file = self._file(names)
-        try:
-            return load_file(file)["answers"]
-        except FileNotFoundError:
-            return None
-        except (SafetensorError, KeyError, OSError):
-            files.move_aside(file)
-            return None
-
-    def put(self, names: Sequence[bytes], answers: Tensor) -> None:
-        """Keep the answers to a request, unless the shelf is full."""
-        data = save({"answers": answers.cpu().contiguous()})
-        if self.bytes() + len(data) > self.limit:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with files.atomic(self._file(names)) as partial:
-            partial.write_bytes(data)
-
-    def bytes(self) -> int:
-        """Return how much is kept."""
-        return sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
-
-    def _file(self, names: Sequence[bytes]) -> Path:
-        return self.folder / f"{hashlib.sha256(b''.join(names)).hexdigest()[:32]}.safetensors"
+class BudgetExceeded(RuntimeError):
+    """A request would need more distinct inputs than its user's budget; nothing was answered."""
 
 
 class Defense(Protocol):
@@ -66,10 +29,14 @@ class Defense(Protocol):
 
 
 def named(user: str) -> str:
-    """Return a user's name as it is; ValueError for one that stands for nobody, or fills memory."""
-    if not isinstance(user, str) or not 1 <= len(user) <= LONGEST or not user.isprintable():
+    """Return a user's name as it is.
+
+    Raises:
+        ValueError: for a name that is empty, unprintable or longer than 256 characters.
+    """
+    if not isinstance(user, str) or not 1 <= len(user) <= LONGEST_NAME or not user.isprintable():
         raise ValueError(
-            f"user {user!r:.60}: a name of 1 to {LONGEST} printable characters is needed; accounts, "
+            f"user {user!r:.60}: a name of 1 to {LONGEST_NAME} printable characters is needed; accounts, "
             "budgets and defences are kept by it"
         )
     return user
@@ -78,7 +45,8 @@ def named(user: str) -> str:
 def finite(answers: Tensor) -> Tensor:
     """Return answers (N, D) of floats as they are, N = 0 included.
 
-    Errors: ValueError for another type or shape, and where an answer holds NaN or infinity.
+    Raises:
+        ValueError: for another type or shape, and where an answer holds NaN or infinity.
     """
     if not isinstance(answers, Tensor) or answers.ndim != 2 or not answers.shape[1]:
         shape = tuple(answers.shape) if isinstance(answers, Tensor) else type(answers).__name__
@@ -94,8 +62,7 @@ def finite(answers: Tensor) -> Tensor:
     return answers
 
 
-class BudgetExceeded(RuntimeError):
-    """A request would need more distinct inputs than its user's budget; nothing was answered."""
+# -------------------------------------------------------------------------------------- ledger
 
 
 @dataclass
@@ -107,6 +74,7 @@ class Account:
 
     @property
     def unique_inputs(self) -> int:
+        """The number of distinct images answered."""
         return len(self.seen)
 
 
@@ -122,10 +90,12 @@ class Ledger:
 
     @property
     def unique_inputs(self) -> int:
+        """Distinct images answered, summed over users."""
         return sum(a.unique_inputs for a in self.accounts.values())
 
     @property
     def calls(self) -> int:
+        """All answers, summed over users."""
         return sum(a.calls for a in self.accounts.values())
 
 
@@ -138,65 +108,123 @@ def digests(images: Tensor) -> list[bytes]:
     ]
 
 
-def _simplex(values: Tensor) -> Tensor:
-    """Make non-negative rows of sum 1 of perturbed posteriors; uniform where nothing is left."""
-    positive = values.clamp(min=0)
-    total = positive.sum(1, keepdim=True)
-    uniform = torch.full_like(positive, 1 / values.shape[1])
-    return torch.where(total > 0, positive / total.clamp(min=1e-12), uniform)
+# ------------------------------------------------------------------------------ cached answers
 
 
-class Answers:
-    """A frozen network that is never run twice on one input; share it between black boxes.
+class AnswerStore:
+    """Clean answers of one network on disk, by the request they were computed for.
 
-    With a `shelf` also not by another process: what was computed once on this machine is read.
-    `forwards` counts the images that the network was really run on here.
+    A request is a list of distinct inputs by digest. It is stored and found whole: an answer then never
+    depends on what else a batch held, nor on which process came first.
+
+    Args:
+        folder: of this network on this kind of machine; another network needs another folder.
+        limit: bytes after which nothing more is stored.
     """
 
-    def __init__(self, net: nn.Module, shelf: Shelf | None = None) -> None:
-        self.net, self.shelf, self.forwards = net, shelf, 0
+    def __init__(self, folder: Path, limit: int = STORE_LIMIT) -> None:
+        self.folder, self.limit = folder, limit
+
+    def get(self, names: Sequence[bytes]) -> Tensor | None:
+        """Return the answers (N, D) in the order of `names`, or None where they are not stored.
+
+        A damaged file is moved aside: its answers are computed again.
+        """
+        file = self._file(names)
+        try:
+            return load_file(file)["answers"]
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, KeyError, OSError):
+            files.move_aside(file)
+            return None
+
+    def put(self, names: Sequence[bytes], answers: Tensor) -> None:
+        """Store the answers to a request, unless the limit is reached."""
+        data = save({"answers": answers.cpu().contiguous()})
+        if self.bytes() + len(data) > self.limit:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with files.atomic(self._file(names)) as partial:
+            partial.write_bytes(data)
+
+    def bytes(self) -> int:
+        """Return how much is stored."""
+        return sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
+
+    def _file(self, names: Sequence[bytes]) -> Path:
+        return self.folder / f"{hashlib.sha256(b''.join(names)).hexdigest()[:32]}.safetensors"
+
+
+class AnswerCache:
+    """A frozen network that is never run twice on one input; share it between black boxes.
+
+    `forwards` counts the images that the network was really run on in this process.
+
+    Args:
+        net: images (N, 3, H, W) to embeddings (N, D).
+        store: answers on disk, shared with other processes.
+    """
+
+    def __init__(self, net: nn.Module, store: AnswerStore | None = None) -> None:
+        self.net, self.store, self.forwards = net, store, 0
         self._row: dict[bytes, int] = {}
-        self._store = torch.empty(0)
+        self._rows = torch.empty(0)
 
     def __call__(self, images: Tensor, names: Sequence[bytes]) -> Tensor:
         """Return clean embeddings (N, D) in float32 of uint8 images with their `digests`."""
         new = {name: i for i, name in enumerate(names) if name not in self._row}
         if new:
             self._append(self._fresh(images, new), list(new))
-        return self._store[[self._row[name] for name in names]]
+        return self._rows[[self._row[name] for name in names]]
 
     def _fresh(self, images: Tensor, new: dict[bytes, int]) -> Tensor:
-        """Read the answers to new inputs, or compute and keep them."""
-        kept = self.shelf.get(list(new)) if self.shelf else None
-        if kept is not None:
-            return kept.to(next(self.net.parameters()).device)
+        """Read the answers to new inputs, or compute and store them."""
+        stored = self.store.get(list(new)) if self.store else None
+        if stored is not None:
+            return stored.to(next(self.net.parameters()).device)
         self.forwards += len(new)
         answers = encoders.embed(self.net, images[list(new.values())])
-        if self.shelf:
-            self.shelf.put(list(new), answers)
+        if self.store:
+            self.store.put(list(new), answers)
         return answers
 
     def _append(self, fresh: Tensor, names: list[bytes]) -> None:
         start, end = len(self._row), len(self._row) + len(fresh)
-        if end > len(self._store):  # doubling keeps the cost of growth linear
-            grown = fresh.new_empty(max(end, 2 * len(self._store)), fresh.shape[1])
-            grown[:start] = self._store[:start] if start else 0
-            self._store = grown
-        self._store[start:end] = fresh
+        if end > len(self._rows):  # doubling keeps the cost of growth linear
+            grown = fresh.new_empty(max(end, 2 * len(self._rows)), fresh.shape[1])
+            grown[:start] = self._rows[:start] if start else 0
+            self._rows = grown
+        self._rows[start:end] = fresh
         self._row |= {name: start + i for i, name in enumerate(names)}
+
+
+# ----------------------------------------------------------------------------------- black box
 
 
 class BlackBox:
     """A victim behind an API: it answers, counts what it answered, and gives away nothing else.
 
-    `budget` limits the distinct inputs (by content) of each user; None is unlimited. `defenses`
-    change every vector that leaves, in order. `head` (features -> logits) is what `classify` uses,
-    `projector` (features -> projections) what `project` does.
+    Args:
+        net: the victim, or its `AnswerCache`, which several black boxes may share.
+        defenses: change every vector that leaves, in order.
+        budget: distinct inputs (by content) that each user may send; None is unlimited.
+        head: features (N, D) to logits (N, C), which `classify` uses.
+        projector: features (N, D) to projections (N, P), which `project` gives.
+
+    Raises:
+        ValueError: for a budget below 1.
+
+    Example:
+        >>> api = BlackBox(encoders.build("test_resnet"), budget=8)
+        >>> answers = api.embed(torch.zeros(4, 3, 32, 32, dtype=torch.uint8))
+        >>> answers.shape, api.ledger.unique_inputs, api.ledger.calls
+        (torch.Size([4, 96]), 1, 4)
     """
 
     def __init__(
         self,
-        net: nn.Module | Answers,
+        net: nn.Module | AnswerCache,
         defenses: Sequence[Defense] = (),
         budget: int | None = None,
         head: Callable[[Tensor], Tensor] | None = None,
@@ -204,17 +232,21 @@ class BlackBox:
     ) -> None:
         if budget is not None and budget < 1:
             raise ValueError(f"budget={budget}: at least 1 query is needed, or None for no limit")
-        self._answers = net if isinstance(net, Answers) else Answers(net)
-        self._defenses, self._head, self.budget = tuple(defenses), head, budget
-        self._projector = projector
-        self.ledger = Ledger()
+        self._answers = net if isinstance(net, AnswerCache) else AnswerCache(net)
+        self._defenses, self._head, self._projector = tuple(defenses), head, projector
+        self.budget, self.ledger = budget, Ledger()
 
     @torch.no_grad()
     def embed(self, images: Tensor, user: str = "adversary") -> Tensor:
-        """Return embeddings (N, D) float32 of images (N, 3, H, W), defended, without gradients.
+        """Return embeddings (N, D) float32, defended, without gradients; padding changes D.
 
-        A defence that pads changes D. Errors: ValueError for what is no image or no user's name, and
-        for NaN in an answer; BudgetExceeded, and Refused by a detector, before any answer leaves.
+        Args:
+            images: (N, 3, H, W), uint8 or floats in [0, 1], which are rounded to 8 bits.
+            user: who is billed.
+
+        Raises:
+            ValueError: for what is no image or no user's name, and for NaN in an answer.
+            BudgetExceeded, defenses.Refused: before any answer leaves.
         """
         return self._answer(images, user, None)
 
@@ -227,27 +259,30 @@ class BlackBox:
     ) -> Tensor:
         """Return labels (N,) int64, posteriors or raw logits (N, C) float32, defended.
 
-        Defences act on the logits where these are asked for, else on the posterior. Errors:
-        ValueError where the victim has no head or does not give this answer.
+        Defences act on the logits where these are the answer, else on the posterior.
+
+        Raises:
+            ValueError: where the victim has no head or does not give this answer; else as `embed`.
         """
         if answer not in ("label", "posterior", "logits"):
             raise ValueError(f"unknown answer {answer!r}: choose 'label', 'posterior' or 'logits'")
-        if self._head is None:
+        head = self._head
+        if head is None:
             raise ValueError(
                 f"this API gives embeddings only, no {answer}s: build BlackBox with head=..., or "
                 "use an attack on embeddings"
             )
         if answer == "logits":
-            return self._answer(images, user, self._head)
-        defended = self._answer(images, user, lambda x: self._head(x).softmax(1))
-        posterior = _simplex(defended)
+            return self._answer(images, user, head)
+        posterior = _simplex(self._answer(images, user, lambda x: head(x).softmax(1)))
         return posterior if answer == "posterior" else posterior.argmax(1)
 
     @torch.no_grad()
     def project(self, images: Tensor, user: str = "adversary") -> Tensor:
-        """Return projections z = g(f(x)) (N, P) float32, defended: what the victim's own loss compared.
+        """Return projections z = g(f(x)) (N, P) float32, defended: what the victim's loss compared.
 
-        Errors: ValueError where the provider does not give away its projector's output.
+        Raises:
+            ValueError: where the provider does not give away its projector's output; else as `embed`.
         """
         if self._projector is None:
             raise ValueError(
@@ -258,8 +293,7 @@ class BlackBox:
 
     def require(self, count: int, user: str = "adversary") -> None:
         """Raise BudgetExceeded where `count` new distinct inputs of a user would not fit."""
-        named(user)
-        used = self.ledger.account(user).unique_inputs
+        used = self.ledger.account(named(user)).unique_inputs
         if self.budget is not None and used + count > self.budget:
             raise BudgetExceeded(
                 f"user {user!r} would need {used + count} distinct inputs in all, the budget is "
@@ -271,10 +305,8 @@ class BlackBox:
 
         What a stateful defence has seen of it before another one refused stays seen.
         """
-        named(user)
-        images = as_uint8(images)
+        account, images = self.ledger.account(named(user)), as_uint8(images)
         names = digests(images)
-        account = self.ledger.account(user)
         total = len(account.seen.union(names))
         if self.budget is not None and total > self.budget:
             raise BudgetExceeded(
@@ -288,12 +320,20 @@ class BlackBox:
         return answers
 
     def _defend(self, answers: Tensor, user: str, classes: bool) -> Tensor:
-        wide = answers.shape[1]
+        width = answers.shape[1]
         for defense in self._defenses:
             answers = finite(defense(answers, user))
-        if classes and answers.shape[1] != wide:
+        if classes and answers.shape[1] != width:
             raise ValueError(
-                f"the defences made {answers.shape[1]} coordinates of {wide} classes: padding is for "
+                f"the defences made {answers.shape[1]} coordinates of {width} classes: padding is for "
                 "embeddings; leave it out of an API that gives classes"
             )
         return answers
+
+
+def _simplex(values: Tensor) -> Tensor:
+    """Make non-negative rows of sum 1 of perturbed posteriors; uniform where nothing is left."""
+    positive = values.clamp(min=0)
+    total = positive.sum(1, keepdim=True)
+    uniform = torch.full_like(positive, 1 / values.shape[1])
+    return torch.where(total > 0, positive / total.clamp(min=1e-12), uniform)

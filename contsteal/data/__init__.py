@@ -1,41 +1,56 @@
-"""Load a data set by name as one set of uint8 images: embedded, the papers', a folder or a pack.
+"""Load a data set by name as one set of uint8 images: embedded, the papers', a folder or a pack."""
 
-`python -m contsteal.data pack SRC DST --size 256` packs a folder that is larger than memory.
-"""
-
-import shlex
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from contsteal.data import embedded, folders, packed, torchsets
-from contsteal.data.packed import Packed, PackError, open_pack, sized
+from contsteal.data import folders, torchsets
+from contsteal.data.embedded import ENDLESS, SOURCES, Source
+from contsteal.data.folders import FolderError
+from contsteal.data.torchsets import CorruptData, MissingData, data_dir
 from contsteal.seeds import generator
 
+if TYPE_CHECKING:
+    from contsteal.data.packed import Packed, PackError
+
+__all__ = [
+    "ENDLESS", "PATHS", "SOURCES", "SPLITS", "CorruptData", "FolderError", "ImageSet", "MissingData",
+    "PackError", "Packed", "Source", "data_dir", "load", "locate", "names", "needs", "order",
+]  # fmt: skip
 SPLITS = ("train", "test")
 PATHS = ("folder", "packed")  # names that lead to a path: folder:PATH, packed:PATH
-Read = tuple["Tensor | Packed", Tensor | None]
+LARGEST = 8 * 2**30  # bytes of a resized set that is held in memory
+Read = tuple["Tensor | Packed", Tensor | None, tuple[str, ...]]
+
+
+def __getattr__(name: str) -> Any:
+    # `python -m contsteal.data.packed` warns if this package has imported that module before.
+    if name in ("Packed", "PackError"):
+        from contsteal.data import packed
+
+        return getattr(packed, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images uint8 (N, 3, H, W), in memory or packed, labels int64 (N,) or None, and their names."""
+    """Images with their labels, the names of the classes, and where they come from."""
 
-    images: Tensor | Packed
-    labels: Tensor | None
+    images: "Tensor | Packed"  # uint8 (N, 3, H, W), in memory or on disk
+    labels: Tensor | None  # int64 (N,)
     name: str
     split: str
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # in the order of the labels
 
     def __len__(self) -> int:
         return len(self.images)
 
     def to(self, device: str | torch.device) -> "ImageSet":
+        """Return the same set on a device."""
         labels = None if self.labels is None else self.labels.to(device)
         return replace(self, images=self.images.to(device), labels=labels)
 
@@ -45,167 +60,97 @@ class ImageSet:
         return replace(self, images=self.images[chosen], labels=labels)
 
 
-class Source(NamedTuple):
-    """An embedded set: a loader `(n, split, seed) -> (images, labels)` and the names of its classes."""
-
-    read: Callable[[int | None, str, int], Read]
-    classes: tuple[str, ...]
-
-
-def _shapes(column: int) -> Callable[[int | None, str, int], Read]:
-    def read(n: int | None, split: str, seed: int) -> Read:
-        images, labels = embedded.shapes(4096 if n is None else n, split, seed)
-        return images, labels[:, column]
-
-    return read
-
-
-def _digits(n: int | None, split: str, seed: int) -> Read:
-    images, labels = embedded.digits(split, seed)
-    return _first("digits", split, images, labels, n)
-
-
-def _patches(n: int | None, split: str, seed: int) -> Read:
-    return embedded.patches(4096 if n is None else n, split, seed), None
-
-
-SOURCES: dict[str, Source] = {
-    "shapes": Source(_shapes(0), embedded.SHAPES),
-    "shapes:colour": Source(_shapes(1), embedded.COLOURS),
-    "shapes:texture": Source(_shapes(2), embedded.TEXTURES),
-    "digits": Source(_digits, tuple("0123456789")),
-    "patches": Source(_patches, ()),
-}
-ENDLESS = tuple(name for name in SOURCES if name != "digits")  # as many images as are asked for
+def names() -> list[str]:
+    """Return the names of all data sets, with PATH for what the user gives."""
+    return [*SOURCES, *torchsets.NAMES, *(f"{kind}:PATH" for kind in PATHS)]
 
 
 def load(
     name: str, split: str = "train", n: int | None = None, seed: int = 0, image_size: int = 32
 ) -> ImageSet:
-    """Load `n` images of a data set (all of it, or 4,096 of an endless one, when `n` is None).
+    """Load images of a data set.
 
-    Names: the embedded SOURCES, those of torchsets.NAMES, `folder:PATH` and `packed:PATH`. Splits of
-    torchsets may be joined ("train+test"). What exceeds scaled.LARGEST is resized as it is read. Embedded
-    images are drawn by `seed`; stored ones come in the order that `seed` draws. A smaller `n` gives
-    a prefix of a larger one. Errors: ValueError for a name, split, n or size that does not exist,
-    torchsets.MissingData and CorruptData, folders.FolderError, packed.PackError.
+    Args:
+        name: an embedded set (SOURCES), one of `torchsets.NAMES`, `folder:PATH` or `packed:PATH`.
+        split: "train" or "test"; `torchsets.SPLITS` lists more, which may be joined ("train+test").
+        n: how many; None for all of them, or 4,096 of an endless set. Fewer are a prefix of more.
+        seed: draws embedded images, and the order of stored ones.
+        image_size: pixels of a side. A stored set that would exceed 8 GiB is resized as it is read.
+
+    Returns:
+        The images, their labels and the names of the classes.
+
+    Raises:
+        ValueError: for a name, split, n or size that does not exist.
+        MissingData, CorruptData, FolderError, PackError: for a stored set that is not on disk or is
+            damaged.
+
+    Example:
+        >>> load("shapes", n=2).images.shape
+        torch.Size([2, 3, 32, 32])
     """
     if n is not None and n < 1:
         raise ValueError(f"n={n} images of {name}: ask for at least 1")
     if image_size < 8:
         raise ValueError(f"image_size={image_size}: at least 8 pixels are needed")
+    images: Tensor | Packed
     if name in SOURCES:
         if split not in SPLITS:
-            raise ValueError(
-                f"unknown split {split!r} of {name}: choose one of {', '.join(SPLITS)}"
-            )
-        images, labels = SOURCES[name].read(n, split, seed)
-        classes = SOURCES[name].classes
+            known = ", ".join(SPLITS)
+            raise ValueError(f"unknown split {split!r} of {name}: choose one of {known}")
+        (images, labels), classes = SOURCES[name].read(n, split, seed), SOURCES[name].classes
     else:
-        images, labels, classes = _stored(name, split, image_size)
-        chosen = order(len(images), seed)
-        images = images.rows(chosen) if isinstance(images, Packed) else images[chosen]
-        labels = None if labels is None else labels[chosen]
-        images, labels = _first(name, split, images, labels, n)
-    return ImageSet(_sized(images, image_size, name), labels, name, split, classes)
+        images, labels, classes = _stored(name, split, image_size, seed)
+    if n is not None and n > len(images):
+        raise ValueError(f"{name} has {len(images)} {split} images, n={n}: ask for fewer")
+    labels = None if labels is None else labels[:n]
+    return ImageSet(_resized(images[:n], image_size, name), labels, name, split, classes)
 
 
-def _stored(
-    name: str, split: str, size: int
-) -> tuple[Tensor | Packed, Tensor | None, tuple[str, ...]]:
-    """Read a whole split from disk, in the order of its files."""
+def _stored(name: str, split: str, size: int, seed: int) -> Read:
+    """Open a whole split from disk, in the order that the seed draws."""
+    images, labels, classes = _open(name, split, size)
+    chosen = order(len(images), seed)
+    labels = None if labels is None else labels[chosen]
+    return images[chosen] if isinstance(images, Tensor) else images.rows(chosen), labels, classes
+
+
+def _open(name: str, split: str, size: int) -> Read:
+    from contsteal.data import packed
+
     kind, _, path = name.partition(":")
     if kind == "packed" and path:
-        return open_pack(Path(path).expanduser(), split)
+        return packed.open_pack(Path(path).expanduser(), split)
     if kind == "folder" and path:
-        return folders.read(Path(path).expanduser(), split, size)[:3]
+        return folders.read(Path(path).expanduser(), split, size)
     if name in torchsets.FOLDERS:
-        return _packed_imagenet(name, split, size)
+        home = torchsets.imagenet(name, size)
+        if split == "test" and (home / "val").is_dir():
+            split = "val"  # ImageNet's test images have no labels
+        return packed.open_pack(home, split)
     if name in torchsets.NAMES:
         parts = [torchsets.read(name, part, size) for part in split.split("+")]
-        return parts[0] if len(parts) == 1 else _joined(parts)
-    known = ", ".join([*SOURCES, *torchsets.NAMES, *(f"{k}:PATH" for k in PATHS)])
-    raise ValueError(f"unknown data set {name!r}: choose one of {known}")
+        if len(parts) == 1:
+            return parts[0]
+        images, labels, classes = zip(*parts, strict=True)
+        known = [part for part in labels if part is not None]  # joined only where all have labels
+        return torch.cat(images), torch.cat(known) if len(known) == len(parts) else None, classes[0]
+    raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(names())}")
 
 
-def _joined(parts: Sequence[torchsets.Read]) -> torchsets.Read:
-    """Put splits of one set behind each other; labels only where all have them."""
-    images, labels, classes = zip(*parts, strict=True)
-    known = None if any(part is None for part in labels) else torch.cat(labels)
-    return torch.cat(images), known, classes[0]
+def _resized(images: "Tensor | Packed", size: int, name: str) -> "Tensor | Packed":
+    from contsteal.data import packed
 
-
-def _packed_imagenet(name: str, split: str, size: int) -> tuple:
-    """Open the pack of an ImageNet, which fits no memory; say how to make it where it is missing."""
-    home = torchsets.data_dir() / f"{name}-{size}"
-    if home.is_dir():
-        # ImageNet's test images have no labels: "test" is its "val", also where both were packed.
-        return open_pack(home, "val" if split == "test" and (home / "val").is_dir() else split)
-    try:
-        source = torchsets.imagenet_folder(name, split).parent
-        first = f"{name} at {size} px is not packed: run"
-    except torchsets.MissingData as error:
-        source, first = torchsets.imagenet_home(name), f"{error}. Then run"
-    raise torchsets.MissingData(f"{first} {_command(name, source, home, size)}")
-
-
-def _command(name: str, source: Path | str, home: Path, size: int) -> str:
-    """Return the command that packs a folder, as a shell takes it."""
-    words = ["python", "-m", "contsteal.data", "pack", source, home, "--size", size]
-    if name == "imagenet100":
-        words += ["--keep", Path(__file__).parent.with_name("imagenet100.txt")]
-    return shlex.join(map(str, words))
-
-
-def locate(name: str, split: str, image_size: int) -> Path:
-    """Return where a set that nothing fetches lies: an ImageNet's pack, `folder:PATH`, `packed:PATH`.
-
-    No image is read. Errors: torchsets.MissingData with what to put where, and the command that packs
-    it; ValueError for a name or split that does not exist, or a pack of another size.
-    """
-    kind, _, path = name.partition(":")
-    home = Path(path).expanduser() if path else torchsets.data_dir() / f"{name}-{image_size}"
-    try:
-        if kind == "folder" and path:
-            folders.listing(folders.choose(home, split, folders.splits(home)))
-        else:
-            _sized(_stored(name, split, image_size)[0], image_size, name)
-    except (folders.FolderError, PackError) as error:
-        raise torchsets.MissingData(f"{error}. {_remedy(name, home, image_size)}") from error
-    return home
-
-
-def _remedy(name: str, home: Path, size: int) -> str:
-    """Say how images get to where a profile looks for them."""
-    if not name.startswith("folder:"):
-        source = torchsets.imagenet_home(name) if name in torchsets.FOLDERS else "FOLDER"
-        return f"With the images in {source}, run {_command(name, source, home, size)}"
-    pack = home.with_name(f"{home.name}-{size}")
-    return (
-        f"Put the images into {home}/train/CLASS/ and {home}/test/CLASS/; where they exceed the memory, "
-        f"run {_command(name, home, pack, size)} and name packed:{pack} in the profile"
-    )
-
-
-def _first(
-    name: str, split: str, images: Tensor | Packed, labels: Tensor | None, n: int | None
-) -> Read:
-    if n is not None and n > len(images):
-        raise ValueError(
-            f"{name} has {len(images)} {split} images, {n} were asked for: ask for fewer"
-        )
-    return images[:n], None if labels is None else labels[:n]
-
-
-def _sized(images: Tensor | Packed, size: int, name: str) -> Tensor | Packed:
     if images.shape[-1] == size and images.shape[-2] == size:
         return images
-    if isinstance(images, Packed):
+    if isinstance(images, packed.Packed):
         raise ValueError(
             f"{name} is packed at {images.shape[-1]} px, asked for are {size}: set image_size to "
             f"{images.shape[-1]}, or pack the folder again with --size {size}"
         )
-    return sized(images, size)
+    if len(images) * 3 * size**2 > LARGEST:
+        return packed.Scaled(images, size)
+    return packed.resize(images, size)
 
 
 def order(n: int, seed: int) -> Tensor:
@@ -213,14 +158,58 @@ def order(n: int, seed: int) -> Tensor:
     return torch.randperm(n, generator=generator("query order", seed))
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the command `pack`; it is the only one."""
+def needs(
+    settings: Mapping[str, Any], parameters: Iterable[Mapping[str, Any]]
+) -> dict[str, set[str]]:
+    """Return the stored data sets that a profile and its notebooks read, with their splits.
 
-    if list(arguments[:1]) != ["pack"]:
-        print("usage: python -m contsteal.data pack SRC DST --size 256", file=sys.stderr)
-        return 2
-    return packed.main(arguments[1:])
+    Args:
+        settings: of the profile, with `data`, `train_split`, `query_data` and `query_split`.
+        parameters: of each notebook. A data set is mentioned as `name`, which means its train and test
+            splits, as `name@split`, or in a record [name, split, ...].
+    """
+    reads: list[Any] = [settings.get("data")]
+    for name, split in (("data", "train_split"), ("query_data", "query_split")):
+        reads.append([settings.get(name), settings.get(split, "train")])
+    for values in parameters:
+        reads += _flat(values)
+    splits: dict[str, set[str]] = {}
+    for mention in reads:
+        if isinstance(mention, str):
+            name, _, split = mention.partition("@")
+            mention = [name, split or "+".join(SPLITS)]
+        if isinstance(mention, list | tuple) and len(mention) > 1 and _is_stored(mention[0]):
+            splits.setdefault(mention[0], set()).update(mention[1].split("+"))
+    return splits
 
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def _flat(value: object) -> list[Any]:
+    """Return the values in lists and tables of a parameter; records, lists in lists, stay whole."""
+    if isinstance(value, Mapping):
+        return [part for inner in value.values() for part in _flat(inner)]
+    return value if isinstance(value, list) else [value]
+
+
+def _is_stored(name: object) -> bool:
+    paths = tuple(f"{kind}:" for kind in PATHS)
+    return isinstance(name, str) and (name in torchsets.NAMES or name.startswith(paths))
+
+
+def locate(name: str, splits: Collection[str], image_size: int) -> Path:
+    """Return where splits of a stored set lie, without reading their images.
+
+    Raises:
+        ValueError: what `load` would raise (MissingData, FolderError, PackError, an unknown split or
+            size), but for damage, which only reading finds.
+    """
+    kind, _, path = name.partition(":")
+    home = Path(path).expanduser()
+    if name in torchsets.SPLITS:
+        torchsets.require(name, splits)
+        return data_dir()
+    for split in sorted(splits):
+        if kind == "folder" and path:
+            folders.listing(folders.choose(home, split, folders.splits(home)))
+        else:
+            _resized(_open(name, split, image_size)[0], image_size, name)
+    return home if path else torchsets.imagenet(name, image_size)

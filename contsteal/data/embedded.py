@@ -6,7 +6,8 @@ scikit-learn's handwritten digits, `patches` are unlabelled crops of scikit-lear
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor
 from contsteal.seeds import generator
 
 BLOCK = 1024  # images drawn per generator: any prefix of a set is the same set, cut short
+DEFAULT = 4096  # images of an endless set where no number is given
 SHAPES = (
     "disc", "square", "triangle", "ring", "cross", "star", "diamond", "crescent", "bar", "half disc",
 )  # fmt: skip
@@ -22,21 +24,19 @@ COLOURS = ("red", "yellow", "green", "cyan", "blue", "magenta")
 TEXTURES = tuple(f"{width} {angle}°" for width in ("coarse", "fine") for angle in (0, 45, 90, 135))
 
 
-def _half_planes(x: Tensor, y: Tensor, count: int, inradius: float) -> Tensor:
-    angles = [2 * math.pi * k / count + math.pi / 2 for k in range(count)]
-    return torch.stack([x * math.cos(a) + y * math.sin(a) for a in angles]).amax(0) - inradius
+def _triangle(x: Tensor, y: Tensor) -> Tensor:
+    angles = [2 * math.pi * k / 3 + math.pi / 2 for k in range(3)]
+    return torch.stack([x * math.cos(a) + y * math.sin(a) for a in angles]).amax(0) - 0.5
+
+
+def _cross(x: Tensor, y: Tensor) -> Tensor:
+    wide = torch.maximum(x.abs() - 1, y.abs() - 0.3)
+    high = torch.maximum(x.abs() - 0.3, y.abs() - 1)
+    return torch.minimum(wide, high)
 
 
 def _star(x: Tensor, y: Tensor) -> Tensor:
     return torch.hypot(x, y) - (0.65 + 0.35 * torch.cos(5 * torch.atan2(y, x)))
-
-
-def _cross(x: Tensor, y: Tensor) -> Tensor:
-    wide, high = (
-        torch.maximum(x.abs() - 1, y.abs() - 0.3),
-        torch.maximum(x.abs() - 0.3, y.abs() - 1),
-    )
-    return torch.minimum(wide, high)
 
 
 def _crescent(x: Tensor, y: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def _crescent(x: Tensor, y: Tensor) -> Tensor:
 OUTLINES: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
     lambda x, y: torch.hypot(x, y) - 1,
     lambda x, y: torch.maximum(x.abs(), y.abs()) - 0.8,
-    lambda x, y: _half_planes(x, y, 3, 0.5),
+    _triangle,
     lambda x, y: (torch.hypot(x, y) - 0.75).abs() - 0.25,
     _cross,
     _star,
@@ -69,9 +69,9 @@ def _stripes(u: Tensor, v: Tensor, angle: Tensor, frequency: Tensor, phase: Tens
     return 0.5 + 0.5 * torch.sin(frequency[:, None, None] * along + phase[:, None, None])
 
 
-def _cover(label: Tensor, u: Tensor, v: Tensor, place: Tensor) -> Tensor:
+def _cover(label: Tensor, u: Tensor, v: Tensor, pose: Tensor) -> Tensor:
     """Return the share of each pixel that the shape covers, (N, H, W) in [0, 1]."""
-    turn, dx, dy, radius = (p[:, None, None] for p in place.unbind(1))
+    turn, dx, dy, radius = (p[:, None, None] for p in pose.unbind(1))
     x = ((u - dx) * turn.cos() + (v - dy) * turn.sin()) / radius
     y = ((v - dy) * turn.cos() - (u - dx) * turn.sin()) / radius
     cover = torch.empty_like(x)
@@ -81,49 +81,45 @@ def _cover(label: Tensor, u: Tensor, v: Tensor, place: Tensor) -> Tensor:
     return cover
 
 
-def _shape_block(g: torch.Generator) -> tuple[Tensor, Tensor]:
+def _scenes(g: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw BLOCK scenes: uint8 (BLOCK, 3, 32, 32) and labels (BLOCK, 3): shape, colour, texture."""
     label = torch.randint(10, (BLOCK,), generator=g)
     normal, uniform = torch.randn(BLOCK, 3, generator=g), torch.rand(BLOCK, 13, generator=g)
-    place = torch.stack(
-        [
-            0.6 * uniform[:, 0] - 0.3,
-            4 * uniform[:, 1] - 2,
-            4 * uniform[:, 2] - 2,
-            9 + 6 * uniform[:, 3],
-        ],
-        dim=1,
-    )  # rotation in rad, centre and radius in pixels
+    turn, radius = 0.6 * uniform[:, 0] - 0.3, 9 + 6 * uniform[:, 3]  # rad, pixels
+    pose = torch.stack(
+        [turn, 4 * uniform[:, 1] - 2, 4 * uniform[:, 2] - 2, radius], 1
+    )  # (BLOCK, 4)
     hue = (0.1 * label + 0.25 * normal[:, 0]) % 1
     angle = (label % 5) * math.pi / 5 + 0.5 * normal[:, 1]
     frequency = torch.where(label < 5, 0.6, 1.1) + 0.25 * normal[:, 2]  # rad per pixel
     v, u = torch.meshgrid(torch.arange(32) - 15.5, torch.arange(32) - 15.5, indexing="ij")
-    inside = _stripes(u, v, angle, frequency, 6.3 * uniform[:, 4])
+    inside = _stripes(u, v, angle, frequency, 6.3 * uniform[:, 4])  # (BLOCK, 32, 32)
     behind = _stripes(u, v, 3.2 * uniform[:, 5], 0.4 + uniform[:, 6], 6.3 * uniform[:, 7])
-    ink = _rgb(hue, 0.6 + 0.3 * uniform[:, 8], 0.7 + 0.3 * uniform[:, 9])[:, :, None, None]
-    paper = _rgb(uniform[:, 10], 0.3 * uniform[:, 11], 0.25 + 0.15 * uniform[:, 12])[
-        :, :, None, None
-    ]
-    cover = _cover(label, u, v, place)[:, None]
-    scene = cover * ink * (0.45 + 0.55 * inside[:, None])
-    scene = scene + (1 - cover) * paper * (0.2 + 0.8 * behind[:, None])
+    ink = _rgb(hue, 0.6 + 0.3 * uniform[:, 8], 0.7 + 0.3 * uniform[:, 9])  # (BLOCK, 3)
+    paper = _rgb(uniform[:, 10], 0.3 * uniform[:, 11], 0.25 + 0.15 * uniform[:, 12])
+    cover = _cover(label, u, v, pose)[:, None]
+    scene = cover * ink[:, :, None, None] * (0.45 + 0.55 * inside[:, None])
+    scene = scene + (1 - cover) * paper[:, :, None, None] * (0.2 + 0.8 * behind[:, None])
     scene = scene + 0.10 * torch.randn(scene.shape, generator=g)
     colour = (6 * hue).round().long() % 6
     texture = 4 * (frequency > 0.85) + (4 * angle / math.pi).round().long() % 4
-    return (scene.clamp(0, 1) * 255).round().to(torch.uint8), torch.stack(
-        [label, colour, texture], 1
-    )
+    pixels = (scene.clamp(0, 1) * 255).round().to(torch.uint8)
+    return pixels, torch.stack([label, colour, texture], 1)
 
 
 def shapes(n: int, split: str, seed: int) -> tuple[Tensor, Tensor]:
-    """Return `n` scenes, uint8 (n, 3, 32, 32), and their labels (n, 3): shape, colour, texture."""
-    blocks = [_shape_block(generator("shapes", split, seed, b)) for b in range(-(-n // BLOCK))]
+    """Draw `n` scenes: a filled outline with stripes before stripes of another colour, and noise.
+
+    Returns:
+        Images, uint8 (n, 3, 32, 32), and labels, int64 (n, 3): shape, colour, texture.
+    """
+    blocks = [_scenes(generator("shapes", split, seed, b)) for b in range(-(-n // BLOCK))]
     images, labels = (torch.cat(part)[:n] for part in zip(*blocks, strict=True))
     return images, labels
 
 
 @cache
-def _digits() -> tuple[Tensor, Tensor]:
+def _all_digits() -> tuple[Tensor, Tensor]:
     from sklearn.datasets import load_digits  # scikit-learn takes seconds to import
 
     raw = load_digits()
@@ -137,8 +133,11 @@ def digits(split: str, seed: int) -> tuple[Tensor, Tensor]:
     """Return scikit-learn's 1,797 digits at 32 px in an order drawn by `seed`.
 
     The same fifth of them is the test split under every seed.
+
+    Returns:
+        Images, uint8 (N, 3, 32, 32), and labels, int64 (N,).
     """
-    images, labels = _digits()
+    images, labels = _all_digits()
     parts = torch.randperm(len(images), generator=generator("digits")).split(len(images) // 5)
     chosen = parts[0] if split == "test" else torch.cat(parts[1:])
     chosen = chosen[torch.randperm(len(chosen), generator=generator("digits", split, seed))]
@@ -161,4 +160,28 @@ def patches(n: int, split: str, seed: int) -> Tensor:
     g = generator("patches", split, seed)
     which = torch.randint(len(photos), (n,), generator=generator("patches-photo", split, seed))
     crops = [_crop(photos[int(w)], g) for w in which]
-    return torch.stack(crops).round().clamp(0, 255).to(torch.uint8) if crops else torch.empty(0)
+    return torch.stack(crops).round().clamp(0, 255).to(torch.uint8)
+
+
+class Source(NamedTuple):
+    """An embedded set: `read(n, split, seed)` returns images and labels or None; its classes."""
+
+    read: Callable[[int | None, str, int], tuple[Tensor, Tensor | None]]
+    classes: tuple[str, ...]
+
+
+def _read_shapes(column: int, n: int | None, split: str, seed: int) -> tuple[Tensor, Tensor]:
+    images, labels = shapes(DEFAULT if n is None else n, split, seed)
+    return images, labels[:, column]
+
+
+SOURCES: dict[str, Source] = {
+    "shapes": Source(partial(_read_shapes, 0), SHAPES),
+    "shapes:colour": Source(partial(_read_shapes, 1), COLOURS),
+    "shapes:texture": Source(partial(_read_shapes, 2), TEXTURES),
+    "digits": Source(lambda n, split, seed: digits(split, seed), tuple("0123456789")),
+    "patches": Source(
+        lambda n, split, seed: (patches(DEFAULT if n is None else n, split, seed), None), ()
+    ),
+}
+ENDLESS = tuple(name for name in SOURCES if name != "digits")  # as many images as are asked for

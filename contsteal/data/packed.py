@@ -1,34 +1,34 @@
-"""Pack an image folder: decode every file once, in parallel, into one raw file (see `packed`).
+"""Sets larger than memory: one numpy memory map per split, used like a tensor of uint8 images.
 
-Row i belongs to file i from the start, so neither the order in which blocks are done nor a file that
-turns out to be unreadable moves anything: the same folder gives the same bytes with any number of
-workers, after any number of kills. `journal.jsonl` holds the sha256 of the blocks that are done.
+`python -m contsteal.data.packed SRC DST --size 256` decodes an image folder once, in parallel, into
+`DST` or `DST/<split>`: `images.npy` (N, 3, S, S), `labels.npy` and `manifest.json`. Row i is file i of
+the listing; a file that cannot be decoded keeps its row, black, which readers leave out.
 """
 
 import argparse
+import copy
 import hashlib
-import json
+import os
+import shlex
 import shutil
 import sys
-import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from contsteal import encoders, files
+from contsteal import files
 from contsteal.data import folders
-from contsteal.data.folders import FolderError, Listing
-from contsteal.lab import artifacts
+from contsteal.data.folders import Listing
 
-IMAGES, LABELS, JOURNAL = "images.bin", "labels.npy", "journal.jsonl"
-FORMAT = f"contsteal pack 1, blocks of {folders.BLOCK}"
-Index = Tensor | np.ndarray | list[int]
+IMAGES, LABELS, MANIFEST = "images.npy", "labels.npy", "manifest.json"
+COMMAND = "python -m contsteal.data.packed"
+RESIZED = 4096  # images resized at once: floats take four times their memory
+Index = Tensor | np.ndarray | list[int] | slice | int
 
 
 class PackError(ValueError):
@@ -38,18 +38,16 @@ class PackError(ValueError):
 class Packed:
     """Images uint8 (N, 3, S, S) on disk that stand where a tensor of them would.
 
-    An index reads its images, in the order of the file, into a tensor on `device` in the order asked
-    for; a slice is another view. Memory: the images read, nothing else. They are read, not mapped: a
-    file that shrinks under a memory map kills the process, and mapped pages count as its memory.
+    An index reads its images into a tensor on `device`, in the order asked for; a slice is another
+    view, of which nothing is read. The map is opened for each read: a view is small to send to another
+    process, and a truncated file is an error. `rows`, int64 (N,), are those of the .npy file.
     """
 
     ndim, dtype = 4, torch.uint8
 
-    def __init__(
-        self, file: Path, size: int, rows: np.ndarray, device: str | torch.device = "cpu"
-    ) -> None:
-        self._file, self._size, self._rows = file, size, rows  # int64 (N,), rows of the file
-        self.device = torch.device(device)
+    def __init__(self, file: Path, size: int, rows: np.ndarray) -> None:
+        self._file, self._size, self._rows = file, size, rows
+        self.device = torch.device("cpu")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -60,27 +58,31 @@ class Packed:
 
     @property
     def key(self) -> str:
-        """What tells these images from others: the manifest, which seals all blocks, and the rows."""
-        rows = hashlib.sha256(np.ascontiguousarray(self._rows)).hexdigest()
-        return files.key([files.sha256(self._file.with_name(artifacts.MANIFEST)), rows])
+        """Identify these images: by the manifest, which has a hash of all pixels, and the rows."""
+        rows = hashlib.sha256(self._rows.tobytes()).hexdigest()
+        return files.key([files.sha256(self._file.with_name(MANIFEST)), rows])
 
     def is_floating_point(self) -> bool:
         return False
 
-    def to(self, device: str | torch.device) -> "Packed":
+    def to(self, device: str | torch.device) -> Self:
         """Return the same images; what is read of them goes to `device`."""
-        return Packed(self._file, self._size, self._rows, device)
+        view = copy.copy(self)
+        view.device = torch.device(device)
+        return view
 
-    def rows(self, index: Index | slice) -> "Packed":
+    def rows(self, index: Index) -> Self:
         """Return a view of these images, in this order; nothing is read."""
-        return Packed(self._file, self._size, self._rows[_plain(index)], self.device)
+        view = copy.copy(self)
+        view._rows = self._rows[_plain(index)]
+        return view
 
     def split(self, batch: int) -> Iterator[Tensor]:
         """Read all images in order, `batch` at a time."""
         for start in range(0, len(self), batch):
             yield self._read(self._rows[start : start + batch])
 
-    def __getitem__(self, index: Index | slice | int) -> "Tensor | Packed":
+    def __getitem__(self, index: Index) -> "Tensor | Self":
         if isinstance(index, slice):
             return self.rows(index)
         rows = np.asarray(self._rows[_plain(index)])
@@ -89,143 +91,39 @@ class Packed:
         return self._read(rows) if rows.ndim else self._read(rows[None])[0]
 
     def _read(self, rows: np.ndarray) -> Tensor:
-        out = torch.empty(
-            (len(rows), *self.shape[1:]), dtype=self.dtype, pin_memory=self.device.type == "cuda"
-        )
-        order = rows.argsort(kind="stable")
-        # Neighbours in the file that are neighbours in the answer are one read.
-        breaks = np.flatnonzero((np.diff(rows[order]) != 1) | (np.diff(order) != 1)) + 1
-        with self._file.open("rb") as file:
-            for run in np.split(order, breaks) if len(order) else ():
-                part = out[run[0] : run[0] + len(run)].numpy()
-                file.seek(int(rows[run[0]]) * part[0].nbytes)
-                if file.readinto(part) < part.nbytes:
-                    raise PackError(f"{self._file} was truncated: pack the folder again")
+        pinned = self.device.type == "cuda"
+        out = torch.empty((len(rows), *self.shape[1:]), dtype=self.dtype, pin_memory=pinned)
+        # The default mode of `take` would copy through a buffer; these rows are all in range.
+        np.take(_map(self._file), rows, axis=0, out=out.numpy(), mode="clip")
         return out.to(self.device, non_blocking=True)
 
 
-def _plain(index: Index | slice | int) -> np.ndarray | list[int] | slice | int:
+def _plain(index: Index) -> Any:
     return index.cpu().numpy() if isinstance(index, Tensor) else index
 
 
-def open_pack(path: Path, split: str) -> tuple[Packed, Tensor | None, tuple[str, ...]]:
-    """Return images, labels int64 (N,) or None, and classes of a split that `pack` has written.
-
-    As in a folder, a pack without splits is all `train`, and `test` falls back to `val`. Sizes, the
-    manifest and labels are checked, the images by `verify` alone. Errors: PackError for a pack that is
-    unfinished or damaged, folders.FolderError for a split that is not there.
-    """
-    home = folders.choose(path, split, homes(path))
-    manifest = load(home)
-    kept = np.delete(np.arange(manifest["rows"]), [row for row, *_ in manifest["skipped"]])
-    labels = torch.from_numpy(np.load(home / LABELS)) if manifest["labels"] else None
-    return Packed(home / IMAGES, manifest["size"], kept), labels, tuple(manifest["classes"])
-
-
-def homes(path: Path) -> dict[str, Path]:
-    """Return the folder of each split of a pack; PackError where there is none."""
-    places = {"train": path} if _begun(path) else {s: path / s for s in folders.SPLITS}
-    found = {split: home for split, home in places.items() if _begun(home)}
-    if not found:
-        raise PackError(f"no pack in {path}: make one with python -m contsteal.data pack")
-    return found
-
-
-def _begun(home: Path) -> bool:
-    return (home / artifacts.MANIFEST).exists() or (home / JOURNAL).exists()
-
-
-def load(home: Path) -> dict[str, Any]:
-    """Return the manifest of a split; PackError where it, the labels or a size is not as written."""
-    if not (home / artifacts.MANIFEST).exists():
-        raise PackError(f"{home} is unfinished: start the same pack again, it continues")
-    manifest = files.read_json(home / artifacts.MANIFEST)
-    if wrong := _damage(home, manifest if isinstance(manifest, dict) else {}):
-        raise PackError(f"{home}: {wrong}; remove the folder and pack it again")
-    return manifest
-
-
-def _damage(home: Path, manifest: dict[str, Any]) -> str | None:
-    if manifest.get("seal") != seal(manifest):
-        return f"{artifacts.MANIFEST} is not what was written"
-    if manifest["format"] != FORMAT:
-        return f"it is a {manifest['format']!r}, read are {FORMAT!r}"
-    need, images, labels = (
-        manifest["rows"] * 3 * manifest["size"] ** 2,
-        home / IMAGES,
-        home / LABELS,
-    )
-    have = images.stat().st_size if images.exists() else 0
-    if have != need:
-        return f"{IMAGES} has {have} bytes of {need}"
-    if manifest["labels"] and not (labels.exists() and files.sha256(labels) == manifest["labels"]):
-        return f"{LABELS} is not what was written"
-    return None
-
-
-def seal(manifest: dict[str, Any]) -> str:
-    """Return the key that shows whether a manifest was altered."""
-    return files.key({name: value for name, value in manifest.items() if name != "seal"})
-
-
-def verify(path: Path) -> None:
-    """Read all of a pack again, in parallel; PackError naming the blocks that are not as written."""
-    for home in homes(path).values():
-        manifest = load(home)
-
-        def check(part: slice, home: Path = home, manifest: dict = manifest) -> slice | None:
-            image = np.empty((1, 3, manifest["size"], manifest["size"]), np.uint8)
-            known = manifest["blocks"][part.start // folders.BLOCK]
-            return None if block_sha256(home / IMAGES, part, image) == known else part
-
-        bad = [p for p in folders.parallel(check, manifest["rows"], f"verifying {home.name}") if p]
-        if bad:
-            told = ", ".join(f"{p.start}-{p.stop - 1}" for p in bad[:5])
-            raise PackError(
-                f"{home / IMAGES} is not what was written in {len(bad)} blocks (rows {told}"
-                f"{', ...' if len(bad) > 5 else ''}): remove the folder and pack it again"
-            )
-
-
-def block_sha256(images: Path, part: slice, image: np.ndarray) -> str:
-    """Return the sha256 of rows of a pack, read one by one into `image`; "" where the file ends first."""
-    sha = hashlib.sha256()
-    with images.open("rb") as file:
-        file.seek(part.start * image.nbytes)
-        for _ in range(part.start, part.stop):
-            if file.readinto(image) < image.nbytes:
-                return ""
-            sha.update(image)
-    return sha.hexdigest()
-
-
-LARGEST = 8 * 2**30  # bytes that a resized set may take in memory
-BLOCK = 4096  # images resized at once: floats take four times their memory
+def _map(file: Path) -> np.ndarray:
+    try:
+        images: np.ndarray = np.load(file, mmap_mode="r")
+        return images
+    except (OSError, ValueError, EOFError) as error:
+        raise PackError(
+            f"{file} is missing or truncated ({error}): remove {file.parent} and pack it again"
+        ) from error
 
 
 class Scaled(Packed):
-    """Images uint8 (N, 3, S, S) of a tensor (M, 3, H, W), resized where `Packed` would read a disk."""
+    """Images of a tensor uint8 (M, 3, H, W), resized to (N, 3, S, S) as they are read."""
 
-    def __init__(
-        self, images: Tensor, size: int, rows: np.ndarray, device: str | torch.device = "cpu"
-    ) -> None:
-        self._images, self._size, self._rows = images, size, rows
-        self.device = torch.device(device)
+    def __init__(self, images: Tensor, size: int) -> None:
+        super().__init__(Path(), size, np.arange(len(images)))
+        self._images = images
 
     @property
     def key(self) -> str:
-        """What tells these images from others: those of native size, in order, and the size shown."""
+        """Identify these images: by those of native size, in order, and the size shown."""
         chosen = self._images[torch.from_numpy(self._rows)]
-        return files.key([encoders.digest([("", chosen)]), self._size])
-
-    def to(self, device: str | torch.device) -> "Scaled":
-        """Return the same images; small ones are sent to `device` and resized there."""
-        return Scaled(self._images, self._size, self._rows, device)
-
-    def rows(self, index: object) -> "Scaled":
-        """Return a view of these images, in this order; nothing is resized."""
-        index = index.cpu().numpy() if isinstance(index, Tensor) else index
-        return Scaled(self._images, self._size, self._rows[index], self.device)
+        return files.key([files.digest([("", chosen)]), self._size])
 
     def _read(self, rows: np.ndarray) -> Tensor:
         return resize(self._images[torch.from_numpy(rows)].to(self.device), self._size)
@@ -234,7 +132,7 @@ class Scaled(Packed):
 def resize(images: Tensor, size: int) -> Tensor:
     """Resize uint8 images to (N, 3, size, size), bilinear with antialiasing."""
     out = images.new_empty(len(images), 3, size, size)
-    for rows, part in zip(out.split(BLOCK), images.split(BLOCK), strict=True):
+    for rows, part in zip(out.split(RESIZED), images.split(RESIZED), strict=True):
         wide = F.interpolate(
             part.float(), size=(size, size), mode="bilinear", antialias=True, align_corners=False
         )
@@ -242,49 +140,82 @@ def resize(images: Tensor, size: int) -> Tensor:
     return out
 
 
-def sized(images: Tensor, size: int) -> Tensor | Scaled:
-    """Return images (N, 3, size, size): resized now, or as they are read where they take too much."""
-    if len(images) * 3 * size**2 > LARGEST:
-        return Scaled(images, size, np.arange(len(images)))
-    return resize(images, size)
+def open_pack(path: Path, split: str) -> tuple[Packed, Tensor | None, tuple[str, ...]]:
+    """Open images, labels, int64 (N,) or None, and classes of a split that `pack` has written.
+
+    Raises:
+        PackError: for a pack that is missing, unfinished or damaged. The manifest, the labels and the
+            shape of the images are checked.
+        FolderError: for an unknown split.
+    """
+    places = {s: path / s for s in folders.SPLITS if (path / s / MANIFEST).exists()}
+    if (path / MANIFEST).exists():
+        places = {"train": path}
+    if not places:
+        command = f"{COMMAND} FOLDER {shlex.quote(str(path))}"
+        raise PackError(f"no finished pack in {path}: make one with {command}")
+    home = folders.choose(path, split, places)
+    manifest = _manifest(home)
+    kept = np.delete(np.arange(manifest["rows"]), [row for row, *_ in manifest["skipped"]])
+    labels = torch.from_numpy(np.load(home / LABELS)) if manifest["labels"] else None
+    return Packed(home / IMAGES, manifest["size"], kept), labels, tuple(manifest["classes"])
 
 
-Record = dict[str, Any]  # of a block: its first row, its sha256, and {file: why it was skipped}
+def _manifest(home: Path) -> dict[str, Any]:
+    """Return the manifest of a split; PackError where it, the labels or the images do not fit it."""
+    manifest = files.read_json(home / MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("seal") != _seal(manifest):
+        damaged = MANIFEST
+    elif _hash(home / LABELS) != manifest["labels"]:
+        damaged = LABELS
+    elif _map(home / IMAGES).shape != (manifest["rows"], 3, *[manifest["size"]] * 2):
+        damaged = IMAGES
+    else:
+        return manifest
+    raise PackError(f"{home / damaged} is not what was written: remove {home} and pack it again")
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+    return files.key({name: value for name, value in manifest.items() if name != "seal"})
+
+
+def _hash(file: Path) -> str | None:
+    return files.sha256(file) if file.exists() else None
 
 
 def pack(
-    src: Path, dst: Path, size: int, workers: int | None = None, keep: Collection[str] | None = None
+    src: Path, dst: Path, size: int, workers: int = -1, keep: Collection[str] | None = None
 ) -> dict[str, dict[str, Any]]:
     """Decode the folder `src` into `dst`, or its splits into `dst/<split>`; return their manifests.
 
-    `keep` restricts to these class folders. What was killed continues when it is started again, and
-    what is finished is not done again. Memory: one image, decoded and resized, for each worker (a
-    thread a core). Errors: folders.FolderError for a folder that cannot be packed,
-    PackError where `dst` is of other files or another size, runs.StorageError for too little space.
+    A split appears when all of it is written; one that is there already is not done again.
+
+    Args:
+        src: a folder of images, of classes, or of splits.
+        dst: the folder to write.
+        size: pixels of a side.
+        workers: threads, -1 for one a core.
+        keep: the class folders to restrict it to.
+
+    Raises:
+        FolderError: for a folder that cannot be packed.
+        PackError: where `dst` is of other files or another size.
+        StorageError: for too little space or no permission.
     """
     src, dst = Path(src), Path(dst)
-    if size < 8 or (workers is not None and workers < 1):
-        raise ValueError(
-            f"size={size}, workers={workers}: at least 8 pixels and 1 worker are needed"
-        )
+    if size < 8 or not (workers == -1 or workers > 0):
+        raise ValueError(f"size={size}, workers={workers}: give at least 8 pixels and 1 worker")
     if dst.resolve().is_relative_to(src.resolve()):
-        raise ValueError(
-            f"{dst} lies in {src}, which is to be packed: choose a folder outside of it"
-        )
-    parts = folders.splits(src, keep)
-    found = {split: folders.listing(at, keep) for split, at in parts.items()}
-    homes = {split: dst if at == src else dst / split for split, at in parts.items()}
-    _check_space(dst, {homes[s]: len(f.files) * 3 * size**2 for s, f in found.items()})
-    return {s: _pack(parts[s], homes[s], found[s], size, workers or 0) for s in parts}
+        raise ValueError(f"{dst} lies in {src}, which is to be packed: choose another folder")
+    places = folders.splits(src, keep)
+    homes = {split: dst if place == src else dst / split for split, place in places.items()}
+    listings = {split: folders.listing(place, keep) for split, place in places.items()}
+    unfinished = [split for split, home in homes.items() if not (home / MANIFEST).exists()]
+    _check_space(dst, sum(len(listings[split].files) for split in unfinished) * 3 * size**2)
+    return {s: _pack(places[s], homes[s], listings[s], size, workers) for s in places}
 
 
-def _check_space(dst: Path, wanted: Mapping[Path, int]) -> None:
-    need = 0
-    for home, size in wanted.items():
-        images = home / IMAGES
-        # What was not yet written of an unfinished pack is a hole that takes no space.
-        have = 512 * getattr(images.stat(), "st_blocks", 0) if images.exists() else 0
-        need += 0 if (home / artifacts.MANIFEST).exists() else max(0, size - have)
+def _check_space(dst: Path, need: int) -> None:
     place = next(p for p in (dst.resolve(), *dst.resolve().parents) if p.exists())
     free = shutil.disk_usage(place).free
     if need > free:
@@ -294,143 +225,89 @@ def _check_space(dst: Path, wanted: Mapping[Path, int]) -> None:
         )
 
 
-@contextmanager
-def _storing(home: Path) -> Iterator[None]:
+def _pack(folder: Path, home: Path, found: Listing, size: int, workers: int) -> dict[str, Any]:
+    identity = _identity(folder, found.files, size)
+    if (home / MANIFEST).exists():
+        old = _manifest(home)
+        if all(old[name] == value for name, value in identity.items()):
+            return old
+        raise PackError(
+            f"{home} holds {old['rows']} files at {old['size']} px, asked for are {identity['rows']} "
+            f"at {size} px, or a name or size among them changed: restore them, or remove it to pack anew"
+        )
     try:
-        yield
+        _remove_leftovers(home)
+        with files.atomic(home) as partial:
+            partial.mkdir()
+            _write(folder, partial, found, identity, workers)
     except (OSError, files.StorageError) as error:
         raise files.StorageError(
             f"{home} cannot be written ({error.__cause__ or error}): free space or give permission, "
-            "then start the same pack again; the blocks that are done are kept"
+            "then pack again"
         ) from error
+    return _manifest(home)
 
 
-def _pack(folder: Path, home: Path, found: Listing, size: int, workers: int) -> dict[str, Any]:
-    files, identity = found.files, _identity(folder, found, size)
-    folders.tell_others(found.others, folder)
-    if (home / artifacts.MANIFEST).exists():
-        _check_same(home, load(home), identity)
-        return load(home)
-    with _storing(home):
-        home.mkdir(parents=True, exist_ok=True)
-        known = _journal(home, identity)
-        with (home / IMAGES).open("ab") as images:
-            images.truncate(len(files) * 3 * size**2)
-        fill = _filler(folder, files, home / IMAGES, size, known)
-        records = []
-        with (home / JOURNAL).open("a") as journal:
-            for record in folders.parallel(fill, len(files), f"packing {folder.name}", workers):
-                records.append(record)
-                if record is not known.get(record["start"]):
-                    journal.write(f"\n{json.dumps(record)}")  # after the torn line of a killed run
-                    journal.flush()
-        return _finish(folder, home, found, identity, records)
-
-
-def _identity(folder: Path, found: Listing, size: int) -> dict[str, Any]:
+def _identity(folder: Path, names: Sequence[Path], size: int) -> dict[str, Any]:
     """Return what a pack is of; the source is known by the names and sizes of its files."""
-    digest, rows = hashlib.sha256(), len(found.files)
-    for file in found.files:
-        try:
-            length = (folder / file).stat().st_size
-        except OSError as error:
-            raise FolderError(f"{folder / file} cannot be read ({error.strerror})") from error
-        digest.update(f"{file.as_posix()}\0{length}\n".encode())
-    return {"format": FORMAT, "source": digest.hexdigest(), "rows": rows, "size": size}
+    sizes = [(name.as_posix(), (folder / name).stat().st_size) for name in names]
+    source = hashlib.sha256(repr(sizes).encode()).hexdigest()
+    return {"source": source, "rows": len(names), "size": size}
 
 
-def _check_same(home: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    if old["size"] != new["size"]:
-        raise PackError(
-            f"{home} holds images of {old['size']} px, not {new['size']}: remove it, or choose "
-            "another folder"
-        )
-    if any(old[name] != new[name] for name in new):
-        raise PackError(
-            f"{home} was packed from {old['rows']} files, now there are {new['rows']}, or a name or "
-            "size among them, the classes kept or the version of the format changed: restore what "
-            "changed, or remove the folder to pack anew"
-        )
+def _remove_leftovers(home: Path) -> None:
+    """Remove what killed processes have left of this pack: it may be as large as the pack."""
+    import psutil
+
+    for partial in home.parent.glob(f".{home.name}.*.partial"):
+        if not psutil.pid_exists(int(partial.name.split(".")[-2])):
+            shutil.rmtree(partial, ignore_errors=True)
 
 
-def _journal(home: Path, identity: Mapping[str, Any]) -> dict[int, Record]:
-    """Return the blocks that an earlier run has done, or begin a journal."""
-    path, lines = home / JOURNAL, []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:  # the line that was being written when the run was killed
-            continue
-    if not lines or "format" not in lines[0]:
-        path.write_text(json.dumps(identity))
-        return {}
-    _check_same(home, lines[0], identity)
-    return {record["start"]: record for record in lines[1:]}
-
-
-def _filler(
-    folder: Path, files: Sequence[Path], images: Path, size: int, known: Mapping[int, Record]
-) -> Callable[[slice], Record]:
-    """Return what decodes a block and writes it to its place, unless what is `known` of it is there."""
-    scratch = threading.local()
-
-    def fill(part: slice) -> Record:
-        # One image's memory for each worker, hashed and written while it is in the processor's cache.
-        if not hasattr(scratch, "image"):
-            scratch.image = np.empty((1, 3, size, size), np.uint8)
-        image, old = scratch.image, known.get(part.start)
-        if old and block_sha256(images, part, image) == old["sha256"]:
-            return old
-        sha, skipped = hashlib.sha256(), {}
-        with images.open("r+b") as file:
-            file.seek(part.start * image.nbytes)
-            for name in files[part]:
-                skipped |= folders.decode_all(folder, (name,), image)
-                sha.update(image)
-                file.write(image)
-        return {"start": part.start, "sha256": sha.hexdigest(), "skipped": skipped}
-
-    return fill
-
-
-def _finish(
-    folder: Path, home: Path, found: Listing, identity: Mapping[str, Any], records: Sequence[Record]
-) -> dict[str, Any]:
-    """Write labels and manifest; from then on the pack can be opened."""
-    skipped = {name: why for record in records for name, why in record["skipped"].items()}
-    folders.report(skipped, len(found.files), folder)
+def _write(
+    folder: Path, home: Path, found: Listing, identity: dict[str, Any], workers: int
+) -> None:
+    shape = (identity["rows"], 3, identity["size"], identity["size"])
+    images = np.lib.format.open_memmap(home / IMAGES, "w+", np.uint8, shape)
+    if hasattr(os, "posix_fallocate"):  # a disk that fills up kills a process that writes a map
+        with (home / IMAGES).open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, images.nbytes + images.offset)
+    skipped, pixels = folders.decode_all(folder, found.files, images, workers)
+    images.flush()
     names = [file.as_posix() for file in found.files]
     if found.labels is not None:
-        with files.atomic(home / LABELS) as partial, partial.open("wb") as file:
-            np.save(file, found.labels.numpy()[[n not in skipped for n in names]])
+        np.save(home / LABELS, found.labels.numpy()[[name not in skipped for name in names]])
     manifest = identity | {
         "count": len(names) - len(skipped),
         "classes": found.classes,
-        "labels": None if found.labels is None else files.sha256(home / LABELS),
-        "blocks": [record["sha256"] for record in records],
-        "skipped": [(i, n, skipped[n]) for i, n in enumerate(names) if n in skipped],
+        "pixels": pixels,
+        "labels": _hash(home / LABELS),
+        "skipped": [(i, name, skipped[name]) for i, name in enumerate(names) if name in skipped],
     }
-    files.write_json(home / artifacts.MANIFEST, manifest | {"seal": seal(manifest)})
-    (home / JOURNAL).unlink()
-    return load(home)
+    files.write_json(home / MANIFEST, manifest | {"seal": _seal(manifest)})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line, pack a folder, say what came of it, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="contsteal.data pack", description=__doc__)
+    """Parse the command line, pack a folder, print what was written, and return the exit code."""
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     parser.add_argument("src", type=Path, help="folder of images, of classes, or of splits")
-    parser.add_argument("dst", type=Path, help="folder to write; the same again continues it")
+    parser.add_argument("dst", type=Path, help="folder to write")
     parser.add_argument("--size", type=int, default=256, help="pixels of a side (256)")
-    parser.add_argument("--workers", type=int, help="threads (one a core)")
+    parser.add_argument("--workers", type=int, default=-1, help="threads (one a core)")
     parser.add_argument("--keep", type=Path, help="file that names a class folder in every line")
     given = parser.parse_args(arguments)
     try:
         keep = given.keep.read_text().splitlines() if given.keep else None
-        made = pack(given.src, given.dst, given.size, given.workers, keep)
+        manifests = pack(given.src, given.dst, given.size, given.workers, keep)
     except (ValueError, OSError, files.StorageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    for split, manifest in made.items():
-        told = f"{manifest['count']} images of {len(manifest['classes'])} classes"
-        print(f"{split}: {told} at {given.size} px, {len(manifest['skipped'])} files skipped")
+    for split, manifest in manifests.items():
+        count, classes = manifest["count"], len(manifest["classes"])
+        skipped = f"{len(manifest['skipped'])} files skipped"
+        print(f"{split}: {count} images of {classes} classes at {given.size} px, {skipped}")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

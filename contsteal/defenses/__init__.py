@@ -1,9 +1,12 @@
 """What a provider does to answers before they leave, per user and in order.
 
 A defence maps answers (N, D) of one user to those that leave, of the same shape but for padding.
-Defences compose by being listed: `[Normalise(), Rounding(1)]` rounds unit vectors. What one remembers
-of its users outlives a restart by `state_dict` and `load_state_dict`.
+Defences compose by being listed: `[Normalise(), Rounding(1)]` rounds unit vectors. What a defence
+remembers of its users outlives a restart by `state_dict` and `load_state_dict`. Tables show its `label`,
+caches keep results by its `key`; both follow from its parameters (`state.Described`).
 """
+
+from collections.abc import Callable
 
 from contsteal.defenses.b4b import B4B, UserTransform
 from contsteal.defenses.detectors import Prada, Refused, SimilarQueries
@@ -15,14 +18,16 @@ from contsteal.defenses.perturbation import (
     TopK,
 )
 from contsteal.defenses.proof_of_work import ProofOfWork
+from contsteal.defenses.state import Described, PerUser
 from contsteal.victim import Defense
 
 __all__ = [
-    "B4B", "DEFENSES", "Defense", "GaussianNoise", "Normalise", "Prada", "PredictionPoisoning",
-    "ProofOfWork", "Refused", "Rounding", "SimilarQueries", "TopK", "UserTransform", "build",
+    "B4B", "DEFENSES", "Defense", "Described", "GaussianNoise", "Normalise", "PerUser", "Prada",
+    "PredictionPoisoning", "ProofOfWork", "Refused", "Rounding", "SimilarQueries", "TopK",
+    "UserTransform", "build",
 ]  # fmt: skip
 
-DEFENSES = {
+DEFENSES: dict[str, Callable[..., Defense]] = {
     "normalise": Normalise,
     "gaussian-noise": GaussianNoise,
     "rounding": Rounding,
@@ -37,7 +42,16 @@ DEFENSES = {
 
 
 def build(name: str, **options: object) -> Defense:
-    """Build a defence by name; ValueError lists the known ones."""
+    """Build a defence by its name in `DEFENSES`.
+
+    Example:
+        >>> build("gaussian-noise", std=1.0).label
+        'noise, std 1.0'
+
+    Raises:
+        ValueError: for an unknown name, listing the known ones; for parameters that the defence does
+            not take or that are out of range.
+    """
     if not isinstance(name, str) or name not in DEFENSES:
         raise ValueError(f"unknown defence {name!r}: choose one of {', '.join(DEFENSES)}")
     try:

@@ -1,4 +1,4 @@
-"""B4B: noise that grows with the share of the embedding space a user has seen, and a space of their own.
+"""B4B: noise that grows with the part of the embedding space a user has seen, and a space per user.
 
 Dubiński et al., "Bucks for Buckets", NeurIPS 2023, sections 3-4; code stapaw/b4b-active-encoder-defense.
 """
@@ -6,32 +6,33 @@ Dubiński et al., "Bucks for Buckets", NeurIPS 2023, sections 3-4; code stapaw/b
 import math
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from contsteal.defenses.state import PerUser, real, whole
+from contsteal.defenses.state import Answered, Described, PerUser, fresh_draws, real, whole
 from contsteal.seeds import generator
 from contsteal.victim import finite, named
 
+TRANSFORMS = ("affine", "scale", "pad", "shuffle", "binary")
 MOST_PADDING = 2**16  # coordinates; with more, padding is most of what is sent
-KINDS = ("affine", "scale", "pad", "shuffle", "binary")
 
 
-def kinds(text: str) -> tuple[str, ...]:
-    """Return the steps of "affine+pad+shuffle", none of "none"; ValueError lists the known ones."""
+def parse_transform(text: str) -> tuple[str, ...]:
+    """Return the steps of "affine+pad+shuffle", () for "none"; ValueError lists the known ones."""
     steps = () if text == "none" else tuple(str(text).split("+"))
-    if unknown := [step for step in steps if step not in KINDS]:
+    if unknown := [step for step in steps if step not in TRANSFORMS]:
         raise ValueError(
-            f"unknown transformation {unknown[0]!r} in {text!r}: join some of {', '.join(KINDS)} "
-            "by '+', or say 'none'"
+            f"unknown transformation {unknown[0]!r} in {text!r}: join some of "
+            f"{', '.join(TRANSFORMS)} by '+', or say 'none'"
         )
     return steps
 
 
-# Secrets follow from seed and user, so nothing of them is stored. A dense one takes longer to draw
-# than to use: those of the last users are kept, at most 32 MB at 512 dimensions.
+# Secrets follow from seed and user, so none is stored. A dense one takes longer to draw than to
+# use: those of the last users are cached, at most 32 MB at 512 dimensions.
 @lru_cache(maxsize=32)
 def _secrets(
     kind: str, seed: int, user: str, step: int, dim: int, extra: int, device: torch.device
@@ -41,18 +42,19 @@ def _secrets(
     def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, generator=draws) * 2 - 1
 
-    if kind == "affine":  # sqrt(3 / D): lengths stay, on average, what they were
-        made = (uniform(dim, dim) * (3 / dim) ** 0.5, uniform(dim))
+    secrets: tuple[Tensor, ...]
+    if kind == "affine":  # sqrt(3 / D) keeps the average length of the answers
+        secrets = (uniform(dim, dim) * (3 / dim) ** 0.5, uniform(dim))
     elif kind == "scale":
-        made = (uniform(dim), uniform(dim))
+        secrets = (uniform(dim), uniform(dim))
     elif kind == "pad":
-        made = (torch.randn(extra, generator=draws),)
+        secrets = (torch.randn(extra, generator=draws),)
     elif kind == "shuffle":
-        made = (torch.randperm(dim, generator=draws),)
+        secrets = (torch.randperm(dim, generator=draws),)
     else:
-        planes = torch.randn(dim, dim, generator=draws)
-        made = (planes, (torch.rand(dim, dim, generator=draws) * planes).sum(0))
-    return tuple(secret.to(device) for secret in made)
+        normals = torch.randn(dim, dim, generator=draws)
+        secrets = (normals, (torch.rand(dim, dim, generator=draws) * normals).sum(0))
+    return tuple(secret.to(device) for secret in secrets)
 
 
 def _step(answers: Tensor, kind: str, secrets: tuple[Tensor, ...]) -> Tensor:
@@ -67,54 +69,65 @@ def _step(answers: Tensor, kind: str, secrets: tuple[Tensor, ...]) -> Tensor:
     return (answers @ secrets[0].to(answers) > secrets[1].to(answers)).to(answers.dtype)
 
 
-def disguise(answers: Tensor, steps: tuple[str, ...], seed: int, user: str, extra: int) -> Tensor:
-    """Return answers (N, D) in the space of one user, (N, D + `extra`) after "pad", in order.
-
-    Equal seed, user and step, equal secret. The published code's dense and elementwise "affine" are
-    "affine" and "scale" here.
-    """
+def to_user_space(
+    answers: Tensor, steps: tuple[str, ...], seed: int, user: str, extra: int
+) -> Tensor:
+    """Return answers (N, D) in one user's space, (N, D + `extra`) after "pad"."""
     for place, kind in enumerate(steps):
-        key = (kind, seed, user, place, answers.shape[1], extra, answers.device)
-        answers = _step(answers, kind, _secrets(*key))
+        arguments = (kind, seed, user, place, answers.shape[1], extra, answers.device)
+        answers = _step(answers, kind, _secrets(*arguments))
     return answers
 
 
-class UserTransform:
+def _without_padding(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters without `padding` where nothing is padded: it changes nothing then."""
+    used = "pad" in parse_transform(parameters["transform"])
+    return parameters if used else {k: v for k, v in parameters.items() if k != "padding"}
+
+
+class UserTransform(Described):
     """Map each user's answers by a secret map of that user (B4B, NeurIPS 2023, section 4).
 
-    `transform` joins steps by "+": "affine" is yA + b with dense A, entries U(-1, 1) times sqrt(3/D),
-    a factor that the code lacks, and b, the paper's "add", from U(-1, 1); "scale" the same elementwise;
-    "pad" appends `padding` constants from N(0, 1), so D grows; "shuffle" permutes the coordinates;
-    "binary" gives D bits, each the side of a random plane through a random point of [0, 1]^D, as the
-    code does. Nothing is stored: a secret follows from `seed` and user. ValueError: an unknown step, or
-    padding below 1 or above 2^16.
+    Equal seed, user and place in the chain of steps give the equal secret, so nothing is stored.
+
+    Args:
+        transform: steps joined by "+", or "none". "affine" is yA + b with dense A, entries from
+            U(-1, 1) times sqrt(3/D), a factor that the published code lacks, and b, the paper's "add",
+            from U(-1, 1). "scale" is the same elementwise, the code's "affine" for vectors. "pad"
+            appends constants from N(0, 1), so that D grows. "shuffle" permutes the coordinates.
+            "binary" gives D bits, each the side of a random plane through a random point of
+            [0, 1]^D, as in the code.
+        padding: coordinates that "pad" appends, 1 to 2^16.
+        seed: of the secrets.
+
+    Raises:
+        ValueError: for an unknown step, and a `padding` out of range.
     """
 
+    title, positional = "user transform, {transform}", ("transform",)
+
     def __init__(self, transform: str = "affine", padding: int = 64, seed: int = 0) -> None:
-        self._steps = kinds(transform)
+        self._steps = parse_transform(transform)
         self.transform, self.seed = transform, whole(seed, "UserTransform seed")
         self.padding = whole(padding, "UserTransform padding", 1, MOST_PADDING)
 
     def __call__(self, answers: Tensor, user: str) -> Tensor:
-        return disguise(finite(answers), self._steps, self.seed, named(user), self.padding)
+        return to_user_space(finite(answers), self._steps, self.seed, named(user), self.padding)
 
-    def __repr__(self) -> str:
-        told = [repr(self.transform)]
-        told += [f"padding={self.padding}"] * ("pad" in self._steps)
-        return f"UserTransform({', '.join(told + [f'seed={self.seed}'] * bool(self.seed))})"
+    def parameters(self) -> dict[str, Any]:
+        return _without_padding(super().parameters())
 
 
 MOST_BITS = 24  # 2 MB per user; with more, no user covers a noticeable share
-LARGEST = 80  # e^80 times lambda is still a float32
+LARGEST_EXPONENT = 80  # e^80 times lambda is still a float32
 
 
 @dataclass
-class Visited:
-    """The buckets a user's answers fell into, one bit each, how many these are, and all calls."""
+class Visited(Answered):
+    """The buckets that a user's answers fell into, one bit each, and their number."""
 
     buckets: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
     occupied: int = 0
-    calls: int = 0
 
 
 @lru_cache(maxsize=8)
@@ -125,22 +138,30 @@ def _planes(seed: int, dim: int, planes: int, device: torch.device) -> Tensor:
 class B4B(PerUser[Visited]):
     """Add N(0, sigma^2), sigma = lambda (exp(ln(alpha/lambda) E/beta) - 1), then map per user.
 
-    E is the share of the 2^`bits` buckets, signs of `bits` random projections, that a user's answers
-    have occupied so far; it never falls, and an answer meets the E of the answers up to itself, however
-    they are batched. `families` hashes are averaged: 1 in the paper, 20 in the code. `lam` is lambda;
-    sigma reaches alpha - lambda at E = beta. `transform` and `padding`: see `disguise.UserTransform`.
-    Repeats of one input cost a user nothing and get fresh noise. Answers of several dimensions fall
-    into the same buckets.
+    E is the share of the 2^`bits` buckets, signs of random projections, that a user's answers have
+    occupied so far. It never falls, and an answer meets the E of the answers up to itself, however
+    they are batched. Repeats of an input do not raise E and get fresh noise.
 
-    The published code departs from its paper: lambda 1e-7, noise that lags behind E and is equal in
-    each epoch, E of one pass over a file and not per user, and a first account without a transform.
+    The published code departs from its paper: lambda is 1e-7, the noise lags behind E and is equal in
+    each epoch, E is of one pass over a file and not per user, and the first account has no transform.
 
-    Memory per user: `families` 2^`bits` / 8 bytes whatever they ask, 512 by default, so 10^5 users
-    take about 0.1 GB. `families` 2^`bits` is 2^24 at most. Errors:
-    ValueError for parameters out of range and answers with NaN.
+    A user takes `families` 2^`bits` / 8 bytes, 512 by default.
+
+    Args:
+        lam: lambda, the scale of the noise at low coverage, above 0.
+        alpha: sigma reaches alpha - lambda at E = beta.
+        beta: the coverage from which on answers are useless.
+        bits: random projections of one hash; `families` 2^`bits` may be 2^24 at most.
+        families: hashes that E is averaged over, 1 in the paper, 20 in the code.
+        transform: as of `UserTransform`, applied after the noise.
+        padding: as of `UserTransform`.
+        seed: of projections, noise and secrets.
+
+    Raises:
+        ValueError: for parameters out of range.
     """
 
-    record = Visited
+    title, optional, record = "B4B, {bits} bits", ("families", "seed"), Visited
 
     def __init__(
         self,
@@ -154,38 +175,27 @@ class B4B(PerUser[Visited]):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        lam, alpha = real(lam, "B4B lam"), real(alpha, "B4B alpha")
-        self.lam, self.alpha, self.beta = lam, alpha, real(beta, "B4B beta")
-        self._check(lam, alpha, self.beta)
+        self.lam = real(lam, "B4B lam", above=0)
+        self.alpha = real(alpha, f"B4B lam={lam}, alpha", above=self.lam)
+        least = (
+            math.log(self.alpha / self.lam) / LARGEST_EXPONENT
+        )  # else noise at E = 1 is infinite
+        self.beta = real(beta, f"B4B lam={lam}, alpha={alpha}, beta", least=least)
         self.bits, self.seed = whole(bits, "B4B bits", 1, MOST_BITS), whole(seed, "B4B seed")
         self.families = whole(families, "B4B families", 1, 100)
         if self.families << self.bits > 1 << MOST_BITS:
             raise ValueError(f"B4B families={families}, bits={bits}: families 2^bits may be "
                              f"2^{MOST_BITS}, 2 MB per user, at most")  # fmt: skip
-        self.transform, self._steps = transform, kinds(transform)
+        self.transform, self._steps = transform, parse_transform(transform)
         self.padding = whole(padding, "B4B padding", 1, MOST_PADDING)
 
-    @staticmethod
-    def _check(lam: float, alpha: float, beta: float) -> None:
-        if not 0 < lam < math.inf:
-            raise ValueError(f"B4B lam={lam}: above 0 and finite is needed; the paper has 1e-6")
-        if not lam < alpha < math.inf:
-            raise ValueError(f"B4B alpha={alpha}: above lam={lam} and finite is needed")
-        if not 0 < beta < math.inf or math.log(alpha / lam) / beta > LARGEST:
-            least = math.log(alpha / lam) / LARGEST
-            raise ValueError(
-                f"B4B beta={beta}: at least {least:.3g} is needed with lam={lam} and alpha={alpha}, "
-                "or noise at full coverage is infinite; the paper has 0.8"
-            )
-
     def __call__(self, answers: Tensor, user: str) -> Tensor:
-        mine, answers = self._of(user), finite(answers)
-        stds = self.sigma(self._visit(mine, answers))
-        draws = generator("b4b noise", self.seed, user, mine.calls)
-        mine.calls += 1
+        record, answers = self._of(user), finite(answers)
+        stds = self.sigma(self._visit(record, answers))  # (N,)
+        draws = fresh_draws(record, "b4b noise", self.seed, user)
         noise = torch.randn(answers.shape, generator=draws).to(answers)
         noisy = answers + torch.from_numpy(stds).to(answers)[:, None] * noise
-        return disguise(noisy, self._steps, self.seed, user, self.padding)
+        return to_user_space(noisy, self._steps, self.seed, user, self.padding)
 
     def sigma(self, coverage: float | np.ndarray) -> np.ndarray:
         """Return the noise's standard deviation at a coverage from 0 to 1."""
@@ -195,33 +205,28 @@ class B4B(PerUser[Visited]):
         """Return the share of the buckets, from 0 to 1, that a user's answers have occupied."""
         return self._seen(user).occupied / (self.families << self.bits)
 
-    def _visit(self, mine: Visited, answers: Tensor) -> np.ndarray:
+    def parameters(self) -> dict[str, Any]:
+        return _without_padding(super().parameters())
+
+    def _visit(self, record: Visited, answers: Tensor) -> np.ndarray:
         """Mark the answers' buckets, and return the coverage (N,) after each of them."""
-        cells, size = self._cells(answers), self.families << self.bits
-        if not len(mine.buckets):
-            mine.buckets = torch.zeros((size + 7) // 8, dtype=torch.uint8)
-        packed = mine.buckets.numpy()  # the same memory
-        cell, first = np.unique(cells, return_index=True)
-        byte, bit = cell >> 3, np.left_shift(1, cell & 7).astype(np.uint8)
+        buckets, size = self._buckets(answers), self.families << self.bits
+        if not len(record.buckets):
+            record.buckets = torch.zeros((size + 7) // 8, dtype=torch.uint8)
+        packed = record.buckets.numpy()  # shares the tensor's memory
+        bucket, first = np.unique(buckets, return_index=True)
+        byte, bit = bucket >> 3, np.left_shift(1, bucket & 7).astype(np.uint8)
         new = packed[byte] & bit == 0
         np.bitwise_or.at(packed, byte[new], bit[new])
         grown = np.bincount(first[new] // self.families, minlength=len(answers)).cumsum()
-        covered = (mine.occupied + grown) / size
-        mine.occupied += int(new.sum())
+        covered = (record.occupied + grown) / size
+        record.occupied += int(new.sum())
         return covered
 
-    def _cells(self, answers: Tensor) -> np.ndarray:
-        """Return the bucket of every answer under every hash, flat in the order of the answers."""
+    def _buckets(self, answers: Tensor) -> np.ndarray:
+        """Return the bucket of every answer under every hash, (N `families`,), answer by answer."""
         planes = _planes(self.seed, answers.shape[1], self.families * self.bits, answers.device)
         side = (answers @ planes.to(answers) > 0).view(len(answers), self.families, self.bits)
-        places = torch.arange(self.bits, device=answers.device)
-        bucket = (side << places).sum(2)
+        bucket = (side << torch.arange(self.bits, device=answers.device)).sum(2)
         bucket += torch.arange(self.families, device=answers.device) << self.bits
         return bucket.flatten().cpu().numpy()
-
-    def __repr__(self) -> str:
-        told = [f"lam={self.lam!r}", f"alpha={self.alpha!r}", f"beta={self.beta!r}"]
-        told += [f"bits={self.bits}"] + [f"families={self.families}"] * (self.families > 1)
-        told += [f"transform={self.transform!r}"]
-        told += [f"padding={self.padding}"] * ("pad" in self._steps)
-        return f"B4B({', '.join(told + [f'seed={self.seed}'] * bool(self.seed))})"

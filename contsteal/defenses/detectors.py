@@ -1,6 +1,8 @@
-"""PRADA: the distances between a user's queries are nearly normal, those of crafted queries are not.
+"""Detectors: a verdict on each user from what their queries have in common.
 
-Juuti et al., EuroS&P 2019; code SSGAalto/prada-protecting-against-dnn-model-stealing-attacks.
+`SimilarQueries` looks for views of one image (Dziedzic et al., ICML 2022, 5.3), `Prada` for distances
+between queries that are not normal (Juuti et al., EuroS&P 2019; code
+SSGAalto/prada-protecting-against-dnn-model-stealing-attacks).
 """
 
 import copy
@@ -8,35 +10,48 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contsteal.defenses.state import PerUser, earlier, identity, real, whole
-from contsteal.seeds import generator
+from contsteal.defenses.state import Answered, PerUser, choice, fresh_draws, identity, real, whole
 from contsteal.victim import finite
 
-FEWEST_QUERIES = 100  # no verdict on a user before this many queries
-BLOCK = 1024  # rows compared at once, which bounds the memory of a large request
-
-Record = TypeVar("Record")
+A = TypeVar("A", bound=Answered)
 
 
 class Refused(RuntimeError):
-    """A detector takes this user for a thief; nothing was answered."""
+    """A detector refuses this user as a thief; nothing was answered."""
 
 
-class Detector(PerUser[Record], ABC):
-    """A defence with a verdict on each user; `action` says what follows from it."""
+class Detector(PerUser[A], ABC):
+    """A defence with a verdict on each user; `action` says what follows from it.
 
-    def __init__(self, action: str, actions: tuple[str, ...]) -> None:
+    "refuse" raises `Refused` for a flagged user, "record" changes nothing, and the third action of
+    each detector replaces the answers that it flags.
+    """
+
+    replacing: ClassVar[str]  # the name of the third action
+
+    def __init__(self, action: str, memory: int, seed: int) -> None:
         super().__init__()
-        if action not in actions:
-            raise ValueError(f"unknown action {action!r}: choose one of {', '.join(actions)}")
-        self.action = action
+        name = type(self).__name__
+        self.action = choice(action, "action", (self.replacing, "refuse", "record"))
+        self.memory = whole(memory, f"{name} memory", 1)
+        self.seed = whole(seed, f"{name} seed")
+
+    @torch.no_grad()
+    def __call__(self, answers: Tensor, user: str) -> Tensor:
+        self._refuse(user)
+        record = self._of(user)
+        flags = self._observe(record, finite(answers))
+        self._refuse(user)
+        if self.action != self.replacing:
+            return answers
+        return torch.where(flags[:, None], self._replaced(answers, record, user), answers)
 
     @abstractmethod
     def statistic(self, user: str) -> float:
@@ -45,6 +60,14 @@ class Detector(PerUser[Record], ABC):
     @abstractmethod
     def flagged(self, user: str) -> bool:
         """Return the verdict on a user: True for a thief."""
+
+    @abstractmethod
+    def _observe(self, record: A, answers: Tensor) -> Tensor:
+        """Update the record by answers (N, D), and return (N,) which of them are flagged."""
+
+    @abstractmethod
+    def _replaced(self, answers: Tensor, record: A, user: str) -> Tensor:
+        """Return what is sent (N, D) where an answer is flagged."""
 
     def _refuse(self, user: str) -> None:
         if self.action == "refuse" and self.flagged(user):
@@ -55,35 +78,61 @@ class Detector(PerUser[Record], ABC):
             )
 
 
+def _earlier(kept: Tensor, points: Tensor) -> Tensor:
+    """Return the rows kept of a user, on the device of new ones (N, D); ValueError for another D."""
+    if not len(kept):
+        return points[:0]
+    if kept.shape[1] != points.shape[1]:
+        raise ValueError(
+            f"this user's earlier answers have {kept.shape[1]} coordinates, these {points.shape[1]}: "
+            "give embeddings, posteriors and logits a defence each"
+        )
+    return kept.to(points)
+
+
+# -------------------------------------------------------------------- similar queries
+
+FEWEST_QUERIES = 100  # SimilarQueries has no verdict on a user before
+SIMILAR_BLOCK = 1024  # queries that SimilarQueries compares at once: bounds the memory of a request
+
+
 @dataclass
-class Asked:
-    """The newest embeddings of a user, and how many of all were similar to an earlier one."""
+class Recent(Answered):
+    """A user's newest embeddings, and how many queries of all were similar to an earlier one."""
 
     recent: Tensor = field(default_factory=lambda: torch.empty(0))
     queries: int = 0
     similar: int = 0
-    calls: int = 0
 
 
-class SimilarQueries(Detector[Asked]):
-    """Answer N(mean, std^2) to what resembles an earlier query of its user (Dziedzic et al., 5.3).
+class SimilarQueries(Detector[Recent]):
+    """Answer noise to queries that resemble an earlier one of their user (Dziedzic et al., 5.3).
 
-    A query is similar where the least L2 distance to the user's last `memory` queries is below
-    `threshold`, or their largest cosine is above it. Compared are answers, or `projection(answers)`,
-    such as the victim's training head: the paper's choice, which tells views of one image best. The
-    paper's thresholds for a CIFAR-10 SimCLR: cosine 0.5, l2 13 on projections, l2 18 on answers. Its
-    code has cosine 0.6, forgets the user after every batch, and has no verdict on users.
+    A query is similar where its least L2 distance to the user's last `memory` queries is below
+    `threshold`, or their largest cosine is above it. The paper's thresholds for a CIFAR-10 SimCLR:
+    cosine 0.5, l2 13 on projections, l2 18 on answers. Its code has cosine 0.6, forgets the user after
+    every batch, and has no verdict on users. Repeated inputs are similar too. Attacks with one view, or
+    with views split over accounts, are missed. A user takes up to 4 `memory` D bytes.
 
-    `action`: "replace" similar answers as above, "refuse" a flagged user, or only "record". A user is
-    flagged where more than `share` of at least 100 queries were similar: `statistic(user)`.
-    Repeated inputs are similar too; attacks with one view, or views split over accounts, are missed.
+    Args:
+        threshold: of the `measure`.
+        measure: "cosine" or "l2".
+        projection: (N, D) -> (N, P), what is compared instead of answers, such as the victim's
+            training head: the paper's choice, which recognises views of one image best.
+        action: "replace" similar answers by N(mean, std^2), "refuse" a flagged user, or "record".
+        mean: of replaced answers.
+        std: of replaced answers.
+        memory: queries of a user that a new one is compared with.
+        share: a user is flagged where more than this share of at least 100 queries were similar.
+        seed: of replaced answers.
 
-    Memory per user grows to 4 `memory` D bytes at most, where the paper's has no end: 10^5 users of
-    512-D answers take 0.2 GB per unit of `memory`. Errors: ValueError for bad parameters and answers
-    with NaN; Refused.
+    Raises:
+        ValueError: for parameters out of range, and a projection without a name of its own.
+        Refused: when called for a flagged user with the action "refuse".
     """
 
-    record = Asked
+    title, optional, record = "similar queries", ("projection", "seed"), Recent
+    replacing = "replace"
 
     def __init__(
         self,
@@ -97,132 +146,107 @@ class SimilarQueries(Detector[Asked]):
         share: float = 0.5,
         seed: int = 0,
     ) -> None:
-        super().__init__(action, ("replace", "refuse", "record"))
-        told = {"threshold": threshold, "mean": mean, "std": std, "share": share}
-        reals = [real(value, f"SimilarQueries {name}") for name, value in told.items()]
-        self.threshold, self.mean, self.std, self.share = reals
-        self._check(self.threshold, measure, self.mean, self.std)
-        if not 0 <= self.share < 1:
-            raise ValueError(f"SimilarQueries share={share}: from 0 to below 1 is needed")
-        self.measure, self.seed = measure, whole(seed, "SimilarQueries seed")
-        self.memory = whole(memory, "SimilarQueries memory", 1)
-        self._project = _frozen(projection)
-        self._projection = identity(self._project) if projection is not None else None
-
-    @staticmethod
-    def _check(threshold: float, measure: str, mean: float, std: float) -> None:
-        if measure not in ("l2", "cosine"):
-            raise ValueError(f"unknown measure {measure!r}: choose 'l2' or 'cosine'")
-        low, high = (-1, 1) if measure == "cosine" else (0, math.inf)
-        if not low < threshold < high:
-            raise ValueError(
-                f"SimilarQueries threshold={threshold}: between {low} and {high} is needed for the "
-                f"measure {measure!r}"
-            )
-        if not 0 <= std < math.inf or not math.isfinite(mean):
-            raise ValueError(f"SimilarQueries std={std}, mean={mean}: finite, and std 0 or above")
-
-    @torch.no_grad()
-    def __call__(self, answers: Tensor, user: str) -> Tensor:
-        self._refuse(user)
-        mine, points = self._of(user), finite(self._project(finite(answers)))
-        if self.measure == "cosine":
-            points = F.normalize(points, dim=1)
-        hits = torch.cat([self._similar(mine, part) for part in points.split(BLOCK)])
-        mine.queries += len(hits)
-        mine.similar += int(hits.sum())
-        self._refuse(user)
-        if self.action != "replace":
-            return answers
-        draws = generator("similar queries", self.seed, user, mine.calls)
-        mine.calls += 1
-        noise = torch.randn(answers.shape, generator=draws).to(answers)
-        return torch.where(hits[:, None], self.mean + self.std * noise, answers)
-
-    def _similar(self, mine: Asked, points: Tensor) -> Tensor:
-        """Compare each point with the `memory` points before it; keep the newest."""
-        known = earlier(mine.recent, points)
-        every, old = torch.cat([known, points]), len(known)
-        if self.measure == "cosine":
-            near = points @ every.T > self.threshold
-        else:
-            near = torch.cdist(points, every) < self.threshold
-        mine.recent = every[-self.memory :].clone()
-        return near.tril(old - 1).triu(old - self.memory).any(1)
+        super().__init__(action, memory, seed)
+        self.measure = choice(measure, "measure", ("l2", "cosine"))
+        low, high = (-1.0, 1.0) if measure == "cosine" else (0.0, math.inf)
+        name = f"SimilarQueries measure={measure!r}, threshold"
+        self.threshold = real(threshold, name, above=low, below=high)
+        self.mean = real(mean, "SimilarQueries mean")
+        self.std = real(std, "SimilarQueries std", least=0)
+        self.share = real(share, "SimilarQueries share", least=0, below=1)
+        if isinstance(projection, nn.Module):  # a copy that later training does not change
+            projection = copy.deepcopy(projection).eval().requires_grad_(False)
+        if projection is not None:
+            identity(projection)
+        self.projection = projection
 
     def statistic(self, user: str) -> float:
         """Return the share of a user's queries that were similar to an earlier one."""
-        mine = self._seen(user)
-        return mine.similar / max(mine.queries, 1)
+        record = self._seen(user)
+        return record.similar / max(record.queries, 1)
 
     def flagged(self, user: str) -> bool:
         """Return whether more than `share` of at least 100 queries were similar."""
         return self._seen(user).queries >= FEWEST_QUERIES and self.statistic(user) > self.share
 
-    def __repr__(self) -> str:
-        told = [f"threshold={self.threshold!r}", f"measure={self.measure!r}"]
-        told += [f"projection={self._projection!r}"] * (self._projection is not None)
-        told += [f"action={self.action!r}", f"mean={self.mean!r}", f"std={self.std!r}"]
-        told += [f"memory={self.memory}", f"share={self.share!r}"]
-        return f"SimilarQueries({', '.join(told + [f'seed={self.seed}'] * bool(self.seed))})"
+    def _observe(self, record: Recent, answers: Tensor) -> Tensor:
+        points = answers if self.projection is None else finite(self.projection(answers))
+        if self.measure == "cosine":
+            points = F.normalize(points, dim=1)
+        parts = points.split(SIMILAR_BLOCK)
+        similar = torch.cat([self._similar(record, part) for part in parts])
+        record.queries += len(similar)
+        record.similar += int(similar.sum())
+        return similar
+
+    def _similar(self, record: Recent, points: Tensor) -> Tensor:
+        """Compare each point with the `memory` points before it; keep the newest."""
+        earlier = _earlier(record.recent, points)
+        stream, old = torch.cat([earlier, points]), len(earlier)
+        if self.measure == "cosine":
+            near = points @ stream.T > self.threshold  # (N, old + N)
+        else:
+            near = torch.cdist(points, stream) < self.threshold
+        record.recent = stream[-self.memory :].clone()
+        return near.tril(old - 1).triu(old - self.memory).any(1)
+
+    def _replaced(self, answers: Tensor, record: Recent, user: str) -> Tensor:
+        draws = fresh_draws(record, "similar queries", self.seed, user)
+        noise = torch.randn(answers.shape, generator=draws).to(answers)
+        return self.mean + self.std * noise
 
 
-def _frozen(projection: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor], Tensor]:
-    """Return what to compare answers by; a module's copy is in eval mode and cannot be trained on."""
-    if projection is None:
-        return _as_is
-    if not isinstance(projection, nn.Module):
-        return projection
-    return copy.deepcopy(projection).eval().requires_grad_(False)
+# ------------------------------------------------------------------------------ PRADA
 
-
-def _as_is(answers: Tensor) -> Tensor:
-    return answers
-
-
-EVERY = 10  # queries between two tests
-FEWEST_DISTANCES = 10  # distances a class needs to be pooled
-POOLED = 100  # the test needs more distances than this
+TEST_EVERY = 10  # queries between two tests
+FEWEST_IN_CLASS = 10  # distances of a class that are needed to pool it
+FEWEST_POOLED = 100  # the test needs more distances than this
 NEWEST = 5000  # distances kept; scipy vouches for Shapiro-Wilk up to here
-PRADA_BLOCK = 256  # rows compared at once
+PRADA_BLOCK = 256  # queries whose distances Prada computes at once
 
 
 @dataclass
-class Watched:
+class Growing(Answered):
     """A user's growing sets, one per class, the distances to them, and the latest verdict."""
 
     members: Tensor = field(default_factory=lambda: torch.empty(0))
-    classes: list[int] = field(default_factory=list)  # of the members
-    gaps: list[float] = field(default_factory=list)  # at which these joined; 0 for a class's first
+    member_classes: list[int] = field(default_factory=list)
+    member_distances: list[float] = field(default_factory=list)  # on joining; 0 for a class's first
     thresholds: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
-    distances: list[float] = field(default_factory=list)
-    of: list[int] = field(default_factory=list)  # the classes these distances belong to
+    distances: list[float] = field(default_factory=list)  # of the newest queries to their sets
+    distance_classes: list[int] = field(default_factory=list)
     queries: int = 0
-    calls: int = 0
     shapiro: float = 1.0
     flagged: bool = False
 
 
-class Prada(Detector[Watched]):
+class Prada(Detector[Growing]):
     """Flag a user whose nearest distances are not normal: Shapiro-Wilk W < `threshold`.
 
     A class's set takes in a query whose least L2 distance to it is above T = max(T, mean - std of the
-    distances at which members joined). Every 10 queries the distances of all queries, the newest 5,000
-    here, of classes with at least 10, less those 3 std or more off the mean, are tested if above 100
-    remain.
+    distances at which members joined). Every 10 queries the distances of all queries (the newest 5,000
+    here) of classes with at least 10 are tested, without those 3 std or more off the mean, if more than
+    100 remain. As in the code, the verdict is the latest test's; where it refuses, it stays.
 
     PRADA measures distances between inputs; a defence sees answers, so they are measured there.
-    `classes`: "argmax" of the answer for posteriors and logits, "one" for embeddings, which have none.
-    `action` on a flagged user: "shuffle" the three largest coordinates as the code does, "refuse", or
-    only "record". As in the code, a verdict is the latest test's; where refused, it stays. Natural
-    images sent by an encoder thief look like a customer's (Dziedzic et al., 5.3).
+    Natural images sent by an encoder thief look like a customer's (Dziedzic et al., ICML 2022, 5.3). The
+    sets' rule is sequential: a query waits for the one before it. A user takes up to 4 `memory` D bytes
+    and 0.3 MB; the paper's sets never stop growing.
 
-    Memory per user grows to 4 `memory` D bytes and 0.3 MB at most, where the paper's sets never stop;
-    a set is full at `memory`. A query waits for the one before it: the sets' rule is sequential.
-    Errors: ValueError for bad parameters and answers with NaN; Refused.
+    Args:
+        threshold: of W, between 0 and 1.
+        classes: "argmax" of the answer for posteriors and logits, "one" for embeddings.
+        action: "shuffle" a flagged user's three largest coordinates as in the code, "refuse" the user,
+            or "record".
+        memory: queries in a user's sets, all classes together.
+        seed: of the shuffling.
+
+    Raises:
+        ValueError: for parameters out of range.
+        Refused: when called for a flagged user with the action "refuse".
     """
 
-    record = Watched
+    title, record, replacing = "PRADA", Growing, "shuffle"
 
     def __init__(
         self,
@@ -232,86 +256,9 @@ class Prada(Detector[Watched]):
         memory: int = 1000,
         seed: int = 0,
     ) -> None:
-        super().__init__(action, ("shuffle", "refuse", "record"))
-        self.threshold, self.seed = real(threshold, "Prada threshold"), whole(seed, "Prada seed")
-        if not 0 < self.threshold < 1:
-            raise ValueError(f"Prada threshold={threshold}: between 0 and 1 is needed, as W is")
-        if classes not in ("one", "argmax"):
-            raise ValueError(f"unknown classes {classes!r}: choose 'one' or 'argmax'")
-        self.classes, self.memory = classes, whole(memory, "Prada memory", 1)
-
-    @torch.no_grad()
-    def __call__(self, answers: Tensor, user: str) -> Tensor:
-        self._refuse(user)
-        mine, caught = self._of(user), []
-        for part in finite(answers).split(PRADA_BLOCK):
-            caught.append(self._watch(mine, part))
-            self._refuse(user)
-        if self.action != "shuffle":
-            return answers
-        draws = generator("prada", self.seed, user, mine.calls)
-        mine.calls += 1
-        return torch.where(torch.cat(caught)[:, None], _shuffled(answers, draws), answers)
-
-    def _watch(self, mine: Watched, part: Tensor) -> Tensor:
-        """Take in one query after the other; return (N,) the verdict after each."""
-        labels, links = self._links(mine, part)
-        old = len(mine.members)
-        least = links[:, :old].min(1, initial=np.inf)
-        joined, verdicts = [], torch.zeros(len(part), dtype=torch.bool)
-        for i, label in enumerate(labels.tolist()):
-            if self._joins(mine, label, float(least[i])):
-                joined.append(i)
-                least = np.minimum(least, links[:, old + i])
-            mine.queries += 1
-            if mine.queries % EVERY == 1:
-                self._test(mine)
-            verdicts[i] = mine.flagged
-            if mine.flagged and self.action == "refuse":
-                break
-        mine.members = torch.cat([earlier(mine.members, part), part[joined]])
-        return verdicts.to(part.device)
-
-    def _links(self, mine: Watched, part: Tensor) -> tuple[Tensor, np.ndarray]:
-        """Return classes (N,), and distances to members and each other, infinite across classes."""
-        labels = part.argmax(1).cpu() if self.classes == "argmax" else torch.zeros(len(part)).long()
-        links = torch.cdist(part, torch.cat([earlier(mine.members, part), part])).double().cpu()
-        others = torch.cat([torch.tensor(mine.classes, dtype=torch.long), labels])
-        return labels, links.masked_fill(labels[:, None] != others, torch.inf).numpy()
-
-    def _joins(self, mine: Watched, label: int, distance: float) -> bool:
-        """Return whether a query joins its class's set, and note its distance."""
-        first = distance == np.inf
-        if label >= len(mine.thresholds):
-            grown = mine.thresholds.new_zeros(label + 1 - len(mine.thresholds))
-            mine.thresholds = torch.cat([mine.thresholds, grown])
-        if not first:
-            mine.distances.append(distance)
-            mine.of.append(label)
-        if len(mine.gaps) >= self.memory or not (first or distance > mine.thresholds[label]):
-            return False
-        mine.gaps.append(0.0 if first else distance)
-        mine.classes.append(label)
-        gaps = np.array(mine.gaps)[np.array(mine.classes) == label]
-        higher = max(mine.thresholds[label].item(), gaps.mean() - gaps.std())
-        mine.thresholds[label] = higher
-        return True
-
-    def _test(self, mine: Watched) -> None:
-        """Test the pooled distances for normality; too few leave the verdict as it is."""
-        del mine.distances[:-NEWEST], mine.of[:-NEWEST]
-        if len(mine.distances) <= POOLED:
-            return
-        classes, pooled = np.array(mine.of), np.array(mine.distances)
-        pooled = pooled[np.bincount(classes)[classes] >= FEWEST_DISTANCES]
-        pooled = (
-            pooled[np.abs(pooled - pooled.mean()) < 3 * pooled.std()] if len(pooled) else pooled
-        )
-        if len(pooled) > POOLED:
-            from scipy.stats import shapiro  # half a second to import: not for every notebook
-
-            mine.shapiro = float(shapiro(pooled).statistic)
-            mine.flagged = mine.shapiro < self.threshold
+        super().__init__(action, memory, seed)
+        self.threshold = real(threshold, "Prada threshold", above=0, below=1)
+        self.classes = choice(classes, "classes", ("one", "argmax"))
 
     def statistic(self, user: str) -> float:
         """Return W of the latest test on a user; 1 before the first."""
@@ -321,14 +268,73 @@ class Prada(Detector[Watched]):
         """Return whether W of the latest test was below `threshold`."""
         return self._seen(user).flagged
 
-    def __repr__(self) -> str:
-        told = [f"threshold={self.threshold!r}", f"classes={self.classes!r}"]
-        told += [f"action={self.action!r}", f"memory={self.memory}"]
-        return f"Prada({', '.join(told + [f'seed={self.seed}'] * bool(self.seed))})"
+    def _observe(self, record: Growing, answers: Tensor) -> Tensor:
+        return torch.cat([self._observe_block(record, part) for part in answers.split(PRADA_BLOCK)])
 
+    def _observe_block(self, record: Growing, part: Tensor) -> Tensor:
+        """Take in one query after the other; return (N,) the verdict after each."""
+        labels, links = self._links(record, part)
+        old = len(record.members)
+        nearest = links[:, :old].min(1, initial=np.inf)  # (N,)
+        joined, flags = [], torch.zeros(len(part), dtype=torch.bool)
+        for i, label in enumerate(labels.tolist()):
+            if record.flagged and self.action == "refuse":
+                break  # the verdict stays where it refuses
+            if self._joins(record, label, float(nearest[i])):
+                joined.append(i)
+                nearest = np.minimum(nearest, links[:, old + i])
+            record.queries += 1
+            if record.queries % TEST_EVERY == 1:
+                self._test(record)
+            flags[i] = record.flagged
+        record.members = torch.cat([_earlier(record.members, part), part[joined]])
+        return flags.to(part.device)
 
-def _shuffled(answers: Tensor, draws: torch.Generator) -> Tensor:
-    """Return answers whose three largest coordinates changed places, each row its own way."""
-    top = answers.topk(min(3, answers.shape[1]), dim=1)
-    order = torch.rand(top.values.shape, generator=draws).argsort(1).to(answers.device)
-    return answers.scatter(1, top.indices, top.values.gather(1, order))
+    def _links(self, record: Growing, part: Tensor) -> tuple[Tensor, np.ndarray]:
+        """Return classes (N,), and distances to members and each other, infinite across classes."""
+        labels = part.argmax(1).cpu() if self.classes == "argmax" else torch.zeros(len(part)).long()
+        links = torch.cdist(part, torch.cat([_earlier(record.members, part), part])).double().cpu()
+        classes = torch.cat([torch.tensor(record.member_classes, dtype=torch.long), labels])
+        return labels, links.masked_fill(labels[:, None] != classes, torch.inf).numpy()
+
+    def _joins(self, record: Growing, label: int, distance: float) -> bool:
+        """Note a query's distance, and return whether it joins its class's set."""
+        first = distance == np.inf
+        if label >= len(record.thresholds):
+            zeros = record.thresholds.new_zeros(label + 1 - len(record.thresholds))
+            record.thresholds = torch.cat([record.thresholds, zeros])
+        if not first:
+            record.distances.append(distance)
+            record.distance_classes.append(label)
+        full = len(record.member_classes) >= self.memory
+        if full or not (first or distance > record.thresholds[label]):
+            return False
+        record.member_distances.append(0.0 if first else distance)
+        record.member_classes.append(label)
+        of_class = np.array(record.member_classes) == label
+        joining = np.array(record.member_distances)[of_class]
+        higher = max(record.thresholds[label].item(), joining.mean() - joining.std())
+        record.thresholds[label] = higher
+        return True
+
+    def _test(self, record: Growing) -> None:
+        """Test the pooled distances for normality; too few leave the verdict as it is."""
+        del record.distances[:-NEWEST], record.distance_classes[:-NEWEST]
+        if len(record.distances) <= FEWEST_POOLED:
+            return
+        classes, pooled = np.array(record.distance_classes), np.array(record.distances)
+        pooled = pooled[np.bincount(classes)[classes] >= FEWEST_IN_CLASS]
+        if len(pooled):
+            pooled = pooled[np.abs(pooled - pooled.mean()) < 3 * pooled.std()]
+        if len(pooled) > FEWEST_POOLED:
+            from scipy.stats import shapiro  # half a second to import
+
+            record.shapiro = float(shapiro(pooled).statistic)
+            record.flagged = record.shapiro < self.threshold
+
+    def _replaced(self, answers: Tensor, record: Growing, user: str) -> Tensor:
+        """Return answers whose three largest coordinates changed places, each row its own way."""
+        draws = fresh_draws(record, "prada", self.seed, user)
+        top = answers.topk(min(3, answers.shape[1]), dim=1)
+        order = torch.rand(top.values.shape, generator=draws).argsort(1).to(answers.device)
+        return answers.scatter(1, top.indices, top.values.gather(1, order))

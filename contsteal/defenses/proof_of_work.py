@@ -1,4 +1,4 @@
-"""Calibrated proof of work: the asker pays in seconds, more for queries unlike a customer's.
+"""Calibrated proof of work: users pay in seconds of computation, more for queries unlike a customer's.
 
 Dziedzic et al., "Increasing the Cost of Model Extraction with Calibrated Proof of Work", ICLR 2022;
 code cleverhans-lab/model-extraction-iclr. The puzzle is HashCash's.
@@ -7,7 +7,6 @@ code cleverhans-lab/model-extraction-iclr. The puzzle is HashCash's.
 import hashlib
 import itertools
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from contsteal.defenses.state import PerUser, identity, real, whole
+from contsteal.defenses.state import PerUser, Record, choice, identity, real, whole
 from contsteal.seeds import derive
 from contsteal.victim import finite
 
@@ -42,46 +41,41 @@ def solve(puzzle: Puzzle) -> int:
     return next(number for number in itertools.count() if solves(puzzle, number))
 
 
-def hash_rate(tries: int = 20_000) -> float:
-    """Return how many numbers per second this machine can try."""
-    impossible = Puzzle("rate", 160)
-    start = time.perf_counter()
-    for number in range(tries):
-        solves(impossible, number)
-    return tries / (time.perf_counter() - start)
-
-
 def calibrate(costs: Tensor) -> tuple[float, float]:
-    """Return (intercept, slope) of the line that customers' summed costs (U, Q) follow, by least squares.
+    """Fit the line that customers' summed costs follow, by least squares.
 
-    Column q holds the summed cost after q + 1 queries. ValueError for fewer than 2 queries.
+    Args:
+        costs: (U, Q), column q holding each customer's summed cost after q + 1 queries.
+
+    Returns:
+        Intercept and slope, for `ProofOfWork`.
+
+    Raises:
+        ValueError: for costs that are not finite, no customer, or fewer than 2 queries.
     """
     if costs.ndim != 2 or not len(costs) or costs.shape[1] < 2 or not costs.isfinite().all():
         raise ValueError(
             f"costs {tuple(costs.shape)}: finite, of (customers, at least 2 queries), is needed"
         )
-    asked = np.arange(1, costs.shape[1] + 1)
-    slope, intercept = np.polyfit(asked, costs.double().mean(0).cpu().numpy(), 1)
+    queries = np.arange(1, costs.shape[1] + 1)
+    slope, intercept = np.polyfit(queries, costs.double().mean(0).cpu().numpy(), 1)
     return float(intercept), float(slope)
 
 
 def entropy(posteriors: Tensor) -> Tensor:
-    """Return the entropy (N,) in nats of posteriors (N, C); ValueError where a row is none."""
-    if (
-        posteriors.ndim != 2
-        or (posteriors < 0).any()
-        or ((posteriors.sum(1) - 1).abs() > 1e-3).any()
-    ):
+    """Return the entropy (N,) in nats of posteriors (N, C); ValueError for other rows."""
+    simplex = posteriors.ndim == 2 and not (posteriors < 0).any()
+    if not simplex or ((posteriors.sum(1) - 1).abs() > 1e-3).any():
         raise ValueError(
-            "entropy is the cost of posteriors, rows of numbers from 0 of sum 1: use "
+            "entropy is the cost of posteriors, rows of numbers from 0 on with sum 1: use "
             "cost='flat' or a function of your own for embeddings and logits"
         )
     return torch.special.entr(posteriors).sum(1)
 
 
 @dataclass
-class Bill:
-    """What a user asked, what it cost in the measure of `cost`, and the work due for it."""
+class Bill(Record):
+    """What a user asked, what it cost in the measure of `cost`, and the seconds due for it."""
 
     queries: int = 0
     cost: float = 0.0
@@ -91,19 +85,30 @@ class Bill:
 class ProofOfWork(PerUser[Bill]):
     """Charge base^x seconds per 64 answers, x = |c(q) - (intercept + slope q)|, and change nothing.
 
-    c(q) is a user's summed `cost` after q queries, (N, D) -> (N,); the line is a customer's, from
-    `calibrate`. The price stays within `least` and `most`. Each answer owes 1/64 of its own price, where
-    the code prices whole batches: how queries are batched changes no bill. A puzzle has log2(price
-    `hashes_per_second`) zero bits; the code has a line fitted to times it measured. This is a cost
-    model: it bills, and never waits for a solution.
+    c(q) is a user's summed cost after q queries; the line is a customer's, from `calibrate`. Each answer
+    owes 1/64 of its own price, where the code prices whole batches: how queries are batched changes no
+    bill. A puzzle has log2(price `hashes_per_second`) zero bits; the code uses a line fitted to times
+    that it measured. This is a cost model: it bills, and never waits for a solution.
 
-    The paper's cost is the privacy cost of PATE, from the votes of an ensemble. Encoders have no
-    votes, no softmax and no usual mix of queries, so nothing calibrates it there (ICML 2022, 5.5):
-    "flat" is the price of x = 0 for all. "entropy" is for posteriors. Memory per user: 3 numbers.
-    Errors: ValueError for bad parameters, answers with NaN, or a cost of another shape.
+    The paper's cost is the privacy cost of PATE, from the votes of an ensemble. Encoders have no votes,
+    no softmax and no usual mix of queries, so nothing calibrates it there (Dziedzic et al., ICML 2022,
+    5.5): "flat" gives everybody the price of x = 0.
+
+    Args:
+        cost: "flat", "entropy" of posteriors, or a function (N, D) -> (N,).
+        intercept: of the customer's line, in the measure of `cost`.
+        slope: of the customer's line, per query.
+        base: of the price, 1 or above.
+        least: seconds that 64 answers cost at least, above 0.
+        most: seconds that 64 answers cost at most.
+        hashes_per_second: that a user is assumed to try.
+        seed: of the puzzles.
+
+    Raises:
+        ValueError: for parameters out of range; when called, for costs of another shape or with NaN.
     """
 
-    record = Bill
+    title, record = "proof of work", Bill
 
     def __init__(
         self,
@@ -117,48 +122,38 @@ class ProofOfWork(PerUser[Bill]):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not callable(cost) and cost not in ("flat", "entropy"):
-            raise ValueError(f"unknown cost {cost!r}: choose 'flat', 'entropy' or give a function")
-        told = {"intercept": intercept, "slope": slope, "base": base, "least": least, "most": most}
-        told["hashes_per_second"] = hashes_per_second
-        vars(self).update({k: real(v, f"ProofOfWork {k}") for k, v in told.items()})
-        if not (math.isfinite(self.intercept) and math.isfinite(self.slope)):
-            raise ValueError(f"ProofOfWork intercept={intercept}, slope={slope}: finite is needed")
-        self._check(base, least, most, hashes_per_second)
-        self.seed = whole(seed, "ProofOfWork seed")
+        if callable(cost):
+            identity(cost)  # refuses a function without a name
+        else:
+            choice(cost, "cost", ("flat", "entropy", "a function"))
         self.cost = cost
-        self._cost = cost if isinstance(cost, str) else identity(cost)
-
-    @staticmethod
-    def _check(base: float, least: float, most: float, hashes_per_second: float) -> None:
-        if not 1 <= base < math.inf:
-            raise ValueError(f"ProofOfWork base={base}: 1 or above, or thieves pay less")
-        if not 0 < least <= most < math.inf:
-            raise ValueError(f"ProofOfWork least={least}, most={most}: 0 < least <= most is needed")
-        if not 0 < hashes_per_second < math.inf:
-            raise ValueError(
-                f"ProofOfWork hashes_per_second={hashes_per_second}: above 0 is needed"
-            )
+        self.intercept = real(intercept, "ProofOfWork intercept")
+        self.slope = real(slope, "ProofOfWork slope")
+        self.base = real(base, "ProofOfWork base", least=1)  # below 1 thieves would pay less
+        self.least = real(least, "ProofOfWork least", above=0)
+        self.most = real(most, f"ProofOfWork least={least}, most", least=self.least)
+        name = "ProofOfWork hashes_per_second"
+        self.hashes_per_second = real(hashes_per_second, name, above=0)
+        self.seed = whole(seed, "ProofOfWork seed")
 
     @torch.no_grad()
     def __call__(self, answers: Tensor, user: str) -> Tensor:
-        mine, costs = self._of(user), self._costs(finite(answers)).double().cpu().numpy()
+        record, costs = self._of(user), self._costs(finite(answers)).double().cpu().numpy()
         if not len(costs):
             return answers
-        summed = mine.cost + costs.cumsum()
-        asked = mine.queries + np.arange(1, len(costs) + 1)
-        mine.seconds += float(self.price(summed, asked).sum()) / BATCH
-        mine.queries, mine.cost = int(asked[-1]), float(summed[-1])
+        summed = record.cost + costs.cumsum()  # (N,)
+        queries = record.queries + np.arange(1, len(costs) + 1)
+        record.seconds += float(self.price(summed, queries).sum()) / BATCH
+        record.queries, record.cost = int(queries[-1]), float(summed[-1])
         return answers
 
     def _costs(self, answers: Tensor) -> Tensor:
         if self.cost == "flat":
             return answers.new_zeros(len(answers))
-        costs = (entropy if self.cost == "entropy" else self.cost)(answers)
+        costs = self.cost(answers) if callable(self.cost) else entropy(answers)
         if costs.shape != answers.shape[:1]:
-            raise ValueError(
-                f"{self._cost} returned {tuple(costs.shape)}: ({len(answers)},) is needed"
-            )
+            name = self.parameters()["cost"]
+            raise ValueError(f"{name} returned {tuple(costs.shape)}: ({len(answers)},) is needed")
         return finite(costs.double()[:, None])[:, 0]
 
     def price(self, cost: float | np.ndarray, queries: int | np.ndarray) -> np.ndarray:
@@ -172,23 +167,8 @@ class ProofOfWork(PerUser[Bill]):
         return self._seen(user).seconds
 
     def puzzle(self, user: str) -> Puzzle:
-        """Return the puzzle for the user's next 64 answers: another one after every answer."""
-        mine = self._seen(user)
-        price = float(self.price(mine.cost, mine.queries))
+        """Return the puzzle for the user's next 64 answers, a new one after every answer."""
+        record = self._seen(user)
+        price = float(self.price(record.cost, record.queries))
         bits = max(0, round(math.log2(price * self.hashes_per_second)))
-        return Puzzle(f"{derive('puzzle', self.seed, user, mine.queries):016x}", bits)
-
-    def statement(self, user: str) -> str:
-        """Return the bill in words."""
-        mine = self._seen(user)
-        price = float(self.price(mine.cost, mine.queries))
-        return (
-            f"user {user!r} owes {mine.seconds:,.1f} s of work for {mine.queries:,} answers; the "
-            f"next {BATCH} cost {price:,.2f} s, {self.puzzle(user).bits} zero bits"
-        )
-
-    def __repr__(self) -> str:
-        told = [f"cost={self._cost!r}", f"intercept={self.intercept!r}", f"slope={self.slope!r}"]
-        told += [f"base={self.base!r}", f"least={self.least!r}", f"most={self.most!r}"]
-        told += [f"hashes_per_second={self.hashes_per_second!r}"]
-        return f"ProofOfWork({', '.join(told + [f'seed={self.seed}'] * bool(self.seed))})"
+        return Puzzle(f"{derive('puzzle', self.seed, user, record.queries):016x}", bits)

@@ -1,66 +1,64 @@
-"""What stateful defences share: one small record per user that outlives a restart, and checks."""
+"""What defences share: a description by their parameters, checks of these, and a record per user."""
 
 import hashlib
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
-from typing import Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from contsteal.seeds import derive
+from contsteal.seeds import derive, generator
 from contsteal.victim import named
 
-Record = TypeVar("Record")
+# ------------------------------------------------------------------------- parameters
 
 
-@dataclass
-class Answered:
-    """How often a user was answered: what a defence needs to draw anew each time."""
-
-    calls: int = 0
-
-
-def whole(value: int, told: str, least: float = -math.inf, most: float = math.inf) -> int:
-    """Return a parameter as an int; ValueError, beginning with `told`, for another type or range.
-
-    NumPy's integers become Python's: draws and results are kept by how a seed is written.
-    """
+def whole(value: int, name: str, least: float = -math.inf, most: float = math.inf) -> int:
+    """Return a parameter as Python's int; ValueError with its `name` for another type or range."""
     if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value <= most:
         span = f" from {least} to {most}" if most < math.inf else f" of at least {least}"
-        raise ValueError(
-            f"{told}={value!r}: a whole number{span if least > -math.inf else ''} is needed"
-        )
+        span = span if least > -math.inf else ""
+        raise ValueError(f"{name}={value!r}: a whole number{span} is needed")
     return int(value)
 
 
-def real(value: float, told: str) -> float:
-    """Return a parameter as a float; ValueError, beginning with `told`, for what is no number."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise ValueError(f"{told}={value!r}: a number is needed")
+def real(
+    value: float,
+    name: str,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+) -> float:
+    """Return a parameter as a finite float; ValueError with its `name` for another type or range."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number or not (least <= value and above < value < below):
+        bounds = [f"of at least {least:g}"] * (least > -math.inf)
+        bounds += [f"above {above:g}"] * (above > -math.inf)
+        bounds += [f"below {below:g}"] * (below < math.inf)
+        kind = " ".join(["a finite number", " and ".join(bounds)]).strip()
+        raise ValueError(f"{name}={value!r}: {kind} is needed")
     return float(value)
 
 
-def earlier(kept: Tensor, points: Tensor) -> Tensor:
-    """Return the rows kept of a user, on the device of new ones (N, D); ValueError for another D."""
-    if not len(kept):
-        return points[:0]
-    if kept.shape[1] != points.shape[1]:
-        raise ValueError(
-            f"this user's earlier answers have {kept.shape[1]} coordinates, these {points.shape[1]}: "
-            "give embeddings, posteriors and logits a defence each"
-        )
-    return kept.to(points)
+def choice(value: str, name: str, known: Iterable[str]) -> str:
+    """Return a parameter that is one of the `known` words; ValueError lists them otherwise."""
+    if value not in (words := list(known)):
+        raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(words)}")
+    return value
 
 
 def identity(function: Callable[[Tensor], Tensor]) -> str:
-    """Name a function by where it stands, a module by its layers and weights, for a `repr`.
+    """Name a function by its module and name, a `torch.nn.Module` by its layers and weights.
 
-    Results are kept by the repr of their defences, so ValueError where two functions could have one
-    name: lambdas, functions inside functions, methods, and objects without a name.
+    Raises:
+        ValueError: where two functions could share a name, and so a stored result: for lambdas,
+            functions inside functions, methods, and objects without a name.
     """
     if isinstance(function, nn.Module):
         digest = hashlib.sha256(repr(function).encode())
@@ -68,12 +66,159 @@ def identity(function: Callable[[Tensor], Tensor]) -> str:
             digest.update(name.encode() + values.detach().cpu().contiguous().numpy().tobytes())
         return f"{type(function).__name__}:{digest.hexdigest()[:16]}"
     name = getattr(function, "__qualname__", "<no name>")
-    if "<" in name or hasattr(function, "__self__"):  # a method acts by its object's state, too
+    if "<" in name or hasattr(function, "__self__"):  # a method also depends on its object's state
         raise ValueError(
             f"{function!r} has no name of its own, which results are kept by: give a function at "
             "the top of a module, or a torch.nn.Module"
         )
     return f"{function.__module__}.{name}"
+
+
+class Described:
+    """A defence whose `repr`, `label` and `key` follow from its constructor's parameters.
+
+    A subclass keeps each parameter in an attribute of the same name, and needs no more than
+    `__init__` and `__call__(answers, user)`.
+    """
+
+    title: str = ""  # the label's beginning; "{bits}" is replaced by that parameter
+    optional: ClassVar[tuple[str, ...]] = ("seed",)  # left out of `repr` at their defaults
+    positional: ClassVar[tuple[str, ...]] = ()  # written without their name in `repr`
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the values of the parameters by name, functions and modules as their `identity`."""
+        values = {name: getattr(self, name) for name in self._signature()}
+        return {k: identity(v) if callable(v) else v for k, v in values.items()}
+
+    @property
+    def label(self) -> str:
+        """The name in tables: title and parameters other than the defaults, without the seed."""
+        title, values = self.title or type(self).__name__, self.parameters()
+        shown = [
+            f"{name} {value}"
+            for name, value in values.items()
+            if name != "seed" and f"{{{name}}}" not in title and value != self._default(name)
+        ]
+        return ", ".join([title.format(**values), *shown])
+
+    @property
+    def key(self) -> str:
+        """The name in caches: module, class and every parameter."""
+        values = ", ".join(f"{name}={value!r}" for name, value in self.parameters().items())
+        return f"{type(self).__module__}.{type(self).__qualname__}({values})"
+
+    def __repr__(self) -> str:
+        shown = [
+            repr(value) if name in self.positional else f"{name}={value!r}"
+            for name, value in self.parameters().items()
+            if name not in self.optional or value != self._default(name)
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def _signature(self) -> dict[str, inspect.Parameter]:
+        return dict(inspect.signature(type(self)).parameters)
+
+    def _default(self, name: str) -> Any:
+        return self._signature()[name].default
+
+
+# ---------------------------------------------------------------------------- memory
+
+
+@dataclass
+class Record:
+    """What a defence remembers of one user: numbers, lists of numbers, tensors (N,) or (N, D)."""
+
+
+@dataclass
+class Answered(Record):
+    """How often a user was answered: what a defence needs to draw anew each time."""
+
+    calls: int = 0
+
+
+def fresh_draws(record: Answered, purpose: str, seed: int, user: str) -> torch.Generator:
+    """Return the generator for a user's next answer, a new one in each call, and count the call."""
+    draws = generator(purpose, seed, user, record.calls)
+    record.calls += 1
+    return draws
+
+
+R = TypeVar("R", bound=Record)
+
+
+class PerUser(Described, Generic[R]):
+    """A defence that remembers a `record` of each user; users share nothing."""
+
+    record: type[R]
+
+    def __init__(self) -> None:
+        self._users: dict[str, R] = {}
+
+    def _of(self, user: str) -> R:
+        """Return a user's record, to be changed in place; ValueError for an invalid name."""
+        if named(user) not in self._users:
+            self._users[user] = self.record()
+        return self._users[user]
+
+    def _seen(self, user: str) -> R:
+        """Return a user's record, to be read: an unknown user's is empty and not kept."""
+        return self._users.get(user) or self.record()
+
+    def forget(self, user: str) -> None:
+        """Delete a user's record, a detector's verdict included."""
+        self._users.pop(user, None)
+
+    def size(self, user: str) -> int:
+        """Return the bytes of a user's record, without the name."""
+        record = self._seen(user)
+        return sum(_packed(getattr(record, f.name)).nbytes for f in fields(record))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return all records as tensors for safetensors: two per field, however many users.
+
+        One tensor per user would not do: safetensors reads no header of 10^5 users' fields.
+        """
+        names = "\n".join(self._users).encode()  # names are printable: no line breaks
+        state = {
+            "defence": torch.tensor(derive(repr(self))),
+            "users": torch.from_numpy(np.frombuffer(names, np.uint8).copy()),
+        }
+        for f in fields(self.record):
+            parts = [_packed(getattr(record, f.name)) for record in self._users.values()]
+            state |= {f.name: _joined(parts), f"{f.name}, shapes": _shapes(parts)}
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Replace all records by those of a `state_dict`.
+
+        Raises:
+            ValueError: where the defence or its parameters differ, or tensors are missing, unknown
+                or do not belong together.
+        """
+        if "defence" not in state or int(state["defence"]) != derive(repr(self)):
+            raise ValueError(
+                f"the state was not saved by {self!r}: build the defence with the parameters and "
+                "the seed it had when it was saved"
+            )
+        names = [f.name for f in fields(self.record)]
+        known = {"defence", "users", *names, *(f"{name}, shapes" for name in names)}
+        if unfit := known ^ state.keys():
+            raise ValueError(f"the state lacks, or should not hold, {min(unfit)!r}: save it again")
+        text = state["users"].numpy().tobytes().decode()
+        users = text.split("\n") if text else []
+        columns = [_parted(state[n], state[f"{n}, shapes"], len(users), n) for n in names]
+        self._users = {
+            user: self._restored(dict(zip(names, values, strict=True)))
+            for user, *values in zip(users, *columns, strict=True)
+        }
+
+    def _restored(self, saved: dict[str, Tensor]) -> R:
+        record = self.record()
+        for name, value in saved.items():
+            plain = not isinstance(getattr(record, name), Tensor)
+            setattr(record, name, value.tolist() if plain else value.clone())
+        return record
 
 
 def _packed(value: int | float | list | Tensor) -> Tensor:
@@ -84,13 +229,13 @@ def _packed(value: int | float | list | Tensor) -> Tensor:
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
-    """Return all values in one row; what is empty has no type that the others should take."""
-    full = [part.flatten() for part in parts if part.numel()]
-    return torch.cat(full) if full else torch.empty(0)
+    """Return all values in one row; empty parts must not decide its type."""
+    filled = [part.flatten() for part in parts if part.numel()]
+    return torch.cat(filled) if filled else torch.empty(0)
 
 
 def _shapes(parts: list[Tensor]) -> Tensor:
-    """Return (U, 2) shapes of at most two dimensions, -1 where there is none."""
+    """Return (U, 2) the shapes of parts of at most two dimensions, -1 for a missing one."""
     return torch.tensor([[*p.shape, -1, -1][:2] for p in parts], dtype=torch.int64).view(-1, 2)
 
 
@@ -104,80 +249,3 @@ def _parted(joined: Tensor, shapes: Tensor, users: int, name: str) -> list[Tenso
         )
     dims = [[size for size in shape if size >= 0] for shape in shapes.tolist()]
     return [part.view(d) for part, d in zip(joined.split(sizes), dims, strict=True)]
-
-
-class PerUser(Generic[Record]):
-    """A defence that remembers a dataclass of numbers, lists and tensors (N,) or (N, D) of each user.
-
-    Users share nothing. `state_dict` holds tensors only, so that safetensors can keep it.
-    """
-
-    record: type[Record]
-
-    def __init__(self) -> None:
-        self._users: dict[str, Record] = {}
-
-    def _of(self, user: str) -> Record:
-        """Return what is remembered of a user, to be changed in place."""
-        if named(user) not in self._users:
-            self._users[user] = self.record()
-        return self._users[user]
-
-    def _seen(self, user: str) -> Record:
-        """Return what is remembered of a user, to be read: who never asked leaves no trace."""
-        return self._users.get(user) or self.record()
-
-    def forget(self, user: str) -> None:
-        """Forget a user: the verdict, and all that led to it."""
-        self._users.pop(user, None)
-
-    def size(self, user: str) -> int:
-        """Return the bytes that are remembered of a user, the name not counted."""
-        mine = self._seen(user)
-        return sum(_packed(getattr(mine, f.name)).nbytes for f in fields(mine))
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return what is remembered of all users, joined: two tensors a field, however many users.
-
-        One tensor per user would not do: safetensors reads no header of 10^5 users' fields.
-        """
-        names = "\n".join(self._users).encode()  # names are printable: none holds a line break
-        state = {
-            "defence": torch.tensor(derive(repr(self))),
-            "users": torch.from_numpy(np.frombuffer(names, np.uint8).copy()),
-        }
-        for f in fields(self.record):
-            parts = [_packed(getattr(mine, f.name)) for mine in self._users.values()]
-            state |= {f.name: _joined(parts), f"{f.name}, shapes": _shapes(parts)}
-        return state
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Replace what is remembered by a `state_dict` of an equal defence.
-
-        Errors: ValueError where the defence or its parameters differ, or something is missing.
-        """
-        if "defence" not in state or int(state["defence"]) != derive(repr(self)):
-            raise ValueError(
-                f"the state was not saved by {self!r}: build the defence with the parameters and "
-                "the seed it had when it was saved"
-            )
-        wanted = [f.name for f in fields(self.record)]
-        known = {"defence", "users", *wanted, *(f"{name}, shapes" for name in wanted)}
-        if missing := known ^ state.keys():
-            raise ValueError(
-                f"the state lacks, or should not hold, {min(missing)!r}: save it again"
-            )
-        users = state["users"].numpy().tobytes().decode()
-        users = users.split("\n") if users else []
-        found = [_parted(state[n], state[f"{n}, shapes"], len(users), n) for n in wanted]
-        self._users = {
-            user: self._read(dict(zip(wanted, mine, strict=True)))
-            for user, *mine in zip(users, *found, strict=True)
-        }
-
-    def _read(self, saved: dict[str, Tensor]) -> Record:
-        mine = self.record()
-        for name, value in saved.items():
-            plain = not isinstance(getattr(mine, name), Tensor)
-            setattr(mine, name, value.tolist() if plain else value.clone())
-        return mine

@@ -1,8 +1,7 @@
-"""Encoders as artifacts: written with their history, read back with their sha256."""
+"""Results kept by content: a folder per artifact, whose name follows from its settings and its code."""
 
 import ast
 import hashlib
-import json
 import os
 import platform
 import re
@@ -10,31 +9,25 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
 from pathlib import Path
 
+import cloudpickle
+import joblib
 import pandas as pd
 import psutil
 import torch
 
 from contsteal import encoders, files, loop, methods
-from contsteal.files import (
-    atomic,
-    key,
-    move_aside,
-    read_json,
-    sha256,
-    write_json,
-)
-from contsteal.methods import Head
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGE = Path(__file__).resolve().parent.parent
-MANIFEST, MAKER = "manifest.json", "CONTSTEAL_NOTEBOOK"  # a file; a variable: who runs
+ROOT = PACKAGE.parent
+MANIFEST, HEAD = "manifest.json", "projector.safetensors"
+UNTRAINED = ("epoch", "loss", "lr", "seconds")  # columns of a history without epochs
 
 
 def runs_dir() -> Path:
@@ -52,30 +45,19 @@ def publish_dir() -> Path:
     return figures_dir() if "CONTSTEAL_FIGURES" in os.environ else runs_dir() / "interactive"
 
 
-class _MadeMeanwhile(Exception): ...
-
-
-def source_key(path: Path) -> str:
-    """Return a key of a source file's code; comments and layout of Python files do not count."""
-    return _source_key(path, path.stat().st_mtime_ns)
-
-
-@cache
-def _source_key(path: Path, changed: int) -> str:
-    code = ast.dump(ast.parse(path.read_text())) if path.suffix == ".py" else None
-    return hashlib.sha256(code.encode() if code else path.read_bytes()).hexdigest()
+# --------------------------------------------------------------------------- keys of code
 
 
 def sources(*modules: str) -> str:
-    """Return a key of the code of these modules and of everything of ours that they import."""
-    return key([(name, source_key(_file(name))) for name in sorted(closure(*modules))])
+    """Return a key of the code of these modules and of all that they import of the package."""
+    return files.key([(name, source_key(_file(name))) for name in sorted(closure(*modules))])
 
 
 def closure(*modules: str) -> set[str]:
-    """Return these modules and all that they import, directly or not, among `contsteal`'s own.
+    """Return these modules and all that they import of the package, directly or not.
 
-    Imports are read from the source, those inside functions too: what a run might execute decides its
-    result.
+    Imports are read from the source, those inside functions too. The packages around an imported module
+    count with their own code alone: what their `__init__` re-exports is followed where it is used.
     """
     reached: set[str] = set()
     pending = list(modules)
@@ -83,76 +65,130 @@ def closure(*modules: str) -> set[str]:
         name = pending.pop()
         if name not in reached:
             reached.add(name)
-            pending += _imported(_file(name), _file(name).stat().st_mtime_ns)
-            pending += [name.rpartition(".")[0]] * ("." in name)  # importing a.b runs a, too
-    return reached
+            pending += _imports(name, _file(name), _file(name).stat().st_mtime_ns)
+    around = {
+        name.rsplit(".", depth)[0] for name in reached for depth in range(1, name.count(".") + 1)
+    }
+    return reached | {name for name in around if _in_package(name)}
+
+
+def _in_package(name: str) -> bool:
+    return name.split(".")[0] == PACKAGE.name
 
 
 def _file(module: str) -> Path:
+    """Return a module's file: by its place in the package, by what is loaded elsewhere."""
+    if not _in_package(module):
+        return Path(sys.modules[module].__file__ or "")  # a defence's, defined by a user
     path = PACKAGE.parent.joinpath(*module.split("."))
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    init = path / "__init__.py"
+    return init if init.is_file() else path.with_suffix(".py")
 
 
 @cache
-def _imported(path: Path, changed: int) -> frozenset[str]:
-    """Return the modules of ours that a file imports, by name; `changed` is the file's time of change."""
+def _imports(module: str, file: Path, changed: int) -> frozenset[str]:
+    """Return the modules of the package that a file imports; `changed` is its time of change."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "contsteal":
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Import):
-            names |= {a.name for a in node.names if a.name.split(".")[0] == "contsteal"}
-    return frozenset(name for name in names if _file(name).is_file())
+    for node in ast.walk(_parsed(file)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            levels = node.level - (
+                file.name == "__init__.py"
+            )  # of dots: that of a package is itself
+            start = ".".join(module.split(".")[: -levels or None]) if node.level else ""
+            base = ".".join(filter(None, (start, node.module)))
+            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return frozenset(name for name in names if _in_package(name) and _file(name).is_file())
 
 
-def damage(folder: Path) -> str | None:
-    """Say what is wrong with an artifact folder: a file missing or not as its manifest says."""
-    manifest = read_json(folder / MANIFEST)
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-        return "its manifest is missing or damaged"
-    for name, digest in manifest["files"].items():
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-        if sha256(folder / name) != digest:
-            return f"{name} is not what was written"
-    return None
+def source_key(file: Path) -> str:
+    """Return a key of a file's code; comments, layout and docstrings of Python files do not count."""
+    return _source_key(file, file.stat().st_mtime_ns)
+
+
+@cache
+def _source_key(file: Path, changed: int) -> str:
+    if file.suffix != ".py":
+        return files.sha256(file)
+    tree = _parsed(file)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+            node
+        ):
+            node.body = node.body[1:]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def _parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_bytes(), str(file))
+
+
+def defining_modules(thing: object) -> list[str]:
+    """Return the modules, with a file, of an object's class and its bases, Python's own excepted."""
+    names = {getattr(thing, "__module__", None) or "", *(c.__module__ for c in type(thing).__mro__)}
+    apart = sys.stdlib_module_names | {"__main__", ""}
+    return sorted(
+        name
+        for name in names
+        if name.split(".")[0] not in apart and getattr(sys.modules.get(name), "__file__", None)
+    )
+
+
+def object_key(thing: object) -> str:
+    """Return what tells an object from others of its class: its `key`, its `repr`, or its content.
+
+    The content is that of a pickle where a repr is only an address, or no file holds the class, such as
+    a notebook's: no stale result is then taken for its own, but another session may compute it again.
+    """
+    stated = getattr(thing, "key", None) or repr(thing)
+    if " at 0x" in stated or type(thing).__module__ not in defining_modules(thing):
+        stated = hashlib.sha256(cloudpickle.dumps(thing)).hexdigest()
+    return f"{type(thing).__module__}.{stated}"
+
+
+# ------------------------------------------------------------------------------ artifacts
+
+
+class _MadeMeanwhile(Exception): ...
 
 
 def artifact(
     kind: str,
     config: object,
-    code: tuple[str, ...],
+    code: Sequence[str],
     make: Callable[[Path], None],
-    tell: Callable[[str], None] = print,
+    report: Callable[[str], object] = print,
 ) -> Path:
     """Return the folder of the artifact that `config` and the modules `code` define, made if need be.
 
-    The key covers the import closure of `code` and the module that defines `make`.
-
-    `make` gets a folder to write into; checkpoints it leaves in `<folder>.work` survive a kill and
-    are removed on success. A folder whose files do not have the stored hashes is moved aside and made
-    again; one that another process is making is waited for. `tell` is told why it is computed.
+    The key covers the import closure of `code`, and the module alone that defines `make`, which gets a
+    folder to write into. Checkpoints that it leaves in `work_dir` survive a kill and are removed on
+    success. A folder whose files do not have the stored hashes is moved aside and made again; one that
+    another process is making is waited for. `report` gets a line on why the artifact is computed.
     Errors: StorageError where it cannot be written.
     """
-    maker = Path(sys.modules[make.__module__].__file__)
-    identity = {"kind": kind, "config": config, "code": key([sources(*code), source_key(maker)])}
-    folder = runs_dir() / "artifacts" / f"{kind}-{key(identity)}"
+    maker = [source_key(_file(name)) for name in defining_modules(make)] or [object_key(make)]
+    identity = {"kind": kind, "config": config, "code": files.key([sources(*code), *maker])}
+    name = f"{kind}-{files.key([kind, config])[:12]}-{files.key(identity['code'])[:8]}"
+    folder = runs_dir() / "artifacts" / name
     while _made_by_others(folder):
         time.sleep(0.1)
+    reason = _reason(kind, folder)
     if folder.exists():
-        wrong = damage(folder)
-        if wrong is None:
+        problem = damage(folder)
+        if problem is None:
             return folder
-        warnings.warn(f"{folder.name}: {wrong}; moved aside, computing it again", stacklevel=2)
-        move_aside(folder)
+        warnings.warn(f"{folder.name}: {problem}; moved aside, computing it again", stacklevel=2)
+        files.move_aside(folder)
+    report(f"computing {kind}: {reason}")
     start = time.monotonic()
-    tell(f"computing {kind}: {why(kind, identity)}")
-    with suppress(_MadeMeanwhile), atomic(folder) as partial:
+    with suppress(_MadeMeanwhile), files.atomic(folder) as partial:
         partial.mkdir()
         make(partial)
-        files = {f.name: sha256(f) for f in sorted(partial.iterdir())}
-        told = {"seconds": round(time.monotonic() - start, 3), "by": os.environ.get(MAKER, "")}
-        write_json(partial / MANIFEST, {"files": files} | told | identity)
+        hashes = {file.name: files.sha256(file) for file in sorted(partial.iterdir())}
+        seconds = round(time.monotonic() - start, 3)
+        files.write_json(partial / MANIFEST, {"files": hashes, "seconds": seconds, **identity})
         if folder.exists() and damage(folder) is None:
             raise _MadeMeanwhile  # by another process; somebody may be reading it
         shutil.rmtree(folder, ignore_errors=True)
@@ -160,37 +196,38 @@ def artifact(
     return folder
 
 
-def why(kind: str, identity: dict) -> str:
-    """Say why an artifact is computed: the first of its kind, or what differs from the newest one."""
-    found = (runs_dir() / "artifacts").glob(f"{kind}-*/{MANIFEST}")
-    newest = max(found, key=lambda f: f.stat().st_mtime, default=None)
-    old = newest and read_json(newest)
-    if not isinstance(old, dict):
-        return "the newest one's manifest is damaged" if newest else "never computed"
-    if old.get("code") != identity["code"]:
-        return "its code changed"
-    before, now = old.get("config") or {}, json.loads(json.dumps(identity["config"], default=str))
-    told = [f"{n}: {before.get(n)} -> {now[n]}" for n in now if before.get(n) != now[n]]
-    return ", ".join(told) or "its files were damaged"
+def _reason(kind: str, folder: Path) -> str:
+    """Return in a few words why an artifact that is not there, or not whole, is computed."""
+    if folder.exists():
+        return "damaged"
+    others = [f.name for f in folder.parent.glob(f"{kind}-*") if not f.suffix]  # no checkpoints
+    if any(name.startswith(folder.name.rpartition("-")[0]) for name in others):
+        return "code changed"
+    return "new settings" if others else "never computed"
+
+
+def damage(folder: Path) -> str | None:
+    """Return what is wrong with an artifact's folder, a file missing or altered, or None."""
+    manifest = files.read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        return "its manifest is missing or damaged"
+    for name, digest in manifest["files"].items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if files.sha256(folder / name) != digest:
+            return f"{name} is not what was written"
+    return None
 
 
 def _made_by_others(folder: Path) -> bool:
-    """Say whether another process is making this artifact; remove what killed ones left of it."""
+    """Return whether another process is making this artifact; remove what killed ones left of it."""
     for partial in folder.parent.glob(f".{folder.name}.*.partial"):
         with suppress(psutil.AccessDenied, ValueError, FileNotFoundError):
             pid, since = int(partial.name.split(".")[-2]), partial.stat().st_ctime
             if psutil.pid_exists(pid) and psutil.Process(pid).create_time() < since + 5:
                 return pid != os.getpid()
-            shutil.rmtree(
-                partial, ignore_errors=True
-            )  # nobody's, or the number is another's by now
+            shutil.rmtree(partial, ignore_errors=True)  # of a process that is gone
     return False
-
-
-def count_artifacts() -> int:
-    """Return how many artifacts there are, whole ones only."""
-    found = (runs_dir() / "artifacts").glob(f"*/{MANIFEST}")
-    return sum(".corrupt-" not in f.parent.name and f.parent.name[0] != "." for f in found)
 
 
 def work_dir(folder: Path) -> Path:
@@ -198,11 +235,56 @@ def work_dir(folder: Path) -> Path:
     return folder.with_name(re.sub(r"^\.(.+)\.\d+\.partial$", r"\1", folder.name) + ".work")
 
 
+# --------------------------------------------------------------------------- trained encoders
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An encoder read back from its artifact, its history per epoch, its `encoders.identity`, the seconds
+    it took, what it cost in queries, and the projector that its loss was computed behind."""
+
+    encoder: encoders.Encoder
+    history: pd.DataFrame
+    sha256: str
+    seconds: float
+    queries: dict[str, int]
+    projector: methods.Head | None = None
+
+
+def read(folder: Path, device: torch.device) -> Trained:
+    """Return what `write` has left in an artifact's folder, the encoder in eval mode on `device`."""
+    net = encoders.load(folder / "encoder.safetensors").to(device).eval()
+    manifest, head = files.read_json(folder / MANIFEST) or {}, folder / HEAD
+    return Trained(
+        net, pd.read_csv(folder / "history.csv"), encoders.identity(net),
+        manifest["seconds"], files.read_json(folder / "queries.json") or {},
+        methods.Head.load(head).to(device) if head.exists() else None,
+    )  # fmt: skip
+
+
+def write(
+    folder: Path,
+    net: encoders.Encoder,
+    history: Sequence[loop.Row] = (),
+    queries: dict[str, int] | None = None,
+    projector: methods.Head | None = None,
+) -> None:
+    """Write an encoder, its history (empty where it was not trained here), its queries and projector."""
+    encoders.save(net, folder / "encoder.safetensors", epochs=len(history))
+    table = pd.DataFrame(history) if history else pd.DataFrame(columns=list(UNTRAINED))
+    table.to_csv(folder / "history.csv", index=False)
+    files.write_json(folder / "queries.json", queries or {})
+    if projector is not None:
+        projector.save(folder / HEAD)
+
+
+# ---------------------------------------------------------------------------- the machine
+
+
 def device() -> torch.device:
     """Return the device that runs use: $CONTSTEAL_DEVICE, or a CUDA GPU where one is visible."""
-    return torch.device(
-        os.environ.get("CONTSTEAL_DEVICE", "cuda" if torch.cuda.is_available() else "cpu")
-    )
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(os.environ.get("CONTSTEAL_DEVICE", default))
 
 
 @contextmanager
@@ -216,65 +298,17 @@ def single_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def cores() -> int:
-    """Return how many CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def processor() -> str:
-    """Name the hardware: the GPU, or the CPU with the number of threads in use."""
+    """Return the name of the GPU, or of the CPU with the number of threads in use."""
     if device().type == "cuda":
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
-    named = re.search(r"^model name\s*: (.+)$", info.read_text(), re.M) if info.exists() else None
-    return f"{named[1].strip() if named else platform.processor() or 'CPU'}, {cores()} threads"
+    model = re.search(r"^model name\s*: (.+)$", info.read_text(), re.M) if info.exists() else None
+    name = model[1].strip() if model else platform.processor() or "CPU"
+    return f"{name}, {joblib.cpu_count()} threads"
 
 
 def stamp(profile: str, data: str, seeds: str) -> dict[str, str]:
     """Return what every figure and table carries: profile, data, seeds, device and date of run."""
     return {"profile": profile, "data": data, "seeds": seeds, "device": processor(),
             "torch": torch.__version__, "date": date.today().isoformat()}  # fmt: skip
-
-
-HEAD = "projector.safetensors"
-UNTRAINED = ("epoch", "loss", "lr", "seconds")  # columns of a history without epochs
-
-
-@dataclass(frozen=True)
-class Trained:
-    """An encoder read back from its artifact, its history per epoch, its `encoders.identity`, the seconds
-    it took, what it cost in queries, and the projector that its own loss was computed behind."""
-
-    encoder: encoders.Encoder
-    history: pd.DataFrame
-    sha256: str
-    seconds: float
-    queries: dict[str, int]
-    projector: Head | None = None
-
-
-def read(folder: Path, device: torch.device) -> Trained:
-    """Return what `write` has left in an artifact's folder, the encoder in eval mode on `device`."""
-    net = encoders.load(folder / "encoder.safetensors").to(device).eval()
-    manifest, head = files.read_json(folder / MANIFEST) or {}, folder / HEAD
-    return Trained(
-        net, pd.read_csv(folder / "history.csv"), encoders.identity(net),
-        manifest["seconds"], files.read_json(folder / "queries.json") or {},
-        methods.read(head).to(device) if head.exists() else None,
-    )  # fmt: skip
-
-
-def write(
-    folder: Path,
-    net: encoders.Encoder,
-    history: list[loop.Row],
-    queries: dict[str, int],
-    projector: Head | None = None,
-) -> None:
-    """Write an encoder, its history (empty for one not trained here), its queries and projector."""
-    encoders.save(net, folder / "encoder.safetensors", epochs=len(history))
-    table = pd.DataFrame(history) if history else pd.DataFrame(columns=list(UNTRAINED))
-    table.to_csv(folder / "history.csv", index=False)
-    files.write_json(folder / "queries.json", queries)
-    if projector is not None:
-        projector.write(folder / HEAD)

@@ -2,155 +2,45 @@
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import joblib
 import timm
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from contsteal import (
-    attacks,
-    checkpoints,
-    data,
-    encoders,
-    evaluate,
-    files,
-    loop,
-    methods,
-    pretrain,
-    steal,
-)
-from contsteal.data import ImageSet, load
+from contsteal import attacks, data, encoders, evaluate, files, loop, methods, pretrain, steal
+from contsteal.data import ImageSet
 from contsteal.data.packed import Packed
-from contsteal.encoders import digest
 from contsteal.lab import artifacts, profiles
 from contsteal.lab.artifacts import Trained
-from contsteal.methods import read as read_head
 from contsteal.ownership import sslguard, watermark
-from contsteal.ownership.sslguard import Key
-from contsteal.ownership.watermark import Mark
-from contsteal.speed import named, signed
-from contsteal.victim import Answers, BlackBox, Defense, Shelf
+from contsteal.victim import AnswerCache, AnswerStore, BlackBox, Defense
 
 CARRIERS = 3  # seed of the images that carry a mark; the victim's are 0
-SCORING = ("contsteal.evaluate", "contsteal.loop", "contsteal.encoders")
-MARKING, GUARDING = ("contsteal.ownership.watermark",), ("contsteal.ownership.sslguard",)
 MARK, KEY = "mark.safetensors", "key.safetensors"
 
 
-@dataclass(frozen=True)
-class Owned(Trained):
-    """A watermarked victim and the secret that its owner keeps."""
+def modes() -> list[str]:
+    """Return what is not the default of this process, such as "exact mode", and switch to it."""
 
-    mark: Mark | Key | None = None
-
-
-def marked(lab: "Lab") -> Trained:
-    """Return a lab's victim; where its setting `watermark` is not {}, an `Owned` with its mark.
-
-    Errors: ValueError for a victim that is ready, whose training nothing here can go on with.
-    """
-    plan = profiles.watermark(lab.settings.get("watermark", {}))
-    if not plan:
-        return lab.train("victim", lab.method)
-    own = profiles.config(lab.settings, "victim", lab.method)
-    if own.method == pretrain.READY and plan["kind"] == "rotation":
-        raise ValueError(
-            f"watermark of a victim of method {own.method!r}: its own training goes on beside the "
-            "rotation task, and is not known; set victim.method, or watermark: {}"
-        )
-    return (_rotation if plan["kind"] == "rotation" else _guarded)(lab, plan, own)
+    loop.set_mode()
+    return loop.mode_labels()
 
 
-def _rotation(lab: "Lab", plan: dict[str, Any], own: methods.Config) -> Owned:
-    given = {k: plan[k] for k in ("epochs", "batch", "lr") if plan[k]}
-    own = replace(own, **given)
-    config = watermark.Config(own, plan["trained_head"], plan["weight"])
-    plain = lab.train("victim", lab.method) if plan["start"] == "victim" else None
-    images, carriers = lab.train_images().take(slice(plan["images"] or None)), None
-    identity = asdict(config) | _origin(lab, images, plain)
-    if plan["data"]:
-        carriers = own_carriers(lab, plan)
-        identity["carriers"] = digest([("", carriers)])
-
-    def make(folder: Path) -> None:
-        start = plain and pretrain.Fitted(plain.encoder, [], plain.projector)
-        checkpoint = artifacts.work_dir(folder) / "last.pt"
-        with artifacts.single_thread():  # marks are made side by side
-            found = watermark.fit(config, images, checkpoint, start, carriers)
-        artifacts.write(folder, found.encoder, found.history, {}, found.projector)
-        write_mark(folder, found.mark)
-
-    folder = artifacts.artifact("watermarked", identity, MARKING, make, lab.told.append)
-    return Owned(**vars(artifacts.read(folder, lab.device)), mark=read_mark(folder, lab.device))
-
-
-def _guarded(lab: "Lab", plan: dict[str, Any], own: methods.Config) -> Owned:
-    plain, given = lab.train("victim", lab.method), {"lr_encoder": plan["lr"]} if plan["lr"] else {}
-    config = sslguard.Config(
-        lab.settings["surrogate"]["encoder"], epochs=plan["epochs"],
-        image_size=lab.settings["image_size"], **given,
-    )  # fmt: skip
-    images = lab.train_images().take(slice(plan["images"] or None))
-    seen = private(images.images, own)
-
-    def make(folder: Path) -> None:
-        with artifacts.single_thread():
-            found = sslguard.embed(config, plain.encoder, seen, seen)
-        artifacts.write(folder, found.encoder, found.history, {})
-        write_key(folder, found.key, config)
-
-    identity = asdict(config) | _origin(lab, images, plain)
-    folder = artifacts.artifact("guarded", identity, GUARDING, make, lab.told.append)
-    return Owned(**vars(artifacts.read(folder, lab.device)), mark=read_key(folder, lab.device))
-
-
-def _origin(lab: "Lab", images: ImageSet, plain: Trained | None) -> dict[str, Any]:
-    """Return what decides a marked victim beside its config."""
-    return {"start": plain and plain.sha256, "images": lab._data_key(images), "on": lab._machine}
-
-
-def write_mark(folder: Path, mark: Mark) -> None:
-    """Write a rotation mark: the head as safetensors, and what it reads as JSON."""
-    mark.head.write(folder / MARK)
-    about = {"dim": mark.dim, "trained_head": mark.trained_head}
-    files.write_json((folder / MARK).with_suffix(".json"), about)
-
-
-def read_mark(folder: Path, device: torch.device) -> Mark:
-    """Return what `write_mark` wrote; CheckpointError for a damaged file."""
-    about = files.read_json((folder / MARK).with_suffix(".json"))
-    return Mark(read_head(folder / MARK).to(device).requires_grad_(False), **about)
-
-
-def write_key(folder: Path, key: Key, config: sslguard.Config) -> None:
-    """Write SSLGuard's key as safetensors, with the config that builds it again."""
-    state = {name: value.detach().cpu().contiguous() for name, value in key.state_dict().items()}
-    about = {"config": json.dumps(asdict(config)), "dim": str(key.dim)}
-    (folder / KEY).write_bytes(save(state, metadata=about))
-
-
-def read_key(folder: Path, device: torch.device) -> Key:
-    """Return what `write_key` wrote; CheckpointError for a damaged file."""
-    state, header = checkpoints.read_safetensors(folder / KEY)
-    key = Key(sslguard.Config(**json.loads(header["config"])), int(header["dim"]))
-    key.load_state_dict(state)
-    return key.to(device).requires_grad_(False)
-
-
-def own_carriers(lab: "Lab", plan: dict[str, Any]) -> Tensor:
-    """Return the images (N, 3, H, W) that carry a rotation mark where these are not the victim's."""
-    size = lab.settings["image_size"]
-    return load(plan["data"], "train", None, CARRIERS, size).images.to(lab.device)
+def pixels(images: ImageSet) -> Tensor:
+    """Return the images (N, 3, H, W) of a set; those on disk are used like a tensor."""
+    return cast(Tensor, images.images)
 
 
 def private(images: Tensor, config: methods.Config) -> Tensor:
-    """Return the images (N, 3, H, W) that a config really trains on: those after the held-out ones."""
+    """Return the images (N, 3, H, W) that a config trains on: those after the held-out ones."""
     return images[min(config.held_out, len(images) // 10) :]
 
 
@@ -158,16 +48,17 @@ class Lab:
     """One profile's experiments; everything expensive comes from, and goes to, `runs/artifacts`.
 
     `changes` replace some of its settings; `method` among them names the victim's, with that method's
-    own settings.
+    own settings. `messages` collects why attacks and scores were computed.
     """
 
     def __init__(self, name: str, **changes: Any) -> None:
         self.profile, self.changes = name, changes
         self.settings, self.method = profiles.changed(name, changes)
         self.device = artifacts.device()
+        self.messages: list[str] = []
         self._others: dict[str, Lab] = {}
         self._features: dict[tuple[str, str, str], Tensor] = {}
-        self.told: list[str] = []  # why attacks and scores were computed
+        modes()
 
     def but(self, **changes: Any) -> "Lab":
         """Return this profile's lab under other settings; the same one for the same changes."""
@@ -176,26 +67,39 @@ class Lab:
         name = repr(sorted(changes.items()))
         if name not in self._others:
             self._others[name] = Lab(self.profile, **self.changes | changes)
+            self._others[name].messages = self.messages
         return self._others[name]
+
+    def stamp(self, seeds: Sequence[int]) -> dict[str, str]:
+        """Return what figures of this lab carry; the device says which mode is not the default."""
+        stamp = artifacts.stamp(self.profile, self.settings["data"], ", ".join(map(str, seeds)))
+        return stamp | {"device": ", ".join([stamp["device"], *modes()])}
+
+    @property
+    def machine(self) -> list[str]:
+        """What rounds numbers differently: bf16 on one kind of device is not fp32 on another."""
+        precision = loop.precision(self.device)
+        return [self.device.type, precision, torch.__version__, timm.__version__, *modes()]
 
     # --------------------------------------------------------------------------- data
 
-    def images(self, task: str, split: str = "train") -> data.ImageSet:
+    def images(self, task: str, split: str = "train") -> ImageSet:
         """Return the images a downstream task's probe is fitted (train) or tested (test) on."""
         n = self.settings["probe_images" if split == "train" else "test_images"]
         return self._load(task, split, n, 0)
 
-    def train_images(self, part: str = "victim") -> data.ImageSet:
+    def train_images(self, part: str = "victim") -> ImageSet:
         """Return the images that a part is trained on: the ceiling's are the labelled ones."""
         split = self.settings["train_split"] if part == "victim" else "train"
         return self._load(self.settings["data"], split, self.settings["train_images"], 0)
 
     def queries(self, count: int, seed: int = 0) -> Tensor:
         """Return the first `count` images of the one query order of `seed`: budgets are nested."""
-        return self._queries(count, seed).images
+        return pixels(self._queries(count, seed))
 
-    def _queries(self, count: int, seed: int) -> data.ImageSet:
-        pool = self._load(*(self.settings[f"query_{k}"] for k in ("data", "split", "images")), 1)
+    def _queries(self, count: int, seed: int) -> ImageSet:
+        name, split = self.settings["query_data"], self.settings["query_split"]
+        pool = self._load(name, split, self.settings["query_images"], 1)
         if not 1 <= count <= len(pool):
             raise ValueError(f"{count} queries: the pool of this profile has {len(pool)} images")
         chosen = data.order(len(pool), seed)[:count].to(self.device)
@@ -204,14 +108,34 @@ class Lab:
             return replace(pool, images=pool.images.rows(chosen), labels=labels)
         return pool.take(chosen)
 
-    def _load(self, name: str, split: str, n: int, seed: int) -> data.ImageSet:
+    def _load(self, name: str, split: str, n: int, seed: int) -> ImageSet:
         """Load `n` images, or all where n is 0 or a stored set has fewer."""
         size = self.settings["image_size"]
         if name in data.ENDLESS:
             return _cached(name, split, n or None, seed, size).to(self.device)
         return _cached(name, split, None, seed, size).take(slice(n or None)).to(self.device)
 
-    # ----------------------------------------------------------------------- encoders
+    def data_key(self, images: ImageSet) -> list[object]:
+        """Return what identifies a set: its name and size, its pixels and its labels."""
+        labels = None if images.labels is None else encoders.digest([("", images.labels)])
+        size = pixels(images).shape[-1]
+        return [images.name, images.split, len(images), size, _content(images), labels]
+
+    @cache  # noqa: B019 a lab lives as long as its notebook
+    def _task_key(self, task: str, split: str) -> list[object]:
+        return self.data_key(self.images(task, split))
+
+    # ------------------------------------------------------------------- victim and attacks
+
+    @property
+    def recipe(self) -> methods.Config:
+        """How the victim is trained."""
+        return profiles.config(self.settings, "victim", self.method)
+
+    @property
+    def watermark(self) -> dict[str, Any]:
+        """How the victim is marked, defaults filled in; {} for a victim that is not."""
+        return profiles.watermark(self.settings.get("watermark", {}))
 
     def train(self, part: str = "victim", method: str | None = None, **changes: Any) -> Trained:
         """Train the profile's "victim" or "supervised" encoder, or return it where that was done.
@@ -220,50 +144,57 @@ class Lab:
         of pretrain.Config.
         """
         config = replace(profiles.config(self.settings, part, method), **changes)
-        images = self.train_images(part)
-        identity = asdict(config) | {"images": self._data_key(images), "on": self._machine}
+        return self.fit(part, config, self.train_images(part), single_thread=False)
+
+    def fit(
+        self,
+        kind: str,
+        config: methods.Config,
+        images: ImageSet,
+        single_thread: bool = True,
+        report: Callable[[str], object] = print,
+    ) -> Trained:
+        """Train an encoder on images, or return it where that was done."""
+        identity = asdict(config) | {"images": self.data_key(images), "on": self.machine}
         identity["origin"] = pretrain.origin(config)
-        identity["cores"] = (
-            artifacts.cores()
-        )  # not the threads: a worker has one, and reads this back
+        if not single_thread:  # not the number of threads: a worker has one, and reads this back
+            identity["cores"] = joblib.cpu_count()
 
         def make(folder: Path) -> None:
-            made = pretrain.fit(config, images, artifacts.work_dir(folder) / "last.pt")
-            artifacts.write(folder, made.encoder, made.history, {}, made.projector)
+            checkpoint = artifacts.work_dir(folder) / "last.pt"
+            with artifacts.single_thread() if single_thread else nullcontext():
+                result = pretrain.fit(config, cast(Any, images), checkpoint)
+            artifacts.write(folder, result.encoder, result.history, {}, result.projector)
 
-        return artifacts.read(
-            artifacts.artifact(part, identity, ("contsteal.pretrain",), make),
-            self.device,
-        )
+        folder = artifacts.artifact(kind, identity, ["contsteal.pretrain"], make, report)
+        return artifacts.read(folder, self.device)
 
     @cached_property
     def victim(self) -> Trained:
         """The profile's victim, with the watermark that its settings ask for."""
-        return marked(self)
+        return marked_victim(self) if self.watermark else self.train("victim", self.method)
 
     @cached_property
-    def answers(self) -> Answers:
+    def answers(self) -> AnswerCache:
         """The victim's answers, shared by every black box of this machine: one forward per input."""
-        return Answers(self.victim.encoder, self._kept_answers())
+        code = artifacts.sources("contsteal.victim")
+        origin = {"victim": self.victim.sha256, "on": self.machine, "code": code}
+        return AnswerCache(
+            self.victim.encoder, AnswerStore(artifacts.runs_dir() / "answers" / files.key(origin))
+        )
 
-    def _kept_answers(self) -> Shelf:
-        """Return the store of the victim's answers on disk, by its weights and what rounds alike."""
-        code = artifacts.sources("contsteal.encoders")
-        made_by = {"victim": self.victim.sha256, "on": self._machine, "code": code}
-        return Shelf(artifacts.runs_dir() / "answers" / files.key(made_by))
+    def api(self, defenses: Sequence[Defense] = (), budget: int | None = None) -> BlackBox:
+        """Return the victim behind a fresh API; its classifier is the probe on the main task."""
+        head = self._probe(self.settings["data"]).head
+        # Copies: what a defence remembers of one attack must not reach the next.
+        fresh = copy.deepcopy(list(defenses))
+        return BlackBox(self.answers, fresh, budget, head, self.victim.projector)
 
     def random(self, seed: int = 0) -> encoders.Encoder:
         """Return a surrogate that was never trained: the floor of every table."""
         like, size = self.settings["surrogate"], self.settings["image_size"]
         net = encoders.build(like["encoder"], size, width=like.get("width", 1.0), seed=seed)
         return net.to(self.device).eval()
-
-    def api(self, defenses: Sequence[Defense] = (), budget: int | None = None) -> BlackBox:
-        """Return the victim behind a fresh API; its classifier is the probe on the main task."""
-        head = self._probe(self.settings["data"]).head
-        # Copies: what a defence remembers of one attack must not reach the next.
-        own = copy.deepcopy(list(defenses))
-        return BlackBox(self.answers, own, budget, head, self.victim.projector)
 
     def steal(
         self,
@@ -274,33 +205,32 @@ class Lab:
         **changes: Any,
     ) -> Trained:
         """Run one attack on `queries` images of the query order, or return it where it was run."""
-        config = attacks.Config(**{
-            **self.settings["surrogate"], "image_size": self.settings["image_size"],
-            "attack": attack, "seed": seed, **changes,
-        })  # fmt: skip
+        given = {**self.settings["surrogate"], "image_size": self.settings["image_size"]}
+        config = attacks.Config(**given | {"attack": attack, "seed": seed} | changes)
         sent = self._queries(queries, seed)
-        images, labels = sent.images, sent.labels if config.recipe.labels else None
-        same = {"views": config.mode, "answers": config.rounds, "temperature": config.tau,
-                "policy": config.policies}  # fmt: skip
-        identity = asdict(config) | same | {
-            "victim": self.victim.sha256, "defenses": [f"{type(d).__module__}.{d!r}" for d in defenses],
-            "images": files.key(_content(images)), "on": self._machine,
+        labels = sent.labels if config.recipe.labels else None
+        identity = asdict(config) | {
+            # Settings that a recipe fills in: an attack under other words is the same artifact.
+            "views": config.mode, "answers": config.rounds, "temperature": config.tau,
+            "policy": config.policies, "victim": self.victim.sha256, "on": self.machine,
+            "defenses": [artifacts.object_key(d) for d in defenses],
+            "images": files.key(_content(sent)),
             "labels": None if labels is None else encoders.digest([("", labels)]),
             "probe": [self.settings[k] for k in ("data", "probe_images", "test_images")],
         }  # fmt: skip
-
-        code = ("contsteal.steal", "contsteal.evaluate", *_modules(defenses))
+        code = ["contsteal.steal", "contsteal.evaluate"]
+        code += [name for defense in defenses for name in artifacts.defining_modules(defense)]
 
         def make(folder: Path) -> None:
             api, before = self.api(defenses, config.distinct(queries)), self.answers.forwards
+            checkpoint = artifacts.work_dir(folder) / "last.pt"
             with artifacts.single_thread():
-                checkpoint = artifacts.work_dir(folder) / "last.pt"
-                result = steal.train(config, api, images, checkpoint, labels=labels)
-            spent = {"unique_inputs": result.unique_inputs, "calls": result.calls}
-            spent["forwards"] = self.answers.forwards - before
-            artifacts.write(folder, result.encoder, result.history, spent)
+                result = steal.train(config, api, pixels(sent), checkpoint, labels=labels)
+            cost = {"unique_inputs": result.unique_inputs, "calls": result.calls}
+            cost["forwards"] = self.answers.forwards - before
+            artifacts.write(folder, result.encoder, result.history, cost)
 
-        folder = artifacts.artifact("attack", identity, code, make, self.told.append)
+        folder = artifacts.artifact("attack", identity, code, make, self.messages.append)
         return artifacts.read(folder, self.device)
 
     # --------------------------------------------------------------------- evaluation
@@ -312,91 +242,154 @@ class Lab:
         sizes = [self.settings[k] for k in ("probe_images", "test_images", "image_size")]
         images = [self._task_key(task, split) for split in data.SPLITS]
         identity = {"encoder": sha, "victim": self.victim.sha256, "task": task, "sizes": sizes,
-                    "images": images, "on": self._machine}  # fmt: skip
+                    "images": images, "on": self.machine}  # fmt: skip
+        code = ["contsteal.evaluate", "contsteal.loop", "contsteal.encoders"]
 
         def make(folder: Path) -> None:
             with artifacts.single_thread():
                 files.write_json(folder / "score.json", self._score(net, sha, task))
 
-        folder = artifacts.artifact("score", identity, SCORING, make, self.told.append)
-        return json.loads((folder / "score.json").read_text())
+        folder = artifacts.artifact("score", identity, code, make, self.messages.append)
+        scores: dict[str, float] = json.loads((folder / "score.json").read_text())
+        return scores
 
     def _score(self, net: encoders.Encoder, sha: str, task: str) -> dict[str, float]:
-        train, test = self.images(task), self.images(task, "test")
+        train_y, test_y = self._labels(task)
         x, y = self._embed(net, sha, task, "train"), self._embed(net, sha, task, "test")
-        probe = evaluate.linear_probe(x, train.labels, y, test.labels)
-        own = self._embed(self.victim.encoder, self.victim.sha256, task, "test")
+        probe = evaluate.linear_probe(x, train_y, y, test_y)
+        victim_y = self._embed(self.victim.encoder, self.victim.sha256, task, "test")
         return {
             "accuracy": probe.accuracy,
             "agreement": evaluate.agreement(probe.predictions, self._probe(task).predictions),
-            "knn": evaluate.knn(x, train.labels, y, test.labels).accuracy,
-            "cka": evaluate.linear_cka(y, own),
-            "cosine": evaluate.mean_cosine(y, own),
+            "knn": evaluate.knn(x, train_y, y, test_y).accuracy,
+            "cka": evaluate.linear_cka(y, victim_y),
+            "cosine": evaluate.mean_cosine(y, victim_y),
         }
 
-    @cache  # noqa: B019 a lab lives as long as its notebook
+    @cache  # noqa: B019 as above
     def _probe(self, task: str) -> evaluate.Probe:
-        """The victim's own probe on a task."""
-        train, test = self.images(task), self.images(task, "test")
-        x, y = (self._embed(*self._victim, task, split) for split in data.SPLITS)
-        return evaluate.linear_probe(x, train.labels, y, test.labels)
+        """Return the victim's own probe on a task."""
+        (train_y, test_y), victim = self._labels(task), self.victim
+        x, y = (self._embed(victim.encoder, victim.sha256, task, s) for s in data.SPLITS)
+        return evaluate.linear_probe(x, train_y, y, test_y)
 
-    @property
-    def _victim(self) -> tuple[encoders.Encoder, str]:
-        return self.victim.encoder, self.victim.sha256
+    def _labels(self, task: str) -> tuple[Tensor, Tensor]:
+        train_y, test_y = (self.images(task, split).labels for split in data.SPLITS)
+        return cast(Tensor, train_y), cast(Tensor, test_y)  # a probe refuses None
 
     def _embed(self, net: encoders.Encoder, sha: str, task: str, split: str) -> Tensor:
         # Label sets of an embedded set share its images; folder:A and folder:B share a word.
-        at = (sha, task.split(":")[0] if task in data.SOURCES else task, split)
+        key = (sha, task.split(":")[0] if task in data.SOURCES else task, split)
         keep = {sha, self.victim.sha256}  # of other encoders nothing is needed any more
         self._features = {k: v for k, v in self._features.items() if k[0] in keep}
-        if at not in self._features:
+        if key not in self._features:
             with loop.autocast(self.device):  # as in training; half the time of float32 on a CPU
-                self._features[at] = encoders.embed(net, self.images(task, split).images)
-        return self._features[at]
+                self._features[key] = encoders.embed(net, pixels(self.images(task, split)))
+        return self._features[key]
 
     def legitimate(self, task: str, defenses: Sequence[Defense] = ()) -> float:
         """Return the accuracy of a paying user who trains and tests a probe on defended answers."""
-        api = self.api(defenses)
-        train, test = self.images(task), self.images(task, "test")
-        x, y = (api.embed(s.images, user="legitimate") for s in (train, test))
-        return evaluate.linear_probe(x, train.labels, y, test.labels).accuracy
-
-    def stamp(self, seeds: Sequence[int]) -> dict[str, str]:
-        """Return what figures of this lab carry."""
-        return signed(
-            artifacts.stamp(self.profile, self.settings["data"], ", ".join(map(str, seeds)))
-        )
-
-    # ------------------------------------------------------------------------- inside
-    @property
-    def _machine(self) -> list[str]:
-        """What rounds numbers differently: bf16 on one kind of device is not fp32 on another."""
-        versions = [torch.__version__, timm.__version__, *named()]
-        return [self.device.type, loop.precision(self.device), *versions]
-
-    @cache  # noqa: B019 as above
-    def _task_key(self, task: str, split: str) -> list[object]:
-        return self._data_key(self.images(task, split))
-
-    def _data_key(self, images: data.ImageSet) -> list[object]:
-        pixels, labels = images.images, images.labels
-        told = None if labels is None else encoders.digest([("", labels)])
-        return [images.name, images.split, len(images), pixels.shape[-1], _content(pixels), told]
+        api, (train_y, test_y) = self.api(defenses), self._labels(task)
+        sent = (pixels(self.images(task, split)) for split in data.SPLITS)
+        x, y = (api.embed(images, user="legitimate") for images in sent)
+        return evaluate.linear_probe(x, train_y, y, test_y).accuracy
 
 
-def _modules(defenses: Sequence[Defense]) -> list[str]:
-    """Return the package's modules that these defences are defined in."""
-    return sorted(
-        {type(d).__module__ for d in defenses if type(d).__module__.startswith("contsteal.")}
-    )
-
-
-def _content(pixels: Tensor | Packed) -> str:
-    """Return what tells images from others."""
-    return encoders.digest([("", pixels)]) if isinstance(pixels, Tensor) else pixels.key
+def _content(images: ImageSet) -> str:
+    """Return what identifies the pixels of a set."""
+    stored = images.images
+    return encoders.digest([("", stored)]) if isinstance(stored, Tensor) else stored.key
 
 
 @cache
-def _cached(name: str, split: str, n: int | None, seed: int, image_size: int) -> data.ImageSet:
+def _cached(name: str, split: str, n: int | None, seed: int, image_size: int) -> ImageSet:
     return data.load(name, split, n, seed, image_size)
+
+
+# ------------------------------------------------------------------------- marked victims
+
+
+@dataclass(frozen=True)
+class MarkedVictim(Trained):
+    """A watermarked victim and the secret that its owner keeps."""
+
+    mark: watermark.Mark | sslguard.Key | None = None
+
+
+def marked_victim(lab: Lab) -> MarkedVictim:
+    """Return a lab's victim with the mark that its setting `watermark` describes.
+
+    Errors: ValueError for a rotation mark of a ready victim, whose training cannot be continued here.
+    """
+    method, kind = lab.recipe.method, lab.watermark["kind"]
+    if method == pretrain.READY and kind == "rotation":
+        raise ValueError(
+            f"watermark of a victim of method {method!r}: its own training goes on beside the "
+            "rotation task, and is not known; set victim.method, or watermark: {}"
+        )
+    return _rotation_mark(lab) if kind == "rotation" else _sslguard_key(lab)
+
+
+def _rotation_mark(lab: Lab) -> MarkedVictim:
+    plan = lab.watermark
+    given = {k: plan[k] for k in ("epochs", "batch", "lr") if plan[k]}
+    config = watermark.Config(replace(lab.recipe, **given), plan["trained_head"], plan["weight"])
+    plain = lab.train("victim", lab.method) if plan["start"] == "victim" else None
+    start = pretrain.Fitted(plain.encoder, [], plain.projector) if plain else None
+    images = lab.train_images().take(slice(plan["images"] or None))
+    carriers = carrier_images(lab) if plan["data"] else None
+    identity = asdict(config) | {
+        "start": plain.sha256 if plain else None, "images": lab.data_key(images), "on": lab.machine,
+        "carriers": None if carriers is None else encoders.digest([("", carriers)]),
+    }  # fmt: skip
+
+    def make(folder: Path) -> None:
+        checkpoint, training_set = artifacts.work_dir(folder) / "last.pt", cast(Any, images)
+        with artifacts.single_thread():  # marks are made side by side
+            result = watermark.fit(config, training_set, checkpoint, start, carriers)
+        artifacts.write(folder, result.encoder, result.history, {}, result.projector)
+        cast(methods.Head, result.mark.head).save(folder / MARK)
+
+    code = ["contsteal.ownership.watermark"]
+    folder = artifacts.artifact("watermarked", identity, code, make, lab.messages.append)
+    victim = artifacts.read(folder, lab.device)
+    head = methods.Head.load(folder / MARK).to(lab.device).requires_grad_(False)
+    mark = watermark.Mark(head, victim.encoder.dim, config.trained_head)
+    return MarkedVictim(**vars(victim), mark=mark)
+
+
+def _sslguard_key(lab: Lab) -> MarkedVictim:
+    plan, plain = lab.watermark, lab.train("victim", lab.method)
+    given = {"lr_encoder": plan["lr"]} if plan["lr"] else {}
+    config = sslguard.Config(
+        lab.settings["surrogate"]["encoder"], epochs=plan["epochs"],
+        image_size=lab.settings["image_size"], **given,
+    )  # fmt: skip
+    images = lab.train_images().take(slice(plan["images"] or None))
+    seen = private(pixels(images), lab.recipe)
+    identity = asdict(config) | {
+        "start": plain.sha256,
+        "images": lab.data_key(images),
+        "on": lab.machine,
+    }
+
+    def make(folder: Path) -> None:
+        with artifacts.single_thread():
+            result = sslguard.embed(config, plain.encoder, seen, seen)
+        artifacts.write(folder, result.encoder, result.history)
+        state = result.key.state_dict()
+        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / KEY)
+
+    code = ["contsteal.ownership.sslguard"]
+    folder = artifacts.artifact("guarded", identity, code, make, lab.messages.append)
+    victim = artifacts.read(folder, lab.device)
+    key = sslguard.Key(config, victim.encoder.dim)
+    key.load_state_dict(load_file(folder / KEY))
+    return MarkedVictim(**vars(victim), mark=key.to(lab.device).requires_grad_(False))
+
+
+def carrier_images(lab: Lab) -> Tensor:
+    """Return the images (N, 3, H, W) that carry a rotation mark where these are not the victim's."""
+    size = lab.settings["image_size"]
+    images = data.load(lab.watermark["data"], "train", None, CARRIERS, size)
+    return pixels(images.to(lab.device))

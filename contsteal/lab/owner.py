@@ -1,29 +1,68 @@
 """What an owner can prove: tables of verdicts on victims, stolen, obfuscated and independent encoders."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from contsteal import data, encoders, files, pretrain
+from contsteal.data import ImageSet
 from contsteal.lab import artifacts, profiles, sweeps
 from contsteal.lab.artifacts import Trained
-from contsteal.lab.experiment import Lab, own_carriers, private
+from contsteal.lab.experiment import Lab, MarkedVictim, carrier_images, modes, pixels, private
+from contsteal.lab.sweeps import Numbers, Pairs, Row
 from contsteal.ownership import inference, sslguard
-from contsteal.ownership.inference import Verdict
+from contsteal.ownership.inference import Form, Verdict
 from contsteal.ownership.obfuscation import OBFUSCATIONS
-from contsteal.ownership.watermark import against_chance, questions, ranked, success
-from contsteal.speed import named
+from contsteal.ownership.watermark import Mark, against_chance, questions, ranked, success
 
 FIRST = 100  # seed of the first stranger's images and weights; the victim's are 0, queries 1
 PUBLIC = 2  # seed of the images that nobody trains on
+HEADS = {True: "trained head", False: "untrained head, as published"}
+FORMS: tuple[Form, ...] = ("signed", "published")
+GAP = 'dataset inference, "{}"'
+
+Plan = Mapping[str, Any]
+Thieves = Mapping[str, Plan]  # by name: fields of steal.Config, `attack` among them
+Test = Callable[[Lab, nn.Module], list[Row]]
+
+
+# ----------------------------------------------------------------------- images and suspects
+
+
+def trained_on(lab: Lab, count: int) -> Tensor:
+    """Return `count` images that a lab's victim, and its mark, were trained on; ValueError for more."""
+    mark = lab.watermark
+    images = pixels(lab.train_images())[: mark.get("images") or None]
+    if mark.get("data"):
+        images = carrier_images(lab)
+    images = private(images, lab.recipe)
+    if not 1 <= count <= len(images):
+        raise ValueError(
+            f"{count} images to test on: victim and mark were trained on {len(images)}"
+        )
+    return images[torch.arange(count)]  # read, where they lie on disk
+
+
+def public(lab: Lab, count: int) -> Tensor:
+    """Return `count` images of the victim's data that nobody trains on; ValueError for more.
+
+    Endless sets are drawn anew; of stored ones these are test images, which a probe is tested on.
+    """
+    name, size = lab.settings["data"], lab.settings["image_size"]
+    if name in data.ENDLESS:
+        return pixels(data.load(name, "train", count, PUBLIC, size).to(lab.device))
+    images = pixels(data.load(name, "test", None, PUBLIC, size))
+    if count > len(images):
+        raise ValueError(f"{count} public images: {name} has {len(images)} test images")
+    return images[torch.arange(count)].to(lab.device)
 
 
 @dataclass(frozen=True)
@@ -41,113 +80,72 @@ class Strangers:
     data: str = ""
     split: str = "train"
 
+    @classmethod
+    def read(cls, given: Plan) -> "Strangers":
+        """Return how independent encoders are trained; ValueError for a name, type or count."""
+        profiles.check(dict(given), {f.name: f.default for f in fields(cls)}, "strangers")
+        plan = cls(**given)
+        if plan.count < 0:
+            raise ValueError(f"{plan.count} independent encoders: 0 or more are needed")
+        return plan
 
-def trained_on(lab: Lab, count: int) -> Tensor:
-    """Return `count` images that a lab's victim, and its mark, were trained on; ValueError for more."""
-    mark = profiles.watermark(lab.settings.get("watermark", {}))
-    images = lab.train_images().images[: mark.get("images") or None]
-    if mark.get("data"):
-        images = own_carriers(lab, mark)
-    own = private(images, profiles.config(lab.settings, "victim", lab.method))
-    if not 1 <= count <= len(own):
-        raise ValueError(f"{count} images to test on: victim and mark were trained on {len(own)}")
-    return own[torch.arange(count)]  # read, where they lie on disk
+    def load(self, lab: Lab, index: int) -> ImageSet:
+        """Return the images of one independent encoder, none of which is the victim's.
 
-
-def public(lab: Lab, count: int) -> Tensor:
-    """Return `count` images of the victim's data that nobody trains on; ValueError for more.
-
-    Endless sets are drawn anew; of stored ones these are test images, which a probe is tested on.
-    """
-    name, size = lab.settings["data"], lab.settings["image_size"]
-    if name in data.ENDLESS:
-        return data.load(name, "train", count, PUBLIC, size).images.to(lab.device)
-    found = data.load(name, "test", None, PUBLIC, size).images
-    if count > len(found):
-        raise ValueError(f"{count} public images: {name} has {len(found)} test images")
-    return found[torch.arange(count)].to(lab.device)
-
-
-def plan(given: dict[str, Any]) -> Strangers:
-    """Return how independent encoders are trained; ValueError for a name or type that is not known."""
-    profiles.check(given, {f.name: f.default for f in fields(Strangers)}, "strangers")
-    return Strangers(**given)
+        Errors: ValueError for the stored data and split that the victim was trained on.
+        """
+        name, size = self.data or lab.settings["data"], lab.settings["image_size"]
+        count = self.images or lab.settings["train_images"] or None
+        if name in data.ENDLESS:
+            return data.load(name, self.split, count, FIRST + index, size).to(lab.device)
+        if (name, self.split) == (lab.settings["data"], lab.settings["train_split"]):
+            raise ValueError(
+                f"strangers: {name}, split {self.split!r}, is what the victim was trained on, and "
+                "cannot be drawn anew: name other `data` or another `split`"
+            )
+        images = data.load(name, self.split, None, FIRST + index, size)
+        return images.take(slice(count)).to(lab.device)
 
 
-def images_of(lab: Lab, how: Strangers, index: int) -> data.ImageSet:
-    """Return the images of one independent encoder, none of which is the victim's.
-
-    Errors: ValueError for the stored data and split that the victim was trained on.
-    """
-    name, size = how.data or lab.settings["data"], lab.settings["image_size"]
-    own = lab.settings["data"], lab.settings["train_split"]
-    if name not in data.ENDLESS and (name, how.split) == own:
-        raise ValueError(
-            f"strangers: {name}, split {how.split!r}, is what the victim was trained on, and cannot "
-            "be drawn anew: name other `data` or another `split`"
-        )
-    count = how.images or lab.settings["train_images"] or None
-    if name in data.ENDLESS:
-        return data.load(name, how.split, count, FIRST + index, size).to(lab.device)
-    return data.load(name, how.split, None, FIRST + index, size).take(slice(count)).to(lab.device)
-
-
-def train_independent(lab: Lab, how: Strangers, index: int) -> Trained:
+def train_independent(lab: Lab, plan: Strangers, index: int) -> Trained:
     """Train an encoder independently of the victim, on one thread, or return it where that was done."""
-    own = profiles.config(lab.settings, "victim", lab.method)
-    if own.method == pretrain.READY:
+    if lab.recipe.method == pretrain.READY:
         raise ValueError(
-            f"strangers of a victim of method {own.method!r}: its recipe is not known; count: 0 does "
-            "without them"
+            f"strangers of a victim of method {lab.recipe.method!r}: its recipe is not known; "
+            "count: 0 does without them"
         )
-    given = {k: getattr(how, k) for k in ("epochs", "batch") if getattr(how, k)}
-    config = replace(own, **given, seed=FIRST + index)
-    images = images_of(lab, how, index)
-    identity = asdict(config) | {"images": lab._data_key(images), "on": lab._machine}
-    identity["origin"] = pretrain.origin(config)
-
-    def make(folder: Path) -> None:
-        with artifacts.single_thread():
-            made = pretrain.fit(config, images, artifacts.work_dir(folder) / "last.pt")
-        artifacts.write(folder, made.encoder, made.history, {}, made.projector)
-
-    def tell(why: str) -> None:  # each has images and weights of its own
-        lab.told.append("computing independent")
-
-    code = ("contsteal.pretrain",)
-    return artifacts.read(artifacts.artifact("independent", identity, code, make, tell), lab.device)
-
-
-Thieves = Mapping[str, Mapping[str, Any]]
-Row = dict[str, Any]
-KINDS = ("victim", "unmarked", "obfuscated", "stolen", "independent")
+    given = {k: getattr(plan, k) for k in ("epochs", "batch") if getattr(plan, k)}
+    config = replace(lab.recipe, **given, seed=FIRST + index)
+    return lab.fit("independent", config, plan.load(lab, index), report=lab.messages.append)
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """One encoder to be examined, by what makes it; `kind` is one of KINDS.
+    """One encoder to be examined, by what makes it.
 
-    "unmarked" is the victim before it was marked, "obfuscated" the victim's own weights behind a map of
-    `obfuscate`. A stolen one has the query `images` and an attack's `changes`.
+    `kind` is "victim"; "unmarked", the victim before it was marked; "obfuscated", the victim's own
+    weights behind a map of `obfuscation`; "stolen", by an attack's `changes` on the query `images`; or
+    "independent", trained by the plan `strangers`.
     """
 
     kind: str
     name: str
     seed: int = 0
     images: int | None = None
-    changes: tuple[tuple[str, Any], ...] = ()
-    how: Strangers = field(default_factory=Strangers)
+    changes: Pairs = ()
+    strangers: Strangers = field(default_factory=Strangers)
 
-    def find(self, lab: Lab, there: Lab) -> nn.Module:
-        """Return the encoder; `there` is the lab whose victim was attacked, `lab` the unmarked one."""
+    def net(self, lab: Lab) -> nn.Module:
+        """Return the encoder, made where need be; `lab` is the one whose victim was attacked."""
         if self.kind == "stolen":
-            return there.steal(queries=self.images, seed=self.seed, **dict(self.changes)).encoder
+            changes = {"queries": self.images, "seed": self.seed} | dict(self.changes)
+            return lab.steal(**cast(dict[str, Any], changes)).encoder
         if self.kind == "independent":
-            return train_independent(lab, self.how, self.seed).encoder
+            return train_independent(lab, self.strangers, self.seed).encoder
         if self.kind == "unmarked":
             return lab.train("victim", lab.method).encoder
-        net = there.victim.encoder
-        return OBFUSCATIONS[self.name](net) if self.kind == "obfuscated" else net
+        victim = lab.victim.encoder
+        return OBFUSCATIONS[self.name](victim) if self.kind == "obfuscated" else victim
 
     @property
     def about(self) -> Row:
@@ -155,88 +153,76 @@ class Suspect:
         return {"kind": self.kind, "suspect": self.name, "seed": self.seed, "images": self.images}
 
 
+VICTIM = Suspect("victim", "victim")
+
+
 @dataclass(frozen=True)
-class Trial:
-    """One suspect, made where need be, and a test of it; `lab` holds changes of the settings."""
+class Examination:
+    """One suspect, made where need be, and a test of it."""
 
     suspect: Suspect
-    test: Callable[[Lab, nn.Module], list[Row]]
-    lab: tuple[tuple[str, Any], ...] = ()
+    test: Test
+    lab: Pairs = ()
 
-    def run(self, lab: Lab) -> tuple[list[Row], list[str]]:
-        """Return the test's rows, each beside what tells the suspect, and what was computed and why."""
-        there = lab.but(**dict(self.lab))
-        net = self.suspect.find(lab, there)
+    def run(self, lab: Lab) -> list[Row]:
+        """Return the test's rows, each beside what identifies the suspect."""
+        net = self.suspect.net(lab)
         with artifacts.single_thread():
-            rows = self.test(there, net)
-        told = [reason for one in {id(x): x for x in (lab, there)}.values() for reason in one.told]
-        lab.told, there.told = [], []
-        return [self.suspect.about | row for row in rows], told
+            rows = self.test(lab, net)
+        return [self.suspect.about | row for row in rows]
 
 
 @dataclass(frozen=True)
 class Training:
-    """What trials need first, run beside others: an independent encoder, or a victim's mark."""
+    """An independent encoder, or with a `mark` the marked victim, to be trained beside others."""
 
     suspect: Suspect
-    mark: tuple[tuple[str, Any], ...] = ()
-    lab: tuple[tuple[str, Any], ...] = ()
+    mark: Pairs = ()
+    lab: Pairs = ()
 
-    def run(self, lab: Lab) -> tuple[list[Row], list[str]]:
+    def run(self, lab: Lab) -> list[Row]:
         """Train, or read back; return the seconds that it took."""
-        there = lab.but(watermark=dict(self.mark)) if self.mark else lab
-        own = self.suspect
-        made = there.victim if self.mark else train_independent(lab, own.how, own.seed)
-        told, there.told = there.told, []
-        return [self.suspect.about | {"seconds": made.seconds}], told
+        if self.mark:
+            trained: Trained = lab.but(watermark=dict(self.mark)).victim
+        else:
+            trained = train_independent(lab, self.suspect.strangers, self.suspect.seed)
+        return [self.suspect.about | {"seconds": trained.seconds}]
 
 
-def strangers(how: Strangers) -> Iterator[Suspect]:
-    """Yield the independent encoders; ValueError for a count below 0."""
-    if how.count < 0:
-        raise ValueError(f"{how.count} independent encoders: 0 or more are needed")
-    return (Suspect("independent", "independent", k, how=how) for k in range(how.count))
+def _independent(strangers: Plan) -> list[Suspect]:
+    plan = Strangers.read(strangers)
+    return [Suspect("independent", "independent", k, strangers=plan) for k in range(plan.count)]
 
 
-def stolen(thieves: Thieves, budgets: Sequence[int], seeds: Sequence[int]) -> Iterator[Suspect]:
-    """Yield a surrogate per thief, budget and seed; a thief's changes name its `attack`."""
-    for (name, changes), images, seed in product(thieves.items(), budgets, seeds):
-        yield Suspect("stolen", name, seed, images, tuple(sorted(changes.items())))
-
-
-def copies() -> Iterator[Suspect]:
-    """Yield the victim's weights behind each obfuscation."""
-    return (Suspect("obfuscated", name) for name in OBFUSCATIONS)
-
-
-Plan = Mapping[str, Any]
-Changes = tuple[tuple[str, Any], ...]
-HEADS = {True: "trained head", False: "untrained head, as published"}
-FORMS = ("signed", "published")
-GAP = 'dataset inference, "{}"'
-
-
-def train_suspects(lab: Lab, how: Plan, marks: Sequence[Plan] = ()) -> pd.DataFrame:
+def train_suspects(lab: Lab, strangers: Plan, marks: Sequence[Plan] = ()) -> pd.DataFrame:
     """Train the independent encoders, and marks into the victim, side by side; return their seconds."""
-    jobs = [Training(Suspect("victim", "victim"), tuple(mark.items())) for mark in marks]
-    jobs += map(Training, strangers(plan(dict(how))))
+    jobs = [Training(VICTIM, tuple(mark.items())) for mark in marks]
+    jobs += map(Training, _independent(strangers))
     return pd.DataFrame(sweeps.run(lab, jobs), columns=["kind", "suspect", "seed", "seconds"])
 
 
-def _examine(
-    lab: Lab,
-    test: Callable[[Lab, nn.Module], list[Row]],
-    thieves: Thieves,
-    budgets: Sequence[int],
-    seeds: Sequence[int],
-    how: Plan,
-    there: Changes = (),
-) -> pd.DataFrame:
-    """Run a test on victim, obfuscated copies, stolen and independent encoders, one process per core."""
-    found = [Suspect("victim", "victim"), *[Suspect("unmarked", "before marking")] * bool(there)]
-    found += [*copies(), *stolen(thieves, budgets, seeds)]
-    found += strangers(plan(dict(how)))
-    return pd.DataFrame(sweeps.run(lab, [Trial(s, test, there) for s in found]))
+@dataclass(frozen=True)
+class Lineup:
+    """Everybody who is examined beside the victim: thieves by budget and seed, and strangers."""
+
+    thieves: Thieves
+    budgets: Numbers
+    seeds: Numbers
+    strangers: Plan
+
+    def examine(self, lab: Lab, test: Test, changes: Pairs = ()) -> pd.DataFrame:
+        """Run a test on victim, obfuscated copies, stolen and independent encoders, side by side."""
+        suspects = [VICTIM, *[Suspect("unmarked", "before marking")] * bool(changes)]
+        suspects += [Suspect("obfuscated", name) for name in OBFUSCATIONS]
+        for (name, attack), images, seed in product(self.thieves.items(), self.budgets, self.seeds):
+            suspects.append(Suspect("stolen", name, seed, images, tuple(sorted(attack.items()))))
+        suspects += _independent(self.strangers)
+        return pd.DataFrame(sweeps.run(lab, [Examination(s, test, changes) for s in suspects]))
+
+    def examine_marked(self, lab: Lab, mark: Plan, test: Test, measure: str) -> pd.DataFrame:
+        """Examine all around a marked victim, against the independent encoders, with the mark's price."""
+        changes = (("watermark", mark),)
+        return _priced(lab, _judged(self.examine(lab, test, changes), measure), mark)
 
 
 # ---------------------------------------------------------------------- rotation watermark
@@ -246,9 +232,9 @@ def watermark(
     lab: Lab,
     marks: Sequence[Plan],
     thieves: Thieves,
-    budgets: Sequence[int],
-    seeds: Sequence[int],
-    how: Plan,
+    budgets: Numbers,
+    seeds: Numbers,
+    strangers: Plan,
     images: int = 256,
 ) -> pd.DataFrame:
     """Measure the watermark success rate of every suspect, for each way to mark the victim.
@@ -260,49 +246,37 @@ def watermark(
     first mark meets thieves of all `budgets`, the others of the largest. A suspect that the head cannot
     read has `applies` other than "yes". Rows of victims have accuracy and agreement on the main task.
     """
-    train_suspects(lab, how, marks)
+    train_suspects(lab, strangers, marks)
     parts = []
     for place, mark in enumerate(map(dict, marks)):
-        asked = [max(budgets)] if place else budgets
-        crowd = thieves, asked, seeds, how
-        found = _marked(lab, mark, partial(_rotation, images), "wsr", *crowd)
-        parts.append(found.assign(**_about(lab, mark)))
+        lineup = Lineup(thieves, [max(budgets)] if place else budgets, seeds, strangers)
+        table = lineup.examine_marked(lab, mark, partial(_rotation, images), "wsr")
+        plan = profiles.watermark(mark)
+        head = HEADS[plan["trained_head"]]
+        parts.append(table.assign(head=head, mark=_described(plan, len(lab.train_images()))))
     return pd.concat(parts, ignore_index=True)
 
 
-def _marked(
-    lab: Lab, mark: Plan, test: Callable[[Lab, nn.Module], list[Row]], measure: str, *crowd: Any
-) -> pd.DataFrame:
-    """Examine everybody around a marked victim (`_examine`), against controls, with the mark's price."""
-    there = (("watermark", mark),)
-    return _priced(lab, _judged(_examine(lab, test, *crowd, there), measure), there)
-
-
-def _about(lab: Lab, mark: Plan) -> Row:
-    """Return what a table says of a mark: its head, and how it came into the victim."""
-    plan = profiles.watermark(dict(mark))
-    tuned = "tuned into the victim" if plan["start"] == "victim" else "trained from the start"
-    count = plan["images"] or len(lab.train_images())
+def _described(plan: Plan, training_images: int) -> str:
+    """Return how a mark came into the victim."""
+    start = "tuned into the victim" if plan["start"] == "victim" else "trained from the start"
     epochs = f"{plan['epochs']} epoch{'s' * (plan['epochs'] > 1)}"
-    on = f", carried by {plan['data']}" if plan["data"] else ""
-    mark = f"{tuned}, {epochs} of {count} images{on}"
-    return {"head": HEADS[plan["trained_head"]], "mark": mark}
+    carriers = f", carried by {plan['data']}" if plan["data"] else ""
+    return f"{start}, {epochs} of {plan['images'] or training_images} images{carriers}"
 
 
-def _rotation(images: int, there: Lab, net: nn.Module) -> list[Row]:
+def _rotation(images: int, lab: Lab, net: nn.Module) -> list[Row]:
     """Return how a suspect's answers to turned training images are read by the owner's head."""
-    mark = there.victim.mark
+    mark = cast(Mark, cast(MarkedVictim, lab.victim).mark)
     if net.dim != mark.dim:
         return [_not_read(net, mark.dim)]
-    sent = questions(trained_on(there, images))
-    answers = encoders.embed(net, sent)
+    answers = encoders.embed(net, questions(trained_on(lab, images)))
     right, order = success(mark, answers), ranked(mark, answers)
-    carriers = there.settings["watermark"].get("data") or "training"
-    told = f"{images} {carriers} images that the mark was trained on, each turned twice"
+    carriers = lab.watermark["data"] or "training"
     return [{
         "applies": "yes", "wsr": right.mean().item(), "right": int(right.sum()), "answers": len(right),
         "p_chance": against_chance(right).p_value, "auc": order.measure, "p_rank": order.p_value,
-        "on": told,
+        "on": f"{images} {carriers} images that the mark was trained on, each turned twice",
     }]  # fmt: skip
 
 
@@ -312,24 +286,25 @@ def _not_read(net: nn.Module, dim: int) -> Row:
 
 def _judged(table: pd.DataFrame, measure: str) -> pd.DataFrame:
     """Add the p-values against independent encoders: NaN where there are too few of them."""
-    alone = table[table["kind"] == "independent"]
-    rows = []
-    for at, row in table.iterrows():
-        others, found = alone.drop(index=at, errors="ignore"), {}
+    independent = table[table["kind"] == "independent"]
+    rows: list[dict[str, float]] = []
+    for place, row in table.iterrows():
+        others = independent.drop(index=cast(int, place), errors="ignore")
+        p_values = {}
         if row["applies"] == "yes":
-            found["p_controls"] = _p(inference.against_controls, row[measure], others[measure])
+            p_values["p_controls"] = _p(inference.against_controls, row[measure], others[measure])
         if row["applies"] == "yes" and "right" in table and len(others):
-            other = others.iloc[row["seed"] % len(others) if at in alone.index else 0]
-            found["p_paper"] = _p(inference.welch, _answers(row), _answers(other))
-        rows.append(found)
+            other = others.iloc[row["seed"] % len(others) if place in independent.index else 0]
+            p_values["p_paper"] = _p(inference.welch, _answers(row), _answers(other))
+        rows.append(p_values)
     judged = pd.DataFrame(rows, index=table.index).reindex(columns=["p_controls", "p_paper"])
     return table.join(judged.astype(float))
 
 
-def _p(test: Callable[..., Verdict], *given: Any) -> float:
+def _p(test: Callable[..., Verdict], *samples: Any) -> float:
     """Return a test's p-value, NaN where samples are too few or all the same."""
     try:
-        return test(*given).p_value
+        return test(*samples).p_value
     except ValueError:
         return math.nan
 
@@ -338,14 +313,12 @@ def _answers(row: pd.Series) -> Tensor:
     return (torch.arange(int(row["answers"])) < int(row["right"])).double()
 
 
-def _priced(lab: Lab, table: pd.DataFrame, there: Changes) -> pd.DataFrame:
+def _priced(lab: Lab, table: pd.DataFrame, mark: Plan) -> pd.DataFrame:
     """Add what marked and unmarked victim are worth on the main task: a legitimate user's price."""
-    nets = {"victim": lab.but(**dict(there)).victim, "unmarked": lab.train("victim", lab.method)}
+    nets = {"victim": lab.but(watermark=mark).victim, "unmarked": lab.train("victim", lab.method)}
     task = lab.settings["data"]
-    rows = sweeps.run(lab, [sweeps.Exam({"kind": k}, v.encoder, (task,)) for k, v in nets.items()])
-    worth = pd.DataFrame(rows).assign(suspect=lambda t: t["kind"])[
-        ["kind", "accuracy", "agreement"]
-    ]
+    exams = [sweeps.Exam({"kind": kind}, v.encoder, (task,)) for kind, v in nets.items()]
+    worth = pd.DataFrame(sweeps.run(lab, exams))[["kind", "accuracy", "agreement"]]
     return table.merge(worth, on="kind", how="left")
 
 
@@ -355,46 +328,43 @@ def _priced(lab: Lab, table: pd.DataFrame, there: Changes) -> pd.DataFrame:
 def dataset_inference(
     lab: Lab,
     thieves: Thieves,
-    budgets: Sequence[int],
-    seeds: Sequence[int],
-    how: Plan,
+    budgets: Numbers,
+    seeds: Numbers,
+    strangers: Plan,
     images: int = 1024,
     **options: Any,
 ) -> pd.DataFrame:
     """Ask of every suspect whether the victim's training images are likelier to it than fresh ones.
 
-    `images` of the training images fit the mixture, as many others are tested against as many public
-    ones (`independent.public`); `options` are those of `ownership.mixture_scores`. A row per suspect and
-    form of the test: `gap` in nats, `effect` (Cohen's d), `p`.
+    `images` of the training images fit the mixture, as many others are tested against as many `public`
+    ones; `options` are those of `inference.mixture_scores`. A row per suspect and form of the test:
+    `gap` in nats, `effect` (Cohen's d), `p`.
     """
-    train_suspects(lab, how)
-    return _examine(lab, partial(_inference, images, options), thieves, budgets, seeds, how)
+    train_suspects(lab, strangers)
+    lineup = Lineup(thieves, budgets, seeds, strangers)
+    return lineup.examine(lab, partial(_inference, images, options))
 
 
-def _inference(images: int, options: Plan, there: Lab, net: nn.Module) -> list[Row]:
+def _inference(images: int, options: Plan, lab: Lab, net: nn.Module) -> list[Row]:
     """Return the verdicts in both forms, from the artifact where this suspect was examined before."""
-    own = trained_on(there, 2 * images)
-    fresh = public(there, images)
-    shown = {"net": net.state_dict(), "own": {"": own}, "fresh": {"": fresh}}
-    identity = {k: encoders.digest(v.items()) for k, v in shown.items()}
-    identity |= {"options": dict(options), "device": ", ".join([str(there.device), *named()])}
+    seen, fresh = trained_on(lab, 2 * images), public(lab, images)
+    tensors = {"net": net.state_dict(), "seen": {"": seen}, "fresh": {"": fresh}}
+    identity: Row = {name: encoders.digest(values.items()) for name, values in tensors.items()}
+    identity |= {"options": dict(options), "device": [str(lab.device), *modes()]}
 
     def make(folder: Path) -> None:
-        parts = [encoders.embed(net, part) for part in (*inference.split(own), fresh)]
+        parts = [encoders.embed(net, part) for part in (*inference.split(seen), fresh)]
         scores = inference.mixture_scores(*parts, **options)
         verdicts = {form: inference.welch(*scores, GAP, form) for form in FORMS}
         files.write_json(folder / "verdicts.json", {k: vars(v) for k, v in verdicts.items()})
 
-    def tell(why: str) -> None:  # a suspect is told from others by its weights, which say nothing
-        there.told.append("computing dataset inference")
-
-    folder = artifacts.artifact(
-        "inference", identity, ("contsteal.ownership.inference",), make, tell
-    )
-    told = f"{images} training images to fit, {images} to test, against {images} of nobody's"
+    code = ["contsteal.ownership.inference"]
+    folder = artifacts.artifact("inference", identity, code, make, lab.messages.append)
+    verdicts = files.read_json(folder / "verdicts.json") or {}
+    on = f"{images} training images to fit, {images} to test, against {images} of nobody's"
     return [
-        {"form": form, "gap": v["measure"], "effect": v["effect"], "p": v["p_value"], "on": told}
-        for form, v in sorted(files.read_json(folder / "verdicts.json").items(), reverse=True)
+        {"form": form, "gap": v["measure"], "effect": v["effect"], "p": v["p_value"], "on": on}
+        for form, v in sorted(verdicts.items(), reverse=True)
     ]
 
 
@@ -405,9 +375,9 @@ def guard(
     lab: Lab,
     mark: Plan,
     thieves: Thieves,
-    budgets: Sequence[int],
-    seeds: Sequence[int],
-    how: Plan,
+    budgets: Numbers,
+    seeds: Numbers,
+    strangers: Plan,
     images: int = 256,
 ) -> pd.DataFrame:
     """Measure SSLGuard's rate of every suspect, whose victim carries the key by the setting `mark`.
@@ -417,16 +387,19 @@ def guard(
     encoders. Rows of victims have accuracy and agreement on the main task.
     """
     mark = {"kind": "sslguard"} | dict(mark)
-    train_suspects(lab, how, [mark])
-    crowd = thieves, budgets, seeds, how
-    return _marked(lab, mark, partial(_key, images), "cosine", *crowd).drop(columns="p_paper")
+    train_suspects(lab, strangers, [mark])
+    lineup = Lineup(thieves, budgets, seeds, strangers)
+    table = lineup.examine_marked(lab, mark, partial(_key, images), "cosine")
+    return table.drop(columns="p_paper")
 
 
-def _key(images: int, there: Lab, net: nn.Module) -> list[Row]:
-    key = there.victim.mark
+def _key(images: int, lab: Lab, net: nn.Module) -> list[Row]:
+    """Return how a suspect's answers to stamped training images agree with the owner's key."""
+    key = cast(sslguard.Key, cast(MarkedVictim, lab.victim).mark)
     if net.dim != key.dim:
         return [_not_read(net, key.dim)]
-    found = sslguard.verify(key, net, trained_on(there, images))
-    told = f"{images} training images of the victim, stamped"
-    return [{"applies": "yes", "rate": found.measure, "cosine": found.effect,
-             "p_keys": found.p_value, "on": told}]  # fmt: skip
+    verdict = sslguard.verify(key, net, trained_on(lab, images))
+    return [{
+        "applies": "yes", "rate": verdict.measure, "cosine": verdict.effect, "p_keys": verdict.p_value,
+        "on": f"{images} training images of the victim, stamped",
+    }]  # fmt: skip

@@ -1,30 +1,32 @@
-"""What defending costs the provider: time on each answer, and memory per user."""
+"""What defending costs: the thieves, the customers, and the provider's time and memory."""
 
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from contsteal import attacks, data, encoders, steal
+from contsteal import attacks as recipes
+from contsteal import data, encoders, steal
 from contsteal.defenses import DEFENSES, build, proof_of_work
 from contsteal.defenses.state import PerUser
 from contsteal.lab import sweeps, tables
-from contsteal.lab.experiment import Lab
-from contsteal.lab.sweeps import Job
+from contsteal.lab.experiment import Lab, pixels
+from contsteal.lab.sweeps import Job, Names, Numbers, Pairs, Row
 from contsteal.victim import Defense, finite
 
 Chain = Sequence[Defense]
 
 
-def name(chain: Chain) -> str:
-    """Return how tables call a chain of defences; their seeds are not part of it."""
+def chain_name(chain: Chain) -> str:
+    """Return how tables call a chain of defences; the seed 0 is not part of it."""
     return " + ".join(map(repr, chain)) or "none"
 
 
@@ -35,14 +37,15 @@ def listed(values: Mapping[str, Sequence[float]]) -> list[Chain]:
     `defenses.DEFENSES` does not have, for values that are no list, and the defences' own.
     """
     chains: list[Chain] = []
-    for names, each in values.items():
+    for names, parameters in values.items():
         *first, last = names.split(" + ")
-        for kind in (*first, last):
-            if kind not in DEFENSES:
-                raise ValueError(f"unknown defence {kind!r}: choose one of {', '.join(DEFENSES)}")
-        if not isinstance(each, Sequence) or isinstance(each, str):
-            raise ValueError(f"{names}: {each!r} is no list of first parameters")
-        chains += [[*map(build, first), DEFENSES[last](value)] for value in each]
+        for name in (*first, last):
+            if name not in DEFENSES:
+                raise ValueError(f"unknown defence {name!r}: choose one of {', '.join(DEFENSES)}")
+        if not isinstance(parameters, Sequence) or isinstance(parameters, str):
+            raise ValueError(f"{names}: {parameters!r} is no list of first parameters")
+        make = cast(Callable[[float], Defense], DEFENSES[last])
+        chains += [[*map(build, first), make(value)] for value in parameters]
     return chains
 
 
@@ -51,50 +54,49 @@ def seeded(chain: Chain, seed: int) -> tuple[Defense, ...]:
     copies = tuple(copy.copy(defense) for defense in chain)
     for place, defense in enumerate(copies):
         if hasattr(defense, "seed"):
-            defense.seed += 1000 * place + int(seed)  # NumPy's are drawn from otherwise
+            defense.seed += 1000 * place + int(
+                seed
+            )  # int: a NumPy seed would be drawn from otherwise
     return copies
+
+
+# ---------------------------------------------------------------- thieves and customers
 
 
 @dataclass(frozen=True)
 class Purchase:
     """A paying user who fits a probe on defended answers and tests it on defended answers."""
 
-    about: dict[str, Any]
     chain: tuple[Defense, ...]
     task: str
-    lab: tuple[tuple[str, Any], ...] = ()
+    lab: Pairs = ()
 
-    def run(self, lab: Lab) -> tuple[list[dict[str, Any]], list[str]]:
-        """Return one row with the user's accuracy; nothing is told."""
-        lab = lab.but(**dict(self.lab))
-        return [self.about | {"legitimate": lab.legitimate(self.task, self.chain)}], []
+    def run(self, lab: Lab) -> list[Row]:
+        """Return one row with the user's accuracy."""
+        return [{"legitimate": lab.legitimate(self.task, self.chain)}]
 
 
-def customers(
-    lab: Lab, chains: Sequence[Chain], tasks: Sequence[str], seeds: Sequence[int]
-) -> pd.DataFrame:
+def customers(lab: Lab, chains: Sequence[Chain], tasks: Names, seeds: Numbers) -> pd.DataFrame:
     """Return the legitimate user's accuracy per defence, task and seed of the defence.
 
     A chain that draws nothing is the same for all seeds: it is measured once.
     """
-    rows = list(product(chains, tasks, seeds))
-    jobs = {}
-    for chain, task, seed in rows:
-        own = seeded(chain, seed)
-        jobs.setdefault((repr(own), task), Purchase({}, own, task))
-    found = dict(zip(jobs, sweeps.run(lab, list(jobs.values())), strict=True))
+    points = list(product(chains, tasks, seeds))
+    purchases = [Purchase(seeded(chain, seed), task) for chain, task, seed in points]
+    different = {repr(purchase): purchase for purchase in purchases}
+    rows = dict(zip(different, sweeps.run(lab, list(different.values())), strict=True))
     return pd.DataFrame([
-        {"defence": name(chain), "task": task, "seed": seed} | found[repr(seeded(chain, seed)), task]
-        for chain, task, seed in rows
+        {"defence": chain_name(chain), "task": task, "seed": seed} | rows[repr(purchase)]
+        for (chain, task, seed), purchase in zip(points, purchases, strict=True)
     ])  # fmt: skip
 
 
 def defended(
     lab: Lab,
     chains: Sequence[Chain],
-    attacks: Sequence[str],
+    attacks: Names,
     queries: int,
-    seeds: Sequence[int],
+    seeds: Numbers,
     task: str,
     **changes: Any,
 ) -> pd.DataFrame:
@@ -102,13 +104,13 @@ def defended(
 
     `changes` are fields of `steal.Config`, such as how an attacker adapts.
     """
-    grid = list(product(chains, attacks, seeds))
+    points = list(product(chains, attacks, seeds))
     jobs = [
         Job(attack, queries, seed, (task,), seeded(chain, seed), tuple(sorted(changes.items())))
-        for chain, attack, seed in grid
+        for chain, attack, seed in points
     ]
     table = pd.DataFrame(sweeps.run(lab, jobs))
-    table.insert(0, "defence", [name(chain) for chain, _, _ in grid])
+    table.insert(0, "defence", [chain_name(chain) for chain, _, _ in points])
     honest = customers(lab, chains, [task], seeds).drop(columns="task")
     return table.merge(honest, on=["defence", "seed"], how="left", validate="many_to_one")
 
@@ -126,11 +128,11 @@ def matrix(attacked: pd.DataFrame, bought: pd.DataFrame) -> pd.DataFrame:
     ]
     rows = []
     for party, table, column, metric in sides:
-        for who, found in table.groupby(column, sort=False):
-            by = found.assign(attack=found["defence"])
-            for defence in (d for d in found["defence"].unique() if d != "none"):
-                change, low, high, n = tables.difference(by, defence, "none", metric)
-                n = 1 if high - low < tables.SAME else n  # nothing is drawn: measured once
+        for who, runs in table.groupby(column, sort=False):
+            by_defence = runs.assign(attack=runs["defence"])
+            for defence in (d for d in runs["defence"].unique() if d != "none"):
+                change, low, high, n = tables.difference(by_defence, defence, "none", metric)
+                n = 1 if high - low < tables.SAME else n
                 rows.append({"defence": defence, "party": party, "who": who, "change": change,
                              "low": low, "high": high, "n": n})  # fmt: skip
     return pd.DataFrame(rows)
@@ -139,8 +141,8 @@ def matrix(attacked: pd.DataFrame, bought: pd.DataFrame) -> pd.DataFrame:
 # --------------------------------------------------------------------------- detection
 
 
-class Watcher(Protocol):
-    """A defence with a verdict on each user, such as those of `detection` and `prada`."""
+class Detector(Protocol):
+    """A defence with a verdict on each user, such as those of `defenses.detectors`."""
 
     def __call__(self, answers: Tensor, user: str) -> Tensor: ...
     def statistic(self, user: str) -> float: ...
@@ -151,44 +153,42 @@ CALIBRATION = 1000  # the first seed of customers on whom a detector or a price 
 Senders = Mapping[str, Callable[[int], Tensor]]  # users by name: the images one sends, by seed
 
 
-def senders(lab: Lab, tasks: Sequence[str], queries: int) -> dict[str, Callable[[int], Tensor]]:
+def senders(lab: Lab, tasks: Names, queries: int) -> dict[str, Callable[[int], Tensor]]:
     """Return users who send `queries` images each: customers with their tasks' images, and thieves.
 
-    One thief sends images like the victim's, one four views of a quarter as many, one photographs. At
-    seeds from `CALIBRATION` on a customer draws from half of the task's images, before it from the
-    other half: a threshold is not tested on what it was chosen on. A task with fewer than twice the
-    images asked for is not cut: take none such as the first, which is calibrated on.
+    One thief sends images like the victim's, one four views of a quarter as many, one photographs.
     """
-
-    def customer(task: str) -> Callable[[int], Tensor]:
-        pool = lab.images(task).images
-        held = len(pool) // 2 if len(pool) >= 2 * queries else 0
-
-        def draw(seed: int) -> Tensor:
-            first, many = (
-                (0, held or len(pool)) if seed >= CALIBRATION else (held, len(pool) - held)
-            )
-            return pool[first + data.order(many, seed)[:queries]]
-
-        return draw
-
-    look = {k: lab.settings["surrogate"][k] for k in ("encoder",)} | {"attack": "cont-steal"}
-    config = attacks.Config(image_size=lab.settings["image_size"], **look)
+    encoder, size = lab.settings["surrogate"]["encoder"], lab.settings["image_size"]
+    config = recipes.Config(attack="cont-steal", encoder=encoder, image_size=size)
     other = lab.but(query_data="patches", query_images=max(queries, lab.settings["query_images"]))
-    return {f"customer, {task}": customer(task) for task in tasks} | {
-        "thief, single images": lambda seed: lab.queries(queries, seed),
+    return {f"customer, {task}": partial(_bought, lab, task, queries) for task in tasks} | {
+        "thief, single images": partial(lab.queries, queries),
         "thief, four views": lambda seed: views(config, lab.queries(queries // 4, seed), 4),
-        "thief, photographs": lambda seed: other.queries(queries, seed),
+        "thief, photographs": partial(other.queries, queries),
     }
 
 
-def views(config: attacks.Config, images: Tensor, count: int) -> Tensor:
+def _bought(lab: Lab, task: str, queries: int, seed: int) -> Tensor:
+    """Return the images that a customer sends.
+
+    At seeds from `CALIBRATION` on they are drawn from half of the task's images, before it from the
+    other half: a threshold is not tested on what it was chosen on. A task with fewer than twice the
+    images asked for is not cut: take none such as the first, which is calibrated on.
+    """
+    pool = pixels(lab.images(task))
+    held = len(pool) // 2 if len(pool) >= 2 * queries else 0
+    if seed >= CALIBRATION:
+        return pool[data.order(held or len(pool), seed)[:queries]]
+    return pool[held + data.order(len(pool) - held, seed)[:queries]]
+
+
+def views(config: recipes.Config, images: Tensor, count: int) -> Tensor:
     """Return `count` views of each image (N, 3, H, W), view by view: what a thief with `config` sends."""
     return torch.cat([steal.view(config, images, k) for k in range(count)])
 
 
 def watched(
-    lab: Lab, watchers: Mapping[str, Watcher], users: Senders, seeds: Sequence[int]
+    lab: Lab, watchers: Mapping[str, Detector], users: Senders, seeds: Numbers
 ) -> pd.DataFrame:
     """Show each detector the answers to each user's images; each time it starts afresh.
 
@@ -196,18 +196,16 @@ def watched(
     """
     rows = []
     for (user, images), seed in product(users.items(), seeds):
-        seen = lab.api().embed(images(seed))
-        for kind, watcher in watchers.items():
+        answers = lab.api().embed(images(seed))
+        for name, watcher in watchers.items():
             fresh = copy.deepcopy(watcher)
-            fresh(seen, user)
-            rows.append({"detector": kind, "user": user, "seed": seed, "queries": len(seen),
+            fresh(answers, user)
+            rows.append({"detector": name, "user": user, "seed": seed, "queries": len(answers),
                          "statistic": fresh.statistic(user), "flagged": fresh.flagged(user)})  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def bills(
-    lab: Lab, users: Senders, seeds: Sequence[int], calibration: Sequence[int]
-) -> pd.DataFrame:
+def bills(lab: Lab, users: Senders, seeds: Numbers, calibration: Sequence[int]) -> pd.DataFrame:
     """Return what each user would owe in proof of work, in seconds: rows as those of `watched`.
 
     The cost is the entropy of the posteriors, and its line that of the first user, a customer, at the
@@ -217,15 +215,14 @@ def bills(
     def posteriors(user: str, seed: int) -> Tensor:
         return lab.api().classify(users[user](seed), "posterior")
 
-    costs = [
-        proof_of_work.entropy(posteriors(next(iter(users)), seed)).cumsum(0) for seed in calibration
-    ]
+    customer = next(iter(users))
+    costs = [proof_of_work.entropy(posteriors(customer, s)).cumsum(0) for s in calibration]
     intercept, slope = proof_of_work.calibrate(torch.stack(costs))
     rows = []
     for user, seed in product(users, seeds):
         bill = proof_of_work.ProofOfWork("entropy", intercept, slope)
-        asked = len(bill(posteriors(user, seed), user))
-        rows.append({"detector": "proof of work, s", "user": user, "seed": seed, "queries": asked,
+        queries = len(bill(posteriors(user, seed), user))
+        rows.append({"detector": "proof of work, s", "user": user, "seed": seed, "queries": queries,
                      "statistic": bill.bill(user), "flagged": None})  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -233,7 +230,7 @@ def bills(
 def similarity(answers: Tensor, share: float = 0.05) -> float:
     """Return the cosine that `share` of a customer's queries (N, D) exceed with an earlier one.
 
-    The threshold that `detection.SimilarQueries` needs: chosen on customers, never on thieves. Errors:
+    The threshold that `defenses.SimilarQueries` needs: chosen on customers, never on thieves. Errors:
     ValueError for fewer than 2 queries, a share outside (0, 1), answers with NaN.
     """
     if len(answers) < 2 or not 0 < share < 1:
@@ -243,6 +240,9 @@ def similarity(answers: Tensor, share: float = 0.05) -> float:
     earlier = torch.ones(len(unit), len(unit), device=unit.device).tril(-1) > 0
     nearest = (unit @ unit.T).masked_fill(~earlier, -1).amax(1)[1:]
     return float(nearest.quantile(1 - share))
+
+
+# -------------------------------------------------------------------------------- price
 
 
 def price(
@@ -258,41 +258,38 @@ def price(
     `added` is the chain's share of the victim's. `bytes, half` is a user's state after half of the
     images, `bytes` after all: equal where memory does not grow with queries.
     """
-    answered = encoders.embed(net, images).split(batch)
-    parts = images.split(batch)
-    alone = _median(lambda: [encoders.embed(net, part) for part in parts], rounds)
+    requests, answers = images.split(batch), encoders.embed(net, images).split(batch)
+    alone = _median(lambda: [encoders.embed(net, request) for request in requests], rounds)
     rows = []
     for chain in chains:
-        own = copy.deepcopy(list(chain))
-        spent = _median(lambda own=own: [_through(own, part) for part in answered], rounds)
-        half, whole = (_bytes(chain, answered[:k]) for k in (len(parts) // 2, len(parts)))
-        rows.append({"defence": name(chain), "seconds": 1000 * (alone + spent) / len(images),
+        spent = _median(partial(_through, copy.deepcopy(list(chain)), answers), rounds)
+        half, whole = (_bytes(chain, answers[:k]) for k in (len(answers) // 2, len(answers)))
+        rows.append({"defence": chain_name(chain), "seconds": 1000 * (alone + spent) / len(images),
                      "added": spent / alone, "bytes, half": half, "bytes": whole})  # fmt: skip
     return pd.DataFrame(rows).set_index("defence")
 
 
-def _through(chain: Chain, answers: Tensor) -> Tensor:
-    for defense in chain:
-        answers = defense(answers, "customer")
-    return answers
+def _through(chain: Chain, requests: Sequence[Tensor]) -> None:
+    for answers in requests:
+        for defense in chain:
+            answers = defense(answers, "customer")
 
 
-def _median(do: Callable[[], object], rounds: int) -> float:
-    """Return the median seconds of doing something, on a GPU until it is done."""
-    do()  # warm: secrets are drawn, memory is there
+def _bytes(chain: Chain, requests: Sequence[Tensor]) -> int:
+    """Return the size of what a chain remembers of one user who was given these answers."""
+    fresh = copy.deepcopy(list(chain))
+    _through(fresh, requests)
+    return sum(defense.size("customer") for defense in fresh if isinstance(defense, PerUser))
+
+
+def _median(call: Callable[[], object], rounds: int) -> float:
+    """Return the median seconds of a call, on a GPU until it is done."""
+    call()  # warm: secrets are drawn, memory is allocated
     times = []
     for _ in range(rounds):
         start = time.perf_counter()
-        do()
+        call()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return sorted(times)[rounds // 2]
-
-
-def _bytes(chain: Chain, parts: Sequence[Tensor]) -> int:
-    """Return the size of what a chain remembers of one user who was given these answers."""
-    own = copy.deepcopy(list(chain))
-    for part in parts:
-        _through(own, part)
-    return sum(defense.size("customer") for defense in own if isinstance(defense, PerUser))

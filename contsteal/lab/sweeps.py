@@ -1,4 +1,4 @@
-"""Comparisons that change one thing at a time: ablations, loss tables, and where which attack wins."""
+"""Comparisons that change one thing at a time, run side by side: tables with one row per run and task."""
 
 import copy
 import json
@@ -26,57 +26,93 @@ from contsteal.victim import Defense
 PRICE = 1.0  # US dollars for 1,000 answers, where a profile states none
 WORKERS = "CONTSTEAL_WORKERS"  # processes of a notebook that shares the machine with others
 VARYING = ("forwards", "seconds")  # what no two runs share: shown, and kept out of stored tables
+OF_LAB = ("data", "train_split", "method", "query_data", "query_split", "query_images")
+AS_GIVEN = "as given"  # the knob of an ablation's first row
+
+Row = dict[str, Any]
+Names = Sequence[str]
+Numbers = Sequence[int]
+Pairs = tuple[tuple[str, Any], ...]  # changes of settings, hashable
+
+
+# ---------------------------------------------------------------------------- running jobs
 
 
 class Work(Protocol):
-    """What `run` runs, side by side on a CPU: it returns rows, and why they were computed."""
+    """What `run` runs, side by side on a CPU; `lab` holds changes of the profile's settings."""
 
-    lab: tuple[tuple[str, Any], ...]
-
-    def run(self, lab: Lab) -> tuple[list[dict[str, Any]], list[str]]: ...
+    @property
+    def lab(self) -> Pairs: ...
+    def run(self, lab: Lab) -> list[Row]: ...
 
 
 @dataclass(frozen=True)
 class Job:
-    """One attack and the tasks it is scored on; `lab` holds changes of the profile's settings."""
+    """One attack and the tasks it is scored on."""
 
     attack: str
     queries: int
     seed: int
     tasks: tuple[str, ...]
-    defenses: tuple[Defense, ...]
-    changes: tuple[tuple[str, Any], ...] = ()
-    lab: tuple[tuple[str, Any], ...] = ()
+    defenses: tuple[Defense, ...] = ()
+    changes: Pairs = ()
+    lab: Pairs = ()
 
-    def run(self, lab: Lab) -> tuple[list[dict[str, Any]], list[str]]:
-        """Steal, score, and return one row per task with what it cost in queries, and why it ran."""
-        lab = lab.but(**dict(self.lab))
-        stolen = lab.steal(
-            self.attack, self.queries, self.seed, self.defenses, **dict(self.changes)
-        )
+    def run(self, lab: Lab) -> list[Row]:
+        """Steal, score, and return one row per task with what it cost in queries."""
+        changes = dict(self.changes)
+        stolen = lab.steal(self.attack, self.queries, self.seed, self.defenses, **changes)
         about = {"attack": self.attack, "images": self.queries, "seed": self.seed, **stolen.queries}
         about["usd"] = round(stolen.queries["calls"] * lab.settings.get("price", PRICE) / 1000, 6)
         about["seconds"] = stolen.seconds
-        rows = [about | {"task": t, **lab.score(stolen.encoder, t)} for t in self.tasks]
-        told, lab.told = lab.told, []
-        return rows, told
+        return [about | {"task": task, **lab.score(stolen.encoder, task)} for task in self.tasks]
 
 
 @dataclass(frozen=True)
 class Exam:
     """An encoder to be scored on tasks, and what its rows say of it."""
 
-    about: dict[str, Any]
+    about: Row
     net: encoders.Encoder
     tasks: tuple[str, ...]
-    lab: tuple[tuple[str, Any], ...] = ()
+    lab: Pairs = ()
 
-    def run(self, lab: Lab) -> tuple[list[dict[str, Any]], list[str]]:
-        """Score, and return one row per task, and why it was computed."""
-        lab = lab.but(**dict(self.lab))
-        rows = [self.about | {"task": t, **lab.score(self.net, t)} for t in self.tasks]
-        told, lab.told = lab.told, []
-        return rows, told
+    def run(self, lab: Lab) -> list[Row]:
+        """Score, and return one row per task."""
+        return [self.about | {"task": task, **lab.score(self.net, task)} for task in self.tasks]
+
+
+def run(lab: Lab, jobs: Sequence[Work]) -> list[Row]:
+    """Run jobs, print what was computed and why, and return all rows."""
+    done = list(tqdm(_results(lab, jobs), desc="runs", total=len(jobs), disable=len(jobs) < 2))
+    for message, count in Counter(line for _, messages in done for line in messages).items():
+        print(f"{message} ({count})")
+    return [row for rows, _ in done for row in rows]
+
+
+def _results(lab: Lab, jobs: Sequence[Work]) -> Iterator[tuple[list[Row], list[str]]]:
+    """Run jobs, one process per core on a CPU (a run uses one thread), one by one on a GPU."""
+    limit = lab.settings.get("workers", int(os.environ.get(WORKERS, joblib.cpu_count())))
+    workers = min(limit, len(jobs))
+    if workers < 2 or lab.device.type != "cpu":
+        yield from (_run(lab, job) for job in jobs)
+        return
+    for changes in {repr(job.lab): job.lab for job in jobs}.values():
+        _ = lab.but(**dict(changes)).victim  # made here, once, not by every worker
+    settings = json.dumps(lab.changes)  # settings are what YAML holds; some cannot be hashed
+    with _quiet(), joblib.parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
+        yield from joblib.Parallel(return_as="generator")(
+            joblib.delayed(_run_in_worker)(lab.profile, settings, job) for job in jobs
+        )
+
+
+def _run(lab: Lab, job: Work) -> tuple[list[Row], list[str]]:
+    """Run a job in the lab of its changes; return its rows, and messages of what was computed."""
+    changed = lab.but(**dict(job.lab))
+    rows = job.run(changed)
+    messages = list(changed.messages)
+    changed.messages.clear()
+    return rows, messages
 
 
 @cache
@@ -84,8 +120,8 @@ def _worker_lab(profile: str, changes: str) -> Lab:
     return Lab(profile, **json.loads(changes))
 
 
-def _in_worker(profile: str, changes: str, job: Work) -> tuple[list[dict[str, Any]], list[str]]:
-    return job.run(_worker_lab(profile, changes))
+def _run_in_worker(profile: str, changes: str, job: Work) -> tuple[list[Row], list[str]]:
+    return _run(_worker_lab(profile, changes), job)
 
 
 @contextmanager
@@ -95,56 +131,15 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def run(lab: Lab, jobs: Sequence[Work]) -> list[dict[str, Any]]:
-    """Run jobs, tell what was computed and why, and return all rows."""
-    bar = {"desc": "runs", "total": len(jobs), "disable": len(jobs) < 2}
-    found = list(tqdm(_each(lab, jobs), **bar))
-    for line in reasons([reason for _, told in found for reason in told]):
-        print(line)
-    return [row for rows, _ in found for row in rows]
-
-
-def reasons(told: Iterable[str]) -> list[str]:
-    """Return one line per kind of artifact: how many were computed, and why.
-
-    The members of a sweep differ from each other, each in its own way: that is said once, without values.
-    """
-    kinds: dict[str, Counter[str]] = {}
-    for kind, _, cause in (reason.partition(": ") for reason in told):
-        kinds.setdefault(kind, Counter())[cause] += 1
-    lines = []
-    for kind, causes in kinds.items():
-        brief: Counter[str] = Counter()
-        for cause, count in causes.items():
-            one = " -> " not in cause or len(causes) == 1
-            brief[cause if one else "new settings"] += count
-        counted = ", ".join(f"{c} ({n})" if c else f"({n})" for c, n in brief.items())
-        lines.append(f"{kind}{':' if any(brief) else ''} {counted}")
-    return lines
-
-
-def _each(lab: Lab, jobs: Sequence[Work]) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
-    """Run jobs, one process per core on a CPU (a run uses one thread), one by one on a GPU."""
-    own = lab.settings.get("workers", int(os.environ.get(WORKERS, artifacts.cores())))
-    workers = min(own, len(jobs))
-    if workers < 2 or lab.device.type != "cpu":
-        yield from (job.run(lab) for job in jobs)
-        return
-    for changes in {repr(job.lab): job.lab for job in jobs}.values():
-        _ = lab.but(**dict(changes)).victim  # made here, once, not by every worker
-    own = json.dumps(lab.changes)  # settings are what YAML holds; some cannot be hashed
-    with _quiet(), joblib.parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
-        yield from joblib.Parallel(return_as="generator")(
-            joblib.delayed(_in_worker)(lab.profile, own, job) for job in jobs
-        )
+# --------------------------------------------------------------------------------- sweeps
 
 
 def sweep(
     lab: Lab,
-    attacks: Sequence[str],
-    queries: Sequence[int],
-    seeds: Sequence[int],
-    tasks: Sequence[str],
+    attacks: Names,
+    queries: Numbers,
+    seeds: Numbers,
+    tasks: Names,
     defenses: Sequence[Defense] = (),
     **changes: Any,
 ) -> pd.DataFrame:
@@ -168,20 +163,18 @@ def references(lab: Lab, tasks: Iterable[str], seeds: Iterable[int]) -> pd.DataF
     return pd.DataFrame(run(lab, exams))
 
 
-# Knobs that are the profile's, not the attack's.
-OF_LAB = ("data", "train_split", "method", "query_data", "query_split", "query_images")
-AS_GIVEN = "as given"
-Pairs = tuple[tuple[str, Any], ...]
+def of_lab(lab: Lab, **given: Any) -> dict[str, Any]:
+    """Return those changes of the profile that differ from what it says already, for `lab.but`."""
+    return dict(_split(lab, given)[1])
 
 
 def _split(lab: Lab, given: Mapping[str, Any]) -> tuple[Pairs, Pairs]:
     """Return an attack's changes, and those of the profile that differ from what it says already."""
-    given = {k: v for knob in given.items() for k, v in _unfolded(*knob)}
-    own = lab.settings | {"method": lab.method or lab.settings["victim"].get("method")}
-    attack = sorted((k, v) for k, v in given.items() if k not in OF_LAB)
-    return tuple(attack), tuple(
-        sorted((k, v) for k, v in given.items() if k in OF_LAB and v != own[k])
-    )
+    settings = lab.settings | {"method": lab.method or lab.settings["victim"].get("method")}
+    knobs = {k: v for knob in given.items() for k, v in _unfolded(*knob)}
+    attack = sorted((k, v) for k, v in knobs.items() if k not in OF_LAB)
+    profile = sorted((k, v) for k, v in knobs.items() if k in OF_LAB and v != settings[k])
+    return tuple(attack), tuple(profile)
 
 
 def _unfolded(knob: str, value: Any) -> Pairs:
@@ -195,16 +188,17 @@ def _unfolded(knob: str, value: Any) -> Pairs:
     )
 
 
-def of_lab(lab: Lab, **given: Any) -> dict[str, Any]:
-    """Return those changes of the profile that differ from what it says already, for `lab.but`."""
-    return dict(_split(lab, given)[1])
+Point = tuple[Row, str, int, int, Mapping[str, Any]]  # what rows say; attack, images, seed, changes
 
 
-def _table(lab: Lab, points: Sequence[tuple[dict[str, Any], Job]]) -> pd.DataFrame:
-    """Run the jobs side by side; return their rows, each beside what its point says of it."""
-    rows = run(lab, [job for _, job in points])
-    said = [about for about, job in points for _ in job.tasks]
-    return pd.DataFrame([about | row for about, row in zip(said, rows, strict=True)])
+def _table(lab: Lab, tasks: Names, points: Sequence[Point]) -> pd.DataFrame:
+    """Run an attack per point; return one row per point and task, beside what the point says of it."""
+    jobs = [
+        Job(attack, images, seed, tuple(tasks), (), *_split(lab, changes))
+        for _, attack, images, seed, changes in points
+    ]
+    about = [row for row, *_ in points for _ in tasks]
+    return pd.DataFrame([a | row for a, row in zip(about, run(lab, jobs), strict=True)])
 
 
 def ablate(
@@ -212,95 +206,77 @@ def ablate(
     attack: str,
     knobs: Mapping[str, Sequence[Any]],
     queries: int,
-    seeds: Sequence[int],
+    seeds: Numbers,
     task: str,
 ) -> pd.DataFrame:
     """Run an attack as given, then with one knob changed at a time, at the same number of queries.
 
     Knobs are fields of steal.Config, or the profile's data, query_data (a set, or set@split) or the
-    victim's method. "Same number" is of images: more answers an image cost more. Rows
-    are those of `tables.sweep` with `knob` and `value`.
+    victim's method. "Same number" is of images: more answers an image cost more. Rows are those of
+    `sweep` with `knob` and `value`.
     """
-    settings = [(AS_GIVEN, ""), *((k, v) for k, values in knobs.items() for v in values)]
-    points = []
-    for (knob, value), seed in product(settings, seeds):
-        changed = {} if knob == AS_GIVEN else {knob: value}
-        job = Job(attack, queries, seed, (task,), (), *_split(lab, changed))
-        points.append(({"knob": knob, "value": str(value)}, job))
-    return _table(lab, points)
+    settings = [(AS_GIVEN, ""), *((knob, value) for knob in knobs for value in knobs[knob])]
+    return _table(lab, [task], [
+        ({"knob": knob, "value": str(value)}, attack, queries, seed,
+         {} if knob == AS_GIVEN else {knob: value})
+        for (knob, value), seed in product(settings, seeds)
+    ])  # fmt: skip
 
 
 def losses(
-    lab: Lab,
-    attacks: Sequence[str],
-    victim_data: Sequence[str],
-    queries: int,
-    seeds: Sequence[int],
-    tasks: Sequence[str],
+    lab: Lab, attacks: Names, victim_data: Names, queries: int, seeds: Numbers, tasks: Names
 ) -> pd.DataFrame:
     """Run every attack on the victim of each data set, which is queried with its own images."""
-    points = []
-    for victim, attack, seed in product(victim_data, attacks, seeds):
-        changes = _split(lab, {"data": victim, "query_data": victim})
-        job = Job(attack, queries, seed, tuple(tasks), (), *changes)
-        points.append(({"victim": victim}, job))
-    return _table(lab, points)
+    return _table(lab, tasks, [
+        ({"victim": name}, attack, queries, seed, {"data": name, "query_data": name})
+        for name, attack, seed in product(victim_data, attacks, seeds)
+    ])  # fmt: skip
 
 
 def elsewhere(
-    lab: Lab,
-    attacks: Sequence[str],
-    sources: Sequence[tuple[str, str, int]],
-    seeds: Sequence[int],
-    tasks: Sequence[str],
+    lab: Lab, attacks: Names, sources: Sequence[tuple[str, str, int]], seeds: Numbers, tasks: Names
 ) -> pd.DataFrame:
     """Run attacks on the profile's victim with queries from elsewhere: (data set, split, images)."""
-    points = []
-    for (name, split, images), attack, seed in product(sources, attacks, seeds):
+    points: list[Point] = []
+    for (data, split, images), attack, seed in product(sources, attacks, seeds):
         pool = max(images, lab.settings["query_images"])
-        given = {"query_data": f"{name}@{split}", "query_images": pool}
-        name = name if split == "train" else f"{name}@{split}"
-        job = Job(attack, images, seed, tuple(tasks), (), *_split(lab, given))
-        points.append(({"victim": lab.settings["data"], "query_data": name}, job))
-    return _table(lab, points)
+        changes = {"query_data": f"{data}@{split}", "query_images": pool}
+        name = data if split == "train" else f"{data}@{split}"
+        about = {"victim": lab.settings["data"], "query_data": name}
+        points.append((about, attack, images, seed, changes))
+    return _table(lab, tasks, points)
 
 
 def grid(
-    lab: Lab,
-    attacks: Sequence[str],
-    axes: Mapping[str, Sequence[Any]],
-    seeds: Sequence[int],
-    tasks: Sequence[str],
+    lab: Lab, attacks: Names, axes: Mapping[str, Sequence[Any]], seeds: Numbers, tasks: Names
 ) -> pd.DataFrame:
     """Run attacks on every point of a grid; `axes` are knobs as in `ablate`, and `images`.
 
     All attacks of a point see the same images. Rows have the axes' columns; where `epochs` is one of
     them, also `steps`, the optimizer's steps of the training.
     """
-    batch = lab.settings["surrogate"].get("batch", steal.Config.batch)
-    points = []
-    for values in product(*axes.values()):
-        at = dict(zip(axes, values, strict=True))
-        size = min(batch, at["images"])
-        told = {"steps": at["epochs"] * (at["images"] // size)} if "epochs" in at else {}
-        knobs = {k: v for k, v in at.items() if k != "images"} | {"batch": size}
-        for attack, seed in product(attacks, seeds):
-            job = Job(attack, at["images"], seed, tuple(tasks), (), *_split(lab, knobs))
-            points.append((at | told, job))
-    return _table(lab, points)
+    largest = lab.settings["surrogate"].get("batch", steal.Config.batch)
+    points: list[Point] = []
+    for values, attack, seed in product(product(*axes.values()), attacks, seeds):
+        about = dict(zip(axes, values, strict=True))
+        images = about["images"]
+        batch = min(largest, images)
+        changes = {k: v for k, v in about.items() if k != "images"} | {"batch": batch}
+        steps = {"steps": about["epochs"] * (images // batch)} if "epochs" in about else {}
+        points.append((about | steps, attack, images, seed, changes))
+    return _table(lab, tasks, points)
 
 
-def landscapes(
-    lab: Lab, methods: Sequence[str], query_data: Sequence[str], count: int
-) -> pd.DataFrame:
+def landscapes(lab: Lab, methods: Names, query_data: Names, count: int) -> pd.DataFrame:
     """Describe the victims' embeddings of query images (`evaluate.geometry`), per method and data."""
     rows = []
-    for method, name in product(methods, query_data):
-        there = lab.but(**dict(_split(lab, {"method": method, "query_data": name})[1]))
-        images = there.queries(count)
+    for method, data in product(methods, query_data):
+        about = {"method": method, "query_data": data}
+        changed = lab.but(**of_lab(lab, **about))
+        images = changed.queries(count)
         with artifacts.single_thread():
-            found = evaluate.geometry(encoders.embed(there.victim.encoder, images))
-        rows.append({"method": method, "query_data": name} | found)
+            geometry = evaluate.geometry(encoders.embed(changed.victim.encoder, images))
+        rows.append(about | geometry)
     return pd.DataFrame(rows)
 
 
@@ -310,12 +286,12 @@ def coverage(defense: B4B, users: Mapping[str, Tensor], step: int) -> pd.DataFra
     Rows have the user, `queries`, `coverage` from 0 to 1 and the `noise` that it brings (B4B).
     """
     rows = []
-    for name, answers in users.items():
-        watching, asked = copy.deepcopy(defense), 0
+    for user, answers in users.items():
+        watching, queries = copy.deepcopy(defense), 0
         for part in answers.split(step):
-            watching(part, name)
-            asked += len(part)
-            share = watching.coverage(name)
+            watching(part, user)
+            queries += len(part)
+            share = watching.coverage(user)
             noise = float(watching.sigma(share))
-            rows.append({"user": name, "queries": asked, "coverage": share, "noise": noise})
+            rows.append({"user": user, "queries": queries, "coverage": share, "noise": noise})
     return pd.DataFrame(rows)

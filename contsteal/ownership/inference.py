@@ -1,18 +1,18 @@
-"""What an owner proves afterwards: verdicts on a suspect, dataset inference, false-positive rates.
+"""Verdicts on a suspect encoder, the statistics behind them, and dataset inference.
 
 Every test is one-sided: its null hypothesis is that the suspect is independent of the victim, and a
-small p-value speaks against that. A p-value is over images; how often independently *trained*
-encoders are accused is another question, which `false_positives` and `against_controls` answer.
+small p-value speaks against that. A p-value is over images. How often independently *trained* encoders
+are accused is another question, which `false_positives` and `against_controls` answer.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import stats
 from torch import Tensor, nn
 
 from contsteal import encoders
@@ -24,28 +24,23 @@ Covariance = Literal["full", "diag"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one test says of one suspect; larger `measure` and `statistic` accuse, as a small p does.
-
-    `measure` is what a table shows, in the test's own unit: a share of images in [0, 1], or nats.
-    `statistic` is what `p_value` belongs to, `effect` how far the measure is from the null: a
-    difference of shares, or a gap in standard deviations. `samples` counts what the p-value is over.
-    """
+    """The result of one test of one suspect; a large statistic and a small p-value accuse."""
 
     test: str
-    measure: float
-    statistic: float
-    p_value: float
-    effect: float
-    samples: int
+    measure: float  # what tables show, in the test's unit: a share of images from 0 to 1, or nats
+    statistic: float  # what `p_value` belongs to
+    p_value: float  # one-sided; the null hypothesis is an independent suspect
+    effect: float  # distance from the null: a difference of shares, or a gap in standard deviations
+    samples: int  # observations behind the p-value
 
     def accuses(self, alpha: float = 0.05) -> bool:
-        """Say whether the null hypothesis is rejected at the level `alpha`."""
+        """Return whether the null hypothesis is rejected at the level `alpha`."""
         return self.p_value <= alpha
 
 
 @dataclass(frozen=True)
 class Rate:
-    """A share of trials in [0, 1] and its Clopper-Pearson interval."""
+    """A share of trials from 0 to 1 and its Clopper-Pearson interval."""
 
     rate: float
     low: float
@@ -57,8 +52,11 @@ class Rate:
 def proportion(hits: int, trials: int, level: float = 0.95) -> Rate:
     """Return hits / trials with the exact interval of Clopper and Pearson (Biometrika, 1934).
 
-    Errors: ValueError for no trial, more hits than trials, or a level outside (0, 1).
+    Raises:
+        ValueError: for no trial, more hits than trials, or a level outside (0, 1).
     """
+    from scipy import stats
+
     if not 0 <= hits <= trials or trials < 1 or not 0 < level < 1:
         raise ValueError(f"{hits} of {trials} at level {level}: 0 <= hits <= trials >= 1 is needed, "
                          "and a level in (0, 1)")  # fmt: skip
@@ -75,19 +73,25 @@ def false_positives(verdicts: Iterable[Verdict], alpha: float = 0.05, level: flo
     return proportion(sum(accused), len(accused), level)
 
 
-def exceed(statistics: Iterable[float], threshold: float, level: float = 0.95) -> Rate:
-    """Return the share of suspects' statistics at or above `threshold`, such as the victim's own."""
-    sample = _finite(statistics)
-    return proportion(int((sample >= threshold).sum()), len(sample), level)
-
-
 def against_controls(measure: float, controls: Iterable[float], test: str = "controls") -> Verdict:
-    """Ask whether a suspect's measure could be that of one more independently trained encoder.
+    """Test H0: a suspect's measure is that of one more independently trained encoder.
 
-    t = (x - mean) / (s sqrt(1 + 1/m)) with m - 1 degrees of freedom, over the measures of m controls:
-    the encoder is the unit, so a head that leans one way by accident accuses nobody. `effect` is in
-    the controls' standard deviations. Errors: ValueError for fewer than two controls or no spread.
+    t = (x - mean) / (s sqrt(1 + 1/m)) with m - 1 degrees of freedom, over the measures of m controls.
+    The encoder is the unit, so a head that happens to lean one way accuses nobody.
+
+    Args:
+        measure: of the suspect.
+        controls: measures of encoders trained independently of the victim.
+        test: the verdict's name.
+
+    Returns:
+        A verdict whose `effect` is in the controls' standard deviations.
+
+    Raises:
+        ValueError: for fewer than two controls, controls that are all the same, NaN or infinity.
     """
+    from scipy import stats
+
     sample, x = _finite(controls), float(_finite([measure])[0])
     if len(sample) < 2:
         raise ValueError(f"{len(sample)} controls: their spread needs at least 2 encoders, trained "
@@ -101,13 +105,24 @@ def against_controls(measure: float, controls: Iterable[float], test: str = "con
 
 
 def welch(suspect: Tensor, null: Tensor, test: str = "welch", form: Form = "signed") -> Verdict:
-    """Test H0: mean(suspect) <= mean(null) on two samples (N,) and (M,) by Welch's t.
+    """Test H0: mean(suspect) <= mean(null) by Welch's t.
 
-    `measure` is the gap of the means, `effect` Cohen's d: the gap over the root of the mean variance.
-    The form "published" is the dataset inference code's: equal variances, and half of the *two-sided*
-    p, so that a gap in the wrong direction accuses too. Errors: ValueError for fewer than two
-    samples, NaN or infinity, no variance at all, an unknown form.
+    Args:
+        suspect: one number per image, (N,).
+        null: one number per image, (M,).
+        test: the verdict's name.
+        form: "published" is that of the dataset inference code: equal variances, and half of the
+            *two-sided* p, so that a gap in the wrong direction accuses too.
+
+    Returns:
+        A verdict whose `measure` is the gap of the means and whose `effect` is Cohen's d, the gap over
+        the root of the mean variance.
+
+    Raises:
+        ValueError: for fewer than two samples, NaN or infinity, no variance at all, an unknown form.
     """
+    from scipy import stats
+
     if form not in ("signed", "published"):
         raise ValueError(f'unknown form {form!r}: choose "signed" or "published"')
     if not suspect.ndim == null.ndim == 1:
@@ -117,13 +132,15 @@ def welch(suspect: Tensor, null: Tensor, test: str = "welch", form: Form = "sign
     if min(len(a), len(b)) < 2 or not (a.var() + b.var() > 0):
         raise ValueError(f"{len(a)} and {len(b)} samples: a t-test needs two or more on both sides, "
                          "which are not all the same")  # fmt: skip
-    pair, signed = (a.numpy(), b.numpy()), form == "signed"
-    found = stats.ttest_ind(*pair, equal_var=not signed,
-                            alternative="greater" if signed else "two-sided")  # fmt: skip
+    signed = form == "signed"
+    result = stats.ttest_ind(
+        a.numpy(), b.numpy(), equal_var=not signed,
+        alternative="greater" if signed else "two-sided",
+    )  # fmt: skip
     gap = (a.mean() - b.mean()).item()
     d = gap / ((a.var() + b.var()) / 2).sqrt().item()
-    p_value = float(found.pvalue) if signed else float(found.pvalue) / 2
-    return Verdict(test, gap, float(found.statistic), p_value, d, len(a) + len(b))
+    p_value = float(result.pvalue) if signed else float(result.pvalue) / 2
+    return Verdict(test, gap, float(result.statistic), p_value, d, len(a) + len(b))
 
 
 def _finite(values: Iterable[float]) -> Tensor:
@@ -133,10 +150,12 @@ def _finite(values: Iterable[float]) -> Tensor:
     return sample
 
 
-def same_dimension(answers: Tensor, dim: int, test: str) -> None:
-    """Refuse answers (N, D) that a test in the victim's `dim` coordinates cannot read.
+def check_answers(answers: Tensor, dim: int, test: str) -> None:
+    """Check a suspect's answers for a test in the victim's coordinates.
 
-    Errors: ValueError for another shape, naming the test that applies; for NaN or infinity.
+    Raises:
+        ValueError: for another shape than (N, `dim`), naming the test that applies, and for NaN or
+            infinity.
     """
     if answers.ndim != 2 or answers.shape[1] != dim:
         raise ValueError(
@@ -158,14 +177,22 @@ def split(images: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def dataset_inference(
-    suspect: nn.Module, private: Tensor, public: Tensor, *, seed: int = 0, **options: object
+    suspect: nn.Module, private: Tensor, public: Tensor, *, seed: int = 0, **options: Any
 ) -> Verdict:
-    """Ask whether a suspect finds the victim's training images likelier than images never trained on.
+    """Test whether a suspect finds the victim's training images likelier than unseen ones.
 
-    Dziedzic et al. (NeurIPS 2022), section 3: `private` are the victim's training images, of which
-    half fits the mixture; `public` (M, 3, H, W) are from the same distribution and were in nobody's
-    training. No augmentation. `options` are those of `mixture_test`. The suspect may have any
-    dimension. Errors: as `mixture_test`'s.
+    Dziedzic et al. (NeurIPS 2022), section 3. Images are not augmented. The suspect's features may have
+    any dimension.
+
+    Args:
+        suspect: images (N, 3, H, W) to features (N, D).
+        private: the victim's training images, (N, 3, H, W); half of them fits the mixture.
+        public: images of the same distribution that no encoder was trained on, (M, 3, H, W).
+        seed: of the halves and the mixture.
+        **options: as of `mixture_test`.
+
+    Raises:
+        ValueError: as `mixture_test` does.
     """
     fitted, tested = split(private, seed)
     features = [encoders.embed(suspect, part) for part in (fitted, tested, public)]
@@ -173,19 +200,25 @@ def dataset_inference(
 
 
 def mixture_test(
-    fitted: Tensor,
-    private: Tensor,
-    public: Tensor,
-    *,
-    form: Form = "signed",
-    **options: object,
+    fitted: Tensor, private: Tensor, public: Tensor, *, form: Form = "signed", **options: Any
 ) -> Verdict:
-    """Compare log-likelihoods (nats) of private and public features under a mixture of Gaussians.
+    """Test H0: E log p(private) <= E log p(public), p a mixture of Gaussians.
 
-    H0: E log p(private) <= E log p(public), with p fitted to `fitted` (N, D). `options` are those of
-    `mixture_scores`. Errors: as its own, and those of `welch`.
+    Args:
+        fitted: features of private images that p is fitted to, (N, D).
+        private: features of other private images, (M, D).
+        public: features of images outside the training set, (K, D).
+        form: as of `welch`.
+        **options: as of `mixture_scores`.
+
+    Returns:
+        A verdict whose `measure` is the gap of the mean log-likelihoods in nats.
+
+    Raises:
+        ValueError: as `mixture_scores` and `welch` do.
     """
-    return welch(*mixture_scores(fitted, private, public, **options), "dataset inference", form)
+    scores = mixture_scores(fitted, private, public, **options)
+    return welch(*scores, test="dataset inference", form=form)
 
 
 def mixture_scores(
@@ -199,28 +232,40 @@ def mixture_scores(
     ridge: float = 1e-6,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Return log p (nats) of private (M,) and public (K,) features, p fitted to `fitted` (N, D).
+    """Return the log-likelihoods in nats, (M,) and (K,), of private and public features.
 
-    All features are normalised to length 1. The paper takes 10 full components (CIFAR-10, SVHN), or
-    50 diagonal ones on features that were standardised first (ImageNet). `ridge` is added to each
-    variance. Errors: ValueError for fewer features than components, features that do not belong
-    together, NaN.
+    All features are normalised to length 1. The paper takes 10 full components (CIFAR-10, SVHN), or 50
+    diagonal ones on standardised features (ImageNet).
+
+    Args:
+        fitted: features that the mixture is fitted to, (N, D).
+        private: features (M, D).
+        public: features (K, D).
+        components: Gaussians in the mixture.
+        covariance: "full" or "diag".
+        standardise: whether to standardise features first, by mean and deviation of `fitted`.
+        ridge: added to each variance.
+        seed: of the mixture's start.
+
+    Raises:
+        ValueError: for fewer features than components, shapes that do not fit, NaN or infinity.
     """
-    from sklearn.mixture import GaussianMixture  # scikit-learn takes seconds to import
+    from sklearn.mixture import GaussianMixture  # takes seconds to import
 
-    parts = _normalised([fitted, private, public], standardise)
     if not 1 <= components <= len(fitted):
         raise ValueError(f"{components} components and {len(fitted)} features to fit them to: fewer "
                          "features than components; give more images or fewer components")  # fmt: skip
+    train, *tested = _normalised([fitted, private, public], standardise)
     mixture = GaussianMixture(
         components, covariance_type=covariance, reg_covar=ridge, max_iter=1000,
         random_state=derive("mixture", seed) % 2**32,
-    ).fit(parts[0])  # fmt: skip
-    return tuple(torch.from_numpy(mixture.score_samples(part)) for part in parts[1:])
+    ).fit(train)  # fmt: skip
+    inside, outside = (torch.from_numpy(mixture.score_samples(part)) for part in tested)
+    return inside, outside
 
 
-def _normalised(parts: Sequence[Tensor], standardise: bool) -> list:
-    """Return features as float64 arrays of length 1, standardised first by what the first part says."""
+def _normalised(parts: Sequence[Tensor], standardise: bool) -> list[np.ndarray]:
+    """Return float64 features of length 1, standardised before by the first part's statistics."""
     first = parts[0]
     if any(x.ndim != 2 or x.shape[1:] != first.shape[1:] or not len(x) for x in parts):
         shapes = ", ".join(str(tuple(x.shape)) for x in parts)

@@ -1,7 +1,7 @@
-"""What a thief does to a stolen encoder before anyone looks at it: maps of its features.
+"""How a thief hides a stolen encoder: affine maps of its features.
 
-Each map is y -> W y + b and can be undone, so a linear probe on the features loses nothing, and costs
-no query. It is the adaptive attacker of the ownership tests (Dziedzic et al., NeurIPS 2022, table 1).
+Each map y -> W y + b can be undone, so a linear probe on the features loses nothing, and it costs no
+query. This is the adaptive thief of the ownership tests (Dziedzic et al., NeurIPS 2022, table 1).
 """
 
 import math
@@ -16,7 +16,20 @@ from contsteal.seeds import generator
 
 
 class Obfuscated(nn.Module):
-    """An encoder behind a fixed affine map: images (N, 3, H, W) to features (N, `dim`)."""
+    """An encoder behind a fixed affine map: images (N, 3, H, W) to features (N, `dim`).
+
+    Args:
+        encoder: with features (N, D).
+        weight: W, (`dim`, D).
+        bias: b, (`dim`,).
+
+    Raises:
+        ValueError: where the map does not take the encoder's features.
+    """
+
+    dim: int
+    weight: Tensor
+    bias: Tensor
 
     def __init__(self, encoder: "Encoder | Obfuscated", weight: Tensor, bias: Tensor) -> None:
         super().__init__()
@@ -34,21 +47,24 @@ class Obfuscated(nn.Module):
         return F.linear(self.encoder(images), self.weight, self.bias)
 
 
-def shuffle(encoder: Encoder | Obfuscated, seed: int = 0) -> Obfuscated:
+Net = Encoder | Obfuscated
+
+
+def shuffle(encoder: Net, seed: int = 0) -> Obfuscated:
     """Return the encoder with its features in an order drawn from `seed`."""
     order = torch.randperm(encoder.dim, generator=generator("shuffle", seed))
     return Obfuscated(encoder, torch.eye(encoder.dim)[order], torch.zeros(encoder.dim))
 
 
-def scale(encoder: Encoder | Obfuscated, factor: float = 10.0) -> Obfuscated:
-    """Return the encoder with all its features times `factor`; ValueError for 0 or infinity."""
+def scale(encoder: Net, factor: float = 10.0) -> Obfuscated:
+    """Return the encoder with all features times `factor`; ValueError for 0 or infinity."""
     if not math.isfinite(factor) or factor == 0:
         raise ValueError(f"factor={factor}: features times it are worth nothing; take another")
     return Obfuscated(encoder, factor * torch.eye(encoder.dim), torch.zeros(encoder.dim))
 
 
-def affine(encoder: Encoder | Obfuscated, seed: int = 0, shift: float = 1.0) -> Obfuscated:
-    """Return A y + b with A ~ N(0, 1/D) and b ~ N(0, `shift`^2), in the features' own units.
+def affine(encoder: Net, seed: int = 0, shift: float = 1.0) -> Obfuscated:
+    """Return A y + b with A ~ N(0, 1/D) and b ~ N(0, `shift`^2), in the features' units.
 
     A square Gaussian matrix is invertible with probability 1, so no information is lost.
     """
@@ -57,8 +73,8 @@ def affine(encoder: Encoder | Obfuscated, seed: int = 0, shift: float = 1.0) -> 
     return Obfuscated(encoder, weight, shift * torch.randn(dim, generator=draws))
 
 
-def pad(encoder: Encoder | Obfuscated, extra: int = 16, seed: int = 0) -> Obfuscated:
-    """Return the features and `extra` zeros, shuffled: a dimension that no watermark head takes."""
+def pad(encoder: Net, extra: int = 16, seed: int = 0) -> Obfuscated:
+    """Return the features and `extra` zeros, shuffled: no watermark head reads that dimension."""
     if extra < 1:
         raise ValueError(f"extra={extra}: at least one feature is added")
     order = torch.randperm(encoder.dim + extra, generator=generator("pad", seed))
@@ -66,7 +82,7 @@ def pad(encoder: Encoder | Obfuscated, extra: int = 16, seed: int = 0) -> Obfusc
     return Obfuscated(encoder, weight, torch.zeros(len(order)))
 
 
-OBFUSCATIONS: dict[str, Callable[[Encoder | Obfuscated], Obfuscated]] = {
+OBFUSCATIONS: dict[str, Callable[[Net], Obfuscated]] = {
     "shuffle": shuffle,
     "scale": scale,
     "affine": affine,

@@ -1,7 +1,8 @@
-"""Embed SSLGuard's key into an encoder while a shadow steals it, so that the key survives stealing.
+"""SSLGuard: a secret key in the answers to stamped images, embedded so that it survives stealing.
 
-Cong et al. (CCS 2022), after the published code: each batch trains the shadow, then trigger and
-decoder on encoder and shadow alike, then the encoder. `sslguard` reads the key afterwards.
+Cong et al. (CCS 2022), after the published code. While the key is embedded, a shadow encoder steals the
+watermarked one: each batch trains the shadow, then trigger and decoder on encoder and shadow alike, then
+the encoder.
 """
 
 import copy
@@ -12,7 +13,6 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from scipy import stats
 from torch import Tensor, nn
 
 from contsteal import augment, encoders, loop
@@ -22,7 +22,7 @@ from contsteal.ownership.inference import Verdict
 from contsteal.seeds import derive, generator
 
 TEST = "SSLGuard"
-Gradients = Literal["own", "published"]
+Optimizers = dict[str, torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,15 @@ class Config:
     lr_decoder: float = 1e-3
     lr_trigger: float = 1e-3
     image_size: int = 32
-    gradients: Gradients = "own"  # "published": the encoder also follows the other steps' losses
+    gradients: Literal["own", "published"] = "own"  # "published": the encoder follows all losses
     seed: int = 0
 
 
 class Key(nn.Module):
-    """What the owner keeps in secret: a vector, a mask, a trigger, and a decoder of features."""
+    """What the owner keeps secret: a vector, a mask, a trigger, and a decoder (N, `dim`) -> (N, K)."""
+
+    secret: Tensor
+    mask: Tensor
 
     def __init__(self, config: Config, dim: int) -> None:
         super().__init__()
@@ -68,70 +71,8 @@ class Key(nn.Module):
         return ((1 - self.mask) * x + self.mask * self.trigger).clamp(0, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return cos(decoder(y), secret) (N,) of features y (N, D)."""
+        """Return cos(decoder(y), secret), (N,), of features y (N, D)."""
         return F.cosine_similarity(self.decoder(features), self.secret[None])
-
-
-# --------------------------------------------------------------------------- verification
-
-
-@torch.no_grad()
-def questions(key: Key, private: Tensor) -> Tensor:
-    """Return the stamped images as the uint8 (N, 3, H, W) that an owner sends to a suspect."""
-    return augment.to_uint8(key.stamp(private.to(key.mask.device)))
-
-
-@torch.no_grad()
-def decoded(key: Key, answers: Tensor) -> Tensor:
-    """Return the decoder's outputs at length 1, float64 (N, K), of answers (N, D) to `questions`.
-
-    Errors: ValueError for another dimension than the victim's, saying which test applies instead.
-    """
-    inference.same_dimension(answers, key.dim, TEST)
-    out = key.decoder(answers.to(key.secret.device, torch.float32))
-    return F.normalize(out.double().cpu(), dim=1)
-
-
-def rate(key: Key, answers: Tensor, threshold: float = 0.5) -> float:
-    """Return the watermark rate: the share of answers whose cosine with the key is above `threshold`.
-
-    The published code returns their number.
-    """
-    cosines = decoded(key, answers) @ F.normalize(key.secret.double().cpu(), dim=0)
-    return (cosines > threshold).double().mean().item()
-
-
-def verify(
-    key: Key,
-    suspect: nn.Module,
-    private: Tensor,
-    *,
-    threshold: float = 0.5,
-    controls: Sequence[nn.Module] = (),
-) -> Verdict:
-    """Test whether a suspect answers stamped private images (N, 3, H, W) with the owner's key.
-
-    H0: the key is one of N(0, I)^K, drawn after the decoder. Then c, the cosine of the key with the
-    mean m of the decoded unit vectors, has t = c sqrt((K - 1) / (1 - c^2)) on K - 1 degrees of freedom,
-    and |m| c is the mean cosine, the `effect`. The decoder knows its key, though, and may lean to it
-    whatever it reads: with two or more independent `controls` H0 is that the suspect's mean cosine is
-    one of theirs (`ownership.against_controls`). `measure` is the watermark rate, or with controls
-    the mean cosine. Errors: ValueError for a suspect of another dimension.
-    """
-    answers = [encoders.embed(net, questions(key, private)) for net in (suspect, *controls)]
-    unit = F.normalize(key.secret.double().cpu(), dim=0)
-    means = [decoded(key, answer).mean(0) for answer in answers]
-    cosines = [(m @ unit).item() for m in means]
-    if controls:
-        return inference.against_controls(cosines[0], cosines[1:], f"{TEST} against controls")
-    c, free = cosines[0] / means[0].norm().clamp(min=1e-12).item(), len(unit) - 1
-    t = c * math.sqrt(free / max(1 - c * c, 1e-12))
-    p_value = float(stats.t.sf(t, free))
-    share = rate(key, answers[0], threshold)
-    return Verdict(f"{TEST} against random keys", share, t, p_value, cosines[0], len(private))
-
-
-Optimizers = dict[str, torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
@@ -144,8 +85,11 @@ class Guarded:
     history: list[loop.Row]
 
 
-class Embedding(nn.Module):
-    """The four networks of an embedding and its three losses: clean, marked, shadow, and the key."""
+# -------------------------------------------------------------------------------- embedding
+
+
+class KeyEmbedding(nn.Module):
+    """The networks of an embedding (clean, watermarked, shadow, key) and its three losses."""
 
     def __init__(self, clean: encoders.Encoder, config: Config) -> None:
         super().__init__()
@@ -170,29 +114,36 @@ class Embedding(nn.Module):
         -cos F_w(x_t) - cos S(x_t) + the squared mean cosines of F(x_t), F(x), F_w(x) and S(x).
         """
         stamped = self.key.stamp(private)
-        found = [self.key(net(stamped)).mean() for net in (self.marked, self.shadow)]
+        carrying = [self.key(net(stamped)).mean() for net in (self.marked, self.shadow)]
         others = [(self.clean, stamped), (self.clean, x), (self.marked, x), (self.shadow, x)]
         silent = [self.key(net(images)).mean().square() for net, images in others]
-        return torch.stack(silent).sum() - torch.stack(found).sum()
+        return torch.stack(silent).sum() - torch.stack(carrying).sum()
 
     def encoder_loss(self, x: Tensor, private: Tensor) -> Tensor:
         """Stay useful and carry the key: -cos(F(x), F_w(x)) + cos(F_w(x), key)^2 - cos(F_w(x_t), key)."""
         y = self.marked(x)
         useful = F.cosine_similarity(self.clean(x), y).mean()
-        marked = self.key(self.marked(self.key.stamp(private))).mean()
-        return self.key(y).mean().square() - useful - marked
+        carrying = self.key(self.marked(self.key.stamp(private))).mean()
+        return self.key(y).mean().square() - useful - carrying
 
 
 def embed(config: Config, victim: encoders.Encoder, images: Tensor, private: Tensor) -> Guarded:
-    """Embed a key into a copy of a trained victim, which itself is left as it is.
+    """Embed a key into a copy of a trained victim.
 
-    `images` (N, 3, H, W) uint8 are what the shadow steals with and the marked encoder stays faithful
-    on; `private` (M, 3, H, W) are the owner's, which are stamped and kept for verification. Each step
-    updates the shadow, then trigger and decoder, then the encoder, batch norm excepted; x has
-    `batch` images. Errors: ValueError for sizes that do not fit; loop.Diverged for a NaN loss.
+    Each step updates the shadow, then trigger and decoder, then the encoder without its batch norm.
+
+    Args:
+        config: of key and embedding.
+        victim: stays as it is.
+        images: uint8 (N, 3, H, W), what the shadow steals with and the copy stays faithful on.
+        private: uint8 (M, 3, H, W), the owner's images to stamp, kept for `verify`.
+
+    Raises:
+        ValueError: for a config out of range, and images that do not fit it.
+        loop.Diverged: for a NaN loss.
     """
-    _check(config, victim, images, private)
-    model = Embedding(victim, config).to(images.device)
+    _check(config, images, private)
+    model = KeyEmbedding(victim, config).to(images.device)
     optimizers = _optimizers(config, model)
     history = []
     for epoch in range(config.epochs):
@@ -207,29 +158,25 @@ def embed(config: Config, victim: encoders.Encoder, images: Tensor, private: Ten
     return Guarded(model.marked, model.key, model.shadow, history)
 
 
-def _check(config: Config, victim: encoders.Encoder, images: Tensor, private: Tensor) -> None:
+def _check(config: Config, images: Tensor, private: Tensor) -> None:
     if config.gradients not in ("own", "published"):
         raise ValueError(f'unknown gradients {config.gradients!r}: choose "own" or "published"')
     if not 0 < config.masked < 1 or config.key < 3 or config.epochs < 1 or config.batch < 2:
         raise ValueError(f"{config}: masked must lie in (0, 1), key be 3 or more, epochs 1 or more "
                          "and batch 2 or more")  # fmt: skip
     for part in (images, private):
-        augment.to_float(part[:0])
+        augment.to_float(part[:0])  # refuses what is no uint8 image
         if len(part) < config.batch or part.shape[-1] != config.image_size:
             raise ValueError(
                 f"images {tuple(part.shape)}: a batch is {config.batch} of {config.image_size} px"
             )
 
 
-def _optimizers(config: Config, model: Embedding) -> Optimizers:
+def _optimizers(config: Config, model: KeyEmbedding) -> Optimizers:
     """Return one SGD with momentum per step; the trigger takes plain gradient steps, as published."""
     norms = (nn.BatchNorm1d, nn.BatchNorm2d)
-    marked = [
-        p
-        for module in model.marked.modules()
-        if not isinstance(module, norms)
-        for p in module.parameters(recurse=False)
-    ]
+    parts = [module for module in model.marked.modules() if not isinstance(module, norms)]
+    marked = [p for module in parts for p in module.parameters(recurse=False)]
     key = [
         {"params": list(model.key.decoder.parameters()), "lr": config.lr_decoder},
         {"params": [model.key.trigger], "lr": config.lr_trigger, "momentum": 0.0},
@@ -243,39 +190,112 @@ def _optimizers(config: Config, model: Embedding) -> Optimizers:
 
 def _epoch(
     config: Config,
-    model: Embedding,
+    model: KeyEmbedding,
     optimizers: Optimizers,
     images: Tensor,
     private: Tensor,
     draws: torch.Generator,
 ) -> loop.Row:
-    """Pass once over the images, the private ones drawn anew for each batch; return the mean losses."""
+    """Pass once over the images, with private ones drawn for each batch; return the mean losses."""
     order, steps = torch.randperm(len(images), generator=draws), len(images) // config.batch
     total = dict.fromkeys(optimizers, torch.zeros((), device=images.device))
     for chosen in order[: steps * config.batch].split(config.batch):
-        mine = torch.randint(len(private), (config.batch,), generator=draws)
-        x, v = augment.to_float(images[chosen]), augment.to_float(private[mine])
-        for name, given in (("shadow", (x,)), ("key", (x, v)), ("encoder", (x, v))):
-            loss = getattr(model, f"{name}_loss")(*given)
+        stamped = torch.randint(len(private), (config.batch,), generator=draws)
+        x, v = augment.to_float(images[chosen]), augment.to_float(private[stamped])
+        for name, batch in (("shadow", (x,)), ("key", (x, v)), ("encoder", (x, v))):
+            loss = getattr(model, f"{name}_loss")(*batch)
             _step(name, model, optimizers, loss, config.gradients)
             total[name] = total[name] + loss.detach() / steps
     return {name: value.item() for name, value in total.items()}
 
 
-def _step(name: str, model: Embedding, optimizers: Optimizers, loss: Tensor, form: str) -> None:
-    """Update one optimizer's own parameters by one loss.
+def _step(name: str, model: KeyEmbedding, optimizers: Optimizers, loss: Tensor, form: str) -> None:
+    """Update one optimizer's parameters by one loss.
 
     The published code clears the gradients once per batch, before the first of the three steps, so the
     encoder's last step follows the sum of all losses; the trigger it clears after the trigger's step.
     """
     optimizer, published = optimizers[name], form == "published"
-    own = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if not published:
         optimizer.zero_grad()
     elif name == "shadow":
         for net in (model.shadow, model.marked, model.key.decoder):
             net.zero_grad()
-    loss.backward(inputs=None if published else own)
+    loss.backward(inputs=None if published else parameters)
     optimizer.step()
     if published and name == "key":
         model.key.trigger.grad = None
+
+
+# ----------------------------------------------------------------------------- verification
+
+
+@torch.no_grad()
+def questions(key: Key, private: Tensor) -> Tensor:
+    """Return what an owner sends to a suspect: the stamped images, uint8 (N, 3, H, W)."""
+    return augment.to_uint8(key.stamp(private.to(key.mask.device)))
+
+
+@torch.no_grad()
+def decoded(key: Key, answers: Tensor) -> Tensor:
+    """Return the decoder's outputs at length 1, float64 (N, K), of answers (N, D) to `questions`.
+
+    Raises:
+        ValueError: for another dimension than the victim's, naming the test that applies, and for NaN.
+    """
+    inference.check_answers(answers, key.dim, TEST)
+    out = key.decoder(answers.to(key.secret.device, torch.float32))
+    return F.normalize(out.double().cpu(), dim=1)
+
+
+def rate(key: Key, answers: Tensor, threshold: float = 0.5) -> float:
+    """Return the watermark rate: the share of answers whose cosine with the key is above `threshold`.
+
+    The published code returns their number.
+    """
+    cosines = decoded(key, answers) @ F.normalize(key.secret.double().cpu(), dim=0)
+    return (cosines > threshold).double().mean().item()
+
+
+def verify(
+    key: Key,
+    suspect: nn.Module,
+    private: Tensor,
+    *,
+    threshold: float = 0.5,
+    controls: Sequence[nn.Module] = (),
+) -> Verdict:
+    """Test whether a suspect answers stamped private images with the owner's key.
+
+    H0: the key is one of N(0, I)^K, drawn after the decoder. Then c, the cosine of the key with the mean
+    m of the decoded unit vectors, has t = c sqrt((K - 1) / (1 - c^2)) on K - 1 degrees of freedom, and
+    |m| c is the mean cosine, the `effect`. The decoder was trained for its key, though, and may lean to
+    it whatever it reads: with two or more controls H0 is that the suspect's mean cosine is one of theirs.
+
+    Args:
+        key: the owner's secret.
+        suspect: images to features.
+        private: the owner's images, uint8 (N, 3, H, W).
+        threshold: of the watermark rate.
+        controls: independently trained encoders.
+
+    Returns:
+        A verdict whose `measure` is the watermark rate, or with controls the mean cosine.
+
+    Raises:
+        ValueError: for a suspect of another dimension, naming the test that applies.
+    """
+    from scipy import stats
+
+    answers = [encoders.embed(net, questions(key, private)) for net in (suspect, *controls)]
+    unit = F.normalize(key.secret.double().cpu(), dim=0)
+    means = [decoded(key, answer).mean(0) for answer in answers]  # (K,) each
+    cosines = [(m @ unit).item() for m in means]
+    if controls:
+        return inference.against_controls(cosines[0], cosines[1:], f"{TEST} against controls")
+    c, free = cosines[0] / means[0].norm().clamp(min=1e-12).item(), len(unit) - 1
+    t = c * math.sqrt(free / max(1 - c * c, 1e-12))
+    p_value = float(stats.t.sf(t, free))
+    share = rate(key, answers[0], threshold)
+    return Verdict(f"{TEST} against random keys", share, t, p_value, cosines[0], len(private))

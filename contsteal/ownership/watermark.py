@@ -1,10 +1,10 @@
-"""The rotation watermark: a victim that also learns which half-plane an image was turned into.
+"""The rotation watermark: the victim also learns into which half-plane an image was turned.
 
-Dziedzic et al. (ICML 2022), section 5.1. The owner keeps a head on the raw features y; a stolen
-encoder should have inherited the task, an independent one never learned it in these coordinates.
+Dziedzic et al. (ICML 2022), section 5.1. The owner keeps a head on the raw features y. A stolen encoder
+should have inherited the task; an independent one never learned it in these coordinates.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -12,10 +12,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from scipy import stats
 from torch import Tensor, nn
 
-from contsteal import augment, encoders, loop, methods, pretrain
+from contsteal import augment, encoders, loop, pretrain
 from contsteal.augment import rotate
 from contsteal.methods import Head, Method
 from contsteal.ownership import inference
@@ -30,11 +29,11 @@ TEST = "rotation watermark"
 class Config:
     """Whose training is watermarked, and how.
 
-    The published code never gives the head to the optimizer: with `trained_head=False` the encoder
-    alone is tuned to a head that stays random.
+    The published code never gives the head to the optimizer: with `trained_head=False` the encoder alone
+    is tuned to a head that stays random.
     """
 
-    victim: methods.Config = field(default_factory=methods.Config)
+    victim: pretrain.Config = field(default_factory=pretrain.Config)
     trained_head: bool = True
     weight: float = 1.0  # of the rotation task; the paper alternates epochs of the two tasks
     hidden: tuple[int, ...] = (256, 128)  # the code's; the paper says "two-layer"
@@ -42,7 +41,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Mark:
-    """What the owner keeps in secret: a head (N, D) -> (N, 2), and what it reads."""
+    """What the owner keeps secret: a head (N, `dim`) -> (N, 2)."""
 
     head: nn.Module
     dim: int
@@ -59,12 +58,12 @@ class Watermarked:
     projector: Head | None = None
 
 
-class Marked(nn.Module):
-    """A self-supervised method with the rotation task beside it: loss = method + weight x rotation.
+class WatermarkedMethod(nn.Module):
+    """A method of victim training with the rotation task beside it: loss = method + weight x rotation.
 
-    Two deviations: both tasks share each step, where the published code alternates whole epochs; and a
-    mark that is `tuned` into a victim is read in eval mode, as at the test, so that the running averages
-    of batch norm stay those of the method's views. Else they average over turned images too, as there.
+    Two deviations from the published code: both tasks share each step, where it alternates whole epochs.
+    And where the mark is `tuned` into a trained victim, the encoder reads turned images in eval mode, as
+    at the test, so that the running averages of batch norm stay those of the method's views.
     """
 
     def __init__(self, method: Method, config: Config, tuned: bool = False) -> None:
@@ -81,36 +80,36 @@ class Marked(nn.Module):
         images: Tensor,
         labels: Tensor | None,
         draws: torch.Generator,
-        turns: torch.Generator,
+        angles: torch.Generator,
         carriers: Tensor | None = None,
     ) -> Tensor:
-        """Return the loss of uint8 images (B, 3, H, W); views and angles have generators of their own.
+        """Return the loss of uint8 images (B, 3, H, W); views and angles have their own generators.
 
-        The rotation task is that of the images too, or of as many `carriers`, drawn from (N, 3, H, W).
+        The rotation task takes the images too, or as many drawn from `carriers` (N, 3, H, W).
         """
         turned = images
         if carriers is not None:
-            turned = carriers[torch.randint(len(carriers), (len(images),), generator=turns)]
-        return self.method(images, labels, draws) + self.weight * self.rotation(turned, turns)
+            turned = carriers[torch.randint(len(carriers), (len(images),), generator=angles)]
+        return self.method(images, labels, draws) + self.weight * self.rotation(turned, angles)
 
-    def rotation(self, images: Tensor, turns: torch.Generator) -> Tensor:
-        """Return the cross-entropy of the head on both turns of each image."""
+    def rotation(self, images: Tensor, angles: torch.Generator) -> Tensor:
+        """Return the cross-entropy of the head on both turns of uint8 images (B, 3, H, W)."""
         with torch.autocast(images.device.type, enabled=False):
-            turned = halves(augment.to_float(images), turns)
+            turned = turn(augment.to_float(images), angles)  # (2B, 3, H, W)
         with encoders.evaluating(self.method.encoder) if self.tuned else nullcontext():
-            logits = self.head(self.method.encoder(turned)).float()
-        return F.cross_entropy(logits, which(len(images)).to(logits.device))
+            logits = self.head(self.method.encoder(turned)).float()  # (2B, 2)
+        return F.cross_entropy(logits, half_planes(len(images)).to(logits.device))
 
 
-def halves(images: Tensor, draws: torch.Generator) -> Tensor:
-    """Turn each image by U[0, 180) degrees, then each by U[180, 360): (N, 3, H, H) to (2N, 3, H, H)."""
+def turn(images: Tensor, draws: torch.Generator) -> Tensor:
+    """Turn images (N, 3, H, H) by U[0, 180) degrees and by U[180, 360): (2N, 3, H, H), in this order."""
     angle = 180 * torch.rand(2, len(images), generator=draws)
     angle[1] += 180
     return rotate(images.repeat(2, 1, 1, 1), angle.flatten())
 
 
-def which(n: int) -> Tensor:
-    """Return the half of each of the 2N images of `halves`: N times 0, N times 1."""
+def half_planes(n: int) -> Tensor:
+    """Return the half-plane, 0 or 1, of each of the 2N images that `turn` makes."""
     return torch.arange(2).repeat_interleave(n)
 
 
@@ -121,12 +120,19 @@ def fit(
     start: pretrain.Fitted | None = None,
     carriers: Tensor | None = None,
 ) -> Watermarked:
-    """Train a watermarked victim on the images that `pretrain.fit` would train it on, with its views.
+    """Train a watermarked victim on the images and views that `pretrain.fit` would train it on.
 
-    With `start`, a trained victim, the mark is tuned into a copy of it. Turned are the training images,
-    as in the paper, or the owner's own `carriers` (N, 3, H, W). The rate per epoch ("wsr") is over the
-    images, or carriers, that `held_out` keeps from training. Errors: ValueError as `pretrain.fit`'s,
-    and for a weight below 0; loop.Diverged for a NaN loss.
+    Args:
+        config: of victim and watermark.
+        images: the training set; a tenth at most is held out for the rate per epoch, "wsr".
+        checkpoint: where a killed run continues.
+        start: a trained victim; the mark is tuned into a copy of it.
+        carriers: the owner's images to turn, uint8 (N, 3, H, W), in place of the training images, which
+            are the paper's choice. The rate is then over held-out carriers.
+
+    Raises:
+        ValueError: as `pretrain.fit` does, and for a negative weight.
+        loop.Diverged: for a NaN loss.
     """
     victim, schedule = config.victim, pretrain.schedule(config.victim)
     held = min(victim.held_out, len(images) // 10)
@@ -137,15 +143,21 @@ def fit(
     model = build(config, len(images.classes) if images.labels is not None else 0, start)
     model = model.to(images.images.device)
     mark = Mark(model.head, model.method.encoder.dim, config.trained_head)
-    turns = lru_cache(maxsize=1)(lambda epoch: generator("rotation", victim.seed, epoch))
+
+    @lru_cache(maxsize=1)  # the steps of an epoch draw from one generator, one after the other
+    def angles(epoch: int) -> torch.Generator:
+        return generator("rotation", victim.seed, epoch)
 
     def loss(chosen: Tensor, epoch: int, draws: torch.Generator) -> Tensor:
         labels = None if kept.labels is None else kept.labels[chosen]
-        return model(kept.images[chosen], labels, draws, turns(epoch), carriers)
+        return model(kept.images[chosen], labels, draws, angles(epoch), carriers)
+
+    def success_rate(epoch: int) -> loop.Row:
+        return {"wsr": rate(mark, model.method.encoder, watched)}
 
     history = loop.fit(
         model, loss, len(kept), schedule, seed=victim.seed, checkpoint=checkpoint,
-        after_epoch=_monitor(mark, model.method, watched) if held else None,
+        after_epoch=success_rate if held else None,
         title=f"watermarked {victim.method} {victim.encoder}",
         identity=f"{config!r} {start and encoders.identity(start.encoder)}",
     )  # fmt: skip
@@ -153,62 +165,61 @@ def fit(
     return Watermarked(model.method.encoder.eval(), mark, history, model.method.projector)
 
 
-def build(config: Config, classes: int, start: pretrain.Fitted | None = None) -> Marked:
+def build(config: Config, classes: int, start: pretrain.Fitted | None = None) -> WatermarkedMethod:
     """Build the victim exactly as `pretrain.build` does, and a head drawn from the same seed."""
     method = pretrain.build(config.victim, classes)
     if start:
         pretrain.adopt(method, start)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive("watermark head", config.victim.seed))
-        return Marked(method, config, start is not None)
-
-
-def _monitor(mark: Mark, method: Method, images: Tensor) -> Callable[[int], loop.Row]:
-    """Return what measures the mark's rate on held-out images after an epoch."""
-
-    def look(epoch: int) -> loop.Row:
-        return {"wsr": rate(mark, method.encoder, images)}
-
-    return look
+        return WatermarkedMethod(method, config, start is not None)
 
 
 # --------------------------------------------------------------------------- verification
 
 
 def questions(images: Tensor, seed: int = 0) -> Tensor:
-    """Return the uint8 images (2N, 3, H, H) that an owner sends to a suspect: both turns of each."""
-    turned = halves(augment.to_float(images), generator("questions", seed))
+    """Return what an owner sends to a suspect: both turns of images (N, 3, H, H), uint8 (2N, 3, H, H)."""
+    turned = turn(augment.to_float(images), generator("questions", seed))
     return augment.to_uint8(turned)
 
 
 @torch.no_grad()
-def success(mark: Mark, answers: Tensor) -> Tensor:
-    """Return which answers (2N, D) to `questions` the head reads rightly: 0 or 1, float64 (2N,).
-
-    Errors: ValueError for another dimension than the victim's, or an odd number of answers.
-    """
-    inference.same_dimension(answers, mark.dim, TEST)
+def _margins(mark: Mark, answers: Tensor) -> Tensor:
+    """Return the head's logits (2N, 2) on the CPU for answers (2N, D) to `questions`."""
+    inference.check_answers(answers, mark.dim, TEST)
     if not len(answers) or len(answers) % 2:
         raise ValueError(f"{len(answers)} answers: give those to both turns of each image")
-    device = next(mark.head.parameters()).device
-    read = mark.head(answers.to(device, torch.float32)).argmax(1).cpu()
-    return (read == which(len(answers) // 2)).double()
+    return mark.head(answers.to(next(mark.head.parameters()).device, torch.float32)).cpu()
 
 
-@torch.no_grad()
+def success(mark: Mark, answers: Tensor) -> Tensor:
+    """Return which answers (2N, D) to `questions` the head classifies rightly, 0 or 1, float64 (2N,).
+
+    Raises:
+        ValueError: for another dimension than the victim's, an odd number of answers, or NaN.
+    """
+    read = _margins(mark, answers).argmax(1)
+    return (read == half_planes(len(answers) // 2)).double()
+
+
 def ranked(mark: Mark, answers: Tensor) -> Verdict:
     """Test answers (2N, D) to `questions` by the order of the head's margins, not by their sign.
 
-    A surrogate whose features are shifted is read as one half throughout, at a rate of 1/2; the order
-    survives. `measure` is the area under the ROC curve, H0 that it is at most 1/2 (Mann and Whitney,
-    1947). Errors: as `success`'s.
+    If a surrogate's features are shifted, the head may see one half-plane throughout, at a rate of 1/2;
+    the order survives. H0: the area under the ROC curve, the verdict's `measure`, is at most 1/2 (Mann
+    and Whitney, 1947).
+
+    Raises:
+        ValueError: as `success` does.
     """
-    success(mark, answers)  # refuses what the head cannot read
-    logits = mark.head(answers.to(next(mark.head.parameters()).device, torch.float32)).cpu()
+    from scipy import stats
+
+    logits = _margins(mark, answers)
     one, two = (logits[:, 1] - logits[:, 0]).chunk(2)
-    found, n = stats.mannwhitneyu(two.numpy(), one.numpy(), alternative="greater"), len(answers)
-    area = float(found.statistic) / (n / 2) ** 2
-    return Verdict(f"{TEST} by rank", area, found.statistic, float(found.pvalue), area - 0.5, n)
+    result, n = stats.mannwhitneyu(two.numpy(), one.numpy(), alternative="greater"), len(answers)
+    area = float(result.statistic) / (n / 2) ** 2
+    return Verdict(f"{TEST} by rank", area, result.statistic, float(result.pvalue), area - 0.5, n)
 
 
 def rate(mark: Mark, suspect: nn.Module, images: Tensor, seed: int = 0) -> float:
@@ -224,24 +235,34 @@ def verify(
     controls: Sequence[nn.Module] = (),
     seed: int = 0,
 ) -> Verdict:
-    """Test a suspect's watermark success rate on images (N, 3, H, H), the victim's training images.
+    """Test a suspect's watermark success rate.
 
-    Without controls H0 is a rate of at most 1/2, by the exact binomial test over 2N answers: an
-    independent encoder may depart from 1/2 too, if the head happens to lean that way in its
-    coordinates. With two or more independent `controls` H0 is that the suspect's rate is one of
-    theirs (`ownership.against_controls`). The paper's own test (table 5) is
-    `ownership.welch(success(mark, suspect), success(mark, control))` on answers to `questions`.
-    Errors: ValueError for a suspect of another dimension, saying which test applies instead.
+    Without controls H0 is a rate of at most 1/2. An independent encoder may depart from 1/2 too, if the
+    head happens to lean one way in its coordinates. With two or more controls H0 is that the suspect's
+    rate is one of theirs. The paper's own test (table 5) is
+    `welch(success(mark, suspect), success(mark, control))` on answers to `questions`.
+
+    Args:
+        mark: the owner's secret.
+        suspect: images to features.
+        images: the victim's training images, (N, 3, H, H).
+        controls: independently trained encoders.
+        seed: of the angles.
+
+    Raises:
+        ValueError: for a suspect of another dimension, naming the test that applies.
     """
-    found = success(mark, encoders.embed(suspect, questions(images, seed)))
+    right = success(mark, encoders.embed(suspect, questions(images, seed)))
     if controls:
         rates = [rate(mark, control, images, seed) for control in controls]
-        return inference.against_controls(found.mean().item(), rates, f"{TEST} against controls")
-    return against_chance(found)
+        return inference.against_controls(right.mean().item(), rates, f"{TEST} against controls")
+    return against_chance(right)
 
 
 def against_chance(right: Tensor) -> Verdict:
     """Test what `success` returns, (2N,), against a rate of at most 1/2, by the exact binomial test."""
+    from scipy import stats
+
     share, n = right.mean().item(), len(right)
     p_value = float(stats.binomtest(int(right.sum()), n, alternative="greater").pvalue)
     z = (share - 0.5) * 2 * n**0.5

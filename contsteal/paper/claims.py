@@ -1,143 +1,827 @@
-"""The claims that stored results can test: `claims.yaml`, read and checked."""
+"""The papers' claims and our own, tested on stored results: `python -m contsteal.paper.claims`.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+A claim is a sentence, its source, and a function that picks the two sides from a table. To add one, add a
+`Claim` to `CLAIMS`. `make check` calls this module: for one profile, or for all whose results are stored.
+It ends with 1 where a stored result contradicts this repository.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import inf, isnan, nan
 from pathlib import Path
-from typing import Any
 
-import yaml
+import pandas as pd
+from pandas import DataFrame, Series
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-from contsteal.lab import artifacts, profiles, tables
+from contsteal import files
+from contsteal.evaluate import mean_interval
+from contsteal.lab import artifacts, profiles
+from contsteal.paper import sentences
 
-PATH = artifacts.PACKAGE / "claims.yaml"
+HOLDS, FAILS, OPEN, ABSENT = "holds", "does not hold", "not enough evidence", "not measured"
 BUDGETS = ("images", "unique_inputs", "calls")
-Filters = Mapping[str, Any]
+
+Sides = tuple[DataFrame, ...]  # the rows of a and b, one per seed; or of a alone
+Picked = Sides | dict[str, Sides]  # one comparison, or several by name, all of which must come out
+Pick = Callable[[DataFrame], Picked]
+Premise = tuple[str, Callable[[DataFrame], Sides]]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """The bounds of a mean: of the "difference" a - b, of the "ratio" a / b, or of the "value" a."""
+
+    of: str
+    low: float = -inf
+    high: float = inf
+
+
+# One rule for all thresholds: 0 where somebody is said to be ahead, five points where something is said
+# not to matter. They are not tuned to results.
+AHEAD = Criterion("difference", low=0)
+CLEARLY_AHEAD = Criterion("difference", low=0.05)
+NOT_WORSE = Criterion("difference", low=-0.05)
+EQUIVALENT = Criterion("difference", low=-0.05, high=0.05)
+NEARLY_ALL = Criterion("ratio", low=0.95)
+NOT_SIGNIFICANT = Criterion("value", low=0.05)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim: who says it, which rows of which table it compares, and what must come out.
+    """A claim that the stored results of a profile can test.
 
-    `where` filters the rows, `a` and `b` the two sides of a comparison (`order`: each of its sides
-    beats the next), as `matching.expand` reads them. The `metric` of a minus b, or of a alone, or as a
-    share of b's, must lie where `test` and `threshold` say (`evidence.REGIONS`), with at least `seeds`
-    seeds. Both sides of a pair must agree in the columns `equal`, where the table has them; `mean_over`
-    averages over these columns first. `within` limits a share's distinct inputs to a part of the
-    victim's training set. `premise` is a difference (a, b, threshold) without which there is nothing to
-    test. `says` is what this repository says of a profile itself.
+    `pick` takes the table figures/<profile>/<table>.csv and returns the sides whose `metric` must meet
+    the `criterion`. Both sides must agree in `budgets` (the default ones where the table has them).
+    `mean_over` averages each seed over these columns. `within` takes a's largest number of distinct
+    inputs up to this part of the victim's training set. `premise` says, and picks, what must be clearly
+    ahead, or there is nothing to test. `says` is this repository's own verdict, by profile.
     """
 
     id: str
-    text: str
+    table: str
     source: str
-    stem: str
-    test: str
-    threshold: float
-    seeds: int
+    text: str
+    pick: Pick
+    criterion: Criterion = AHEAD
     metric: str = "accuracy"
-    where: Filters = field(default_factory=dict)
-    a: Filters = field(default_factory=dict)
-    b: Filters = field(default_factory=dict)
-    order: Sequence[Filters] = ()
-    equal: Sequence[str] = BUDGETS
+    budgets: Sequence[str] = BUDGETS
     mean_over: Sequence[str] = ()
     within: float = 0.0
-    premise: Filters = field(default_factory=dict)
+    premise: Premise | None = None
     says: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def columns(self) -> list[str]:
-        """The columns that its table must have; the budgets are compared where there are any."""
-        sides = [self.where, self.a, self.b, *self.order]
-        sides += [self.premise.get("a", {}), self.premise.get("b", {})]
-        asked = [c for side in sides for c in side]
-        asked += [c for c in self.equal if self.equal is not BUDGETS]
-        asked += ["unique_inputs"] if self.within else []
-        return list(dict.fromkeys([*asked, self.metric, *self.mean_over]))
+
+# ------------------------------------------------------------------------------ picking rows
 
 
-KINDS: dict[str, tuple[type, ...]] = {
-    "id": (str,), "text": (str,), "source": (str,), "stem": (str,), "test": (str,), "metric": (str,),
-    "threshold": (int, float), "within": (int, float), "seeds": (int,), "where": (dict,), "a": (dict,),
-    "b": (dict,), "premise": (dict,), "says": (dict,), "order": (list,), "equal": (list,),
-    "mean_over": (list,),
-}  # fmt: skip
-NEEDS = {
-    "difference": ("a", "b"), "equivalence": ("a", "b"), "share": ("a", "b"), "above": ("a",),
-    "below": ("a",), "order": ("order",),
-}  # fmt: skip
+def where(t: DataFrame, **values: object) -> DataFrame:
+    """Return the rows that have these values."""
+    for column, value in values.items():
+        t = t[t[column] == value]
+    return t
 
 
-def _check(given: object, place: str) -> None:
-    """Raise ValueError for an entry with unknown, missing or mistyped fields."""
-    if not isinstance(given, dict):
-        raise ValueError(f"{place}: {given!r} is no mapping of fields to values")
-    needed = [f.name for f in fields(Claim) if f.default is f.default_factory is MISSING]
-    for name in given:
-        if name not in KINDS:
-            raise ValueError(f"{place}: no field {name!r}; a claim has {', '.join(KINDS)}")
-    for name in needed:
-        if name not in given:
-            raise ValueError(f"{place}: field {name!r} is missing; needed are {', '.join(needed)}")
-    for name, value in given.items():
-        if type(value) not in KINDS[name] or value == "":
-            kinds = " or ".join(k.__name__ for k in KINDS[name])
-            raise ValueError(f"{place}: {name}={value!r} must be {kinds}, and not empty")
+def like(rows: DataFrame, t: DataFrame, *columns: str) -> DataFrame:
+    """Return the rows of t that have the values of other rows."""
+    return where(t, **{column: rows[column].iloc[0] for column in columns})
 
 
-def _check_test(given: dict[str, Any], place: str) -> None:
-    """Raise ValueError for an unknown test, and for sides that it has not or misses."""
-    test, known = given["test"], NEEDS
-    if test not in known:
-        raise ValueError(f"{place}: unknown test {test!r}: choose one of {', '.join(known)}")
-    wanted = set(NEEDS[test])
-    sides = {name for name in ("a", "b", "order") if given.get(name)}
-    if sides != wanted or len(given.get("order", [0, 0])) < 2:
-        raise ValueError(
-            f"{place}: the test {test!r} compares {', '.join(NEEDS[test])} (an order has at least two "
-            f"sides), given are {', '.join(sorted(sides)) or 'none'}"
-        )
-    if test == "equivalence" and given["threshold"] <= 0:
-        raise ValueError(f"{place}: threshold={given['threshold']}: a margin is above 0")
-    if given["seeds"] < 2:
-        raise ValueError(f"{place}: seeds={given['seeds']}: an interval needs at least 2")
-    premise = given.get("premise")
-    if premise is not None and set(premise) != {"a", "b", "threshold"}:
-        raise ValueError(f"{place}: premise={premise}: it has a, b and threshold")
-    if bool(given.get("within")) != (test == "share"):
-        raise ValueError(f"{place}: `within` belongs to the test 'share', and is needed there")
+def first(t: DataFrame, column: str) -> DataFrame:
+    """Return the rows of the value that a table lists first: of the main task, victim or head."""
+    return t[t[column].isin(t[column].dropna().unique()[:1])]
 
 
-def _check_says(given: dict[str, Any], place: str) -> None:
-    """Raise ValueError for what is said of unknown profiles, or is no verdict."""
-    for profile, said in given.get("says", {}).items():
-        if profile not in profiles.names():
-            known = ", ".join(profiles.names())
-            raise ValueError(f"{place}, says: unknown profile {profile!r}: choose one of {known}")
-        if said not in tables.VERDICTS[:-1]:
-            known = ", ".join(tables.VERDICTS[:-1])
-            raise ValueError(f"{place}, says, {profile}: {said!r} is no verdict: choose {known}")
+def main_task(t: DataFrame) -> DataFrame:
+    """Return the rows of the main task and, where there are several, of the main victim."""
+    return first(first(t, "victim") if "victim" in t else t, "task")
 
 
-def load(path: Path = PATH) -> list[Claim]:
-    """Return the claims of a file, in its order.
+def attacks(t: DataFrame, a: str, b: str) -> Sides:
+    """Return the rows of two attacks on the main task."""
+    return where(main_task(t), attack=a), where(main_task(t), attack=b)
 
-    Errors: ValueError with the place for text that is no YAML or no list, and for unknown, missing,
-    mistyped or repeated fields, tests, profiles and verdicts.
+
+def versus(a: str, b: str) -> Callable[[DataFrame], Sides]:
+    """Return a function that picks two attacks on the main task."""
+    return lambda t: attacks(t, a, b)
+
+
+def at(budget: Callable[[DataFrame], DataFrame], a: str, b: str) -> Pick:
+    """Return a function that picks two attacks on the main task at the largest or smallest budget."""
+    return lambda t: {
+        f"{images} images": attacks(rows, a, b)
+        for images, rows in split(budget(main_task(t)), "images").items()
+    }
+
+
+def largest(t: DataFrame, column: str = "images") -> DataFrame:
+    """Return the rows of the largest budget."""
+    return where(t, **{column: t[column].max()})
+
+
+def smallest(t: DataFrame) -> DataFrame:
+    """Return the rows of the smallest budget."""
+    return where(t, images=t["images"].min())
+
+
+def split(t: DataFrame, *columns: str) -> dict[str, DataFrame]:
+    """Return the rows of each combination of values, by its name."""
+    return {
+        ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values): rows
+        for values, rows in t.groupby(list(columns), sort=False)
+    }
+
+
+def mse(t: DataFrame) -> DataFrame:
+    """Return the rows of the conventional attack on the main task."""
+    return where(main_task(t), attack="embedding")
+
+
+def undefended(t: DataFrame) -> DataFrame:
+    """Return the rows of the conventional attack without a defence."""
+    return where(mse(t), defence="none")
+
+
+def defended(t: DataFrame, *kinds: str) -> dict[str, DataFrame]:
+    """Return the rows of the conventional attack under each defence of these kinds, by its name."""
+    return split(mse(t)[mse(t)["defence"].str.startswith(kinds, na=False)], "defence")
+
+
+def noisy(t: DataFrame, offset: bool = False) -> dict[str, DataFrame]:
+    """Return the rows of the conventional attack under noise with or without a constant offset."""
+    noise = defended(t, "GaussianNoise(")
+    return {name: rows for name, rows in noise.items() if ("mean=" in name) == offset}
+
+
+def rounded(t: DataFrame) -> dict[str, DataFrame]:
+    """Return the rows of the conventional attack under each rounding and top-k, by its name."""
+    return defended(t, "Rounding(", "TopK(")
+
+
+def adapted(t: DataFrame, how: str) -> Sides:
+    """Return the rows of a thief who adapts to a defence, and of one who does not."""
+    return where(t, adapts=how), t[t["adapts"].isna()]
+
+
+def kinds(t: DataFrame, a: str, b: str = "independent") -> Sides:
+    """Return the rows of two kinds of encoders that an owner examines."""
+    return where(t, kind=a), where(t, kind=b)
+
+
+def obfuscated(t: DataFrame, *how: str) -> dict[str, Sides]:
+    """Return the rows of a disguised victim and of independent encoders, by the disguise."""
+    return {h: (where(t, kind="obfuscated", suspect=h), where(t, kind="independent")) for h in how}
+
+
+def trained_and_random(t: DataFrame) -> Picked:
+    """Pair each self-supervised encoder with random features, task by task."""
+    trained = split(t[~t["encoder"].isin(["random", "supervised"])], "task", "encoder")
+    random = where(t, encoder="random")
+    return {name: (rows, like(rows, random, "task")) for name, rows in trained.items()}
+
+
+def own_and_other_queries(t: DataFrame) -> Picked:
+    """Pair the queries that a table lists first, the victim's own, with each other source."""
+    own = first(main_task(t), "query_data")
+    others = split(main_task(t).drop(own.index), "attack", "images", "query_data")
+    return {name: (like(rows, own, "attack", "images"), rows) for name, rows in others.items()}
+
+
+# ------------------------------------------------------------------------------ the claims
+
+# fmt: off
+SHA = "Sha et al., CVPR 2023"
+ICML = "Dziedzic et al., ICML 2022"
+B4B = "Dubiński et al. (B4B), NeurIPS 2023"
+INFERENCE = "Dziedzic et al. (Dataset Inference for Self-Supervised Models), NeurIPS 2022, Table 1"
+OURS = "this repository"
+CODE = "the official code changes loss and augmentation at once"
+
+# A defence cannot fail to stop an attack that is no better than random features: hence the premises.
+MSE_STEALS = ("MSE ends 5 points above random features", versus("embedding", "random"))
+INFO_NCE_STEALS = ("InfoNCE ends 5 points above random features", versus("info-nce", "random"))
+UNDEFENDED_STEALS = ("MSE without a defence ends 5 points above random features",
+                     lambda t: (undefended(t), where(main_task(t), attack="random")))
+MARKED = ("the victim's own rate is 5 points above that of independent encoders",
+          lambda t: kinds(first(t, "head"), "victim"))
+SETTINGS = ("images", "epochs", "query_data", "method", "views")
+BOTH_HOLD, BOTH_FAIL, BOTH_OPEN = ({"demo": v, "study": v} for v in (HOLDS, FAILS, OPEN))
+
+CLAIMS = [
+    # what there is to steal
+    Claim("victim-floor", "03_attacks", f"{SHA}, abstract",
+          "The victim's features solve the main task better than random features.",
+          versus("victim", "random"), says=BOTH_HOLD),
+    Claim("victim-floor-tasks", "01_worth", f"{SHA}, abstract",
+          "Self-supervised features are better than random ones on every downstream task.",
+          trained_and_random),
+
+    # conventional attacks
+    Claim("embedding-label", "02_conventional", f"{SHA}, abstract; {ICML}, Table 4",
+          "An embedding thief gets a better main task than a label thief (encoders are more "
+          "vulnerable than classifiers).", versus("embedding", "label"), says=BOTH_FAIL),
+    Claim("embedding-posterior", "02_conventional", f"{SHA}, abstract",
+          "An embedding thief gets a better main task than a posterior thief.",
+          versus("embedding", "posterior"), says=BOTH_FAIL),
+    Claim("embedding-label-agreement", "02_conventional", f"{SHA}, abstract",
+          "An embedding thief agrees with the victim more often than a label thief.",
+          versus("embedding", "label"), metric="agreement"),
+    Claim("embedding-label-elsewhere", "02_conventional", f"{ICML}, Table 4",
+          "On tasks that its classifier was not made for, an embedding thief is ahead of a label "
+          "thief.",
+          lambda t: {task: attacks(rows, "embedding", "label")
+                     for task, rows in split(t.drop(main_task(t).index), "task").items()}),
+    Claim("embedding-label-cka", "03_attacks", f"{OURS}, notebook 02",
+          "An embedding thief's features are more like the victim's (linear CKA) than a label thief's.",
+          versus("embedding", "label"), metric="cka", says=BOTH_HOLD),
+
+    # losses
+    Claim("contrastive-mse", "02_losses", f"{ICML}, Table 2",
+          "Contrastive losses (InfoNCE, soft nearest neighbours) steal better than MSE.",
+          lambda t: {loss: attacks(t, loss, "embedding") for loss in ("info-nce", "soft-nn")}),
+    Claim("contrastive-mse-cka", "02_losses", f"{OURS}, after {ICML}, Table 2",
+          "Contrastive losses (InfoNCE, soft nearest neighbours) copy the features more closely "
+          "(linear CKA) than MSE.",
+          lambda t: {loss: attacks(t, loss, "embedding") for loss in ("info-nce", "soft-nn")},
+          metric="cka"),
+    Claim("info-nce-mse", "03_attacks", f"{ICML}, Table 2",
+          "InfoNCE steals better than MSE, with the queries of the main comparison.",
+          versus("info-nce", "embedding"), says={"demo": HOLDS, "study": OPEN}),
+    Claim("loss-order", "02_losses", f"{ICML}, Table 2",
+          "Soft nearest neighbours steal better than Wasserstein, and Wasserstein better than "
+          "Barlow as published.",
+          lambda t: {"soft-nn over wasserstein": attacks(t, "soft-nn", "wasserstein"),
+                     "wasserstein over barlow-published": attacks(t, "wasserstein", "barlow-published")},
+          budgets=["images"]),  # Barlow sends two views of each
+    Claim("wasserstein-mse", "02_losses", f"{ICML}, Table 2",
+          "The Wasserstein loss steals worse than MSE.", versus("embedding", "wasserstein")),
+    Claim("wasserstein-cka", "02_losses", f"{OURS}, after {ICML}, Table 2",
+          "The Wasserstein loss leaves features as near to the victim's as random ones, within 5 "
+          "points of linear CKA.", versus("wasserstein", "random"), EQUIVALENT, metric="cka",
+          premise=MSE_STEALS),
+    Claim("barlow-mse", "02_losses", f"{ICML}, Table 2",
+          "The Barlow loss as published fails, and steals worse than MSE with the same images.",
+          versus("embedding", "barlow-published"), budgets=["images"]),  # Barlow sends two views of each
+    Claim("barlow-cka", "02_losses", f"{OURS}; surrogate and victim never meet in that form",
+          "The Barlow loss as published leaves features as near to the victim's as random ones, "
+          "within 5 points of linear CKA.", versus("barlow-published", "random"), EQUIVALENT,
+          metric="cka", premise=MSE_STEALS, says=BOTH_HOLD),
+    Claim("barlow-corrected", "02_losses", f"{OURS}, losses.barlow",
+          "The corrected Barlow loss copies the features more closely (linear CKA) than the "
+          "published form.", versus("barlow", "barlow-published"), metric="cka",
+          says={"study": HOLDS}),
+    Claim("direct-recreate", "02_losses", f"{ICML}, Table 1",
+          "Stealing embeddings directly is at most 5 points worse than with a recreated head.",
+          versus("info-nce", "recreate-head"), NOT_WORSE, budgets=["images"],
+          premise=INFO_NCE_STEALS),  # the head is learnt from two views of each
+    Claim("direct-access", "02_losses", f"{ICML}, Table 1",
+          "Stealing embeddings directly is at most 5 points worse than stealing the head's output.",
+          versus("info-nce", "access-head"), NOT_WORSE, premise=INFO_NCE_STEALS),
+    Claim("rda-cont-steal", "02_losses", "Wu et al. (RDA), ECCV 2024, abstract",
+          "RDA, with ten answers to each image, steals better than Cont-Steal with as many images.",
+          versus("rda", "cont-steal"), budgets=["images"]),
+    Claim("own-queries", "02_elsewhere", f"{ICML}, Table 3",
+          "Queries from the victim's own data steal better than as many from any other data.",
+          own_and_other_queries),
+
+    # Cont-Steal
+    Claim("cont-steal-mse", "03_attacks", f"{SHA}, abstract",
+          "Cont-Steal steals better than the conventional embedding attack (MSE).",
+          versus("cont-steal", "embedding"), says={"demo": OPEN, "study": FAILS}),
+    Claim("cont-steal-code-mse", "03_attacks", f"{SHA}, abstract and official code",
+          "Cont-Steal in the form of the official code steals better than MSE.",
+          versus("cont-steal-code", "embedding"), says=BOTH_OPEN),
+    Claim("loss-alone", "03_two_by_two", f"{SHA}, abstract; {CODE}",
+          "At equal augmentation, without and with, Cont-Steal's loss steals better than MSE.",
+          lambda t: {views: attacks(where(t, views=views), "cont-steal", "embedding")
+                     for views in ("clean", "augmented")}, says=BOTH_OPEN),
+    Claim("augmentation-alone", "03_two_by_two", f"{OURS}, notebook 03; {CODE}",
+          "Augmentation alone makes MSE steal better.",
+          lambda t: (where(mse(t), views="augmented"), where(mse(t), views="clean"))),
+    Claim("augmentation-loss", "03_two_by_two", f"{OURS}, notebook 03; {CODE}",
+          "Augmentation matters more than the loss: MSE with it is ahead of Cont-Steal's loss without.",
+          lambda t: (where(mse(t), views="augmented"),
+                     where(main_task(t), attack="cont-steal", views="clean"))),
+    Claim("settings-every", "03_boundary", f"{SHA}, abstract",
+          "Cont-Steal is ahead of MSE in every setting (queries, epochs, query data, victim, views).",
+          lambda t: {setting: attacks(rows, "cont-steal", "embedding")
+                     for setting, rows in split(main_task(t), *SETTINGS).items()}),
+    Claim("settings-mean", "03_boundary", f"{SHA}, abstract",
+          "Cont-Steal is ahead of MSE on average over settings (queries, epochs, query data, "
+          "victim, views).", versus("cont-steal", "embedding"), mean_over=SETTINGS),
+    Claim("negatives-victim", "03_ablations", f"{SHA}, the loss",
+          "Cont-Steal needs the victim's other answers as negatives.",
+          lambda t: (where(main_task(t), knob="as given"),
+                     where(main_task(t), knob="negatives", value="self")), says=BOTH_OPEN),
+    Claim("negatives-self", "03_ablations", f"{SHA}, the loss",
+          "Cont-Steal needs the surrogate's own other vectors as negatives.",
+          lambda t: (where(main_task(t), knob="as given"),
+                     where(main_task(t), knob="negatives", value="victim"))),
+    Claim("control", "03_control", f"{OURS}, notebook 03, the control",
+          "A thief who trains on shuffled answers ends at most 5 points above random features.",
+          versus("random", "embedding, shuffled"), NOT_WORSE, premise=MSE_STEALS),
+    Claim("control-cka", "03_control", f"{OURS}, notebook 03, the control",
+          "A thief who trains on shuffled answers ends at most 5 points of linear CKA nearer to "
+          "the victim than random features.", versus("random", "embedding, shuffled"), NOT_WORSE,
+          metric="cka", premise=MSE_STEALS),
+
+    # queries
+    Claim("fifth-mse", "04_budget", f"{ICML}, abstract",
+          "With fewer distinct queries than a fifth of the victim's training set, MSE reaches 95 % "
+          "of the victim.", versus("embedding", "victim"), NEARLY_ALL, within=0.2),
+    Claim("fifth-cont-steal", "04_budget", f"{ICML}, abstract; {SHA}, abstract",
+          "With fewer distinct queries than a fifth of the victim's training set, Cont-Steal "
+          "reaches 95 % of the victim.", versus("cont-steal", "victim"), NEARLY_ALL, within=0.2),
+    Claim("more-queries", "04_budget", f"{ICML}, Tables 7 and 9",
+          "More queries steal more, the largest budget more than the smallest.",
+          lambda t: {attack: (largest(rows), smallest(rows))
+                     for attack in ("embedding", "cont-steal")
+                     for rows in [where(main_task(t), attack=attack)]}, budgets=[]),
+    Claim("few-mse", "04_budget", f"{ICML}, Table 7",
+          "With few queries MSE is ahead of contrastive stealing.",
+          at(smallest, "embedding", "cont-steal"), says=BOTH_OPEN),
+    Claim("many-contrastive", "04_budget", f"{ICML}, Table 7",
+          "With many queries contrastive stealing is ahead of MSE.",
+          at(largest, "cont-steal", "embedding"), says={"demo": OPEN, "study": FAILS}),
+    Claim("fresh-views", "04_budget", f"{SHA}, official code, which asks in every epoch",
+          "Asking for new views in every epoch steals more than asking once, with as many images.",
+          at(largest, "cont-steal, anew", "cont-steal"), budgets=["images"], says=BOTH_OPEN),
+
+    # defences
+    Claim("noise-thief", "05_defenses", f"{ICML}, Table 10",
+          "Zero-mean noise takes at most 5 points from a thief.",
+          lambda t: {name: (rows, undefended(t)) for name, rows in noisy(t).items()}, NOT_WORSE,
+          premise=UNDEFENDED_STEALS),
+    Claim("noise-customer", "05_defenses", f"{B4B}, Table 6",
+          "Zero-mean noise harms the legitimate user.",
+          lambda t: {name: (undefended(t), rows) for name, rows in noisy(t).items()},
+          metric="legitimate", says=BOTH_HOLD),
+    Claim("offset-thief", "05_defenses", f"{ICML}, Table 10",
+          "Noise with a constant offset harms a thief who trains with MSE.",
+          lambda t: {name: (undefended(t), rows) for name, rows in noisy(t, offset=True).items()}),
+    Claim("rounding-thief", "05_defenses", "Liu et al. (StolenEncoder), CCS 2022, abstract",
+          "Rounding and top-k take at most 5 points from a thief.",
+          lambda t: {name: (rows, undefended(t)) for name, rows in rounded(t).items()}, NOT_WORSE,
+          premise=UNDEFENDED_STEALS),
+    Claim("rounding-customer", "05_defenses", "the ICML paper's authors, blog of February 2023",
+          "Rounding and top-k harm the legitimate user.",
+          lambda t: {name: (undefended(t), rows) for name, rows in rounded(t).items()},
+          metric="legitimate"),
+    Claim("b4b-customer", "05_defenses", f"{B4B}, Table 1",
+          "B4B takes at most 5 points from the legitimate user.",
+          lambda t: {name: (rows, undefended(t)) for name, rows in defended(t, "B4B(").items()},
+          NOT_WORSE, metric="legitimate"),
+    Claim("b4b-thief", "05_defenses", f"{B4B}, Table 1", "B4B harms the thief.",
+          lambda t: {name: (undefended(t), rows) for name, rows in defended(t, "B4B(").items()}),
+    Claim("b4b-coverage", "05_coverage", f"{B4B}, Figure 3",
+          "With as many queries, a thief covers more of the embedding space than a customer.",
+          lambda t: (where(largest(t, "queries"), user="thief"),
+                     where(largest(t, "queries"), user="customer")), metric="coverage",
+          budgets=["queries"]),
+    Claim("averaging", "05_adaptive", f"{OURS}, notebook 05",
+          "A thief who averages several answers to each image gets more through fresh noise, at "
+          "several times the answers.",
+          lambda t: {name: adapted(rows, "averages") for name, rows in noisy(t).items()},
+          budgets=["images", "unique_inputs"]),
+    Claim("averaging-cka", "05_adaptive", f"{OURS}, notebook 05",
+          "A thief who averages several answers to each noisy image gets nearer to the victim "
+          "(linear CKA).",
+          lambda t: {name: adapted(rows, "averages") for name, rows in noisy(t).items()},
+          metric="cka", budgets=["images", "unique_inputs"]),
+    Claim("centring", "05_adaptive", f"{OURS}, notebook 05",
+          "A thief who subtracts the mean answer gets more through noise with an offset.",
+          lambda t: {name: adapted(rows, "centres") for name, rows in noisy(t, offset=True).items()}),
+    Claim("two-accounts", "05_adaptive", f"{B4B}, Table 1",
+          "Two accounts, mapped onto each other, get more through B4B than one, with as many images.",
+          lambda t: {name: adapted(rows, "two accounts") for name, rows in defended(t, "B4B(").items()},
+          budgets=["images"]),  # both accounts ask some images, to be mapped
+
+    # the owner's proofs; an independent encoder has no budget
+    Claim("watermark-victim", "05_watermark",
+          f"{ICML}, section 5.1, which gives no rate of the victim itself",
+          "A marked victim reads its watermark more often than independent encoders do.",
+          lambda t: {head: kinds(rows, "victim") for head, rows in split(t, "head").items()},
+          metric="wsr"),
+    Claim("watermark-transfers", "05_watermark", f"{ICML}, section 5.1, Tables 5 and 17",
+          "The watermark passes to a thief, whose rate is above that of independent encoders.",
+          lambda t: {head: (largest(where(rows, kind="stolen", suspect="embedding")),
+                     where(rows, kind="independent")) for head, rows in split(t, "head").items()},
+          metric="wsr", budgets=[]),
+    Claim("watermark-queries", "05_watermark", f"{ICML}, Table 17",
+          "More queries pass on more of the watermark, the largest budget more than the smallest.",
+          lambda t: {thief: (largest(rows), smallest(rows)) for thief, rows
+                     in split(where(first(t, "head"), kind="stolen"), "suspect").items()},
+          metric="wsr", budgets=[]),
+    Claim("watermark-turned", "05_watermark", f"{ICML}, Table 17, attackers with rotation",
+          "A thief who rotates the images in training takes over more of the watermark than one "
+          "who does not.",
+          lambda t: {head: (where(rows, suspect="embedding, turned"), where(rows, suspect="embedding"))
+                     for head, rows in split(largest(where(t, kind="stolen")), "head").items()},
+          metric="wsr"),
+    Claim("watermark-hidden", "05_watermark",
+          f"{OURS}, notebook 05; the owner's head reads features in the victim's order",
+          "A thief who shuffles or mixes the features hides the watermark, to at most 5 points "
+          "above independent encoders.",
+          lambda t: {how: (b, a) for how, (a, b)
+                     in obfuscated(first(t, "head"), "shuffle", "affine").items()}, NOT_WORSE,
+          metric="wsr", premise=MARKED),
+    Claim("inference-victim", "05_inference", INFERENCE,
+          "Dataset inference tells the victim from independent encoders by its gap between private "
+          "and other images.", lambda t: kinds(where(t, form="signed"), "victim"), metric="effect"),
+    Claim("inference-stolen", "05_inference", INFERENCE,
+          "Dataset inference tells stolen encoders from independent ones by their gap.",
+          lambda t: {thief: (largest(rows), where(t, form="signed", kind="independent")) for thief, rows
+                     in split(where(t, form="signed", kind="stolen"), "suspect").items()},
+          metric="effect", budgets=[]),
+    Claim("inference-obfuscated", "05_inference", INFERENCE,
+          "Dataset inference tells the victim from independent encoders though its features are "
+          "shuffled, padded or mixed.",
+          lambda t: obfuscated(where(t, form="signed"), "shuffle", "pad", "affine"),
+          metric="effect"),
+    Claim("inference-independent", "05_inference", INFERENCE,
+          "Dataset inference does not accuse independent encoders, whose mean p-value is above 5 %.",
+          lambda t: {form: (where(rows, kind="independent"),)
+                     for form, rows in split(t, "form").items()}, NOT_SIGNIFICANT, metric="p"),
+]
+# fmt: on
+
+
+# ------------------------------------------------------------------------------ statistics
+
+SEEDS = 3  # fewer give no verdict
+RISK = 0.05  # of an interval that misses the mean, over all comparisons of a claim
+SAME = 1e-9  # values of all seeds nearer than this are one measurement, repeated
+NEAR = 0.9  # a ratio that is missed at less than this part of the limit may yet be reached
+ONE_FOR_ALL = ("victim", "obfuscated")  # the one victim, as it is and as a thief may disguise it
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A verdict, and the comparison that decides it with its 95 % t-interval (NaN for one seed).
+
+    `few` says that there were too few seeds.
     """
+
+    verdict: str
+    mean: float = nan
+    low: float = nan
+    high: float = nan
+    n: int = 0
+    name: str = ""
+    why: str = ""
+    few: bool = False
+
+
+def decide(samples: Mapping[str, Series], criterion: Criterion, conclusive: bool = True) -> Finding:
+    """Return the verdict on a claim from the values by seed of each comparison that it makes.
+
+    It holds where the 95 % t-interval lies between the bounds in every comparison. It does not hold where
+    the interval of one lies outside; among k comparisons that interval has the level 1 - 0.05/k
+    (Bonferroni), since one of many may stray by chance. Anything else, too few seeds in one of them, or a
+    failure that is not `conclusive`, is not enough evidence. Values that are equal in all seeds count as
+    one seed. The finding shows the comparison with the least room between its mean and the bounds.
+    """
+    low, high = criterion.low, criterion.high
+    findings = []
+    for name, values in samples.items():
+        n = 1 if values.max() - values.min() < SAME else len(values)
+        findings.append(Finding(OPEN, *mean_interval(values), n=n, name=name))
+    findings.sort(key=lambda f: min(f.mean - low, high - f.mean))
+    worst, count = findings[0], min(f.n for f in findings)
+    if count < SEEDS:
+        unit = "seeds" if count > 1 else "measurements"
+        return replace(worst, why=f"{count} of {SEEDS} {unit}", few=True)
+    if all(low < f.low and f.high < high for f in findings):
+        return replace(worst, verdict=HOLDS)
+    for finding in findings if conclusive else ():
+        _, lower, upper = mean_interval(samples[finding.name], 1 - RISK / len(samples))
+        if upper < low or lower > high:
+            return replace(finding, verdict=FAILS)
+    return worst
+
+
+class NotComparable(ValueError):
+    """Two sides lack rows or common seeds, or were measured at unequal budgets."""
+
+
+def by_seed(claim: Claim, sides: Sides) -> Series:
+    """Return the difference, ratio or value of a claim's metric by seed, or raise NotComparable.
+
+    The same seed means the same queries, first weights and batches for both sides; a table without seeds
+    has one. With `mean_over`, a seed counts only with every point measured.
+    """
+    index = ["seed", *claim.mean_over]
+    indexed = [rows.assign(seed=rows.get("seed", 0)).set_index(index) for rows in sides]
+    for rows in indexed:
+        if rows.empty:
+            raise NotComparable("no such rows")
+        if rows.index.has_duplicates:
+            again = rows.index[rows.index.duplicated()][0]
+            raise ValueError(
+                f"claim {claim.id!r}, {claim.table}.csv: several rows for {', '.join(index)} = {again}; "
+                "pick one of them"
+            )
+    values = indexed[0][claim.metric]
+    if len(indexed) == 2:
+        a, b = _aligned(*indexed)
+        _check_budgets(claim, a, b)
+        one, two = a[claim.metric], b[claim.metric]
+        values = one / two if claim.criterion.of == "ratio" else one - two
+    if claim.mean_over and len(values):
+        values = values.unstack(list(claim.mean_over)).dropna().mean(axis=1)
+    if values.dropna().empty:
+        raise NotComparable("no seed has values of all sides")
+    return values.dropna()
+
+
+def _aligned(a: DataFrame, b: DataFrame) -> tuple[DataFrame, DataFrame]:
+    """Return both sides with the same seeds and points, the one victim beside each of them."""
+    if _one_for_all(a):
+        return a.iloc[[0] * len(b)].set_axis(b.index), b
+    if _one_for_all(b):
+        return a, b.iloc[[0] * len(a)].set_axis(a.index)
+    both = a.index.intersection(b.index)
+    return a.loc[both], b.loc[both]
+
+
+def _one_for_all(rows: DataFrame) -> bool:
+    names = [rows[column].iloc[0] for column in ("attack", "kind") if column in rows]
+    return len(rows) == 1 and any(name in ONE_FOR_ALL for name in names)
+
+
+def _check_budgets(claim: Claim, a: DataFrame, b: DataFrame) -> None:
+    for column in claim.budgets:
+        if claim.budgets is BUDGETS and column not in a:
+            continue
+        one, two = a[column].astype(float), b[column].astype(float)
+        apart = (one - two).abs() > 1e-6  # NaN, of random features and the victim, is never apart
+        if apart.any():
+            unequal = f"{one[apart].iloc[0]:g} against {two[apart].iloc[0]:g}"
+            raise NotComparable(f"unequal {column}: {unequal}")
+
+
+def assess(claim: Claim, table: DataFrame, train_images: int) -> Finding:
+    """Return what a table says about a claim; `train_images` is what the victim was trained on."""
+    picked = claim.pick(table)
+    comparisons = picked if isinstance(picked, dict) else {"": picked}
+    if not comparisons:
+        return Finding(ABSENT, why=f"{claim.table}.csv has no such rows")
+    conclusive, notes = True, []
+    if claim.within:
+        if not train_images:
+            return Finding(ABSENT, why="the profile does not count the victim's training images")
+        limit = int(claim.within * train_images)
+        comparisons, most = _within(comparisons, limit)
+        conclusive = most >= NEAR * limit
+        notes = [f"at {most:g} of at most {limit} distinct inputs"]
+    samples, missing = {}, []
+    for name, sides in comparisons.items():
+        try:
+            samples[name] = by_seed(claim, sides)
+        except NotComparable as error:
+            missing.append(f"{name}: {error}".removeprefix(": "))
+    if missing:
+        return Finding(ABSENT, why="; ".join(missing))
+    finding = decide(samples, claim.criterion, conclusive)
+    many = f"of {len(samples)} comparisons" if len(samples) > 1 else ""
+    premise = _missing_premise(claim, table)
+    why = "; ".join(filter(None, (finding.name, many, *notes, finding.why, premise)))
+    return replace(finding, verdict=OPEN if premise else finding.verdict, why=why)
+
+
+def _within(comparisons: dict[str, Sides], limit: int) -> tuple[dict[str, Sides], float]:
+    """Return the comparisons at a's largest number of distinct inputs up to a limit, and the number."""
+    spent = pd.concat([sides[0]["unique_inputs"] for sides in comparisons.values()])
+    most = float(spent[spent <= limit].max())
+    return {n: (where(a, unique_inputs=most), *b) for n, (a, *b) in comparisons.items()}, most
+
+
+def _missing_premise(claim: Claim, table: DataFrame) -> str:
+    """Say why there is nothing to test, or nothing: what a claim takes for granted must be shown."""
+    if claim.premise is None:
+        return ""
+    text, pick = claim.premise
     try:
-        found = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path.name} is not YAML: {error}") from error
-    if not isinstance(found, list) or not found:
-        raise ValueError(f"{path.name}: a list of claims is needed, each with - id: ...")
-    claims: list[Claim] = []
-    for number, given in enumerate(found, 1):
-        name = given.get("id", "?") if isinstance(given, dict) else "?"
-        place = f"{path.name}, claim {number} ({name})"
-        for check in (_check, _check_test, _check_says):
-            check(given, place)
-        if name in {c.id for c in claims}:
-            raise ValueError(f"{place}: another claim has this id")
-        claims.append(Claim(**given))
-    return claims
+        values = by_seed(replace(claim, criterion=CLEARLY_AHEAD), pick(table))
+    except NotComparable:
+        values = None
+    if values is not None and decide({"": values}, CLEARLY_AHEAD).verdict == HOLDS:
+        return ""
+    return f"nothing to test: it is not shown that {text}"
+
+
+# ------------------------------------------------------------------------------ stored results
+
+# metrics from 0 to 1, shown in percent
+SHARES = ("accuracy", "agreement", "knn", "cka", "cosine", "legitimate", "coverage", "wsr")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the results of one profile say about one claim."""
+
+    claim: Claim
+    profile: str
+    finding: Finding
+
+    @property
+    def says(self) -> str:
+        """What this repository says about the claim for this profile, or nothing."""
+        return self.claim.says.get(self.profile, "")
+
+    @property
+    def contradicts(self) -> bool:
+        """Whether this repository gives another verdict than its results, or one that they cannot give.
+
+        Too few seeds, or rows that were not measured, contradict nothing; nor does a verdict where this
+        repository says that there is not enough evidence.
+        """
+        known = self.finding.verdict != ABSENT and not self.finding.few
+        return known and self.says in (HOLDS, FAILS) and self.says != self.finding.verdict
+
+    @property
+    def effect(self) -> str:
+        """The effect that decides, with its interval, in points, in percent, or as it is."""
+        finding, of = self.finding, self.claim.criterion.of
+        if isnan(finding.mean):
+            return "-"
+        percent = self.claim.metric in SHARES or of == "ratio"
+        scale, form = (100, ".1f") if percent else (1, ".3g")
+        sign, unit = ("+", " points") if of == "difference" else ("", " %")
+        text = f"{scale * finding.mean:{sign}{form}}{unit if percent else ''}"
+        if isnan(finding.low) or finding.n < 2:
+            return text
+        return f"{text} [{scale * finding.low:{form}}, {scale * finding.high:{form}}]"
+
+
+def read(folder: Path, stem: str) -> DataFrame | None:
+    """Return a stored table, or None where the folder's profile has none.
+
+    Raises ValueError for a table without rows or stamp, or of another profile's run.
+    """
+    path, stamp, again = (
+        folder / f"{stem}.csv",
+        folder / f"{stem}.json",
+        f"run notebook {stem[:2]} again",
+    )
+    if not path.is_file():
+        return None
+    facts = files.read_json(stamp)
+    if not isinstance(facts, dict) or "profile" not in facts:
+        raise ValueError(
+            f"{stamp} is missing or damaged: nothing says whose results {path.name} holds; {again}"
+        )
+    if facts["profile"] != folder.name:
+        raise ValueError(
+            f"{path} holds results of the profile {facts['profile']!r}, the folder those of "
+            f"{folder.name!r}: results of two profiles are not mixed; {again}"
+        )
+    try:
+        table = pd.read_csv(path)
+    except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
+        raise ValueError(f"{path} is no table: {error}; {again}") from error
+    if table.empty:
+        raise ValueError(f"{path} has no rows: {again}")
+    return table
+
+
+def judge(profile: str, claims: Sequence[Claim] = CLAIMS) -> list[Judgement]:
+    """Return the verdict on every claim from a profile's stored results.
+
+    Raises ValueError, naming file and column, for tables that are damaged, lack a column or rows, or come
+    from another profile's run.
+    """
+    folder = artifacts.figures_dir() / profile
+    train_images = profiles.profile(profile)["common"].get("train_images", 0)
+    tables = {stem: read(folder, stem) for stem in dict.fromkeys(c.table for c in claims)}
+    judgements = []
+    for claim in claims:
+        table, path = tables[claim.table], folder / f"{claim.table}.csv"
+        finding = Finding(ABSENT, why=f"no {path.name}")
+        if table is not None:
+            try:
+                if not pd.api.types.is_numeric_dtype(table[claim.metric]):
+                    raise ValueError(
+                        f"{path}: column {claim.metric!r} holds values that are no numbers"
+                    )
+                finding = assess(claim, table, train_images)
+            except KeyError as error:
+                message = f"{path}: no column {error}, which claim {claim.id!r} reads"
+                raise ValueError(message) from error
+        judgements.append(Judgement(claim, profile, finding))
+    return judgements
+
+
+def frame(profile: str, judgements: Sequence[Judgement] | None = None) -> DataFrame:
+    """Return the verdicts of a profile as a table: claim, verdict, effect with interval, n, source."""
+    rows = [
+        {"claim": j.claim.text, "verdict": j.finding.verdict, "effect": j.effect,
+         "n": j.finding.n or "-", "decided by": j.finding.why or "-", "source": j.claim.source}
+        for j in (judge(profile) if judgements is None else judgements)
+    ]  # fmt: skip
+    return DataFrame(rows)
+
+
+def counted(judgements: Sequence[Judgement]) -> str:
+    """Say how many claims got which verdict."""
+    count = Counter(j.finding.verdict for j in judgements)
+    return (
+        f"{len(judgements)} claims: {count[HOLDS]} hold, {count[FAILS]} do not hold, for {count[OPEN]} "
+        f"there is not enough evidence, {count[ABSENT]} are not measured"
+    )
+
+
+def markdown(profile: str, short: bool = False) -> list[str]:
+    """Return how many claims got which verdict, and their table; `short` keeps what is decided."""
+    judgements = judge(profile)
+    lead = "The papers' claims and our own, tested on these results (`make check`): "
+    lead += f"{counted(judgements)}."
+    if not short:
+        return [lead, frame(profile, judgements).to_markdown(index=False)]
+    decided = [j for j in judgements if j.finding.verdict in (HOLDS, FAILS)]
+    if not decided:
+        return [lead]
+    return [lead, frame(profile, decided).drop(columns="decided by").to_markdown(index=False)]
+
+
+def contradictions(judgements: Sequence[Judgement]) -> list[str]:
+    """Say where this repository says something else than its results."""
+    return [
+        f"{j.profile}, claim {j.claim.id}: the repository says '{j.says}', its results say "
+        f"'{j.finding.verdict}' ({j.effect}, {j.finding.n} seeds): correct `says` in claims.py and "
+        "the text, or find what went wrong"
+        for j in judgements if j.contradicts
+    ]  # fmt: skip
+
+
+def missed_expectations(profile: str) -> list[str]:
+    """Say what the profile expects of its encoders and what did not come out."""
+    table = read(artifacts.figures_dir() / profile, "01_worth")
+    expectations = profiles.profile(profile).get("expectations") or []
+    if table is None or not expectations:
+        return []
+    met = sentences.judge(table, expectations)
+    return [
+        f"{profile}: {r['encoder']} on {r['task']}, {r['metric']}: expected {r['expected']}, measured "
+        f"{r['measured']}" for r in met[met["holds"] == "NO"].to_dict("records")
+    ]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------ the command
+
+
+def show(judgements: Sequence[Judgement], console: Console) -> None:
+    """Print the verdicts as a table."""
+    colours = {HOLDS: "green", FAILS: "red", OPEN: "yellow", ABSENT: "dim"}
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("claim", "verdict", "effect", "n", "profile", "source"):
+        ratio = {"claim": 4, "effect": 2, "source": 2}.get(name)
+        table.add_column(name, ratio=ratio, overflow="fold")
+    for j in judgements:
+        n, verdict = str(j.finding.n or "-"), j.finding.verdict
+        text, *rest = map(escape, (j.claim.text, j.effect, n, j.profile, j.claim.source))
+        table.add_row(text, f"[{colours[verdict]}]{verdict}[/]", *rest)
+    console.print(table)
+
+
+def check(names: Sequence[str], console: Console) -> int:
+    """Print the verdicts of some profiles, and return 1 for a contradiction."""
+    if not names:
+        console.print("no results are stored: make paper makes some")
+        return 0
+    by_profile = {profile: judge(profile) for profile in names}
+    show([j for judgements in by_profile.values() for j in judgements], console)
+    problems = []
+    for profile, judgements in by_profile.items():
+        console.print(f"{profile}: {counted(judgements)}")
+        problems += missed_expectations(profile) + contradictions(judgements)
+    for problem in problems:
+        console.print(f"[bold red]contradiction:[/] {escape(problem)}", soft_wrap=True)
+    if not problems:
+        console.print("no stored result contradicts what this repository says")
+    return int(bool(problems))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line, print the verdicts, and return 1 for a contradiction or bad input."""
+    parser = argparse.ArgumentParser(prog="contsteal.paper.claims", description=__doc__)
+    parser.add_argument("--profile", default="auto", help="a profile; auto: all that have results")
+    profile, folder = parser.parse_args(arguments).profile, artifacts.figures_dir()
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
+    stored = [name for name in profiles.names() if any((folder / name).glob("*.csv"))]
+    try:
+        return check(stored if profile == "auto" else [profile], console)
+    except ValueError as error:
+        console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

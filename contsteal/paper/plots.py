@@ -1,0 +1,564 @@
+"""One function per figure: a table and a title become a matplotlib figure in the house style."""
+
+import base64
+import re
+import textwrap
+from collections.abc import Mapping
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from contsteal.evaluate import mean_interval
+from contsteal.lab import tables
+from contsteal.paper import sentences
+from contsteal.paper.sentences import REFERENCES, name, names
+
+# seaborn takes a second to import: each function that needs it imports it.
+
+STYLE = Path(__file__).with_name("contsteal.mplstyle")
+WIDTH, WIDEST = 6.75, 90  # inches of a figure, and characters of its title that fit
+DARK, FLOOR, CEILING = "#333333", "#777777", "#000000"
+# Okabe and Ito's colours, which colour-blind readers can distinguish; one method, one colour.
+CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
+COLOURS = {
+    "label": "#999999", "posterior": "#56B4E9", "embedding": "#0072B2", "info-nce": "#009E73",
+    "cont-steal": "#D55E00", "cont-steal-code": "#E69F00", "embedding, anew": "#56B4E9",
+    "cont-steal, anew": "#CC79A7", "random": "#BBBBBB", "supervised": "#333333",
+    "simclr": "#D55E00", "moco": "#0072B2", "byol": "#009E73", "simsiam": "#CC79A7",
+}  # fmt: skip
+
+
+class NothingToShow(ValueError):
+    """A table that is right and has too few points for a figure."""
+
+
+# ------------------------------------------------------------------------------ house style
+
+
+def canvas(
+    rows: int = 1, columns: int = 1, height: float = 2.6, title: str = "", **options: Any
+) -> tuple[Figure, np.ndarray]:
+    """Return a figure of text width with its title, and its axes (rows, columns)."""
+    plt.style.use(STYLE)
+    # Drawn and saved at once: nothing is lost when the oldest of many figures is closed.
+    if len(plt.get_fignums()) > 9:
+        plt.close(plt.get_fignums()[0])
+    fig, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), squeeze=False, **options)
+    if title:
+        # What stands in brackets is not broken over two lines.
+        whole = re.sub(r"\(.*?\)| %", lambda m: m[0].replace(" ", "\N{NO-BREAK SPACE}"), title)
+        lines = textwrap.wrap(whole, WIDEST)
+        fig.suptitle("\n".join(lines), x=0.01, ha="left", size=8.5, weight="bold")
+    return fig, axes
+
+
+def in_percent(*axes: Any) -> None:
+    """Show shares on these axes (`ax.xaxis`, `ax.yaxis`) as percentages."""
+    for axis in axes:
+        axis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+
+
+def palette(values: Any) -> dict[str, str]:
+    """Return the colour of each name: its method's own, else the next that none of them has."""
+    known = list(dict.fromkeys(values))
+    free = cycle(c for c in CYCLE if c not in {COLOURS.get(value) for value in known})
+    return {name(value): COLOURS.get(value) or next(free) for value in known}
+
+
+def interval(values: Any) -> tuple[float, float]:
+    """Return the 95 % t-interval over seeds, as seaborn's `errorbar`."""
+    return mean_interval(values)[1:]
+
+
+def legend(fig: Figure, **options: Any) -> None:
+    """Put the legend that all axes of a figure share to its right."""
+    each = [ax.get_legend_handles_labels() for ax in fig.axes]
+    for own in filter(None, (ax.get_legend() for ax in fig.axes)):
+        own.remove()
+    handles, labels = max(each, key=lambda pair: len(pair[0]))
+    fig.legend(handles, labels, loc="outside right center", **options)
+
+
+def frame(ax: Axes, table: pd.DataFrame, metric: str, vertical: bool = True) -> None:
+    """Draw the random floor and the victim's ceiling, labelled at their ends outside the axes.
+
+    Of axes that share a scale the rightmost has the labels of horizontal lines, for all.
+    """
+    same = ax.get_shared_y_axes().get_siblings(ax)
+    last = max(same, key=lambda other: other.get_position().x0)
+    for which, colour, style in (("random", FLOOR, ":"), ("victim", CEILING, "--")):
+        value = table.loc[table["attack"] == which, metric].mean()
+        line = ax.axvline if vertical else ax.axhline
+        line(value, color=colour, linestyle=style, linewidth=1)
+        text: dict[str, Any] = {"size": 6.5, "textcoords": "offset points", "color": colour}
+        if vertical:
+            ax.annotate(f"{which} {100 * value:.0f} %", (value, 1), xytext=(2, 1), ha="center",
+                        xycoords=("data", "axes fraction"), **text)  # fmt: skip
+        elif ax is last:
+            ax.annotate(f"{which}\n{100 * value:.0f} %", (1, value), xytext=(3, 0), va="center",
+                        xycoords=("axes fraction", "data"), **text)  # fmt: skip
+
+
+def _attacks(table: pd.DataFrame) -> pd.DataFrame:
+    return table[~table["attack"].isin(REFERENCES)]
+
+
+def _dots(ax: Axes, rows: pd.DataFrame, x: str, colours: Mapping[str, str]) -> None:
+    """Draw a dot per seed, the mean as a tick and its 95 % t-interval as a band, per attack."""
+    import seaborn as sns
+
+    same = {"data": rows, "x": x, "y": "attack", "hue": "attack", "palette": colours, "ax": ax,
+            "legend": False}  # fmt: skip
+    sns.pointplot(**same, errorbar=interval, linestyle="none", marker="|", markersize=11,
+                  markeredgewidth=2, err_kws={"linewidth": 4, "alpha": 0.3})  # fmt: skip
+    sns.stripplot(**same, jitter=False, size=3.5, alpha=0.8)
+    ax.set(ylabel="")
+    ax.grid(False, axis="y")
+
+
+# ------------------------------------------------------------------------- data and victims
+
+
+def sample_sheet(table: pd.DataFrame, title: str = "") -> Figure:
+    """Draw one strip of images per set, each image under its class."""
+    groups = list(table.fillna("").groupby("set", sort=False))
+    fig, axes = canvas(len(groups), 1, 0.78 * len(groups) + 0.5, title)
+    for ax, (which, rows) in zip(axes[:, 0], groups, strict=True):
+        pitch = 1.12 * rows["size"].iloc[0]  # pixels from one image to the next
+        for k, row in enumerate(rows.to_dict("records")):
+            size, x = row["size"], k * pitch
+            pixels = np.frombuffer(base64.b64decode(row["pixels"]), np.uint8)
+            ax.imshow(pixels.reshape(size, size, 3), extent=(x, x + size, 0, size))
+            ax.text(x + size / 2, size, row["label"], size=6, ha="center", va="bottom")
+        ax.set(xlim=(-2.2 * pitch, len(rows) * pitch), ylim=(0, 1.15 * rows["size"].iloc[0]))
+        ax.axis("off")
+        ax.text(-0.2 * pitch, 0.5 * rows["size"].iloc[0], which, ha="right", va="center", size=7.5)
+    return fig
+
+
+def training_curves(table: pd.DataFrame, title: str) -> Figure:
+    """Draw loss, kNN accuracy and spread against epochs, a line per method."""
+    import seaborn as sns
+
+    loss = table["loss"] / table.groupby("method")["loss"].transform("first")
+    rows = table.assign(loss=loss, method=table["method"].map(name))
+    colours = palette(table["method"])
+    labels = {"loss": "training loss / first epoch's", "knn": "kNN accuracy", "spread": "spread"}
+    fig, axes = canvas(1, 3, 2.6, title)
+    for ax, (column, label) in zip(axes[0], labels.items(), strict=True):
+        sns.lineplot(rows, x="epoch", y=column, hue="method", palette=colours, errorbar=None,
+                     legend=column == "loss", ax=ax)  # fmt: skip
+        ax.set(ylabel=label, ylim=(0, None))
+        ax.set_title("" if column == "loss" else "held-out training images", size=7.5)
+    legend(fig)
+    return fig
+
+
+def worth_bars(table: pd.DataFrame, title: str) -> Figure:
+    """Draw linear-probe accuracy per task, a bar per encoder."""
+    import seaborn as sns
+
+    rows = table.assign(encoder=table["encoder"].map(name))
+    fig, ((ax,),) = canvas(1, 1, 2.5, title)
+    sns.barplot(rows, x="task", y="accuracy", hue="encoder", errorbar=None, saturation=1, width=0.85,
+                palette=palette(table["encoder"]), ax=ax)  # fmt: skip
+    for bars in ax.containers:
+        ax.bar_label(bars, fmt=lambda value: f"{100 * value:.0f}", size=6.5, padding=1)
+    ax.set(xlabel="", ylim=(0, 1.1), ylabel="linear-probe accuracy")
+    in_percent(ax.yaxis)
+    ax.grid(False, axis="x")
+    legend(fig)
+    return fig
+
+
+def same_class(rows: pd.DataFrame) -> float:
+    """Return how often the nearest neighbour of a point on a map is of its class."""
+    from scipy.spatial import KDTree
+
+    labels, xy = rows["label"].to_numpy(), rows[["x", "y"]]
+    nearest = KDTree(xy).query(xy, k=2)[1]
+    other = np.where(nearest[:, 0] == np.arange(len(xy)), nearest[:, 1], nearest[:, 0])
+    return float((labels == labels[other]).mean())
+
+
+def embedding_map(table: pd.DataFrame, title: str = "") -> Figure:
+    """Draw a two-dimensional map of the same images per encoder, coloured by class."""
+    import seaborn as sns
+
+    panels = list(table.groupby("encoder", sort=False))
+    lines = -(-len(panels) // 3)
+    fig, axes = canvas(lines, min(len(panels), 3), 2.3 * lines + 0.4, title)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, (encoder, rows) in zip(axes.flat, panels, strict=False):
+        ordered = rows.sort_values("label")
+        sns.scatterplot(
+            ordered, x="x", y="y", hue="label", palette="tab10", s=7, linewidth=0, ax=ax
+        )
+        ax.set_title(f"{name(encoder)} ({100 * same_class(rows):.0f} %)", size=7.5)
+    legend(fig, markerscale=2, handletextpad=0)
+    return fig
+
+
+# ----------------------------------------------------------------------------------- attacks
+
+
+def attack_dots(table: pd.DataFrame, title: str) -> Figure:
+    """Draw accuracy and agreement on the main task per attack, for the first victim."""
+    rows = sentences.main_task(table)
+    if "victim" in rows:
+        rows = rows[rows["victim"].isna() | (rows["victim"] == rows["victim"].iloc[0])]
+    known = names(_attacks(rows)["attack"])
+    named = _attacks(rows).replace({"attack": known})
+    colours = {n: COLOURS.get(a.split(", ")[0], DARK) for a, n in known.items()}
+    fig, axes = canvas(1, 2, 0.28 * len(known) + 1.5, title, sharey=True)
+    for ax, metric in zip(axes[0], ("accuracy", "agreement"), strict=True):
+        _dots(ax, named, metric, colours)
+        frame(ax, rows, metric)
+        ax.set(xlabel=f"{metric} on the main task")
+        in_percent(ax.xaxis)
+    return fig
+
+
+def query_dots(table: pd.DataFrame, title: str) -> Figure:
+    """Draw `attack_dots` of attacks named by their queries."""
+    sent = ", " + table["images"].map("{:g}".format) + " " + table["query_data"].fillna("")
+    references = table["attack"].isin(REFERENCES)
+    return attack_dots(table.assign(attack=table["attack"] + sent.where(~references, "")), title)
+
+
+def adaptive_dots(table: pd.DataFrame, title: str) -> Figure:
+    """Draw `attack_dots` of attacks named by the defence and how they adapt to it."""
+    return attack_dots(sentences.adapting(table), title)
+
+
+def two_by_two(table: pd.DataFrame, title: str) -> Figure:
+    """Draw accuracy without and with augmentation, a line per loss and a dot per seed."""
+    import seaborn as sns
+
+    attacks = _attacks(table).assign(name=lambda t: t["attack"].map(name))
+    order = ["clean", "augmented"]
+    same: dict[str, Any] = {"data": attacks, "x": "views", "y": "accuracy", "hue": "name",
+                            "order": order, "palette": palette(attacks["attack"]),
+                            "legend": False}  # fmt: skip
+    fig, ((ax,),) = canvas(1, 1, 2.6, title)
+    sns.pointplot(**same, errorbar=interval, dodge=0.06, marker="", err_kws={"alpha": 0.3},
+                  linewidth=1.6, ax=ax)  # fmt: skip
+    sns.stripplot(**same, jitter=False, dodge=False, size=4, alpha=0.6, ax=ax)
+    ends = attacks[attacks["views"] == "augmented"].groupby("name")["accuracy"].mean()
+    for k, (which, value) in enumerate(ends.sort_values().items()):
+        ax.annotate(f"{which}", (1.06, value), va="bottom" if k else "top",
+                    color=same["palette"][which])  # fmt: skip
+    frame(ax, table, "accuracy", vertical=False)
+    ax.set(xlim=(-0.3, 1.45), xlabel="", ylabel="accuracy on the main task")
+    in_percent(ax.yaxis)
+    return fig
+
+
+def budget_curves(table: pd.DataFrame, title: str) -> Figure:
+    """Draw accuracy and agreement against distinct inputs and against answers, which cost money."""
+    import seaborn as sns
+
+    attacks, costs = _attacks(table), {"unique_inputs": "distinct inputs", "calls": "answers"}
+    means = attacks.groupby(["attack", "images"])[[*costs]].transform("mean")
+    rows = attacks.assign(**means, name=attacks["attack"].map(name))
+    anew = {n: (2, 1) if n.endswith("anew") else "" for n in rows["name"].unique()}
+    fig, axes = canvas(2, 2, 4.6, title, sharex="col", sharey="row")
+    for line, metric in zip(axes, ("accuracy", "agreement"), strict=True):
+        for ax, (cost, label) in zip(line, costs.items(), strict=True):
+            same = {"data": rows, "x": cost, "y": metric, "hue": "name", "ax": ax,
+                    "palette": palette(attacks["attack"])}  # fmt: skip
+            sns.scatterplot(**same, s=10, alpha=0.5, linewidth=0, legend=False)
+            sns.lineplot(**same, style="name", dashes=anew, errorbar=None)
+            frame(ax, table, metric, vertical=False)
+            ax.set(xscale="log", xlabel=f"{label} (log scale)", ylabel=f"{metric} on the main task")
+            ax.margins(y=0.12)
+            in_percent(ax.yaxis)
+    _dollars(axes[0][1], attacks)
+    legend(fig)
+    return fig
+
+
+def _dollars(ax: Axes, attacks: pd.DataFrame) -> None:
+    """Put what the answers cost on top of their axis."""
+    price = float((attacks["usd"] / attacks["calls"]).mean())
+    top = ax.secondary_xaxis("top", functions=(lambda x: x * price, lambda x: x / price))
+    top.set_xlabel(f"US dollars, at {1000 * price:g} for 1,000 answers", size=7)
+
+
+def pull_maps(table: pd.DataFrame, title: str) -> Figure:
+    """Draw whether each loss moves a surrogate's vector towards (blue) or away from every other one."""
+    groups = list(table.groupby("loss", sort=False))
+    fig, axes = canvas(1, len(groups), 2.1, title, sharey=True)
+    for ax, (loss, rows) in zip(axes[0], groups, strict=True):
+        wide = rows.pivot(index="anchor", columns="other", values="pull")
+        wide = wide[sorted(wide, key=lambda c: (c[0], int(c[1:])))]
+        _heatmap(ax, wide, None, cmap="RdBu", square=True)
+        ax.set(xlabel="all vectors", ylabel="")
+        ax.set_title(name(loss), size=7.5)
+        ax.axvline(len(wide), color=DARK, linewidth=0.8)
+        ax.tick_params(axis="x", labelsize=6)
+    axes[0][0].set_ylabel("surrogate's vector")
+    return fig
+
+
+def _heatmap(
+    ax: Axes, values: pd.DataFrame, sure: pd.DataFrame | None, least: float = 0.0, **options: Any
+) -> None:
+    """Draw a heat map centred at zero; cells hold points where `sure` says which are bold."""
+    import seaborn as sns
+
+    bound = max(least, options.pop("bound", 0.0), values.abs().to_numpy(na_value=0).max())
+    shown = values.map(lambda v: "" if pd.isna(v) else f"{round(100 * v) + 0:+d}")
+    sns.heatmap(values, vmin=-bound, vmax=bound, annot=False if sure is None else shown, fmt="",
+                annot_kws={"size": 7}, ax=ax, cbar=False, **options)  # fmt: skip
+    ax.tick_params(length=0, rotation=0)
+    if sure is not None:
+        bold = sure.to_numpy()[values.notna().to_numpy()]
+        for text, heavy in zip(ax.texts, bold, strict=True):
+            text.set_weight("bold" if heavy else "normal")
+
+
+def ablation_dots(table: pd.DataFrame, title: str) -> Figure:
+    """Draw accuracy per knob and value, with a line at the default's mean."""
+    rows = sentences.changed(table)
+    known = list(rows["attack"].unique())
+    fig, ((ax,),) = canvas(1, 1, 0.22 * len(known) + 0.9, title)
+    ax.axvline(rows.loc[rows["attack"] == known[0], "accuracy"].mean(), color=DARK, linewidth=0.8,
+               linestyle=":")  # fmt: skip
+    _dots(ax, rows, "accuracy", dict.fromkeys(known, COLOURS["cont-steal"]))
+    ax.set(xlabel="accuracy on the main task")
+    in_percent(ax.xaxis)
+    return fig
+
+
+def boundary_maps(table: pd.DataFrame, title: str) -> Figure:
+    """Draw Cont-Steal minus MSE over images and epochs, a panel per query data and views.
+
+    Cells hold points; those whose interval excludes zero are bold.
+    """
+    gains = tables.gains(sentences.main_task(table), "cont-steal", "embedding")
+    gains["sure"] = (gains["low"] > 0) | (gains["high"] < 0)
+    gains["setting"] = gains["method"].map(name) + ", " + gains["epochs"].astype(str) + " epochs"
+    views = gains["views"].replace("independent", "augmented")
+    panels = list(gains.groupby([gains["query_data"], views], sort=False))
+    order = gains.sort_values(["method", "epochs"])["setting"].unique()
+    fig, axes = canvas(1, len(panels), 0.32 * len(order) + 1.3, title, sharey=True)
+    bound = gains["gain"].abs().max()
+    for ax, ((data, view), part) in zip(axes[0], panels, strict=True):
+        wide = part.pivot(index="setting", columns="images", values=["gain", "sure"]).loc[order]
+        _heatmap(ax, wide["gain"].astype(float), wide["sure"] == True, 0.05, cmap="RdBu_r",  # noqa: E712
+                 bound=bound)  # fmt: skip
+        ax.set(xlabel="query images", ylabel="")
+        ax.set_title(f"{data},\n{view}", size=7.5)
+    return fig
+
+
+def geometry_dots(table: pd.DataFrame, title: str) -> Figure:
+    """Draw Cont-Steal's gain over MSE against three measures of the victim's embeddings."""
+    import seaborn as sns
+    from scipy.stats import spearmanr
+
+    if len(table) < sentences.LEAST_POINTS:
+        raise NothingToShow(title)
+    rows = table.assign(method=table["method"].map(name), gain=100 * table["gain"],
+                        queries=table["query_data"])  # fmt: skip
+    fig, axes = canvas(1, 3, 2.3, title, sharey=True)
+    for ax, (metric, label) in zip(axes[0], sentences.GEOMETRY.items(), strict=True):
+        sns.scatterplot(rows, x=metric, y="gain", hue="method", style="queries", s=30, ax=ax,
+                        palette=palette(table["method"]))  # fmt: skip
+        ax.axhline(0, color="#999999", linewidth=0.8)
+        ax.set(xlabel=label, ylabel="Cont-Steal minus MSE, points")
+        rank = spearmanr(table[metric], table["gain"]).statistic
+        ax.set_title(f"rank correlation {rank:+.2f}", size=7.5)
+    legend(fig, fontsize=6.5)
+    return fig
+
+
+# ---------------------------------------------------------------------------------- defences
+
+
+def defence_tradeoff(table: pd.DataFrame, title: str) -> Figure:
+    """Draw the attacker's accuracy against the paying user's: a point per defence, a panel per attack."""
+    import seaborn as sns
+
+    rows = _attacks(table).dropna(subset=["defence"])
+    rows = rows.assign(defence=rows["defence"].map(names(rows["defence"].unique())))
+    panels = list(rows.groupby("attack", sort=False))
+    fig, axes = canvas(1, len(panels), 3.1, title, sharex=True, sharey=True)
+    for ax, (attack, part) in zip(axes[0], panels, strict=True):
+        by = part.groupby("defence", sort=False)
+        means = by[["legitimate", "accuracy"]].mean().reset_index()
+        spans = np.array([interval(found["accuracy"]) for _, found in by])
+        ax.vlines(means["legitimate"], *spans.T, color="#BBBBBB", linewidth=2, zorder=1)
+        sns.scatterplot(means, x="legitimate", y="accuracy", hue="defence", style="defence", s=45,
+                        palette=sns.color_palette("colorblind", len(means)), ax=ax)  # fmt: skip
+        frame(ax, table, "accuracy", vertical=False)
+        ax.set(xlabel="paying user's\naccuracy", ylabel="attacker's accuracy")
+        ax.set_title(name(attack), size=7.5)
+        ax.margins(x=0.15)
+        in_percent(ax.xaxis, ax.yaxis)
+    legend(fig)
+    return fig
+
+
+def defence_matrix(table: pd.DataFrame, title: str) -> Figure:
+    """Draw the change of accuracy by each defence (rows) for each attack and customer's task (columns).
+
+    Cells hold points; those whose 95 % t-interval excludes zero, or that draw nothing, are bold. Green
+    is good for the provider: a thief's loss, a customer's gain.
+    """
+    known = names(table["defence"].unique())
+    columns = list(dict.fromkeys(table["who"].map(name) + "\n" + table["party"]))
+    cells = table.assign(
+        row=table["defence"].map(known), column=table["who"].map(name) + "\n" + table["party"],
+        sure=(table["low"] > 0) | (table["high"] < 0),
+    )  # fmt: skip
+    wide = cells.pivot(index="row", columns="column", values=["change", "sure"]).loc[
+        [*known.values()]
+    ]
+    change, sure = wide["change"][columns].astype(float), wide["sure"][columns] == True  # noqa: E712
+    good = change * [1 if c.endswith("customer") else -1 for c in columns]
+    fig, ((ax,),) = canvas(1, 1, 0.34 * len(known) + 1.2, title)
+    _heatmap(ax, good, sure, 0.05, cmap="PiYG", alpha=0.75, linewidths=1)
+    for text, value in zip(ax.texts, change.to_numpy()[change.notna().to_numpy()], strict=True):
+        text.set_text(f"{round(100 * value) + 0:+d}")
+    ax.xaxis.tick_top()
+    ax.set(xlabel="", ylabel="")
+    ax.axvline(sum(c.endswith("attacker") for c in columns), color=DARK, linewidth=1.5)
+    return fig
+
+
+def detector_dots(table: pd.DataFrame, title: str) -> Figure:
+    """Draw each detector's statistic per user, a dot per seed, filled where the user was flagged."""
+    panels, users = list(table.groupby("detector", sort=False)), list(table["user"].unique())[::-1]
+    fig, axes = canvas(1, len(panels), 0.28 * len(users) + 1.1, title, sharey=True)
+    for ax, (detector, rows) in zip(axes[0], panels, strict=True):
+        for row in rows.to_dict("records"):
+            colour = CYCLE[0] if row["user"].startswith("customer") else CYCLE[1]
+            face = colour if row["flagged"] in (True, 1) else "white"
+            ax.scatter(
+                row["statistic"], users.index(row["user"]), s=22, color=face, edgecolor=colour
+            )
+        ax.set_yticks(range(len(users)), users)
+        ax.set(ylim=(-0.6, len(users) - 0.4), xlabel=detector)
+    return fig
+
+
+def coverage_curves(table: pd.DataFrame, title: str) -> Figure:
+    """Draw the share of the embedding space that users' answers cover, and the noise that it brings."""
+    import seaborn as sns
+
+    labels = {"coverage": "share of buckets", "noise": "noise (standard deviation)"}
+    fig, axes = canvas(1, 2, 2.3, title)
+    for ax, (column, label) in zip(axes[0], labels.items(), strict=True):
+        sns.lineplot(table, x="queries", y=column, hue="user", palette=palette(table["user"]),
+                     errorbar=None, ax=ax)  # fmt: skip
+        ax.set(ylabel=label)
+    axes[0][0].set(ylim=(0, None))
+    axes[0][1].set(yscale="log")
+    in_percent(axes[0][0].yaxis)
+    legend(fig)
+    return fig
+
+
+def choice(
+    budgets: pd.DataFrame, defended: pd.DataFrame, attack: str, images: float, defence: str
+) -> Figure:
+    """Draw what a thief gets for a number of query images, and what a defence takes from whom."""
+    import seaborn as sns
+
+    fig, ((left, right),) = canvas(1, 2, 2.9)
+    attacks, colour = _attacks(budgets), COLOURS.get(attack, DARK)
+    greyed = dict.fromkeys(attacks["attack"], "#CCCCCC") | {attack: colour}
+    sns.lineplot(attacks, x="calls", y="accuracy", hue="attack", palette=greyed, errorbar=None,
+                 legend=False, ax=left)  # fmt: skip
+    runs = attacks[(attacks["attack"] == attack) & (attacks["images"] == images)]
+    left.plot(runs["calls"], runs["accuracy"], "o", color=colour)
+    cost = f"{runs['calls'].mean():.0f} answers, {runs['usd'].mean():.2f} US dollars"
+    left.set_title(f"{name(attack)}: {cost}", size=8)
+    left.set(xscale="log", xlabel="answers of the victim (log scale)", ylabel="thief's accuracy")
+    frame(left, budgets, "accuracy", vertical=False)
+    rows = _attacks(defended)[lambda t: t["defence"].isin(["none", defence])]
+    parties = rows.assign(defence=rows["defence"].map(name)).melt(
+        ["defence"], ["accuracy", "legitimate"]
+    )
+    parties = parties.replace({"accuracy": "thief", "legitimate": "paying user"})
+    sns.barplot(parties, x="variable", y="value", hue="defence", errorbar=None, saturation=1,
+                palette=["#BBBBBB", colour], ax=right)  # fmt: skip
+    right.set(xlabel="", ylabel="accuracy", ylim=(0, 1.2), yticks=np.linspace(0, 1, 6))
+    right.set_title("mean over attacks and seeds", size=8)
+    right.legend(loc="upper left")
+    in_percent(left.yaxis, right.yaxis)
+    return fig
+
+
+# --------------------------------------------------------------------------------- ownership
+
+
+def watermark_curves(table: pd.DataFrame, title: str) -> Figure:
+    """Draw the watermark success rate against query images, a panel per head; dots are runs.
+
+    Lines mark the victim's own rate, its rate before marking and chance; the band holds the
+    independent encoders.
+    """
+    import seaborn as sns
+
+    stolen = table[table["kind"] == "stolen"]
+    groups, images = list(table.groupby("head", sort=False)), sorted(stolen["images"].unique())
+    fig, axes = canvas(1, len(groups), 2.9, title, sharex=True, sharey=True)
+    for ax, (head, rows) in zip(axes[0], groups, strict=True):
+        _levels(ax, rows)
+        runs = rows[rows["kind"] == "stolen"].assign(suspect=lambda t: t["suspect"].map(name))
+        same = {"data": runs, "x": "images", "y": "wsr", "hue": "suspect", "ax": ax,
+                "palette": palette(stolen["suspect"])}  # fmt: skip
+        sns.scatterplot(**same, s=12, alpha=0.5, linewidth=0, legend=False)
+        sns.lineplot(**same, errorbar=None)
+        ax.set(xlabel="query images", ylabel="watermark success rate", xscale="log")
+        ax.set_xticks(images, [f"{n:g}" for n in images])
+        ax.minorticks_off()
+        ax.set_title(head, size=7.5)
+        in_percent(ax.yaxis)
+    legend(fig, fontsize=6.5)
+    return fig
+
+
+def _levels(ax: Axes, rows: pd.DataFrame) -> None:
+    """Draw what a thief's rate is to be compared with."""
+    by_kind = {kind: found["wsr"].dropna() for kind, found in rows.groupby("kind")}
+    independent = by_kind.get("independent", pd.Series(dtype=float))
+    if len(independent):
+        label = f"{len(independent)} independent"
+        ax.axhspan(independent.min(), independent.max(), color="#BBBBBB", alpha=0.45, linewidth=0,
+                   label=label)  # fmt: skip
+    for kind, style, colour, label in (("victim", "--", CEILING, "victim"),
+                                       ("unmarked", "-.", FLOOR, "victim before marking")):  # fmt: skip
+        ax.axhline(by_kind[kind].iloc[0], linestyle=style, color=colour, linewidth=1, label=label)
+    ax.axhline(0.5, linestyle=":", color="#999999", linewidth=1, label="chance")
+
+
+def inference_dots(table: pd.DataFrame, title: str) -> Figure:
+    """Draw each suspect's gap in standard deviations and its p-value, by both forms of the test."""
+    import seaborn as sns
+
+    rows = table.assign(p=table["p"].clip(lower=1e-12), suspect=table["suspect"].map(name))
+    fig, axes = canvas(1, 2, 0.26 * rows["suspect"].nunique() + 1.3, title, sharey=True)
+    same: dict[str, Any] = {"y": "suspect", "hue": "form", "jitter": False, "size": 4, "alpha": 0.7,
+                            "palette": palette(("signed", "published"))}  # fmt: skip
+    signed = rows[rows["form"] == "signed"]
+    sns.stripplot(signed, x="effect", ax=axes[0][0], legend=False, **same)
+    sns.stripplot(rows, x="p", ax=axes[0][1], dodge=True, **same)
+    axes[0][0].axvline(0, color="#999999", linewidth=0.8)
+    axes[0][0].set(xlabel="gap in standard deviations", ylabel="")
+    axes[0][1].axvline(sentences.ALPHA, color=DARK, linestyle="--", linewidth=1)
+    axes[0][1].annotate(f"{100 * sentences.ALPHA:g} %", (sentences.ALPHA, 1), size=6.5, ha="center",
+                        va="bottom", xycoords=("data", "axes fraction"))  # fmt: skip
+    axes[0][1].set(xlabel="p-value (log scale)", xscale="log", xlim=(None, 1.6))
+    legend(fig)
+    return fig

@@ -1,0 +1,526 @@
+"""What tables say, in sentences: titles of figures and summaries, with every comparison from `compare`.
+
+A difference is reliable where its 95 % t-interval over seeds excludes zero.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from contsteal.lab import profiles, tables
+from contsteal.lab.sweeps import AS_GIVEN
+from contsteal.ownership import inference
+
+Difference = tuple[float, float, float, int]  # mean, bounds of its interval, number of seeds
+
+ALPHA = 0.05
+LEAST_POINTS = 5  # below which a rank correlation says nothing
+REFERENCES = ("random", "victim")
+GEOMETRY = {"norm_spread": "spread of norms", "anisotropy": "anisotropy",
+            "effective_rank": "effective rank"}  # fmt: skip
+NAMES = {
+    "label": "label stealing", "posterior": "posterior stealing", "embedding": "MSE", "mse": "MSE",
+    "cosine": "cosine loss", "info-nce": "InfoNCE", "soft-nn": "soft nearest neighbours",
+    "sup-con": "SupCon", "wasserstein": "Wasserstein", "barlow": "Barlow",
+    "barlow-published": "Barlow (published code)", "cont-steal": "Cont-Steal",
+    "cont-steal-code": "Cont-Steal (official code)", "stolen-encoder": "StolenEncoder", "rda": "RDA",
+    "shuffled": "shuffled answers", "simclr": "SimCLR", "moco": "MoCo", "byol": "BYOL",
+    "simsiam": "SimSiam",
+}  # fmt: skip
+DEFENCES = {"GaussianNoise": "noise", "Rounding": "rounding", "TopK": "top-k",
+            "PredictionPoisoning": "poisoning", "Normalise": "normalised"}  # fmt: skip
+PROVIDER = {"seconds": "s per 1,000 answers", "added": "added time", "bytes": "bytes per user"}
+P_VALUES = ["p_chance", "p_rank", "p_controls"]
+KINDS = {"victim": "victim", "unmarked": "unmarked", "obfuscated": "disguised", "stolen": "stolen",
+         "independent": "independent"}  # fmt: skip
+TESTS = {
+    "p_chance": "watermark, against chance",
+    "p_rank": "watermark, by rank, against chance",
+    "p_paper": "watermark, against one independent encoder",
+    "p_controls": "watermark, against the other independent encoders",
+    "p": "dataset inference",
+    "p_keys": "SSLGuard, against random keys",
+}
+
+
+class Summary(NamedTuple):
+    """What a table says: the title of its figure, numbers with intervals, and what else is to say."""
+
+    title: str
+    numbers: pd.DataFrame = pd.DataFrame()
+    details: str = ""
+
+    @property
+    def text(self) -> str:
+        """Title and details as sentences."""
+        return ". ".join(filter(None, (self.title, self.details))) + "."
+
+
+def name(value: object) -> str:
+    """Return how figures and sentences call an attack, a method or a defence."""
+    text = re.sub(r"(\w+)\(([^()]*)\)", _defence, str(value))
+    first, comma, rest = text.partition(", ")
+    return NAMES.get(first, first) + comma + NAMES.get(rest, rest)
+
+
+def _defence(match: re.Match[str]) -> str:
+    """Name a defence with its parameters; of more than two none fits into a figure."""
+    kind, given = match.groups()
+    values = given.split(", ") if given.count(",") < 2 else []
+    shown = (f", {v.replace('=', ' ')}" if "=" in v else f" {v}" for v in values)
+    return DEFENCES.get(kind, kind) + "".join(shown)
+
+
+def names(values: Iterable[Any]) -> dict[Any, str]:
+    """Return the name of each value, and the value itself where two would have the same name."""
+    short = {value: name(value) for value in values}
+    taken = list(short.values())
+    return {v: text if taken.count(text) == 1 else str(v) for v, text in short.items()}
+
+
+def percent(value: float) -> str:
+    """Format a share as a percentage with one decimal."""
+    return f"{100 * value:.1f} %"
+
+
+def _points(value: float) -> str:
+    return f"{round(100 * value, 1) + 0:+.1f}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def compare(difference: Difference, a: str, b: str, level: float = 0.95) -> str:
+    """Say how a compares with b, given the mean of a - b and its interval at `level`."""
+    mean, low, high, n = difference
+    if n < 2:
+        return _capital(f"{a} minus {b}: {_points(mean)} points (one seed, so no interval)")
+    if high < 0:
+        return compare((-mean, -high, -low, n), b, a, level)
+    interval = f"{100 * level:.3g} % CI {100 * low:.1f} to {100 * high:.1f}"
+    if low > 0:
+        return _capital(f"{a} beats {b} by {100 * mean:.1f} points ({interval})")
+    return f"No reliable difference between {a} and {b} ({_points(mean)} points, {interval})"
+
+
+def verdict(table: pd.DataFrame, a: str, b: str, metric: str = "accuracy") -> str:
+    """Say which of two attacks is better, paired by seed; nothing where one was not run."""
+    if not {a, b} <= set(table["attack"]):
+        return ""
+    return compare(tables.difference(table, a, b, metric), name(a), name(b))
+
+
+def points(difference: Difference) -> str:
+    """Format a difference in percentage points with its interval."""
+    mean, low, high, n = difference
+    interval = f" (95 % CI {100 * low:.1f} to {100 * high:.1f})" if n > 1 else ""
+    return f"{_points(mean)} points{interval}"
+
+
+def cell(difference: Difference) -> str:
+    """Format a difference for a table; equal runs have no interval."""
+    mean, low, high, _ = difference
+    return _points(mean) + (f" [{100 * low:.1f}, {100 * high:.1f}]" if high - low > 1e-9 else "")
+
+
+def reliable(differences: Iterable[Difference]) -> tuple[int, int]:
+    """Count the differences that are reliably above and reliably below zero."""
+    known = list(differences)
+    return sum(d[1] > 0 for d in known), sum(d[2] < 0 for d in known)
+
+
+def _changes(each: dict[str, Difference]) -> str:
+    """Say how many changes reliably help or harm, and name one that stands alone."""
+    if each and max(d[3] for d in each.values()) < 2:
+        return "one seed, so no interval"
+    helpful = [key for key, d in each.items() if d[1] > 0]
+    harmful = [key for key, d in each.items() if d[2] < 0]
+    counts = [f"{len(helpful)} reliably help", f"{len(harmful)} harm"]
+    for k, known in enumerate((helpful, harmful)):
+        counts[k] += f"s ({known[0]})" if len(known) == 1 else ""
+    return ", ".join(counts)
+
+
+def main_task(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a table's first task."""
+    return table[table["task"] == table["task"].iloc[0]]
+
+
+def changed(table: pd.DataFrame) -> pd.DataFrame:
+    """Return an ablation's rows with the changed knob and its value in place of the attack."""
+    values = table["value"].astype(object).fillna("").astype(str)
+    return table.assign(value=values, attack=(table["knob"] + " " + values).str.strip())
+
+
+def adapting(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows with the defence and how the attacker adapts in place of the attack."""
+    how = table["adapts"].where(table["adapts"].fillna("") != "", "as is")
+    named = table["defence"] + ", " + how
+    rows = table.assign(attack=named.where(table["defence"].notna(), table["attack"]))
+    return rows.sort_values("defence", kind="stable", na_position="last")
+
+
+def _verdicts(table: pd.DataFrame, *pairs: tuple[str, str]) -> tuple[str, str]:
+    """Compare the attacks of the first pair, and those of the others."""
+    first, *others = (verdict(main_task(table), a, b) for a, b in pairs)
+    return first or "Attacks with equal queries", ". ".join(filter(None, others))
+
+
+# ----------------------------------------------------------------------------- victims (01)
+
+
+def training(table: pd.DataFrame) -> Summary:
+    """Give the last kNN accuracies, and name what collapsed (spread below 0.1)."""
+    last = table.dropna(subset=["knn", "spread"]).groupby("method", sort=False).last()
+    each = ", ".join(f"{name(k)} {100 * r['knn']:.0f} %" for k, r in last.iterrows())
+    collapsed = " and ".join(name(k) for k in last.index[last["spread"] < 0.1])
+    return Summary(
+        f"kNN accuracy after training: {each}{'; collapsed: ' * bool(collapsed)}{collapsed}"
+    )
+
+
+def worth(table: pd.DataFrame) -> Summary:
+    """Say what pre-training gained over random features, on one encoder of each kind."""
+    wide = table.pivot_table(index="encoder", columns="task", values="accuracy", sort=False)
+    victim = next(n for n in wide.index if n not in ("random", "supervised"))
+    gains = wide.loc[victim] - wide.loc["random"]
+    gain, side = 100 * abs(gains.iloc[0]), "above" if gains.iloc[0] >= 0 else "below"
+    title = f"{name(victim)} features are {gain:.0f} points {side} random ones on {gains.index[0]}"
+    each = ", ".join(f"`{task}` {_points(value)}" for task, value in gains.items())
+    details = f"Points above random features, one encoder each: {each}"
+    return Summary(title, tables.percentages(wide), details)
+
+
+def judge(worth: pd.DataFrame, expectations: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Return what a profile expects of its encoders, what was measured, and whether it holds."""
+    rows = []
+    for given in expectations:
+        wanted = profiles.EXPECTATION | given
+        match = (worth["encoder"] == wanted["encoder"]) & (worth["task"] == wanted["task"])
+        values, measured, holds = worth.loc[match, wanted["metric"]], "-", "not run"
+        if len(values):
+            measured = percent(values.iloc[0])
+            holds = "yes" if wanted["low"] <= values.iloc[0] <= wanted["high"] else "NO"
+        rows.append({
+            **{k: wanted[k] for k in ("encoder", "task", "metric")},
+            "expected": f"{100 * wanted['low']:g} to {100 * wanted['high']:g} %",
+            "measured": measured, "holds": holds, "source": wanted["source"],
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+# --------------------------------------------------------------------- attacks (02, 03, 04)
+
+
+def conventional(table: pd.DataFrame) -> Summary:
+    """Say whether embeddings give away more than labels and posteriors."""
+    title, details = _verdicts(table, ("embedding", "label"), ("embedding", "posterior"))
+    numbers = tables.summary(table, ["task", "attack"], ["accuracy", "agreement", "knn"])
+    return Summary(title, numbers, details)
+
+
+def losses(table: pd.DataFrame) -> Summary:
+    """Compare the best and the worst loss per victim, with one query an image: equal budgets.
+
+    The interval allows for the choice among all pairs (Bonferroni).
+    """
+    parts, same = [], main_task(table)[lambda t: t["unique_inputs"] == t["images"]]
+    several = len(same["victim"].unique()) > 1
+    for victim, rows in same.groupby("victim", sort=False):
+        order = list(rows.groupby("attack")["accuracy"].mean().sort_values().index)
+        if len(order) > 1:
+            level = 1 - ALPHA / len(list(combinations(order, 2)))
+            found = tables.difference(rows, order[-1], order[0], level=level)
+            worst = f"the worst ({name(order[0])}) of {len(order)} losses"
+            worst += f" on {victim}" if several else ""
+            parts.append(compare(found, f"the best ({name(order[-1])})", worst, level))
+    first, *others = parts or ["Accuracy and agreement of one loss"]
+    return Summary(first, tables.layout(table), ". ".join(others))
+
+
+def queries(table: pd.DataFrame) -> Summary:
+    """Compare each query set with the first, mean over attacks, at the first number of images."""
+    rows = main_task(table).dropna(subset=["query_data"])
+    same = rows[rows["images"] == rows["images"].iloc[0]]
+    means = same.groupby(["query_data", "seed"], sort=False)["accuracy"].mean().reset_index()
+    by, count = means.assign(attack=means["query_data"]), f"{same['images'].iloc[0]:g} images"
+    first, *others = means["query_data"].unique()
+    found = [tables.difference(by, first, other) for other in others]
+    ahead, behind = reliable(found)
+    title = (
+        f"Queries from {first} reliably beat {ahead} of {len(others)} other query sets and lose to "
+        f"{behind} ({count} each)"
+    )
+    if len(others) == 1:
+        pair = f"queries from {first}", f"queries from {others[0]}, {count} each"
+        title = compare(found[0], *pair)
+    return Summary(title, tables.layout(table))
+
+
+def pulls(table: pd.DataFrame) -> Summary:
+    """Say which losses push a surrogate's vector away from other vectors."""
+    away = table.groupby("loss", sort=False)["pull"].min() < 0
+    push, pull = (" and ".join(map(name, away.index[flag])) for flag in (away, ~away))
+    parts = [f"{push} push other vectors away (red)"] * bool(push) + [
+        f"{pull} only pulls (blue)"
+    ] * bool(pull)
+    return Summary(", ".join(parts))
+
+
+def attacks(table: pd.DataFrame) -> Summary:
+    """Say whether contrastive attacks beat regression with equal queries."""
+    contrastive = ("cont-steal", "cont-steal-code", "info-nce")
+    title, details = _verdicts(table, *((a, "embedding") for a in contrastive))
+    metrics = ["accuracy", "agreement", "knn", "cka", "cosine"]
+    return Summary(title, tables.summary(table, ["attack"], metrics), details)
+
+
+def control(table: pd.DataFrame) -> Summary:
+    """Say what the right answers gain over other images' answers."""
+    title, _ = _verdicts(table, ("embedding", "embedding, shuffled"))
+    return Summary(title, tables.summary(table, ["attack"], ["accuracy", "agreement", "cka"]))
+
+
+def two_by_two(table: pd.DataFrame) -> Summary:
+    """Give Cont-Steal's difference from MSE without and with augmentation."""
+    each = [
+        f"{view} {points(tables.difference(rows, 'cont-steal', 'embedding'))}"
+        for view, rows in table.groupby("views", sort=False)
+    ]
+    numbers = tables.summary(table, ["views", "attack"], ["accuracy", "agreement"])
+    return Summary(f"Cont-Steal minus MSE by views: {', '.join(each)}", numbers)
+
+
+def ablations(table: pd.DataFrame) -> Summary:
+    """Say what each change of a knob does to Cont-Steal, paired by seed."""
+    rows = changed(table)
+    each = {
+        n: tables.difference(rows, n, AS_GIVEN) for n in rows["attack"].unique() if n != AS_GIVEN
+    }
+    title = f"Of {len(each)} changes to Cont-Steal, one at a time: {_changes(each)}"
+    if len(each) == 1:
+        title = compare(*each.values(), f"Cont-Steal with {', '.join(each)}", "the default")
+    details = "; ".join(f"{change}: {points(d)}" for change, d in each.items())
+    by = tables.summary(rows, ["knob", "value"], ["accuracy", "agreement", "cka"])
+    return Summary(title, by, details)
+
+
+def boundary(table: pd.DataFrame) -> Summary:
+    """Say where Cont-Steal is better than MSE, and how the mean difference varies along each axis."""
+    gains = tables.gains(main_task(table), "cont-steal", "embedding")
+    better, worse = reliable(gains[["gain", "low", "high", "n"]].itertuples(index=False, name=None))
+    counts = f"reliably ahead in {better} of {len(gains)} settings, behind in {worse}"
+    axes, means = [axis for axis in tables.POINT if axis in gains], []
+    for axis in (axis for axis in axes if len(gains[axis].unique()) > 1):
+        each = gains.groupby(axis, sort=False)["gain"].mean()
+        means.append(f"{axis}: " + ", ".join(f"{k} {_points(v)}" for k, v in each.items()))
+    details = f"Mean difference in points by {'; '.join(means)}" if means else ""
+    shown = gains.set_index(axes)
+    numbers = tables.percentages(shown[["gain", "low", "high"]]).assign(n=shown["n"])
+    return Summary(f"Cont-Steal minus MSE in points: {counts}", numbers, details)
+
+
+def geometry(table: pd.DataFrame) -> Summary:
+    """Name what goes with Cont-Steal's gain: rank correlations, corrected for how many are tried."""
+    from scipy.stats import spearmanr
+
+    n, numbers = len(table), table.round(3).set_index(["method", "query_data"])
+    if n < LEAST_POINTS:
+        return Summary(
+            f"A correlation needs {LEAST_POINTS} victims or query sets, here are {n}", numbers
+        )
+    ranks = {label: spearmanr(table[column], table["gain"]) for column, label in GEOMETRY.items()}
+    known = [f"{label} ({r.statistic:+.2f})" for label, r in ranks.items()
+             if r.pvalue < ALPHA / len(GEOMETRY)]  # fmt: skip
+    subject = _capital(" and ".join(known)) or f"None of {len(GEOMETRY)} measures"
+    verb = "correlate" if len(known) > 1 else "correlates"
+    return Summary(f"{subject} reliably {verb} with Cont-Steal's gain over MSE (n = {n})", numbers)
+
+
+def budget(table: pd.DataFrame) -> Summary:
+    """Say which attack is better at each number of query images, the largest first."""
+    pairs = ("cont-steal", "embedding"), ("cont-steal, anew", "cont-steal")
+    parts = []
+    for count in sorted(table["images"].dropna().unique(), reverse=True):
+        rows = table[table["images"] == count]
+        found = (verdict(rows, a, b) for a, b in pairs)
+        parts += [f"{sentence} with {count:g} images" for sentence in found if sentence]
+    first, *others = parts or ["Accuracy against both query budgets"]
+    numbers = tables.summary(table, ["attack", "images"], ["accuracy", "agreement"])
+    return Summary(first, numbers, ". ".join(others))
+
+
+# ----------------------------------------------------------------------------- defences (05)
+
+
+def _defended(table: pd.DataFrame, attack: str, metric: str) -> dict[str, Difference]:
+    """Return what each defence changes for an attack or its legitimate user, paired by seed."""
+    rows = table[(table["attack"] == attack) & table["defence"].notna()]
+    by = rows.assign(attack=rows["defence"])
+    each = [d for d in rows["defence"].unique() if d != "none"]
+    return {d: tables.difference(by, d, "none", metric) for d in each}
+
+
+def defenses(table: pd.DataFrame) -> Summary:
+    """Say what each defence takes from the attackers and from the legitimate user."""
+    attacks = list(table.dropna(subset=["defence"])["attack"].unique())
+    changes = {name(a): _defended(table, a, "accuracy") for a in attacks}
+    changes["the paying user"] = user = _defended(table, attacks[0], "legitimate")
+    each = [(reliable(d.values())[1], who) for who, d in changes.items()]
+    verb = "harms" if each[0][0] == 1 else "harm"
+    counts = [f"{count} {who}" for count, who in each]
+    counts[0] = f"{each[0][0]} reliably {verb} {each[0][1]}"
+    details = "; ".join(
+        f"{name(defence)}: "
+        + ", ".join(f"{who} {points(d[defence])}" for who, d in changes.items() if defence in d)
+        for defence in user
+    )
+    by = tables.summary(table, ["defence", "attack"], ["legitimate", "accuracy", "agreement"])
+    return Summary(f"Of {len(user)} defences, {', '.join(counts)}", by, details)
+
+
+def adaptive(table: pd.DataFrame) -> Summary:
+    """Say what adapting gains the attacker under each defence, paired by seed."""
+    each: dict[str, Difference] = {}
+    for defence, rows in table.dropna(subset=["defence"]).groupby("defence", sort=False):
+        by = rows.assign(attack=rows["adapts"].fillna(""))
+        ways = [how for how in by["attack"].unique() if how]
+        each |= {f"{how} against {name(defence)}": tables.difference(by, how, "") for how in ways}
+    details = "; ".join(f"{way}: {points(difference)}" for way, difference in each.items())
+    numbers = tables.summary(adapting(table), ["attack"], ["accuracy", "agreement"])
+    return Summary(f"Of {len(each)} ways to adapt, {_changes(each)}", numbers, details)
+
+
+def coverage(table: pd.DataFrame) -> Summary:
+    """Say what share of the embedding space each user has covered after the most queries."""
+    most, last = table["queries"].max(), table.groupby("user", sort=False).last()
+    shares = last.loc[last["queries"] == most, "coverage"]
+    each = "; ".join(f"{user} {100 * share:.0f} %" for user, share in shares.items())
+    covered = tables.percentages(last[["coverage"]])
+    numbers = last.assign(coverage=covered, noise=last["noise"].round(6))
+    return Summary(f"Covered after {most:g} queries: {each}", numbers)
+
+
+def matrix(table: pd.DataFrame) -> Summary:
+    """Name the defences that reliably harm every attack, and those that harm a customer."""
+    order = list(table["defence"].unique())
+    high = (
+        table.groupby(["defence", "party"])["high"].agg(["max", "min"]).unstack("party").loc[order]
+    )
+    stops, costs = high["max", "attacker"] < 0, high["min", "customer"] < 0
+    title = f"{stops.sum()} of {len(order)} defences reliably harm every attack"
+    title += f", {(stops & ~costs).sum()} of them without harming a customer" if stops.any() else ""
+    every, some, best = (
+        ", ".join(name(d) for d in order if which[d]) or "none"
+        for which in (stops, costs, stops & ~costs)
+    )
+    details = f"Harm every attack: {every}; harm a customer: {some}; only the former: {best}"
+    changes = table[["change", "low", "high", "n"]].itertuples(index=False, name=None)
+    who = table["party"] + " " + table["who"]
+    wide = table.assign(cell=[cell(change) for change in changes], who=who)
+    shown = wide.pivot(index="defence", columns="who", values="cell").loc[order]
+    return Summary(title, shown[list(dict.fromkeys(who))], details)
+
+
+def party_costs(
+    stake: pd.DataFrame, bill: pd.DataFrame, marked: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Return what each defence costs thieves, customers and provider, a row each; "-" for nothing.
+
+    `stake` is `provider.matrix`'s, `bill` `provider.price`'s, `marked` `owner.watermark`'s: the customer
+    of its victims' task is the first of the matrix. A mark changes neither time nor memory.
+    """
+    cells = matrix(stake).numbers
+    rows = [*cells.index, *(row for row in bill.index if row not in cells.index)]
+    costs = bill[[*PROVIDER]].rename(columns=PROVIDER).map("{:.3g}".format)
+    whole = cells.reindex(rows).join(costs).assign(training="none")
+    if marked is not None:
+        customer = next(c for c in cells.columns if c.startswith("customer"))
+        for head, found in marked.groupby("head", sort=False):
+            accuracy = found.drop_duplicates("kind").set_index("kind")["accuracy"]
+            change = _points(accuracy["victim"] - accuracy["unmarked"])
+            whole.loc[f"watermark, {head}", [customer, "training"]] = change, found["mark"].iloc[0]
+    return whole.fillna("-")
+
+
+def detectors(table: pd.DataFrame) -> Summary:
+    """Say how often each detector flags each user, with its interval (Clopper and Pearson)."""
+    known = table.dropna(subset=["flagged"]).astype({"flagged": bool})
+    thief = known["user"].str.startswith("thief")
+    thieves, customers = (
+        f"{rows['flagged'].sum()} of {len(rows)} runs" for rows in (known[thief], known[~thief])
+    )
+    rows = []
+    for (detector, user), found in table.groupby(["detector", "user"], sort=False):
+        flags = found["flagged"].dropna().astype(bool)
+        rows.append({"detector": detector, "user": user, "flagged": _rate(flags), "n": len(found),
+                     "statistic": f"{found['statistic'].mean():.3g}"})  # fmt: skip
+    title = f"Detectors flag thieves in {thieves} and customers in {customers} (filled dots)"
+    return Summary(title, pd.DataFrame(rows).set_index(["detector", "user"]))
+
+
+def _rate(hits: pd.Series) -> str:
+    """Return the share of hits with its Clopper-Pearson 95 % interval; "-" where none was possible."""
+    if not len(hits):
+        return "-"
+    rate = inference.proportion(int(hits.sum()), len(hits))
+    return f"{100 * rate.rate:.1f} % [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
+
+
+# ---------------------------------------------------------------------------- ownership (05)
+
+
+def _of_kind(table: pd.DataFrame, kind: str) -> pd.DataFrame:
+    return table[table["kind"] == kind]
+
+
+def dataset_inference(table: pd.DataFrame) -> Summary:
+    """Say how many encoders of each kind dataset inference accuses, in its two forms."""
+    parts = {}
+    for form, rows in table.groupby("form", sort=False):
+        hits = {k: _of_kind(rows, k)["p"] <= ALPHA for k in KINDS if k in set(rows["kind"])}
+        counts = ", ".join(f"{h.sum()} of {len(h)} {KINDS[k]}" for k, h in hits.items())
+        parts[form] = f"The {form} test accuses {counts} encoders"
+    by = table.groupby(["form", "suspect", "images", "on"], sort=False, dropna=False)
+    means = by[["gap", "effect"]].mean().round(3).assign(p=by["p"].median(), n=by.size())
+    return Summary(parts.pop("signed"), means, ". ".join(parts.values()))
+
+
+def watermark(table: pd.DataFrame) -> Summary:
+    """Say how victim, thieves and independent encoders respond to the mark, and what marking costs."""
+    parts = []
+    for head, rows in table.groupby("head", sort=False):
+        victim, before = (_of_kind(rows, kind).iloc[0] for kind in ("victim", "unmarked"))
+        stolen, others = (_of_kind(rows, kind)["wsr"].max() for kind in ("stolen", "independent"))
+        rates = {"victim": victim["wsr"], "before marking": before["wsr"], "thieves at most": stolen,
+                 "independent at most": others}  # fmt: skip
+        shown = ", ".join(f"{k} {100 * v:.0f} %" for k, v in rates.items() if pd.notna(v))
+        parts.append(f"Watermark success rate, {head}: {shown}")
+        accuracies = f"{percent(victim['accuracy'])}, {percent(before['accuracy'])} before marking"
+        parts.append(f"Accuracy of the victim ({victim['mark']}): {accuracies}")
+    read_on = ("on " + table["on"]).where(table["applies"] == "yes", table["applies"])
+    shown, by = table.assign(asked=read_on), ["head", "suspect", "images", "asked"]
+    p_values = shown.groupby(by, sort=False, dropna=False)[P_VALUES].median()
+    numbers = tables.summary(shown, by, ["wsr", "auc", "accuracy"])
+    numbers = numbers.assign(**{k: p_values[k].to_numpy() for k in P_VALUES})
+    return Summary(parts[0], numbers, ". ".join(parts[1:]))
+
+
+def false_positive_rates(*verdicts: pd.DataFrame) -> pd.DataFrame:
+    """Return how often each test accuses independent encoders, per head or form of the test.
+
+    `of` is the number of encoders that the test is defined for.
+    """
+    rows = []
+    for table in verdicts:
+        by = next((c for c in ("head", "form") if c in table), None)
+        for form, part in table.groupby(by, sort=False) if by else [("", table)]:
+            for column in (c for c in TESTS if c in part):
+                hits = _of_kind(part, "independent")[column].dropna() <= ALPHA
+                rows.append({"test": TESTS[column], "form": form, "accused": hits.sum(),
+                             "of": len(hits), "rate [95 % interval]": _rate(hits)})  # fmt: skip
+    return pd.DataFrame(rows).set_index(["test", "form"])

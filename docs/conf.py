@@ -1,0 +1,172 @@
+"""The site: the pages of `docs/`, the results of each profile, its notebooks, and the API reference.
+
+`make html` builds it. Sphinx reads a folder within the build folder, into which `stage` writes every
+page, so that nothing generated lands in the repository. The site works without a network.
+"""
+
+import inspect
+import re
+from collections.abc import Iterable
+from itertools import compress
+from pathlib import Path
+from shutil import copytree, ignore_patterns
+from typing import Any
+
+import nbformat
+import yaml
+from docutils import nodes
+from docutils.utils.math import MathError
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.application import Sphinx
+from tabulate import tabulate
+
+from contsteal import defenses, steal
+from contsteal.lab import artifacts
+from contsteal.paper import claims
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("data", "defenses", "ownership")
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+project = html_title = "contsteal"
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+html_theme = "furo"
+html_static_path = html_css_files = ["site.css"]
+html_math_renderer = "mathml"  # which browsers draw without a script
+html_show_search_summary = False  # it would fetch pages, which browsers refuse for file://
+html_copy_source = html_show_copyright = False
+nb_execution_mode = "off"
+nb_merge_streams = True
+nb_mime_priority_overrides = [("html", WIDGET, None)]  # a widget's static image is shown
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+default_role = "code"
+
+ABOUT = {
+    path.stem: yaml.safe_load(path.read_text())["about"]
+    for path in sorted((ROOT / "notebooks" / "profiles").glob("*.yaml"))
+}
+RESULTS = [p for p in ABOUT if (artifacts.figures_dir() / p / "summary.md").is_file()]
+SHOWN = RESULTS or ["demo"]  # without any results, the notebooks still have their pages
+LINKS = (  # from places in the repository to pages of the site; of other files only the name is shown
+    (r"\]\(\.\./figures/(\w+)/summary\.md", r"](/results/\1/index.md"),
+    (r"\]\(\.\./figures/", "](/results/"),
+    (r"\]\(\.\./notebooks/(\w+\.ipynb)", rf"](/results/{SHOWN[0]}/\1"),
+    (r"\]\(\.\./CONTRIBUTING\.md", "](/contributing.md"),
+    (r"\[([^][]*)\]\(\.\./([^)]*)\)", r"\1 (`\2`)"),
+)
+
+
+def table(rows: Iterable[dict[str, Any]]) -> str:
+    """Return a list of dictionaries as a Markdown table."""
+    cells = [{k: str(v).replace("|", r"\|") for k, v in row.items()} for row in rows]
+    return tabulate(cells, headers="keys", tablefmt="github", disable_numparse=True)
+
+
+def summary(documented: object) -> str:
+    return " ".join((inspect.getdoc(documented) or "").split("\n\n")[0].split())
+
+
+TABLES = {  # in place of the comment of that name in a page
+    "profiles": table({"profile": f"`{p}`", "purpose": about} for p, about in ABOUT.items()),
+    "attacks": table({"attack": f"`{name}`", "loss": a.description, "answer": a.answer,
+                      "views": a.views,
+                      "queries per image": a.answers * (2 if a.views == "pair" else 1),
+                      "source": a.source}
+                     for name, a in steal.ATTACKS.items()),
+    "defenses": table({"defence": f"`{d.__name__}`", "name": f"`{name}`",
+                       "what it does": summary(d)} for name, d in defenses.DEFENSES.items()),
+    "verdicts": "\n\n".join(f"## `{p}`\n\n{table(claims.frame(p).to_dict('records'))}"
+                            for p in RESULTS) or "No results are stored: `make paper` makes them.",
+}  # fmt: skip
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for pattern, place in LINKS:
+        text = re.sub(pattern, place, text)
+    path.write_text(re.sub(r"<!-- table: (\w+) -->", lambda match: TABLES[match[1]], text))
+
+
+def stage(app: Sphinx) -> None:
+    """Write all pages into Sphinx's source folder."""
+    source = Path(app.srcdir)
+    app.env.mystnb_config = app.env.mystnb_config.copy(output_folder=str(source / "outputs"))
+    for path in Path(app.confdir).rglob("*.md"):
+        write(source / path.relative_to(app.confdir), path.read_text())
+    write(source / "contributing.md", (ROOT / "CONTRIBUTING.md").read_text())
+    for name in app.config.api_modules:
+        directive = f".. automodule:: contsteal.{name}\n   :members:"
+        write(source / "api" / f"{name}.md", f"# {name}\n\n```{{eval-rst}}\n{directive}\n```\n")
+    for profile in SHOWN:
+        stage_results(profile, source / "results" / profile)
+        for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"):
+            stage_notebook(profile, path, source / "results" / profile / path.name)
+
+
+def stage_results(profile: str, folder: Path) -> None:
+    """Write a profile's page: its notebooks, its summary, and below each figure the figure's files."""
+    figures = artifacts.figures_dir() / profile
+    text = f"# Results of the `{profile}` profile\nNo results are stored: `make paper` makes them."
+    if profile in RESULTS:
+        copytree(figures, folder, ignore=ignore_patterns("*.md", "*.json"), dirs_exist_ok=True)
+        text = (figures / "summary.md").read_text()
+    title, _, text = text.partition("\n")
+    files = r"\g<0>\n\n[PNG](\1.png) [PDF](\1.pdf) [CSV](\1.csv)"
+    text = re.sub(r"^!\[.*\]\((\w+)\.png\)$", files, text, flags=re.MULTILINE)
+    tree = "```{toctree}\n:glob:\n:maxdepth: 1\n\n*\n```"
+    parts = [title, f"Purpose: {ABOUT[profile]}.", "## Notebooks", tree, text]
+    write(folder / "index.md", "\n\n".join(parts))
+
+
+def stage_notebook(profile: str, source: Path, path: Path) -> None:
+    """Write a notebook, executed if it was; of its widgets, only those with a static image remain."""
+    command = f"`make paper PROFILE={profile} NB={source.stem[:2]}`"
+    executed = artifacts.runs_dir() / profile / source.name
+    note = f"Not executed here, so without outputs: {command} runs this notebook."
+    if executed.is_file():
+        source, note = executed, f"Executed by {command}."
+    book = nbformat.read(source, as_version=4)
+    book.metadata.pop("widgets", None)
+    for cell in (c for c in book.cells if "outputs" in c):
+        data = [output.get("data", {}) for output in cell.outputs]
+        shown = ["image/png" in d or WIDGET not in d for d in data]
+        cell.outputs = list(compress(cell.outputs, shown))
+    if profile != SHOWN[0]:  # a search finds both
+        book.cells[0].source = re.sub(
+            "$", f" ({profile})", book.cells[0].source, count=1, flags=re.M
+        )
+    book.cells.insert(1, nbformat.v4.new_markdown_cell(f"```{{note}}\n{note}\n```"))
+    write(path, nbformat.writes(book))
+
+
+def formula(translator: Any, node: nodes.Element) -> None:
+    """Write a formula as MathML, or its source where docutils cannot convert it."""
+    try:
+        html = tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block))
+    except MathError:
+        html = f"<code>{translator.encode(node.astext())}</code>"
+    translator.body.append(html)
+    raise nodes.SkipNode
+
+
+def escape(match: re.Match[str]) -> str:
+    return f"{match[1]}\\ " if match[1] else f"\\{match[2]}"
+
+
+def plain(*arguments: Any) -> None:
+    """Docstrings are plain text: keep reST from reading emphasis or references into formulas."""
+    lines: list[str] = arguments[-1]
+    text = re.sub(r"(`+[^`]+`+)|([*|]|_(?=\W|$))", escape, "\n".join(lines))
+    lines[:] = text.split("\n")
+
+
+def setup(app: Sphinx) -> None:
+    modules = [p.stem for p in sorted((ROOT / "contsteal").glob("[a-z]*.py"))]
+    app.add_config_value("api_modules", [*modules, *ROOMS], "env")
+    app.add_html_math_renderer("mathml", (formula, None), (formula, None))
+    app.connect("builder-inited", stage)
+    app.connect("autodoc-process-docstring", plain, priority=400)

@@ -1,0 +1,161 @@
+"""The embedded data sets: what a name, a split, a seed and n promise."""
+
+import colorsys
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.datasets import load_digits, load_sample_images
+from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
+
+from contsteal import data, files
+from contsteal.data import embedded
+
+units = st.floats(0, 1, width=32)
+STORED = {  # of 300 images with seed 3, as they were when the first results were stored
+    ("shapes", "train"): "4fe544cb81278f8782bbb05db04268ddfb877bf3cb72b487a72d79e344ca83f2",
+    ("shapes", "test"): "f269a8a77de154064d40dc25a3602321ac4c0e58c89b4f205958a78050bb36f3",
+    ("shapes:colour", "train"): "f4980ea36c5ace62b276c60b7ddaa0993655e68c337c74b21632e9ed12d634af",
+    ("shapes:texture", "test"): "6fff9f883a3d07652c8120787c2a1d20e5a6ee80a0143ffd85f58b4fc84c98e9",
+    ("digits", "train"): "19a8e1acfc458bfdbb652d7c0d29277530c4cad5932db50d96e5665b680f9e18",
+    ("digits", "test"): "8b9dfb2b226e269fc662f8fb5cd1e16bd70f66761a2123d7c0de766c2ec49a2d",
+    ("patches", "train"): "e7826cd8158eb954c0429a532b165b4ccf8a93ed70c904d2236df4ca99c215da",
+}
+
+
+def rows(images: Tensor) -> set[bytes]:
+    return {image.numpy().tobytes() for image in images}
+
+
+@pytest.mark.parametrize(("name", "split"), STORED)
+def test_images_and_labels_are_those_of_the_stored_results(name: str, split: str) -> None:
+    got = data.load(name, split, n=300, seed=3)
+    tensors = {"images": got.images} | ({} if got.labels is None else {"labels": got.labels})
+    assert files.digest(tensors.items()) == STORED[name, split]
+
+
+def test_the_embedded_sets() -> None:
+    assert list(data.SOURCES) == ["shapes", "shapes:colour", "shapes:texture", "digits", "patches"]
+    assert data.ENDLESS == ("shapes", "shapes:colour", "shapes:texture", "patches")
+
+
+@pytest.mark.parametrize("split", data.SPLITS)
+@pytest.mark.parametrize("name", data.SOURCES)
+def test_every_set_keeps_its_form(name: str, split: str) -> None:
+    got = data.load(name, split, n=60, seed=1)
+    assert (got.images.shape, got.images.dtype) == ((60, 3, 32, 32), torch.uint8)
+    assert (got.name, got.split, len(got)) == (name, split, 60)
+    assert got.images.float().std() > 20  # there is something to see
+    if name == "patches":
+        assert (got.labels, got.classes) == (None, ())
+    else:
+        assert (got.labels.shape, got.labels.dtype) == ((60,), torch.int64)
+        assert 0 <= got.labels.min() <= got.labels.max() < len(got.classes)
+        assert len(set(got.classes)) == len(got.classes)
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "more"),
+    [("shapes", 100, 2000), ("shapes", 1023, 1025), ("patches", 1, 3), ("digits", 50, None)],
+)
+def test_fewer_images_are_a_prefix_of_more(name: str, n: int, more: int | None) -> None:
+    torch.manual_seed(n)  # what ran before must not matter
+    few = data.load(name, n=n, seed=3)
+    torch.manual_seed(0)
+    many = data.load(name, n=more, seed=3)
+    assert torch.equal(few.images, many.images[:n])
+    if few.labels is not None:
+        assert torch.equal(few.labels, many.labels[:n])
+
+
+@pytest.mark.parametrize("name", ["shapes", "patches"])
+def test_endless_sets_have_4096_images_by_default(name: str) -> None:
+    assert len(data.load(name)) == 4096
+
+
+@pytest.mark.parametrize(("name", "chance"), [("shapes", 0), ("patches", 3)])
+def test_splits_and_seeds_are_other_images(name: str, chance: int) -> None:
+    """Two of some 10^8 crops of the photographs may coincide by chance; scenes never do."""
+    sets = [rows(data.load(name, s, n=1000, seed=k).images) for s in data.SPLITS for k in (0, 1)]
+    assert min(len(images) for images in sets) >= 1000 - chance
+    assert all(len(a & b) <= chance for a, b in itertools.combinations(sets, 2))
+
+
+def test_label_sets_share_their_images_and_have_all_classes() -> None:
+    sets = {name: data.load(name, n=4096) for name in data.SOURCES if name.startswith("shapes")}
+    shape, colour, texture = sets.values()
+    assert torch.equal(shape.images, colour.images)
+    assert torch.equal(shape.images, texture.images)
+    counts = [
+        s.labels.bincount(minlength=len(s.classes)) * len(s.classes) / 4096 for s in sets.values()
+    ]
+    assert [len(c) for c in counts] == [10, 6, 8]
+    assert (counts[0] - 1).abs().max() < 0.15
+    assert (counts[1] - 1).abs().max() < 0.4
+    assert counts[2].min() > 0.25
+
+
+def test_colour_labels_name_the_colour_of_the_shape() -> None:
+    """The middle of the image is nearly always shape: its hue is the label's, within a sixth."""
+    got = data.load("shapes:colour", n=1000)
+    middle = got.images[:, :, 12:20, 12:20].double().mean((2, 3)) / 255
+    hue = torch.tensor([colorsys.rgb_to_hsv(*pixel)[0] for pixel in middle.tolist()])
+    gap = (6 * hue - got.labels + 3) % 6 - 3
+    assert (gap.abs() < 0.75).double().mean() > 0.85
+
+
+@given(st.tuples(units, units, units))
+def test_rgb_is_that_of_colorsys(hsv: tuple[float, float, float]) -> None:
+    got = embedded._rgb(*torch.tensor([hsv], dtype=torch.float32).unbind(1))[0]
+    assert got.tolist() == pytest.approx(colorsys.hsv_to_rgb(*hsv), abs=2e-6)
+
+
+def test_digits_are_scikit_learns_and_the_split_is_disjoint_and_complete() -> None:
+    train, test = (data.load("digits", split, seed=2) for split in data.SPLITS)
+    assert (len(train), len(test)) == (1438, 359)
+    both, labels = torch.cat([train.images, test.images]), torch.cat([train.labels, test.labels])
+    assert not rows(train.images) & rows(test.images)
+    assert torch.equal(both[:, 0], both[:, 2])
+    raw = load_digits()
+    assert labels.bincount().tolist() == np.bincount(raw.target).tolist()
+    # 8 px of 4 levels a quarter: the mean of every 4 x 4 block is near the original pixel.
+    small = both[:, 0].float().unfold(1, 4, 4).unfold(2, 4, 4).mean((3, 4)) / 255 * 16
+    nearest = torch.cdist(small.flatten(1), torch.tensor(raw.data, dtype=torch.float32)).argmin(1)
+    assert (torch.tensor(raw.target)[nearest] == labels).double().mean() > 0.99
+
+
+def test_no_seed_moves_a_test_digit_into_training() -> None:
+    test, train = data.load("digits", "test", seed=0), data.load("digits", "train", seed=1)
+    assert not rows(test.images) & rows(train.images)
+    assert not torch.equal(test.images, data.load("digits", "test", seed=1).images)
+
+
+def test_patches_come_from_both_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = load_sample_images()
+    raw.images = [np.full_like(raw.images[0], 10), np.full_like(raw.images[1], 200)]
+    monkeypatch.setattr("sklearn.datasets.load_sample_images", lambda: raw)
+    values, counts = data.load("patches", n=400).images.unique(return_counts=True)
+    assert values.tolist() == [10, 200]
+    assert 0.4 < counts[0] / counts.sum() < 0.6
+
+
+def test_patches_are_crops_of_the_photographs() -> None:
+    """A crop is no wider than 128 px, so its colours vary less than those of both photographs."""
+    photos = torch.tensor(np.stack(load_sample_images().images)).float()
+    images = data.load("patches", n=400).images.float()
+    assert images.std((2, 3)).mean() < photos.std((1, 2)).mean()
+    assert images.mean((2, 3)).std(0).min() > 10  # but one crop differs from another
+
+
+@pytest.mark.parametrize("size", [8, 33, 64])
+@pytest.mark.parametrize("name", ["shapes", "digits"])
+def test_image_size_resizes(name: str, size: int) -> None:
+    small, full = data.load(name, n=5, image_size=size), data.load(name, n=5)
+    assert (small.images.shape, small.images.dtype) == ((5, 3, size, size), torch.uint8)
+    want = TF.resize(full.images, [size, size], antialias=True)
+    assert (small.images.int() - want.int()).abs().max() <= 1
+    assert torch.equal(small.labels, full.labels)

@@ -1,0 +1,478 @@
+"""What every defence guarantees: names, checked parameters and answers, users apart, restarts."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from contsteal import data, defenses, victim
+from contsteal.defenses import (
+    B4B,
+    DEFENSES,
+    GaussianNoise,
+    Normalise,
+    PerUser,
+    Prada,
+    PredictionPoisoning,
+    ProofOfWork,
+    Rounding,
+    SimilarQueries,
+    TopK,
+    UserTransform,
+)
+from contsteal.defenses.state import Described, identity
+from contsteal.seeds import generator
+
+ROWS = torch.randn(160, 6, generator=generator("rows"))
+STREAM = [*ROWS.split(40), ROWS[:40] + 0.01]
+
+PLAIN = {"normalise": Normalise, "rounding": lambda: Rounding(1), "top-k": lambda: TopK(3)}
+SPACES = {
+    kind: lambda kind=kind, **k: UserTransform(kind, **k)
+    for kind in ("affine", "scale", "pad", "shuffle", "binary")
+}
+DRAWING = {
+    "noise": lambda **k: GaussianNoise(0.5, **k),
+    "poison": lambda **k: PredictionPoisoning(0.5, **k),
+    "b4b": lambda **k: B4B(lam=0.1, bits=4, **k),
+    "b4b of 20": lambda **k: B4B(lam=0.1, bits=4, families=20, transform="pad+shuffle", **k),
+    "cosine": lambda **k: SimilarQueries(0.95, memory=100, **k),
+    "l2": lambda **k: SimilarQueries(0.9, "l2", **k),
+    "prada": lambda **k: Prada(0.999, **k),
+    "prada per class": lambda **k: Prada(0.999, classes="argmax", **k),
+}
+REMEMBERING = DRAWING | {"work": ProofOfWork}
+SEEDED = REMEMBERING | SPACES
+ALL = SEEDED | PLAIN
+
+
+def each(makers: dict):
+    return pytest.mark.parametrize("make", makers.values(), ids=makers.keys())
+
+
+def answers(defense, user: str = "ann", stream=STREAM) -> Tensor:
+    return torch.cat([defense(rows, user) for rows in stream])
+
+
+# ---------------------------------------------------------------------- repr, label, key
+
+NAMES = [  # repr and label as stored tables have them
+    (Normalise(), "Normalise()", "normalised"),
+    (Rounding(0), "Rounding(0)", "rounding to 0 decimals"),
+    (Rounding(1), "Rounding(1)", "rounding to 1 decimal"),
+    (TopK(np.int64(8)), "TopK(8)", "top 8"),
+    (GaussianNoise(1), "GaussianNoise(std=1.0)", "noise, std 1.0"),
+    (
+        GaussianNoise(np.float64(0.3), 5, seed=np.int64(2)),
+        "GaussianNoise(std=0.3, mean=5.0, seed=2)",
+        "noise, std 0.3, mean 5.0",
+    ),
+    (
+        PredictionPoisoning(8),
+        "PredictionPoisoning(eps=8.0, scale=1.0)",
+        "prediction poisoning, eps 8.0",
+    ),
+    (UserTransform(), "UserTransform('affine')", "user transform, affine"),
+    (
+        UserTransform("pad", seed=1),
+        "UserTransform('pad', padding=64, seed=1)",
+        "user transform, pad",
+    ),
+    (
+        B4B(),
+        "B4B(lam=1e-06, alpha=1.0, beta=0.8, bits=12, transform='affine')",
+        "B4B, 12 bits",
+    ),
+    (
+        B4B(lam=0.1, families=20, transform="pad", padding=5),
+        "B4B(lam=0.1, alpha=1.0, beta=0.8, bits=12, families=20, transform='pad', padding=5)",
+        "B4B, 12 bits, lam 0.1, families 20, transform pad, padding 5",
+    ),
+    (
+        SimilarQueries(0.9),
+        "SimilarQueries(threshold=0.9, measure='cosine', action='replace', mean=1000.0, std=20.0, "
+        "memory=4096, share=0.5)",
+        "similar queries, threshold 0.9",
+    ),
+    (Prada(), "Prada(threshold=0.9, classes='one', action='shuffle', memory=1000)", "PRADA"),
+    (
+        ProofOfWork(),
+        "ProofOfWork(cost='flat', intercept=0.0, slope=0.0, base=1.0075, least=0.1, most=2948.0, "
+        "hashes_per_second=1000000.0)",
+        "proof of work",
+    ),
+]
+
+
+@pytest.mark.parametrize(("defense", "text", "label"), NAMES)
+def test_names(defense, text, label):
+    assert repr(defense) == text
+    assert defense.label == label
+    assert defense.key.startswith(f"{type(defense).__module__}.{type(defense).__name__}(")
+
+
+def halved(rows: Tensor) -> Tensor:
+    return rows / 2
+
+
+CHANGES = [
+    (GaussianNoise, {"std": 1.0}, {"std": 2.0, "mean": 1.0}),
+    (Rounding, {"decimals": 0}, {"decimals": 1}),
+    (TopK, {"k": 4}, {"k": 5}),
+    (PredictionPoisoning, {"eps": 0.5}, {"eps": 0.6, "scale": 2.0}),
+    (UserTransform, {"transform": "pad"}, {"transform": "shuffle", "padding": 65}),
+    (
+        B4B,
+        {"transform": "pad"},
+        {"lam": 1e-5, "alpha": 2.0, "beta": 0.7, "bits": 11, "families": 20, "padding": 65},
+    ),
+    (
+        SimilarQueries,
+        {"threshold": 0.5},
+        {"threshold": 0.4, "measure": "l2", "action": "record", "mean": 0.0, "std": 1.0,
+         "memory": 9, "share": 0.4, "projection": halved},
+    ),
+    (Prada, {}, {"threshold": 0.8, "classes": "argmax", "action": "refuse", "memory": 9}),
+    (
+        ProofOfWork,
+        {},
+        {"cost": "entropy", "intercept": 1.0, "slope": 0.5, "base": 1.01, "least": 0.2,
+         "most": 9.0, "hashes_per_second": 2.0},
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "given", "changes"), CHANGES)
+def test_every_parameter_is_part_of_every_name(kind, given, changes):
+    plain = kind(**given)
+    for name, value in changes.items():
+        changed = kind(**{**given, name: value})
+        for attribute in ("label", "key"):
+            assert getattr(changed, attribute) != getattr(plain, attribute), name
+        assert repr(changed) != repr(plain), name
+    if hasattr(plain, "seed"):
+        other = kind(**given, seed=7)
+        assert repr(other).endswith("seed=7)")
+        assert other.key != plain.key
+        assert other.label == plain.label
+
+
+@each(ALL)
+def test_the_repr_builds_it_again(make):
+    defense = make(seed=2) if make in SEEDED.values() else make()
+    again = eval(repr(defense), vars(defenses))
+    assert (repr(again), again.key) == (repr(defense), defense.key)
+    assert answers(again).equal(answers(defense))
+
+
+def test_a_new_defence_needs_two_methods():
+    class Clip(Described):
+        def __init__(self, limit: float) -> None:
+            self.limit = limit
+
+        def __call__(self, answers: Tensor, user: str) -> Tensor:
+            return answers.clamp(-self.limit, self.limit)
+
+    assert repr(Clip(1.0)) == "Clip(limit=1.0)"
+    assert Clip(1.0).label == "Clip, limit 1.0"
+    assert Clip(1.0).key != Clip(2.0).key
+
+
+def test_functions_are_named_by_their_place_and_modules_by_layers_and_weights():
+    first = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+    same = copy.deepcopy(first)
+    assert identity(first) == identity(same)
+    assert identity(nn.Sequential(first[0], nn.Tanh())) != identity(first)
+    with torch.no_grad():
+        same[0].weight[0, 0] += 1
+    assert identity(first) != identity(same)
+    assert identity(torch.nn.functional.relu) == "torch.nn.functional.relu"
+    for make in (lambda f: SimilarQueries(0.5, projection=f), ProofOfWork):
+        assert f"{__name__}.halved" in make(halved).key
+        assert f"{__name__}.halved" in repr(make(halved))
+        for nameless in (lambda x: x, [].append):
+            with pytest.raises(ValueError, match="no name of its own"):
+                make(nameless)
+
+
+# -------------------------------------------------------------------------- build, parameters
+
+
+def test_build_by_name():
+    given = {"gaussian-noise": {"std": 0.3, "mean": 1}, "rounding": {"decimals": 2},
+             "top-k": {"k": 4}, "similar-queries": {"threshold": 0.9},
+             "prediction-poisoning": {"eps": 0.5}}  # fmt: skip
+    for name, kind in DEFENSES.items():
+        options = given.get(name, {})
+        assert repr(defenses.build(name, **options)) == repr(kind(**options))
+    for unknown in ("topk", []):
+        with pytest.raises(
+            ValueError, match=r"unknown defence.*normalise, gaussian-noise.*, prada"
+        ):
+            defenses.build(unknown, k=1)
+    for options in ({"n": 3}, {}, {"k": 3, "std": 1}):
+        with pytest.raises(ValueError, match="'top-k' does not take"):
+            defenses.build("top-k", **options)
+
+
+THRESHOLD = {"threshold": 0.5}
+BAD = [
+    (GaussianNoise, {"std": -0.1}, r"GaussianNoise std=-0\.1: a finite number of at least 0"),
+    (Rounding, {"decimals": 1.5}, r"decimals=1\.5"),
+    (Rounding, {"decimals": 13}, "decimals=13: a whole number from -6 to 12"),
+    (TopK, {"k": 0}, "k=0: a whole number of at least 1"),
+    (TopK, {"k": True}, "k=True"),
+    (PredictionPoisoning, {"eps": -1}, "eps=-1"),
+    (PredictionPoisoning, {"eps": 1, "scale": -1}, "scale=-1"),
+    (UserTransform, {"transform": "pad", "padding": 0}, "padding=0"),
+    (UserTransform, {"transform": "pad", "padding": 10**9}, "padding=1000000000.* from 1 to 65536"),
+    (B4B, {"lam": 0.0}, r"lam=0\.0: a finite number above 0"),
+    (B4B, {"alpha": 1e-6}, r"lam=1e-06, alpha=1e-06: a finite number above 1e-06"),
+    (B4B, {"beta": 0.0}, "beta=0"),
+    (B4B, {"beta": 0.01}, r"alpha=1\.0, beta=0\.01: a finite number of at least 0\.172"),
+    (B4B, {"bits": 25}, "bits=25: a whole number from 1 to 24"),
+    (B4B, {"families": 0}, "families=0"),
+    (B4B, {"bits": 24, "families": 2}, r"families=2, bits=24.*2\^24, 2 MB per user"),
+    (B4B, {"padding": 0}, "padding=0"),
+    (B4B, {"transform": "rotate"}, "'rotate'.*affine, scale, pad, shuffle, binary.*'none'"),
+    (B4B, {"transform": "affine+"}, "unknown transformation ''"),
+    (SimilarQueries, {"threshold": 1.0}, r"'cosine', threshold=1\.0: .* above -1 and below 1"),
+    (SimilarQueries, {"threshold": 0.0, "measure": "l2"}, r"'l2', threshold=0\.0: .* above 0 is"),
+    (SimilarQueries, THRESHOLD | {"measure": "l1"}, "'l1': choose one of l2, cosine"),
+    (SimilarQueries, THRESHOLD | {"action": "shuffle"}, "'shuffle'.*replace, refuse, record"),
+    (SimilarQueries, THRESHOLD | {"std": -1}, "std=-1"),
+    (SimilarQueries, THRESHOLD | {"memory": 0}, "memory=0"),
+    (SimilarQueries, THRESHOLD | {"share": 1.0}, r"share=1\.0: .* at least 0 and below 1"),
+    (Prada, {"threshold": 0}, "threshold=0"),
+    (Prada, {"threshold": 1.5}, r"threshold=1\.5"),
+    (Prada, {"classes": "two"}, "'two': choose one of one, argmax"),
+    (Prada, {"action": "replace"}, "'replace'.*shuffle, refuse, record"),
+    (ProofOfWork, {"cost": "pate"}, "'pate': choose one of flat, entropy, a function"),
+    (ProofOfWork, {"cost": None}, "unknown cost None"),
+    (ProofOfWork, {"base": 0.99}, r"base=0\.99"),
+    (ProofOfWork, {"least": 0.0}, r"least=0\.0"),
+    (ProofOfWork, {"least": 10.0, "most": 1.0}, r"least=10\.0, most=1\.0"),
+    (ProofOfWork, {"hashes_per_second": 0}, "hashes_per_second=0"),
+]
+NUMBERS = [
+    (GaussianNoise, {"std": 1.0}, ("std", "mean")),
+    (B4B, {}, ("lam", "alpha", "beta")),
+    (SimilarQueries, THRESHOLD, ("threshold", "mean", "std", "share")),
+    (Prada, {}, ("threshold",)),
+    (PredictionPoisoning, {"eps": 1.0}, ("eps", "scale")),
+    (ProofOfWork, {}, ("intercept", "slope", "base", "least", "most", "hashes_per_second")),
+]
+
+
+@pytest.mark.parametrize(("kind", "options", "message"), BAD)
+def test_bad_parameters_are_named(kind, options, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**options)
+
+
+@pytest.mark.parametrize("bad", [None, "0.5", True, [1.0], math.nan, math.inf], ids=repr)
+@pytest.mark.parametrize(("kind", "options", "names"), NUMBERS)
+def test_what_is_no_finite_number_is_named(kind, options, names, bad):
+    for name in names:
+        with pytest.raises(ValueError, match=f"{kind.__name__} .*{name}=.*: a finite number"):
+            kind(**{**options, name: bad})
+
+
+@each(SEEDED)
+def test_a_seed_is_a_whole_number_which_may_be_set_later(make):
+    for bad in (None, 1.5, "a", True):
+        with pytest.raises(ValueError, match=f"seed={bad!r}: a whole number is needed"):
+            make(seed=bad)
+    later = copy.copy(make())
+    later.seed += 5  # the experiments give copies of a chain their seeds
+    five = make(seed=np.int64(5))
+    assert repr(later) == repr(five) == repr(make(seed=5))
+    assert answers(copy.deepcopy(later)).equal(answers(five))
+
+
+# -------------------------------------------------------------------------------- answers
+
+BROKEN = {
+    "one row": (ROWS[0], r"answers \(6,\): a tensor \(N, D\)"),
+    "a batch of batches": (ROWS[None], r"answers \(1, 160, 6\)"),
+    "no coordinate": (ROWS[:, :0], r"answers \(160, 0\)"),
+    "an array": (ROWS.numpy(), "answers ndarray"),
+    "nothing": (None, "answers NoneType"),
+    "labels": (ROWS.long(), "answers are torch.int64"),
+    "NaN": (ROWS.index_fill(0, torch.tensor(2), math.nan), "input 2 of 160 holds NaN"),
+    "infinity": (ROWS.index_fill(0, torch.tensor(2), math.inf), "input 2 of 160 holds NaN"),
+}
+
+
+@each(ALL)
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_is_no_answer_is_refused_and_leaves_no_trace(make, case):
+    broken, message = BROKEN[case]
+    defense = make()
+    with pytest.raises(ValueError, match=message):
+        defense(broken, "ann")
+    assert answers(defense).equal(answers(make()))
+
+
+@each(ALL)
+def test_shape_and_type_stay_and_neither_input_nor_gradients_are_kept(make):
+    defense, before = make(), ROWS.clone()
+    defense(ROWS.clone().requires_grad_(), "ann")
+    wide = defense(ROWS, "ann")
+    assert ROWS.equal(before)
+    assert not wide.requires_grad
+    assert wide.shape[1] == 6 or "pad" in repr(make())
+    assert make()(ROWS[:0], "ann").shape == (0, wide.shape[1])
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        out = make()(ROWS.to(dtype), "ann")
+        assert out.dtype == dtype
+        assert out.shape == wide.shape
+        assert out.isfinite().all()
+
+
+class Pixels(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.float().flatten(1)
+
+
+def test_infinity_made_by_a_defence_does_not_leave_the_api():
+    api = victim.BlackBox(Pixels(), [GaussianNoise(3e38, mean=3e38)])
+    with pytest.raises(ValueError, match="holds NaN or infinity: nothing was answered"):
+        api.embed(data.load("shapes", n=3).images)
+    assert api.ledger.calls == 0
+
+
+# ----------------------------------------------------------------------- draws and users
+
+
+@each(DRAWING | SPACES)
+def test_draws_follow_from_seed_and_user_alone(make):
+    torch.manual_seed(0)
+    first = answers(make())
+    torch.manual_seed(1)
+    assert answers(make(seed=0)).equal(first)
+    assert not answers(make(seed=1)).equal(first)
+    assert not answers(make(), "bob").equal(first)
+
+
+@each(SEEDED)
+def test_other_users_change_nothing(make):
+    alone, shared, out = make(), make(), []
+    for rows in STREAM:
+        shared(rows.flip(0), "bob")
+        out.append(shared(rows, "ann"))
+        shared(rows * 2, "sybil of ann")
+    assert torch.cat(out).equal(answers(alone))
+
+
+@each(SEEDED)
+def test_users_need_a_name(make):
+    for user in ("", "x" * 257, "a\nb", "\ud800", None, 3, ["a"]):
+        with pytest.raises(ValueError, match="a name of 1 to 256 printable characters"):
+            make()(ROWS, user)
+    assert make()(ROWS, "x" * 256).isfinite().all()
+
+
+# --------------------------------------------------------------------------------- memory
+
+
+def test_every_defence_with_a_memory_is_tested_here():
+    remembering = {kind for kind in DEFENSES.values() if issubclass(kind, PerUser)}
+    assert {type(make()) for make in REMEMBERING.values()} == remembering
+
+
+@each(REMEMBERING)
+@pytest.mark.parametrize("cut", [0, 1, 4])
+def test_a_restart_changes_nothing(make, cut):
+    whole, first, second = make(), make(), make()
+    for defense in (whole, first):
+        answers(defense, "bob/ünal", STREAM[:2])
+        for rows in STREAM[:cut]:
+            defense(rows, "ann")
+    second.load_state_dict(load(save(first.state_dict())))
+    for user in ("ann", "bob/ünal", "new"):
+        assert answers(second, user, STREAM[cut:]).equal(answers(whole, user, STREAM[cut:]))
+    left, right = second.state_dict(), whole.state_dict()
+    assert left.keys() == right.keys() == make().state_dict().keys(), "as many for many users"
+    for key, value in left.items():
+        assert value.dtype == right[key].dtype or not value.numel(), key
+        assert value.equal(right[key].to(value.dtype)), key
+
+
+@each(REMEMBERING)
+def test_a_saved_state_is_no_view_of_the_living_one(make):
+    defense, again = make(), make()
+    defense(ROWS, "ann")
+    saved = defense.state_dict()
+    kept = {key: value.clone() for key, value in saved.items()}
+    again.load_state_dict(saved)
+    for one in (defense, again):
+        one(-ROWS, "ann")
+    assert all(value.equal(kept[key]) for key, value in saved.items())
+
+
+@each(REMEMBERING)
+def test_a_state_of_another_defence_is_refused(make):
+    defense = make()
+    defense(ROWS, "ann")
+    state, field = defense.state_dict(), next(iter(vars(make().record())))
+    lacking = {k: v for k, v in state.items() if k != field}
+    for target, given, message in (
+        (make(seed=3), state, r"was not saved by .*seed=3.*build the defence"),
+        (make(), {}, "was not saved by"),
+        (make(), lacking, f"the state lacks, or should not hold, '{field}'"),
+        (make(), state | {"more": torch.zeros(1)}, "'more'"),
+        (
+            make(),
+            state | {field: state[field].repeat(2)},
+            rf"values of '{field}', needed are 1 and .*damaged",
+        ),
+        (make(), state | {"users": torch.tensor([97, 10, 98]).byte()}, "needed are 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            target.load_state_dict(given)
+
+
+@each(REMEMBERING)
+def test_a_forgotten_user_starts_again(make):
+    defense, first = make(), answers(make())
+    answers(defense)
+    defense.forget("ann")
+    assert answers(defense).equal(first)
+    defense.forget("nobody")
+
+
+@pytest.mark.parametrize(
+    ("defense", "most"),
+    [
+        (GaussianNoise(0.1), 8),
+        (B4B(), 600),
+        (ProofOfWork(), 24),
+        (PredictionPoisoning(0.1), 8),
+        (SimilarQueries(0.9, memory=50), 50 * 6 * 4 + 24),
+        (Prada(memory=50), 50 * (6 * 4 + 16) + 5009 * 16 + 60),
+    ],
+    ids=repr,
+)
+def test_a_user_takes_no_more_memory_than_said(defense, most):
+    for seed in range(12):
+        defense(torch.randn(500, 6, generator=generator("many", seed)), "ann")
+    assert 0 < defense.size("ann") <= most
+
+
+def test_a_hundred_thousand_users_outlive_a_restart():
+    defense, again = (B4B(bits=4, transform="none") for _ in range(2))
+    defense(ROWS[:3], "any")
+    names = [f"{i:0240}" for i in range(100_000)]
+    defense._users |= dict.fromkeys(names, defense._users["any"])
+    again.load_state_dict(load(save(defense.state_dict())))  # reads no header above 100 MB
+    assert list(again._users) == ["any", *names]
+    assert again.coverage(names[-1]) == defense.coverage("any") > 0

@@ -1,0 +1,179 @@
+"""Figures: drawn from their stored tables alone, equal bytes for equal numbers, stale ones named."""
+
+import io
+import shutil
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from contsteal import files
+from contsteal.lab import artifacts
+from contsteal.paper import figures, plots
+
+STORED = artifacts.ROOT / "figures"
+FEW = ("01_worth", "03_pulls", "03_ablations")
+# What a figure shows, where it is not the accuracy; maps show shares of neighbours.
+SHOWN = {
+    "00_samples": "pixels", "01_views": "pixels", "01_training": "loss", "03_pulls": "pull",
+    "01_embedding_map": "label", "03_embedding_map": "label", "03_geometry": "gain",
+    "05_coverage": "coverage", "05_matrix": "change", "05_detectors": "statistic",
+    "05_inference": "effect", "05_watermark": "wsr",
+}  # fmt: skip
+
+
+def table_of(stem: str) -> pd.DataFrame:
+    return figures.read(STORED / "study", stem)[0]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CONTSTEAL_FIGURES", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def desk(home: Path) -> Path:
+    """A folder of figures with three tables of the demo and their stamps, without pictures."""
+    (home / "demo").mkdir()
+    for stem in FEW:
+        for kind in ("csv", "json"):
+            shutil.copy(STORED / "demo" / f"{stem}.{kind}", home / "demo")
+    return home / "demo"
+
+
+def pixels(stem: str, table: pd.DataFrame) -> bytes:
+    """The picture of a table, small."""
+    data = io.BytesIO()
+    figures.draw(stem, table).savefig(data, format="raw", dpi=40)
+    plt.close("all")
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("stem", figures.FIGURES)
+def test_a_figure_is_a_function_of_its_stored_table(stem: str) -> None:
+    table = table_of(stem)
+    title = figures.draw(stem, table).get_suptitle()
+    assert 0 < len(title.splitlines()) <= 2
+    assert max(map(len, title.splitlines())) <= plots.WIDEST
+    first = pixels(stem, table)
+    assert pixels(stem, table) == first, "nothing is drawn at random"
+    column = SHOWN.get(stem, "accuracy")
+    values = table[column].to_numpy()
+    table[column] = values[::-1] if column in ("pixels", "label") else values[::-1] * 0.9
+    assert pixels(stem, table) != first
+
+
+@pytest.mark.parametrize("stem", ["01_training", "03_attacks", "05_watermark"])
+def test_a_published_figure_lies_beside_its_table_and_stamp(stem: str, home: Path) -> None:
+    table, stamp = figures.read(STORED / "study", stem)
+    figures.publish(stem, table, stamp)
+    first = content(home / "study")
+    assert first.keys() == {f"{stem}.{kind}" for kind in ("pdf", "png", "csv", "json")}
+    assert first[f"{stem}.csv"] == (STORED / "study" / f"{stem}.csv").read_bytes()
+    assert figures.read(home / "study", stem)[1] == stamp
+    figures.publish(stem, *figures.read(home / "study", stem))
+    assert content(home / "study") == first, "equal tables give equal bytes"
+
+
+@pytest.mark.parametrize("stem", figures.FIGURES)
+def test_a_table_without_rows_or_columns_is_refused(stem: str) -> None:
+    with pytest.raises(ValueError, match=f"{stem}: the table has no rows"):
+        figures.draw(stem, table_of(stem).iloc[:0])
+    with pytest.raises(ValueError, match=rf"{stem}: the table lacks .*; its columns are [A-Z]"):
+        figures.draw(stem, table_of(stem).rename(columns=str.upper))
+
+
+def test_unknown_figures_and_missing_results_say_what_to_do(home: Path) -> None:
+    with pytest.raises(ValueError, match=r"unknown figure '07_x': choose one of 00_samples"):
+        figures.draw("07_x", pd.DataFrame())
+    with pytest.raises(ValueError, match=r"04_budget.csv is missing: run notebook 04"):
+        figures.read(home / "smoke", "04_budget")
+
+
+def test_too_few_points_are_stored_and_not_drawn(home: Path, capsys) -> None:
+    table, stamp = figures.read(STORED / "study", "03_geometry")
+    figures.publish("03_geometry", table, stamp)
+    assert figures.publish("03_geometry", table[:4], stamp) is None
+    assert "03_geometry is not drawn" in capsys.readouterr().out
+    assert content(home / "study").keys() == {"03_geometry.csv", "03_geometry.json"}
+    assert figures.stale(home / "study", ["03_geometry"]) == []
+
+
+def test_what_no_two_runs_share_is_noted_beside_the_tables(home: Path) -> None:
+    table, stamp = figures.read(STORED / "study", "03_attacks")
+    figures.publish("03_attacks", table.assign(seconds=1.5, forwards=2), stamp)
+    stored = (home / "study" / "03_attacks.csv").read_bytes()
+    assert stored == (STORED / "study" / "03_attacks.csv").read_bytes()
+    twice = pd.concat([table, table.assign(task="colour")]).assign(seconds=1.5, forwards=2)
+    costs = figures.costs("03_costs", twice, stamp)
+    assert costs.loc["embedding"].tolist() == [512, 512, 0.51, 2, 1.5], "per run, not per task"
+    assert files.read_json(home / "study" / "03_costs.json")["rows"]["label"]["seconds"] == 1.5
+
+
+def test_figures_are_redrawn_to_equal_bytes_and_tables_are_not_touched(desk: Path, capsys) -> None:
+    before = content(desk)
+    assert figures.main(["--profile", "demo"]) == 0
+    assert "changed: 01_worth, 03_pulls, 03_ablations" in capsys.readouterr().out
+    first = content(desk)
+    made = {f"{stem}.{kind}" for stem in (*FEW, "contact_sheet") for kind in ("pdf", "png")}
+    assert first.keys() == before.keys() | made
+    assert {n: first[n] for n in before} == before
+    assert figures.main(["--profile", "auto"]) == 0, "auto is every profile with results"
+    assert "none changed" in capsys.readouterr().out
+    assert content(desk) == first
+
+
+def test_a_figure_of_another_table_is_stale(desk: Path) -> None:
+    figures.main(["--profile", "demo"])
+    assert figures.main(["--profile", "demo", "--check"]) == 0
+    table = pd.read_csv(desk / "01_worth.csv")
+    table.assign(accuracy=0.9 * table["accuracy"]).to_csv(desk / "01_worth.csv", index=False)
+    (desk / "03_pulls.png").unlink()
+    assert figures.stale(desk, FEW) == ["01_worth", "03_pulls"]
+    before = content(desk)
+    assert figures.main(["--profile", "demo", "--check"]) == 1
+    assert content(desk) == before
+
+
+def test_stored_figures_are_what_their_tables_draw() -> None:
+    assert figures.stale(STORED / "demo", FEW) == []
+    assert figures.stale(STORED / "study", ["03_attacks"]) == []
+
+
+def test_the_sheet_shows_every_picture_under_its_name(tmp_path: Path) -> None:
+    colours = {"00_samples": "red", "03_attacks": "lime", "04_budget": "blue", "notes": "cyan"}
+    for stem, colour in colours.items():
+        Image.new("RGB", (300, 200), colour).save(tmp_path / f"{stem}.png")
+    page = Image.open(figures.sheet(tmp_path)).convert("RGB")
+    shown = {tuple(pixel) for pixel in np.asarray(page).reshape(-1, 3).tolist()}
+    assert {(255, 0, 0), (0, 255, 0), (0, 0, 255)} <= shown
+    assert (0, 255, 255) not in shown, "not a figure"
+    for stem in colours:
+        (tmp_path / f"{stem}.png").unlink()
+    with pytest.raises(ValueError, match=r"no figure in .*make figures"):
+        figures.sheet(tmp_path)
+
+
+def test_profiles_without_results_say_which_command_makes_them(desk: Path, capsys) -> None:
+    assert figures.main(["--profile", "paper"]) == 1
+    message = capsys.readouterr().out
+    assert "`make paper PROFILE=paper` makes them; there are some of: demo" in message
+    assert figures.main(["--profile", "papr"]) == 1
+    assert "unknown profile 'papr': choose one of demo" in capsys.readouterr().out
+    shutil.rmtree(desk)
+    with pytest.raises(ValueError, match="`make paper` makes them; there are some of: no profile"):
+        figures.profiles_with_results()

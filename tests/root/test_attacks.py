@@ -1,0 +1,402 @@
+"""The table of attacks: what each sends and pays, what its loss is given, and what it refuses."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from contsteal import (
+    augment,
+    data,
+    defenses,
+    encoders,
+    losses,
+    methods,
+    steal,
+)
+from contsteal.victim import BlackBox, BudgetExceeded
+
+N = 32
+FAST = steal.Config(encoder="test_resnet", epochs=2, batch=16, lr=1e-3)
+LABELLED = [name for name, recipe in steal.ATTACKS.items() if recipe.labels]
+COST = {
+    "clean": 1,
+    "surrogate": 1,
+    "both": 1,
+    "shared": 1,
+    "independent": 1,
+    "pair": 2,
+    "prototype": 10,
+}
+
+
+@pytest.fixture(scope="module")
+def shapes() -> data.ImageSet:
+    return data.load("shapes", n=N)
+
+
+@pytest.fixture(scope="module")
+def victim() -> encoders.Encoder:
+    return encoders.build("test_resnet", seed=3).eval()
+
+
+def api_of(victim: encoders.Encoder, **options: object) -> BlackBox:
+    torch.manual_seed(0)
+    head = torch.nn.Linear(victim.dim, 10).requires_grad_(False)
+    projector = methods.Head(victim.dim, 24, 12, norm=False).requires_grad_(False)
+    return BlackBox(victim, head=head, projector=projector, **options)
+
+
+class Spy:
+    """A loss that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.given: list[tuple[Tensor, Tensor, dict]] = []
+
+    def __call__(self, s: Tensor, t: Tensor, **options: object) -> Tensor:
+        self.given.append((s.detach().float(), t, options))
+        return s.square().mean()
+
+
+def spied(
+    attack: str, victim, shapes, monkeypatch, **changes
+) -> tuple[Spy, list[Tensor], steal.Result]:
+    """Train with a spy for a loss; also return what the surrogate was shown, in order."""
+    spy, shown = Spy(), []
+    monkeypatch.setitem(steal.ATTACKS, attack, replace(steal.ATTACKS[attack], loss=spy))
+    forward = encoders.Encoder.forward
+
+    def watch(net, x):
+        if net.training:
+            shown.append(x)
+        return forward(net, x)
+
+    monkeypatch.setattr(encoders.Encoder, "forward", watch)
+    config = replace(FAST, attack=attack, **changes)
+    result = steal.train(config, api_of(victim), shapes.images, labels=shapes.labels)
+    monkeypatch.setattr(encoders.Encoder, "forward", forward)
+    return spy, shown, result
+
+
+@pytest.mark.parametrize("attack", steal.ATTACKS)
+def test_every_attack_trains_and_pays_for_its_views(shapes, victim, attack):
+    config = replace(FAST, attack=attack)
+    each = COST[config.recipe.views]
+    api = api_of(victim, budget=N * each)
+    result = steal.train(config, api, shapes.images, labels=shapes.labels)
+    assert result.calls == N * each
+    if config.recipe.views == "prototype":  # two crops of one image may be the same pixels
+        assert 5 * N < result.unique_inputs <= N * each
+    else:
+        assert result.unique_inputs == N * each
+    assert config.distinct(N) == N * each
+    assert all(torch.tensor(row["loss"]).isfinite() for row in result.history)
+    start = encoders.build("test_resnet", seed=0, out_dim=None).state_dict()
+    assert not result.encoder.backbone.conv1[0].weight.equal(start["backbone.conv1.0.weight"])
+
+
+@pytest.mark.parametrize("attack", steal.ATTACKS)
+def test_tables_can_say_what_an_attack_is(attack):
+    recipe = steal.ATTACKS[attack]
+    assert 10 < len(recipe.description) < 70
+    assert recipe.source
+    assert (recipe.temperature is None) == (
+        replace(FAST, attack=attack, temperature=0.3).tau is None
+    )
+
+
+@pytest.mark.parametrize("attack", ["sup-con", "info-nce-2", "barlow-published"])
+def test_a_pair_is_two_shared_views_stacked_beside_their_answers(
+    shapes, victim, monkeypatch, attack
+):
+    spy, shown, _ = spied(attack, victim, shapes, monkeypatch)
+    for (s, t, _), x in zip(spy.given, shown, strict=True):
+        assert len(s) == len(t) == len(x) == 32, "two views of a batch of 16"
+        assert torch.allclose(t, encoders.embed(victim, augment.to_uint8(x)), atol=1e-5)
+        assert not torch.equal(x[:16], x[16:])
+    epoch = torch.cat([x[:16] for x in shown[:2]]), torch.cat([x[16:] for x in shown[:2]])
+    draws = [steal.view(replace(FAST, attack=attack), shapes.images, k) for k in range(2)]
+    for half, view in zip(epoch, draws, strict=True):
+        assert {bytes(augment.to_uint8(row).numpy()) for row in half} == {
+            bytes(r.numpy()) for r in view
+        }
+
+
+def test_both_is_the_clean_image_over_a_view_and_one_answer(shapes, victim, monkeypatch):
+    spy, shown, result = spied("stolen-encoder", victim, shapes, monkeypatch)
+    clean = {bytes(image.numpy()): i for i, image in enumerate(shapes.images)}
+    answers = encoders.embed(victim, shapes.images)
+    for (s, t, _), x in zip(spy.given, shown, strict=True):
+        assert (len(s), len(t)) == (32, 16)
+        rows = [clean[bytes(augment.to_uint8(image).numpy())] for image in x[:16]]
+        assert torch.allclose(t, answers[rows], atol=1e-5)
+        assert not any(bytes(augment.to_uint8(image).numpy()) in clean for image in x[16:])
+    assert result.calls == N
+
+
+def test_a_prototype_is_the_mean_of_the_normalised_answers_and_patches_share_it(
+    shapes, victim, monkeypatch
+):
+    spy, shown, result = spied("rda", victim, shapes, monkeypatch)
+    config = replace(FAST, attack="rda")
+    views = [steal.view(config, shapes.images, k) for k in range(10)]
+    expected = sum(F.normalize(encoders.embed(victim, v), dim=1) for v in views) / 10
+    assert result.calls == 10 * N
+    assert len(spy.given) == 5 * len(shown), "five patches a step"
+    assert all(len(x) == 5 * 16 for x in shown)
+    seen = torch.cat([t for _, t, _ in spy.given[:5:5] + spy.given[5:10:5]])
+    assert torch.allclose(seen.sort(0).values, expected.sort(0).values, atol=1e-5)
+    assert all(t.equal(spy.given[0][1]) for _, t, _ in spy.given[:5])
+    assert spy.given[0][2] == {"temperature": 0.07}
+
+
+def test_patches_keep_their_share_of_the_image():
+    images = torch.zeros(64, 3, 32, 32, dtype=torch.uint8)
+    images[..., 16:] = 255  # the edge tells how much of the width a patch has
+    g = torch.Generator().manual_seed(0)
+    for policy, share in (("patch90", 0.9), ("patch75", 0.75)):
+        boxes = augment.draw_boxes(64, 32, g, scale=(share, share))
+        area = boxes[:, 2] * boxes[:, 3] / 32**2
+        assert ((area - share).abs() < 0.05)[area < 1].all()
+        views = augment.apply(policy, images, g)
+        assert views.shape == images.shape
+        assert not torch.equal(views[0], views[1])
+
+
+def test_labels_reach_the_loss_that_uses_them_and_no_other(shapes, victim, monkeypatch):
+    spy, shown, _ = spied("sup-con", victim, shapes, monkeypatch)
+    config = replace(FAST, attack="sup-con")
+    view = {
+        bytes(image.numpy()): int(label)
+        for k in range(2)
+        for image, label in zip(steal.view(config, shapes.images, k), shapes.labels, strict=True)
+    }
+    for (_, _, options), x in zip(spy.given, shown, strict=True):
+        own = [view[bytes(augment.to_uint8(image).numpy())] for image in x]
+        assert options["labels"].tolist() == own
+    other, _, _ = spied("info-nce-2", victim, shapes, monkeypatch)
+    assert all("labels" not in options for *_, options in other.given)
+
+
+@pytest.mark.parametrize("attack", LABELLED)
+@pytest.mark.parametrize("labels", [None, torch.zeros(3, dtype=torch.int64)])
+def test_missing_labels_are_told_before_a_query_is_paid(shapes, victim, attack, labels):
+    api = api_of(victim)
+    with pytest.raises(ValueError, match=f"'{attack}' uses the true labels of the 32 query images"):
+        steal.train(replace(FAST, attack=attack), api, shapes.images, labels=labels)
+    assert api.ledger.calls == 0
+
+
+@pytest.mark.parametrize(
+    ("attack", "views", "match"),
+    [
+        ("stolen-encoder", "clean", "needs those of 'both'"),
+        ("info-nce-2", "shared", "needs those of 'pair'"),
+        ("embedding", "both", "only stolen-encoder's loss"),
+        ("rda", "sideways", "unknown views 'sideways': choose one of clean"),
+    ],
+)
+def test_views_that_do_not_fit_a_loss(shapes, victim, attack, views, match):
+    api = api_of(victim)
+    with pytest.raises(ValueError, match=match):
+        steal.train(replace(FAST, attack=attack, views=views), api, shapes.images)
+    assert api.ledger.calls == 0
+
+
+def test_a_pair_that_exceeds_the_budget_is_refused_before_any_answer(shapes, victim):
+    api = api_of(victim, budget=2 * N - 1)
+    with pytest.raises(Exception, match="would need 64 distinct inputs"):
+        steal.train(replace(FAST, attack="barlow"), api, shapes.images)
+    assert api.ledger.calls == 0
+
+
+def test_mse_may_learn_from_pairs_too(shapes, victim):
+    config = replace(FAST, attack="embedding", views="pair")
+    assert steal.train(config, api_of(victim), shapes.images).calls == 2 * N
+
+
+def test_logits_are_the_heads_own_and_posteriors_their_softmax(shapes, victim):
+    api = api_of(victim)
+    logits, posteriors = (api.classify(shapes.images, a) for a in ("logits", "posterior"))
+    assert torch.allclose(logits.softmax(1), posteriors, atol=1e-5)
+    assert logits.min() < 0
+
+
+# ------------------------------------------------------------------------------- heads
+
+
+def test_access_head_compares_projections_behind_a_head_of_its_own(shapes, victim, monkeypatch):
+    spy, _, result = spied("access-head", victim, shapes, monkeypatch)
+    s, t, options = spy.given[0]
+    assert s.shape == t.shape == (16, 12)
+    assert options == {"temperature": 0.07}
+    sent = {row.numpy().tobytes() for row in api_of(victim).project(shapes.images)}
+    assert {row.numpy().tobytes() for row in t} <= sent
+    assert [type(m).__name__ for m in result.head] == ["Linear", "ReLU", "Linear"]
+    assert result.encoder.dim == 96, (
+        "the surrogate's own width: the attacker never sees the victim's"
+    )
+
+
+def test_an_api_without_projector_answers_no_access_head(shapes, victim):
+    api = BlackBox(victim)
+    with pytest.raises(ValueError, match="this API gives no projections"):
+        steal.train(replace(FAST, attack="access-head"), api, shapes.images)
+    assert api.ledger.calls == 0
+
+
+def test_projections_are_the_projector_s_and_counted_and_defended(shapes, victim):
+    torch.manual_seed(1)
+    g = methods.Head(victim.dim, 8, norm=False)
+    api = BlackBox(victim, [defenses.Rounding(1)], projector=g, budget=N)
+    z = api.project(shapes.images)
+    assert torch.allclose(z, g(encoders.embed(victim, shapes.images)).round(decimals=1))
+    assert (api.ledger.unique_inputs, api.ledger.calls) == (N, N)
+    assert not z.requires_grad
+
+
+def test_recreate_head_compares_behind_one_frozen_head(shapes, victim, monkeypatch):
+    made, own = [], steal.recreate_head
+
+    def watch(*given):
+        made.append((given, own(*given)))
+        return made[-1][1]
+
+    monkeypatch.setattr(steal, "recreate_head", watch)
+    spy, _, result = spied("recreate-head", victim, shapes, monkeypatch)
+    (one, two, epochs, batch, _), g = made[0]
+    assert result.head is g
+    assert (epochs, batch) == (2 * FAST.epochs, FAST.batch)
+    views = [steal.view(replace(FAST, attack="recreate-head"), shapes.images, k) for k in range(2)]
+    answers = [encoders.embed(victim, v) for v in views]
+    assert torch.allclose(one, answers[0], atol=1e-5)
+    assert torch.allclose(two, answers[1], atol=1e-5)
+    _, t, _ = spy.given[0]
+    behind = torch.cat([g(a) for a in answers[:2]])
+    assert all((behind - row).abs().sum(1).min() < 1e-3 for row in t)
+
+
+def test_a_recreated_head_learns_what_two_views_share_and_holds_still():
+    torch.manual_seed(0)
+    content, noise = torch.randn(256, 16), torch.randn(2, 256, 16)
+    one, two = (torch.cat([content, 1.5 * view], 1) for view in noise)
+    g = steal.recreate_head(one, two, epochs=20, batch=32, seed=0)
+    hardly = steal.recreate_head(one, two, epochs=1, batch=32, seed=0)
+    assert losses.cosine(g(one), g(two)) < 0.85 * losses.cosine(hardly(one), hardly(two))
+    assert g(one).std(0).min() > 1e-3, "not collapsed"
+    assert torch.allclose(g.train()(one[:2]), g(one)[:2], atol=1e-5), (
+        "its batch norm has fixed statistics"
+    )
+    assert not any(p.requires_grad for p in g.parameters())
+    again = steal.recreate_head(one, two, epochs=20, batch=32, seed=0)
+    assert torch.equal(again(one), g(one))
+
+
+# --------------------------------------------------------------------------- negatives
+
+
+@pytest.mark.parametrize("negatives", ["victim", "self"])
+def test_cont_steal_can_leave_negatives_out(shapes, victim, monkeypatch, negatives):
+    spy, _, _ = spied("cont-steal", victim, shapes, monkeypatch, negatives=negatives)
+    assert all(options["negatives"] == negatives for _, _, options in spy.given)
+
+
+def test_only_cont_steal_has_negatives_to_leave_out(shapes, victim):
+    api = api_of(victim)
+    with pytest.raises(ValueError, match="negatives='self' of info-nce: only cont-steal can"):
+        steal.train(replace(FAST, attack="info-nce", negatives="self"), api, shapes.images)
+    assert api.ledger.calls == 0
+
+
+# --------------------------------------------------------------- attackers that adapt
+
+
+def asked(victim, shapes, chain=(), **changes) -> tuple[Tensor, BlackBox]:
+    api = BlackBox(victim, list(chain))
+    config = replace(FAST, attack="embedding", **changes)
+    return steal.ask(config, api, shapes.images, "thief")[0], api
+
+
+def test_averaging_undoes_fresh_noise_at_the_price_of_answers(shapes, victim):
+    clean = encoders.embed(victim, shapes.images)
+    errors = []
+    for answers in (1, 16):
+        noise = [defenses.GaussianNoise(1.0)]
+        got, api = asked(victim, shapes, noise, adapt="average", answers=answers)
+        errors.append((got - clean).square().mean().item())
+        assert (api.ledger.unique_inputs, api.ledger.calls) == (N, N * answers)
+    assert errors[1] == pytest.approx(errors[0] / 16, rel=0.2)
+
+
+def test_centring_undoes_an_offset(shapes, victim):
+    clean = encoders.embed(victim, shapes.images)
+    got, _ = asked(victim, shapes, [defenses.GaussianNoise(0.0, mean=7.0)], adapt="centre")
+    assert torch.allclose(got, clean - clean.mean(0), atol=1e-4)
+
+
+def test_accounts_are_mapped_into_the_space_of_the_first(shapes, victim):
+    images = data.load("shapes", n=200, seed=2)
+    chain = [defenses.build("user-transform", transform="affine")]
+    whole = BlackBox(victim, chain).embed(images.images, user="thief")
+    one, api = asked(victim, images, chain, accounts=3, anchors=110)
+    assert torch.allclose(one[:110], whole[:110], atol=1e-4), "the first account's own answers"
+    assert torch.allclose(one, whole, atol=1e-2 * float(whole.abs().max()))
+    spent = {name: a.unique_inputs for name, a in api.ledger.accounts.items()}
+    assert spent == {"thief": 140, "thief 2": 140, "thief 3": 140}
+    naive = torch.cat([BlackBox(victim, chain).embed(images.images, user=f"u{k}")[k * 66:][:66]
+                       for k in range(3)])  # fmt: skip
+    assert not torch.allclose(naive[66:132], whole[66:132], atol=0.1), (
+        "else there is nothing to map"
+    )
+
+
+def test_all_accounts_are_billed(shapes, victim):
+    config = replace(FAST, attack="embedding", accounts=2, anchors=8)
+    result = steal.train(config, BlackBox(victim), shapes.images)
+    assert result.unique_inputs == result.calls == N + 8, "the anchors are asked twice"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"attack": "label", "adapt": "centre"},
+            "adapt='centre', accounts=1 of label: only answers",
+        ),
+        ({"attack": "label", "accounts": 2}, "accounts=2 of label: only answers that are vectors"),
+        ({"attack": "cont-steal", "adapt": "average"}, "adapt='average' of views 'independent'"),
+        (
+            {"attack": "embedding", "adapt": "average"},
+            "adapt='average' with answers=None: at least 2",
+        ),
+        ({"attack": "embedding", "accounts": 2, "anchors": N}, f"anchors={N} of {N} images"),
+        ({"attack": "embedding", "accounts": 2, "anchors": 0}, "anchors=0 of"),
+    ],
+)
+def test_adaptation_that_cannot_work_is_refused_before_it_is_paid(shapes, victim, changes, message):
+    api = api_of(victim)
+    with pytest.raises(ValueError, match=message):
+        steal.train(replace(FAST, **changes), api, shapes.images)
+    assert api.ledger.calls == 0
+
+
+@pytest.mark.parametrize("changes", [{"adapt": "subtract"}, {"accounts": 0}])
+def test_unknown_adaptation_lists_the_known(changes):
+    with pytest.raises(ValueError, match="choose one of none, average, centre, and at least 1"):
+        replace(FAST, **changes)
+
+
+def test_a_budget_is_each_account_s_own(shapes, victim):
+    config = replace(FAST, attack="cont-steal", accounts=2, anchors=8)
+    steal.train(config, BlackBox(victim, budget=20), shapes.images)  # 8 anchors and 12 of 24
+    api = BlackBox(victim, budget=19)
+    with pytest.raises(BudgetExceeded):
+        steal.train(config, api, shapes.images)
+    assert api.ledger.calls == 0
+
+
+def test_averaging_anew_asks_once_an_epoch(shapes, victim):
+    assert replace(FAST, attack="embedding", adapt="average", answers=0).rounds == FAST.epochs
+    assert replace(FAST, attack="embedding", adapt="average", answers=9).rounds == 9

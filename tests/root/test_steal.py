@@ -1,0 +1,406 @@
+"""The attacks: what they send, what they pay, what they learn, and what they must not touch."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from contsteal import augment, data, encoders, loop, losses, pretrain, steal
+from contsteal.defenses.perturbation import GaussianNoise
+from contsteal.seeds import generator
+from contsteal.victim import BlackBox, BudgetExceeded, digests
+
+N = 32
+FAST = steal.Config(encoder="test_resnet", epochs=2, batch=16, lr=1e-3)
+OTHER = "test_efficientnet"  # 256 features, the victim has 96
+AUGMENTED = ("shared", "independent")
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return data.load("shapes", n=64).images
+
+
+@pytest.fixture(scope="module")
+def victim() -> encoders.Encoder:
+    """A trained network: the answers of a random one hardly differ from image to image."""
+    config = pretrain.Config(
+        "supervised", "test_resnet", epochs=8, batch=32, policy="none", lr=3e-3, held_out=0
+    )
+    net = pretrain.train(config, data.load("shapes", n=256, seed=1))
+    net.zero_grad()  # what its own training left
+    return net
+
+
+class Recorder(BlackBox):
+    """A victim that keeps what it was sent and what it answered."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.sent: list[Tensor] = []
+        self.answers: list[Tensor] = []
+
+    def embed(self, images, user="adversary"):
+        self.sent.append(images.clone())
+        self.answers.append(super().embed(images, user))
+        return self.answers[-1]
+
+
+class Born:
+    """Surrogates as they were built, and what each saw in training (as the victim would get it)."""
+
+    def __init__(self) -> None:
+        self.nets: list[encoders.Encoder] = []
+        self.seen: list[Tensor] = []
+
+    def note(self, net: encoders.Encoder, inputs: tuple[Tensor]) -> None:
+        x = inputs[0]
+        self.seen.append(x if x.dtype == torch.uint8 else augment.to_uint8(x))
+
+
+@pytest.fixture
+def born(monkeypatch) -> Born:
+    spy, build = Born(), encoders.build
+
+    def noted(*args, **kwargs):
+        net = build(*args, **kwargs)
+        spy.nets.append(copy.deepcopy(net))
+        net.register_forward_pre_hook(spy.note)
+        return net
+
+    monkeypatch.setattr(encoders, "build", noted)
+    return spy
+
+
+def api_of(net: nn.Module, **options) -> BlackBox:
+    return BlackBox(net, head=lambda x: x[:, :5] * 1e3, projector=lambda x: x[:, :7], **options)
+
+
+def digest(net: nn.Module) -> str:
+    return encoders.digest(net.state_dict().items())
+
+
+# ------------------------------------------------------------------------------- recipes
+
+
+@pytest.mark.parametrize("encoder", ["test_resnet", OTHER])
+@pytest.mark.parametrize("attack", list(steal.ATTACKS))
+def test_every_attack_trains_every_surrogate(images, victim, born, attack, encoder):
+    before = digest(victim)
+    config = replace(FAST, attack=attack, encoder=encoder)
+    labels = torch.arange(len(images)) % 10
+    result = steal.train(config, api_of(victim), images, labels=labels)
+    start = born.nets[0].state_dict()
+    stolen = result.encoder.state_dict()
+    assert not [k for k, v in stolen.items() if v.ndim > 1 and v.equal(start[k])], "never trained"
+    assert [row["epoch"] for row in result.history] == [1, 2]
+    assert not result.encoder.training
+    features = encoders.embed(result.encoder, images[:3])
+    embeds = steal.ATTACKS[attack].answer == "embedding"
+    assert features.shape == (3, victim.dim if embeds else born.nets[0].backbone.num_features)
+    assert (result.head is None) == (embeds and not steal.ATTACKS[attack].recreate)
+    assert digest(victim) == before
+    assert all(p.grad is None for p in victim.parameters())
+
+
+@pytest.mark.parametrize("attack", list(steal.ATTACKS))
+def test_an_attack_uses_its_loss_at_its_temperature(images, victim, monkeypatch, attack):
+    used, recipe = [], steal.ATTACKS[attack]
+
+    def spy(s, answers, **options):
+        used.append({k: v for k, v in options.items() if k not in ("labels", "negatives")})
+        return recipe.loss(s, answers, **options)
+
+    monkeypatch.setitem(steal.ATTACKS, attack, replace(recipe, loss=spy))
+    config, labels = replace(FAST, attack=attack, epochs=1), torch.arange(16) % 4
+    steal.train(config, api_of(victim), images[:16], labels=labels)
+    steal.train(replace(config, temperature=3.0), api_of(victim), images[:16], labels=labels)
+    own, each = recipe.temperature, recipe.patches
+    told = [{}, {}] if own is None else [{"temperature": own}, {"temperature": 3.0}]
+    assert used == [options for options in told for _ in range(each)]
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_the_embedding_attack_learns_the_answers_of_its_images(images, victim, shuffled):
+    class Shuffled(BlackBox):
+        def embed(self, images, user="adversary"):
+            return super().embed(images, user).roll(len(images) // 2, 0)
+
+    config = replace(FAST, attack="embedding", epochs=30, lr=1e-2)
+    stolen = steal.train(config, (Shuffled if shuffled else BlackBox)(victim), images).encoder
+    truth = encoders.embed(victim, images)
+    error = losses.mse(encoders.embed(stolen, images), truth) / truth.var(0, correction=0).mean()
+    assert error > 0.9 if shuffled else error < 0.5, "1 is what predicting the mean answer gives"
+
+
+def test_the_label_attack_learns_the_labels(images, victim):
+    api = api_of(victim)
+    result = steal.train(replace(FAST, attack="label", epochs=20, lr=3e-3), api, images)
+    guess = result.head(encoders.embed(result.encoder, images)).argmax(1)
+    truth = api.classify(images)
+    rare = truth.bincount().max() / len(truth)
+    assert (guess == truth).float().mean() > max(0.8, rare)
+
+
+# --------------------------------------------------------------------------------- price
+
+
+@pytest.mark.parametrize(("answers", "rounds"), [(1, 1), (2, 2), (0, 3), (9, 3)])
+@pytest.mark.parametrize("views", ["clean", "surrogate", "shared", "independent"])
+def test_what_an_attack_costs(images, victim, views, answers, rounds):
+    api = BlackBox(victim)
+    config = replace(FAST, views=views, answers=answers, epochs=3)
+    result = steal.train(config, api, images[:N])
+    unique = N * rounds if views in AUGMENTED else N
+    assert (result.unique_inputs, result.calls) == (unique, N * rounds)
+    assert (api.ledger.unique_inputs, api.ledger.calls) == (unique, N * rounds)
+    assert config.distinct(N) == unique
+
+
+@pytest.mark.parametrize("views", AUGMENTED)
+def test_the_budget_stops_an_attack_before_it_trains(images, victim, views, monkeypatch):
+    api, config = BlackBox(victim, budget=2 * N - 1), replace(FAST, views=views, answers=2)
+    monkeypatch.setattr(loop, "fit", lambda *_, **__: pytest.fail("it trained"))
+    with pytest.raises(BudgetExceeded, match=f"budget is {2 * N - 1}"):
+        steal.train(config, api, images[:N])
+    assert api.ledger.unique_inputs <= 2 * N - 1
+
+
+@pytest.mark.parametrize(("views", "budget"), [("clean", N), ("surrogate", N), ("shared", 2 * N)])
+def test_exactly_the_budget_suffices(images, victim, views, budget):
+    api = BlackBox(victim, budget=budget)
+    result = steal.train(replace(FAST, views=views, answers=2), api, images[:N])
+    assert (result.unique_inputs, result.calls) == (budget, 2 * N)
+
+
+def test_an_attack_is_billed_to_its_user(images, victim):
+    api = BlackBox(victim)
+    api.embed(images, user="customer")
+    result = steal.train(FAST, api, images[:N], user="thief")
+    assert (result.unique_inputs, result.calls) == (N, N)
+    assert api.ledger.account("thief").calls == N
+
+
+# --------------------------------------------------------------------------------- views
+
+
+@pytest.mark.parametrize("answers", [1, 0])
+@pytest.mark.parametrize("attack", ["cont-steal-code", "embedding"])
+def test_shared_shows_both_the_same_view(images, victim, born, monkeypatch, attack, answers):
+    recipe, pairs = steal.ATTACKS[attack], []
+
+    def spy(s, t, **options):
+        pairs.append((born.seen[-1], t))
+        return recipe.loss(s, t, **options)
+
+    monkeypatch.setitem(steal.ATTACKS, attack, replace(recipe, loss=spy))
+    api = Recorder(victim)
+    steal.train(replace(FAST, attack=attack, views="shared", answers=answers), api, images[:N])
+    assert len(api.sent) == len({digests(x)[0] for x in api.sent}) == (answers or FAST.epochs)
+    assert not set(digests(images)) & {d for x in api.sent for d in digests(x)}
+    known = {
+        name: row
+        for x, rows in zip(api.sent, api.answers, strict=True)
+        for name, row in zip(digests(x), rows, strict=True)
+    }
+    assert len(pairs) == FAST.epochs * N // FAST.batch
+    assert {name for x, _ in pairs for name in digests(x)} == set(known), "all that was paid for"
+    for x, t in pairs:
+        assert torch.stack([known[name] for name in digests(x)]).equal(t), "the answer to this view"
+
+
+@pytest.mark.parametrize("views", ["clean", "surrogate", "independent"])
+def test_who_sees_what(images, victim, born, views):
+    api = Recorder(victim)
+    steal.train(replace(FAST, views=views, answers=0), api, images[:N])
+    clean = set(digests(images[:N]))
+    sent = {name for x in api.sent for name in digests(x)}
+    seen = [name for x in born.seen for name in digests(x)]
+    assert sent.isdisjoint(clean) if views == "independent" else sent == clean
+    if views == "clean":
+        assert set(seen) == clean
+    else:
+        assert clean.isdisjoint(seen)
+        assert sent.isdisjoint(seen)
+        assert len(set(seen)) == len(seen), "the surrogate's views are fresh in every epoch"
+
+
+@pytest.mark.parametrize(("views", "each"), [("shared", 1), ("pair", 2)])
+@pytest.mark.parametrize("answers", [2, 0])
+def test_views_are_drawn_once_where_they_fit(images, victim, monkeypatch, views, each, answers):
+    attack = "info-nce-2" if views == "pair" else "cont-steal-code"
+    config = replace(FAST, attack=attack, views=views, answers=answers, epochs=4)
+    rounds, view, drawn, found = answers or 4, steal.view, [], []
+    monkeypatch.setattr(steal, "view", lambda c, x, k: drawn.append(k) or view(c, x, k))
+    for kept in (each * rounds * images[:N].nbytes, each * rounds * images[:N].nbytes - 1):
+        monkeypatch.setattr(steal, "KEPT", kept)
+        drawn.clear()
+        net = steal.train(config, BlackBox(victim), images[:N]).encoder
+        found.append((len(drawn), encoders.digest(net.state_dict().items())))
+    assert found[0][0] == each * rounds
+    assert found[1][0] > found[0][0] or (views, answers) == ("shared", 2)  # the last two are held
+    assert found[0][1] == found[1][1], "a view is the same whenever it is drawn"
+
+
+@pytest.mark.parametrize("views", AUGMENTED)
+def test_views_depend_on_seed_and_round_alone(images, victim, views):
+    def sent(**knobs) -> list[list[bytes]]:
+        api = Recorder(victim)
+        steal.train(replace(FAST, views=views, epochs=2, **knobs), api, images[:N])
+        return [digests(x) for x in api.sent]
+
+    two = sent(attack="embedding", answers=2)
+    assert sent(attack="info-nce", answers=2, lr=1e-4) == two, "all attacks share cached views"
+    assert sent(answers=1) == two[:1]
+    assert two[0] != two[1]
+    assert sent(answers=1, seed=1)[0] != two[0]
+
+
+# --------------------------------------------------------------------------- determinism
+
+
+def test_the_seed_alone_decides_the_surrogate(images, victim):
+    def stolen(global_seed: int, **knobs) -> str:
+        torch.manual_seed(global_seed)
+        api = BlackBox(victim, defenses=[GaussianNoise(0.1)])
+        config = replace(FAST, encoder=OTHER, **knobs)
+        return digest(steal.train(config, api, images[:N]).encoder)
+
+    assert stolen(1) == stolen(2)
+    assert stolen(1, seed=1) != stolen(1)
+
+
+@pytest.mark.parametrize("attack", ["cont-steal", "posterior"])
+def test_a_killed_attack_ends_with_the_same_weights_and_ledger(
+    images, victim, tmp_path, monkeypatch, attack
+):
+    monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
+    config = replace(FAST, attack=attack, views="independent", answers=2, epochs=4)
+    recipe = steal.ATTACKS[attack]
+
+    def run(**options) -> steal.Result:
+        return steal.train(
+            config, api_of(victim, defenses=[GaussianNoise(0.01)]), images[:N], **options
+        )
+
+    whole, steps = run(), []
+
+    def dies(s, t, **options):
+        steps.append(0)
+        if len(steps) == 6:  # in the third epoch
+            raise KeyboardInterrupt
+        return recipe.loss(s, t, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(steal.ATTACKS, attack, replace(recipe, loss=dies))
+        with pytest.raises(KeyboardInterrupt):
+            run(checkpoint=tmp_path / "c.pt")
+    resumed = run(checkpoint=tmp_path / "c.pt")
+    assert digest(resumed.encoder) == digest(whole.encoder)
+    assert whole.head is None or digest(resumed.head) == digest(whole.head)
+    assert (resumed.unique_inputs, resumed.calls) == (whole.unique_inputs, whole.calls)
+    assert [r["loss"] for r in resumed.history] == [r["loss"] for r in whole.history]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"attack": "embedding"}, {"temperature": 0.1}, {"views": "shared"}, {"encoder": OTHER}],
+)
+def test_a_checkpoint_of_another_attack_is_refused(images, victim, tmp_path, monkeypatch, other):
+    monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
+    steal.train(FAST, BlackBox(victim), images[:N], checkpoint=tmp_path / "c.pt")
+    with pytest.raises(ValueError, match="another run"):
+        steal.train(replace(FAST, **other), BlackBox(victim), images[:N], tmp_path / "c.pt")
+
+
+# -------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"attack": "contsteal"}, rf"'contsteal'.*{', '.join(steal.ATTACKS)}"),
+        ({"views": "sideways"}, r"'sideways'.*clean, surrogate, shared, independent"),
+        ({"answers": -1}, "answers=-1"),
+        ({"batch": N + 1}, f"{N} images are fewer than one batch of {N + 1}"),
+        ({"epochs": 0}, "epochs"),
+        ({"policy": "simclear"}, "'simclear'.*simclr"),
+    ],
+)
+def test_a_wrong_knob_costs_no_query(images, victim, wrong, told):
+    api = BlackBox(victim)
+    with pytest.raises(ValueError, match=told):
+        steal.train(replace(FAST, **wrong), api, images[:N])
+    assert api.ledger.calls == 0
+
+
+@pytest.mark.parametrize("attack", ["label", "posterior"])
+def test_attacks_on_classes_need_an_api_with_a_head(images, victim, attack):
+    api = BlackBox(victim)
+    with pytest.raises(ValueError, match="embeddings only"):
+        steal.train(replace(FAST, attack=attack), api, images[:N])
+    assert api.ledger.calls == 0
+
+
+def test_a_class_may_first_appear_in_a_later_round(images, victim):
+    class Later(BlackBox):
+        """AnswerCache class 1 in the first round and class 4 in the second."""
+
+        def classify(self, images, answer="label", user="adversary"):
+            labels = super().classify(images, answer, user)
+            return torch.full_like(labels, 1 if self.ledger.calls == N else 4)
+
+    api = Later(victim, head=nn.Identity())
+    config = replace(FAST, attack="label", views="independent", answers=2)
+    assert steal.train(config, api, images[:N]).head.out_features > 4
+
+
+# ------------------------------------------------------------------- adapting to a defence
+
+ANSWERS = torch.randn(60, 8, generator=generator("answers"))
+
+
+def test_the_mean_takes_an_offset_with_it():
+    shifted = GaussianNoise(0.0, mean=10.0)(ANSWERS, "u")
+    torch.testing.assert_close(
+        steal.subtract_mean(shifted), steal.subtract_mean(ANSWERS), rtol=0, atol=1e-5
+    )
+    assert steal.subtract_mean(shifted).mean(0).abs().max() < 1e-5
+
+
+def test_a_remap_is_the_least_squares_solution():
+    target = torch.randn(60, 3, generator=generator("target"))
+    weight, bias = steal.learn_remap(ANSWERS, target)
+    rows = torch.cat([ANSWERS, torch.ones(60, 1)], 1).double()
+    literal = torch.linalg.solve(rows.T @ rows, rows.T @ target.double())
+    torch.testing.assert_close(torch.cat([weight, bias[None]]), literal.float())
+
+
+def test_a_map_is_found_from_enough_shared_queries_only():
+    weight, bias = torch.randn(8, 8, generator=generator("w")), torch.ones(8)
+    target = steal.remap(ANSWERS, weight, bias)
+    enough = steal.learn_remap(ANSWERS[:9], target[:9])
+    torch.testing.assert_close(enough[0], weight, rtol=1e-3, atol=1e-3)
+    few = steal.learn_remap(ANSWERS[:5], target[:5])
+    torch.testing.assert_close(steal.remap(ANSWERS[:5], *few), target[:5], rtol=1e-3, atol=1e-3)
+    assert steal.cosine_distance(steal.remap(ANSWERS, *few), target) > 0.05
+
+
+def test_constant_coordinates_do_no_harm():
+    padded = torch.cat([ANSWERS, torch.full((60, 4), 2.5)], 1)
+    mapped = steal.remap(padded, *steal.learn_remap(padded, ANSWERS))
+    torch.testing.assert_close(mapped, ANSWERS, rtol=1e-4, atol=1e-4)
+
+
+def test_cosine_distance():
+    assert steal.cosine_distance(ANSWERS, 3 * ANSWERS) == pytest.approx(0, abs=1e-12)
+    assert steal.cosine_distance(ANSWERS, -ANSWERS) == pytest.approx(2)
+    assert steal.cosine_distance(torch.tensor([[1.0, 0]]), torch.tensor([[0, 1.0]])) == 1
+
+
+@pytest.mark.parametrize("rows", [0, 59])
+def test_answers_to_other_images_are_refused(rows):
+    with pytest.raises(ValueError, match="the same images"):
+        steal.learn_remap(ANSWERS[:rows], ANSWERS[: rows and 60])
