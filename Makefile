@@ -1,6 +1,6 @@
 # Commands of this repository; `make` alone lists them.
 PROFILE ?= auto
-# fast, or exact: bit by bit the same on the same GPU (contsteal/speed.py)
+# fast, or exact: bit by bit the same on the same GPU (contsteal/loop.py)
 MODE ?= $(or $(CONTSTEAL_MODE),fast)
 export CONTSTEAL_MODE := $(MODE)
 VENV := .venv
@@ -51,10 +51,13 @@ plan: $(READY) ## say what `make paper` would run, why, and how long it took bef
 	@$(RUN) plan --profile $(PROFILE) $(ARGS)
 
 figures: $(READY) ## redraw all stored figures from their tables, and one page of all (no training)
-	@$(PYTHON) -m contsteal.paper.redraw --profile $(PROFILE)
+	@$(PYTHON) -m contsteal.paper.figures --profile $(PROFILE)
 
-html: $(READY) ## write figures, numbers and executed notebooks as pages into runs/site
-	@$(PYTHON) -m contsteal.paper.site --profile $(PROFILE)
+SITE := $(or $(CONTSTEAL_RUNS),runs)/site
+html: $(READY) ## build the documentation with all results and executed notebooks, in runs/site
+	@mkdir -p $(SITE)/.pages
+	@$(PYTHON) -m sphinx -b html -q -c docs $(SITE)/.pages $(SITE)
+	@echo "$(SITE)/index.html"
 
 data: $(READY) ## fetch what a profile needs and is missing: make data PROFILE=paper
 	@$(RUN) data --profile $(PROFILE)
@@ -70,10 +73,12 @@ bench: $(READY) ## measure speed against its bars, into benchmarks/results
 	@$(PYTHON) benchmarks/defenses.py
 	@$(PYTHON) -m benchmarks
 
-lint: $(READY) ## check style, and that notebooks are stripped
+lint: $(READY) ## check style, types and imports, and that notebooks are stripped
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m nbstripout --verify notebooks/*.ipynb
+	@$(PYTHON) -c "from importlinter.cli import lint_imports_command as lint; lint()" --no-cache --no-logo
+	@$(PYTHON) -m mypy contsteal
 
 format: $(READY) ## format code, link and strip notebooks
 	@$(PYTHON) -m ruff check --fix .

@@ -31,8 +31,6 @@ ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 VICTIM = "01"  # the notebook that comes first and has all cores
 TIMINGS, SUMMARY, WHOLE = "timings.json", "summary.md", "in all"
-MODES = ("fast", "exact")
-NUMERICS = ("CONTSTEAL_MODE", "CONTSTEAL_FORM", "CONTSTEAL_PRECISION")  # what else rounds numbers
 
 
 class NotebookFailed(RuntimeError):
@@ -136,20 +134,20 @@ def _key(stem: str, profile: str, values: dict[str, Any]) -> dict[str, str]:
     """Return hashes of everything that decides a notebook's results, in the order of telling."""
     import torch
 
+    from contsteal import loop
     from contsteal.lab import artifacts, profiles
 
     settings = profiles.profile(profile)
     code = [cell["source"] for cell in _code_cells(stem)]
     modules = imports("\n".join(code))
     styles = [p for p in sorted(artifacts.PACKAGE.rglob("*.*")) if p.suffix not in (".py", ".pyc")]
-    numerics = [os.environ.get(name) for name in NUMERICS]
     last = stem == stems()[-1]
     parts = {
         "parameters": values,
         "settings": [settings["common"], settings.get("expectations")],
         "code": code,
         "package": [artifacts.sources("contsteal", *modules), *map(files.sha256, styles)],
-        "machine": [artifacts.device().type, torch.__version__, numerics],
+        "machine": [artifacts.device().type, torch.__version__, loop.mode_labels()],
         "weights": _weights(settings["common"]),
         "tables": _tables(artifacts.figures_dir() / profile) if last else "",
     }
@@ -541,8 +539,6 @@ def _command(given: argparse.Namespace) -> None:
         return
     from contsteal.lab import artifacts
 
-    if (mode := os.environ.get("CONTSTEAL_MODE", MODES[0])) not in MODES:
-        raise ValueError(f"MODE={mode!r} is unknown: choose one of {', '.join(MODES)}")
     profile, why = choose_profile(given.profile)
     if given.command == "finish":
         finish(profile, given.since)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import joblib
 import nbformat
 import psutil
 import pytest
@@ -40,7 +41,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(profiles, "PROFILES", tmp_path / "notebooks" / "profiles")
     for name in ("runs", "figures"):
         monkeypatch.setenv(f"CONTSTEAL_{name.upper()}", str(tmp_path / name))
-    for name in (*notebooks.NUMERICS, "MAKEFLAGS"):
+    for name in ("CONTSTEAL_MODE", "CONTSTEAL_PRECISION", "MAKEFLAGS"):
         monkeypatch.delenv(name, raising=False)
     write_profile(tmp_path)
     write_notebook(tmp_path, FIRST, "1 + 1")
@@ -258,6 +259,7 @@ def test_a_folder_that_cannot_be_written_is_named(
 def test_an_unknown_mode_is_refused(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONTSTEAL_MODE", "exakt")
     assert command("prepare") == 1
+    assert not (desk / "runs").exists()
 
 
 # -------------------------------------------------------------------------- data and profile
@@ -411,7 +413,7 @@ def test_make_runs_the_graph_side_by_side_twice_at_once_each_notebook_once(copy:
     both = [make(copy), make(copy)]
     printed = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], printed
-    share = str(max(1, artifacts.cores() // 2))
+    share = str(max(1, joblib.cpu_count() // 2))
     words = (copy / "log").read_text().split()
     assert words[0] == "01", "alone, on all cores"
     assert sorted(words[1:4]) == [f"{n}{share}" for n in ("00", "02", "03")]
