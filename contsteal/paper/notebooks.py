@@ -466,7 +466,7 @@ def _ended_children() -> Iterator[None]:
 def finish(profile: str, since: float) -> None:
     """Keep how long the notebooks took, and write the summary again with it."""
     from contsteal.lab import artifacts
-    from contsteal.paper import report
+    from contsteal.paper.figures import write_summary
 
     folder, figures = artifacts.runs_dir() / profile, artifacts.figures_dir() / profile
     with _locked(folder / ".keys" / "finish.lock", "summary"):
@@ -483,7 +483,7 @@ def finish(profile: str, since: float) -> None:
                 known[name] = {k: record[k] for k in ("seconds", "device", "artifacts")}
         files.write_json(figures / TIMINGS, known)
         with suppress(ValueError):  # no results yet
-            report.write(profile)
+            write_summary(profile)
     print(f"figures, numbers and {SUMMARY}: {figures}")
 
 

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from contsteal import files
-from contsteal.attacks import ATTACKS
-from contsteal.lab import artifacts, profiles
-from contsteal.paper import figures, report
+from contsteal.lab import artifacts
+from contsteal.paper import figures
 
 
 @pytest.fixture
@@ -22,7 +21,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_summary_has_numbers_intervals_n_and_origin(folder: Path) -> None:
-    text = report.write("demo").read_text()
+    text = figures.write_summary("demo").read_text()
     stamp = files.read_json(folder / "03_attacks.json")
     assert f"`03_attacks`: data {stamp['data']}; seeds {stamp['seeds']}; device " in text
     numbers = figures.FIGURES["03_attacks"].summarise(figures.read(folder, "03_attacks")[0]).numbers
@@ -36,33 +35,20 @@ def test_a_summary_has_numbers_intervals_n_and_origin(folder: Path) -> None:
 
 def test_a_profile_that_was_not_run_names_the_notebook(folder: Path) -> None:
     with pytest.raises(ValueError, match="run notebook 00"):
-        report.write("smoke")
+        figures.write_summary("smoke")
 
 
 def test_the_readme_shows_the_stored_results_between_its_markers(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
-    path.write_text(f"before\n{report.MARKERS[0]}\noutdated\n{report.MARKERS[1]}\nafter\n")
-    report.update_readme(path)
+    path.write_text(f"before\n{figures.MARKERS[0]}\noutdated\n{figures.MARKERS[1]}\nafter\n")
+    figures.update_readme(path)
     text = path.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
-    assert report.readme() in text
+    assert figures.readme() in text
     assert "outdated" not in text
     assert "figures/demo/summary.md" in text
-    assert len(report.readme().splitlines()) < 30, "details are in the documentation"
+    assert len(figures.readme().splitlines()) < 30, "details are in the documentation"
     path.write_text("nothing")
     with pytest.raises(ValueError, match="lacks one of the lines"):
-        report.update_readme(path)
-
-
-def test_the_tables_of_the_docs_have_a_row_each() -> None:
-    assert all(f"| `{name}`" in report.profile_table() for name in profiles.names())
-    assert all(f"| `{name}`" in report.attack_table() for name in ATTACKS)
-
-
-def test_a_split_that_is_not_the_training_split_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = profiles.profile("smoke")
-    given["common"] |= {"train_split": "unlabeled", "data": "stl10", "train_images": 0}
-    monkeypatch.setattr(profiles, "names", lambda: ["smoke"])
-    monkeypatch.setattr(profiles, "profile", lambda name: given)
-    assert "all images of `stl10`, `unlabeled` |" in report.profile_table()
+        figures.update_readme(path)
