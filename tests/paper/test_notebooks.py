@@ -169,7 +169,10 @@ def test_a_run_is_followed_by_none_until_something_changes(
     for word, change, back in changes:
         change()
         found = reasons()
-        assert (found[FIRST], found[LAST]) == (word, "tables" if word in ("code", "outputs") else found[LAST])
+        assert (found[FIRST], found[LAST]) == (
+            word,
+            "tables" if word in ("code", "outputs") else found[LAST],
+        )
         assert found[LAST] != ""
         back()
         assert reasons() == none, word
@@ -394,7 +397,9 @@ def copy(tmp_path: Path) -> Path:
 
 
 def make(home: Path, *options: str) -> subprocess.Popen[str]:
-    own = {k: v for k, v in os.environ.items() if not k.startswith(("CONTSTEAL_", "MAKE", "MFLAGS"))}
+    own = {
+        k: v for k, v in os.environ.items() if not k.startswith(("CONTSTEAL_", "MAKE", "MFLAGS"))
+    }
     own.pop("OMP_NUM_THREADS", None)
     return subprocess.Popen(
         ["make", "paper", "PROFILE=tiny", f"PYTHON={sys.executable}", *options], cwd=home, text=True,
@@ -453,5 +458,9 @@ def test_an_interrupt_ends_kernels_and_leaves_nothing_half_done(
     process.communicate(timeout=60)
     assert psutil.wait_procs(kernels, timeout=20)[1] == []
     assert process.returncode != 0
-    assert [p.name for p in (copy / "runs" / "tiny").glob("*.ipynb") if "partial" not in p.name] == []
-    assert json.loads((copy / "runs" / "tiny" / ".keys" / STAGED[2]).read_text())["reason"] == "never"
+    assert [
+        p.name for p in (copy / "runs" / "tiny").glob("*.ipynb") if "partial" not in p.name
+    ] == []
+    assert (
+        json.loads((copy / "runs" / "tiny" / ".keys" / STAGED[2]).read_text())["reason"] == "never"
+    )
