@@ -340,7 +340,7 @@ class _BlockwiseNTXent(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, up: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, up: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         return up * gradient, None, None
 

@@ -251,8 +251,10 @@ def _request(config: Config, api: BlackBox, images: Tensor, user: str) -> Tensor
     """Send images as one user, REQUEST at a time: a set on disk is never in memory as a whole."""
     answer = config.recipe.answer
     send: Callable[..., Tensor]
-    if answer in ("embedding", "projection"):
-        send = api.embed if answer == "embedding" else api.project
+    if answer == "embedding":
+        send = api.embed
+    elif answer == "projection":
+        send = api.project
     else:
         send = partial(api.classify, answer=answer)
     return torch.cat([send(part, user=user) for part in images.split(REQUEST)])

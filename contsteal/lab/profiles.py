@@ -183,7 +183,9 @@ def profile(name: str) -> dict[str, Any]:
     YAML, and for unknown names and wrong types, with the place.
     """
     if name not in names():
-        raise ValueError(f"unknown profile {name!r}: choose one of {', '.join(names())}")
+        missing = f"none is in {PROFILES}: this needs a clone of the repository"
+        known = f"choose one of {', '.join(names())}" if names() else missing
+        raise ValueError(f"unknown profile {name!r}: {known}")
     place = f"{name}.yaml"
     try:
         settings = yaml.safe_load((PROFILES / place).read_text())

@@ -372,7 +372,10 @@ def plain(table: str) -> str:
 # --------------------------------------------------------------------------------- by make
 
 STAGED = ("00_first", "01_victim", "02_third", "03_fourth", "04_figures")
-NOTE = "import os; print('x'); open({log!r}, 'a').write({stem!r} + os.environ.get('OMP_NUM_THREADS', '') + ' ')"
+NOTE = (
+    "import os; print('x')\n"
+    "open({log!r}, 'a').write({stem!r} + os.environ.get('OMP_NUM_THREADS', '') + ' ')"
+)
 MEET = """
 import pathlib, time
 pathlib.Path({mine!r}).touch()
