@@ -1,6 +1,6 @@
 # Commands of this repository; `make` alone lists them.
 PROFILE ?= auto
-# fast, or exact: bit by bit the same on the same GPU (contsteal/speed.py)
+# fast, or exact: bit by bit the same on the same GPU (contsteal/loop.py)
 MODE ?= $(or $(CONTSTEAL_MODE),fast)
 export CONTSTEAL_MODE := $(MODE)
 VENV := .venv
@@ -8,12 +8,12 @@ VENV := .venv
 PYTHON ?= $(VENV)/bin/python
 READY := $(if $(filter $(VENV)/%,$(PYTHON)),$(VENV)/ready)
 ARGS := $(if $(NB),--only $(NB)) $(if $(FORCE),--force)
+RUN := $(PYTHON) -m contsteal.paper.notebooks
 
 .PHONY: help setup paper plan figures html check data test bench lint format lab lock clean
-.NOTPARALLEL:
 
 help: ## list the commands
-	@echo "make <command> [PROFILE=smoke|demo|synthetic|paper] [MODE=exact] [NB=03] [FORCE=1] [PYTHON=python3]"
+	@echo "make <command> [PROFILE=smoke|demo|study|synthetic|paper|imagenet] [MODE=exact] [NB=03] [FORCE=1] [PYTHON=python3]"
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 12
 
 setup: $(READY) ## build .venv from requirements.lock (any other command does it too)
@@ -29,20 +29,38 @@ $(VENV)/ready: requirements.lock pyproject.toml
 	  $$uv pip install --quiet --python $(VENV)/bin/python --no-deps --editable .
 	@touch $@
 
-paper: $(READY) ## run every notebook of the profile, redraw every figure
-	@$(PYTHON) -m contsteal.paper.paper run --profile $(PROFILE) $(ARGS)
+paper: $(READY) ## run the notebooks of the profile that are out of date, redraw every figure
+	@since=$$(date +%s); todo=$$($(RUN) prepare --profile $(PROFILE) $(ARGS)) || exit 1; \
+	  test -z "$$todo" || { $(MAKE) --no-print-directory --silent $$todo && \
+	  $(RUN) finish --profile $(PROFILE) --since $$since; }
 
-plan: $(READY) ## say what `make paper` would run, why, and how long it takes
-	@$(PYTHON) -m contsteal.paper.paper plan --profile $(PROFILE) $(ARGS)
+# `prepare` says which notebooks were chosen, and has made newer the files in .keys of those that must
+# run. The victim's comes first; the last one draws the tables of all others, which run side by side.
+ifdef FOLDER
+CHOSEN := $(MAKECMDGOALS)
+FIRST := $(filter $(FOLDER)/01%,$(CHOSEN))
+LAST := $(filter %/$(notdir $(lastword $(sort $(wildcard notebooks/[0-9]*.ipynb)))),$(CHOSEN))
+$(filter-out $(FIRST),$(CHOSEN)): | $(FIRST)
+$(LAST): | $(filter-out $(LAST),$(CHOSEN))
+
+$(FOLDER)/%.ipynb: $(FOLDER)/.keys/%
+	@$(RUN) execute $@
+endif
+
+plan: $(READY) ## say what `make paper` would run, why, and how long it took before
+	@$(RUN) plan --profile $(PROFILE) $(ARGS)
 
 figures: $(READY) ## redraw all stored figures from their tables, and one page of all (no training)
-	@$(PYTHON) -m contsteal.paper.redraw --profile $(PROFILE)
+	@$(PYTHON) -m contsteal.paper.figures --profile $(PROFILE)
 
-html: $(READY) ## write figures, numbers and executed notebooks as pages into runs/site
-	@$(PYTHON) -m contsteal.paper.site --profile $(PROFILE)
+SITE := $(or $(CONTSTEAL_RUNS),runs)/site
+html: $(READY) ## build the documentation with all results and executed notebooks, in runs/site
+	@mkdir -p $(SITE)/.pages
+	@$(PYTHON) -m sphinx -b html -q -c docs $(SITE)/.pages $(SITE)
+	@echo "$(SITE)/index.html"
 
 data: $(READY) ## fetch what a profile needs and is missing: make data PROFILE=paper
-	@$(PYTHON) -m contsteal.paper.paper data --profile $(PROFILE)
+	@$(RUN) data --profile $(PROFILE)
 
 check: $(READY) ## test the papers' claims on stored results: make check PROFILE=demo
 	@$(PYTHON) -m contsteal.paper.claims --profile $(PROFILE)
@@ -55,10 +73,12 @@ bench: $(READY) ## measure speed against its bars, into benchmarks/results
 	@$(PYTHON) benchmarks/defenses.py
 	@$(PYTHON) -m benchmarks
 
-lint: $(READY) ## check style, and that notebooks are stripped
+lint: $(READY) ## check style, types and imports, and that notebooks are stripped
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m nbstripout --verify notebooks/*.ipynb
+	@$(PYTHON) -c "from importlinter.cli import lint_imports_command as lint; lint()" --no-cache --no-logo
+	@$(PYTHON) -m mypy contsteal
 
 format: $(READY) ## format code, link and strip notebooks
 	@$(PYTHON) -m ruff check --fix .

@@ -11,7 +11,7 @@ from benchmarks import record
 from benchmarks.record import US, Row
 from contsteal.lab import artifacts
 
-WAYS = {"from nothing": [], "again, all kept": ["--force"]}
+WAYS = {"from nothing": [], "again, all kept": ["FORCE=1"]}
 
 
 def execute(home: Path, *options: str) -> None:
@@ -20,8 +20,9 @@ def execute(home: Path, *options: str) -> None:
     Errors: subprocess.CalledProcessError where a notebook fails; what it said stands above.
     """
     own = {"CONTSTEAL_RUNS": str(home / "runs"), "CONTSTEAL_FIGURES": str(home / "figures")}
-    subprocess.run([sys.executable, "-m", "contsteal.paper.paper", "run", *options], cwd=artifacts.ROOT,
-                   env=os.environ | own | {"TQDM_DISABLE": "1"}, check=True)  # fmt: skip
+    command = ["make", "paper", f"PYTHON={sys.executable}", *options]
+    own["TQDM_DISABLE"] = "1"
+    subprocess.run(command, cwd=artifacts.ROOT, env=os.environ | own, check=True)
 
 
 def whole(name: str, options: Sequence[str]) -> list[Row]:
@@ -36,5 +37,5 @@ def whole(name: str, options: Sequence[str]) -> list[Row]:
 
 def measure(tiny: bool) -> list[Row]:
     """Return the seconds of the demo profile; where `tiny`, of the first notebook of `smoke`."""
-    given = ["--profile", "smoke", "--only", "00"] if tiny else ["--profile", "demo"]
+    given = ["PROFILE=smoke", "NB=00"] if tiny else ["PROFILE=demo"]
     return whole("whole demo", given)

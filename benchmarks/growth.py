@@ -24,7 +24,7 @@ from benchmarks import record
 from benchmarks.record import US, Row
 from contsteal import data, encoders, losses, steal
 from contsteal.lab import artifacts
-from contsteal.paper import style
+from contsteal.paper import figures, plots
 from contsteal.victim import AnswerCache, BlackBox
 
 REQUEST = 8192  # images in a request, as an attack sends them
@@ -165,7 +165,7 @@ def table(rows: Sequence[Row]) -> pd.DataFrame:
 def draw(measured: pd.DataFrame) -> Figure:
     """Draw seconds and, beside them, peak memory against each quantity, with the fitted slopes."""
     groups = list(measured.groupby("quantity", sort=False))
-    fig, axes = style.canvas((len(groups) + 1) // 2, 4, height=1.7 * ((len(groups) + 1) // 2))
+    fig, axes = plots.canvas((len(groups) + 1) // 2, 4, height=1.7 * ((len(groups) + 1) // 2))
     pairs = np.asarray(axes).reshape(-1, 2)
     for pair, (name, rows) in zip(pairs, groups, strict=False):
         for ax, column in zip(pair, ("seconds", "peak_mb"), strict=True):
@@ -206,6 +206,6 @@ def measure(tiny: bool) -> list[Row]:
 
 def write(rows: Sequence[Row], folder: Path) -> None:
     """Write the figure as PNG and PDF, with its table and stamp, named after the device."""
-    kept = style.as_read(table(rows))
+    kept = figures.as_read(table(rows))
     stamp = artifacts.stamp("benchmark", "shapes and noise", "0")
-    style.save(draw(kept), folder, f"growth_{record.device()}", kept, stamp)
+    figures.save(draw(kept), folder, f"growth_{record.device()}", kept, stamp)

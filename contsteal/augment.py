@@ -1,107 +1,25 @@
-"""Batched augmentation: every image of a batch draws its own parameters.
+"""Batched augmentation: every image of a batch draws its own parameters, on the images' device.
 
-A policy maps uint8 images (N, 3, H, W) to float images (N, 3, H, W) in [0, 1] on the same device.
-Parameters are drawn from an explicit CPU generator, so a view is defined by its seed alone. The
-operations agree with torchvision's functional forms at equal parameters.
+A policy maps uint8 images (N, 3, H, W) to a view, float images of that shape in [0, 1]. Its operations
+take such float images and parameters (N,), one per image; at equal parameters they agree with
+torchvision's. Parameters are drawn from an explicit CPU generator: a view is defined by its seed alone.
 """
 
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional as TF
-
-Draw = torch.Generator
-
-
-def _solarize_add(images: Tensor, sign: int, g: Draw) -> Tensor:
-    return torch.where(images < 128, (images.int() + 51).clamp(max=255).to(torch.uint8), images)
-
-
-def _cutout(images: Tensor, sign: int, g: Draw) -> Tensor:
-    """Cover a square of 18.7 px around a point of the image with the policy's gray."""
-    n, _, height, width = images.shape
-    centre = torch.rand(n, 2, generator=g) * torch.tensor([height, width])
-    low = (centre - 18.7 / 2).clamp(min=0).floor().to(images.device)
-    high = torch.minimum(low + 18.7, torch.tensor([height, width], device=images.device))
-    y = torch.arange(height, device=images.device)[None, :, None]
-    x = torch.arange(width, device=images.device)[None, None, :]
-    inside = (y >= low[:, :1, None]) & (y <= high[:, :1, None])
-    inside = inside & (x >= low[:, 1:, None]) & (x <= high[:, 1:, None])
-    colour = torch.tensor([125, 123, 114], dtype=torch.uint8, device=images.device)
-    return torch.where(inside[:, None], colour.view(1, 3, 1, 1), images)
-
-
-def _shear(axis: int) -> Callable[[Tensor, int, Draw], Tensor]:
-    degrees = math.degrees(math.atan(0.14))
-
-    def op(images: Tensor, sign: int, g: Draw) -> Tensor:
-        shear = [0.0, 0.0]
-        shear[axis] = sign * degrees
-        return TF.affine(images, 0.0, [0, 0], 1.0, shear, center=[0.0, 0.0])
-
-    return op
-
-
-def _translate(axis: int) -> Callable[[Tensor, int, Draw], Tensor]:
-    def op(images: Tensor, sign: int, g: Draw) -> Tensor:
-        shift = [0, 0]
-        shift[axis] = sign * 47
-        return TF.affine(images, 0.0, shift, 1.0, [0.0, 0.0])
-
-    return op
-
-
-# The 16 operations of the package that the official code uses, at its magnitude 14 of 30: value =
-# low + (high - low) 14 / 30. Posterize keeps 1 bit; translation is +-46.7 pixels, so an image of
-# 32 px is shifted out of the frame and nothing of it is left.
-RANDAUGMENT: dict[str, Callable[[Tensor, int, Draw], Tensor]] = {
-    "autocontrast": lambda x, sign, g: TF.autocontrast(x),
-    "equalize": lambda x, sign, g: TF.equalize(x),
-    "invert": lambda x, sign, g: TF.invert(x),
-    "rotate": lambda x, sign, g: TF.rotate(x, 14.0 * sign),
-    "posterize": lambda x, sign, g: TF.posterize(x, 1),
-    "solarize": lambda x, sign, g: TF.solarize(x, 119.5),
-    "solarize_add": _solarize_add,
-    "color": lambda x, sign, g: TF.adjust_saturation(x, 0.94),
-    "contrast": lambda x, sign, g: TF.adjust_contrast(x, 0.94),
-    "brightness": lambda x, sign, g: TF.adjust_brightness(x, 0.94),
-    "sharpness": lambda x, sign, g: TF.adjust_sharpness(x, 0.94),
-    "shear_x": _shear(0),
-    "shear_y": _shear(1),
-    "cutout": _cutout,
-    "translate_x": _translate(0),
-    "translate_y": _translate(1),
-}
-
-
-def rand_ops(images: Tensor, g: Draw, count: int = 2) -> Tensor:
-    """Apply `count` operations of RANDAUGMENT to each uint8 image, drawn per image with repetition.
-
-    The images that drew one operation and sign form one group, so a round is at most 32 batched calls.
-    """
-    out = images.clone()
-    for _ in range(count):
-        drawn = torch.randint(2 * len(RANDAUGMENT), (len(images),), generator=g)
-        for index in drawn.unique().tolist():
-            op = list(RANDAUGMENT.values())[index // 2]
-            group = (drawn == index).nonzero()[:, 0].to(images.device)
-            out[group] = op(out[group], 1 if index % 2 else -1, g)
-    return out
-
 
 Draw = torch.Generator
 
 
 def to_float(images: Tensor) -> Tensor:
-    """Return uint8 images as float32 in [0, 1]."""
-    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
-        raise ValueError(
-            f"images {tuple(images.shape)} {images.dtype}: uint8 of shape (N, 3, H, W) is expected"
-        )
+    """Return uint8 images (N, 3, H, W) as float32 in [0, 1]; ValueError for any others."""
+    _check(images)
     return images.float().div_(255)
 
 
@@ -110,29 +28,36 @@ def to_uint8(images: Tensor) -> Tensor:
     return (images * 255).round_().clamp_(0, 255).to(torch.uint8)
 
 
-# ------------------------------------------------------------------------------ geometry
+def _check(images: Tensor) -> None:
+    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
+        raise ValueError(
+            f"images {tuple(images.shape)} {images.dtype}: uint8 of shape (N, 3, H, W) is expected"
+        )
+
+
+# -------------------------------------------------------------------------------------- geometry
 
 
 def draw_boxes(n: int, size: int, g: Draw, scale: tuple[float, float]) -> Tensor:
-    """Draw `n` crop boxes (top, left, height, width) in pixels, (n, 4), as RandomResizedCrop does.
+    """Draw crop boxes (top, left, height, width) in pixels, (n, 4), as RandomResizedCrop does.
 
-    Area share uniform in `scale`, log aspect uniform in log(3/4, 4/3). A box that does not fit is
-    redrawn up to ten times, then becomes the whole image.
+    The share of the area is uniform in `scale`, the log aspect in log(3/4) to log(4/3). A box that does
+    not fit into `size` x `size` is redrawn up to ten times, then becomes the whole image.
     """
     tries = torch.rand(10, n, 2, generator=g, dtype=torch.float64)
     area = size * size * (scale[0] + (scale[1] - scale[0]) * tries[..., 0])
     aspect = torch.exp((2 * tries[..., 1] - 1) * math.log(4 / 3))
-    width, height = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+    width, height = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()  # (10, n)
     fits = ((width <= size) & (height <= size) & (width >= 1) & (height >= 1)).double()
-    first, which = fits.max(0)  # the first try that fits
-    pick = torch.stack([height, width], -1)[which, torch.arange(n)]
-    extent = torch.where(first[:, None] > 0, pick, float(size))
+    any_fits, first = fits.max(0)  # the first try that fits
+    drawn = torch.stack([height, width], -1)[first, torch.arange(n)]  # (n, 2)
+    extent = torch.where(any_fits[:, None] > 0, drawn, float(size))
     corner = (torch.rand(n, 2, generator=g, dtype=torch.float64) * (size - extent + 1)).floor()
     return torch.cat([corner, extent], 1).float()
 
 
 def crop_resize(images: Tensor, boxes: Tensor, flip: Tensor) -> Tensor:
-    """Cut `boxes` (N, 4), resize them to the images' size (bilinear) and mirror where `flip` (N,)."""
+    """Cut `boxes` (N, 4) of `draw_boxes`, resize them to the images' size, mirror where `flip` (N,)."""
     size = images.shape[-1]
     boxes, flip = boxes.to(images.device), flip.to(images.device)
     top, left, height, width = (b[:, None] for b in boxes.unbind(1))
@@ -143,7 +68,7 @@ def crop_resize(images: Tensor, boxes: Tensor, flip: Tensor) -> Tensor:
     x = torch.clamp(left + across * width - 0.5, min=left, max=left + width - 1)
     grid = torch.stack(
         [x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], dim=-1
-    )
+    )  # (N, H, H, 2)
     grid = (2 * grid + 1) / size - 1
     return F.grid_sample(images, grid, mode="bilinear", align_corners=False)
 
@@ -161,9 +86,9 @@ def shift_crop(images: Tensor, offset: Tensor, flip: Tensor, padding: int = 4) -
 
 
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:
-    """Turn float images (N, 3, H, H) counter-clockwise by `degrees` (N,), bilinear, black outside."""
+    """Rotate square images (N, 3, H, H) counter-clockwise by `degrees` (N,), bilinear, black outside."""
     if images.shape[-1] != images.shape[-2]:
-        raise ValueError(f"images {tuple(images.shape)}: only square ones are turned")
+        raise ValueError(f"images {tuple(images.shape)}: only square ones can be rotated")
     angle = torch.deg2rad(degrees.to(images))
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     theta = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3)
@@ -171,18 +96,13 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
     return F.grid_sample(images, grid, mode="bilinear", align_corners=False)
 
 
-# -------------------------------------------------------------------------------- colour
+# ---------------------------------------------------------------------------------------- colour
 
 
 def luminance(images: Tensor) -> Tensor:
     """Return the gray image (N, 1, H, W) with ITU-R 601 weights."""
     red, green, blue = images.unbind(1)
     return (0.2989 * red + 0.587 * green + 0.114 * blue)[:, None]
-
-
-def _blend(images: Tensor, other: Tensor | float, factor: Tensor) -> Tensor:
-    weight = factor.view(-1, 1, 1, 1)
-    return (weight * images + (1 - weight) * other).clamp_(0, 1)
 
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
@@ -200,41 +120,38 @@ def saturation(images: Tensor, factor: Tensor) -> Tensor:
     return _blend(images, luminance(images), factor)
 
 
-def hue(images: Tensor, turn: Tensor) -> Tensor:
-    """Turn the hue by `turn` (N,) of the colour circle, keeping HSV saturation and value."""
+def _blend(images: Tensor, other: Tensor | float, factor: Tensor) -> Tensor:
+    weight = factor.view(-1, 1, 1, 1)
+    return (weight * images + (1 - weight) * other).clamp_(0, 1)
+
+
+def hue(images: Tensor, shift: Tensor) -> Tensor:
+    """Shift the hue by `shift` (N,), a share of the colour circle; keep HSV saturation and value."""
     red, green, blue = images.unbind(1)
     top, low = images.amax(1), images.amin(1)
     chroma = top - low
-    safe = torch.where(chroma == 0, 1.0, chroma)
+    divisor = torch.where(chroma == 0, 1.0, chroma)
     angle = torch.where(
         top == red,
-        (green - blue) / safe,
-        torch.where(top == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+        (green - blue) / divisor,
+        torch.where(top == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
     )  # in sixths of the circle
-    angle = angle + 6 * turn.view(-1, 1, 1)
+    angle = angle + 6 * shift.view(-1, 1, 1)
     k = (angle[:, None] + angle.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1)) % 6
     return top[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp_(0, 1)
 
 
-def _uniform(n: int, low: float, high: float, g: Draw) -> Tensor:
-    return low + (high - low) * torch.rand(n, generator=g)
-
-
-def _where(chosen: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    return torch.where(chosen.to(yes.device).view(-1, 1, 1, 1), yes, no)
-
-
 def jitter(images: Tensor, g: Draw, strength: float = 1.0, p: float = 0.8) -> Tensor:
-    """Colour jitter (0.4, 0.4, 0.4, 0.1) times `strength` for a share `p` of the images.
+    """Jitter the colours of a share `p` of the images by (0.4, 0.4, 0.4, 0.1) times `strength`.
 
-    Factors are drawn per image, the order of the four operations per batch (torchvision draws it
-    per image: a deviation that saves 12 of 16 passes over the batch).
+    Factors are drawn per image, the order of the four operations per batch (torchvision draws it per
+    image: a deviation that saves 12 of 16 passes over the batch).
     """
     n, reach = len(images), 0.4 * strength
-    steps: tuple[tuple[Callable[[Tensor, Tensor], Tensor], Tensor], ...] = (
+    steps: list[tuple[Callable[[Tensor, Tensor], Tensor], Tensor]] = [
         *((op, _uniform(n, 1 - reach, 1 + reach, g)) for op in (brightness, contrast, saturation)),
         (hue, _uniform(n, -0.1 * strength, 0.1 * strength, g)),
-    )
+    ]
     chosen, out = torch.rand(n, generator=g) < p, images
     for index in torch.randperm(4, generator=g).tolist():
         op, factor = steps[index]
@@ -249,22 +166,101 @@ def grayscale(images: Tensor, g: Draw, p: float = 0.2) -> Tensor:
 
 
 def blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur with one `sigma` (N,) in pixels per image; the kernel spans a tenth of the side."""
-    reach = max(1, images.shape[-1] // 20)
+    """Blur by a Gaussian of `sigma` (N,) pixels; the kernel spans a tenth of the image's side."""
+    n, _, height, width = images.shape
+    reach = max(1, width // 20)
     offset = torch.arange(-reach, reach + 1, device=images.device)
     kernel = torch.exp(-0.5 * (offset / sigma.to(images.device)[:, None]) ** 2)
     kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(3, 0)  # (3N, K)
-    n, _, height, width = images.shape
     flat = F.pad(images, (reach,) * 4, mode="reflect").reshape(1, 3 * n, height + 2 * reach, -1)
     flat = F.conv2d(flat, kernel[:, None, :, None], groups=3 * n)
-    return (
-        F.conv2d(flat, kernel[:, None, None, :], groups=3 * n)
-        .clamp_(0, 1)
-        .reshape(n, 3, height, width)
-    )
+    flat = F.conv2d(flat, kernel[:, None, None, :], groups=3 * n)
+    return flat.clamp_(0, 1).reshape(n, 3, height, width)
 
 
-# ------------------------------------------------------------------------------- policies
+def _uniform(n: int, low: float, high: float, g: Draw) -> Tensor:
+    return low + (high - low) * torch.rand(n, generator=g)
+
+
+def _where(chosen: Tensor, changed: Tensor, images: Tensor) -> Tensor:
+    return torch.where(chosen.to(images.device).view(-1, 1, 1, 1), changed, images)
+
+
+# ----------------------------------------------------------------------------------- RandAugment
+
+Operation = Callable[[Tensor, int, Draw], Tensor]  # uint8 images, sign -1 or 1, draws
+
+
+def _vision() -> Any:
+    """Return torchvision's functional forms, imported at their first use, which takes a second."""
+    from torchvision.transforms.v2 import functional
+
+    return functional
+
+
+def _affine(
+    x: Tensor, shift: tuple[int, int] = (0, 0), shear: tuple[float, float] = (0, 0)
+) -> Tensor:
+    return _vision().affine(x, 0.0, list(shift), 1.0, list(map(float, shear)), center=[0.0, 0.0])
+
+
+def _solarize_add(images: Tensor, sign: int, g: Draw) -> Tensor:
+    return torch.where(images < 128, (images.int() + 51).clamp(max=255).to(torch.uint8), images)
+
+
+def _cutout(images: Tensor, sign: int, g: Draw) -> Tensor:
+    """Cover a square of 18.7 px around a point of the image with the policy's gray."""
+    n, _, height, width = images.shape
+    centre = torch.rand(n, 2, generator=g) * torch.tensor([height, width])
+    low = (centre - 18.7 / 2).clamp(min=0).floor().to(images.device)  # (N, 2)
+    high = torch.minimum(low + 18.7, torch.tensor([height, width], device=images.device))
+    y = torch.arange(height, device=images.device)[None, :, None]
+    x = torch.arange(width, device=images.device)[None, None, :]
+    inside = (y >= low[:, :1, None]) & (y <= high[:, :1, None])
+    inside = inside & (x >= low[:, 1:, None]) & (x <= high[:, 1:, None])  # (N, H, W)
+    colour = torch.tensor([125, 123, 114], dtype=torch.uint8, device=images.device)
+    return torch.where(inside[:, None], colour.view(1, 3, 1, 1), images)
+
+
+SHEAR = math.degrees(math.atan(0.14))
+# The 16 operations of the package that the official code uses, at its magnitude 14 of 30: value =
+# low + (high - low) 14 / 30. Posterize keeps 1 bit; a shift is +-46.7 pixels, so an image of 32 px
+# leaves the frame and nothing of it remains.
+RANDAUGMENT: dict[str, Operation] = {
+    "autocontrast": lambda x, sign, g: _vision().autocontrast(x),
+    "equalize": lambda x, sign, g: _vision().equalize(x),
+    "invert": lambda x, sign, g: _vision().invert(x),
+    "rotate": lambda x, sign, g: _vision().rotate(x, 14.0 * sign),
+    "posterize": lambda x, sign, g: _vision().posterize(x, 1),
+    "solarize": lambda x, sign, g: _vision().solarize(x, 119.5),
+    "solarize_add": _solarize_add,
+    "color": lambda x, sign, g: _vision().adjust_saturation(x, 0.94),
+    "contrast": lambda x, sign, g: _vision().adjust_contrast(x, 0.94),
+    "brightness": lambda x, sign, g: _vision().adjust_brightness(x, 0.94),
+    "sharpness": lambda x, sign, g: _vision().adjust_sharpness(x, 0.94),
+    "shear_x": lambda x, sign, g: _affine(x, shear=(sign * SHEAR, 0)),
+    "shear_y": lambda x, sign, g: _affine(x, shear=(0, sign * SHEAR)),
+    "cutout": _cutout,
+    "translate_x": lambda x, sign, g: _affine(x, shift=(47 * sign, 0)),
+    "translate_y": lambda x, sign, g: _affine(x, shift=(0, 47 * sign)),
+}
+
+
+def rand_ops(images: Tensor, g: Draw, count: int = 2) -> Tensor:
+    """Apply `count` operations of RANDAUGMENT to each uint8 image, drawn per image with repetition.
+
+    Images that drew the same operation and sign form a group: a round is at most 32 batched calls.
+    """
+    operations, out = list(RANDAUGMENT.values()), images.clone()
+    for _ in range(count):
+        drawn = torch.randint(2 * len(operations), (len(images),), generator=g)
+        for index in drawn.unique().tolist():
+            group = (drawn == index).nonzero()[:, 0].to(images.device)
+            out[group] = operations[index // 2](out[group], 1 if index % 2 else -1, g)
+    return out
+
+
+# -------------------------------------------------------------------------------------- policies
 
 
 def none(images: Tensor, g: Draw) -> Tensor:
@@ -288,24 +284,24 @@ def randaugment(images: Tensor, g: Draw) -> Tensor:
     """The official Cont-Steal code's policy: RandAugment(2, 14), crop with padding 4, flip.
 
     At 32 px a share 1 - (14/16)^2 = 23.4 % of the views holds no image content: one of their two
-    operations translated them out of the frame.
+    operations shifted them out of the frame.
     """
-    to_float(images[:0])  # refuses what is no uint8 image
+    _check(images)
     n = len(images)
     out = to_float(rand_ops(images, g))
     offset = torch.randint(9, (n, 2), generator=g)
     return shift_crop(out, offset, torch.rand(n, generator=g) < 0.5)
 
 
+def rotation(images: Tensor, g: Draw) -> Tensor:
+    """The image rotated by U[0, 360) degrees: what a thief of a rotation watermark adds."""
+    return rotate(to_float(images), 360 * torch.rand(len(images), generator=g))
+
+
 def patch(images: Tensor, g: Draw, share: float) -> Tensor:
     """A crop of `share` of the image's area, resized, as RDA's patches are."""
     boxes = draw_boxes(len(images), images.shape[-1], g, scale=(share, share))
     return crop_resize(to_float(images), boxes, torch.zeros(len(images), dtype=torch.bool))
-
-
-def rotation(images: Tensor, g: Draw) -> Tensor:
-    """The image turned by U[0, 360) degrees: what a thief of a rotation watermark adds."""
-    return rotate(to_float(images), 360 * torch.rand(len(images), generator=g))
 
 
 POLICIES: dict[str, Callable[[Tensor, Draw], Tensor]] = {
@@ -319,8 +315,16 @@ POLICIES: dict[str, Callable[[Tensor, Draw], Tensor]] = {
 
 
 def apply(policy: str, images: Tensor, g: Draw) -> Tensor:
-    """Return one view of each uint8 image (N, 3, H, W) as float in [0, 1], by a policy's name."""
+    """Return one view of each uint8 image (N, 3, H, W) as float32 in [0, 1], also inside autocast.
+
+    Args:
+        policy: a name of POLICIES.
+        g: CPU generator of the draws.
+
+    Raises:
+        ValueError: for an unknown policy, or other images.
+    """
     if policy not in POLICIES:
         raise ValueError(f"unknown augmentation {policy!r}: choose one of {', '.join(POLICIES)}")
-    with torch.autocast(images.device.type, enabled=False):  # a view must not depend on the caller
+    with torch.autocast(images.device.type, enabled=False):
         return POLICIES[policy](images, g)

@@ -1,49 +1,122 @@
 """Weights of other projects, imported into our encoders key by key.
 
-They wrap the same ResNets and ViTs in other names: solo-learn (`backbone.`), lightly (`backbone.0.`
-..., children by number), MoCo (`module.encoder_q.`), SimSiam (`module.encoder.`), the code of the
-ICML 2022 paper (`backbone.`), torchvision and timm (plain).
+They wrap the same ResNets and ViTs in other names: solo-learn (`backbone.`), lightly (`backbone.0.` ...,
+children by number), MoCo (`module.encoder_q.`), SimSiam (`module.encoder.`), the code of the ICML 2022
+paper (`backbone.`), torchvision and timm (plain).
 """
 
 import argparse
-import hashlib
 import pickle
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from contsteal import files
+
 TABLES = ("state_dict", "model")  # where a checkpoint keeps its weights, if not at the top
 LISTED = 12  # keys named in an error
+WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")  # around every key: DDP, compile, Lightning
+# The trained encoder, first match first: MoCo and lightly's DINO keep two, and train this one.
+ONLINE = ("encoder_q", "base_encoder", "query_backbone", "student_backbone", "backbone", "encoder")
+COPIED = ("query_backbone.", "student_backbone.")  # beside these, `backbone.` is the slow copy
+MOMENTUM = re.compile(r"encoder_k|(\w+_)?(momentum|teacher|target|key)(_\w+)?")
+HEAD = re.compile(
+    r"(\w+_)?(projector|projection|predictor|prediction|classifier|prototypes|queue|head|criterion)"
+    r"(_\w+|\d+)?|fc|linear|heads|dummy_param|mask_token|decoder(_\w+)?"
+)
+CHILDREN = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc")  # of a ResNet, in order
+Shapes = dict[str, tuple[tuple[int, ...], tuple[int, ...]]]  # keys to the file's shape and ours
 
 
 class CheckpointError(ValueError):
     """A weight file that is damaged, altered, or of another architecture."""
 
 
-def some(keys: Iterable[str]) -> str:
-    """Join the first dozen of sorted keys, and count the others."""
-    keys = sorted(keys)
-    rest = f" and {len(keys) - LISTED} more" if len(keys) > LISTED else ""
-    return ", ".join(keys[:LISTED]) + rest
+@dataclass(frozen=True)
+class Report:
+    """The record of an import: the file, where in it the encoder stands, and what became of its keys.
+
+    `used` counts the tensors taken, `left_out` maps reasons to keys, `notes` say what was changed, and
+    what the file does not state.
+    """
+
+    path: Path
+    sha256: str
+    layout: str
+    used: int
+    left_out: dict[str, tuple[str, ...]]
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{self.path} (sha256 {self.sha256}): {self.used} tensors from {self.layout}"]
+        lines += [f"left out, {reason}: {_listed(keys)}" for reason, keys in self.left_out.items()]
+        return "\n".join([*lines, *self.notes])
 
 
-def misfit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
-    """Name the keys that are missing, unexpected or misshapen in `state`; "" where all fit."""
-    shapes = {k: (tuple(state[k].shape), tuple(own[k].shape)) for k in own.keys() & state.keys()}
-    misshapen = sorted(k for k, (theirs, ours) in shapes.items() if theirs != ours)
-    kinds = (own.keys() - state.keys(), state.keys() - own.keys(), misshapen)
-    problems = zip(("missing", "unexpected", "misshapen"), kinds, strict=True)
-    told = [f"{len(keys)} {kind}: {some(keys)}" for kind, keys in problems if keys]
-    for key in misshapen[:1]:
-        told.append("{} is {} in the file and {} in the network".format(key, *shapes[key]))
-    return "; ".join(told)
+def import_weights(path: Path, net: Any) -> Report:
+    """Fill the backbone of an encoder from another project's file, every key accounted for.
+
+    Heads and momentum copies are left out and reported.
+
+    Args:
+        path: a file of `torch.save` or safetensors.
+        net: an `encoders.Encoder`; unchanged after an error.
+
+    Raises:
+        CheckpointError: for a damaged file, Python objects, and keys unknown, missing or misshapen.
+    """
+    table = read_table(path)
+    own = net.backbone.state_dict()
+    match = _match(table.weights, own)
+    chosen = {name: table.weights[key] for name, key in match.used.items()}
+    weights, notes = _batch_norm(chosen, own)
+    layout = f"{table.name or 'the top'}: {match.prefix}*"
+    if problem := _problem(weights, match.unexpected, net) or _activation(match, net.backbone):
+        raise CheckpointError(f"{path} ({layout}) does not fit {net.spec}: {problem}")
+    net.backbone.load_state_dict(weights)
+    left_out = dict(match.left_out)
+    if "momentum copy" in left_out:
+        note = f"the file holds two encoders: {match.prefix}* is the trained one, and was taken"
+        notes.append(note)
+    if table.others:
+        left_out["not weights"] = table.others
+    notes.append(_unstated(net))
+    return Report(path, files.sha256(path), layout, len(match.used), left_out, tuple(notes))
+
+
+# --------------------------------------------------------------------------------------- reading
+
+
+class Table(NamedTuple):
+    """The weights in a file, the entry that holds them ("" for the top), and the other entries."""
+
+    weights: dict[str, Tensor]
+    name: str
+    others: tuple[str, ...]
+
+
+def read_table(path: Path) -> Table:
+    """Return the table of weights in a file; CheckpointError for any other file, and for NaN."""
+    tree: Any = read_safetensors(path)[0] if path.suffix == ".safetensors" else _unpickle(path)
+    tree = tree if isinstance(tree, dict) else {type(tree).__name__: None}
+    name = next((name for name in TABLES if isinstance(tree.get(name), dict)), "")
+    weights = tree[name] if name else tree
+    is_table = all(isinstance(k, str) and torch.is_tensor(v) for k, v in weights.items())
+    if not weights or not is_table:
+        raise CheckpointError(
+            f"{path} holds {_listed(map(str, tree)) or 'nothing'}: a table of weights alone is "
+            f"looked for at the top, and under {' and '.join(TABLES)}; save it as one of these"
+        )
+    if bad := [k for k, v in weights.items() if v.is_floating_point() and not v.isfinite().all()]:
+        raise CheckpointError(f"{path} holds NaN or infinity in {_listed(bad)}: fetch it again")
+    return Table(weights, name, tuple(str(k) for k in tree if name and k != name))
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -53,18 +126,14 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             keys = file.keys()
             return {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error}): train or fetch it again"
-        ) from error
+        message = f"{path} cannot be read ({error}): train or fetch it again"
+        raise CheckpointError(message) from error
 
 
 def _unpickle(path: Path) -> object:
     """Read tensors and plain values, and argparse's record of options; refuse all other classes."""
     try:
-        if zipfile.is_zipfile(path):  # torch does not compare the checksums
-            with zipfile.ZipFile(path) as archive:
-                if (broken := archive.testzip()) is not None:
-                    raise zipfile.BadZipFile(f"the checksum of {broken} is wrong")
+        _check_archive(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail anywhere in the reader
@@ -79,99 +148,73 @@ def _unpickle(path: Path) -> object:
         raise CheckpointError(f"{path} cannot be read ({line}): fetch it again") from error
 
 
-def read_table(path: Path) -> tuple[dict[str, Tensor], str, list[str]]:
-    """Return the table of weights in any file, where in it that stands, and what stands beside it.
-
-    Errors: CheckpointError for a damaged file, Python objects in it, no such table, or NaN.
-    """
-    tree = read_safetensors(path)[0] if path.suffix == ".safetensors" else _unpickle(path)
-    tree = tree if isinstance(tree, dict) else {type(tree).__name__: None}
-    at = next((name for name in TABLES if isinstance(tree.get(name), dict)), "")
-    state = tree[at] if at else tree
-    if not state or not all(isinstance(k, str) and torch.is_tensor(v) for k, v in state.items()):
-        raise CheckpointError(
-            f"{path} holds {some(map(str, tree)) or 'nothing'}: a table of weights alone is "
-            f"looked for at the top, and under {' and '.join(TABLES)}; save it as one of these"
-        )
-    if wrong := [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]:
-        raise CheckpointError(f"{path} holds NaN or infinity in {some(wrong)}: fetch it again")
-    return state, at, [str(k) for k in tree if at and k != at]
+def _check_archive(path: Path) -> None:
+    """Compare the checksums of a zip file, which torch does not."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if (broken := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"the checksum of {broken} is wrong")
 
 
-WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")  # around every key: DDP, compile, Lightning
-# The trained encoder, first match first: MoCo and lightly's DINO keep two, and train this one.
-ONLINE = ("encoder_q", "base_encoder", "query_backbone", "student_backbone", "backbone", "encoder")
-COPIED = ("query_backbone.", "student_backbone.")  # beside these, `backbone.` is the slow copy
-MOMENTUM = re.compile(r"encoder_k|(\w+_)?(momentum|teacher|target|key)(_\w+)?")
-HEAD = re.compile(
-    r"(\w+_)?(projector|projection|predictor|prediction|classifier|prototypes|queue|head|criterion)"
-    r"(_\w+|\d+)?|fc|linear|heads|dummy_param|mask_token|decoder(_\w+)?"
-)
-CHILDREN = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc")  # of a ResNet, in order
+# ---------------------------------------------------------------------------------------- keys
 
 
-@dataclass(frozen=True)
-class Report:
-    """What an import took from a file, what it left out, and what the file could not say.
+class Match(NamedTuple):
+    """The encoder's prefix in a file, timm's names to its keys, and the other keys.
 
-    `left_out` maps a reason to keys of the file; `sha256` is that of the file's bytes.
+    `left_out` maps a reason to known parts; `unexpected` are keys of no known part.
     """
 
-    path: Path
-    sha256: str
-    layout: str
-    used: int
+    prefix: str
+    used: dict[str, str]
     left_out: dict[str, tuple[str, ...]]
-    notes: tuple[str, ...]
+    unexpected: tuple[str, ...]
 
-    def __str__(self) -> str:
-        out = [f"{self.path} (sha256 {self.sha256}): {self.used} tensors from {self.layout}"]
-        out += [f"left out, {why}: {some(keys)}" for why, keys in self.left_out.items()]
-        return "\n".join([*out, *self.notes])
+
+def _match(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Match:
+    """Find the encoder `own`, under timm's names, among a file's keys."""
+    outer = _wrapper(list(weights))
+    inner = {key.removeprefix(outer): key for key in weights}
+    online = next((f"{p}." for p in ONLINE if any(k.startswith(f"{p}.") for k in inner)), "")
+    branch = [k for k in inner if k.startswith(online)]
+    prefix = online + _wrapper([k.removeprefix(online) for k in branch])
+    names = dict(zip(branch, _timm_names([k.removeprefix(prefix) for k in branch]), strict=True))
+    used: dict[str, str] = {}
+    others: dict[str, list[str]] = {"momentum copy": [], "head": [], "unexpected": []}
+    for short, key in inner.items():
+        name = names.get(short, "")
+        if name in own and name not in used:
+            used[name] = key
+        else:
+            others[_reason(name or short, online)].append(key)
+    unexpected = tuple(others.pop("unexpected"))
+    left_out = {reason: tuple(keys) for reason, keys in others.items() if keys}
+    return Match(outer + prefix, used, left_out, unexpected)
 
 
 def _wrapper(keys: list[str]) -> str:
     """Return the wrappers that all keys begin with, one after another."""
     prefix = ""
-    while found := [w for w in WRAPPERS if all(k.startswith(prefix + w) for k in keys)]:
-        prefix += found[0]
+    while shared := [w for w in WRAPPERS if all(k.startswith(prefix + w) for k in keys)]:
+        prefix += shared[0]
     return prefix
 
 
-def _rename(keys: list[str]) -> list[str]:
+def _timm_names(keys: list[str]) -> list[str]:
     """Return timm's names of a branch's keys: children by number, and CIFAR ResNets' shortcuts."""
     split = [k.partition(".") for k in keys]
     numbers = sorted({first for first, _, _ in split if first.isdecimal()}, key=int)
-    parts = dict(zip(numbers, CHILDREN, strict=False))  # layers without weights have no number
-    names = [parts.get(first, first) + dot + rest for first, dot, rest in split]
+    children = dict(zip(numbers, CHILDREN, strict=False))  # a layer without weights has no number
+    names = [children.get(first, first) + dot + rest for first, dot, rest in split]
     return [n.replace(".shortcut.", ".downsample.") for n in names]
 
 
-def _sort(
-    state: Mapping[str, Tensor], own: Mapping[str, Tensor]
-) -> tuple[str, dict[str, str], dict[str, tuple[str, ...]]]:
-    """Return the prefix of the encoder, its keys by timm's names, and the others by reason.
-
-    A key that is no part of the network and of no known other part goes under "unexpected".
-    """
-    outer = _wrapper(list(state))
-    inner = {key.removeprefix(outer): key for key in state}
-    online = next((f"{p}." for p in ONLINE if any(k.startswith(f"{p}.") for k in inner)), "")
-    branch = [k for k in inner if k.startswith(online)]
-    prefix = online + _wrapper([k.removeprefix(online) for k in branch])
-    names = dict(zip(branch, _rename([k.removeprefix(prefix) for k in branch]), strict=True))
-    used: dict[str, str] = {}
-    rest: dict[str, list[str]] = {"momentum copy": [], "head": [], "unexpected": []}
-    for short, key in inner.items():
-        name = names.get(short, short)
-        first = name.partition(".")[0]
-        if short in names and name in own and name not in used:
-            used[name] = key
-        elif MOMENTUM.fullmatch(first) or (online in COPIED and first == "backbone"):
-            rest["momentum copy"].append(key)
-        else:
-            rest["head" if HEAD.fullmatch(first) else "unexpected"].append(key)
-    return outer + prefix, used, {why: tuple(keys) for why, keys in rest.items() if keys}
+def _reason(name: str, online: str) -> str:
+    """Return why a key that is no part of the encoder is left out."""
+    first = name.partition(".")[0]
+    if MOMENTUM.fullmatch(first) or (online in COPIED and first == "backbone"):
+        return "momentum copy"
+    return "head" if HEAD.fullmatch(first) else "unexpected"
 
 
 def _batch_norm(
@@ -182,90 +225,109 @@ def _batch_norm(
     Old files lack the counts of batches; lightly's split batch norm keeps k x C statistics.
     """
     counts = [k for k in own if k.endswith(".num_batches_tracked") and k not in chosen]
-    split = {}
+    averaged = {}
     for name, value in chosen.items():
-        stem, _, kind = name.rpartition(".")
-        size, weight = own[name].numel(), chosen.get(f"{stem}.weight", value)
-        parts, odd = divmod(value.numel(), size)
-        if kind.startswith("running_") and weight.numel() == size and parts > 1 and not odd:
-            split[name] = value.view(parts, size).mean(0)  # what it does itself for eval mode
+        layer, _, kind = name.rpartition(".")
+        size, weight = own[name].numel(), chosen.get(f"{layer}.weight", value)
+        parts, rest = divmod(value.numel(), size)
+        if kind.startswith("running_") and weight.numel() == size and parts > 1 and not rest:
+            averaged[name] = value.view(parts, size).mean(0)  # as it does itself in eval mode
     notes = [f"{len(counts)} num_batches_tracked are not in the file: kept"] if counts else []
-    notes += [f"{len(split)} statistics of split batch norm are averaged"] if split else []
-    return {**chosen, **split, **{k: own[k] for k in counts}}, notes
+    notes += [f"{len(averaged)} statistics of split batch norm are averaged"] if averaged else []
+    return {**chosen, **averaged, **{k: own[k] for k in counts}}, notes
 
 
-def _hints(chosen: Mapping[str, Tensor], net: nn.Module) -> str:
-    """Say which image_size or width of `encoders.build` would fit a file that does not."""
-    told, shapes = [], {}
-    for key, ours in net.backbone.state_dict().items():
-        theirs = chosen.get(key, ours)
-        if theirs.shape != ours.shape and theirs.ndim == ours.ndim:
-            shapes[key] = theirs.shape, ours.shape
+# ------------------------------------------------------------------------------------- problems
+
+
+def _listed(keys: Iterable[str]) -> str:
+    """Join the first dozen of sorted keys, and count the others."""
+    keys = sorted(keys)
+    rest = f" and {len(keys) - LISTED} more" if len(keys) > LISTED else ""
+    return ", ".join(keys[:LISTED]) + rest
+
+
+def misfit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """Return the keys that are missing, unexpected or misshapen in `state`; "" where all fit."""
+    shapes = {k: (tuple(state[k].shape), tuple(own[k].shape)) for k in own.keys() & state.keys()}
+    misshapen = sorted(k for k, (theirs, ours) in shapes.items() if theirs != ours)
+    missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
+    kinds = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
+    problems = [f"{len(keys)} {kind}: {_listed(keys)}" for kind, keys in kinds.items() if keys]
+    for key in misshapen[:1]:
+        problems.append("{} is {} in the file and {} in the network".format(key, *shapes[key]))
+    return "; ".join(problems)
+
+
+def _problem(weights: Mapping[str, Tensor], unexpected: Iterable[str], net: Any) -> str:
+    """Return what of the file does not fit the network, and how to build one that fits."""
+    own = net.backbone.state_dict()
+    own |= {k: v for k, v in net.state_dict().items() if not k.startswith("backbone.")}
+    extra = {f"{k} twice" if k in own else k: torch.empty(0) for k in unexpected}
+    problem = misfit(own, {**weights, **extra})
+    return problem and "; ".join([problem, *_hints(weights, net)])
+
+
+def _hints(weights: Mapping[str, Tensor], net: Any) -> list[str]:
+    """Return which arguments of `encoders.build` would fit a file that does not."""
+    own = net.backbone.state_dict()
+    shapes: Shapes = {
+        k: (tuple(weights[k].shape), tuple(own[k].shape))
+        for k in own.keys() & weights.keys()
+        if weights[k].shape != own[k].shape and weights[k].ndim == own[k].ndim
+    }
+    hints = [*_stem_hints(shapes), *_token_hints(shapes, net.backbone)]
+    if any(k.startswith("projection.") for k in net.state_dict()):
+        hints.append("an output layer cannot be imported: build without out_dim")
+    return hints
+
+
+def _stem_hints(shapes: Shapes) -> list[str]:
+    """Return which image size and width have the stem of the file's ResNet."""
     theirs, ours = shapes.get("conv1.weight", ((), ()))
+    hints = []
     if theirs[2:] != ours[2:]:
         size = "32 (up to 64 px)" if theirs[-1] == 3 else "224 (above 64 px)"
-        told.append(f"resnet18, resnet34 and resnet50 have this stem at image_size: {size}")
-    first, mine = shapes.get("layer1.0.conv1.weight", ((0,), (0,)))
+        hints.append(f"resnet18, resnet34 and resnet50 have this stem at image_size: {size}")
     if theirs[:1] != ours[:1]:
-        told.append(f"no width fits: at any width timm's stem has {ours[0]} channels")
-    elif first[0] != mine[0]:
-        told.append(f"width: {first[0] / 64:g} fits its channels")
-    if "pos_embed" in shapes and isinstance(net.backbone, timm.models.VisionTransformer):
-        (_, tokens, _), (_, here, _) = shapes["pos_embed"]
-        side = max(0, tokens - here + net.backbone.patch_embed.num_patches) ** 0.5
-        size = side * net.backbone.patch_embed.patch_size[0]
-        told.append(f"image_size: {size:g} fits its tokens")
-    if any(k.startswith("projection.") for k in net.state_dict()):
-        told.append("an output layer cannot be imported: build without out_dim")
-    return "".join(f"; {hint}" for hint in told)
+        return [*hints, f"no width fits: at any width timm's stem has {ours[0]} channels"]
+    first, mine = shapes.get("layer1.0.conv1.weight", ((0,), (0,)))
+    return [*hints, f"width: {first[0] / 64:g} fits its channels"] if first[0] != mine[0] else hints
 
 
-def _unsaid(net: nn.Module) -> list[str]:
-    """Say how the encoder treats images where a file of weights cannot."""
-    mean, std = ([round(v, 4) for v in x.flatten().tolist()] for x in (net.mean, net.std))
-    told = f"the file states no normalisation: the encoder uses mean {mean}, std {std}"
-    stem = getattr(net.backbone, "conv1", None)
-    if getattr(stem, "kernel_size", None) == (3, 3):
-        told += f", and pads its stem by {stem.padding[0]} (solo-learn's CIFAR ResNets by 2)"
-    return [f"{told}; where its project differs, build with inputs={{...}}"]
+def _token_hints(shapes: Shapes, backbone: Any) -> list[str]:
+    """Return which image size has as many tokens as the file's vision transformer."""
+    from timm.models import VisionTransformer  # imported late: timm takes seconds
+
+    if "pos_embed" not in shapes or not isinstance(backbone, VisionTransformer):
+        return []
+    (_, theirs, _), (_, ours, _) = shapes["pos_embed"]
+    side = max(0, theirs - ours + backbone.patch_embed.num_patches) ** 0.5
+    return [f"image_size: {side * backbone.patch_embed.patch_size[0]:g} fits its tokens"]
 
 
-def _activation(prefix: str, used: Mapping[str, str], net: nn.Module) -> str:
+def _activation(match: Match, backbone: Any) -> str:
     """Compare the ReLU behind the stem with a file that numbers its layers; "" where they agree.
 
     nn.Sequential numbers a ReLU too. Where lightly builds one from its own ResNet, whose ReLU is a
     function, the stem has none.
     """
-    found = [used.get(k, "").removeprefix(prefix) for k in ("bn1.weight", "layer1.0.conv1.weight")]
-    numbers = [int(n) for n in (key.partition(".")[0] for key in found) if n.isdecimal()]
-    wanted = len(numbers) < 2 or numbers[1] - numbers[0] > 1
-    if len(numbers) < 2 or wanted != isinstance(net.backbone.act1, nn.Identity):
+    keys = [match.used.get(k, "") for k in ("bn1.weight", "layer1.0.conv1.weight")]
+    children = [key.removeprefix(match.prefix).partition(".")[0] for key in keys]
+    if not all(child.isdecimal() for child in children):
         return ""
-    has = "a ReLU" if wanted else "no ReLU"
-    return f"by its numbers, its stem has {has}: build with inputs={{'relu': {wanted}}}"
+    relu = int(children[1]) - int(children[0]) > 1
+    if relu != isinstance(backbone.act1, nn.Identity):
+        return ""
+    stem = "a ReLU" if relu else "no ReLU"
+    return f"by its numbers, its stem has {stem}: build with inputs={{'relu': {relu}}}"
 
 
-def import_weights(path: Path, net: nn.Module) -> Report:
-    """Fill the backbone of an `Encoder` from another project's file, every key accounted for.
-
-    Heads and momentum copies are left out and reported. Errors: CheckpointError for a damaged file,
-    Python objects in it, keys that are unknown, missing or misshapen; `net` is unchanged then.
-    """
-    state, table, beside = read_table(path)
-    own = net.backbone.state_dict()
-    prefix, used, rest = _sort(state, own)
-    chosen, notes = _batch_norm({name: state[key] for name, key in used.items()}, own)
-    odd = {k if k not in chosen else f"{k} twice": state[k] for k in rest.pop("unexpected", ())}
-    own |= {k: v for k, v in net.state_dict().items() if not k.startswith("backbone.")}
-    layout = f"{table or 'the top'}: {prefix}*"
-    if told := misfit(own, chosen | odd) or _activation(prefix, used, net):
-        raise CheckpointError(
-            f"{path} ({layout}) does not fit {net.spec}: {told}{_hints(chosen, net)}"
-        )
-    net.backbone.load_state_dict(chosen)
-    if "momentum copy" in rest:
-        notes.append(f"the file holds two encoders: {prefix}* is the trained one, and was taken")
-    rest |= {"not weights": tuple(beside)} if beside else {}
-    with path.open("rb") as file:
-        sha = hashlib.file_digest(file, "sha256").hexdigest()
-    return Report(path, sha, layout, len(used), rest, (*notes, *_unsaid(net)))
+def _unstated(net: Any) -> str:
+    """Say how the encoder treats images, which a file of weights cannot state."""
+    mean, std = ([round(v, 4) for v in x.flatten().tolist()] for x in (net.mean, net.std))
+    note = f"the file states no normalisation: the encoder uses mean {mean}, std {std}"
+    stem = getattr(net.backbone, "conv1", None)
+    if isinstance(stem, nn.Conv2d) and stem.kernel_size == (3, 3):
+        note += f", and pads its stem by {stem.padding[0]} (solo-learn's CIFAR ResNets by 2)"
+    return f"{note}; where its project differs, build with inputs={{...}}"

@@ -1,7 +1,7 @@
 """Image encoders: build by name, save, load, and embed images in eval mode.
 
 An encoder takes images (N, 3, H, W), uint8 or float in [0, 1], normalises them itself and returns
-features (N, D).
+features (N, D). timm is imported where it is used, since that takes seconds.
 """
 
 import difflib
@@ -10,170 +10,49 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import timm
 import torch
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from contsteal import checkpoints
+from contsteal import checkpoints, files
 from contsteal.checkpoints import CheckpointError
 
-STEM = ("padding", "relu")  # in which projects' CIFAR stems differ
 CIFAR_STEM = ("resnet18", "resnet34", "resnet50")  # 3 x 3 first convolution up to 64 px
+STEM_INPUTS = ("padding", "relu")  # in which projects' CIFAR stems differ
 
 
 class DownloadError(RuntimeError):
     """Pretrained weights that could not be fetched."""
 
 
-def check(name: str, width: float = 1.0) -> None:
-    """Raise ValueError for a name that timm does not know (with the nearest) or an unfit width."""
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=4)
-        raise ValueError(f"unknown encoder {name!r}: nearest names are {', '.join(near) or 'none'}")
-    try:
-        timm.get_pretrained_cfg(name)
-    except RuntimeError:
-        tags = ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}.*"))
-        raise ValueError(f"unknown weights {name!r}: timm has {tags or 'none'}") from None
-    if width != 1.0:
-        _channels(name, width)
-
-
-def _channels(name: str, width: float) -> tuple[int, ...]:
-    if "resnet" not in name or name.startswith("test_"):
-        raise ValueError(f"width={width} of {name}: only ResNets have a width; leave it at 1.0")
-    channels = tuple(int(c * width) for c in (64, 128, 256, 512))
-    if width <= 0 or min(channels) < 8 or any(c % 8 for c in channels):
-        raise ValueError(f"width={width} of {name}: 64 x width must be a multiple of 8")
-    return channels
-
-
-def own_size(name: str) -> int | None:
-    """Return the side in pixels of the images that `name` was made for, where timm states it."""
-    config = timm.get_pretrained_cfg(name)
-    return config.input_size[-1] if config else None
-
-
-def _is_cifar(name: str, image_size: int) -> bool:
-    return name in CIFAR_STEM and image_size <= 64
-
-
-def check_inputs(name: str, image_size: int, inputs: Mapping[str, object]) -> None:
-    """Raise ValueError for inputs other than `mean`, `std`, and those of a CIFAR stem."""
-    known = ["mean", "std"] + list(STEM) * _is_cifar(name, image_size)
-    if wrong := sorted(inputs.keys() - set(known)):
-        raise ValueError(
-            f"inputs of {name} at {image_size} px: unknown {', '.join(wrong)}; "
-            f"known are {', '.join(known)} ({', '.join(STEM)}: of the CIFAR stem)"
-        )
-    for key in inputs.keys() & {"mean", "std"}:
-        if len(inputs[key]) != 3 or (key == "std" and min(inputs[key]) <= 0):
-            raise ValueError(f"inputs: {key} {inputs[key]} must be three numbers, std above 0")
-    padding, relu = inputs.get("padding", 1), inputs.get("relu", True)
-    if type(padding) is not int or padding < 0 or type(relu) is not bool:
-        raise ValueError(f"inputs: padding {padding!r} must be a count, relu {relu!r} a bool")
-
-
-def _options(name: str, image_size: int, width: float, pretrained: bool) -> dict[str, object]:
-    """Return timm's arguments for this width and size; refuse them where weights are fetched."""
-    config, at = timm.get_pretrained_cfg(name), f"{name} at {image_size} px"
-    options = {} if width == 1.0 else {"channels": _channels(name, width)}
-    if pretrained and _is_cifar(name, image_size):
-        raise ValueError(
-            f"{at} has a CIFAR stem: no pretrained weights fit; build it above 64 px, or name a "
-            f"tag, which keeps the 7 x 7 stem: {name}.{config.tag}"
-        )
-    if pretrained and not (config and config.has_weights):
-        raise ValueError(f"{name}: timm has no pretrained weights; set `pretrained: false`")
-    if pretrained and options:
-        raise ValueError(f"width={width} of {name}: no pretrained weights fit; leave it at 1.0")
-    if config and config.fixed_input_size and config.input_size[-1] != image_size:
-        if pretrained:
-            raise ValueError(
-                f"{at}: its pretrained weights take images of {config.input_size[-1]} px alone; "
-                f"set `image_size: {config.input_size[-1]}`"
-            )
-        options["img_size"] = image_size
-    return options
-
-
-def _create_timm(name: str, pretrained: bool, options: dict[str, object]) -> nn.Module:
-    """Create timm's network without its classifier, or say what stands in the way."""
-    try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
-    except Exception as error:  # of timm, of its hub, or of any architecture
-        line = f"{type(error).__name__}: {error}".partition("\n")[0]
-        if not pretrained:
-            raise ValueError(f"{name} cannot be built with {options} ({line})") from error
-        raise DownloadError(
-            f"the weights of {name} could not be fetched ({line}). Without a network, fetch "
-            f"model.safetensors of {timm.get_pretrained_cfg(name).hf_hub_id} from the Hugging Face "
-            "hub elsewhere, and build with `weights: PATH` in place of `pretrained: true`"
-        ) from None  # a stack of the hub's errors would hide what to do
-
-
-def create(
-    name: str,
-    image_size: int,
-    width: float = 1.0,
-    *,
-    pretrained: bool = False,
-    padding: int = 1,
-    relu: bool = True,
-) -> nn.Module:
-    """Create timm's network `name` without its classifier, drawn from torch's CPU generator.
-
-    ResNet-18, 34 and 50 get the stem of CIFAR (3 x 3, stride 1, no pooling) up to 64 px, which
-    `padding` and `relu` describe. Networks of one image size are made for `image_size`. Errors:
-    ValueError for what does not fit together, DownloadError where weights cannot be had.
-    """
-    net = _create_timm(name, pretrained, _options(name, image_size, width, pretrained))
-    if _is_cifar(name, image_size):
-        net.conv1 = nn.Conv2d(3, net.conv1.out_channels, 3, 1, padding, bias=False)
-        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
-        net.maxpool = nn.Identity()
-        net.act1 = net.act1 if relu else nn.Identity()
-    else:
-        _check_size(net, name, image_size)
-    return net
-
-
-def _check_size(net: nn.Module, name: str, image_size: int) -> None:
-    """Raise ValueError for images that are one pixel before the network's last stage.
-
-    A stride of 2 has nothing left to see there, and oneDNN's bfloat16 gradient of such a
-    convolution is uninitialised memory (torch 2.15, on a CPU).
-    """
-    needs = net.feature_info[-1]["reduction"] if getattr(net, "feature_info", None) else 1
-    if image_size < needs:
-        raise ValueError(
-            f"{name} at {image_size} px: it needs images of at least {needs} px; set `image_size: "
-            f"{needs}`, or take one of {', '.join(CIFAR_STEM)}, whose CIFAR stem takes smaller ones"
-        )
-
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
 class Encoder(nn.Module):
     """A backbone with its input normalisation and, where asked for, a linear output layer.
 
-    `licence` is that of its weights; `report` says what an import of foreign weights did.
+    `spec` are the arguments of `build` that describe it, `dim` is the features' dimension, `licence` that
+    of the weights, `report` the record of an import of foreign weights.
     """
 
-    def __init__(self, backbone: nn.Module, out_dim: int | None, spec: dict[str, object]) -> None:
+    backbone: Any  # a module; its layers are those of its architecture
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: nn.Module, out_dim: int | None, spec: dict[str, Any]) -> None:
+        from timm.data import resolve_model_data_config
+
         super().__init__()
         self.backbone, self.spec = backbone, spec
-        self.licence, self.report = "own weights", None
-        width = int(getattr(backbone, "head_hidden_size", backbone.num_features))
-        self.projection = nn.Identity() if out_dim in (None, width) else nn.Linear(width, out_dim)
+        self.licence = "own weights"
+        self.report: checkpoints.Report | None = None
+        width = int(getattr(backbone, "head_hidden_size", self.backbone.num_features))
+        same = out_dim is None or out_dim == width
         self.dim = width if out_dim is None else out_dim
-        config = timm.data.resolve_model_data_config(backbone) | spec.get("inputs", {})
-        for name, value in (("mean", config["mean"]), ("std", config["std"])):
-            self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
+        self.projection = nn.Identity() if same else nn.Linear(width, self.dim)
+        config = resolve_model_data_config(backbone) | spec.get("inputs", {})
+        for name in ("mean", "std"):
+            value = torch.tensor(config[name]).view(1, 3, 1, 1)
+            self.register_buffer(name, value, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3:
@@ -186,6 +65,9 @@ class Encoder(nn.Module):
         return self.projection(self.backbone(x))  # (N, D)
 
 
+# ----------------------------------------------------------------------------------------- build
+
+
 def build(
     name: str,
     image_size: int = 32,
@@ -194,45 +76,100 @@ def build(
     out_dim: int | None = None,
     pretrained: bool = False,
     weights: Path | str | None = None,
-    inputs: Mapping[str, object] | None = None,
+    inputs: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Encoder:
-    """Build the encoder `name`: a CIFAR-stem ResNet up to 64 px, else any timm model.
+    """Build an encoder: a ResNet with a CIFAR stem up to 64 px, else any timm model.
 
-    `width` scales a ResNet's stages; `out_dim` appends a linear layer where it differs. Weights are
-    drawn from `seed` alone, or timm's (`pretrained`), or a file's; `inputs` (mean, std, padding and
-    relu of the CIFAR stem) are its project's. Errors: ValueError, CheckpointError, DownloadError.
+    Args:
+        name: of the architecture in timm, with a tag for weights.
+        image_size: side in pixels. Up to 64, ResNet-18, 34 and 50 get CIFAR's stem (3 x 3, stride 1, no
+            pooling); networks that take images of one size are made for this one.
+        width: factor on the channels of a ResNet's stages.
+        out_dim: features' dimension; a linear layer is appended where the network's own differs.
+        pretrained: take timm's weights.
+        weights: a file of `save`, or of another project.
+        inputs: how that project treats images: mean, std, and padding and relu of the CIFAR stem.
+        seed: of the first weights, which depend on nothing else.
+
+    Raises:
+        ValueError: for unknown names, and for what does not fit together.
+        CheckpointError: for a file that does not fit.
+        DownloadError: for pretrained weights that cannot be had.
     """
     if pretrained and weights is not None:
         raise ValueError(f"weights={weights} and pretrained exclude each other: give one of them")
-    spec = {"name": name, "image_size": image_size, "width": width, "out_dim": out_dim}
+    spec: dict[str, Any] = {"name": name, "image_size": image_size}
+    spec |= {"width": width, "out_dim": out_dim}
     spec |= {"inputs": dict(inputs)} if inputs else {}  # absent by default, as in older files
+    check(name, width)
+    _check_inputs(name, image_size, inputs or {})
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
         net = _draw(spec, pretrained).to(memory_format=torch.channels_last)
+    _check_runs(net)
     return net if weights is None else _fill(net, Path(weights))
 
 
-def _draw(spec: dict[str, object], pretrained: bool) -> Encoder:
-    """Create the encoder of `spec` with weights from torch's generator, and try it on shapes."""
-    name, size, inputs = spec["name"], spec["image_size"], spec.get("inputs", {})
-    check(name, spec["width"])
-    check_inputs(name, size, inputs)
-    stem = {k: v for k, v in inputs.items() if k in STEM}
-    backbone = create(name, size, spec["width"], pretrained=pretrained, **stem)
+def _draw(spec: dict[str, Any], pretrained: bool) -> Encoder:
+    """Create the encoder of `spec` with weights from torch's generator, or timm's."""
+    name, image_size, inputs = spec["name"], spec["image_size"], spec.get("inputs", {})
+    if pretrained:
+        _check_pretrained(name, image_size, spec["width"])
+    backbone: Any = _create(name, pretrained, _options(name, image_size, spec["width"]))
+    if _has_cifar_stem(name, image_size):
+        channels = backbone.conv1.out_channels
+        backbone.conv1 = nn.Conv2d(3, channels, 3, 1, inputs.get("padding", 1), bias=False)
+        nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
+        backbone.maxpool = nn.Identity()
+        backbone.act1 = backbone.act1 if inputs.get("relu", True) else nn.Identity()
     net = Encoder(backbone, spec["out_dim"], spec)
     if pretrained:
         net.licence = backbone.pretrained_cfg.get("license") or "not stated"
-    if not isinstance(backbone, timm.models.ResNet):  # which run at any size
-        try:
-            _gmac(net)
-        except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            line = str(error).partition("\n")[0]
-            raise ValueError(
-                f"{name} does not run at {size} px ({line}): set another image_size, such as its "
-                f"own, `image_size: {own_size(name)}`"
-            ) from error
     return net
+
+
+def _has_cifar_stem(name: str, image_size: int) -> bool:
+    return name in CIFAR_STEM and image_size <= 64
+
+
+def _channels(name: str, width: float) -> tuple[int, ...]:
+    """Return the channels of a ResNet's stages; ValueError where it cannot have this width."""
+    if "resnet" not in name or name.startswith("test_"):
+        raise ValueError(f"width={width} of {name}: only ResNets have a width; leave it at 1.0")
+    channels = tuple(int(c * width) for c in (64, 128, 256, 512))
+    if width <= 0 or min(channels) < 8 or any(c % 8 for c in channels):
+        raise ValueError(f"width={width} of {name}: 64 x width must be a multiple of 8")
+    return channels
+
+
+def _options(name: str, image_size: int, width: float) -> dict[str, Any]:
+    """Return timm's arguments for this size and width."""
+    import timm
+
+    config = timm.get_pretrained_cfg(name)
+    options: dict[str, Any] = {} if width == 1.0 else {"channels": _channels(name, width)}
+    if config and config.fixed_input_size and config.input_size[-1] != image_size:
+        options["img_size"] = image_size
+    return options
+
+
+def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    """Create timm's network without its classifier, or say what prevents it."""
+    import timm
+
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+    except Exception as error:  # of timm, of its hub, or of any architecture
+        line = f"{type(error).__name__}: {error}".partition("\n")[0]
+        if not pretrained:
+            raise ValueError(f"{name} cannot be built with {options} ({line})") from error
+        config: Any = timm.get_pretrained_cfg(name)
+        raise DownloadError(
+            f"the weights of {name} could not be fetched ({line}). Without a network, fetch "
+            f"model.safetensors of {config.hf_hub_id} from the Hugging Face hub elsewhere, and build "
+            "with `weights: PATH` in place of `pretrained: true`"
+        ) from None  # a stack of the hub's errors would hide what to do
 
 
 def _fill(net: Encoder, path: Path) -> Encoder:
@@ -243,11 +180,99 @@ def _fill(net: Encoder, path: Path) -> Encoder:
     return net
 
 
-def describe(net: Encoder) -> dict[str, object]:
-    """Return what a table of encoders needs to say about one.
+# ---------------------------------------------------------------------------------------- checks
 
-    `parameters` are in millions, `features` their dimension, `image_size` in pixels; `gmac` counts
-    10^9 multiply-adds of products and convolutions per image. `licence` is that of the weights.
+
+def check(name: str, width: float = 1.0) -> None:
+    """Raise ValueError for a name that timm does not know (with the nearest) or an unfit width."""
+    import timm
+
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=4)
+        raise ValueError(f"unknown encoder {name!r}: nearest names are {', '.join(near) or 'none'}")
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError:
+        tags = ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}.*"))
+        raise ValueError(f"unknown weights {name!r}: timm has {tags or 'none'}") from None
+    if width != 1.0:
+        _channels(name, width)
+
+
+def _check_inputs(name: str, image_size: int, inputs: Mapping[str, Any]) -> None:
+    """Raise ValueError for inputs other than `mean`, `std`, and those of a CIFAR stem."""
+    known = ["mean", "std"] + list(STEM_INPUTS) * _has_cifar_stem(name, image_size)
+    if unknown := sorted(inputs.keys() - set(known)):
+        raise ValueError(
+            f"inputs of {name} at {image_size} px: unknown {', '.join(unknown)}; "
+            f"known are {', '.join(known)} ({', '.join(STEM_INPUTS)}: of the CIFAR stem)"
+        )
+    for key in inputs.keys() & {"mean", "std"}:
+        if len(inputs[key]) != 3 or (key == "std" and min(inputs[key]) <= 0):
+            raise ValueError(f"inputs: {key} {inputs[key]} must be three numbers, std above 0")
+    padding, relu = inputs.get("padding", 1), inputs.get("relu", True)
+    if type(padding) is not int or padding < 0 or type(relu) is not bool:
+        raise ValueError(f"inputs: padding {padding!r} must be a count, relu {relu!r} a bool")
+
+
+def _check_pretrained(name: str, image_size: int, width: float) -> None:
+    """Raise ValueError where timm has no weights for this size and width."""
+    import timm
+
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.has_weights:
+        raise ValueError(f"{name}: timm has no pretrained weights; set `pretrained: false`")
+    if _has_cifar_stem(name, image_size):
+        raise ValueError(
+            f"{name} at {image_size} px has a CIFAR stem: no pretrained weights fit; build it above "
+            f"64 px, or name a tag, which keeps the 7 x 7 stem: {name}.{config.tag}"
+        )
+    if width != 1.0:
+        raise ValueError(f"width={width} of {name}: no pretrained weights fit; leave it at 1.0")
+    own_size = config.input_size[-1]
+    if config.fixed_input_size and own_size != image_size:
+        raise ValueError(
+            f"{name} at {image_size} px: its pretrained weights take images of {own_size} px alone; "
+            f"set `image_size: {own_size}`"
+        )
+
+
+def _check_runs(net: Encoder) -> None:
+    """Raise ValueError for images that the network cannot run on, or that shrink to one pixel.
+
+    A stride of 2 has nothing left to see before the last stage then, and oneDNN's bfloat16 gradient of
+    such a convolution is uninitialised memory (torch 2.15, on a CPU).
+    """
+    from timm.models import ResNet
+
+    name, size = net.spec["name"], net.spec["image_size"]
+    stages = getattr(net.backbone, "feature_info", None) or [{"reduction": 1}]
+    needs = 1 if _has_cifar_stem(name, size) else stages[-1]["reduction"]
+    if size < needs:
+        raise ValueError(
+            f"{name} at {size} px: it needs images of at least {needs} px; set `image_size: "
+            f"{needs}`, or take one of {', '.join(CIFAR_STEM)}, whose CIFAR stem takes smaller ones"
+        )
+    if isinstance(net.backbone, ResNet):  # which run at any size
+        return
+    try:
+        _gmac(net)
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        line = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{name} does not run at {size} px ({line}): set another image_size, such as its own, "
+            f"`image_size: {net.backbone.pretrained_cfg['input_size'][-1]}`"
+        ) from error
+
+
+# -------------------------------------------------------------------------------------- describe
+
+
+def describe(net: Encoder) -> dict[str, Any]:
+    """Return what a table of encoders says about one.
+
+    `parameters` are in millions, `features` their dimension, `image_size` in pixels; `gmac` counts 10^9
+    multiply-adds of products and convolutions per image. `licence` is that of the weights.
     """
     return {
         "name": net.spec["name"],
@@ -261,20 +286,10 @@ def describe(net: Encoder) -> dict[str, object]:
     }
 
 
-@contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
-    """Hold the network in eval mode, then put every layer back into its own mode."""
-    modes = [(m, m.training) for m in net.modules()]
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def _gmac(net: Encoder) -> float:
     """Count 10^9 multiply-adds on one image of the encoder's size, from shapes alone."""
+    from torch.utils.flop_counter import FlopCounterMode
+
     weights = {k: v.to("meta") for k, v in (*net.named_parameters(), *net.named_buffers())}
     image = torch.zeros(1, 3, net.spec["image_size"], net.spec["image_size"], device="meta")
     with evaluating(net), torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -293,54 +308,79 @@ def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def identity(net: Encoder) -> str:
-    """Return what tells an encoder from others: weights, architecture, and how it reads its inputs."""
+    """Return a sha256 over an encoder's weights, architecture, and how it reads its inputs."""
     spec = json.dumps(net.spec, sort_keys=True)
     return hashlib.sha256(f"{digest(net.state_dict().items())} {spec}".encode()).hexdigest()
 
 
-def _seal(sha: str, spec: str) -> str:
-    return hashlib.sha256(f"{sha} {spec}".encode()).hexdigest()
+# --------------------------------------------------------------------------------- save and load
 
 
 def save(net: Encoder, path: Path, **metadata: str | int | float) -> str:
-    """Write weights as safetensors with their architecture and `metadata`; return their sha256."""
+    """Write weights as safetensors with their architecture and `metadata`; return their sha256.
+
+    Raises:
+        files.StorageError: where the file cannot be written; an older one is kept then.
+    """
     state = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
-    sha = digest(state.items())
-    spec = json.dumps(net.spec)
+    sha, spec = digest(state.items()), json.dumps(net.spec)
     header = {"licence": net.licence} | {k: str(v) for k, v in metadata.items()}
     header |= {"spec": spec, "sha256": sha, "seal": _seal(sha, spec)}
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(serialize(state, metadata=header))  # a full disk is an OSError here
-    partial.replace(path)
+    with files.atomic(path) as partial:
+        partial.write_bytes(serialize(state, metadata=header))  # a full disk is an OSError here
     return sha
 
 
 def load(path: Path, into: Encoder | None = None) -> Encoder:
     """Read an encoder written by `save`; every key must fit, and the hash must be the stored one.
 
-    Without `into` the architecture is built as the file names it. Errors: CheckpointError naming
-    the file and what is missing, unexpected, misshapen or altered.
+    Without `into`, an encoder to fill, the architecture is built as the file names it.
+
+    Raises:
+        CheckpointError: with the file, and what is missing, unexpected, misshapen or altered.
     """
     state, header = checkpoints.read_safetensors(path)
-    sha = digest(state.items())
-    if header.get("sha256") != sha or header.get("seal") != _seal(sha, header.get("spec", "")):
+    sha, stored = digest(state.items()), header.get("spec", "")
+    if header.get("sha256") != sha or header.get("seal") != _seal(sha, stored):
         raise CheckpointError(f"{path} does not have the sha256 it was saved with: it was altered")
-    net = build(**json.loads(header["spec"])) if into is None else into
-    told = checkpoints.misfit(net.state_dict(), state)
-    if json.loads(header["spec"]).get("inputs") != json.loads(json.dumps(net.spec)).get("inputs"):
-        told = told or "the same weights with other inputs are another network"
-    if told:
-        raise CheckpointError(f"{path} is {header['spec']}, which does not fit {net.spec}: {told}")
+    spec = json.loads(stored)
+    net = build(**spec) if into is None else into
+    problem = checkpoints.misfit(net.state_dict(), state)
+    if spec.get("inputs") != json.loads(json.dumps(net.spec)).get("inputs"):
+        problem = problem or "the same weights with other inputs are another network"
+    if problem:
+        raise CheckpointError(f"{path} is {stored}, which does not fit {net.spec}: {problem}")
     net.load_state_dict(state)
     net.licence = header.get("licence", net.licence)
     return net
 
 
+def _seal(sha: str, spec: str) -> str:
+    return hashlib.sha256(f"{sha} {spec}".encode()).hexdigest()
+
+
+# ----------------------------------------------------------------------------------------- embed
+
+
+@torch.no_grad()
+def embed(net: nn.Module, images: Tensor, batch: int = 512) -> Tensor:
+    """Return features (N, D) in float32, the network in eval mode and left in its former mode.
+
+    Raises:
+        ValueError: for images of another shape, dtype or range than `as_uint8` takes.
+    """
+    images, device = as_uint8(images), next(net.parameters()).device
+    with evaluating(net):
+        return torch.cat([net(part.to(device)).float() for part in images.split(batch)])
+
+
 def as_uint8(images: Tensor) -> Tensor:
     """Return images as a service receives them: 8 bits a channel, (N, 3, H, W).
 
-    Floats must lie in [0, 1] and are rounded to 8 bits. Errors: ValueError for another shape,
-    dtype or range, or no image at all.
+    Floats must lie in [0, 1] and are rounded to 8 bits.
+
+    Raises:
+        ValueError: for another shape, dtype or range, or no image at all.
     """
     if images.ndim != 4 or images.shape[1] != 3 or not len(images):
         raise ValueError(f"images {tuple(images.shape)}: at least one of shape (3, H, W) is needed")
@@ -357,12 +397,13 @@ def as_uint8(images: Tensor) -> Tensor:
     return (images * 255).round().to(torch.uint8)
 
 
-@torch.no_grad()
-def embed(net: nn.Module, images: Tensor, batch: int = 512) -> Tensor:
-    """Return features (N, D) in float32, the network in eval mode and left in its former mode.
-
-    Errors: ValueError for images of another shape, dtype or range than `as_uint8` takes.
-    """
-    images, device = as_uint8(images), next(net.parameters()).device
-    with evaluating(net):
-        return torch.cat([net(part.to(device)).float() for part in images.split(batch)])
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Hold the network in eval mode, then put every layer back into its own mode."""
+    modes = [(m, m.training) for m in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

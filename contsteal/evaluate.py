@@ -105,7 +105,8 @@ def linear_probe(
     classes = int(max(train_y.max(), test_y.max())) + 1
     order = torch.randperm(len(train_x), generator=generator("probe", seed)).to(train_x.device)
     held, kept = order[: len(order) // 5], order[len(order) // 5 :]
-    scores, heads = [], []
+    scores: list[float] = []
+    heads: list[Linear] = []
     for l2 in L2_GRID:  # from the strongest penalty down: each fit starts where the last one ended
         start = heads[-1] if heads else None
         heads.append(_logistic(train_x[kept], train_y[kept], classes, l2, start, STEPS // 2))

@@ -8,10 +8,10 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class StorageError(RuntimeError):
@@ -86,8 +86,10 @@ def key(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+def digest(tensors: "Iterable[tuple[str, Tensor]]") -> str:
     """Return the sha256 over names, shapes and bytes of named tensors, in name order."""
+    import torch
+
     total = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
         value = tensor.detach().cpu().contiguous()

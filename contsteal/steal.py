@@ -250,8 +250,11 @@ def _shares(config: Config, n: int) -> list[slice]:
 def _request(config: Config, api: BlackBox, images: Tensor, user: str) -> Tensor:
     """Send images as one user, REQUEST at a time: a set on disk is never in memory as a whole."""
     answer = config.recipe.answer
-    known = {"embedding": api.embed, "projection": api.project}
-    send = known.get(answer) or partial(api.classify, answer=answer)
+    send: Callable[..., Tensor]
+    if answer in ("embedding", "projection"):
+        send = api.embed if answer == "embedding" else api.project
+    else:
+        send = partial(api.classify, answer=answer)
     return torch.cat([send(part, user=user) for part in images.split(REQUEST)])
 
 

@@ -142,14 +142,14 @@ class AnswerStore:
     def put(self, names: Sequence[bytes], answers: Tensor) -> None:
         """Store the answers to a request, unless the limit is reached."""
         data = save({"answers": answers.cpu().contiguous()})
-        if self.bytes() + len(data) > self.limit:
+        if self.size() + len(data) > self.limit:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         with files.atomic(self._file(names)) as partial:
             partial.write_bytes(data)
 
-    def bytes(self) -> int:
-        """Return how much is stored."""
+    def size(self) -> int:
+        """Return how many bytes are stored."""
         return sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
 
     def _file(self, names: Sequence[bytes]) -> Path:

@@ -12,7 +12,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from contsteal.lab import artifacts, profiles
-from contsteal.paper import plan, report
+from contsteal.paper import plan
 
 ROOT = artifacts.ROOT
 STEMS = plan.notebooks()
@@ -137,7 +137,7 @@ def test_files_and_functions_stay_small() -> None:
 
 def test_readme_shows_the_committed_results_and_links_to_files() -> None:
     text = (ROOT / "README.md").read_text()
-    assert report.readme() in text
+    assert figures.readme() in text
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert target.startswith("http") or (ROOT / target).exists(), target
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENDLESS", "PATHS", "SOURCES", "SPLITS", "CorruptData", "FolderError", "ImageSet", "MissingData",
-    "PackError", "Packed", "Source", "data_dir", "load", "locate", "names", "needs", "order",
+    "PackError", "Packed", "Source", "data_dir", "load", "locate", "needs", "order",
 ]  # fmt: skip
 SPLITS = ("train", "test")
 PATHS = ("folder", "packed")  # names that lead to a path: folder:PATH, packed:PATH
@@ -60,15 +60,10 @@ class ImageSet:
         return replace(self, images=self.images[chosen], labels=labels)
 
 
-def names() -> list[str]:
-    """Return the names of all data sets, with PATH for what the user gives."""
-    return [*SOURCES, *torchsets.NAMES, *(f"{kind}:PATH" for kind in PATHS)]
-
-
 def load(
     name: str, split: str = "train", n: int | None = None, seed: int = 0, image_size: int = 32
 ) -> ImageSet:
-    """Load images of a data set.
+    """Load images of a data set, with their labels and the names of the classes.
 
     Args:
         name: an embedded set (SOURCES), one of `torchsets.NAMES`, `folder:PATH` or `packed:PATH`.
@@ -77,13 +72,9 @@ def load(
         seed: draws embedded images, and the order of stored ones.
         image_size: pixels of a side. A stored set that would exceed 8 GiB is resized as it is read.
 
-    Returns:
-        The images, their labels and the names of the classes.
-
     Raises:
         ValueError: for a name, split, n or size that does not exist.
-        MissingData, CorruptData, FolderError, PackError: for a stored set that is not on disk or is
-            damaged.
+        MissingData, CorruptData, FolderError, PackError: for files that are missing or damaged.
 
     Example:
         >>> load("shapes", n=2).images.shape
@@ -94,28 +85,25 @@ def load(
     if image_size < 8:
         raise ValueError(f"image_size={image_size}: at least 8 pixels are needed")
     images: Tensor | Packed
+    chosen: Tensor | slice
     if name in SOURCES:
         if split not in SPLITS:
             known = ", ".join(SPLITS)
             raise ValueError(f"unknown split {split!r} of {name}: choose one of {known}")
         (images, labels), classes = SOURCES[name].read(n, split, seed), SOURCES[name].classes
+        chosen = slice(n)
     else:
-        images, labels, classes = _stored(name, split, image_size, seed)
+        images, labels, classes = _open(name, split, image_size)
+        chosen = order(len(images), seed)[:n]
     if n is not None and n > len(images):
         raise ValueError(f"{name} has {len(images)} {split} images, n={n}: ask for fewer")
-    labels = None if labels is None else labels[:n]
-    return ImageSet(_resized(images[:n], image_size, name), labels, name, split, classes)
-
-
-def _stored(name: str, split: str, size: int, seed: int) -> Read:
-    """Open a whole split from disk, in the order that the seed draws."""
-    images, labels, classes = _open(name, split, size)
-    chosen = order(len(images), seed)
+    images = images[chosen] if isinstance(images, Tensor) else images.rows(chosen)
     labels = None if labels is None else labels[chosen]
-    return images[chosen] if isinstance(images, Tensor) else images.rows(chosen), labels, classes
+    return ImageSet(_resized(images, image_size, name), labels, name, split, classes)
 
 
 def _open(name: str, split: str, size: int) -> Read:
+    """Open a whole split from disk, a folder's images at `size`, others as large as they are."""
     from contsteal.data import packed
 
     kind, _, path = name.partition(":")
@@ -125,32 +113,29 @@ def _open(name: str, split: str, size: int) -> Read:
         return folders.read(Path(path).expanduser(), split, size)
     if name in torchsets.FOLDERS:
         home = torchsets.imagenet(name, size)
-        if split == "test" and (home / "val").is_dir():
-            split = "val"  # ImageNet's test images have no labels
-        return packed.open_pack(home, split)
-    if name in torchsets.NAMES:
-        parts = [torchsets.read(name, part, size) for part in split.split("+")]
-        if len(parts) == 1:
-            return parts[0]
-        images, labels, classes = zip(*parts, strict=True)
-        known = [part for part in labels if part is not None]  # joined only where all have labels
-        return torch.cat(images), torch.cat(known) if len(known) == len(parts) else None, classes[0]
-    raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(names())}")
+        unlabelled = split == "test" and (home / "val").is_dir()  # as ImageNet's test images are
+        return packed.open_pack(home, "val" if unlabelled else split)
+    if name not in torchsets.NAMES:
+        known = [*SOURCES, *torchsets.NAMES, *(f"{kind}:PATH" for kind in PATHS)]
+        raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(known)}")
+    if "+" not in split:
+        return torchsets.read(name, split, size)
+    parts = [torchsets.read(name, part, size) for part in split.split("+")]
+    labels = [part[1] for part in parts if part[1] is not None]
+    joined = torch.cat(labels) if len(labels) == len(parts) else None
+    return torch.cat([part[0] for part in parts]), joined, parts[0][2]
 
 
 def _resized(images: "Tensor | Packed", size: int, name: str) -> "Tensor | Packed":
     from contsteal.data import packed
 
-    if images.shape[-1] == size and images.shape[-2] == size:
+    own = images.shape[-1]
+    if images.shape[-2:] == (size, size):
         return images
     if isinstance(images, packed.Packed):
-        raise ValueError(
-            f"{name} is packed at {images.shape[-1]} px, asked for are {size}: set image_size to "
-            f"{images.shape[-1]}, or pack the folder again with --size {size}"
-        )
-    if len(images) * 3 * size**2 > LARGEST:
-        return packed.Scaled(images, size)
-    return packed.resize(images, size)
+        remedy = f"set image_size to {own}, or pack the folder again with --size {size}"
+        raise ValueError(f"{name} is packed at {own} px, asked for are {size}: {remedy}")
+    return (packed.Scaled if len(images) * 3 * size**2 > LARGEST else packed.resize)(images, size)
 
 
 def order(n: int, seed: int) -> Tensor:
@@ -168,11 +153,9 @@ def needs(
         parameters: of each notebook. A data set is mentioned as `name`, which means its train and test
             splits, as `name@split`, or in a record [name, split, ...].
     """
-    reads: list[Any] = [settings.get("data")]
+    reads = [part for values in parameters for part in _flat(values)] + [settings.get("data")]
     for name, split in (("data", "train_split"), ("query_data", "query_split")):
         reads.append([settings.get(name), settings.get(split, "train")])
-    for values in parameters:
-        reads += _flat(values)
     splits: dict[str, set[str]] = {}
     for mention in reads:
         if isinstance(mention, str):
@@ -198,9 +181,7 @@ def _is_stored(name: object) -> bool:
 def locate(name: str, splits: Collection[str], image_size: int) -> Path:
     """Return where splits of a stored set lie, without reading their images.
 
-    Raises:
-        ValueError: what `load` would raise (MissingData, FolderError, PackError, an unknown split or
-            size), but for damage, which only reading finds.
+    Raises what `load` would raise, but for damaged images, which only reading finds.
     """
     kind, _, path = name.partition(":")
     home = Path(path).expanduser()

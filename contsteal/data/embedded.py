@@ -17,9 +17,6 @@ from contsteal.seeds import generator
 
 BLOCK = 1024  # images drawn per generator: any prefix of a set is the same set, cut short
 DEFAULT = 4096  # images of an endless set where no number is given
-SHAPES = (
-    "disc", "square", "triangle", "ring", "cross", "star", "diamond", "crescent", "bar", "half disc",
-)  # fmt: skip
 COLOURS = ("red", "yellow", "green", "cyan", "blue", "magenta")
 TEXTURES = tuple(f"{width} {angle}°" for width in ("coarse", "fine") for angle in (0, 45, 90, 135))
 
@@ -31,31 +28,22 @@ def _triangle(x: Tensor, y: Tensor) -> Tensor:
 
 def _cross(x: Tensor, y: Tensor) -> Tensor:
     wide = torch.maximum(x.abs() - 1, y.abs() - 0.3)
-    high = torch.maximum(x.abs() - 0.3, y.abs() - 1)
-    return torch.minimum(wide, high)
+    return torch.minimum(wide, torch.maximum(x.abs() - 0.3, y.abs() - 1))
 
 
-def _star(x: Tensor, y: Tensor) -> Tensor:
-    return torch.hypot(x, y) - (0.65 + 0.35 * torch.cos(5 * torch.atan2(y, x)))
-
-
-def _crescent(x: Tensor, y: Tensor) -> Tensor:
-    return torch.maximum(torch.hypot(x, y) - 1, 0.8 - torch.hypot(x - 0.5, y))
-
-
-# Negative inside, positive outside, in units of the shape's radius; the order is that of SHAPES.
-OUTLINES: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
-    lambda x, y: torch.hypot(x, y) - 1,
-    lambda x, y: torch.maximum(x.abs(), y.abs()) - 0.8,
-    _triangle,
-    lambda x, y: (torch.hypot(x, y) - 0.75).abs() - 0.25,
-    _cross,
-    _star,
-    lambda x, y: (1.5 * x.abs() + y.abs() - 1) / 1.8,
-    _crescent,
-    lambda x, y: torch.maximum(x.abs() - 1, y.abs() - 0.35),
-    lambda x, y: torch.maximum(torch.hypot(x, y) - 1, -y),
-)
+# Negative inside, positive outside, in units of the shape's radius.
+OUTLINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "disc": lambda x, y: torch.hypot(x, y) - 1,
+    "square": lambda x, y: torch.maximum(x.abs(), y.abs()) - 0.8,
+    "triangle": _triangle,
+    "ring": lambda x, y: (torch.hypot(x, y) - 0.75).abs() - 0.25,
+    "cross": _cross,
+    "star": lambda x, y: torch.hypot(x, y) - (0.65 + 0.35 * torch.cos(5 * torch.atan2(y, x))),
+    "diamond": lambda x, y: (1.5 * x.abs() + y.abs() - 1) / 1.8,
+    "crescent": lambda x, y: torch.maximum(torch.hypot(x, y) - 1, 0.8 - torch.hypot(x - 0.5, y)),
+    "bar": lambda x, y: torch.maximum(x.abs() - 1, y.abs() - 0.35),
+    "half disc": lambda x, y: torch.maximum(torch.hypot(x, y) - 1, -y),
+}
 
 
 def _rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
@@ -75,7 +63,7 @@ def _cover(label: Tensor, u: Tensor, v: Tensor, pose: Tensor) -> Tensor:
     x = ((u - dx) * turn.cos() + (v - dy) * turn.sin()) / radius
     y = ((v - dy) * turn.cos() - (u - dx) * turn.sin()) / radius
     cover = torch.empty_like(x)
-    for kind, outline in enumerate(OUTLINES):
+    for kind, outline in enumerate(OUTLINES.values()):
         chosen = label == kind
         cover[chosen] = (0.5 - outline(x[chosen], y[chosen]) * radius[chosen]).clamp(0, 1)
     return cover
@@ -86,9 +74,8 @@ def _scenes(g: torch.Generator) -> tuple[Tensor, Tensor]:
     label = torch.randint(10, (BLOCK,), generator=g)
     normal, uniform = torch.randn(BLOCK, 3, generator=g), torch.rand(BLOCK, 13, generator=g)
     turn, radius = 0.6 * uniform[:, 0] - 0.3, 9 + 6 * uniform[:, 3]  # rad, pixels
-    pose = torch.stack(
-        [turn, 4 * uniform[:, 1] - 2, 4 * uniform[:, 2] - 2, radius], 1
-    )  # (BLOCK, 4)
+    dx, dy = 4 * uniform[:, 1] - 2, 4 * uniform[:, 2] - 2
+    pose = torch.stack([turn, dx, dy, radius], 1)  # (BLOCK, 4)
     hue = (0.1 * label + 0.25 * normal[:, 0]) % 1
     angle = (label % 5) * math.pi / 5 + 0.5 * normal[:, 1]
     frequency = torch.where(label < 5, 0.6, 1.1) + 0.25 * normal[:, 2]  # rad per pixel
@@ -107,15 +94,12 @@ def _scenes(g: torch.Generator) -> tuple[Tensor, Tensor]:
     return pixels, torch.stack([label, colour, texture], 1)
 
 
-def shapes(n: int, split: str, seed: int) -> tuple[Tensor, Tensor]:
-    """Draw `n` scenes: a filled outline with stripes before stripes of another colour, and noise.
-
-    Returns:
-        Images, uint8 (n, 3, 32, 32), and labels, int64 (n, 3): shape, colour, texture.
-    """
+def _shapes(column: int, n: int | None, split: str, seed: int) -> tuple[Tensor, Tensor]:
+    """Draw scenes: a filled outline with stripes before stripes of another colour, and noise."""
+    n = n or DEFAULT
     blocks = [_scenes(generator("shapes", split, seed, b)) for b in range(-(-n // BLOCK))]
     images, labels = (torch.cat(part)[:n] for part in zip(*blocks, strict=True))
-    return images, labels
+    return images, labels[:, column]
 
 
 @cache
@@ -129,14 +113,8 @@ def _all_digits() -> tuple[Tensor, Tensor]:
     return images, torch.tensor(raw.target, dtype=torch.int64)
 
 
-def digits(split: str, seed: int) -> tuple[Tensor, Tensor]:
-    """Return scikit-learn's 1,797 digits at 32 px in an order drawn by `seed`.
-
-    The same fifth of them is the test split under every seed.
-
-    Returns:
-        Images, uint8 (N, 3, 32, 32), and labels, int64 (N,).
-    """
+def _digits(n: int | None, split: str, seed: int) -> tuple[Tensor, Tensor]:
+    """Return scikit-learn's digits at 32 px; the test split is the same fifth under every seed."""
     images, labels = _all_digits()
     parts = torch.randperm(len(images), generator=generator("digits")).split(len(images) // 5)
     chosen = parts[0] if split == "test" else torch.cat(parts[1:])
@@ -152,15 +130,15 @@ def _crop(photo: Tensor, g: torch.Generator) -> Tensor:
     return F.interpolate(crop, size=32, mode="bilinear", antialias=True, align_corners=False)[0]
 
 
-def patches(n: int, split: str, seed: int) -> Tensor:
-    """Return `n` crops of 32 to 128 px from two photographs, resized: uint8 (n, 3, 32, 32)."""
-    from sklearn.datasets import load_sample_images  # scikit-learn takes seconds to import
+def _patches(n: int | None, split: str, seed: int) -> tuple[Tensor, None]:
+    """Return crops of 32 to 128 px from two photographs, resized to 32 px."""
+    from sklearn.datasets import load_sample_images
 
     photos = [torch.tensor(p).permute(2, 0, 1) for p in load_sample_images().images]
-    g = generator("patches", split, seed)
-    which = torch.randint(len(photos), (n,), generator=generator("patches-photo", split, seed))
-    crops = [_crop(photos[int(w)], g) for w in which]
-    return torch.stack(crops).round().clamp(0, 255).to(torch.uint8)
+    g, which = generator("patches", split, seed), generator("patches-photo", split, seed)
+    indices = torch.randint(len(photos), (n or DEFAULT,), generator=which)
+    crops = [_crop(photos[i], g) for i in indices.tolist()]
+    return torch.stack(crops).round().clamp(0, 255).to(torch.uint8), None
 
 
 class Source(NamedTuple):
@@ -170,18 +148,11 @@ class Source(NamedTuple):
     classes: tuple[str, ...]
 
 
-def _read_shapes(column: int, n: int | None, split: str, seed: int) -> tuple[Tensor, Tensor]:
-    images, labels = shapes(DEFAULT if n is None else n, split, seed)
-    return images, labels[:, column]
-
-
 SOURCES: dict[str, Source] = {
-    "shapes": Source(partial(_read_shapes, 0), SHAPES),
-    "shapes:colour": Source(partial(_read_shapes, 1), COLOURS),
-    "shapes:texture": Source(partial(_read_shapes, 2), TEXTURES),
-    "digits": Source(lambda n, split, seed: digits(split, seed), tuple("0123456789")),
-    "patches": Source(
-        lambda n, split, seed: (patches(DEFAULT if n is None else n, split, seed), None), ()
-    ),
+    "shapes": Source(partial(_shapes, 0), tuple(OUTLINES)),
+    "shapes:colour": Source(partial(_shapes, 1), COLOURS),
+    "shapes:texture": Source(partial(_shapes, 2), TEXTURES),
+    "digits": Source(_digits, tuple("0123456789")),
+    "patches": Source(_patches, ()),
 }
 ENDLESS = tuple(name for name in SOURCES if name != "digits")  # as many images as are asked for

@@ -34,51 +34,42 @@ class Unreadable(ValueError):
 class Listing(NamedTuple):
     """The images of a folder, relative to it, sorted; labels int64 (N,), None where it is flat."""
 
-    files: tuple[Path, ...]
+    files: list[Path]
     labels: Tensor | None
     classes: tuple[str, ...]
 
 
 def listing(root: Path, keep: Collection[str] | None = None) -> Listing:
-    """List the images of a folder; those of a class folder may lie at any depth.
+    """List the images of a folder, at any depth of its class folders, restricted to `keep`.
 
-    Labels count the class folders, restricted to `keep`, in sorted order. Other files are a warning.
-
-    Raises:
-        FolderError: for no folder, no image in it or in a class, images beside class folders, or an
-            unknown class.
+    Labels count the class folders in sorted order. Other files are a warning.
     """
     folders, beside = _subfolders(root), list(_files(root, deep=False))
-    loose = [name for name in beside if _is_image(name)]
-    if folders and loose:
-        raise FolderError(
-            f"{root} holds images ({_some(loose, 2)}) and folders ({_some(folders, 2)}): move one away"
-        )
     classes = folders if keep is None else sorted(set(keep))
+    if folders and (loose := [name for name in beside if _is_image(name)]):
+        both = f"images ({_some(loose, 2)}) and folders ({_some(folders, 2)})"
+        raise FolderError(f"{root} holds {both}: move one away")
     if unknown := set(classes).difference(folders):
         raise FolderError(f"no class folders {_some(unknown)} in {root}: it has {_some(folders)}")
     inside = [[f"{name}/{file}" for file in _files(root / name)] for name in classes]
-    groups = [[Path(name) for name in names if _is_image(name)] for names in inside]
-    if not loose and not any(groups):
+    groups = [sorted(Path(n) for n in names if _is_image(n)) for names in inside or [beside]]
+    if not any(groups):
         raise FolderError(f"no image in {root}: files that end in {', '.join(EXTENSIONS)} count")
-    if empty := [name for name, files in zip(classes, groups, strict=True) if not files]:
+    if empty := [name for name, files in zip(classes, groups, strict=False) if not files]:
         raise FolderError(f"class folders of {root} without an image: {_some(empty)}; remove them")
-    groups = groups or [[Path(name) for name in loose]]
-    files = [file for names in groups for file in sorted(names)]
-    labels = torch.tensor([label for label, names in enumerate(groups) for _ in names])
     if others := [name for names in (beside, *inside) for name in names if not _is_image(name)]:
-        warnings.warn(
-            f"{len(others)} files in {root} are no images by their names and were left out "
-            f"({_some(others, 3)})",
-            stacklevel=3,
-        )
-    return Listing(tuple(files), labels if classes else None, tuple(classes))
+        message = f"{len(others)} files in {root} are no images by their names and were left out"
+        warnings.warn(f"{message} ({_some(others, 3)})", stacklevel=3)
+    labels = torch.tensor([label for label, files in enumerate(groups) for _ in files])
+    return Listing(
+        [file for files in groups for file in files], labels if classes else None, tuple(classes)
+    )
 
 
 def _subfolders(root: Path) -> list[str]:
     if not root.is_dir():
         raise FolderError(
-            f"{root} is not a folder: put images into {root}/train/CLASS/ and {root}/test/CLASS/"
+            f"{root} is not a folder: put images into train/CLASS/, test/CLASS/ in it"
         )
     return sorted(e.name for e in os.scandir(root) if e.is_dir() and e.name[0] != ".")
 
@@ -91,12 +82,12 @@ def _files(root: Path, deep: bool = True) -> Iterator[str]:
         yield from ((place / name).as_posix() for name in files if name[0] != ".")
 
 
-def _raise(error: OSError) -> None:
-    raise FolderError(f"{error.filename} cannot be listed ({error.strerror})") from error
-
-
 def _is_image(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS)
+
+
+def _raise(error: OSError) -> None:
+    raise FolderError(f"{error.filename} cannot be listed ({error.strerror})") from error
 
 
 def _some(names: Collection[str], most: int = 5) -> str:
@@ -107,17 +98,14 @@ def _some(names: Collection[str], most: int = 5) -> str:
 def splits(root: Path, keep: Collection[str] | None = None) -> dict[str, Path]:
     """Return the folder of every split; a folder without split folders is all `train`.
 
-    FolderError where a class folder (of `keep`) is missing in a split, or other folders hold images
-    too. A split without class folders is unlabelled, as ImageNet's test images are.
+    All splits have the same class folders (`keep` at least), or none: ImageNet's test images.
     """
     names = _subfolders(root)
     places = {split: root / split for split in SPLITS if split in names}
-    others = [name for name in names if name not in places] if places else []
-    if strange := [n for n in others if any(map(_is_image, _files(root / n)))]:
-        raise FolderError(
-            f"{root} holds images in {_some(strange)} beside the splits {', '.join(places)}: put "
-            "classes into the splits, or rename a class called like a split"
-        )
+    others = [name for name in names if places and name not in places]
+    if strange := [name for name in others if any(map(_is_image, _files(root / name)))]:
+        beside = f"{root} holds images in {_some(strange)} beside the splits {', '.join(places)}"
+        raise FolderError(f"{beside}: put classes into splits, or rename a class called like one")
     classes = {split: set(_subfolders(place)) for split, place in places.items()}
     wanted = set().union(*classes.values()) if keep is None else set(keep)
     for split, present in classes.items():
@@ -203,16 +191,11 @@ def _box(sides: Sequence[float], size: int) -> tuple[float, float, float, float]
 
 def decode_all(
     folder: Path, files: Sequence[Path], out: np.ndarray, workers: int = -1
-) -> tuple[dict[str, str], str]:
+) -> tuple[dict[int, str], str]:
     """Decode N files of a folder into `out`, uint8 (N, 3, S, S); unreadable ones become black.
 
-    In threads, -1 for one a core: Pillow and sha256 release the interpreter's lock.
-
-    Returns:
-        The reason of every file that was skipped, which is a warning, too; a sha256 of all pixels.
-
-    Raises:
-        FolderError: where the disk fails or no file can be decoded.
+    Returns the rows that were skipped and why, which is a warning, too, and a sha256 of all pixels.
+    Threads, -1 for one a core, do: Pillow and sha256 release the interpreter's lock.
     """
     from joblib import Parallel, delayed
     from tqdm.auto import tqdm
@@ -229,9 +212,8 @@ def decode_all(
     results = run(delayed(decode_row)(row) for row in range(len(files)))
     bar = tqdm(results, f"decoding {folder.name}", len(files), unit=" images", leave=False)
     reasons, hashes = zip(*bar, strict=True)
-    skipped = {f.as_posix(): why for f, why in zip(files, reasons, strict=True) if why}
-    if skipped:
-        named = _some([f"{name}: {reason}" for name, reason in skipped.items()], 3)
+    if skipped := {row: reason for row, reason in enumerate(reasons) if reason}:
+        named = _some([f"{files[row].as_posix()}: {reason}" for row, reason in skipped.items()], 3)
         message = f"{len(skipped)} of {len(files)} files in {folder} were skipped ({named})"
         if len(skipped) == len(files):
             raise FolderError(f"{message}: no image is left")
@@ -240,21 +222,18 @@ def decode_all(
 
 
 def read(root: Path, split: str, size: int) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
-    """Read a split into memory: uint8 (N, 3, size, size), labels int64 (N,) or None, classes.
-
-    FolderError as of `listing`, `splits` and `decode_all`, or for too little memory.
-    """
+    """Read a split into memory: uint8 (N, 3, size, size), labels int64 (N,) or None, classes."""
     folder = choose(root, split, splits(root))
     files, labels, classes = listing(folder)
     try:
         pixels = np.empty((len(files), 3, size, size), np.uint8)
     except MemoryError as error:
-        need = f"{folder} at {size} px takes {len(files) * 3 * size**2 / 1e9:.0f} GB of memory"
-        command = f"python -m contsteal.data.packed {root} PACK --size {size}"
-        raise FolderError(f"{need}: run `{command}` and load packed:PACK") from error
+        command = f"`python -m contsteal.data.packed {root} PACK --size {size}`"
+        raise FolderError(
+            f"{folder} exceeds the memory: run {command}, load packed:PACK"
+        ) from error
     skipped, _ = decode_all(folder, files, pixels)
-    kept = [row for row, file in enumerate(files) if file.as_posix() not in skipped]
+    kept = [row for row in range(len(files)) if row not in skipped]
     for place, row in enumerate(kept if skipped else []):  # a copy would take the memory twice
         pixels[place] = pixels[row]
-    images = torch.from_numpy(pixels[: len(kept)])
-    return images, None if labels is None else labels[kept], classes
+    return torch.from_numpy(pixels[: len(kept)]), None if labels is None else labels[kept], classes

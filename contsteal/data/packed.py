@@ -1,8 +1,8 @@
 """Sets larger than memory: one numpy memory map per split, used like a tensor of uint8 images.
 
 `python -m contsteal.data.packed SRC DST --size 256` decodes an image folder once, in parallel, into
-`DST` or `DST/<split>`: `images.npy` (N, 3, S, S), `labels.npy` and `manifest.json`. Row i is file i of
-the listing; a file that cannot be decoded keeps its row, black, which readers leave out.
+`DST` or `DST/<split>`: `images.npy` (N, 3, S, S) and `manifest.json`. Row i is file i of the listing;
+a file that cannot be decoded keeps its row, black, which readers leave out.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from contsteal import files
 from contsteal.data import folders
 from contsteal.data.folders import Listing
 
-IMAGES, LABELS, MANIFEST = "images.npy", "labels.npy", "manifest.json"
+IMAGES, MANIFEST = "images.npy", "manifest.json"
 COMMAND = "python -m contsteal.data.packed"
 RESIZED = 4096  # images resized at once: floats take four times their memory
 Index = Tensor | np.ndarray | list[int] | slice | int
@@ -36,11 +36,10 @@ class PackError(ValueError):
 
 
 class Packed:
-    """Images uint8 (N, 3, S, S) on disk that stand where a tensor of them would.
+    """Images uint8 (N, 3, S, S) on disk, `rows` of a .npy file, that stand where a tensor would.
 
-    An index reads its images into a tensor on `device`, in the order asked for; a slice is another
-    view, of which nothing is read. The map is opened for each read: a view is small to send to another
-    process, and a truncated file is an error. `rows`, int64 (N,), are those of the .npy file.
+    An index reads its images into a tensor on `device`, in the order asked for; a slice is a view, of
+    which nothing is read. Each read opens the map: a view is small to send to another process.
     """
 
     ndim, dtype = 4, torch.uint8
@@ -59,22 +58,22 @@ class Packed:
     @property
     def key(self) -> str:
         """Identify these images: by the manifest, which has a hash of all pixels, and the rows."""
-        rows = hashlib.sha256(self._rows.tobytes()).hexdigest()
-        return files.key([files.sha256(self._file.with_name(MANIFEST)), rows])
+        return files.key([files.sha256(self._file.with_name(MANIFEST)), self._rows.tolist()])
 
     def is_floating_point(self) -> bool:
         return False
 
     def to(self, device: str | torch.device) -> Self:
         """Return the same images; what is read of them goes to `device`."""
-        view = copy.copy(self)
+        view = self.rows(slice(None))
         view.device = torch.device(device)
         return view
 
     def rows(self, index: Index) -> Self:
         """Return a view of these images, in this order; nothing is read."""
         view = copy.copy(self)
-        view._rows = self._rows[_plain(index)]
+        plain = index.cpu().numpy() if isinstance(index, Tensor) else index
+        view._rows = np.asarray(self._rows[plain])
         return view
 
     def split(self, batch: int) -> Iterator[Tensor]:
@@ -83,12 +82,12 @@ class Packed:
             yield self._read(self._rows[start : start + batch])
 
     def __getitem__(self, index: Index) -> "Tensor | Self":
+        view = self.rows(index)
         if isinstance(index, slice):
-            return self.rows(index)
-        rows = np.asarray(self._rows[_plain(index)])
-        if rows.ndim > 1:
-            raise IndexError(f"index of shape {rows.shape}: give a slice or one dimension of rows")
-        return self._read(rows) if rows.ndim else self._read(rows[None])[0]
+            return view
+        if view._rows.ndim > 1:
+            raise IndexError(f"index of {view._rows.shape}: give a slice or one dimension of rows")
+        return self._read(view._rows) if view._rows.ndim else self._read(view._rows[None])[0]
 
     def _read(self, rows: np.ndarray) -> Tensor:
         pinned = self.device.type == "cuda"
@@ -98,18 +97,12 @@ class Packed:
         return out.to(self.device, non_blocking=True)
 
 
-def _plain(index: Index) -> Any:
-    return index.cpu().numpy() if isinstance(index, Tensor) else index
-
-
 def _map(file: Path) -> np.ndarray:
     try:
-        images: np.ndarray = np.load(file, mmap_mode="r")
-        return images
+        return np.asarray(np.load(file, mmap_mode="r"))
     except (OSError, ValueError, EOFError) as error:
-        raise PackError(
-            f"{file} is missing or truncated ({error}): remove {file.parent} and pack it again"
-        ) from error
+        message = f"{file} is missing or truncated ({error})"
+        raise PackError(f"{message}: remove {file.parent} and pack it again") from error
 
 
 class Scaled(Packed):
@@ -122,11 +115,10 @@ class Scaled(Packed):
     @property
     def key(self) -> str:
         """Identify these images: by those of native size, in order, and the size shown."""
-        chosen = self._images[torch.from_numpy(self._rows)]
-        return files.key([files.digest([("", chosen)]), self._size])
+        return files.key([files.digest([("", self._images[self._rows])]), self._size])
 
     def _read(self, rows: np.ndarray) -> Tensor:
-        return resize(self._images[torch.from_numpy(rows)].to(self.device), self._size)
+        return resize(self._images[rows].to(self.device), self._size)
 
 
 def resize(images: Tensor, size: int) -> Tensor:
@@ -143,10 +135,8 @@ def resize(images: Tensor, size: int) -> Tensor:
 def open_pack(path: Path, split: str) -> tuple[Packed, Tensor | None, tuple[str, ...]]:
     """Open images, labels, int64 (N,) or None, and classes of a split that `pack` has written.
 
-    Raises:
-        PackError: for a pack that is missing, unfinished or damaged. The manifest, the labels and the
-            shape of the images are checked.
-        FolderError: for an unknown split.
+    PackError where it is missing, unfinished or damaged: the manifest and the shape of the images
+    are checked; FolderError for an unknown split.
     """
     places = {s: path / s for s in folders.SPLITS if (path / s / MANIFEST).exists()}
     if (path / MANIFEST).exists():
@@ -157,30 +147,25 @@ def open_pack(path: Path, split: str) -> tuple[Packed, Tensor | None, tuple[str,
     home = folders.choose(path, split, places)
     manifest = _manifest(home)
     kept = np.delete(np.arange(manifest["rows"]), [row for row, *_ in manifest["skipped"]])
-    labels = torch.from_numpy(np.load(home / LABELS)) if manifest["labels"] else None
-    return Packed(home / IMAGES, manifest["size"], kept), labels, tuple(manifest["classes"])
+    classes = manifest["classes"]
+    labels = np.arange(len(classes)).repeat(list(classes.values()))  # rows are sorted by class
+    images = Packed(home / IMAGES, manifest["size"], kept)
+    return images, torch.from_numpy(labels[kept]) if classes else None, tuple(classes)
 
 
 def _manifest(home: Path) -> dict[str, Any]:
-    """Return the manifest of a split; PackError where it, the labels or the images do not fit it."""
+    """Return the manifest of a split; PackError where it is damaged or the images do not fit it."""
     manifest = files.read_json(home / MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("seal") != _seal(manifest):
-        damaged = MANIFEST
-    elif _hash(home / LABELS) != manifest["labels"]:
-        damaged = LABELS
-    elif _map(home / IMAGES).shape != (manifest["rows"], 3, *[manifest["size"]] * 2):
-        damaged = IMAGES
-    else:
-        return manifest
-    raise PackError(f"{home / damaged} is not what was written: remove {home} and pack it again")
+    intact = isinstance(manifest, dict) and _sealed(manifest) == manifest
+    if intact and _map(home / IMAGES).shape == (manifest["rows"], 3, *2 * [manifest["size"]]):
+        return dict(manifest)
+    damaged = home / (IMAGES if intact else MANIFEST)
+    raise PackError(f"{damaged} is not what was written: remove {home} and pack it again")
 
 
-def _seal(manifest: dict[str, Any]) -> str:
-    return files.key({name: value for name, value in manifest.items() if name != "seal"})
-
-
-def _hash(file: Path) -> str | None:
-    return files.sha256(file) if file.exists() else None
+def _sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest with a hash of itself."""
+    return manifest | {"seal": files.key(manifest | {"seal": None})}
 
 
 def pack(
@@ -188,21 +173,13 @@ def pack(
 ) -> dict[str, dict[str, Any]]:
     """Decode the folder `src` into `dst`, or its splits into `dst/<split>`; return their manifests.
 
-    A split appears when all of it is written; one that is there already is not done again.
-
-    Args:
-        src: a folder of images, of classes, or of splits.
-        dst: the folder to write.
-        size: pixels of a side.
-        workers: threads, -1 for one a core.
-        keep: the class folders to restrict it to.
+    A split appears when all of it is written; one that is there already is not done again. `size` is in
+    pixels, `workers` are threads, -1 for one a core; `keep` has the class folders to restrict it to.
 
     Raises:
-        FolderError: for a folder that cannot be packed.
-        PackError: where `dst` is of other files or another size.
-        StorageError: for too little space or no permission.
+        FolderError, PackError: for a `src` that cannot be packed, a `dst` of other files or size.
+        StorageError: for too little space, which is reserved before decoding, or no permission.
     """
-    src, dst = Path(src), Path(dst)
     if size < 8 or not (workers == -1 or workers > 0):
         raise ValueError(f"size={size}, workers={workers}: give at least 8 pixels and 1 worker")
     if dst.resolve().is_relative_to(src.resolve()):
@@ -210,49 +187,28 @@ def pack(
     places = folders.splits(src, keep)
     homes = {split: dst if place == src else dst / split for split, place in places.items()}
     listings = {split: folders.listing(place, keep) for split, place in places.items()}
-    unfinished = [split for split, home in homes.items() if not (home / MANIFEST).exists()]
-    _check_space(dst, sum(len(listings[split].files) for split in unfinished) * 3 * size**2)
     return {s: _pack(places[s], homes[s], listings[s], size, workers) for s in places}
 
 
-def _check_space(dst: Path, need: int) -> None:
-    place = next(p for p in (dst.resolve(), *dst.resolve().parents) if p.exists())
-    free = shutil.disk_usage(place).free
-    if need > free:
-        raise files.StorageError(
-            f"{dst} needs {need / 1e9:.3g} GB and {free / 1e9:.3g} GB are free there: free space or "
-            "choose another disk, a smaller size or fewer classes; nothing was written"
-        )
-
-
-def _pack(folder: Path, home: Path, found: Listing, size: int, workers: int) -> dict[str, Any]:
-    identity = _identity(folder, found.files, size)
+def _pack(folder: Path, home: Path, listing: Listing, size: int, workers: int) -> dict[str, Any]:
+    # The source is known by the names and sizes of its files.
+    sizes = [(name.as_posix(), (folder / name).stat().st_size) for name in listing.files]
+    source = hashlib.sha256(repr(sizes).encode()).hexdigest()
     if (home / MANIFEST).exists():
         old = _manifest(home)
-        if all(old[name] == value for name, value in identity.items()):
+        if (old["source"], old["size"]) == (source, size):
             return old
         raise PackError(
-            f"{home} holds {old['rows']} files at {old['size']} px, asked for are {identity['rows']} "
-            f"at {size} px, or a name or size among them changed: restore them, or remove it to pack anew"
+            f"{home} holds {old['rows']} files at {old['size']} px, asked for are {len(sizes)} at "
+            f"{size} px, or a name or size among them changed: restore them, or remove it to pack anew"
         )
-    try:
-        _remove_leftovers(home)
-        with files.atomic(home) as partial:
-            partial.mkdir()
-            _write(folder, partial, found, identity, workers)
-    except (OSError, files.StorageError) as error:
-        raise files.StorageError(
-            f"{home} cannot be written ({error.__cause__ or error}): free space or give permission, "
-            "then pack again"
-        ) from error
+    _remove_leftovers(home)
+    with files.atomic(home) as partial:
+        partial.mkdir()
+        manifest = _write(folder, partial / IMAGES, listing, size, workers)
+        manifest |= {"source": source, "rows": len(sizes), "size": size}
+        files.write_json(partial / MANIFEST, _sealed(manifest))
     return _manifest(home)
-
-
-def _identity(folder: Path, names: Sequence[Path], size: int) -> dict[str, Any]:
-    """Return what a pack is of; the source is known by the names and sizes of its files."""
-    sizes = [(name.as_posix(), (folder / name).stat().st_size) for name in names]
-    source = hashlib.sha256(repr(sizes).encode()).hexdigest()
-    return {"source": source, "rows": len(names), "size": size}
 
 
 def _remove_leftovers(home: Path) -> None:
@@ -264,27 +220,19 @@ def _remove_leftovers(home: Path) -> None:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write(
-    folder: Path, home: Path, found: Listing, identity: dict[str, Any], workers: int
-) -> None:
-    shape = (identity["rows"], 3, identity["size"], identity["size"])
-    images = np.lib.format.open_memmap(home / IMAGES, "w+", np.uint8, shape)
+def _write(folder: Path, file: Path, listing: Listing, size: int, workers: int) -> dict[str, Any]:
+    """Decode the images of a folder into a .npy file; return what the manifest says of them."""
+    names, labels, classes = listing
+    images = np.lib.format.open_memmap(file, "w+", np.uint8, (len(names), 3, size, size))
     if hasattr(os, "posix_fallocate"):  # a disk that fills up kills a process that writes a map
-        with (home / IMAGES).open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, images.nbytes + images.offset)
-    skipped, pixels = folders.decode_all(folder, found.files, images, workers)
+        with file.open("r+b") as out:
+            os.posix_fallocate(out.fileno(), 0, images.nbytes + images.offset)
+    skipped, pixels = folders.decode_all(folder, names, images, workers)
     images.flush()
-    names = [file.as_posix() for file in found.files]
-    if found.labels is not None:
-        np.save(home / LABELS, found.labels.numpy()[[name not in skipped for name in names]])
-    manifest = identity | {
-        "count": len(names) - len(skipped),
-        "classes": found.classes,
-        "pixels": pixels,
-        "labels": _hash(home / LABELS),
-        "skipped": [(i, name, skipped[name]) for i, name in enumerate(names) if name in skipped],
-    }
-    files.write_json(home / MANIFEST, manifest | {"seal": _seal(manifest)})
+    counts = [] if labels is None else labels.bincount().tolist()
+    unreadable = [[row, names[row].as_posix(), reason] for row, reason in skipped.items()]
+    by_class = dict(zip(classes, counts, strict=True))
+    return {"classes": by_class, "pixels": pixels, "skipped": unreadable}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -295,17 +243,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=256, help="pixels of a side (256)")
     parser.add_argument("--workers", type=int, default=-1, help="threads (one a core)")
     parser.add_argument("--keep", type=Path, help="file that names a class folder in every line")
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     try:
-        keep = given.keep.read_text().splitlines() if given.keep else None
-        manifests = pack(given.src, given.dst, given.size, given.workers, keep)
+        keep = args.keep.read_text().splitlines() if args.keep else None
+        manifests = pack(args.src, args.dst, args.size, args.workers, keep)
     except (ValueError, OSError, files.StorageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for split, manifest in manifests.items():
-        count, classes = manifest["count"], len(manifest["classes"])
-        skipped = f"{len(manifest['skipped'])} files skipped"
-        print(f"{split}: {count} images of {classes} classes at {given.size} px, {skipped}")
+        skipped, classes = len(manifest["skipped"]), len(manifest["classes"])
+        count = f"{manifest['rows'] - skipped} images of {classes} classes"
+        print(f"{split}: {count} at {args.size} px, {skipped} files skipped")
     return 0
 
 

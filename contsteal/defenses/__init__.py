@@ -44,13 +44,8 @@ DEFENSES: dict[str, Callable[..., Defense]] = {
 def build(name: str, **options: object) -> Defense:
     """Build a defence by its name in `DEFENSES`.
 
-    Example:
-        >>> build("gaussian-noise", std=1.0).label
-        'noise, std 1.0'
-
     Raises:
-        ValueError: for an unknown name, listing the known ones; for parameters that the defence does
-            not take or that are out of range.
+        ValueError: for an unknown name, and for parameters that the defence does not take.
     """
     if not isinstance(name, str) or name not in DEFENSES:
         raise ValueError(f"unknown defence {name!r}: choose one of {', '.join(DEFENSES)}")

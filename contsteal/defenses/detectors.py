@@ -160,13 +160,11 @@ class SimilarQueries(Detector[Recent]):
             identity(projection)
         self.projection = projection
 
-    def statistic(self, user: str) -> float:
-        """Return the share of a user's queries that were similar to an earlier one."""
+    def statistic(self, user: str) -> float:  # the share of queries that were similar
         record = self._seen(user)
         return record.similar / max(record.queries, 1)
 
     def flagged(self, user: str) -> bool:
-        """Return whether more than `share` of at least 100 queries were similar."""
         return self._seen(user).queries >= FEWEST_QUERIES and self.statistic(user) > self.share
 
     def _observe(self, record: Recent, answers: Tensor) -> Tensor:
@@ -260,12 +258,10 @@ class Prada(Detector[Growing]):
         self.threshold = real(threshold, "Prada threshold", above=0, below=1)
         self.classes = choice(classes, "classes", ("one", "argmax"))
 
-    def statistic(self, user: str) -> float:
-        """Return W of the latest test on a user; 1 before the first."""
+    def statistic(self, user: str) -> float:  # W of the latest test; 1 before the first
         return self._seen(user).shapiro
 
     def flagged(self, user: str) -> bool:
-        """Return whether W of the latest test was below `threshold`."""
         return self._seen(user).flagged
 
     def _observe(self, record: Growing, answers: Tensor) -> Tensor:

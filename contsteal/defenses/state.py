@@ -21,8 +21,8 @@ from contsteal.victim import named
 def whole(value: int, name: str, least: float = -math.inf, most: float = math.inf) -> int:
     """Return a parameter as Python's int; ValueError with its `name` for another type or range."""
     if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value <= most:
-        span = f" from {least} to {most}" if most < math.inf else f" of at least {least}"
-        span = span if least > -math.inf else ""
+        span = f" of at least {least}" if least > -math.inf else ""
+        span = f" from {least} to {most}" if most < math.inf else span
         raise ValueError(f"{name}={value!r}: a whole number{span} is needed")
     return int(value)
 
@@ -38,11 +38,10 @@ def real(
     """Return a parameter as a finite float; ValueError with its `name` for another type or range."""
     number = isinstance(value, Real) and not isinstance(value, bool)
     if not number or not (least <= value and above < value < below):
-        bounds = [f"of at least {least:g}"] * (least > -math.inf)
-        bounds += [f"above {above:g}"] * (above > -math.inf)
-        bounds += [f"below {below:g}"] * (below < math.inf)
-        kind = " ".join(["a finite number", " and ".join(bounds)]).strip()
-        raise ValueError(f"{name}={value!r}: {kind} is needed")
+        given = (("of at least", least), ("above", above), ("below", below))
+        bounds = " and ".join(f"{word} {bound:g}" for word, bound in given if math.isfinite(bound))
+        span = bounds and f" {bounds}"
+        raise ValueError(f"{name}={value!r}: a finite number{span} is needed")
     return float(value)
 
 
@@ -87,7 +86,7 @@ class Described:
 
     def parameters(self) -> dict[str, Any]:
         """Return the values of the parameters by name, functions and modules as their `identity`."""
-        values = {name: getattr(self, name) for name in self._signature()}
+        values = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
         return {k: identity(v) if callable(v) else v for k, v in values.items()}
 
     @property
@@ -115,11 +114,8 @@ class Described:
         ]
         return f"{type(self).__name__}({', '.join(shown)})"
 
-    def _signature(self) -> dict[str, inspect.Parameter]:
-        return dict(inspect.signature(type(self)).parameters)
-
     def _default(self, name: str) -> Any:
-        return self._signature()[name].default
+        return inspect.signature(type(self)).parameters[name].default
 
 
 # ---------------------------------------------------------------------------- memory

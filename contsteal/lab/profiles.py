@@ -1,147 +1,214 @@
-"""Profiles: what `notebooks/profiles/<name>.yaml` may say, read and checked."""
+"""Profiles: what `notebooks/profiles/<name>.yaml` may say, as strict models, and how it is read."""
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Annotated, Any, Literal, Self, get_type_hints
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
 
-from contsteal import attacks, methods, pretrain
+from contsteal import attacks, methods
 from contsteal.lab import artifacts
 
 PROFILES = artifacts.ROOT / "notebooks" / "profiles"
 SPLITS = {"train_split": "train", "query_split": "train"}  # read of `data` and of `query_data`
-COMMON: dict[str, Any] = {
-    "data": "", "image_size": 0, "train_images": 0, "probe_images": 0, "test_images": 0,
-    "query_data": "", "query_images": 0, "victim": {}, "methods": {}, "supervised": {}, "surrogate": {},
-    "workers": 0, "at_once": 0, "price": 0.0, "watermark": {}, **SPLITS,
-}  # fmt: skip
-MARKS = (("rotation", "victim"), ("rotation", "scratch"), ("sslguard", "victim"))
-WATERMARK = {
-    "kind": "rotation", "start": "victim", "epochs": 0, "images": 0, "batch": 0, "lr": 0.0,
-    "weight": 1.0, "trained_head": True, "data": "",
-}  # fmt: skip
-EXPECTATION = {"encoder": "", "task": "", "metric": "", "low": 0.0, "high": 1.0, "source": ""}
+OF_METHOD = ("temperature", "hidden", "projection", "weights", "inputs")
 
 
-def names() -> list[str]:
-    """Return the profiles there are."""
-    return sorted(p.stem for p in PROFILES.glob("*.yaml"))
+class Strict(BaseModel):
+    """A table whose names and types must be right; a whole number may stand for a float."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _list_known_names(cls, given: Any) -> Any:
+        """Refuse an unknown name with those that exist, which pydantic's own message leaves out."""
+        for name in given if isinstance(given, dict) else ():
+            if name not in cls.model_fields:
+                details = {"name": repr(name), "known": ", ".join(cls.model_fields)}
+                message = "no parameter {name}; it has {known}"
+                raise PydanticCustomError("unknown", message, details)
+        return given
 
 
-def fits(value: object, default: object) -> bool:
-    """Say whether a value is of its default's type; a whole number may stand for a float."""
-    if isinstance(default, list):
-        full = isinstance(value, list) and bool(value) >= bool(default)
-        if len({type(d) for d in default}) > 1:  # a record: [name, split, count]
-            return full and len(value) == len(default) and all(map(fits, value, default))
-        return full and all(fits(v, d) for v in value for d in default[:1])
-    if isinstance(default, float):
-        return type(value) in (int, float)
-    return default is None or type(value) is type(default)
+def _model(name: str, types: dict[str, Any]) -> type[Strict]:
+    return create_model(name, __base__=Strict, **types)
+
+
+def _fields(config: type) -> dict[str, Any]:
+    """Return the fields of a dataclass, each with its type and default."""
+    hints = get_type_hints(config)
+    return {field.name: (hints[field.name], field.default) for field in fields(config)}
+
+
+class Watermark(Strict):
+    """How a victim is marked.
+
+    `start` "victim" tunes the mark into the finished victim. `images` of 0 are all; `batch` and `lr` of
+    0 are the recipe's; `data` names the images that carry the mark, "" the victim's.
+    """
+
+    kind: Literal["rotation", "sslguard"] = "rotation"
+    start: Literal["victim", "scratch"] = "victim"
+    epochs: int = Field(default=0, ge=1)
+    images: int = 0
+    batch: int = 0
+    lr: float = 0.0
+    weight: float = 1.0
+    trained_head: bool = True
+    data: str = ""
+
+    @model_validator(mode="after")
+    def _check_mark(self) -> Self:
+        if self.model_fields_set and "epochs" not in self.model_fields_set:
+            raise PydanticCustomError("mark", "epochs are needed, 1 or more")
+        if (self.kind, self.start) == ("sslguard", "scratch"):
+            raise PydanticCustomError("mark", "sslguard marks a finished encoder: start is victim")
+        return self
+
+
+class Expectation(Strict):
+    """What a profile expects of an encoder on a task, and why."""
+
+    encoder: str
+    task: str
+    metric: Literal["accuracy", "knn"]
+    low: float = 0.0
+    high: float = 1.0
+    source: str = ""
+
+
+EXPECTATION = Expectation(encoder="", task="", metric="accuracy").model_dump()
+
+
+class Victim(_model("Victim", _fields(methods.Config))):  # type: ignore[misc]
+    """How an encoder is trained."""
+
+
+class Surrogate(_model("Surrogate", _fields(attacks.Config))):  # type: ignore[misc]
+    """How an encoder is stolen."""
+
+
+class Methods(_model("Methods", dict.fromkeys(methods.METHODS, (Victim, None)))):  # type: ignore[misc]
+    """How victims by other methods are trained where that differs."""
+
+
+class Common(Strict):
+    """The settings that all notebooks of a profile share."""
+
+    data: str = ""
+    image_size: int = 0
+    train_images: int = 0
+    probe_images: int = 0
+    test_images: int = 0
+    query_data: str = ""
+    query_images: int = 0
+    victim: Victim = Victim()
+    methods: Methods = Methods()
+    supervised: Victim = Victim()
+    surrogate: Surrogate = Surrogate()
+    workers: int = 0
+    at_once: int = 0
+    price: float = 0.0
+    watermark: Watermark = Watermark()
+    train_split: str = "train"
+    query_split: str = "train"
+
+
+class Changes(Common):
+    """What an experiment may change of a profile: its settings, and the victim's method."""
+
+    method: Literal[*methods.METHODS] | None = None  # type: ignore[valid-type]
+
+
+class Profile(Strict):
+    """A file of `notebooks/profiles`."""
+
+    about: str = ""
+    common: Common
+    notebooks: dict[str, dict[str, Any]] = {}
+    expectations: list[Expectation] = []
+
+
+def _validate(model: type[BaseModel], given: object, place: str) -> None:
+    """Raise ValueError with one sentence for each thing that is wrong, `place` before it."""
+    try:
+        model.model_validate(given)
+    except ValidationError as error:
+        raise ValueError("\n".join(_sentence(e, place) for e in error.errors())) from None
+
+
+def _sentence(error: ErrorDetails, place: str) -> str:
+    name = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error["loc"])
+    name = name.removeprefix(".").removeprefix("common.")
+    message = error["msg"].replace("Input should", "should").partition(" or instance of")[0]
+    if error["type"] in ("unknown", "mark"):
+        return f"{place}, {name}: {message}" if name else f"{place}: {message}"
+    if error["type"] == "missing":
+        return f"{place}: {name} is needed"
+    if error["type"] == "too_short":
+        return f"{place}: {name}={error['input']!r}: at least one value is needed"
+    hint = "; YAML reads 1e-3 as text, write 1.0e-3" if error["type"] == "float_type" else ""
+    return f"{place}: {name}={error['input']!r} {message}{hint}"
 
 
 def check(given: dict[str, Any], known: dict[str, Any], place: str) -> None:
-    """Raise ValueError for a name that is not known or a value of another type than its default."""
-    for name, value in given.items():
-        if name not in known:
-            raise ValueError(f"{place}: no parameter {name!r}; it has {', '.join(known)}")
-        if not fits(value, known[name]):
-            hint = "; YAML reads 1e-3 as text, write 1.0e-3" if isinstance(value, str) else ""
-            hint = "; at least one value is needed" if value == [] else hint
-            raise ValueError(
-                f"{place}: {name}={value!r} is {type(value).__name__}, the default {known[name]!r} "
-                f"is {type(known[name]).__name__}{hint}"
-            )
+    """Raise ValueError for a name that is not known or a value of another type than its default's."""
+    types = {name: (_type(default), default) for name, default in known.items()}
+    _validate(_model("Parameters", types), given, place)
 
 
-def _defaults(config: type) -> dict[str, Any]:
-    """Return a value of the right type for each field; that of `float | None` is a float."""
-    hints = get_type_hints(config)
-    return {f.name: _example(f.default, hints[f.name]) for f in fields(config)}
+def _type(default: Any) -> Any:
+    """Return the type of values that may stand for a default."""
+    if not isinstance(default, list):
+        return Any if default is None else type(default)
+    kinds = [_type(value) for value in default]
+    if len({*map(type, default)}) > 1:  # a record: [name, split, count]
+        return Annotated[tuple.__class_getitem__(tuple(kinds)), Field(strict=False)]
+    values = list.__class_getitem__(kinds[0] if kinds else Any)
+    return Annotated[values, Field(min_length=len(kinds[:1]))]
 
 
-def _example(default: Any, hint: Any) -> Any:
-    plain = [kind for kind in get_args(hint) if kind in (int, float, str)]
-    return plain[0]() if default is None and plain else default
+def names() -> list[str]:
+    """Return the profiles that exist."""
+    return sorted(p.stem for p in PROFILES.glob("*.yaml"))
 
 
 def profile(name: str) -> dict[str, Any]:
-    """Return a profile: `about`, `common` settings, parameters per notebook.
+    """Return a profile: `about`, `common` settings, parameters per notebook, expectations.
 
-    Errors: ValueError for a profile that does not exist (with those that do), for text that is no
-    YAML, and for names and types that are not known, with the place.
+    Raises ValueError for a profile that does not exist (with those that do), for text that is not
+    YAML, and for unknown names and wrong types, with the place.
     """
-    path = PROFILES / f"{name}.yaml"
-    if not path.is_file():
+    if name not in names():
         raise ValueError(f"unknown profile {name!r}: choose one of {', '.join(names())}")
-    place = f"{PROFILES.name}/{path.name}"
+    place = f"{name}.yaml"
     try:
-        found = yaml.safe_load(path.read_text())
+        settings = yaml.safe_load((PROFILES / place).read_text())
     except yaml.YAMLError as error:
         raise ValueError(f"{place} is not YAML: {error}") from error
-    if not isinstance(found, dict) or not isinstance(found.get("common"), dict):
+    if not isinstance(settings, dict) or not isinstance(settings.get("common"), dict):
         raise ValueError(f"{place}: a section 'common' is needed; copy one from demo.yaml")
-    check(found, {"about": "", "common": {}, "notebooks": {}, "expectations": []}, place)
-    for place_in, asked in enumerate(found.get("expectations", []), 1):
-        check(asked, EXPECTATION, f"{place}, expectation {place_in}")
-        missing = {"encoder", "task", "metric"} - asked.keys()
-        if missing or asked["metric"] not in ("accuracy", "knn"):
-            raise ValueError(
-                f"{place}, expectation {place_in}: encoder, task and metric (accuracy or knn) are "
-                f"needed, given are {asked}"
-            )
-    check(found["common"], COMMON, f"{place}, common")
-    for part, config in (
-        ("victim", methods.Config),
-        ("supervised", methods.Config),
-        ("surrogate", attacks.Config),
-    ):
-        check(found["common"].get(part, {}), _defaults(config), f"{place}, {part}")
-    watermark(found["common"].get("watermark", {}), f"{place}, watermark")
-    listed = found["common"].get("methods", {})
-    check(listed, {name: {} for name in methods.METHODS}, f"{place}, methods")
-    for name, changes in listed.items():
-        check(changes, _defaults(methods.Config), f"{place}, methods, {name}")
-    return found
+    _validate(Profile, settings, place)
+    return settings
 
 
 def changed(name: str, changes: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
     """Return a profile's common settings under `changes`, and the victim's method if they name one.
 
-    Errors: ValueError for a setting that no profile has, of another type, or an unknown method.
+    Raises ValueError for a setting that no profile has, a value of another type, or an unknown method.
     """
-    known = COMMON | {"method": ""}
-    check(changes, known, f"changes of {name}")
-    watermark(changes.get("watermark", {}), f"changes of {name}, watermark")
-    method = changes.get("method")
-    if method not in (None, *methods.METHODS):
-        raise ValueError(
-            f"method {method!r}: choose one of {', '.join(methods.METHODS)}; {pretrain.READY!r} is a "
-            "profile's own victim or none"
-        )
-    given = {k: v for k, v in changes.items() if k != "method"}
-    return SPLITS | profile(name)["common"] | given, method
+    _validate(Changes, changes, f"changes of {name}")
+    settings = {k: v for k, v in changes.items() if k != "method"}
+    return SPLITS | profile(name)["common"] | settings, changes.get("method")
 
 
 def watermark(given: dict[str, Any], place: str = "watermark") -> dict[str, Any]:
-    """Return how a victim is marked, defaults filled in; {} for one that is not.
-
-    `kind` is "rotation" or "sslguard"; `start` is "victim" (the mark is tuned into the finished one) or
-    "scratch"; `images` of 0 are all, `batch` and `lr` of 0 are the recipe's; `data` names the images
-    that carry the mark, "" the victim's. Errors: ValueError for a name, type or value not known.
-    """
-    check(given, WATERMARK, place)
-    plan = WATERMARK | given if given else {}
-    if plan and (plan["epochs"] < 1 or (plan["kind"], plan["start"]) not in MARKS):
-        raise ValueError(
-            f"{place}: {given}: kind is rotation or sslguard, start victim or scratch (sslguard: "
-            "victim), epochs 1 or more"
-        )
-    return plan
-
-
-OF_METHOD = ("temperature", "hidden", "projection", "weights", "inputs")
+    """Return how a victim is marked, defaults filled in; {} for one that is not."""
+    _validate(Watermark, given, place)
+    return Watermark().model_dump() | given if given else {}
 
 
 def config(
@@ -149,10 +216,10 @@ def config(
 ) -> methods.Config:
     """Return how a profile trains its "victim" or "supervised" encoder, or a victim by another method."""
     given = common[part] | {"image_size": common["image_size"]}
-    own = given.get("method", methods.Config.method)
-    if method not in (None, own):  # these belong to a method, not to a victim
+    own_method = given.get("method", methods.Config.method)
+    if method not in (None, own_method):  # these belong to a method, not to a victim
         given = {k: v for k, v in given.items() if k not in OF_METHOD}
-    given["method"] = method or own
+    given["method"] = method or own_method
     if given.get("weights") not in (None, "timm"):  # a relative path starts at the repository
         given["weights"] = str(artifacts.ROOT / Path(given["weights"]).expanduser())
     return methods.Config(**given | common.get("methods", {}).get(given["method"], {}))

@@ -79,13 +79,8 @@ def against_controls(measure: float, controls: Iterable[float], test: str = "con
     t = (x - mean) / (s sqrt(1 + 1/m)) with m - 1 degrees of freedom, over the measures of m controls.
     The encoder is the unit, so a head that happens to lean one way accuses nobody.
 
-    Args:
-        measure: of the suspect.
-        controls: measures of encoders trained independently of the victim.
-        test: the verdict's name.
-
     Returns:
-        A verdict whose `effect` is in the controls' standard deviations.
+        A verdict named `test`, whose `effect` is in the controls' standard deviations.
 
     Raises:
         ValueError: for fewer than two controls, controls that are all the same, NaN or infinity.
@@ -111,7 +106,7 @@ def welch(suspect: Tensor, null: Tensor, test: str = "welch", form: Form = "sign
         suspect: one number per image, (N,).
         null: one number per image, (M,).
         test: the verdict's name.
-        form: "published" is that of the dataset inference code: equal variances, and half of the
+        form: "published" is the dataset inference code's: equal variances, and half of the
             *two-sided* p, so that a gap in the wrong direction accuses too.
 
     Returns:
@@ -181,18 +176,14 @@ def dataset_inference(
 ) -> Verdict:
     """Test whether a suspect finds the victim's training images likelier than unseen ones.
 
-    Dziedzic et al. (NeurIPS 2022), section 3. Images are not augmented. The suspect's features may have
-    any dimension.
+    Dziedzic et al. (NeurIPS 2022), section 3. Images are not augmented.
 
     Args:
-        suspect: images (N, 3, H, W) to features (N, D).
+        suspect: images (N, 3, H, W) to features (N, D) of any dimension.
         private: the victim's training images, (N, 3, H, W); half of them fits the mixture.
         public: images of the same distribution that no encoder was trained on, (M, 3, H, W).
         seed: of the halves and the mixture.
-        **options: as of `mixture_test`.
-
-    Raises:
-        ValueError: as `mixture_test` does.
+        **options: as of `mixture_test`, which also says what is refused.
     """
     fitted, tested = split(private, seed)
     features = [encoders.embed(suspect, part) for part in (fitted, tested, public)]
@@ -204,18 +195,8 @@ def mixture_test(
 ) -> Verdict:
     """Test H0: E log p(private) <= E log p(public), p a mixture of Gaussians.
 
-    Args:
-        fitted: features of private images that p is fitted to, (N, D).
-        private: features of other private images, (M, D).
-        public: features of images outside the training set, (K, D).
-        form: as of `welch`.
-        **options: as of `mixture_scores`.
-
-    Returns:
-        A verdict whose `measure` is the gap of the mean log-likelihoods in nats.
-
-    Raises:
-        ValueError: as `mixture_scores` and `welch` do.
+    The verdict's `measure` is the gap of the mean log-likelihoods in nats. Arguments and errors are those
+    of `mixture_scores`, and `form` that of `welch`.
     """
     scores = mixture_scores(fitted, private, public, **options)
     return welch(*scores, test="dataset inference", form=form)
@@ -238,14 +219,13 @@ def mixture_scores(
     diagonal ones on standardised features (ImageNet).
 
     Args:
-        fitted: features that the mixture is fitted to, (N, D).
-        private: features (M, D).
-        public: features (K, D).
+        fitted: features of private images that the mixture is fitted to, (N, D).
+        private: features of other private images, (M, D).
+        public: features of images outside the training set, (K, D).
         components: Gaussians in the mixture.
         covariance: "full" or "diag".
         standardise: whether to standardise features first, by mean and deviation of `fitted`.
         ridge: added to each variance.
-        seed: of the mixture's start.
 
     Raises:
         ValueError: for fewer features than components, shapes that do not fit, NaN or infinity.

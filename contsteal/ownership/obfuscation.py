@@ -18,13 +18,7 @@ from contsteal.seeds import generator
 class Obfuscated(nn.Module):
     """An encoder behind a fixed affine map: images (N, 3, H, W) to features (N, `dim`).
 
-    Args:
-        encoder: with features (N, D).
-        weight: W, (`dim`, D).
-        bias: b, (`dim`,).
-
-    Raises:
-        ValueError: where the map does not take the encoder's features.
+    `weight` is (`dim`, D) for an encoder of D features, else ValueError; `bias` is (`dim`,).
     """
 
     dim: int
@@ -34,10 +28,8 @@ class Obfuscated(nn.Module):
     def __init__(self, encoder: "Encoder | Obfuscated", weight: Tensor, bias: Tensor) -> None:
         super().__init__()
         if weight.shape != (len(bias), encoder.dim):
-            raise ValueError(
-                f"a map {tuple(weight.shape)} + {tuple(bias.shape)} does not take the encoder's "
-                f"{encoder.dim} features"
-            )
+            raise ValueError(f"a map {tuple(weight.shape)} + {tuple(bias.shape)} does not take the "
+                             f"encoder's {encoder.dim} features")  # fmt: skip
         self.encoder, self.dim = encoder, len(bias)
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)

@@ -63,10 +63,8 @@ class Key(nn.Module):
 
     def stamp(self, images: Tensor) -> Tensor:
         """Return clip((1 - m) x + m trigger) of images (N, 3, H, W), uint8 or float in [0, 1]."""
-        if images.shape[1:] != self.mask.shape:
-            raise ValueError(
-                f"images {tuple(images.shape)}: the trigger is {tuple(self.mask.shape)}"
-            )
+        if images.shape[1:] != (size := self.mask.shape):
+            raise ValueError(f"images {tuple(images.shape)}: the trigger is {tuple(size)}")
         x = augment.to_float(images) if images.dtype == torch.uint8 else images
         return ((1 - self.mask) * x + self.mask * self.trigger).clamp(0, 1)
 
@@ -167,9 +165,8 @@ def _check(config: Config, images: Tensor, private: Tensor) -> None:
     for part in (images, private):
         augment.to_float(part[:0])  # refuses what is no uint8 image
         if len(part) < config.batch or part.shape[-1] != config.image_size:
-            raise ValueError(
-                f"images {tuple(part.shape)}: a batch is {config.batch} of {config.image_size} px"
-            )
+            size = f"{config.batch} of {config.image_size} px"
+            raise ValueError(f"images {tuple(part.shape)}: a batch is {size}")
 
 
 def _optimizers(config: Config, model: KeyEmbedding) -> Optimizers:
@@ -239,20 +236,17 @@ def questions(key: Key, private: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decoded(key: Key, answers: Tensor) -> Tensor:
-    """Return the decoder's outputs at length 1, float64 (N, K), of answers (N, D) to `questions`.
-
-    Raises:
-        ValueError: for another dimension than the victim's, naming the test that applies, and for NaN.
-    """
+    """Return the decoder's outputs at length 1, float64 (N, K), of answers (N, D) to `questions`."""
     inference.check_answers(answers, key.dim, TEST)
     out = key.decoder(answers.to(key.secret.device, torch.float32))
     return F.normalize(out.double().cpu(), dim=1)
 
 
 def rate(key: Key, answers: Tensor, threshold: float = 0.5) -> float:
-    """Return the watermark rate: the share of answers whose cosine with the key is above `threshold`.
+    """Return the watermark rate: the share of answers whose cosine with the key exceeds `threshold`.
 
-    The published code returns their number.
+    Raises:
+        ValueError: for another dimension than the victim's, naming the test that applies, and for NaN.
     """
     cosines = decoded(key, answers) @ F.normalize(key.secret.double().cpu(), dim=0)
     return (cosines > threshold).double().mean().item()

@@ -135,7 +135,7 @@ def fit(
         loop.Diverged: for a NaN loss.
     """
     victim, schedule = config.victim, pretrain.schedule(config.victim)
-    held = min(victim.held_out, len(images) // 10)
+    held = min(victim.held_out, len(images.images) // 10)
     kept, watched = images.take(slice(held, None)), images.images[:held]
     if carriers is not None:
         held = min(victim.held_out, len(carriers) // 10)
@@ -156,7 +156,7 @@ def fit(
         return {"wsr": rate(mark, model.method.encoder, watched)}
 
     history = loop.fit(
-        model, loss, len(kept), schedule, seed=victim.seed, checkpoint=checkpoint,
+        model, loss, len(kept.images), schedule, seed=victim.seed, checkpoint=checkpoint,
         after_epoch=success_rate if held else None,
         title=f"watermarked {victim.method} {victim.encoder}",
         identity=f"{config!r} {start and encoders.identity(start.encoder)}",

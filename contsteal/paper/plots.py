@@ -1,12 +1,12 @@
-"""One function per figure: a table and a title become a matplotlib figure in the house style."""
+"""One function per figure, from a table and a title to a matplotlib figure, and one row in `FIGURES`."""
 
 import base64
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from contsteal.evaluate import mean_interval
 from contsteal.lab import tables
 from contsteal.paper import sentences
-from contsteal.paper.sentences import REFERENCES, name, names
+from contsteal.paper.sentences import REFERENCES, Summary, name, names
 
 # seaborn takes a second to import: each function that needs it imports it.
 
@@ -50,8 +50,7 @@ def canvas(
     if len(plt.get_fignums()) > 9:
         plt.close(plt.get_fignums()[0])
     fig, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), squeeze=False, **options)
-    if title:
-        # What stands in brackets is not broken over two lines.
+    if title:  # what stands in brackets is not broken over two lines
         whole = re.sub(r"\(.*?\)| %", lambda m: m[0].replace(" ", "\N{NO-BREAK SPACE}"), title)
         lines = textwrap.wrap(whole, WIDEST)
         fig.suptitle("\n".join(lines), x=0.01, ha="left", size=8.5, weight="bold")
@@ -79,8 +78,8 @@ def interval(values: Any) -> tuple[float, float]:
 def legend(fig: Figure, **options: Any) -> None:
     """Put the legend that all axes of a figure share to its right."""
     each = [ax.get_legend_handles_labels() for ax in fig.axes]
-    for own in filter(None, (ax.get_legend() for ax in fig.axes)):
-        own.remove()
+    for drawn in filter(None, (ax.get_legend() for ax in fig.axes)):
+        drawn.remove()
     handles, labels = max(each, key=lambda pair: len(pair[0]))
     fig.legend(handles, labels, loc="outside right center", **options)
 
@@ -197,10 +196,8 @@ def embedding_map(table: pd.DataFrame, title: str = "") -> Figure:
     for ax in axes.flat:
         ax.axis("off")
     for ax, (encoder, rows) in zip(axes.flat, panels, strict=False):
-        ordered = rows.sort_values("label")
-        sns.scatterplot(
-            ordered, x="x", y="y", hue="label", palette="tab10", s=7, linewidth=0, ax=ax
-        )
+        sns.scatterplot(rows.sort_values("label"), x="x", y="y", hue="label", palette="tab10", s=7,
+                        linewidth=0, ax=ax)  # fmt: skip
         ax.set_title(f"{name(encoder)} ({100 * same_class(rows):.0f} %)", size=7.5)
     legend(fig, markerscale=2, handletextpad=0)
     return fig
@@ -288,7 +285,8 @@ def budget_curves(table: pd.DataFrame, title: str) -> Figure:
 def _dollars(ax: Axes, attacks: pd.DataFrame) -> None:
     """Put what the answers cost on top of their axis."""
     price = float((attacks["usd"] / attacks["calls"]).mean())
-    top = ax.secondary_xaxis("top", functions=(lambda x: x * price, lambda x: x / price))
+    top = ax.secondary_xaxis("top", functions=(lambda x: np.multiply(x, price),
+                                             lambda x: np.divide(x, price)))  # fmt: skip
     top.set_xlabel(f"US dollars, at {1000 * price:g} for 1,000 answers", size=7)
 
 
@@ -298,7 +296,6 @@ def pull_maps(table: pd.DataFrame, title: str) -> Figure:
     fig, axes = canvas(1, len(groups), 2.1, title, sharey=True)
     for ax, (loss, rows) in zip(axes[0], groups, strict=True):
         wide = rows.pivot(index="anchor", columns="other", values="pull")
-        wide = wide[sorted(wide, key=lambda c: (c[0], int(c[1:])))]
         _heatmap(ax, wide, None, cmap="RdBu", square=True)
         ax.set(xlabel="all vectors", ylabel="")
         ax.set_title(name(loss), size=7.5)
@@ -309,12 +306,12 @@ def pull_maps(table: pd.DataFrame, title: str) -> Figure:
 
 
 def _heatmap(
-    ax: Axes, values: pd.DataFrame, sure: pd.DataFrame | None, least: float = 0.0, **options: Any
+    ax: Axes, values: pd.DataFrame, sure: pd.DataFrame | None, bound: float = 0.0, **options: Any
 ) -> None:
     """Draw a heat map centred at zero; cells hold points where `sure` says which are bold."""
     import seaborn as sns
 
-    bound = max(least, options.pop("bound", 0.0), values.abs().to_numpy(na_value=0).max())
+    bound = max(bound, values.abs().to_numpy(na_value=0).max())
     shown = values.map(lambda v: "" if pd.isna(v) else f"{round(100 * v) + 0:+d}")
     sns.heatmap(values, vmin=-bound, vmax=bound, annot=False if sure is None else shown, fmt="",
                 annot_kws={"size": 7}, ax=ax, cbar=False, **options)  # fmt: skip
@@ -322,7 +319,7 @@ def _heatmap(
     if sure is not None:
         bold = sure.to_numpy()[values.notna().to_numpy()]
         for text, heavy in zip(ax.texts, bold, strict=True):
-            text.set_weight("bold" if heavy else "normal")
+            text.set_fontweight("bold" if heavy else "normal")
 
 
 def ablation_dots(table: pd.DataFrame, title: str) -> Figure:
@@ -350,11 +347,11 @@ def boundary_maps(table: pd.DataFrame, title: str) -> Figure:
     panels = list(gains.groupby([gains["query_data"], views], sort=False))
     order = gains.sort_values(["method", "epochs"])["setting"].unique()
     fig, axes = canvas(1, len(panels), 0.32 * len(order) + 1.3, title, sharey=True)
-    bound = gains["gain"].abs().max()
+    bound = max(0.05, gains["gain"].abs().max())
     for ax, ((data, view), part) in zip(axes[0], panels, strict=True):
-        wide = part.pivot(index="setting", columns="images", values=["gain", "sure"]).loc[order]
-        _heatmap(ax, wide["gain"].astype(float), wide["sure"] == True, 0.05, cmap="RdBu_r",  # noqa: E712
-                 bound=bound)  # fmt: skip
+        gain, sure = (part.pivot(index="setting", columns="images", values=v).loc[order]
+                      for v in ("gain", "sure"))  # fmt: skip
+        _heatmap(ax, gain, sure, bound, cmap="RdBu_r")
         ax.set(xlabel="query images", ylabel="")
         ax.set_title(f"{data},\n{view}", size=7.5)
     return fig
@@ -388,14 +385,13 @@ def defence_tradeoff(table: pd.DataFrame, title: str) -> Figure:
     """Draw the attacker's accuracy against the paying user's: a point per defence, a panel per attack."""
     import seaborn as sns
 
-    rows = _attacks(table).dropna(subset=["defence"])
-    rows = rows.assign(defence=rows["defence"].map(names(rows["defence"].unique())))
+    rows = _attacks(table).dropna(subset=["defence"]).replace({"defence": names(table["defence"])})
     panels = list(rows.groupby("attack", sort=False))
     fig, axes = canvas(1, len(panels), 3.1, title, sharex=True, sharey=True)
     for ax, (attack, part) in zip(axes[0], panels, strict=True):
         by = part.groupby("defence", sort=False)
         means = by[["legitimate", "accuracy"]].mean().reset_index()
-        spans = np.array([interval(found["accuracy"]) for _, found in by])
+        spans = np.array([interval(runs["accuracy"]) for _, runs in by])
         ax.vlines(means["legitimate"], *spans.T, color="#BBBBBB", linewidth=2, zorder=1)
         sns.scatterplot(means, x="legitimate", y="accuracy", hue="defence", style="defence", s=45,
                         palette=sns.color_palette("colorblind", len(means)), ax=ax)  # fmt: skip
@@ -414,17 +410,16 @@ def defence_matrix(table: pd.DataFrame, title: str) -> Figure:
     Cells hold points; those whose 95 % t-interval excludes zero, or that draw nothing, are bold. Green
     is good for the provider: a thief's loss, a customer's gain.
     """
-    known = names(table["defence"].unique())
-    columns = list(dict.fromkeys(table["who"].map(name) + "\n" + table["party"]))
-    cells = table.assign(
-        row=table["defence"].map(known), column=table["who"].map(name) + "\n" + table["party"],
-        sure=(table["low"] > 0) | (table["high"] < 0),
-    )  # fmt: skip
-    wide = cells.pivot(index="row", columns="column", values=["change", "sure"]).loc[
-        [*known.values()]
-    ]
-    change, sure = wide["change"][columns].astype(float), wide["sure"][columns] == True  # noqa: E712
-    good = change * [1 if c.endswith("customer") else -1 for c in columns]
+    known = names(table["defence"])
+    who = table["who"].map(name) + "\n" + table["party"]
+    gain = table["change"].where(table["party"] == "customer", -table["change"])
+    cells = table.assign(row=table["defence"].map(known), column=who, gain=gain,
+                         sure=(table["low"] > 0) | (table["high"] < 0))  # fmt: skip
+    columns = list(who.unique())
+    change, good, sure = (
+        cells.pivot(index="row", columns="column", values=v).loc[[*known.values()], columns]
+        for v in ("change", "gain", "sure")
+    )
     fig, ((ax,),) = canvas(1, 1, 0.34 * len(known) + 1.2, title)
     _heatmap(ax, good, sure, 0.05, cmap="PiYG", alpha=0.75, linewidths=1)
     for text, value in zip(ax.texts, change.to_numpy()[change.notna().to_numpy()], strict=True):
@@ -442,10 +437,8 @@ def detector_dots(table: pd.DataFrame, title: str) -> Figure:
     for ax, (detector, rows) in zip(axes[0], panels, strict=True):
         for row in rows.to_dict("records"):
             colour = CYCLE[0] if row["user"].startswith("customer") else CYCLE[1]
-            face = colour if row["flagged"] in (True, 1) else "white"
-            ax.scatter(
-                row["statistic"], users.index(row["user"]), s=22, color=face, edgecolor=colour
-            )
+            face, y = colour if row["flagged"] in (True, 1) else "white", users.index(row["user"])
+            ax.scatter(row["statistic"], y, s=22, color=face, edgecolor=colour)
         ax.set_yticks(range(len(users)), users)
         ax.set(ylim=(-0.6, len(users) - 0.4), xlabel=detector)
     return fig
@@ -485,10 +478,11 @@ def choice(
     left.set_title(f"{name(attack)}: {cost}", size=8)
     left.set(xscale="log", xlabel="answers of the victim (log scale)", ylabel="thief's accuracy")
     frame(left, budgets, "accuracy", vertical=False)
-    rows = _attacks(defended)[lambda t: t["defence"].isin(["none", defence])]
-    parties = rows.assign(defence=rows["defence"].map(name)).melt(
-        ["defence"], ["accuracy", "legitimate"]
+    rows = _attacks(defended)
+    rows = rows[rows["defence"].isin(["none", defence])].replace(
+        {"defence": {defence: name(defence)}}
     )
+    parties = rows.melt(["defence"], ["accuracy", "legitimate"])
     parties = parties.replace({"accuracy": "thief", "legitimate": "paying user"})
     sns.barplot(parties, x="variable", y="value", hue="defence", errorbar=None, saturation=1,
                 palette=["#BBBBBB", colour], ax=right)  # fmt: skip
@@ -531,7 +525,7 @@ def watermark_curves(table: pd.DataFrame, title: str) -> Figure:
 
 def _levels(ax: Axes, rows: pd.DataFrame) -> None:
     """Draw what a thief's rate is to be compared with."""
-    by_kind = {kind: found["wsr"].dropna() for kind, found in rows.groupby("kind")}
+    by_kind = {kind: runs["wsr"].dropna() for kind, runs in rows.groupby("kind")}
     independent = by_kind.get("independent", pd.Series(dtype=float))
     if len(independent):
         label = f"{len(independent)} independent"
@@ -562,3 +556,69 @@ def inference_dots(table: pd.DataFrame, title: str) -> Figure:
     axes[0][1].set(xlabel="p-value (log scale)", xscale="log", xlim=(None, 1.6))
     legend(fig)
     return fig
+
+
+# ------------------------------------------------------------------------------ the registry
+
+MAP = "Test images (t-SNE); in brackets: nearest neighbour is of the same class"
+
+
+class Row(NamedTuple):
+    """A figure: what it shows, who draws it, and its title or what says title and numbers."""
+
+    shows: str
+    plot: Callable[[pd.DataFrame, str], Figure]
+    summary: str | Callable[[pd.DataFrame], Summary]
+
+    def summarise(self, table: pd.DataFrame) -> Summary:
+        """Return what the table says; a fixed title says nothing."""
+        return Summary(self.summary) if isinstance(self.summary, str) else self.summary(table)
+
+
+FIGURES = {
+    "00_samples": Row("The embedded data sets.",
+                      sample_sheet, "Images of the embedded data sets"),
+    "01_views": Row("Two augmented views of each image, as the victim's training sees them.",
+                    sample_sheet, "Training images, and two augmented views of each"),
+    "01_training": Row("The victim's training, monitored on held-out training images.",
+                       training_curves, sentences.training),
+    "01_worth": Row("What the victim is worth, between random floor and supervised ceiling.",
+                    worth_bars, sentences.worth),
+    "01_embedding_map": Row("Test images as the encoders see them (t-SNE).",
+                            embedding_map, MAP),
+    "02_conventional": Row("Conventional attacks with equal queries.",
+                           attack_dots, sentences.conventional),
+    "02_losses": Row("Stealing losses by victim and downstream task (published rows: queries are "
+                     "test images there).", attack_dots, sentences.losses),
+    "02_elsewhere": Row("Queries from other data than the victim's.",
+                        query_dots, sentences.queries),
+    "03_pulls": Row("Which vectors each loss moves a surrogate's vector towards, and away from.",
+                    pull_maps, sentences.pulls),
+    "03_attacks": Row("All attacks with equal queries.", attack_dots, sentences.attacks),
+    "03_control": Row("A control that must fail: every image with the answer to another.",
+                      attack_dots, sentences.control),
+    "03_two_by_two": Row("{MSE, contrastive} x {clean, augmented}.",
+                         two_by_two, sentences.two_by_two),
+    "03_ablations": Row("Cont-Steal with one knob changed at a time.",
+                        ablation_dots, sentences.ablations),
+    "03_boundary": Row("When contrastive stealing beats regression.",
+                       boundary_maps, sentences.boundary),
+    "03_geometry": Row("The victims' embeddings, and what Cont-Steal gains on them.",
+                       geometry_dots, sentences.geometry),
+    "03_embedding_map": Row("Test images by the victim and by two surrogates (t-SNE).",
+                            embedding_map, MAP),
+    "04_budget": Row("Accuracy against both query budgets.", budget_curves, sentences.budget),
+    "05_adaptive": Row("What adapting to a defence gains the attacker.",
+                       adaptive_dots, sentences.adaptive),
+    "05_coverage": Row("What B4B sees of its users.", coverage_curves, sentences.coverage),
+    "05_defenses": Row("Defences: attacker and legitimate user.",
+                       defence_tradeoff, sentences.defenses),
+    "05_matrix": Row("What each defence changes for attacks and for customers.",
+                     defence_matrix, sentences.matrix),
+    "05_detectors": Row("What detectors see of their users, and which users they flag.",
+                        detector_dots, sentences.detectors),
+    "05_inference": Row("Dataset inference: does an encoder know the victim's training set?",
+                        inference_dots, sentences.dataset_inference),
+    "05_watermark": Row("The rotation watermark: which encoders carry it.",
+                        watermark_curves, sentences.watermark),
+}  # fmt: skip

@@ -56,7 +56,7 @@ class Summary(NamedTuple):
     @property
     def text(self) -> str:
         """Title and details as sentences."""
-        return ". ".join(filter(None, (self.title, self.details))) + "."
+        return ". ".join(_capital(part) for part in (self.title, self.details) if part) + "."
 
 
 def name(value: object) -> str:
@@ -69,7 +69,7 @@ def name(value: object) -> str:
 def _defence(match: re.Match[str]) -> str:
     """Name a defence with its parameters; of more than two none fits into a figure."""
     kind, given = match.groups()
-    values = given.split(", ") if given.count(",") < 2 else []
+    values = given.split(", ") if given and given.count(",") < 2 else []
     shown = (f", {v.replace('=', ' ')}" if "=" in v else f" {v}" for v in values)
     return DEFENCES.get(kind, kind) + "".join(shown)
 
@@ -158,8 +158,8 @@ def changed(table: pd.DataFrame) -> pd.DataFrame:
 
 def adapting(table: pd.DataFrame) -> pd.DataFrame:
     """Return the rows with the defence and how the attacker adapts in place of the attack."""
-    how = table["adapts"].where(table["adapts"].fillna("") != "", "as is")
-    named = table["defence"] + ", " + how
+    ways = table["adapts"].where(table["adapts"].fillna("") != "", "as is")
+    named = table["defence"] + ", " + ways
     rows = table.assign(attack=named.where(table["defence"].notna(), table["attack"]))
     return rows.sort_values("defence", kind="stable", na_position="last")
 
@@ -178,9 +178,8 @@ def training(table: pd.DataFrame) -> Summary:
     last = table.dropna(subset=["knn", "spread"]).groupby("method", sort=False).last()
     each = ", ".join(f"{name(k)} {100 * r['knn']:.0f} %" for k, r in last.iterrows())
     collapsed = " and ".join(name(k) for k in last.index[last["spread"] < 0.1])
-    return Summary(
-        f"kNN accuracy after training: {each}{'; collapsed: ' * bool(collapsed)}{collapsed}"
-    )
+    each += f"; collapsed: {collapsed}" if collapsed else ""
+    return Summary(f"kNN accuracy after training: {each}")
 
 
 def worth(table: pd.DataFrame) -> Summary:
@@ -199,7 +198,7 @@ def judge(worth: pd.DataFrame, expectations: Sequence[dict[str, Any]]) -> pd.Dat
     """Return what a profile expects of its encoders, what was measured, and whether it holds."""
     rows = []
     for given in expectations:
-        wanted = profiles.EXPECTATION | given
+        wanted: dict[str, Any] = {**profiles.EXPECTATION, **given}
         match = (worth["encoder"] == wanted["encoder"]) & (worth["task"] == wanted["task"])
         values, measured, holds = worth.loc[match, wanted["metric"]], "-", "not run"
         if len(values):
@@ -228,16 +227,17 @@ def losses(table: pd.DataFrame) -> Summary:
 
     The interval allows for the choice among all pairs (Bonferroni).
     """
-    parts, same = [], main_task(table)[lambda t: t["unique_inputs"] == t["images"]]
+    rows, parts = main_task(table), []
+    same = rows[rows["unique_inputs"] == rows["images"]]
     several = len(same["victim"].unique()) > 1
     for victim, rows in same.groupby("victim", sort=False):
         order = list(rows.groupby("attack")["accuracy"].mean().sort_values().index)
         if len(order) > 1:
             level = 1 - ALPHA / len(list(combinations(order, 2)))
-            found = tables.difference(rows, order[-1], order[0], level=level)
+            difference = tables.difference(rows, order[-1], order[0], level=level)
             worst = f"the worst ({name(order[0])}) of {len(order)} losses"
             worst += f" on {victim}" if several else ""
-            parts.append(compare(found, f"the best ({name(order[-1])})", worst, level))
+            parts.append(compare(difference, f"the best ({name(order[-1])})", worst, level))
     first, *others = parts or ["Accuracy and agreement of one loss"]
     return Summary(first, tables.layout(table), ". ".join(others))
 
@@ -249,15 +249,15 @@ def queries(table: pd.DataFrame) -> Summary:
     means = same.groupby(["query_data", "seed"], sort=False)["accuracy"].mean().reset_index()
     by, count = means.assign(attack=means["query_data"]), f"{same['images'].iloc[0]:g} images"
     first, *others = means["query_data"].unique()
-    found = [tables.difference(by, first, other) for other in others]
-    ahead, behind = reliable(found)
+    differences = [tables.difference(by, first, other) for other in others]
+    ahead, behind = reliable(differences)
     title = (
         f"Queries from {first} reliably beat {ahead} of {len(others)} other query sets and lose to "
         f"{behind} ({count} each)"
     )
     if len(others) == 1:
         pair = f"queries from {first}", f"queries from {others[0]}, {count} each"
-        title = compare(found[0], *pair)
+        title = compare(differences[0], *pair)
     return Summary(title, tables.layout(table))
 
 
@@ -265,9 +265,8 @@ def pulls(table: pd.DataFrame) -> Summary:
     """Say which losses push a surrogate's vector away from other vectors."""
     away = table.groupby("loss", sort=False)["pull"].min() < 0
     push, pull = (" and ".join(map(name, away.index[flag])) for flag in (away, ~away))
-    parts = [f"{push} push other vectors away (red)"] * bool(push) + [
-        f"{pull} only pulls (blue)"
-    ] * bool(pull)
+    parts = [f"{push} push other vectors away (red)"] if push else []
+    parts += [f"{pull} only pulls (blue)"] if pull else []
     return Summary(", ".join(parts))
 
 
@@ -298,13 +297,14 @@ def two_by_two(table: pd.DataFrame) -> Summary:
 def ablations(table: pd.DataFrame) -> Summary:
     """Say what each change of a knob does to Cont-Steal, paired by seed."""
     rows = changed(table)
-    each = {
-        n: tables.difference(rows, n, AS_GIVEN) for n in rows["attack"].unique() if n != AS_GIVEN
-    }
+    names = [n for n in rows["attack"].unique() if n != AS_GIVEN]
+    each = {n: tables.difference(rows, n, AS_GIVEN) for n in names}
     title = f"Of {len(each)} changes to Cont-Steal, one at a time: {_changes(each)}"
-    if len(each) == 1:
-        title = compare(*each.values(), f"Cont-Steal with {', '.join(each)}", "the default")
     details = "; ".join(f"{change}: {points(d)}" for change, d in each.items())
+    if len(each) == 1:
+        ((change, difference),) = each.items()
+        title = compare(difference, f"Cont-Steal with {change}", "the default")
+        details = ""
     by = tables.summary(rows, ["knob", "value"], ["accuracy", "agreement", "cka"])
     return Summary(title, by, details)
 
@@ -330,9 +330,8 @@ def geometry(table: pd.DataFrame) -> Summary:
 
     n, numbers = len(table), table.round(3).set_index(["method", "query_data"])
     if n < LEAST_POINTS:
-        return Summary(
-            f"A correlation needs {LEAST_POINTS} victims or query sets, here are {n}", numbers
-        )
+        title = f"A correlation needs {LEAST_POINTS} victims or query sets, there are {n}"
+        return Summary(title, numbers)
     ranks = {label: spearmanr(table[column], table["gain"]) for column, label in GEOMETRY.items()}
     known = [f"{label} ({r.statistic:+.2f})" for label, r in ranks.items()
              if r.pvalue < ALPHA / len(GEOMETRY)]  # fmt: skip
@@ -347,8 +346,8 @@ def budget(table: pd.DataFrame) -> Summary:
     parts = []
     for count in sorted(table["images"].dropna().unique(), reverse=True):
         rows = table[table["images"] == count]
-        found = (verdict(rows, a, b) for a, b in pairs)
-        parts += [f"{sentence} with {count:g} images" for sentence in found if sentence]
+        verdicts = (verdict(rows, a, b) for a, b in pairs)
+        parts += [f"{sentence} with {count:g} images" for sentence in verdicts if sentence]
     first, *others = parts or ["Accuracy against both query budgets"]
     numbers = tables.summary(table, ["attack", "images"], ["accuracy", "agreement"])
     return Summary(first, numbers, ". ".join(others))
@@ -388,8 +387,8 @@ def adaptive(table: pd.DataFrame) -> Summary:
     each: dict[str, Difference] = {}
     for defence, rows in table.dropna(subset=["defence"]).groupby("defence", sort=False):
         by = rows.assign(attack=rows["adapts"].fillna(""))
-        ways = [how for how in by["attack"].unique() if how]
-        each |= {f"{how} against {name(defence)}": tables.difference(by, how, "") for how in ways}
+        ways = [way for way in by["attack"].unique() if way]
+        each |= {f"{way} against {name(defence)}": tables.difference(by, way, "") for way in ways}
     details = "; ".join(f"{way}: {points(difference)}" for way, difference in each.items())
     numbers = tables.summary(adapting(table), ["attack"], ["accuracy", "agreement"])
     return Summary(f"Of {len(each)} ways to adapt, {_changes(each)}", numbers, details)
@@ -400,7 +399,7 @@ def coverage(table: pd.DataFrame) -> Summary:
     most, last = table["queries"].max(), table.groupby("user", sort=False).last()
     shares = last.loc[last["queries"] == most, "coverage"]
     each = "; ".join(f"{user} {100 * share:.0f} %" for user, share in shares.items())
-    covered = tables.percentages(last[["coverage"]])
+    covered = (100 * last["coverage"]).round(1)
     numbers = last.assign(coverage=covered, noise=last["noise"].round(6))
     return Summary(f"Covered after {most:g} queries: {each}", numbers)
 
@@ -408,9 +407,8 @@ def coverage(table: pd.DataFrame) -> Summary:
 def matrix(table: pd.DataFrame) -> Summary:
     """Name the defences that reliably harm every attack, and those that harm a customer."""
     order = list(table["defence"].unique())
-    high = (
-        table.groupby(["defence", "party"])["high"].agg(["max", "min"]).unstack("party").loc[order]
-    )
+    bounds = table.groupby(["defence", "party"])["high"].agg(["max", "min"])
+    high = bounds.unstack("party").loc[order]
     stops, costs = high["max", "attacker"] < 0, high["min", "customer"] < 0
     title = f"{stops.sum()} of {len(order)} defences reliably harm every attack"
     title += f", {(stops & ~costs).sum()} of them without harming a customer" if stops.any() else ""
@@ -440,10 +438,10 @@ def party_costs(
     whole = cells.reindex(rows).join(costs).assign(training="none")
     if marked is not None:
         customer = next(c for c in cells.columns if c.startswith("customer"))
-        for head, found in marked.groupby("head", sort=False):
-            accuracy = found.drop_duplicates("kind").set_index("kind")["accuracy"]
+        for head, runs in marked.groupby("head", sort=False):
+            accuracy = runs.drop_duplicates("kind").set_index("kind")["accuracy"]
             change = _points(accuracy["victim"] - accuracy["unmarked"])
-            whole.loc[f"watermark, {head}", [customer, "training"]] = change, found["mark"].iloc[0]
+            whole.loc[f"watermark, {head}", [customer, "training"]] = change, runs["mark"].iloc[0]
     return whole.fillna("-")
 
 
@@ -455,10 +453,10 @@ def detectors(table: pd.DataFrame) -> Summary:
         f"{rows['flagged'].sum()} of {len(rows)} runs" for rows in (known[thief], known[~thief])
     )
     rows = []
-    for (detector, user), found in table.groupby(["detector", "user"], sort=False):
-        flags = found["flagged"].dropna().astype(bool)
-        rows.append({"detector": detector, "user": user, "flagged": _rate(flags), "n": len(found),
-                     "statistic": f"{found['statistic'].mean():.3g}"})  # fmt: skip
+    for (detector, user), runs in table.groupby(["detector", "user"], sort=False):
+        flags = runs["flagged"].dropna().astype(bool)
+        rows.append({"detector": detector, "user": user, "flagged": _rate(flags), "n": len(runs),
+                     "statistic": f"{runs['statistic'].mean():.3g}"})  # fmt: skip
     title = f"Detectors flag thieves in {thieves} and customers in {customers} (filled dots)"
     return Summary(title, pd.DataFrame(rows).set_index(["detector", "user"]))
 
@@ -484,7 +482,7 @@ def dataset_inference(table: pd.DataFrame) -> Summary:
     for form, rows in table.groupby("form", sort=False):
         hits = {k: _of_kind(rows, k)["p"] <= ALPHA for k in KINDS if k in set(rows["kind"])}
         counts = ", ".join(f"{h.sum()} of {len(h)} {KINDS[k]}" for k, h in hits.items())
-        parts[form] = f"The {form} test accuses {counts} encoders"
+        parts[form] = f"The {form} test accuses {counts}"
     by = table.groupby(["form", "suspect", "images", "on"], sort=False, dropna=False)
     means = by[["gap", "effect"]].mean().round(3).assign(p=by["p"].median(), n=by.size())
     return Summary(parts.pop("signed"), means, ". ".join(parts.values()))
@@ -498,12 +496,12 @@ def watermark(table: pd.DataFrame) -> Summary:
         stolen, others = (_of_kind(rows, kind)["wsr"].max() for kind in ("stolen", "independent"))
         rates = {"victim": victim["wsr"], "before marking": before["wsr"], "thieves at most": stolen,
                  "independent at most": others}  # fmt: skip
-        shown = ", ".join(f"{k} {100 * v:.0f} %" for k, v in rates.items() if pd.notna(v))
-        parts.append(f"Watermark success rate, {head}: {shown}")
+        each = ", ".join(f"{k} {100 * v:.0f} %" for k, v in rates.items() if pd.notna(v))
+        parts.append(f"Watermark success rate, {head}: {each}")
         accuracies = f"{percent(victim['accuracy'])}, {percent(before['accuracy'])} before marking"
         parts.append(f"Accuracy of the victim ({victim['mark']}): {accuracies}")
     read_on = ("on " + table["on"]).where(table["applies"] == "yes", table["applies"])
-    shown, by = table.assign(asked=read_on), ["head", "suspect", "images", "asked"]
+    shown, by = table.assign(read=read_on), ["head", "suspect", "images", "read"]
     p_values = shown.groupby(by, sort=False, dropna=False)[P_VALUES].median()
     numbers = tables.summary(shown, by, ["wsr", "auc", "accuracy"])
     numbers = numbers.assign(**{k: p_values[k].to_numpy() for k in P_VALUES})

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from contsteal import attacks
 from contsteal.lab import artifacts, profiles
-from contsteal.paper import claims, report
+from contsteal.paper import claims, figures
 from contsteal.paper.claims import (
     ABSENT,
     AHEAD,

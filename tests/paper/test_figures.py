@@ -55,26 +55,25 @@ def desk(home: Path) -> Path:
     return home / "demo"
 
 
-def pixels(stem: str, table: pd.DataFrame) -> bytes:
-    """The picture of a table, small."""
-    data = io.BytesIO()
-    figures.draw(stem, table).savefig(data, format="raw", dpi=40)
-    plt.close("all")
-    return data.getvalue()
+def picture(stem: str, table: pd.DataFrame) -> tuple[str, bytes]:
+    """The title of a table's figure, and a small picture of it."""
+    fig, data = figures.draw(stem, table), io.BytesIO()
+    fig.savefig(data, format="raw", dpi=40)
+    plt.close(fig)
+    return fig.get_suptitle(), data.getvalue()
 
 
 @pytest.mark.parametrize("stem", figures.FIGURES)
 def test_a_figure_is_a_function_of_its_stored_table(stem: str) -> None:
     table = table_of(stem)
-    title = figures.draw(stem, table).get_suptitle()
+    title, first = picture(stem, table)
     assert 0 < len(title.splitlines()) <= 2
     assert max(map(len, title.splitlines())) <= plots.WIDEST
-    first = pixels(stem, table)
-    assert pixels(stem, table) == first, "nothing is drawn at random"
+    assert picture(stem, table) == (title, first), "nothing is drawn at random"
     column = SHOWN.get(stem, "accuracy")
     values = table[column].to_numpy()
     table[column] = values[::-1] if column in ("pixels", "label") else values[::-1] * 0.9
-    assert pixels(stem, table) != first
+    assert picture(stem, table)[1] != first
 
 
 @pytest.mark.parametrize("stem", ["01_training", "03_attacks", "05_watermark"])

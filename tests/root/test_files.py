@@ -90,13 +90,10 @@ def test_a_damaged_file_is_moved_aside(tmp_path):
     assert not path.exists()
 
 
-def test_a_key_depends_on_content_and_not_on_order():
+def test_hashes_depend_on_content_and_not_on_order(tmp_path):
     assert files.key({"a": 1, "b": 2}) == files.key({"b": 2, "a": 1})
     assert files.key({"a": 1}) != files.key({"a": 2})
     assert re.fullmatch("[0-9a-f]{16}", files.key(Path("x")))
-
-
-def test_a_file_s_hash_is_its_sha256(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert files.sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
 

@@ -400,7 +400,7 @@ def test_cosine_distance():
     assert steal.cosine_distance(torch.tensor([[1.0, 0]]), torch.tensor([[0, 1.0]])) == 1
 
 
-@pytest.mark.parametrize("rows", [0, 59])
-def test_answers_to_other_images_are_refused(rows):
+@pytest.mark.parametrize("source", [ANSWERS[:0], ANSWERS[:59], ANSWERS / 0])
+def test_answers_to_other_images_or_nan_are_refused(source):
     with pytest.raises(ValueError, match="the same images"):
-        steal.learn_remap(ANSWERS[:rows], ANSWERS[: rows and 60])
+        steal.learn_remap(source, ANSWERS if len(source) else source)

@@ -456,4 +456,4 @@ def test_a_full_store_keeps_what_it_has_and_takes_no_more(tmp_path: Path) -> Non
     full.put([b"b"], torch.ones(1, 200))
     assert full.get([b"a"]).shape == (1, 100)
     assert full.get([b"b"]) is None
-    assert 400 < full.bytes() <= 1000
+    assert 400 < full.size() <= 1000

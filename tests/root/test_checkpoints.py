@@ -276,10 +276,10 @@ def test_wrappers_in_any_number_are_taken_off(outer: str, online: str, inner: st
     own = {"conv1.weight": torch.zeros(1), "layer1.0.conv1.weight": torch.ones(1)}
     inner = inner if online else ""  # without a name of its own, it is not told from the head
     state = under(outer + online + inner, own) | {f"{outer}queue": torch.ones(1)}
-    prefix, used, rest = checkpoints._sort(state, own)
+    prefix, used, left_out, unexpected = checkpoints._match(state, own)
     assert prefix == outer + online + inner
     assert used == {key: prefix + key for key in own}
-    assert rest == {"head": (f"{outer}queue",)}
+    assert (left_out, unexpected) == ({"head": (f"{outer}queue",)}, ())
 
 
 # ---------------------------------------------------------------- what a file cannot say, and build
@@ -464,8 +464,8 @@ def test_one_key_too_few_or_too_many_is_named(data: st.DataObject) -> None:
     gone = data.draw(st.sampled_from([k for k in own if "num_batches" not in k]))
     extra = data.draw(st.sampled_from(["extra.weight", "backbone.extra", "stem.fc.weight"]))
     del state[f"backbone.{gone}"]
-    _, used, rest = checkpoints._sort(state | {extra: torch.ones(1)}, own)
-    assert rest == {"unexpected": (extra,)}
+    _, used, _, unexpected = checkpoints._match(state | {extra: torch.ones(1)}, own)
+    assert unexpected == (extra,)
     assert own.keys() - used.keys() == {gone}
 
 

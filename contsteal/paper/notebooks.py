@@ -1,0 +1,556 @@
+"""The notebooks of a profile: which must run and why, the execution of one, and how long each took.
+
+`make paper` calls `prepare`, which checks everything before any work and marks what must run; make then
+calls `execute` for each of these, in the order of its graph, and `finish` at the end. `make plan` and
+`make data` call the commands of those names.
+"""
+
+import argparse
+import ast
+import fcntl
+import json
+import os
+import re
+import shlex
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, NoReturn
+
+from contsteal import files
+
+# `execute` starts once for each notebook, so what only the other commands need is imported by them.
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = ROOT / "notebooks"
+VICTIM = "01"  # the notebook that comes first and has all cores
+TIMINGS, SUMMARY, WHOLE = "timings.json", "summary.md", "in all"
+
+
+class NotebookFailed(RuntimeError):
+    """A cell raised, or the kernel died; the executed copy is kept for inspection."""
+
+
+# ------------------------------------------------------------------------- reading notebooks
+
+
+def stems() -> list[str]:
+    """Return the notebooks' names in the order of their numbers."""
+    return sorted(path.stem for path in NOTEBOOKS.glob("[0-9]*.ipynb"))
+
+
+def choose(only: Iterable[str]) -> list[str]:
+    """Return the notebooks with these names or numbers, all of them for none."""
+    known, only = stems(), list(only)
+    for name in only:
+        if name not in {*known, *(stem[:2] for stem in known)}:
+            raise ValueError(f"unknown notebook {name!r}: choose one of {', '.join(known)}")
+    return [stem for stem in known if not only or stem in only or stem[:2] in only]
+
+
+def _code_cells(stem: str) -> list[dict[str, Any]]:
+    book = json.loads((NOTEBOOKS / f"{stem}.ipynb").read_text())
+    return [c | {"source": "".join(c["source"])} for c in book["cells"] if c["cell_type"] == "code"]
+
+
+def defaults(stem: str) -> dict[str, Any]:
+    """Return the literals of a notebook's `parameters` cell."""
+    cells = [c for c in _code_cells(stem) if "parameters" in c["metadata"].get("tags", [])]
+    if len(cells) != 1:
+        raise ValueError(f"{stem}.ipynb has {len(cells)} cells tagged 'parameters': it needs one")
+    assigned = [n for n in ast.parse(cells[0]["source"]).body if isinstance(n, ast.Assign)]
+    return {ast.unparse(n.targets[0]): ast.literal_eval(n.value) for n in assigned}
+
+
+def parameters(stem: str, profile: str) -> dict[str, Any]:
+    """Return a notebook's parameters under a profile; ValueError for misspelt or mistyped ones."""
+    from contsteal.lab import profiles
+
+    known = defaults(stem)
+    given = (profiles.profile(profile).get("notebooks") or {}).get(stem) or {}
+    profiles.check(given, known, f"{profile}.yaml, {stem}")
+    return {**known, "profile": profile, **given}
+
+
+def imports(code: str) -> list[str]:
+    """Return the modules of this package that code imports."""
+    names = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return [name for name in names if name.startswith("contsteal") and _is_module(name)]
+
+
+def _is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+# --------------------------------------------------------------------------- what must run
+
+
+@dataclass(frozen=True)
+class Task:
+    """A notebook under a profile: what decides its results, and why it must run, in a word or ""."""
+
+    stem: str
+    executed: Path  # its executed copy
+    parameters: dict[str, Any]
+    key: dict[str, str]
+    reason: str
+
+    @property
+    def mark(self) -> Path:
+        """The file that make compares with the executed copy: newer where the notebook must run."""
+        return self.executed.parent / ".keys" / self.stem
+
+
+def tasks(profile: str, only: Iterable[str] = (), force: bool = False) -> list[Task]:
+    """Return the chosen notebooks, each with the reason for which it must run."""
+    from contsteal.lab import artifacts, profiles
+
+    choose(profiles.profile(profile).get("notebooks") or {})  # refuses a misspelt section
+    chosen: list[Task] = []
+    for stem in choose(only):
+        executed = artifacts.runs_dir() / profile / f"{stem}.ipynb"
+        values = parameters(stem, profile)
+        key = _key(stem, profile, values)
+        reason = "forced" if force else _reason(executed, key, artifacts.figures_dir() / profile)
+        if not reason and stem == stems()[-1] and any(task.reason for task in chosen):
+            reason = "tables"
+        chosen.append(Task(stem, executed, values, key, reason))
+    return chosen
+
+
+def _key(stem: str, profile: str, values: dict[str, Any]) -> dict[str, str]:
+    """Return hashes of everything that decides a notebook's results, in the order of telling."""
+    import torch
+
+    from contsteal import loop
+    from contsteal.lab import artifacts, profiles
+
+    settings = profiles.profile(profile)
+    code = [cell["source"] for cell in _code_cells(stem)]
+    modules = imports("\n".join(code))
+    styles = [p for p in sorted(artifacts.PACKAGE.rglob("*.*")) if p.suffix not in (".py", ".pyc")]
+    last = stem == stems()[-1]
+    parts = {
+        "parameters": values,
+        "settings": [settings["common"], settings.get("expectations")],
+        "code": code,
+        "package": [artifacts.sources("contsteal", *modules), *map(files.sha256, styles)],
+        "machine": [artifacts.device().type, torch.__version__, loop.mode_labels()],
+        "weights": _weights(settings["common"]),
+        "tables": _tables(artifacts.figures_dir() / profile) if last else "",
+    }
+    return {name: files.key(part) for name, part in parts.items()}
+
+
+def _weights(common: dict[str, Any]) -> dict[str, Any]:
+    """Return what identifies the files of ready encoders; their notebook says what is wrong with one."""
+    from contsteal import pretrain
+    from contsteal.lab import profiles
+
+    origins = {}
+    for part in {"victim", "supervised"} & common.keys():
+        config = profiles.config(common, part)
+        if config.method == pretrain.READY:
+            with suppress(ValueError):
+                origins[part] = pretrain.origin(config)
+    return origins
+
+
+def _tables(figures: Path) -> list[tuple[str, str]]:
+    """Return the tables that the last notebook draws, by name and hash."""
+    return [(path.name, files.sha256(path)) for path in sorted(figures.glob("*.csv"))]
+
+
+def _reason(executed: Path, key: dict[str, str], figures: Path) -> str:
+    """Return in one word why a notebook must run, "" where its last run still stands."""
+    partial, record = _partial(executed), _record(executed)
+    if partial.exists() and (not executed.exists() or _changed(partial) > _changed(executed)):
+        return "failed"
+    if not executed.exists():
+        return "never"
+    if not record:
+        return "outputs"  # what they were is not known
+    for part, value in key.items():
+        if record["key"].get(part) != value:
+            return part
+    kept = (_digest(figures / name) == digest for name, digest in record["outputs"].items())
+    return "" if all(kept) else "outputs"
+
+
+def _record(executed: Path) -> dict[str, Any]:
+    """Return what `execute` noted beside an executed copy, {} where that is missing or damaged."""
+    record = files.read_json(executed.with_suffix(".json"))
+    if isinstance(record, dict) and {"key", "outputs", "artifacts"} <= record.keys():
+        return record
+    return {}
+
+
+def _partial(executed: Path) -> Path:
+    return executed.with_suffix(".partial.ipynb")
+
+
+def _changed(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def _digest(path: Path) -> str | None:
+    """Return a file's hash, None for a missing one; the summary is written again by `finish`."""
+    if not path.is_file():
+        return None
+    return "" if path.name == SUMMARY else files.sha256(path)
+
+
+# ---------------------------------------------------------------- make paper, plan and data
+
+
+def choose_profile(name: str) -> tuple[str, str]:
+    """Return the profile to run and why it was chosen; "auto" looks at the hardware and the data."""
+    from contsteal.lab import artifacts, profiles
+
+    if name != "auto":
+        profiles.profile(name)
+        return name, "asked for"
+    if artifacts.device().type != "cuda":
+        return "demo", "no CUDA GPU is visible"
+    if missing := missing_data("paper"):
+        names = ", ".join(missing)
+        return "synthetic", f"a CUDA GPU is visible; `make data PROFILE=paper` fetches {names}"
+    return "paper", "a CUDA GPU is visible, and so are the papers' data"
+
+
+def needed_data(profile: str) -> dict[str, set[str]]:
+    """Return the stored data sets that a profile and its notebooks read, with their splits."""
+    from contsteal import data
+    from contsteal.lab import profiles
+
+    common = profiles.SPLITS | profiles.profile(profile)["common"]
+    return data.needs(common, [parameters(stem, profile) for stem in stems()])
+
+
+def missing_data(profile: str) -> dict[str, str]:
+    """Return the data sets of a profile that cannot be read, each with the problem and the remedy."""
+    from contsteal import data
+    from contsteal.lab import profiles
+
+    size, problems = profiles.profile(profile)["common"].get("image_size", 32), {}
+    for name, splits in needed_data(profile).items():
+        try:
+            data.locate(name, splits, size)
+        except (ValueError, OSError) as error:
+            problems[name] = str(error)
+    return problems
+
+
+def prepare(profile: str, only: Sequence[str], force: bool) -> None:
+    """Check everything, mark what must run, and print the arguments with which make runs it."""
+    from contsteal.lab import artifacts, profiles
+
+    chosen = tasks(profile, only, force)
+    todo = [task for task in chosen if task.reason]
+    figures = artifacts.figures_dir() / profile
+    if not todo:
+        print(f"nothing to do; figures and numbers: {figures}", file=sys.stderr)
+        return
+    if problems := missing_data(profile):
+        raise ValueError("\n".join(problems.values()))
+    folder = artifacts.runs_dir() / profile
+    _check_writable(folder, figures)
+    at_once = profiles.profile(profile)["common"].get("at_once", 1)
+    beside = [t for t in todo if t.stem[:2] != VICTIM and t.stem != stems()[-1]]
+    given, jobs = _jobs(at_once, len(beside))
+    for task in chosen:
+        order = {"figures": str(figures), "device": artifacts.processor(), "cores": 0}
+        if task in beside and min(jobs, len(beside)) > 1:
+            order["cores"] = max(1, _cores() // jobs)
+        _mark(task, order)
+    longest = sorted(chosen, key=lambda t: -_times(figures).get(t.stem, {}).get("seconds", 1e9))
+    arguments = [*given, f"FOLDER={_relative(folder)}", *(_relative(t.executed) for t in longest)]
+    print(shlex.join(arguments))
+
+
+def _jobs(at_once: int, most: int) -> tuple[list[str], int]:
+    """Return make's argument for notebooks side by side, unless its user gave one, and their number."""
+    asked = re.search(r"(?:^|\s)-j\s*(\d*)(?:\s|$)", os.environ.get("MAKEFLAGS", ""))
+    if asked is None:
+        return [f"-j{at_once}"], at_once
+    return [], int(asked[1]) if asked[1] else max(most, 1)
+
+
+def _cores() -> int:
+    import joblib
+
+    return joblib.cpu_count()
+
+
+def _mark(task: Task, order: dict[str, Any]) -> None:
+    """Make a notebook's mark newer than its executed copy where it must run, else older."""
+    if task.reason or not task.mark.exists():
+        order |= {"key": task.key, "parameters": task.parameters, "reason": task.reason}
+        files.write_json(task.mark, order)
+    if not task.reason:
+        os.utime(task.executed)
+
+
+def _relative(path: Path) -> str:
+    """Return a path as make takes it: within the repository, relative; never one with a space."""
+    name = str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+    if re.search(r"[\s%:#$*?\[\]\\=]", name):
+        raise ValueError(f"make cannot work in {name!r}: set CONTSTEAL_RUNS to a plainer folder")
+    return name
+
+
+def _check_writable(*folders: Path) -> None:
+    """Raise StorageError before any work where results could not be kept."""
+    for folder in folders:
+        probe = folder / ".writable"
+        files.write_text(probe, " " * 2**16)
+        probe.unlink(missing_ok=True)
+
+
+def plan(profile: str, only: Sequence[str], force: bool) -> None:
+    """Print what `make paper` would run, why, how long it took, and which data are missing."""
+    from contsteal.lab import artifacts
+
+    times = _times(artifacts.figures_dir() / profile)
+    for task in tasks(profile, only, force):
+        took = times.get(task.stem)
+        time_taken = f", {took['seconds']:.0f} s on {took['device']}" if took else ""
+        print(f"  {task.stem}: {task.reason + time_taken if task.reason else 'up to date'}")
+    for problem in missing_data(profile).values():
+        print(f"  missing: {problem}")
+
+
+def fetch(profile: str) -> None:
+    """Fetch the data sets of a profile that can be fetched; raise ValueError for those that miss then."""
+    from contsteal import data
+    from contsteal.data import torchsets
+
+    needs = needed_data(profile)
+    torchsets.fetch({name: needs[name] for name in needs if name in torchsets.NAMES})
+    problems = missing_data(profile)
+    for name in needs.keys() - problems.keys():
+        print(f"{name}: present ({data.data_dir() if name in torchsets.NAMES else 'your own'})")
+    if problems:
+        raise ValueError("\n".join(f"{name}: missing: {p}" for name, p in problems.items()))
+
+
+# ----------------------------------------------------------------------- execution of one
+
+
+def execute(executed: Path) -> None:
+    """Execute the notebook of this copy as it was prepared; the copy appears only on success."""
+    stem, mark = executed.stem, executed.parent / ".keys" / executed.stem
+    with _locked(mark.with_suffix(".lock"), stem):
+        order = json.loads(mark.read_text())
+        if _changed(executed) >= _changed(mark) and _record(executed).get("key") == order["key"]:
+            return  # by another run, meanwhile
+        print(f"{stem}: {order['reason']}", flush=True)
+        figures, start = Path(order["figures"]), time.time()
+        if order["key"]["tables"] != files.key(""):  # the others have written theirs meanwhile
+            order["key"]["tables"] = files.key(_tables(figures))
+        before = {path: _changed(path) for path in figures.glob("*")}
+        _set_environment(order, f"{executed.parent.name}/{stem}")
+        _run_cells(stem, _partial(executed), order["parameters"])
+        _partial(executed).replace(executed)
+        made = [p for p in figures.glob("*") if _changed(p) != before.get(p) and _belongs(p, stem)]
+        files.write_json(executed.with_suffix(".json"), {
+            "key": order["key"], "outputs": {p.name: _digest(p) for p in sorted(made)},
+            "seconds": round(time.time() - start, 1), "started": start, "device": order["device"],
+            "date": date.today().isoformat(), "artifacts": _artifacts_since(executed, start),
+        })  # fmt: skip
+        print(f"{stem}: done in {time.time() - start:.1f} s", flush=True)
+
+
+@contextmanager
+def _locked(path: Path, stem: str) -> Iterator[None]:
+    """Hold a lock that ends with this process, so that no notebook is executed twice at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{stem}: waiting for another run of this profile, which executes it", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _belongs(path: Path, stem: str) -> bool:
+    return path.name[:2] == stem[:2] or (path.name == SUMMARY and stem == stems()[-1])
+
+
+def _artifacts_since(executed: Path, start: float) -> int:
+    """Return how many artifacts were made since then, by the notebooks that ran beside this one, too."""
+    made = (executed.parent.parent / "artifacts").glob("*/manifest.json")
+    return sum(path.stat().st_mtime >= start for path in made)
+
+
+def _set_environment(order: Mapping[str, Any], name: str) -> None:
+    """Set what a notebook's kernel inherits: where figures go, its name, its share of the cores."""
+    os.environ |= {"CONTSTEAL_FIGURES": str(Path(order["figures"]).parent)}
+    os.environ |= {"CONTSTEAL_NOTEBOOK": name}
+    os.environ.setdefault("TQDM_MININTERVAL", "30")
+    if order["cores"]:  # more threads than cores would wait for each other
+        for variable in ("OMP_NUM_THREADS", "CONTSTEAL_WORKERS"):
+            os.environ.setdefault(variable, str(order["cores"]))
+
+
+def _run_cells(stem: str, partial: Path, values: dict[str, Any]) -> None:
+    """Write the executed copy cell by cell; raise NotebookFailed where it does not get to its end."""
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
+
+    try:
+        with _ended_children(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # papermill's own, about its metadata
+            papermill.execute_notebook(
+                NOTEBOOKS / f"{stem}.ipynb", partial, values, kernel_name="python3", cwd=ROOT,
+                progress_bar=False, coalesce_streams=True,
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+                config=Config(AsyncKernelManager={"transport_encryption": "auto"}),
+            )  # fmt: skip
+    except DeadKernelError as error:
+        raise NotebookFailed(
+            f"{stem}: the kernel died, most likely for want of memory; the executed copy is kept "
+            f"at {partial}"
+        ) from error
+    except PapermillExecutionError as error:  # papermill adds one cell, with the parameters
+        raise NotebookFailed(
+            f"{stem}, code cell {error.exec_count - 1}:\n\n{error.source}\n\n{error.ename}: "
+            f"{error.evalue}\n\nthe executed copy is kept at {partial}"
+        ) from error
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _ended_children() -> Iterator[None]:
+    """End the kernel and its workers at the end, which Ctrl-C does not reach."""
+    import psutil
+
+    this = psutil.Process()
+    before = {*this.children()}
+    try:
+        yield
+    finally:
+        children = {*this.children()} - before
+        for child in [*children]:
+            with suppress(psutil.NoSuchProcess):
+                children |= {*child.children(recursive=True)}
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                child.terminate()
+        for child in psutil.wait_procs(children, timeout=5)[1]:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+
+
+# -------------------------------------------------------------------------------- durations
+
+
+def finish(profile: str, since: float) -> None:
+    """Keep how long the notebooks took, and write the summary again with it."""
+    from contsteal.lab import artifacts
+    from contsteal.paper.figures import write_summary
+
+    folder, figures = artifacts.runs_dir() / profile, artifacts.figures_dir() / profile
+    with _locked(folder / ".keys" / "finish.lock", "summary"):
+        records = {s: r for s in stems() if (r := _record(folder / f"{s}.ipynb"))}
+        if len(records) == len(stems()) and all(r["started"] >= since for r in records.values()):
+            records[WHOLE] = {
+                "seconds": round(time.time() - since, 1), "device": artifacts.processor(),
+                "artifacts": max(r["artifacts"] for r in records.values()),
+            }  # fmt: skip
+        known = _times(figures)
+        for name, record in records.items():
+            # A run that made fewer artifacts read the others back: its time is not the notebook's.
+            if record["artifacts"] >= known.get(name, {}).get("artifacts", 0):
+                known[name] = {k: record[k] for k in ("seconds", "device", "artifacts")}
+        files.write_json(figures / TIMINGS, known)
+        with suppress(ValueError):  # no results yet
+            write_summary(profile)
+    print(f"figures, numbers and {SUMMARY}: {figures}")
+
+
+def _times(figures: Path) -> dict[str, dict[str, Any]]:
+    known = files.read_json(figures / TIMINGS)
+    return known if isinstance(known, dict) else {}
+
+
+def timings_table(folder: Path) -> str:
+    """Return what each notebook took as a Markdown table, or that nothing is recorded."""
+    from tabulate import tabulate
+
+    times = _times(folder)
+    if not times:
+        return "No durations are recorded."
+    names = sorted(times.keys() - {WHOLE}) + [WHOLE] * (WHOLE in times)
+    rows = [(name, times[name]["seconds"], times[name].get("device", "-")) for name in names]
+    table = tabulate(rows, headers=["notebook", "seconds", "device"], tablefmt="pipe")
+    total = sum(times[name]["seconds"] for name in names if name != WHOLE)
+    overlap = WHOLE in times and total > times[WHOLE]["seconds"]
+    note = "\n\nNotebooks ran side by side, so their seconds overlap."
+    return table + note if overlap else table
+
+
+# ------------------------------------------------------------------------------ command line
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line, do what it says, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="contsteal.paper.notebooks", description=__doc__)
+    parser.add_argument("command", choices=("prepare", "plan", "data", "execute", "finish"))
+    parser.add_argument("executed", nargs="?", type=Path, help="of `execute`: the copy to make")
+    parser.add_argument(
+        "--profile", default="auto", help="a profile; auto: what the machine allows"
+    )
+    parser.add_argument("--only", nargs="*", default=[], help="notebooks by name or number")
+    parser.add_argument("--force", action="store_true", help="run also what is up to date")
+    parser.add_argument("--since", type=float, default=0.0, help="of `finish`: when make began")
+    try:
+        _command(parser.parse_args(arguments))
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _command(given: argparse.Namespace) -> None:
+    if given.command == "execute":
+        signal.signal(signal.SIGTERM, _interrupt)
+        execute(given.executed.resolve())
+        return
+    from contsteal.lab import artifacts
+
+    profile, why = choose_profile(given.profile)
+    if given.command == "finish":
+        finish(profile, given.since)
+        return
+    # What `prepare` writes to the standard output goes to make.
+    out = sys.stderr if given.command == "prepare" else sys.stdout
+    print(f"profile {profile} on {artifacts.processor()}: {why}", file=out, flush=True)
+    if given.command == "data":
+        fetch(profile)
+    else:
+        {"prepare": prepare, "plan": plan}[given.command](profile, given.only, given.force)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

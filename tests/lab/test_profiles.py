@@ -1,0 +1,147 @@
+"""Profiles: every stored one is right, and each mistake is named with its place in one sentence."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contsteal import attacks, methods
+from contsteal.lab import profiles
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(profiles, "PROFILES", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", profiles.names())
+def test_stored_profiles_are_right_and_can_be_trained(name: str) -> None:
+    common = profiles.profile(name)["common"]
+    assert profiles.config(common).image_size == common["image_size"]
+    assert profiles.config(common, "supervised").epochs > 0
+    assert attacks.Config(**common["surrogate"]).epochs > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("notebook: {}", "tiny.yaml: no parameter 'notebook'; it has about, common, notebooks, exp"),
+        ("common: {dta: shapes}", "tiny.yaml, common: no parameter 'dta'; it has data, image_size"),
+        ("common: {victim: {epoch: 3}}", "tiny.yaml, victim: no parameter 'epoch'; it has method, "),
+        ("common: {surrogate: {epoch: 3}}", "tiny.yaml, surrogate: no parameter 'epoch'; it has att"),
+        ("common: {methods: {mocoo: {}}}", "tiny.yaml, methods: no parameter 'mocoo'; it has simclr"),
+        ("common: {methods: {moco: {lr: x}}}", "methods.moco.lr='x' should be a valid number"),
+        ("common: {victim: {lr: 1e-3}}", "tiny.yaml: victim.lr='1e-3' should be a valid number; YAML "
+         "reads 1e-3 as text, write 1.0e-3"),
+        ("common: {victim: {epochs: 3.0}}", "victim.epochs=3.0 should be a valid integer"),
+        ("common: {victim: {epochs: true}}", "victim.epochs=True should be a valid integer"),
+        ("common: {surrogate: {negatives: all}}", "surrogate.negatives='all' should be 'both', 'vict"),
+        ("common: {victim: 3}", "tiny.yaml: victim=3 should be a valid dictionary"),
+        ("common: {image_size: '32'}", "image_size='32' should be a valid integer"),
+        ("notebooks: [a]", "notebooks=['a'] should be a valid dictionary"),
+        ("expectations: [{encoder: a, task: b, metric: mrr}]",
+         "expectations[0].metric='mrr' should be 'accuracy' or 'knn'"),
+        ("expectations: [{encoder: a, metric: knn}]", "expectations[0].task is needed"),
+        ("common: {watermark: {kind: rotation}}", "watermark: epochs are needed, 1 or more"),
+        ("common: {watermark: {epochs: 0}}", "watermark.epochs=0 should be greater than or equal to 1"),
+        ("common: {watermark: {epochs: 1, kind: sslguard, start: scratch}}", "start is victim"),
+        ("common: [", "tiny.yaml is not YAML"),
+        ("- 1", "tiny.yaml: a section 'common' is needed; copy one from demo.yaml"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_with_its_place(folder: Path, text: str, message: str) -> None:
+    common = "" if "common" in text or text.startswith("-") else "common: {data: shapes}\n"
+    (folder / "tiny.yaml").write_text(common + text)
+    with pytest.raises(ValueError) as raised:  # noqa: PT011 the message follows
+        profiles.profile("tiny")
+    assert message in str(raised.value)
+
+
+def test_each_mistake_has_a_sentence(folder: Path) -> None:
+    (folder / "tiny.yaml").write_text("common: {workers: a, victim: {epochs: b}}\nabout: 3")
+    with pytest.raises(ValueError, match="about=3") as raised:
+        profiles.profile("tiny")
+    assert len(str(raised.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize("name", ["huge", "../../x", "/etc/passwd", "", "tiny.yaml"])
+def test_only_profiles_of_the_folder_exist(folder: Path, name: str) -> None:
+    (folder / "tiny.yaml").write_text("common: {}")
+    with pytest.raises(ValueError, match=f"unknown profile '{name}': choose one of tiny"):
+        profiles.profile(name)
+
+
+def test_values_are_returned_as_written(folder: Path) -> None:
+    """A whole number for a float stays one: it is part of the keys of stored artifacts."""
+    (folder / "tiny.yaml").write_text("common: {price: 1, victim: {lr: 1}}")
+    assert profiles.profile("tiny") == {"common": {"price": 1, "victim": {"lr": 1}}}
+    assert type(profiles.profile("tiny")["common"]["price"]) is int
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dta": 3}, "changes of smoke: no parameter 'dta'"),
+        ({"query_images": "9"}, "changes of smoke: query_images='9' should be a valid integer"),
+        ({"method": "mocoo"}, "method='mocoo' should be 'simclr', 'moco'"),
+        ({"watermark": {"lr": 0.1}}, "changes of smoke, watermark: epochs are needed"),
+    ],
+)
+def test_changes_are_checked_too(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as raised:  # noqa: PT011 the message follows
+        profiles.changed("smoke", changes)
+    assert message in str(raised.value)
+
+
+def test_changes_replace_settings_and_name_the_method() -> None:
+    settings, method = profiles.changed("smoke", {"query_images": 7, "method": "byol"})
+    assert (settings["query_images"], settings["query_split"], method) == (7, "train", "byol")
+    assert "method" not in settings
+    assert profiles.changed("smoke", {})[1] is None
+
+
+def test_another_method_keeps_the_victims_settings_but_not_those_of_its_method() -> None:
+    common = {"image_size": 32, "victim": {"method": "simclr", "temperature": 0.1, "epochs": 3},
+              "methods": {"moco": {"queue": 64}}}  # fmt: skip
+    moco = profiles.config(common, "victim", "moco")
+    assert (moco.method, moco.temperature, moco.epochs, moco.queue) == ("moco", None, 3, 64)
+    simclr = profiles.config(common)
+    assert (simclr.temperature, simclr.queue) == (0.1, methods.Config.queue)
+
+
+def test_weights_are_looked_for_in_the_repository() -> None:
+    victim = {"method": "ready", "weights": "a.pth"}
+    config = profiles.config({"image_size": 32, "victim": victim})
+    assert config.weights == str(profiles.artifacts.ROOT / "a.pth")
+
+
+def test_defaults_of_a_watermark_are_filled_in() -> None:
+    assert profiles.watermark({}) == {}
+    filled = profiles.watermark({"epochs": 2, "lr": 1})
+    assert filled == {
+        "kind": "rotation", "start": "victim", "epochs": 2, "images": 0, "batch": 0, "lr": 1,
+        "weight": 1.0, "trained_head": True, "data": "",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("default", "right", "wrong"),
+    [
+        (0.1, [0.2, 1], ["1e-3", True, None]),
+        (1, [2], [2.0, True, "2"]),
+        (True, [False], [0]),
+        ("a", [""], [1, None]),
+        ([1], [[2, 3]], [[], 1, ["a"], [2.5]]),
+        ([], [[], ["a", 1]], [1]),
+        ([["a", "b", 1]], [[["c", "d", 2], ["e", "f", 3]]], [[["c", "d"]], [["c", 1, 2]], ["c"]]),
+        ({"a": 1}, [{}, {"b": "c"}], [[1], 1]),
+        (None, [None, 1, "a"], []),
+    ],
+)
+def test_a_value_is_of_its_defaults_type(default: object, right: list, wrong: list) -> None:
+    for value in right:
+        profiles.check({"x": value}, {"x": default, "y": 1}, "here")
+    for value in wrong:
+        with pytest.raises(ValueError, match=r"^here: x"):
+            profiles.check({"x": value}, {"x": default}, "here")

@@ -1,0 +1,466 @@
+"""Notebooks as a graph: strict parameters, reasons, rename on success, failure, kills, two at once."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import joblib
+import nbformat
+import psutil
+import pytest
+import torch
+from nbformat.v4 import new_code_cell, new_notebook
+
+from contsteal import data, files
+from contsteal.data import torchsets
+from contsteal.lab import artifacts, profiles
+from contsteal.paper import notebooks
+
+FIRST, LAST = "00_first", "01_last"
+WRITE = """
+from pathlib import Path
+import os
+folder = Path(os.environ["CONTSTEAL_FIGURES"]) / profile
+folder.mkdir(parents=True, exist_ok=True)
+(folder / "00_numbers.csv").write_text("a\\n1\\n")
+"""
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with two tiny notebooks and a profile, in the place of the repository's."""
+    (tmp_path / "notebooks" / "profiles").mkdir(parents=True)
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path / "notebooks")
+    monkeypatch.setattr(profiles, "PROFILES", tmp_path / "notebooks" / "profiles")
+    for name in ("runs", "figures"):
+        monkeypatch.setenv(f"CONTSTEAL_{name.upper()}", str(tmp_path / name))
+    for name in ("CONTSTEAL_MODE", "CONTSTEAL_PRECISION", "MAKEFLAGS"):
+        monkeypatch.delenv(name, raising=False)
+    write_profile(tmp_path)
+    write_notebook(tmp_path, FIRST, "1 + 1")
+    write_notebook(tmp_path, LAST, "2 + 2")
+    return tmp_path
+
+
+def write_profile(desk: Path, extra: str = "", common: str = "{data: shapes}") -> None:
+    path = desk / "notebooks" / "profiles" / "tiny.yaml"
+    path.write_text(f"about: test\ncommon: {common}\n{extra}\n")
+
+
+def write_notebook(desk: Path, stem: str, *code: str) -> None:
+    cells = ["profile = 'demo'\nlr = 0.1\nn = [1]", *code]
+    book = new_notebook(cells=[new_code_cell(cell) for cell in cells])
+    book.cells[0].metadata["tags"] = ["parameters"]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    book.metadata["kernelspec"] = kernel
+    nbformat.write(book, desk / "notebooks" / f"{stem}.ipynb")
+
+
+def reasons(*only: str, force: bool = False) -> dict[str, str]:
+    """Return the reasons, and check that the marks say the same to make."""
+    chosen = notebooks.tasks("tiny", only, force)
+    for task in chosen:
+        notebooks._mark(task, {"figures": "", "device": "", "cores": 0})
+        executed = notebooks._changed(task.executed)
+        assert (notebooks._changed(task.mark) > executed) == bool(task.reason)
+    return {task.stem: task.reason for task in chosen}
+
+
+def command(*arguments: str) -> int:
+    return notebooks.main([*arguments, "--profile", "tiny"])
+
+
+def run(capsys: pytest.CaptureFixture[str], *options: str) -> int:
+    """Do what `make paper` does, one notebook after another; return the exit code."""
+    capsys.readouterr()
+    if command("prepare", *options):
+        return 1
+    todo = capsys.readouterr().out.split()
+    copies = sorted(word for word in todo if word.endswith(".ipynb"))
+    return next((code for copy in copies if (code := notebooks.main(["execute", copy]))), 0)
+
+
+# ------------------------------------------------------------------------- what must run
+
+
+def test_parameters_are_the_defaults_with_the_profile(desk: Path) -> None:
+    write_profile(desk, f"notebooks:\n  {FIRST}: {{lr: 1.0e-3, n: [2, 3]}}\n")
+    assert notebooks.parameters(FIRST, "tiny") == {"profile": "tiny", "lr": 0.001, "n": [2, 3]}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("{learning_rate: 0.1}", r"no parameter 'learning_rate'; it has profile, lr, n"),
+        ("{lr: 1e-3}", r"lr='1e-3' should be a valid number; YAML reads 1e-3 as text"),
+        ("{n: 3}", r"n=3 should be a valid list"),
+        ("{n: [a]}", r"n\[0\]='a' should be a valid integer"),
+        ("{n: []}", r"n=\[\]: at least one value is needed"),
+        ("{lr: true}", r"lr=True should be a valid number"),
+    ],
+)
+def test_misspelt_and_mistyped_parameters_are_refused_before_anything_runs(
+    desk: Path, capsys: pytest.CaptureFixture[str], given: str, message: str
+) -> None:
+    write_profile(desk, f"notebooks:\n  {LAST}: {given}\n")
+    assert command("prepare") == 1
+    printed = capsys.readouterr()
+    assert re.search(rf"error: tiny.yaml, {LAST}.*{message}", printed.err)
+    assert (printed.out, (desk / "runs").exists()) == ("", False)
+
+
+def test_unknown_names_list_the_known(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("huge", "../tiny", str(desk / "notebooks" / "profiles" / "tiny")):
+        assert notebooks.main(["plan", "--profile", name]) == 1
+        assert f"unknown profile {name!r}: choose one of tiny" in capsys.readouterr().err
+    assert command("plan", "--only", "07") == 1
+    assert f"unknown notebook '07': choose one of {FIRST}, {LAST}" in capsys.readouterr().err
+    write_profile(desk, "notebooks:\n  00_frist: {lr: 0.1}\n")
+    assert command("plan") == 1
+    assert "unknown notebook '00_frist'" in capsys.readouterr().err
+
+
+def test_a_notebook_without_parameters_is_refused(desk: Path) -> None:
+    book = nbformat.read(desk / "notebooks" / f"{FIRST}.ipynb", as_version=4)
+    book.cells[0].metadata["tags"] = []
+    nbformat.write(book, desk / "notebooks" / f"{FIRST}.ipynb")
+    with pytest.raises(ValueError, match="has 0 cells tagged 'parameters'"):
+        notebooks.tasks("tiny")
+
+
+def test_only_and_force_choose_what_runs(desk: Path) -> None:
+    assert reasons("01") == {LAST: "never"}
+    assert reasons(force=True) == {FIRST: "forced", LAST: "forced"}
+
+
+def test_a_run_is_followed_by_none_until_something_changes(
+    desk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each change is one word, and taking it back is as if nothing had been."""
+    write_notebook(desk, FIRST, WRITE, "from contsteal import losses", "assert lr == 0.1")
+    assert run(capsys) == 0
+    none = {FIRST: "", LAST: ""}
+    assert reasons() == none
+    assert run(capsys) == 0
+    assert "nothing to do" not in capsys.readouterr().out
+
+    table, numbers = desk / "figures" / "tiny" / "00_numbers.csv", "a\n1\n"
+    changes: list[tuple[str, Callable[[], object], Callable[[], object]]] = [
+        ("parameters", lambda: write_profile(desk, f"notebooks: {{{FIRST}: {{lr: 0.2}}}}"),
+         lambda: write_profile(desk)),
+        ("settings", lambda: write_profile(desk, common="{data: digits}"), lambda: write_profile(desk)),
+        ("settings", lambda: write_profile(
+            desk, "expectations: [{encoder: a, task: b, metric: knn, low: 0.5}]"),
+         lambda: write_profile(desk)),
+        ("code", lambda: write_notebook(desk, FIRST, WRITE, "3"),
+         lambda: write_notebook(desk, FIRST, WRITE, "from contsteal import losses", "assert lr == 0.1")),
+        ("outputs", lambda: table.write_text("a\n2\n"), lambda: table.write_text(numbers)),
+        ("outputs", table.unlink, lambda: table.write_text(numbers)),
+        ("machine", lambda: monkeypatch.setenv("CONTSTEAL_MODE", "exact"),
+         lambda: monkeypatch.delenv("CONTSTEAL_MODE")),
+    ]  # fmt: skip
+    for word, change, back in changes:
+        change()
+        found = reasons()
+        assert (found[FIRST], found[LAST]) == (
+            word,
+            "tables" if word in ("code", "outputs") else found[LAST],
+        )
+        assert found[LAST] != ""
+        back()
+        assert reasons() == none, word
+
+    (desk / "figures" / "tiny" / "extra.csv").write_text("b\n1\n")
+    assert reasons() == {FIRST: "", LAST: "tables"}
+
+
+def test_a_module_that_a_notebook_imports_counts_and_others_do_not(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`losses` is imported by the first notebook alone, `seeds` by what it imports or by none."""
+    write_notebook(desk, FIRST, "from contsteal import losses")
+
+    def package() -> dict[str, str]:
+        return {task.stem: task.key["package"] for task in notebooks.tasks("tiny")}
+
+    before, real = package(), artifacts.source_key
+    monkeypatch.setattr(
+        artifacts, "source_key", lambda path: "new" if path.name == "losses.py" else real(path)
+    )
+    after = package()
+    assert (before[FIRST] != after[FIRST], before[LAST] != after[LAST]) == (True, False)
+
+
+def test_imports_are_read_from_code() -> None:
+    code = "import numpy, contsteal.files\ndef f():\n    from contsteal.lab import sweeps as s, nothing"
+    assert notebooks.imports(code) == ["contsteal.files", "contsteal.lab", "contsteal.lab.sweeps"]
+
+
+def test_weights_of_ready_victims_count(desk: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.pt"
+    victim = f"{{method: ready, encoder: test_resnet, weights: {weights}}}"
+    write_profile(desk, common=f"{{data: shapes, image_size: 32, victim: {victim}}}")
+    torch.save({"a": torch.zeros(1)}, weights)
+    before = notebooks.tasks("tiny")[0].key
+    torch.save({"a": torch.ones(1)}, weights)
+    after = notebooks.tasks("tiny")[0].key
+    assert {part for part in before if before[part] != after[part]} == {"weights"}
+
+
+# ------------------------------------------------------------------------ what goes wrong
+
+
+def test_a_failing_notebook_shows_its_cell_keeps_its_copy_and_fails_again(
+    desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_notebook(desk, FIRST, "raise RuntimeError('out of paper')")
+    for _ in range(2):
+        assert run(capsys) == 1
+        printed = capsys.readouterr().err
+        assert f"{FIRST}, code cell 2" in printed
+        assert "RuntimeError: out of paper" in printed
+        assert (desk / "runs" / "tiny" / f"{FIRST}.partial.ipynb").is_file()
+        assert not (desk / "runs" / "tiny" / f"{FIRST}.ipynb").exists()
+    assert reasons()[FIRST] == "failed"
+
+
+def test_a_dead_kernel_is_named(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_notebook(desk, FIRST, "import os; os._exit(1)")
+    assert run(capsys, "--only", "00") == 1
+    assert "the kernel died" in capsys.readouterr().err
+
+
+def test_a_damaged_record_is_a_reason(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "--only", "00") == 0
+    for text in ("[]", "{", '{"key": {}}'):
+        (desk / "runs" / "tiny" / f"{FIRST}.json").write_text(text)
+        assert reasons()[FIRST] == "outputs"
+
+
+def test_a_folder_that_cannot_be_written_is_named(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (desk / "file").write_text("not a folder")
+    for name, path, message in (
+        ("CONTSTEAL_FIGURES", desk / "file", "cannot be written"),
+        ("CONTSTEAL_RUNS", desk / "file", "cannot be written"),
+        ("CONTSTEAL_RUNS", desk / "a b", "set CONTSTEAL_RUNS to a plainer folder"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, str(path))
+            assert command("prepare") == 1
+        assert message in capsys.readouterr().err
+
+
+def test_an_unknown_mode_is_refused(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONTSTEAL_MODE", "exakt")
+    assert command("prepare") == 1
+    assert not (desk / "runs").exists()
+
+
+# -------------------------------------------------------------------------- data and profile
+
+
+def test_missing_data_is_said_before_any_notebook_runs(
+    desk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATA_DIR", str(desk / "data"))
+    write_profile(desk, common="{data: cifar10, query_data: shapes}")
+    assert command("prepare") == 1
+    printed = capsys.readouterr()
+    assert re.search("cifar10 is not complete.*170.5 MB.*make data", printed.err)
+    assert (printed.out, (desk / "runs" / "tiny").exists()) == ("", False)
+    assert command("plan") == 0
+    assert "missing: cifar10 is not complete" in capsys.readouterr().out
+
+
+def test_make_data_fetches_what_a_profile_and_its_notebooks_read_and_says_what_is_missing(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(torchsets, "fetch", asked.append)
+    monkeypatch.setattr(data, "locate", lambda name, splits, size: exec(f"raise ValueError('{size}')")
+                        if name.startswith("folder") else desk)  # fmt: skip
+    write_profile(desk, common="{data: 'folder:/x', image_size: 16, query_data: svhn}")
+    assert command("data") == 1
+    assert asked == [{"svhn": {"train"}}]
+    printed = capsys.readouterr()
+    assert "svhn: present" in printed.out
+    assert "error: folder:/x: missing: 16" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("device", "missing", "chosen"),
+    [("cpu", {}, "demo"), ("cuda", {"cifar10": "no"}, "synthetic"), ("cuda", {}, "paper")],
+)
+def test_auto_looks_at_the_hardware_and_the_data(
+    monkeypatch: pytest.MonkeyPatch, device: str, missing: dict[str, str], chosen: str
+) -> None:
+    monkeypatch.setattr(artifacts, "device", lambda: torch.device(device))
+    monkeypatch.setattr(notebooks, "missing_data", lambda name: missing)
+    profile, why = notebooks.choose_profile("auto")
+    assert profile == chosen
+    assert "CUDA GPU" in why
+    assert all(name in why for name in missing)
+
+
+def test_plan_starts_with_profile_device_and_why_and_shows_stored_times(
+    desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = {FIRST: {"seconds": 61.2, "device": "a CPU", "artifacts": 3}}
+    files.write_json(desk / "figures" / "tiny" / notebooks.TIMINGS, times)
+    assert command("plan") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        f"profile tiny on {artifacts.processor()}: asked for",
+        f"  {FIRST}: never, 61 s on a CPU", f"  {LAST}: never",
+    ]  # fmt: skip
+    assert not (desk / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [("", (["-j2"], 2)), ("s -- PROFILE=demo", (["-j2"], 2)), ("kj", (["-j2"], 2)),
+     (" -j8 --jobserver-auth=3,4", ([], 8)), (" -j1", ([], 1)), ("s -j --jobserver-auth=3,4", ([], 5))],
+)  # fmt: skip
+def test_jobs_are_the_profiles_unless_make_was_given_some(
+    monkeypatch: pytest.MonkeyPatch, flags: str, expected: tuple[list[str], int]
+) -> None:
+    monkeypatch.setenv("MAKEFLAGS", flags)
+    assert notebooks._jobs(2, 5) == expected
+
+
+# -------------------------------------------------------------------------------- durations
+
+
+def test_a_time_is_kept_unless_artifacts_were_read_back(desk: Path) -> None:
+    figures, runs = desk / "figures" / "tiny", desk / "runs" / "tiny"
+    kept = []
+    for seconds, made in ((9.0, 5), (2.0, 0), (4.0, 3), (8.0, 5), (7.0, 9)):
+        record = {"seconds": seconds, "artifacts": made, "device": "CPU", "started": 0.0}
+        files.write_json(runs / f"{FIRST}.json", record | {"key": {}, "outputs": {}})
+        notebooks.finish("tiny", since=1.0)
+        kept.append(files.read_json(figures / notebooks.TIMINGS)[FIRST]["seconds"])
+    assert kept == [9.0, 9.0, 9.0, 8.0, 7.0]
+    assert "in all" not in notebooks.timings_table(figures)
+
+
+def test_the_table_of_times_in_closed_values(tmp_path: Path) -> None:
+    assert notebooks.timings_table(tmp_path) == "No durations are recorded."
+    times = {"b": {"seconds": 30.0, "device": "CPU"}, "a": {"seconds": 20.5}}
+    files.write_json(tmp_path / notebooks.TIMINGS, times)
+    table = "| notebook | seconds | device |\n| a | 20.5 | - |\n| b | 30 | CPU |"
+    assert plain(notebooks.timings_table(tmp_path)) == table
+    whole = {notebooks.WHOLE: {"seconds": 40.0, "device": "CPU"}}
+    files.write_json(tmp_path / notebooks.TIMINGS, times | whole)
+    found = plain(notebooks.timings_table(tmp_path))
+    assert found.startswith(f"{table}\n| in all | 40 | CPU |\n")
+    assert "overlap" in found
+
+
+def plain(table: str) -> str:
+    return re.sub(" +", " ", re.sub(r"\|[-:|]+\|\n", "", table))
+
+
+# --------------------------------------------------------------------------------- by make
+
+STAGED = ("00_first", "01_victim", "02_third", "03_fourth", "04_figures")
+NOTE = "import os; print('x'); open({log!r}, 'a').write({stem!r} + os.environ.get('OMP_NUM_THREADS', '') + ' ')"
+MEET = """
+import pathlib, time
+pathlib.Path({mine!r}).touch()
+for _ in range(600):
+    if pathlib.Path({other!r}).exists(): break
+    time.sleep(0.1)
+else: raise RuntimeError("alone")
+"""
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A repository of five tiny notebooks, of which two may run side by side."""
+    root = artifacts.ROOT
+    shutil.copytree(root / "contsteal", tmp_path / "contsteal")
+    shutil.copy(root / "Makefile", tmp_path)
+    (tmp_path / "notebooks" / "profiles").mkdir(parents=True)
+    write_profile(tmp_path, common="{data: shapes, at_once: 2}")
+    for stem in STAGED:
+        write_notebook(tmp_path, stem, NOTE.format(log=str(tmp_path / "log"), stem=stem[:2]))
+    return tmp_path
+
+
+def make(home: Path, *options: str) -> subprocess.Popen[str]:
+    own = {
+        k: v for k, v in os.environ.items() if not k.startswith(("CONTSTEAL_", "MAKE", "MFLAGS"))
+    }
+    own.pop("OMP_NUM_THREADS", None)
+    return subprocess.Popen(
+        ["make", "paper", "PROFILE=tiny", f"PYTHON={sys.executable}", *options], cwd=home, text=True,
+        env=own | {"PYTHONPATH": str(home)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def test_make_runs_the_graph_side_by_side_twice_at_once_each_notebook_once(copy: Path) -> None:
+    """The second and third wait for each other: one after the other they would never end."""
+    shared = NOTE.format(log=str(copy / "log"), stem="02")
+    places = [str(copy / name) for name in "ab"]
+    for stem, mine, other in ((STAGED[2], *places), (STAGED[3], *reversed(places))):
+        meet = MEET.format(mine=mine, other=other)
+        write_notebook(copy, stem, meet, shared.replace("02", stem[:2]))
+    both = [make(copy), make(copy)]
+    printed = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], printed
+    share = str(max(1, joblib.cpu_count() // 2))
+    words = (copy / "log").read_text().split()
+    assert words[0] == "01", "alone, on all cores"
+    assert sorted(words[1:4]) == [f"{n}{share}" for n in ("00", "02", "03")]
+    assert words[4:] == ["04"]
+    for process in printed:
+        assert process.startswith(f"profile tiny on {artifacts.processor()}: asked for\n")
+    assert "".join(printed).count(": done in") == 5
+    times = files.read_json(copy / "figures" / "tiny" / notebooks.TIMINGS)
+    assert times.keys() == {*STAGED, notebooks.WHOLE}
+    again = make(copy)
+    assert "nothing to do" in again.communicate()[0]
+
+
+def test_after_a_failure_no_other_notebook_begins(copy: Path) -> None:
+    write_notebook(copy, STAGED[1], "raise RuntimeError('no')")
+    process = make(copy)
+    printed = process.communicate()[0]
+    assert process.returncode == 2
+    assert "RuntimeError: no" in printed
+    assert not (copy / "log").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_kernels_and_leaves_nothing_half_done(
+    copy: Path, number: signal.Signals
+) -> None:
+    for stem in STAGED[2:4]:
+        write_notebook(copy, stem, f"open('{copy}/pid{stem}', 'w').write(str(__import__('os').getpid()))",
+                       "import time; time.sleep(600)")  # fmt: skip
+    process = make(copy, "NB=02 03")
+    pids = [copy / f"pid{stem}" for stem in STAGED[2:4]]
+    while not all(path.exists() and path.read_text() for path in pids):
+        assert process.poll() is None
+        time.sleep(0.1)
+    kernels = [psutil.Process(int(path.read_text())) for path in pids]
+    os.killpg(process.pid, number)
+    process.communicate(timeout=60)
+    assert psutil.wait_procs(kernels, timeout=20)[1] == []
+    assert process.returncode != 0
+    assert [
+        p.name for p in (copy / "runs" / "tiny").glob("*.ipynb") if "partial" not in p.name
+    ] == []
+    assert (
+        json.loads((copy / "runs" / "tiny" / ".keys" / STAGED[2]).read_text())["reason"] == "never"
+    )

@@ -1,0 +1,307 @@
+"""Sentences say what tables show, and no more than their seeds allow."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from contsteal.paper import sentences
+
+GOOD, NEAR = (0.2, 0.21, 0.22), (-0.02, 0.0, 0.03)
+BAD = tuple(-d for d in GOOD)
+
+
+def runs(shift: tuple[float, ...], **about: object) -> list[dict[str, object]]:
+    return [about | {"seed": seed, "accuracy": 0.5 + d, "agreement": 0.5, "cka": 0.5}
+            for seed, d in enumerate(shift)]  # fmt: skip
+
+
+def duel(shift: tuple[float, ...], **about: object) -> list[dict[str, object]]:
+    same = (0.0,) * len(shift)
+    return runs(same, attack="embedding", **about) + runs(shift, attack="cont-steal", **about)
+
+
+@pytest.mark.parametrize(
+    ("shift", "sentence"),
+    [
+        (GOOD, "Cont-Steal beats MSE by 21.0 points (95 % CI 18.5 to 23.5)"),
+        (BAD, "MSE beats Cont-Steal by 21.0 points (95 % CI 18.5 to 23.5)"),
+        (NEAR, "No reliable difference between Cont-Steal and MSE (+0.3 points, 95 % CI -5.9 to 6.6)"),
+        ((0.4,), "Cont-Steal minus MSE: +40.0 points (one seed, so no interval)"),
+        ((-0.00001,), "Cont-Steal minus MSE: +0.0 points (one seed, so no interval)"),
+    ],
+)  # fmt: skip
+def test_a_verdict_claims_what_the_interval_excludes_and_nothing_else(shift, sentence) -> None:
+    assert sentences.verdict(pd.DataFrame(duel(shift)), "cont-steal", "embedding") == sentence
+
+
+def test_an_attack_that_was_not_run_is_not_compared() -> None:
+    assert sentences.verdict(pd.DataFrame(duel(GOOD)), "cont-steal", "label") == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        ("embedding", "MSE"),
+        ("embedding, shuffled", "MSE, shuffled answers"),
+        ("not known", "not known"),
+        ("GaussianNoise(std=1.0, mean=5.0)", "noise, std 1.0, mean 5.0"),
+        ("Normalise() + TopK(8)", "normalised + top-k 8"),
+        ("B4B(lam=1e-06, alpha=1.0, beta=0.8)", "B4B"),
+    ],
+)
+def test_attacks_and_defences_have_names(value: str, name: str) -> None:
+    assert sentences.name(value) == name
+
+
+def test_two_values_never_share_a_name() -> None:
+    long, other = "B4B(a=1, b=2, c=3)", "B4B(a=1, b=2, c=4)"
+    assert sentences.names([long, "TopK(8)", "TopK(8)"]) == {long: "B4B", "TopK(8)": "top-k 8"}
+    assert sentences.names([long, other]) == {long: long, other: other}
+
+
+def test_two_by_two_gives_both_differences() -> None:
+    table = pd.DataFrame(duel(GOOD, views="clean") + duel(NEAR, views="augmented"))
+    title = sentences.two_by_two(table).title
+    assert "clean +21.0 points (95 % CI 18.5 to 23.5), augmented +0.3 points" in title
+
+
+def knobs(*shifts: tuple[float, ...]) -> pd.DataFrame:
+    rows = runs((0.0,) * 3, knob="as given", value=None)
+    rows += [r for i, shift in enumerate(shifts) for r in runs(shift, knob="lr", value=i / 10)]
+    return pd.DataFrame(rows)
+
+
+def test_ablations_are_counted_and_a_reliable_one_is_named() -> None:
+    found = sentences.ablations(knobs(GOOD, NEAR, BAD, BAD))
+    assert found.title.endswith("4 changes to Cont-Steal, one at a time: "
+                                "1 reliably helps (lr 0.0), 2 harm")  # fmt: skip
+    assert "lr 0.1: +0.3 points (95 % CI -5.9 to 6.6); lr 0.2: -21.0" in found.details
+    assert list(found.numbers["n"]) == [3] * 5, "knobs of numbers alone stay apart"
+    alone = sentences.ablations(knobs(BAD)).title
+    assert alone == "The default beats Cont-Steal with lr 0.0 by 21.0 points (95 % CI 18.5 to 23.5)"
+
+
+def test_an_ablation_of_no_knob_is_said_without_a_warning(recwarn) -> None:
+    found = sentences.ablations(knobs().astype({"value": float}))
+    assert (found.details, list(found.numbers["n"])) == ("", [3])
+    assert not recwarn.list
+
+
+def losses(*shifts: tuple[float, ...], victim: str = "v") -> list[dict[str, object]]:
+    about = {"task": "t", "victim": victim, "images": 8, "unique_inputs": 8, "calls": 8}
+    rows = [r for i, s in enumerate(shifts) for r in runs(s, attack=f"loss {i}", **about)]
+    return rows + runs((0.5,) * 3, attack="dear", **about | {"unique_inputs": 16})
+
+
+def test_best_and_worst_of_many_losses_need_more_than_those_of_two() -> None:
+    low, high, middle = (0.0, 0.0, 0.0), (0.08, 0.1, 0.12), (0.05, 0.05, 0.05)
+    two = sentences.losses(pd.DataFrame(losses(low, high)))
+    assert two.title.startswith("The best (loss 1) beats the worst (loss 0) of 2 losses by 10.0")
+    many = sentences.losses(pd.DataFrame(losses(low, high, *[middle] * 6))).title
+    assert many.startswith("No reliable difference between the best (loss 1) and the worst (loss 0) "
+                           "of 8 losses (+10.0 points, 99.8 % CI")  # fmt: skip
+    both = sentences.losses(pd.DataFrame(losses(low, high) + losses(high, low, victim="w")))
+    assert "(loss 0) of 2 losses on v" in both.title
+    assert "(loss 1) of 2 losses on w" in both.details
+    assert "dear" not in both.text, "two queries an image are no equal budget"
+
+
+def test_query_sets_are_compared_at_one_number_of_images() -> None:
+    about = {"victim": "v", "task": "t", "attack": "x"}
+    rows = [
+        r | {"unique_inputs": n, "calls": n}
+        for data, n, shift in (("own", 8, GOOD), ("far", 8, (0.0,) * 3), ("far", 80, (0.4,) * 3))
+        for r in runs(shift, query_data=data, images=n, **about)
+    ]
+    table = pd.DataFrame(rows)
+    found = sentences.queries(table)
+    assert found.title == ("Queries from own beats queries from far, 8 images each by 21.0 points "
+                           "(95 % CI 18.5 to 23.5)")  # fmt: skip
+    assert list(found.numbers.index) == ["x, 8 own", "x, 8 far", "x, 80 far"]
+    third = table[table["query_data"] == "far"].assign(query_data="near", accuracy=0.9)
+    title = sentences.queries(pd.concat([table, third])).title
+    assert (
+        title
+        == "Queries from own reliably beat 1 of 2 other query sets and lose to 1 (8 images each)"
+    )
+
+
+def test_settings_of_a_grid_are_counted_and_averaged_along_its_axes() -> None:
+    about = {"epochs": 1, "steps": 1, "views": "clean", "method": "simclr", "task": "t"}
+    rows = [
+        r
+        for images, data, shift in ((8, "a", GOOD), (8, "b", BAD), (16, "a", NEAR))
+        for r in duel(shift, images=images, query_data=data, **about)
+    ]
+    found = sentences.boundary(pd.DataFrame(rows))
+    assert found.title.endswith("reliably ahead in 1 of 3 settings, behind in 1")
+    assert found.details.endswith("query_data: a +10.7, b -21.0; images: 8 +0.0, 16 +0.3")
+    assert found.numbers["gain"].tolist() == pytest.approx([21, -21, 0.3])
+
+
+def lands(gains: list[float]) -> pd.DataFrame:
+    places = range(len(gains))
+    return pd.DataFrame({
+        "gain": gains, "effective_rank": places, "anisotropy": [i % 2 for i in places],
+        "norm_spread": [(3 * i) % 7 for i in places], "method": "x", "query_data": "y",
+    })  # fmt: skip
+
+
+def test_a_correlation_needs_points_and_is_corrected_for_three_measures() -> None:
+    assert sentences.geometry(lands([0.1, 0.2])).title.startswith("A correlation needs 5")
+    rising = sentences.geometry(lands([0.1 * i for i in range(8)])).title
+    assert rising.startswith("Effective rank (+1.00) reliably correlates with Cont-Steal's gain")
+    mixed = sentences.geometry(lands([0.3, 0.1, 0.2, 0.35, 0.0, 0.15])).title
+    assert mixed == "None of 3 measures reliably correlates with Cont-Steal's gain over MSE (n = 6)"
+
+
+def test_a_collapse_is_named() -> None:
+    table = pd.DataFrame(
+        {"method": ["x", "y"], "epoch": [2, 2], "knn": [0.5, 0.1], "spread": [1, 0]}
+    )
+    assert sentences.training(table).title.endswith("x 50 %, y 10 %; collapsed: y")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "holds", "measured"),
+    [
+        ({"encoder": "simclr", "metric": "accuracy", "low": 0.8}, "yes", "80.0 %"),
+        ({"encoder": "simclr", "metric": "accuracy", "low": 0.801}, "NO", "80.0 %"),
+        ({"encoder": "byol", "metric": "knn", "high": 0.39}, "NO", "40.0 %"),
+        ({"encoder": "byol", "metric": "knn", "low": 0.3, "high": 0.4}, "yes", "40.0 %"),
+        ({"encoder": "moco", "metric": "knn"}, "not run", "-"),
+    ],
+)
+def test_an_expectation_holds_or_does_not(wanted, holds, measured) -> None:
+    worth = pd.DataFrame([
+        {"encoder": "simclr", "task": "shapes", "accuracy": 0.8, "knn": 0.6},
+        {"encoder": "byol", "task": "shapes", "accuracy": 0.5, "knn": 0.4},
+    ])  # fmt: skip
+    row = sentences.judge(worth, [wanted | {"task": "shapes", "source": "here"}]).iloc[0]
+    assert (row["holds"], row["measured"], row["source"]) == (holds, measured, "here")
+    assert sentences.judge(worth, []).empty
+
+
+# ----------------------------------------------------------------------------- defences
+
+
+def test_defences_are_counted_by_whom_they_reliably_harm() -> None:
+    rows = []
+    for defence, thief, user in (("none", (0.0,) * 3, 0.0), ("TopK(2)", BAD, -0.1),
+                                 ("Rounding(0)", NEAR, 0.0)):  # fmt: skip
+        rows += [r | {"legitimate": 0.8 + user} for r in runs(thief, attack="x", defence=defence)]
+    found = sentences.defenses(pd.DataFrame(rows))
+    assert found.title == "Of 2 defences, 1 reliably harms x, 1 the paying user"
+    assert "top-k 2: x -21.0 points" in found.details
+
+
+def test_adapting_is_compared_with_not_adapting_under_the_same_defence() -> None:
+    rows = [
+        r
+        for defence, how, shift in (("D", None, (0.0, 0.01, 0.02)), ("D", "averages", GOOD),
+                                    ("E", None, (0.0,) * 3), ("E", "maps", BAD))
+        for r in runs(shift, attack="embedding", defence=defence, adapts=how)
+    ]  # fmt: skip
+    rows += runs((0.4,), attack="victim", defence=None, adapts=None)
+    found = sentences.adaptive(pd.DataFrame(rows))
+    assert found.title.startswith(
+        "Of 2 ways to adapt, 1 reliably helps (averages against D), 1 harms"
+    )
+    assert found.details.startswith("averages against D: +20.0 points")
+    assert list(found.numbers.index) == ["D, as is", "D, averages", "E, as is", "E, maps", "victim"]
+
+
+def test_coverage_is_compared_after_equal_queries_alone() -> None:
+    rows = [("a", 8, 0.1), ("a", 16, 0.2), ("b", 8, 0.9), ("c", 16, 0.3)]
+    table = pd.DataFrame(rows, columns=["user", "queries", "coverage"]).assign(noise=0.0)
+    assert sentences.coverage(table).title == "Covered after 16 queries: a 20 %; c 30 %"
+
+
+def stake() -> pd.DataFrame:
+    cells = [("D", "attacker", "embedding", -0.2), ("D", "customer", "shapes", 0.0),
+             ("E", "attacker", "embedding", 0.0), ("E", "customer", "shapes", -0.08)]  # fmt: skip
+    table = pd.DataFrame(cells, columns=["defence", "party", "who", "change"])
+    return table.assign(low=table["change"] - 0.01, high=table["change"] + 0.01, n=3)
+
+
+def test_the_matrix_names_what_harms_thieves_and_what_harms_customers() -> None:
+    found = sentences.matrix(stake())
+    assert (
+        found.title
+        == "1 of 2 defences reliably harm every attack, 1 of them without harming a customer"
+    )
+    assert found.details == "Harm every attack: D; harm a customer: E; only the former: D"
+    assert found.numbers.loc["D", "attacker embedding"] == "-20.0 [-21.0, -19.0]"
+
+
+def test_one_table_holds_what_all_three_parties_pay() -> None:
+    bill = pd.DataFrame({"seconds": [0.25, 1 / 3, 1.0], "added": 0.5, "bytes, half": 8, "bytes": 16},
+                        index=["D", "E", "watcher"])  # fmt: skip
+    rows = [
+        {"head": "h", "kind": k, "accuracy": a, "mark": "5 epochs"}
+        for k, a in (("victim", 0.82), ("unmarked", 0.85), ("stolen", math.nan))
+    ]
+    whole = sentences.party_costs(stake(), bill, pd.DataFrame(rows))
+    assert list(whole.index) == ["D", "E", "watcher", "watermark, h"]
+    assert whole.loc["D", "s per 1,000 answers"] == "0.25"
+    assert whole.loc["watcher", ["attacker embedding", "bytes per user"]].tolist() == ["-", "16"]
+    assert whole.loc["watermark, h", ["customer shapes", "training"]].tolist() == [
+        "-3.0",
+        "5 epochs",
+    ]
+    assert set(sentences.party_costs(stake(), bill)["training"]) == {"none"}
+
+
+def test_detectors_are_counted_and_need_no_verdict() -> None:
+    rows = [{"detector": "W", "user": u, "seed": s, "statistic": v, "flagged": v > 1}
+            for u, v in (("customer", 0.5), ("thief", 2.0)) for s in (0, 1)]  # fmt: skip
+    found = sentences.detectors(pd.DataFrame(rows))
+    assert found.title.startswith("Detectors flag thieves in 2 of 2 runs and customers in 0 of 2")
+    assert found.numbers.loc[("W", "customer"), "flagged"] == "0.0 % [0, 84]"
+    bills = sentences.detectors(pd.DataFrame(rows).assign(flagged=None))
+    assert bills.numbers["flagged"].tolist() == ["-", "-"]
+
+
+# ---------------------------------------------------------------------------- ownership
+
+
+def suspects(**columns: list[float]) -> pd.DataFrame:
+    """Rows of suspects of every kind, two of each but the victims, with a column per measure."""
+    names = [("victim", "victim"), ("unmarked", "before marking"), *[("stolen", "embedding")] * 2,
+             *[("independent", "independent")] * 2]  # fmt: skip
+    about = pd.DataFrame(names, columns=["kind", "suspect"])
+    return about.assign(seed=[0, 0, 0, 1, 0, 1], images=[None, None, 16, 32, None, None], **columns)
+
+
+def owned() -> pd.DataFrame:
+    rates = {"wsr": [0.8, 0.52, 0.53, 0.6, 0.49, 0.51], "accuracy": [0.7, 0.72, *[None] * 4]}
+    p_values = dict.fromkeys(("p_chance", "p_rank", "p_paper", "auc"), [0.02] * 6)
+    table = suspects(**rates, **p_values, p_controls=[0.5] * 6)
+    return table.assign(applies="yes", on="all", mark="tuned", head="trained")
+
+
+def test_the_watermark_is_described_by_its_rates_and_its_price() -> None:
+    found = sentences.watermark(owned())
+    assert found.title == ("Watermark success rate, trained: victim 80 %, before marking 52 %, thieves "
+                           "at most 60 %, independent at most 51 %")  # fmt: skip
+    assert found.details == "Accuracy of the victim (tuned): 70.0 %, 72.0 % before marking"
+    alone = sentences.watermark(owned()[lambda t: t["kind"] != "independent"])
+    assert "independent" not in alone.title
+
+
+def test_accusations_and_false_positives_are_counted() -> None:
+    signed = suspects(effect=[0.3] * 6, p=[0.01, 0.01, 0.2, 0.5, 0.04, 0.4])
+    inferred = pd.concat(
+        [signed.assign(form=f, gap=1.0, on="all") for f in ("signed", "published")]
+    )
+    found = sentences.dataset_inference(inferred)
+    assert found.title == ("The signed test accuses 1 of 1 victim, 1 of 1 unmarked, 0 of 2 stolen, "
+                           "1 of 2 independent")  # fmt: skip
+    rates = sentences.false_positive_rates(owned(), inferred)
+    row = rates.loc[("dataset inference", "published")]
+    assert row.tolist() == [1, 2, "50.0 % [1, 99]"]
+    assert rates.loc[("watermark, against chance", "trained"), "accused"] == 2
+    none = sentences.false_positive_rates(owned()[lambda t: t["kind"] != "independent"])
+    assert set(none["rate [95 % interval]"]) == {"-"}
+    assert set(none["of"]) == {0}
