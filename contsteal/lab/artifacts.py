@@ -98,8 +98,13 @@ def _imports(module: str, file: Path, changed: int) -> frozenset[str]:
             )  # of dots: that of a package is itself
             start = ".".join(module.split(".")[: -levels or None]) if node.level else ""
             base = ".".join(filter(None, (start, node.module)))
-            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
-    return frozenset(name for name in names if _in_package(name) and _file(name).is_file())
+            parts = [f"{base}.{alias.name}" for alias in node.names]  # modules, or names in one
+            names |= {part if _is_ours(part) else base for part in parts}
+    return frozenset(filter(_is_ours, names))
+
+
+def _is_ours(module: str) -> bool:
+    return _in_package(module) and _file(module).is_file()
 
 
 def source_key(file: Path) -> str:

@@ -29,7 +29,6 @@ MARK, KEY = "mark.safetensors", "key.safetensors"
 
 def modes() -> list[str]:
     """Return what is not the default of this process, such as "exact mode", and switch to it."""
-
     loop.set_mode()
     return loop.mode_labels()
 

@@ -161,9 +161,14 @@ def senders(lab: Lab, tasks: Names, queries: int) -> dict[str, Callable[[int], T
     encoder, size = lab.settings["surrogate"]["encoder"], lab.settings["image_size"]
     config = recipes.Config(attack="cont-steal", encoder=encoder, image_size=size)
     other = lab.but(query_data="patches", query_images=max(queries, lab.settings["query_images"]))
+
+    def views(seed: int) -> Tensor:
+        images = lab.queries(queries // 4, seed)
+        return torch.cat([steal.view(config, images, k) for k in range(4)])
+
     return {f"customer, {task}": partial(_bought, lab, task, queries) for task in tasks} | {
         "thief, single images": partial(lab.queries, queries),
-        "thief, four views": lambda seed: views(config, lab.queries(queries // 4, seed), 4),
+        "thief, four views": views,
         "thief, photographs": partial(other.queries, queries),
     }
 
@@ -180,11 +185,6 @@ def _bought(lab: Lab, task: str, queries: int, seed: int) -> Tensor:
     if seed >= CALIBRATION:
         return pool[data.order(held or len(pool), seed)[:queries]]
     return pool[held + data.order(len(pool) - held, seed)[:queries]]
-
-
-def views(config: recipes.Config, images: Tensor, count: int) -> Tensor:
-    """Return `count` views of each image (N, 3, H, W), view by view: what a thief with `config` sends."""
-    return torch.cat([steal.view(config, images, k) for k in range(count)])
 
 
 def watched(

@@ -5,7 +5,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -100,7 +99,8 @@ def _results(lab: Lab, jobs: Sequence[Work]) -> Iterator[tuple[list[Row], list[s
     for changes in {repr(job.lab): job.lab for job in jobs}.values():
         _ = lab.but(**dict(changes)).victim  # made here, once, not by every worker
     settings = json.dumps(lab.changes)  # settings are what YAML holds; some cannot be hashed
-    with _quiet(), joblib.parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
+    quiet = patch.dict(os.environ, {"TQDM_DISABLE": "1"})  # workers would share one terminal
+    with quiet, joblib.parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
         yield from joblib.Parallel(return_as="generator")(
             joblib.delayed(_run_in_worker)(lab.profile, settings, job) for job in jobs
         )
@@ -122,13 +122,6 @@ def _worker_lab(profile: str, changes: str) -> Lab:
 
 def _run_in_worker(profile: str, changes: str, job: Work) -> tuple[list[Row], list[str]]:
     return _run(_worker_lab(profile, changes), job)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Let the workers start without progress bars of their own: they would share one terminal."""
-    with patch.dict(os.environ, {"TQDM_DISABLE": "1"}):
-        yield
 
 
 # --------------------------------------------------------------------------------- sweeps
@@ -182,10 +175,8 @@ def _unfolded(knob: str, value: Any) -> Pairs:
     if knob not in ("data", "query_data"):
         return ((knob, value),)
     name, _, split = value.partition("@")
-    return (knob, name), (
-        "query_split" if knob == "query_data" else "train_split",
-        split or "train",
-    )
+    splits = {"data": "train_split", "query_data": "query_split"}
+    return (knob, name), (splits[knob], split or "train")
 
 
 Point = tuple[Row, str, int, int, Mapping[str, Any]]  # what rows say; attack, images, seed, changes

@@ -192,7 +192,7 @@ def test_kept_answers_belong_to_one_victim(lab: Lab) -> None:
     first, again = (each.api().embed(lab.queries(11, seed=5)) for each in (one, two))
     assert torch.equal(first, again)
     assert two.answers.forwards == 0, "another process reads what one has computed"
-    assert other.answers.shelf.folder != one.answers.shelf.folder == two.answers.shelf.folder
+    assert other.answers.store.folder != one.answers.store.folder == two.answers.store.folder
 
 
 def test_exact_mode_is_part_of_every_key_and_of_the_stamp(

@@ -62,7 +62,7 @@ def test_altered_images_are_another_victim(lab, folder, monkeypatch):
     monkeypatch.setattr(lab, "train_images", lambda part: changed)
     assert lab.train().sha256 != first.sha256
     again = data.ImageSet(pixels.clone(), changed.labels, "x", "train", ("a",))
-    np.testing.assert_equal(lab._data_key(again) == lab._data_key(changed), False)
+    np.testing.assert_equal(lab.data_key(again) == lab.data_key(changed), False)
 
 
 def test_two_folders_are_two_tasks_and_their_pixels_are_part_of_a_score(lab, folder, tmp_path):
@@ -87,7 +87,7 @@ def test_labels_are_part_of_what_a_victim_is_trained_on(lab):
     again = data.ImageSet(
         images.images, images.labels.flip(0), images.name, "train", images.classes
     )
-    assert lab._data_key(again) != lab._data_key(images)
+    assert lab.data_key(again) != lab.data_key(images)
 
 
 def test_a_packed_set_goes_through_views_and_api(lab, packed):
