@@ -11,7 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from contsteal import checkpoints, encoders
+from contsteal import encoders, files
+from contsteal.checkpoints import CheckpointError
 
 
 def noise(n: int = 5, size: int = 32, seed: int = 0) -> Tensor:
@@ -43,34 +44,13 @@ def gmacs(net: nn.Module, size: int) -> float:
     return sum(counts) / 1e9
 
 
-@pytest.mark.parametrize(
-    ("name", "size", "built_for", "cost"),
-    [("resnet18", 32, 32, 0.5554), ("resnet18", 224, 224, 1.814), ("resnet18", 65, 65, None)],
-)
-def test_stem_and_cost(name: str, size: int, built_for: int, cost: float | None) -> None:
-    net = encoders.build(name, built_for)
-    small = built_for <= 64
+@pytest.mark.parametrize("size", [32, 64, 65])
+def test_the_cifar_stem_ends_above_64_px(size: int) -> None:
+    net, small = encoders.build("resnet18", size), size <= 64
     assert net.backbone.conv1.kernel_size == ((3, 3) if small else (7, 7))
     assert net.backbone.conv1.stride == ((1, 1) if small else (2, 2))
     assert isinstance(net.backbone.maxpool, nn.Identity if small else nn.MaxPool2d)
     assert net.dim == 512
-    if cost is not None:
-        assert gmacs(net, size) == pytest.approx(cost, rel=0.005)
-
-
-def test_the_cifar_stem_ends_above_64_px() -> None:
-    kernels = [encoders.build("resnet18", s).backbone.conv1.kernel_size[0] for s in (64, 65)]
-    assert kernels == [3, 7]
-
-
-def test_the_cifar_stem_is_drawn_as_resnets_are() -> None:
-    weight = encoders.build("resnet18").backbone.conv1.weight
-    assert weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.05)
-
-
-def test_other_names_are_timms(tiny: encoders.Encoder) -> None:
-    assert tiny.dim == 96
-    assert tiny(noise()).shape == (5, 96)
 
 
 @pytest.mark.parametrize(("width", "dim"), [(0.5, 256), (0.125, 64), (2.0, 1024)])
@@ -96,7 +76,9 @@ def test_out_dim_is_a_linear_layer_where_it_differs(dim: int) -> None:
 def test_weights_are_drawn_from_the_seed_alone() -> None:
     options = {"name": "resnet18", "width": 0.125, "out_dim": 7}
     torch.manual_seed(1)
+    state = torch.get_rng_state()
     first = encoders.build(**options, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(2)
     assert same(first, encoders.build(**options, seed=3))
     other = encoders.build(**options, seed=4)
@@ -123,31 +105,39 @@ def test_the_cifar_stem_and_the_output_layer_are_drawn_after_the_rest() -> None:
     assert same(net.projection, output)
 
 
-def test_building_leaves_the_global_generator_alone() -> None:
-    state = torch.get_rng_state()
-    encoders.build("test_resnet", out_dim=5, seed=9)
-    encoders.build("resnet18", width=0.125)
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_unknown_name_gives_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"'resnet81'.*nearest names are .*resnet18"):
-        encoders.build("resnet81")
-    with pytest.raises(ValueError, match=r"'%%%%'.*nearest names are none"):
-        encoders.build("%%%%")
-    with pytest.raises(ValueError, match=r"'resnet18.a9_in1k': timm has resnet18.a1_in1k, "):
-        encoders.build("resnet18.a9_in1k")
-
-
-@pytest.mark.parametrize("width", [0.1, 0.0, -1.0, 0.0625])
-def test_odd_widths_are_refused(width: float) -> None:
-    with pytest.raises(ValueError, match=rf"width={width} of resnet18.*multiple of 8"):
-        encoders.build("resnet18", width=width)
-
-
-def test_width_applies_to_resnets_alone() -> None:
-    with pytest.raises(ValueError, match=r"width=0.5 of test_vit: only ResNets.*leave it at 1.0"):
-        encoders.build("test_vit", width=0.5)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "resnet81"}, r"'resnet81'.*nearest names are .*resnet18"),
+        ({"name": "%%%%"}, r"'%%%%'.*nearest names are none"),
+        ({"name": "resnet18.a9_in1k"}, r"'resnet18.a9_in1k': timm has resnet18.a1_in1k, "),
+        ({"width": 0.1}, r"width=0.1 of resnet18.*multiple of 8"),
+        ({"width": 0.0625}, r"width=0.0625 of resnet18.*multiple of 8"),
+        ({"width": 0.0}, r"width=0.0 of resnet18.*multiple of 8"),
+        ({"width": -1.0}, r"width=-1.0 of resnet18.*multiple of 8"),
+        ({"name": "test_vit", "width": 0.5}, r"width=0.5 of test_vit: only ResNets.*at 1.0"),
+        ({"name": "test_resnet", "image_size": 16}, r"test_resnet at 16 px: .*at least 32 px"),
+        ({"name": "test_vit", "image_size": 8}, r"test_vit at 8 px: .*at least 16 px"),
+        ({"name": "test_vit", "image_size": 0}, r"cannot be built with \{'img_size': 0\}"),
+        (
+            {"name": "test_vit", "image_size": 40},
+            r"test_vit does not run at 40 px \(.*divisible.*`image_size: 160`",
+        ),
+        (
+            {"name": "inception_v3"},
+            r"inception_v3 does not run at 32 px \(.*`image_size: 299`",
+        ),
+        ({"inputs": {"crop": 1}}, r"at 32 px: unknown crop; known are mean, std, padding, relu"),
+        ({"image_size": 65, "inputs": {"padding": 2}}, r"unknown padding; known are mean, std \("),
+        ({"inputs": {"mean": (1, 2)}}, r"mean \(1, 2\) must be three numbers"),
+        ({"inputs": {"std": (1, 0, 1)}}, r"std \(1, 0, 1\) must be three numbers, std above 0"),
+        ({"inputs": {"padding": -1}}, r"padding -1 must be a count"),
+        ({"inputs": {"relu": "no"}}, r"relu 'no' a bool"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_at_once(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        encoders.build(**{"name": "resnet18"} | options)
 
 
 # ------------------------------------------------------------------- sizes and pretrained weights
@@ -166,61 +156,37 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-def test_no_pretrained_weights_fit_the_cifar_stem(hub: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"resnet18 at 32 px has a CIFAR stem.*resnet18.a1_in1k"):
-        encoders.build("resnet18", pretrained=True)
-    assert hub == []
+def test_weights_are_fetched_for_their_own_stem_and_size(hub: list[str]) -> None:
     net = encoders.build("resnet18.a1_in1k", pretrained=True)
     assert (hub, net.backbone.conv1.kernel_size) == (["resnet18.a1_in1k"], (7, 7))
-
-
-def test_pretrained_weights_of_one_size_are_not_built_for_another(hub: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"dino at 32 px: .*224 px alone; set `image_size: 224`"):
-        encoders.build("vit_small_patch16_224.dino", 32, pretrained=True)
-    with pytest.raises(ValueError, match=r"set `image_size: 518`"):
-        encoders.build("vit_small_patch14_dinov2.lvd142m", 224, pretrained=True)
-    assert hub == []
     assert encoders.build("test_vit", 160, pretrained=True).dim == 64
 
 
 @pytest.mark.parametrize("size", [32, 48, 160])
-def test_an_untrained_vit_is_built_for_the_size_asked_for(size: int) -> None:
+def test_an_untrained_vit_is_built_for_its_size(size: int, tmp_path: Path) -> None:
     net = encoders.build("test_vit", size, seed=2)
     tokens = net.backbone.pos_embed.shape[1] - net.backbone.num_prefix_tokens
     assert tokens == (size // 16) ** 2
     assert encoders.embed(net, noise(3, size)).shape == (3, 64)
-
-
-def test_a_fixed_size_comes_back_from_a_file(tmp_path: Path) -> None:
-    net = encoders.build("test_vit", 32)
     encoders.save(net, tmp_path / "vit.safetensors")
     assert same(encoders.load(tmp_path / "vit.safetensors"), net)
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "message"),
-    [
-        ("test_vit", 40, r"test_vit does not run at 40 px \(.*divisible.*`image_size: 160`"),
-        ("inception_v3", 32, r"inception_v3 does not run at 32 px \(.*`image_size: 299`"),
-        ("test_vit", 0, r"test_vit cannot be built with \{'img_size': 0\}"),
-    ],
-)
-def test_a_size_that_cannot_be_run_is_refused_at_once(name: str, size: int, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        encoders.build(name, size)
-
-
-@pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"name": "resnet18"}, r"resnet18 at 32 px has a CIFAR stem.*resnet18.a1_in1k"),
+        ({"name": "vit_small_patch16_224.dino"}, r"32 px: .*224 px alone; set `image_size: 224`"),
+        (
+            {"name": "vit_small_patch14_dinov2.lvd142m", "image_size": 224},
+            r"set `image_size: 518`",
+        ),
         ({"name": "resnet10t", "width": 0.5}, r"width=0.5 of resnet10t: no pretrained weights fit"),
         ({"name": "botnet50ts_256"}, r"botnet50ts_256: timm has no pretrained weights"),
         ({"name": "test_resnet", "weights": "a.pth"}, r"weights=a.pth and pretrained exclude"),
     ],
 )
-def test_what_no_hub_can_give_is_not_asked_of_it(
-    options: dict, message: str, hub: list[str]
-) -> None:
+def test_what_no_hub_can_give_is_not_fetched(options: dict, message: str, hub: list[str]) -> None:
     with pytest.raises(ValueError, match=message):
         encoders.build(**options, pretrained=True)
     assert hub == []
@@ -257,26 +223,8 @@ def test_inputs_replace_normalisation_and_stem(tmp_path: Path) -> None:
     assert torch.equal(encoders.embed(again, noise()), encoders.embed(net, noise()))
     assert "inputs" not in plain.spec
     assert encoders.load(tmp_path / "net.safetensors", net) is net
-    with pytest.raises(
-        checkpoints.CheckpointError, match=r"padding.*with other inputs are another"
-    ):
+    with pytest.raises(CheckpointError, match=r"padding.*with other inputs are another"):
         encoders.load(tmp_path / "net.safetensors", plain)
-
-
-@pytest.mark.parametrize(
-    ("size", "inputs", "message"),
-    [
-        (32, {"crop": 1}, r"resnet18 at 32 px: unknown crop; known are mean, std, padding, relu"),
-        (65, {"padding": 2}, r"unknown padding; known are mean, std \("),
-        (32, {"mean": (1, 2)}, r"mean \(1, 2\) must be three numbers"),
-        (32, {"std": (1, 0, 1)}, r"std \(1, 0, 1\) must be three numbers, std above 0"),
-        (32, {"padding": -1}, r"padding -1 must be a count"),
-        (32, {"relu": "no"}, r"relu 'no' a bool"),
-    ],
-)
-def test_odd_inputs_are_refused(size: int, inputs: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        encoders.build("resnet18", size, inputs=inputs)
 
 
 # ----------------------------------------------------------------------------------- describe
@@ -319,37 +267,19 @@ def test_describe_tells_everything_a_table_needs() -> None:
     }
 
 
-def test_describe_changes_nothing(tiny: encoders.Encoder) -> None:
-    tiny.train().backbone.bn1.eval()
-    modes = {name: layer.training for name, layer in tiny.named_modules()}
-    weights = {k: v.clone() for k, v in tiny.state_dict().items()}
-    state = torch.get_rng_state()
-    encoders.describe(tiny)
-    assert {name: layer.training for name, layer in tiny.named_modules()} == modes
-    assert all(torch.equal(v, weights[k]) for k, v in tiny.state_dict().items())
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_the_licence_of_pretrained_weights_stays_with_them(hub: list[str], tmp_path: Path) -> None:
+def test_the_licence_of_pretrained_weights_stays_with_them(
+    hub: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     net = encoders.build("test_convnext", 160, pretrained=True)
     assert encoders.describe(net)["licence"] == "apache-2.0"
-    net.backbone.pretrained_cfg["license"] = None
     encoders.save(net, tmp_path / "net.safetensors", epochs=1)
     assert encoders.load(tmp_path / "net.safetensors").licence == "apache-2.0"
     into = encoders.build("test_convnext", 160)
     assert into.licence == "own weights"
     assert encoders.load(tmp_path / "net.safetensors", into).licence == "apache-2.0"
-
-
-def test_an_unstated_licence_is_called_so(hub: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    create = timm.create_model
-
-    def bare(*args: object, **options: object) -> nn.Module:
-        net = create(*args, **options)
-        net.pretrained_cfg = net.pretrained_cfg | {"license": None}
-        return net
-
-    monkeypatch.setattr(timm, "create_model", bare)
+    bare = encoders.build("test_resnet").backbone
+    bare.pretrained_cfg = bare.pretrained_cfg | {"license": None}
+    monkeypatch.setattr(timm, "create_model", lambda *args, **options: bare)
     assert encoders.build("test_resnet", pretrained=True).licence == "not stated"
 
 
@@ -374,55 +304,45 @@ def test_images_are_normalised_by_the_models_own_statistics(tiny: encoders.Encod
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (2, 1, 32, 32), (2, 32, 32, 3)])
-def test_wrong_shapes_are_refused(tiny: encoders.Encoder, shape: tuple[int, ...]) -> None:
+def test_other_shapes_are_refused(tiny: encoders.Encoder, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"an encoder takes \(N, 3, H, W\)") as caught:
         tiny(torch.zeros(shape))
     assert str(shape) in str(caught.value)
+    with pytest.raises(ValueError, match="of shape"):
+        encoders.embed(tiny.train(), torch.zeros(shape))
+    assert tiny.training
 
 
 # -------------------------------------------------------------------------------------- embed
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_embed_runs_in_eval_mode_and_restores_every_mode(
-    tiny: encoders.Encoder, training: bool
+@pytest.mark.parametrize("run", [encoders.describe, lambda net: encoders.embed(net, noise())])
+def test_an_encoder_runs_in_eval_mode_and_nothing_of_it_changes(
+    tiny: encoders.Encoder, training: bool, run
 ) -> None:
     tiny.train(training)
     tiny.backbone.bn1.eval()  # a part may be frozen on its own
     modes = {name: layer.training for name, layer in tiny.named_modules()}
     weights = {k: v.clone() for k, v in tiny.state_dict().items()}
-    seen = []
+    seen, state = [], torch.get_rng_state()
     tiny.backbone.register_forward_pre_hook(lambda layer, _: seen.append(layer.training))
-    encoders.embed(tiny, noise())
+    run(tiny)
     assert seen == [False]
     assert {name: layer.training for name, layer in tiny.named_modules()} == modes
     assert all(torch.equal(v, weights[k]) for k, v in tiny.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_embed_restores_the_mode_after_an_error(tiny: encoders.Encoder) -> None:
-    tiny.train()
-    with pytest.raises(ValueError, match="of shape"):
-        encoders.embed(tiny, torch.zeros(4, 1, 32, 32))
-    assert tiny.training
-
-
-def test_embed_gives_plain_float32_features(tiny: encoders.Encoder) -> None:
-    for net in (tiny, tiny.to(torch.bfloat16)):
-        features = encoders.embed(net, noise().float().div(255).to(net.mean.dtype))
-        assert (features.dtype, features.shape) == (torch.float32, (5, 96))
-        assert not features.requires_grad
-
-
-@pytest.mark.parametrize("batch", [1, 3, 7, 100])
-def test_embed_does_not_depend_on_the_batch(tiny: encoders.Encoder, batch: int) -> None:
-    whole = encoders.embed(tiny, noise(7), batch=7)
+@pytest.mark.parametrize("batch", [1, 3, 100])
+def test_embed_gives_plain_float32_features_of_any_batch(tiny, batch: int) -> None:
+    whole = encoders.embed(tiny.train(), noise(7), batch=7)
+    assert torch.equal(whole, tiny.eval()(noise(7)))
+    assert not torch.allclose(whole, tiny.train()(noise(7)))
+    tiny.load_state_dict(encoders.build("test_resnet", seed=0).state_dict())
     torch.testing.assert_close(encoders.embed(tiny, noise(7), batch=batch), whole)
-
-
-def test_embed_is_the_network_in_eval_mode(tiny: encoders.Encoder) -> None:
-    features = encoders.embed(tiny.train(), noise())
-    assert torch.equal(features, tiny.eval()(noise()))
-    assert not torch.allclose(features, tiny.train()(noise()))
+    half = encoders.embed(tiny.to(torch.bfloat16), noise().float() / 255)
+    assert (half.dtype, half.shape, half.requires_grad) == (torch.float32, (5, 96), False)
 
 
 # ------------------------------------------------------------------------------- save and load
@@ -439,29 +359,16 @@ def saved(tmp_path: Path) -> tuple[Path, encoders.Encoder, str]:
 
 def test_round_trip_is_bitwise(saved: tuple[Path, encoders.Encoder, str]) -> None:
     path, net, sha = saved
+    into = encoders.build("test_resnet", out_dim=10, seed=6)
+    assert not same(net, into)
+    assert encoders.load(path, into) is into
     again = encoders.load(path)
     assert same(net, again)
+    assert same(net, into)
     assert again.spec == net.spec
     assert torch.equal(encoders.embed(net, noise()), encoders.embed(again, noise()))
     assert encoders.digest(again.state_dict().items()) == sha
     assert list(path.parent.iterdir()) == [path], "no partial file is left"
-
-
-def test_cifar_stem_and_width_come_back(tmp_path: Path) -> None:
-    net = encoders.build("resnet18", 32, width=0.125, out_dim=3, seed=1)
-    encoders.save(net, tmp_path / "net.safetensors")
-    again = encoders.load(tmp_path / "net.safetensors")
-    assert same(net, again)
-    assert again.backbone.conv1.kernel_size == (3, 3)
-    assert again.dim == 3
-
-
-def test_load_into_a_given_encoder(saved: tuple[Path, encoders.Encoder, str]) -> None:
-    path, net, _ = saved
-    into = encoders.build("test_resnet", out_dim=10, seed=6)
-    assert not same(net, into)
-    assert encoders.load(path, into) is into
-    assert same(net, into)
 
 
 def test_metadata_is_readable_by_safetensors(saved: tuple[Path, encoders.Encoder, str]) -> None:
@@ -470,6 +377,21 @@ def test_metadata_is_readable_by_safetensors(saved: tuple[Path, encoders.Encoder
         header = file.metadata()
     assert (header["method"], header["epochs"], header["sha256"]) == ("simclr", "3", sha)
     assert json.loads(header["spec"]) == net.spec
+
+
+def test_a_save_that_fails_keeps_the_older_file(
+    saved: tuple[Path, encoders.Encoder, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> int:
+        path.open("wb").write(data[:100])
+        raise OSError(28, "No space left on device")
+
+    path, net, _ = saved
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(files.StorageError, match=r"victim.*No space left"):
+        encoders.save(encoders.build("test_resnet"), path)
+    assert same(encoders.load(path), net)
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_digest_sees_names_shapes_types_and_values() -> None:
@@ -489,32 +411,22 @@ def test_digest_sees_names_shapes_types_and_values() -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.0001, 0.5, 0.9999])
-def test_truncated_file(saved: tuple[Path, encoders.Encoder, str], share: float) -> None:
+def test_truncated_and_missing_files(saved, share: float) -> None:
     path, _, _ = saved
     raw = path.read_bytes()
     path.write_bytes(raw[: int(share * len(raw))])
-    with pytest.raises(
-        checkpoints.CheckpointError, match=r"victim.* cannot be read .*fetch it again"
-    ):
-        encoders.load(path)
-
-
-def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(
-        checkpoints.CheckpointError, match=r"nowhere.* cannot be read .*fetch it again"
-    ):
-        encoders.load(tmp_path / "nowhere.safetensors")
+    for file in (path, path.with_name("victim 2.safetensors")):
+        with pytest.raises(CheckpointError, match=r"victim.* cannot be read .*fetch it again"):
+            encoders.load(file)
 
 
 @pytest.mark.parametrize("place", [0.2, 0.5, 0.9999999])
-def test_flipped_byte_among_the_weights(
-    saved: tuple[Path, encoders.Encoder, str], place: float
-) -> None:
+def test_flipped_byte_among_the_weights(saved, place: float) -> None:
     path, _, _ = saved
     raw = bytearray(path.read_bytes())
     raw[int(place * len(raw))] ^= 1
     path.write_bytes(raw)
-    with pytest.raises(checkpoints.CheckpointError, match=r"victim.* sha256 .* altered"):
+    with pytest.raises(CheckpointError, match=r"victim.* sha256 .* altered"):
         encoders.load(path)
 
 
@@ -522,28 +434,17 @@ def test_flipped_byte_in_the_header(saved: tuple[Path, encoders.Encoder, str]) -
     """Whatever byte of the stored architecture and hash is altered, it is a CheckpointError."""
     path, _, _ = saved
     raw = path.read_bytes()
-    places = [
-        place
-        for key in (b'"spec"', b'"sha256"')
-        for place in range(raw.index(key), raw.index(key) + 60)
-    ]
-    survived = []
-    for place in places:
-        path.write_bytes(raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :])
-        try:
-            encoders.load(path)
-            survived.append((place, "loaded"))
-        except checkpoints.CheckpointError:
-            pass
-        except Exception as error:
-            survived.append((place, repr(error)))
-    assert not survived, (len(survived), survived[:3])
+    for key in (b'"spec"', b'"sha256"'):
+        for place in range(raw.index(key), raw.index(key) + 60):
+            path.write_bytes(raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :])
+            with pytest.raises(CheckpointError):
+                encoders.load(path)
 
 
 def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "foreign.safetensors"
     save_file({"weight": torch.zeros(3)}, path)
-    with pytest.raises(checkpoints.CheckpointError, match=r"foreign"):
+    with pytest.raises(CheckpointError, match=r"foreign"):
         encoders.load(path)
 
 
@@ -561,37 +462,19 @@ def test_another_architecture_lists_the_keys(
     path, _, _ = saved
     into = encoders.build(**{"name": "test_resnet", "out_dim": 10} | options)
     kept = {k: v.clone() for k, v in into.state_dict().items()}
-    with pytest.raises(checkpoints.CheckpointError, match=message) as caught:
+    with pytest.raises(CheckpointError, match=message) as caught:
         encoders.load(path, into)
     assert str(path) in str(caught.value)
     assert "test_resnet" in str(caught.value)
     assert all(torch.equal(v, kept[k]) for k, v in into.state_dict().items()), "nothing was loaded"
 
 
-def test_missing_keys_are_listed(tmp_path: Path, tiny: encoders.Encoder) -> None:
-    encoders.save(tiny, tmp_path / "net.safetensors")
-    with pytest.raises(checkpoints.CheckpointError, match=r"2 missing: projection.bias"):
-        encoders.load(tmp_path / "net.safetensors", encoders.build("test_resnet", out_dim=10))
-
-
-@pytest.mark.parametrize(("name", "size", "needs"), [("test_resnet", 16, 32), ("test_vit", 8, 16)])
-def test_images_that_shrink_away_before_the_last_stage_are_refused(name, size, needs):
-    with pytest.raises(ValueError, match=rf"{name} at {size} px: .*at least {needs} px"):
-        encoders.build(name, size)
-
-
-def test_smaller_images_fit_a_cifar_stem():
-    assert encoders.build("resnet18", 8)(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).shape == (
-        2,
-        512,
-    )
+def test_smaller_images_fit_a_cifar_stem() -> None:
+    assert encoders.embed(encoders.build("resnet18", 8), noise(2, 8)).shape == (2, 512)
 
 
 def test_equal_weights_with_other_inputs_are_another_encoder() -> None:
     plain, again = (encoders.build("test_resnet", seed=0) for _ in range(2))
     other = encoders.build("test_resnet", seed=0, inputs={"mean": (0.5, 0.5, 0.5)})
-    assert encoders.identity(plain) == encoders.identity(again)
-    assert encoders.digest(plain.state_dict().items()) == encoders.digest(
-        other.state_dict().items()
-    )
-    assert encoders.identity(plain) != encoders.identity(other)
+    assert same(plain, other)
+    assert encoders.identity(plain) == encoders.identity(again) != encoders.identity(other)
