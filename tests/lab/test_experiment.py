@@ -116,11 +116,11 @@ def test_a_lab_under_other_settings_is_the_same_one_each_time(lab: Lab) -> None:
     [
         ({"query_date": "patches"}, "query_date"),
         ({"query_data": 3}, "query_data"),
-        ({"method": "simclear"}, "simclear.*simclr, moco"),
+        ({"method": "simclear"}, "method"),
         ({"watermark": {"epoch": 1}}, "epoch"),
-        ({"watermark": {"weight": 2.0}}, "epochs 1 or more"),
-        ({"watermark": {"epochs": 1, "kind": "visible"}}, "rotation or sslguard"),
-        ({"watermark": KEY | {"start": "scratch"}}, "sslguard: victim"),
+        ({"watermark": {"weight": 2.0}}, "epochs"),
+        ({"watermark": {"epochs": 1, "kind": "visible"}}, "kind"),
+        ({"watermark": KEY | {"start": "scratch"}}, "sslguard"),
         ({"watermark": {"epochs": "3"}}, "epochs"),
     ],
 )
