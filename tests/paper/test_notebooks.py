@@ -169,11 +169,8 @@ def test_a_run_is_followed_by_none_until_something_changes(
     for word, change, back in changes:
         change()
         found = reasons()
-        assert (found[FIRST], found[LAST]) == (
-            word,
-            "tables" if word in ("code", "outputs") else found[LAST],
-        )
-        assert found[LAST] != ""
+        assert found[FIRST] == word
+        assert found[LAST] == (word if word in ("settings", "machine") else "tables")
         back()
         assert reasons() == none, word
 
@@ -372,10 +369,11 @@ def plain(table: str) -> str:
 # --------------------------------------------------------------------------------- by make
 
 STAGED = ("00_first", "01_victim", "02_third", "03_fourth", "04_figures")
-NOTE = (
-    "import os; print('x')\n"
-    "open({log!r}, 'a').write({stem!r} + os.environ.get('OMP_NUM_THREADS', '') + ' ')"
-)
+NOTE = """
+import os
+with open({log!r}, "a") as log:
+    log.write({stem!r} + os.environ.get("OMP_NUM_THREADS", "") + " ")
+"""
 MEET = """
 import pathlib, time
 pathlib.Path({mine!r}).touch()
