@@ -378,7 +378,7 @@ def test_the_diffs_of_contributing_apply_and_do_what_they_say(tmp_path: Path) ->
         shutil.copytree(ROOT / name, tmp_path / name)
     text = (ROOT / "CONTRIBUTING.md").read_text()
     diffs = re.findall(r"```diff\n(.+?)```", text, re.DOTALL)
-    assert (len(diffs), len(text.splitlines()) < 200) == (4, True)
+    assert (len(diffs), len(text.splitlines()) < 200) == (5, True)
     subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
     for diff in diffs:
         done = subprocess.run(["git", "apply", "-"], input=diff, text=True, capture_output=True,
@@ -386,7 +386,7 @@ def test_the_diffs_of_contributing_apply_and_do_what_they_say(tmp_path: Path) ->
         assert done.returncode == 0, done.stderr
     code = """
 import pandas as pd
-from contsteal import data, defenses, encoders, steal, victim
+from contsteal import data, defenses, encoders, pretrain, steal, victim
 from contsteal.paper import figures
 images = data.load("noise", n=32, seed=1).images
 assert images.shape == (32, 3, 32, 32) and data.load("noise", n=8, seed=1).labels is None
@@ -395,6 +395,8 @@ api = victim.BlackBox(encoders.build("test_resnet"), walls, budget=32)
 assert api.embed(images).abs().max() == 0.125
 config = steal.Config(attack="huber", encoder="test_resnet", epochs=1, batch=16)
 assert steal.train(config, api, images).unique_inputs == 32
+method = pretrain.Config("barlow", "test_resnet", epochs=1, batch=16, hidden=32, projection=32)
+pretrain.train(method, data.load("noise", n=32))
 fig = figures.draw("03_similarity", pd.DataFrame({"cka": [0.1, 0.2], "agreement": [0.3, 0.4]}))
 assert fig.axes[0].get_ylabel()
 print("complete")
