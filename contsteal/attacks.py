@@ -21,40 +21,27 @@ ASKS_VIEWS = ("shared", "independent", "pair", "prototype")
 
 @dataclass(frozen=True)
 class Recipe:
-    """One attack: its loss, the answer it asks for, the views of both sides, and its source.
+    """One attack: its loss, the answer it asks for, what both sides see, and its source.
 
-    Args:
-        loss: surrogate's and victim's vectors, (N, D) each, to a scalar.
-        answer: what the victim is asked for.
-        views: what the two networks see of an image x. "clean": both x. "surrogate": the surrogate an
-            augmented view, the victim x. "shared": both one augmented view. "independent": each a view
-            of its own. "both": the surrogate x and a view, the victim x. "pair": both two shared views,
-            stacked (2N). "prototype": the victim's normalised answers to several views are averaged.
-        temperature: of the loss; None where it has none.
-        source: the publication, and where in it.
-        description: the loss in a few words, for tables.
-        answers: how often each image is answered.
-        policies: augmentations of the victim's and of the surrogate's views (`augment.POLICIES`).
-        patches: views of the surrogate's per step.
-        labels: whether the loss takes the true labels of the queries.
-        fixed: whether the loss is defined for these views alone.
-        negatives: whether some of the loss's negatives can be left out.
-        recreate: whether a head, learnt from the answers, stands before the loss.
+    `views` says what the two networks see of an image x. "clean": both x. "surrogate": the surrogate a
+    view, the victim x. "shared": both one view. "independent": each a view of its own. "both": the
+    surrogate x and a view, the victim x. "pair": both two shared views, stacked (2N). "prototype": the
+    surrogate a view, the victim several, whose normalised answers are averaged.
     """
 
-    loss: Callable[..., Tensor]
-    answer: Answer
+    loss: Callable[..., Tensor]  # surrogate's and victim's vectors (N, D) to a scalar
+    answer: Answer  # what the victim is asked for
     views: Views
-    temperature: float | None
-    source: str
-    description: str
-    answers: int = 1
-    policies: tuple[str, str] = ("simclr", "simclr")
-    patches: int = 1
-    labels: bool = False
-    fixed: bool = False
-    negatives: bool = False
-    recreate: bool = False
+    temperature: float | None  # of the loss; None where it has none
+    source: str  # the publication, and where in it
+    description: str  # the loss in a few words, for tables
+    answers: int = 1  # how often each image is answered
+    policies: tuple[str, str] = ("simclr", "simclr")  # augmentations for victim and surrogate
+    patches: int = 1  # views of the surrogate's per step
+    labels: bool = False  # whether the loss takes the true labels of the queries
+    fixed: bool = False  # whether the loss is defined for these views alone
+    negatives: bool = False  # whether some of the loss's negatives can be left out
+    recreate: bool = False  # whether a head, learnt from the answers, stands before the loss
 
 
 ICML = "Dziedzic et al., ICML 2022"

@@ -91,9 +91,6 @@ def import_weights(path: Path, net: Any) -> Report:
     return Report(path, files.sha256(path), layout, len(match.used), left_out, tuple(notes))
 
 
-# --------------------------------------------------------------------------------------- reading
-
-
 class Table(NamedTuple):
     """The weights in a file, the entry that holds them ("" for the top), and the other entries."""
 
@@ -133,7 +130,10 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _unpickle(path: Path) -> object:
     """Read tensors and plain values, and argparse's record of options; refuse all other classes."""
     try:
-        _check_archive(path)
+        if zipfile.is_zipfile(path):  # torch does not compare the checksums
+            with zipfile.ZipFile(path) as archive:
+                if (broken := archive.testzip()) is not None:
+                    raise zipfile.BadZipFile(f"the checksum of {broken} is wrong")
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail anywhere in the reader
@@ -146,17 +146,6 @@ def _unpickle(path: Path) -> object:
             ) from None
         line = str(error).partition("\n")[0]
         raise CheckpointError(f"{path} cannot be read ({line}): fetch it again") from error
-
-
-def _check_archive(path: Path) -> None:
-    """Compare the checksums of a zip file, which torch does not."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if (broken := archive.testzip()) is not None:
-                raise zipfile.BadZipFile(f"the checksum of {broken} is wrong")
-
-
-# ---------------------------------------------------------------------------------------- keys
 
 
 class Match(NamedTuple):
@@ -235,9 +224,6 @@ def _batch_norm(
     notes = [f"{len(counts)} num_batches_tracked are not in the file: kept"] if counts else []
     notes += [f"{len(averaged)} statistics of split batch norm are averaged"] if averaged else []
     return {**chosen, **averaged, **{k: own[k] for k in counts}}, notes
-
-
-# ------------------------------------------------------------------------------------- problems
 
 
 def _listed(keys: Iterable[str]) -> str:

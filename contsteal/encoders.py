@@ -7,7 +7,7 @@ features (N, D). timm is imported where it is used, since that takes seconds.
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from contsteal import checkpoints, files
 from contsteal.checkpoints import CheckpointError
+from contsteal.files import digest
 
 CIFAR_STEM = ("resnet18", "resnet34", "resnet50")  # 3 x 3 first convolution up to 64 px
 STEM_INPUTS = ("padding", "relu")  # in which projects' CIFAR stems differ
@@ -63,9 +64,6 @@ class Encoder(nn.Module):
         x = x / 255 if images.dtype == torch.uint8 else x
         x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         return self.projection(self.backbone(x))  # (N, D)
-
-
-# ----------------------------------------------------------------------------------------- build
 
 
 def build(
@@ -180,9 +178,6 @@ def _fill(net: Encoder, path: Path) -> Encoder:
     return net
 
 
-# ---------------------------------------------------------------------------------------- checks
-
-
 def check(name: str, width: float = 1.0) -> None:
     """Raise ValueError for a name that timm does not know (with the nearest) or an unfit width."""
     import timm
@@ -265,9 +260,6 @@ def _check_runs(net: Encoder) -> None:
         ) from error
 
 
-# -------------------------------------------------------------------------------------- describe
-
-
 def describe(net: Encoder) -> dict[str, Any]:
     """Return what a table of encoders says about one.
 
@@ -297,23 +289,10 @@ def _gmac(net: Encoder) -> float:
     return counter.get_total_flops() / 2e9  # it counts a multiply-add as two
 
 
-def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """Return the sha256 over names, shapes and bytes of named tensors, in name order."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(tensors, key=lambda item: item[0]):
-        value = tensor.detach().cpu().contiguous()
-        total.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        total.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()
-
-
 def identity(net: Encoder) -> str:
     """Return a sha256 over an encoder's weights, architecture, and how it reads its inputs."""
     spec = json.dumps(net.spec, sort_keys=True)
     return hashlib.sha256(f"{digest(net.state_dict().items())} {spec}".encode()).hexdigest()
-
-
-# --------------------------------------------------------------------------------- save and load
 
 
 def save(net: Encoder, path: Path, **metadata: str | int | float) -> str:
@@ -357,9 +336,6 @@ def load(path: Path, into: Encoder | None = None) -> Encoder:
 
 def _seal(sha: str, spec: str) -> str:
     return hashlib.sha256(f"{sha} {spec}".encode()).hexdigest()
-
-
-# ----------------------------------------------------------------------------------------- embed
 
 
 @torch.no_grad()

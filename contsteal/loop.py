@@ -39,9 +39,6 @@ class Diverged(RuntimeError):
     """A loss was NaN or infinite; the last good checkpoint is kept."""
 
 
-# ------------------------------------------------------------------------------- the loop
-
-
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": partial(torch.optim.AdamW, fused=True),
     "sgd": partial(torch.optim.SGD, momentum=0.9, fused=True),
@@ -159,19 +156,16 @@ def _epoch(
         values[step] = value.detach()
     bad = (~values.isfinite()).nonzero()
     if len(bad):
-        raise Diverged(_divergence(values, int(bad[0, 0]), batches, epoch))
+        step = int(bad[0, 0])
+        images = ", ".join(map(str, batches[step][:8].tolist()))
+        raise Diverged(
+            f"the loss became {values[step].item()} at epoch {epoch + 1}, step {step + 1} of it, on "
+            f"images {images}, ... of the {len(batches[step])} of its batch: lower the learning rate or "
+            "raise the temperature; the last checkpoint is kept"
+        )
     if not all(p.isfinite().all() for p in model.parameters()):
         raise Diverged(f"a weight became NaN or infinite in epoch {epoch + 1}")
     return values.mean().item()
-
-
-def _divergence(values: Tensor, step: int, batches: tuple[Tensor, ...], epoch: int) -> str:
-    some = ", ".join(map(str, batches[step][:8].tolist()))
-    return (
-        f"the loss became {values[step].item()} at epoch {epoch + 1}, step {step + 1} of it, on "
-        f"images {some}, ... of the {len(batches[step])} of its batch: lower the learning rate or "
-        "raise the temperature; the last checkpoint is kept"
-    )
 
 
 def _log(path: Path, history: list[Row]) -> None:
@@ -188,13 +182,8 @@ def _save(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: str,
     history: list[Row],
 ) -> None:  # fmt: skip
-    state = {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "rng": torch.get_rng_state(),
-        "history": history,
-        "identity": identity,
-    }
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(),
+             "rng": torch.get_rng_state(), "history": history, "identity": identity}  # fmt: skip
     with files.atomic(path) as partial, partial.open("wb") as file:
         torch.save(state, file)  # into an open file: a full disk is an OSError then
 
@@ -221,9 +210,6 @@ def _resume(
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["rng"])
     return state["history"]
-
-
-# ------------------------------------------------------------ exact or fast, and precision
 
 
 CHOICES = {  # variable and allowed values of each; the first is the default
@@ -316,9 +302,6 @@ def forced(
     finally:
         _forced.clear()
         _forced.update(before)
-
-
-# ---------------------------------------------------------------------- compiled on a GPU
 
 
 class Compiled:

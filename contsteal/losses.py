@@ -21,20 +21,12 @@ WHOLE = 2048  # rows up to which all pairs are kept at once: 16 MB, no slower th
 
 
 def mse(surrogate: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error, (1 / N D) sum (s - t)^2: the conventional embedding attack.
-
-    Args:
-        surrogate, target: embeddings of the same images, (N, D) each.
-    """
+    """Mean squared error, (1 / N D) sum (s - t)^2: the conventional embedding attack."""
     return F.mse_loss(*_pair(surrogate, target))
 
 
 def cosine(surrogate: Tensor, target: Tensor) -> Tensor:
-    """One minus the mean cosine of matching rows, 1 - (1 / N) sum_i cos(s_i, t_i).
-
-    Args:
-        surrogate, target: embeddings of the same images, (N, D) each.
-    """
+    """One minus the mean cosine of matching rows, 1 - (1 / N) sum_i cos(s_i, t_i)."""
     return 1 - F.cosine_similarity(*_pair(surrogate, target)).mean()
 
 
@@ -43,9 +35,6 @@ def wasserstein(surrogate: Tensor, target: Tensor) -> Tensor:
 
     A row x is read as the distribution relu(x) / (sum + 1e-14): negative coordinates count as 0 and get
     no gradient. The order of the features matters, a row's scale does not.
-
-    Args:
-        surrogate, target: embeddings of the same images, (N, D) each.
     """
     s, t = _pair(surrogate, target)
     p, q = (x / (x.sum(1, keepdim=True) + 1e-14) for x in (F.relu(s), F.relu(t)))
@@ -83,9 +72,7 @@ def cross_entropy(logits: Tensor, answers: Tensor) -> Tensor:
         logits: of the surrogate, (N, C).
         answers: the victim's labels (N,) or posteriors (N, C).
     """
-    fits = answers.shape == (logits.shape if answers.ndim == 2 else logits.shape[:1])
-    if logits.ndim != 2 or not fits:
-        raise ValueError(f"logits {tuple(logits.shape)} do not fit answers {tuple(answers.shape)}")
+    _fitting(logits, answers, logits.shape if answers.ndim == 2 else logits.shape[:1])
     return F.cross_entropy(logits.float() if logits.dtype != torch.float64 else logits, answers)
 
 
@@ -95,8 +82,7 @@ def logits_mse(logits: Tensor, answers: Tensor) -> Tensor:
     Args:
         logits, answers: of surrogate and victim, (N, C) each.
     """
-    if logits.ndim != 2 or logits.shape != answers.shape:
-        raise ValueError(f"logits {tuple(logits.shape)} do not fit answers {tuple(answers.shape)}")
+    _fitting(logits, answers, logits.shape)
     return mse(logits, answers)
 
 
@@ -368,6 +354,11 @@ def _pair(s: Tensor, t: Tensor, least: int = 1) -> tuple[Tensor, Tensor]:
         )
     dtype = torch.promote_types(torch.promote_types(s.dtype, t.dtype), torch.float32)
     return s.to(dtype), t.to(dtype)
+
+
+def _fitting(logits: Tensor, answers: Tensor, shape: torch.Size) -> None:
+    if logits.ndim != 2 or answers.shape != shape:
+        raise ValueError(f"logits {tuple(logits.shape)} do not fit answers {tuple(answers.shape)}")
 
 
 def _half(rows: int) -> int:

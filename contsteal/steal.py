@@ -148,14 +148,9 @@ def _surrogate(
 def recreate_head(one: Tensor, two: Tensor, epochs: int, batch: int, seed: int) -> Frozen:
     """Recreate a victim's projection head from its answers (Dziedzic et al., ICML 2022, Algorithm 2).
 
-    The loss is SimSiam's between g(one) and g(two), one side without gradient; Adam at 1e-3 as in the
+    Returns the projector g, (N, D) to (N, 128), without gradient for its weights. The loss is SimSiam's
+    between g(one) and g(two), answers (N, D) to two views of the same images; Adam at 1e-3 as in the
     published code, whose own head cannot run. No query is made: the answers are paid for already.
-
-    Args:
-        one, two: answers (N, D) to two views of the same images.
-
-    Returns:
-        The projector g, (N, D) to (N, 128), without gradient for its weights.
     """
     dim = one.shape[1]
     with torch.random.fork_rng(devices=[]):
@@ -184,13 +179,10 @@ def ask(
     user: str = "adversary",
     view_of: ViewOf | None = None,
 ) -> list[Tensor]:
-    """Return the victim's answers as the attacker uses them.
+    """Return the victim's answers as the attacker uses them, one (N, D) per round and view.
 
-    Args:
-        view_of: the views to send, where the caller needs them again.
-
-    Returns:
-        One tensor (N, D) per round and view, averaged, centred or shuffled where the config says so.
+    They are averaged, centred or shuffled where the config says so. `view_of` are the views to send,
+    where the caller needs them again.
     """
     view_of = view_of or _views(config, images)
     answers = []

@@ -29,11 +29,7 @@ class Defense(Protocol):
 
 
 def named(user: str) -> str:
-    """Return a user's name as it is.
-
-    Raises:
-        ValueError: for a name that is empty, unprintable or longer than 256 characters.
-    """
+    """Return a user's name; ValueError where it is empty, unprintable or longer than 256 characters."""
     if not isinstance(user, str) or not 1 <= len(user) <= LONGEST_NAME or not user.isprintable():
         raise ValueError(
             f"user {user!r:.60}: a name of 1 to {LONGEST_NAME} printable characters is needed; accounts, "
@@ -43,11 +39,7 @@ def named(user: str) -> str:
 
 
 def finite(answers: Tensor) -> Tensor:
-    """Return answers (N, D) of floats as they are, N = 0 included.
-
-    Raises:
-        ValueError: for another type or shape, and where an answer holds NaN or infinity.
-    """
+    """Return answers (N, D) of floats, N = 0 included; ValueError for anything else, NaN and infinity."""
     if not isinstance(answers, Tensor) or answers.ndim != 2 or not answers.shape[1]:
         shape = tuple(answers.shape) if isinstance(answers, Tensor) else type(answers).__name__
         raise ValueError(f"answers {shape}: a tensor (N, D) is needed, one row per input")
@@ -62,9 +54,6 @@ def finite(answers: Tensor) -> Tensor:
     return answers
 
 
-# -------------------------------------------------------------------------------------- ledger
-
-
 @dataclass
 class Account:
     """What one user was answered: distinct inputs, by content, and all answers."""
@@ -74,7 +63,6 @@ class Account:
 
     @property
     def unique_inputs(self) -> int:
-        """The number of distinct images answered."""
         return len(self.seen)
 
 
@@ -90,12 +78,10 @@ class Ledger:
 
     @property
     def unique_inputs(self) -> int:
-        """Distinct images answered, summed over users."""
         return sum(a.unique_inputs for a in self.accounts.values())
 
     @property
     def calls(self) -> int:
-        """All answers, summed over users."""
         return sum(a.calls for a in self.accounts.values())
 
 
@@ -108,18 +94,12 @@ def digests(images: Tensor) -> list[bytes]:
     ]
 
 
-# ------------------------------------------------------------------------------ cached answers
-
-
 class AnswerStore:
     """Clean answers of one network on disk, by the request they were computed for.
 
     A request is a list of distinct inputs by digest. It is stored and found whole: an answer then never
-    depends on what else a batch held, nor on which process came first.
-
-    Args:
-        folder: of this network on this kind of machine; another network needs another folder.
-        limit: bytes after which nothing more is stored.
+    depends on what else a batch held, nor on which process came first. `folder` belongs to one network on
+    one kind of machine; after `limit` bytes nothing more is stored.
     """
 
     def __init__(self, folder: Path, limit: int = STORE_LIMIT) -> None:
@@ -159,11 +139,8 @@ class AnswerStore:
 class AnswerCache:
     """A frozen network that is never run twice on one input; share it between black boxes.
 
-    `forwards` counts the images that the network was really run on in this process.
-
-    Args:
-        net: images (N, 3, H, W) to embeddings (N, D).
-        store: answers on disk, shared with other processes.
+    `forwards` counts the images that the network was really run on in this process; `store` shares
+    answers with other processes.
     """
 
     def __init__(self, net: nn.Module, store: AnswerStore | None = None) -> None:
@@ -197,9 +174,6 @@ class AnswerCache:
             self._rows = grown
         self._rows[start:end] = fresh
         self._row |= {name: start + i for i, name in enumerate(names)}
-
-
-# ----------------------------------------------------------------------------------- black box
 
 
 class BlackBox:
