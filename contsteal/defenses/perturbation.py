@@ -24,12 +24,7 @@ class GaussianNoise(PerUser[Answered]):
     """Add N(mean, std^2) to every coordinate of every answer (Dziedzic et al., ICML 2022, A.2).
 
     The draws depend on `seed`, the user and how often the user was answered: a run repeats exactly,
-    and a repeated query gets fresh noise.
-
-    Args:
-        std: standard deviation, in the units of the answers.
-        mean: offset, in the units of the answers.
-        seed: of the draws.
+    and a repeated query gets fresh noise. `std` and `mean` are in the units of the answers.
 
     Raises:
         ValueError: for a negative `std`, and parameters that are no finite numbers.
@@ -64,11 +59,7 @@ class Rounding(Described):
 
 
 class TopK(Described):
-    """Keep the `k` largest coordinates of each answer and set the others to 0.
-
-    Raises:
-        ValueError: for `k` below 1 or above the answers' dimension.
-    """
+    """Keep the `k` largest coordinates of each answer, at most all, and set the others to 0."""
 
     title, positional = "top {k}", ("k",)
 
@@ -88,13 +79,12 @@ class PredictionPoisoning(PerUser[Answered]):
     Under MSE the last layer W h of a surrogate F has the gradients (F - y) h^T and (F - y~) h^T: their
     cosine is that of y - F and y~ - F for every h. With r = ||y - F|| it is least, sqrt(1 - (eps/r)^2),
     where the line from F touches the ball around y: y~ = y + eps (-sin(t) v + cos(t) u), sin(t) = eps/r,
-    v along y - F, u across it in a direction drawn anew for each answer. From eps = r on, y~ lies behind
-    F and the gradient is reversed. The defence does not see the thief's surrogate. F is one random
-    point, because an encoder of random weights answers almost the same to every input.
+    v along y - F, u across it in a direction drawn anew for each answer. From eps = r on, the gradient
+    is reversed. F is one random point: the defence does not see the thief's surrogate, and an encoder
+    of random weights answers almost the same to every input.
 
-    The idea was made for classifiers. There y~ stays on the simplex with the same largest class, so
-    that customers lose nothing. Embeddings have neither, and a contrastive surrogate sees angles
-    between answers, not y - F (Dziedzic et al., ICML 2022, E.1, without an experiment).
+    Made for classifiers, where y~ keeps the largest class and customers lose nothing. Embeddings have
+    none, and a contrastive surrogate sees angles, not y - F (Dziedzic et al., ICML 2022, E.1).
 
     Args:
         eps: L2 distance that each answer is moved by, in the units of the answers.
@@ -102,7 +92,7 @@ class PredictionPoisoning(PerUser[Answered]):
         seed: of F and of the directions.
 
     Raises:
-        ValueError: for negative `eps` or `scale`, and parameters that are no finite numbers.
+        ValueError: for parameters that are negative or no finite numbers.
     """
 
     title, record = "prediction poisoning", Answered

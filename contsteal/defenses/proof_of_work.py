@@ -37,7 +37,7 @@ def solves(puzzle: Puzzle, number: int) -> bool:
 
 
 def solve(puzzle: Puzzle) -> int:
-    """Return the least number that solves a puzzle, after 2^bits hashes on average."""
+    """Return the least number that solves a puzzle, found with 2^bits hashes on average."""
     return next(number for number in itertools.count() if solves(puzzle, number))
 
 
@@ -54,9 +54,8 @@ def calibrate(costs: Tensor) -> tuple[float, float]:
         ValueError: for costs that are not finite, no customer, or fewer than 2 queries.
     """
     if costs.ndim != 2 or not len(costs) or costs.shape[1] < 2 or not costs.isfinite().all():
-        raise ValueError(
-            f"costs {tuple(costs.shape)}: finite, of (customers, at least 2 queries), is needed"
-        )
+        size = tuple(costs.shape)
+        raise ValueError(f"costs {size}: finite, of (customers, at least 2 queries), is needed")
     queries = np.arange(1, costs.shape[1] + 1)
     slope, intercept = np.polyfit(queries, costs.double().mean(0).cpu().numpy(), 1)
     return float(intercept), float(slope)
@@ -66,10 +65,8 @@ def entropy(posteriors: Tensor) -> Tensor:
     """Return the entropy (N,) in nats of posteriors (N, C); ValueError for other rows."""
     simplex = posteriors.ndim == 2 and not (posteriors < 0).any()
     if not simplex or ((posteriors.sum(1) - 1).abs() > 1e-3).any():
-        raise ValueError(
-            "entropy is the cost of posteriors, rows of numbers from 0 on with sum 1: use "
-            "cost='flat' or a function of your own for embeddings and logits"
-        )
+        raise ValueError("entropy is the cost of posteriors, rows of numbers from 0 on with sum 1: use "
+                         "cost='flat' or a function of your own for embeddings and logits")  # fmt: skip
     return torch.special.entr(posteriors).sum(1)
 
 
@@ -87,12 +84,11 @@ class ProofOfWork(PerUser[Bill]):
 
     c(q) is a user's summed cost after q queries; the line is a customer's, from `calibrate`. Each answer
     owes 1/64 of its own price, where the code prices whole batches: how queries are batched changes no
-    bill. A puzzle has log2(price `hashes_per_second`) zero bits; the code uses a line fitted to times
-    that it measured. This is a cost model: it bills, and never waits for a solution.
+    bill. A puzzle has log2(price `hashes_per_second`) zero bits. This is a cost model: it bills, and
+    never waits for a solution.
 
-    The paper's cost is the privacy cost of PATE, from the votes of an ensemble. Encoders have no votes,
-    no softmax and no usual mix of queries, so nothing calibrates it there (Dziedzic et al., ICML 2022,
-    5.5): "flat" gives everybody the price of x = 0.
+    The paper's cost is the privacy cost of PATE, from an ensemble's votes. Encoders have no votes and no
+    usual mix of queries to calibrate by (Dziedzic et al., ICML 2022, 5.5): "flat" charges x = 0.
 
     Args:
         cost: "flat", "entropy" of posteriors, or a function (N, D) -> (N,).
@@ -126,15 +122,14 @@ class ProofOfWork(PerUser[Bill]):
             identity(cost)  # refuses a function without a name
         else:
             choice(cost, "cost", ("flat", "entropy", "a function"))
-        self.cost = cost
+        self.cost, self.seed = cost, whole(seed, "ProofOfWork seed")
         self.intercept = real(intercept, "ProofOfWork intercept")
         self.slope = real(slope, "ProofOfWork slope")
         self.base = real(base, "ProofOfWork base", least=1)  # below 1 thieves would pay less
         self.least = real(least, "ProofOfWork least", above=0)
         self.most = real(most, f"ProofOfWork least={least}, most", least=self.least)
-        name = "ProofOfWork hashes_per_second"
-        self.hashes_per_second = real(hashes_per_second, name, above=0)
-        self.seed = whole(seed, "ProofOfWork seed")
+        rate = real(hashes_per_second, "ProofOfWork hashes_per_second", above=0)
+        self.hashes_per_second = rate
 
     @torch.no_grad()
     def __call__(self, answers: Tensor, user: str) -> Tensor:
