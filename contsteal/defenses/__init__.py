@@ -10,8 +10,12 @@ from collections.abc import Callable
 from contsteal.defenses.b4b import B4B, UserTransform
 from contsteal.defenses.detectors import Prada, Refused, SimilarQueries
 from contsteal.defenses.perturbation import (
-    GaussianNoise, Normalise, PredictionPoisoning, Rounding, TopK,
-)  # fmt: skip
+    GaussianNoise,
+    Normalise,
+    PredictionPoisoning,
+    Rounding,
+    TopK,
+)
 from contsteal.defenses.proof_of_work import ProofOfWork
 from contsteal.defenses.state import Described, PerUser
 from contsteal.victim import Defense

@@ -6,18 +6,18 @@ Dubiński et al., "Bucks for Buckets", NeurIPS 2023, sections 3-4; code stapaw/b
 import math
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from contsteal.defenses.state import Answered, Described, PerUser, fresh_draws, real, whole
+from contsteal.defenses.state import Answered, Described, PerUser, Positive, fresh_draws, real
 from contsteal.seeds import generator
 from contsteal.victim import finite, named
 
 TRANSFORMS = ("affine", "scale", "pad", "shuffle", "binary")
-MOST_PADDING = 2**16  # coordinates; with more, padding is most of what is sent
+Padding = Annotated[int, {"least": 1, "most": 2**16}]  # more would be most of what is sent
 MOST_BITS = 24  # 2 MB per user; with more, no user covers a noticeable share
 LARGEST_EXPONENT = 80  # e^80 times lambda is still a float32
 
@@ -75,32 +75,31 @@ def to_user_space(
     return answers
 
 
-class _Transforming(Described):
+class Transforming(Described):
     """A defence with a `transform`, whose `padding` is a parameter only where something is padded."""
 
-    def _set_transform(self, transform: str, padding: int) -> None:
-        self.transform, self._steps = transform, parse_transform(transform)
-        self.padding = whole(padding, f"{type(self).__name__} padding", 1, MOST_PADDING)
+    transform: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._steps = parse_transform(self.transform)
 
     def parameters(self) -> dict[str, Any]:
         values = super().parameters()
         return {k: v for k, v in values.items() if k != "padding" or "pad" in self._steps}
 
 
-class UserTransform(_Transforming):
+@dataclass(repr=False, eq=False)
+class UserTransform(Transforming):
     """Map each user's answers by a secret map of that user (B4B, NeurIPS 2023, section 4).
 
     Equal seed, user and place in the chain of steps give the equal secret, so nothing is stored.
 
-    Args:
-        transform: steps joined by "+", or "none". "affine" is yA + b with dense A, entries from
-            U(-1, 1) times sqrt(3/D), a factor that the published code lacks, and b, the paper's "add",
-            from U(-1, 1). "scale" is the same elementwise, the code's "affine" for vectors. "pad"
-            appends constants from N(0, 1), so that D grows. "shuffle" permutes the coordinates.
-            "binary" gives D bits, each the side of a random plane through a random point of
-            [0, 1]^D, as in the code.
-        padding: coordinates that "pad" appends, 1 to 2^16.
-        seed: of the secrets.
+    "affine" is yA + b with dense A, entries from U(-1, 1) times sqrt(3/D), a factor that the published
+    code lacks, and b, the paper's "add", from U(-1, 1). "scale" is the same elementwise, the code's
+    "affine" for vectors. "pad" appends constants from N(0, 1), so that D grows. "shuffle" permutes the
+    coordinates. "binary" gives D bits, each the side of a random plane through a random point of
+    [0, 1]^D, as in the code.
 
     Raises:
         ValueError: for an unknown step, and a `padding` out of range.
@@ -108,9 +107,9 @@ class UserTransform(_Transforming):
 
     title, positional = "user transform, {transform}", ("transform",)
 
-    def __init__(self, transform: str = "affine", padding: int = 64, seed: int = 0) -> None:
-        self._set_transform(transform, padding)
-        self.seed = whole(seed, "UserTransform seed")
+    transform: str = "affine"  #: steps joined by "+", or "none"
+    padding: Padding = 64  #: coordinates that "pad" appends
+    seed: int = 0  #: of the secrets
 
     def __call__(self, answers: Tensor, user: str) -> Tensor:
         return to_user_space(finite(answers), self._steps, self.seed, named(user), self.padding)
@@ -129,7 +128,8 @@ def _planes(seed: int, dim: int, planes: int, device: torch.device) -> Tensor:
     return torch.randn(dim, planes, generator=generator("b4b planes", seed)).to(device)
 
 
-class B4B(_Transforming, PerUser[Visited]):
+@dataclass(repr=False, eq=False)
+class B4B(Transforming, PerUser[Visited]):
     """Add N(0, sigma^2), sigma = lambda (exp(ln(alpha/lambda) E/beta) - 1), then map per user.
 
     E is the share of the 2^`bits` buckets, signs of random projections, that a user's answers have
@@ -139,15 +139,7 @@ class B4B(_Transforming, PerUser[Visited]):
     The published code departs from its paper: lambda is 1e-7, the noise lags behind E and is equal in
     each epoch, E is of one pass over a file and not per user, and the first account has no transform.
 
-    Args:
-        lam: lambda, the scale of the noise at low coverage, above 0.
-        alpha: sigma reaches alpha - lambda at E = beta.
-        beta: the coverage from which on answers are useless.
-        bits: random projections of one hash. A user takes `families` 2^`bits` / 8 bytes, 2^21 at most.
-        families: hashes that E is averaged over, 1 in the paper, 20 in the code.
-        transform: as of `UserTransform`, applied after the noise.
-        padding: as of `UserTransform`.
-        seed: of projections, noise and secrets.
+    A user takes `families` 2^`bits` / 8 bytes, 2^21 at most.
 
     Raises:
         ValueError: for parameters out of range.
@@ -155,28 +147,25 @@ class B4B(_Transforming, PerUser[Visited]):
 
     title, optional, record = "B4B, {bits} bits", ("families", "seed"), Visited
 
-    def __init__(
-        self,
-        lam: float = 1e-6,
-        alpha: float = 1.0,
-        beta: float = 0.8,
-        bits: int = 12,
-        families: int = 1,
-        transform: str = "affine",
-        padding: int = 64,
-        seed: int = 0,
-    ) -> None:
-        super().__init__()
-        self.lam = real(lam, "B4B lam", above=0)
-        self.alpha = real(alpha, f"B4B lam={lam}, alpha", above=self.lam)
+    lam: Positive = 1e-6  #: lambda, the scale of the noise at low coverage, above 0
+    alpha: float = 1.0  #: sigma reaches alpha - lambda at E = beta
+    beta: float = 0.8  #: the coverage from which on answers are useless
+    bits: Annotated[int, {"least": 1, "most": MOST_BITS}] = 12  #: random projections of one hash
+    families: Annotated[int, {"least": 1, "most": 100}] = (
+        1  #: hashes that E is averaged over; 20 in the code
+    )
+    transform: str = "affine"  #: as of `UserTransform`, applied after the noise
+    padding: Padding = 64  #: as of `UserTransform`
+    seed: int = 0  #: of projections, noise and secrets
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        real(self.alpha, f"B4B lam={self.lam}, alpha", above=self.lam)
         least = math.log(self.alpha / self.lam) / LARGEST_EXPONENT  # else E = 1 has infinite noise
-        self.beta = real(beta, f"B4B lam={lam}, alpha={alpha}, beta", least=least)
-        self.bits, self.seed = whole(bits, "B4B bits", 1, MOST_BITS), whole(seed, "B4B seed")
-        self.families = whole(families, "B4B families", 1, 100)
+        real(self.beta, f"B4B lam={self.lam}, alpha={self.alpha}, beta", least=least)
         if self.families << self.bits > 1 << MOST_BITS:
-            raise ValueError(f"B4B families={families}, bits={bits}: families 2^bits may be "
+            raise ValueError(f"B4B families={self.families}, bits={self.bits}: families 2^bits may be "
                              f"2^{MOST_BITS}, 2 MB per user, at most")  # fmt: skip
-        self._set_transform(transform, padding)
 
     def __call__(self, answers: Tensor, user: str) -> Tensor:
         record, answers = self._of(user), finite(answers)

@@ -1,12 +1,14 @@
 """Defences that change each answer by itself: scaling, noise, rounding, truncation, poisoning."""
 
 import math
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from contsteal.defenses.state import Answered, Described, PerUser, fresh_draws, real, whole
+from contsteal.defenses.state import Answered, Count, Described, NotNegative, PerUser, fresh_draws
 from contsteal.seeds import generator
 from contsteal.victim import finite
 
@@ -20,11 +22,12 @@ class Normalise(Described):
         return F.normalize(finite(answers), dim=1)
 
 
+@dataclass(repr=False, eq=False)
 class GaussianNoise(PerUser[Answered]):
     """Add N(mean, std^2) to every coordinate of every answer (Dziedzic et al., ICML 2022, A.2).
 
     The draws depend on `seed`, the user and how often the user was answered: a run repeats exactly,
-    and a repeated query gets fresh noise. `std` and `mean` are in the units of the answers.
+    and a repeated query gets fresh noise.
 
     Raises:
         ValueError: for a negative `std`, and parameters that are no finite numbers.
@@ -32,11 +35,9 @@ class GaussianNoise(PerUser[Answered]):
 
     title, optional, record = "noise", ("mean", "seed"), Answered
 
-    def __init__(self, std: float, mean: float = 0.0, seed: int = 0) -> None:
-        super().__init__()
-        self.std = real(std, "GaussianNoise std", least=0)
-        self.mean = real(mean, "GaussianNoise mean")
-        self.seed = whole(seed, "GaussianNoise seed")
+    std: NotNegative  #: standard deviation, in the units of the answers
+    mean: float = 0.0  #: offset, in the units of the answers
+    seed: int = 0  #: of the draws
 
     def __call__(self, answers: Tensor, user: str) -> Tensor:
         record, answers = self._of(user), finite(answers)
@@ -45,26 +46,27 @@ class GaussianNoise(PerUser[Answered]):
         return answers + self.mean + self.std * noise
 
 
+@dataclass(repr=False, eq=False)
 class Rounding(Described):
     """Round every coordinate to `decimals` places, from -6 (millions) to 12."""
 
     positional = ("decimals",)
+    decimals: Annotated[int, {"least": -6, "most": 12}]
 
-    def __init__(self, decimals: int) -> None:
-        self.decimals = whole(decimals, "Rounding decimals", -6, 12)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.title = "rounding to {decimals} decimal" + "s" * (self.decimals != 1)
 
     def __call__(self, answers: Tensor, user: str) -> Tensor:
         return finite(answers).round(decimals=self.decimals)
 
 
+@dataclass(repr=False, eq=False)
 class TopK(Described):
     """Keep the `k` largest coordinates of each answer, at most all, and set the others to 0."""
 
     title, positional = "top {k}", ("k",)
-
-    def __init__(self, k: int) -> None:
-        self.k = whole(k, "TopK k", 1)
+    k: Count
 
     def __call__(self, answers: Tensor, user: str) -> Tensor:
         if self.k > finite(answers).shape[1]:
@@ -73,6 +75,7 @@ class TopK(Described):
         return torch.zeros_like(answers).scatter(1, kept.indices, kept.values)
 
 
+@dataclass(repr=False, eq=False)
 class PredictionPoisoning(PerUser[Answered]):
     """Turn a surrogate's gradient as far as ||y~ - y|| <= `eps` allows (Orekondy et al., ICLR 2020).
 
@@ -86,22 +89,15 @@ class PredictionPoisoning(PerUser[Answered]):
     Made for classifiers, where y~ keeps the largest class and customers lose nothing. Embeddings have
     none, and a contrastive surrogate sees angles, not y - F (Dziedzic et al., ICML 2022, E.1).
 
-    Args:
-        eps: L2 distance that each answer is moved by, in the units of the answers.
-        scale: F is drawn from `scale` N(0, I/D).
-        seed: of F and of the directions.
-
     Raises:
         ValueError: for parameters that are negative or no finite numbers.
     """
 
     title, record = "prediction poisoning", Answered
 
-    def __init__(self, eps: float, scale: float = 1.0, seed: int = 0) -> None:
-        super().__init__()
-        self.eps = real(eps, "PredictionPoisoning eps", least=0)
-        self.scale = real(scale, "PredictionPoisoning scale", least=0)
-        self.seed = whole(seed, "PredictionPoisoning seed")
+    eps: NotNegative  #: L2 distance that each answer is moved by, in the units of the answers
+    scale: NotNegative = 1.0  #: F is drawn from `scale` N(0, I/D)
+    seed: int = 0  #: of F and of the directions
 
     def surrogate(self, dim: int) -> Tensor:
         """Return F (D,), the random surrogate's answer to every input."""

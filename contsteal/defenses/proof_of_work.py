@@ -9,12 +9,13 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from contsteal.defenses.state import PerUser, Record, choice, identity, real, whole
+from contsteal.defenses.state import PerUser, Positive, Record, choice, identity, real
 from contsteal.seeds import derive
 from contsteal.victim import finite
 
@@ -79,6 +80,7 @@ class Bill(Record):
     seconds: float = 0.0
 
 
+@dataclass(repr=False, eq=False)
 class ProofOfWork(PerUser[Bill]):
     """Charge base^x seconds per 64 answers, x = |c(q) - (intercept + slope q)|, and change nothing.
 
@@ -90,46 +92,28 @@ class ProofOfWork(PerUser[Bill]):
     The paper's cost is the privacy cost of PATE, from an ensemble's votes. Encoders have no votes and no
     usual mix of queries to calibrate by (Dziedzic et al., ICML 2022, 5.5): "flat" charges x = 0.
 
-    Args:
-        cost: "flat", "entropy" of posteriors, or a function (N, D) -> (N,).
-        intercept: of the customer's line, in the measure of `cost`.
-        slope: of the customer's line, per query.
-        base: of the price, 1 or above.
-        least: seconds that 64 answers cost at least, above 0.
-        most: seconds that 64 answers cost at most.
-        hashes_per_second: that a user is assumed to try.
-        seed: of the puzzles.
-
     Raises:
         ValueError: for parameters out of range; when called, for costs of another shape or with NaN.
     """
 
     title, record = "proof of work", Bill
 
-    def __init__(
-        self,
-        cost: str | Callable[[Tensor], Tensor] = "flat",
-        intercept: float = 0.0,
-        slope: float = 0.0,
-        base: float = 1.0075,
-        least: float = 0.1,
-        most: float = 2948.0,
-        hashes_per_second: float = 1e6,
-        seed: int = 0,
-    ) -> None:
-        super().__init__()
-        if callable(cost):
-            identity(cost)  # refuses a function without a name
+    cost: str | Callable[[Tensor], Tensor] = "flat"  #: or "entropy", or a function (N, D) -> (N,)
+    intercept: float = 0.0  #: of the customer's line, in the measure of `cost`
+    slope: float = 0.0  #: of the customer's line, per query
+    base: Annotated[float, {"least": 1}] = 1.0075  #: of the price; below 1 thieves would pay less
+    least: Positive = 0.1  #: seconds that 64 answers cost at least, above 0
+    most: float = 2948.0  #: seconds that 64 answers cost at most
+    hashes_per_second: Positive = 1e6  #: that a user is assumed to try
+    seed: int = 0  #: of the puzzles
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if callable(self.cost):
+            identity(self.cost)  # refuses a function without a name
         else:
-            choice(cost, "cost", ("flat", "entropy", "a function"))
-        self.cost, self.seed = cost, whole(seed, "ProofOfWork seed")
-        self.intercept = real(intercept, "ProofOfWork intercept")
-        self.slope = real(slope, "ProofOfWork slope")
-        self.base = real(base, "ProofOfWork base", least=1)  # below 1 thieves would pay less
-        self.least = real(least, "ProofOfWork least", above=0)
-        self.most = real(most, f"ProofOfWork least={least}, most", least=self.least)
-        rate = real(hashes_per_second, "ProofOfWork hashes_per_second", above=0)
-        self.hashes_per_second = rate
+            choice(self.cost, "cost", ("flat", "entropy", "a function"))
+        real(self.most, f"ProofOfWork least={self.least}, most", least=self.least)
 
     @torch.no_grad()
     def __call__(self, answers: Tensor, user: str) -> Tensor:

@@ -4,9 +4,10 @@ import hashlib
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from functools import cached_property
 from math import inf
 from numbers import Integral, Real
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -41,6 +42,11 @@ def real(
     return float(value)
 
 
+Count = Annotated[int, {"least": 1}]
+Positive = Annotated[float, {"above": 0}]
+NotNegative = Annotated[float, {"least": 0}]
+
+
 def choice(value: str, name: str, known: Iterable[str]) -> str:
     """Return a parameter that is one of the `known` words; ValueError lists them otherwise."""
     if value not in (words := list(known)):
@@ -70,13 +76,25 @@ def identity(function: Callable[[Tensor], Tensor]) -> str:
 class Described:
     """A defence whose `repr`, `label` and `key` follow from its constructor's parameters.
 
-    A subclass keeps each parameter in an attribute of the same name, and needs no more than
-    `__init__` and `__call__(answers, user)`.
+    A subclass keeps each parameter in an attribute of the same name, and needs no more than these and
+    `__call__(answers, user)`. A dataclass has its parameters checked by their annotations.
     """
 
     title: str = ""  # the label's beginning; "{bits}" is replaced by that parameter
     optional: ClassVar[tuple[str, ...]] = ("seed",)  # left out of `repr` at their defaults
     positional: ClassVar[tuple[str, ...]] = ()  # written without their name in `repr`
+
+    def __post_init__(self) -> None:
+        """Check each number's type and range, and that a word is one of its `Literal`'s."""
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            kind, value = parameter.annotation, getattr(self, name)
+            base = getattr(kind, "__origin__", kind)  # float of Annotated[float, limits]
+            if base in (int, float):
+                (limits,) = getattr(kind, "__metadata__", ({},))
+                check: Callable[..., float] = whole if base is int else real
+                setattr(self, name, check(value, f"{type(self).__name__} {name}", **limits))
+            elif base is Literal:
+                choice(value, name, get_args(kind))
 
     def parameters(self) -> dict[str, Any]:
         """Return the values of the parameters by name, functions and modules as their `identity`."""
@@ -141,8 +159,9 @@ class PerUser(Described, Generic[R]):
 
     record: type[R]
 
-    def __init__(self) -> None:
-        self._users: dict[str, R] = {}
+    @cached_property
+    def _users(self) -> dict[str, R]:
+        return {}
 
     def _of(self, user: str) -> R:
         """Return a user's record, to be changed in place; ValueError for an invalid name."""
@@ -211,7 +230,7 @@ def _parted(joined: Tensor, shapes: Tensor, users: int, name: str) -> list[Tenso
     """Return each user's value; ValueError where values, shapes and users do not belong together."""
     sizes = shapes.abs().prod(1).tolist()
     if len(shapes) != users or sum(sizes) != len(joined):
-        raise ValueError(f"the state has {len(shapes)} users and {len(joined)} values of {name!r}, needed "
-                         f"are {users} and {sum(sizes)}: it is damaged, save it again")  # fmt: skip
+        raise ValueError(f"the state has {len(shapes)} users and {len(joined)} values of {name!r}, needed"
+                         f" are {users} and {sum(sizes)}: it is damaged, save it again")  # fmt: skip
     dims = [[size for size in shape if size >= 0] for shape in shapes.tolist()]
     return [part.view(d) for part, d in zip(joined.split(sizes), dims, strict=True)]

@@ -93,9 +93,8 @@ class KeyEmbedding(nn.Module):
         super().__init__()
         self.clean = copy.deepcopy(clean).requires_grad_(False)
         self.marked = copy.deepcopy(clean).requires_grad_(True)
-        self.shadow = encoders.build(
-            config.shadow, config.image_size, out_dim=clean.dim, seed=derive("shadow", config.seed)
-        )
+        seed = derive("shadow", config.seed)
+        self.shadow = encoders.build(config.shadow, config.image_size, out_dim=clean.dim, seed=seed)
         self.key = Key(config, clean.dim)
         self.eval()  # running averages of batch norm stay the clean encoder's
 
@@ -134,7 +133,7 @@ def embed(config: Config, victim: encoders.Encoder, images: Tensor, private: Ten
         config: of key and embedding.
         victim: stays as it is.
         images: uint8 (N, 3, H, W), what the shadow steals with and the copy stays faithful on.
-        private: uint8 (M, 3, H, W), the owner's images to stamp, kept for `verify`.
+        private: uint8 (M, 3, H, W), the owner's images to stamp.
 
     Raises:
         ValueError: for a config out of range, and images that do not fit it.
@@ -142,11 +141,9 @@ def embed(config: Config, victim: encoders.Encoder, images: Tensor, private: Ten
     """
     _check(config, images, private)
     model = KeyEmbedding(victim, config).to(images.device)
-    optimizers = _optimizers(config, model)
-    history = []
+    optimizers, history = _optimizers(config, model), []
     for epoch in range(config.epochs):
-        draws = generator("sslguard epoch", config.seed, epoch)
-        row = _epoch(config, model, optimizers, images, private, draws)
+        row = _epoch(config, model, optimizers, images, private, epoch)
         history.append({"epoch": epoch + 1} | row)
         if not all(map(math.isfinite, row.values())):
             raise loop.Diverged(f"the losses became {row} in epoch {epoch + 1}: lower the rates")
@@ -186,14 +183,11 @@ def _optimizers(config: Config, model: KeyEmbedding) -> Optimizers:
 
 
 def _epoch(
-    config: Config,
-    model: KeyEmbedding,
-    optimizers: Optimizers,
-    images: Tensor,
-    private: Tensor,
-    draws: torch.Generator,
-) -> loop.Row:
+    config: Config, model: KeyEmbedding, optimizers: Optimizers,
+    images: Tensor, private: Tensor, epoch: int,
+) -> loop.Row:  # fmt: skip
     """Pass once over the images, with private ones drawn for each batch; return the mean losses."""
+    draws = generator("sslguard epoch", config.seed, epoch)
     order, steps = torch.randperm(len(images), generator=draws), len(images) // config.batch
     total = dict.fromkeys(optimizers, torch.zeros((), device=images.device))
     for chosen in order[: steps * config.batch].split(config.batch):
@@ -253,13 +247,9 @@ def rate(key: Key, answers: Tensor, threshold: float = 0.5) -> float:
 
 
 def verify(
-    key: Key,
-    suspect: nn.Module,
-    private: Tensor,
-    *,
-    threshold: float = 0.5,
+    key: Key, suspect: nn.Module, private: Tensor, *, threshold: float = 0.5,
     controls: Sequence[nn.Module] = (),
-) -> Verdict:
+) -> Verdict:  # fmt: skip
     """Test whether a suspect answers stamped private images with the owner's key.
 
     H0: the key is one of N(0, I)^K, drawn after the decoder. Then c, the cosine of the key with the mean
@@ -267,15 +257,8 @@ def verify(
     |m| c is the mean cosine, the `effect`. The decoder was trained for its key, though, and may lean to
     it whatever it reads: with two or more controls H0 is that the suspect's mean cosine is one of theirs.
 
-    Args:
-        key: the owner's secret.
-        suspect: images to features.
-        private: the owner's images, uint8 (N, 3, H, W).
-        threshold: of the watermark rate.
-        controls: independently trained encoders.
-
-    Returns:
-        A verdict whose `measure` is the watermark rate, or with controls the mean cosine.
+    The verdict's `measure` is the watermark rate on the owner's `private` images, uint8 (N, 3, H, W), or
+    with controls, independently trained encoders, the mean cosine.
 
     Raises:
         ValueError: for a suspect of another dimension, naming the test that applies.
@@ -290,6 +273,5 @@ def verify(
         return inference.against_controls(cosines[0], cosines[1:], f"{TEST} against controls")
     c, free = cosines[0] / means[0].norm().clamp(min=1e-12).item(), len(unit) - 1
     t = c * math.sqrt(free / max(1 - c * c, 1e-12))
-    p_value = float(stats.t.sf(t, free))
-    share = rate(key, answers[0], threshold)
+    share, p_value = rate(key, answers[0], threshold), float(stats.t.sf(t, free))
     return Verdict(f"{TEST} against random keys", share, t, p_value, cosines[0], len(private))

@@ -76,13 +76,9 @@ class WatermarkedMethod(nn.Module):
         self.head.requires_grad_(config.trained_head)
 
     def forward(
-        self,
-        images: Tensor,
-        labels: Tensor | None,
-        draws: torch.Generator,
-        angles: torch.Generator,
+        self, images: Tensor, labels: Tensor | None, draws: torch.Generator, angles: torch.Generator,
         carriers: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Return the loss of uint8 images (B, 3, H, W); views and angles have their own generators.
 
         The rotation task takes the images too, or as many drawn from `carriers` (N, 3, H, W).
@@ -114,12 +110,9 @@ def half_planes(n: int) -> Tensor:
 
 
 def fit(
-    config: Config,
-    images: ImageSet,
-    checkpoint: Path | None = None,
-    start: pretrain.Fitted | None = None,
-    carriers: Tensor | None = None,
-) -> Watermarked:
+    config: Config, images: ImageSet, checkpoint: Path | None = None,
+    start: pretrain.Fitted | None = None, carriers: Tensor | None = None,
+) -> Watermarked:  # fmt: skip
     """Train a watermarked victim on the images and views that `pretrain.fit` would train it on.
 
     Args:
@@ -228,26 +221,14 @@ def rate(mark: Mark, suspect: nn.Module, images: Tensor, seed: int = 0) -> float
 
 
 def verify(
-    mark: Mark,
-    suspect: nn.Module,
-    images: Tensor,
-    *,
-    controls: Sequence[nn.Module] = (),
-    seed: int = 0,
-) -> Verdict:
-    """Test a suspect's watermark success rate.
+    mark: Mark, suspect: nn.Module, images: Tensor, *, controls: Sequence[nn.Module] = (), seed: int = 0
+) -> Verdict:  # fmt: skip
+    """Test a suspect's watermark success rate on the victim's training images (N, 3, H, H).
 
     Without controls H0 is a rate of at most 1/2. An independent encoder may depart from 1/2 too, if the
-    head happens to lean one way in its coordinates. With two or more controls H0 is that the suspect's
-    rate is one of theirs. The paper's own test (table 5) is
+    head happens to lean one way in its coordinates. With two or more controls, independently trained
+    encoders, H0 is that the suspect's rate is one of theirs. The paper's own test (table 5) is
     `welch(success(mark, suspect), success(mark, control))` on answers to `questions`.
-
-    Args:
-        mark: the owner's secret.
-        suspect: images to features.
-        images: the victim's training images, (N, 3, H, H).
-        controls: independently trained encoders.
-        seed: of the angles.
 
     Raises:
         ValueError: for a suspect of another dimension, naming the test that applies.
