@@ -100,9 +100,6 @@ class UserTransform(Transforming):
     "affine" for vectors. "pad" appends constants from N(0, 1), so that D grows. "shuffle" permutes the
     coordinates. "binary" gives D bits, each the side of a random plane through a random point of
     [0, 1]^D, as in the code.
-
-    Raises:
-        ValueError: for an unknown step, and a `padding` out of range.
     """
 
     title, positional = "user transform, {transform}", ("transform",)
@@ -140,9 +137,6 @@ class B4B(Transforming, PerUser[Visited]):
     each epoch, E is of one pass over a file and not per user, and the first account has no transform.
 
     A user takes `families` 2^`bits` / 8 bytes, 2^21 at most.
-
-    Raises:
-        ValueError: for parameters out of range.
     """
 
     title, optional, record = "B4B, {bits} bits", ("families", "seed"), Visited

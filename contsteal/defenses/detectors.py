@@ -110,10 +110,6 @@ class SimilarQueries(Detector[Recent]):
     cosine 0.5, l2 13 on projections, l2 18 on answers. Its code has cosine 0.6, forgets the user after
     every batch, and has no verdict on users. Repeated inputs are similar too. Attacks with one view, or
     with views split over accounts, are missed. A user takes up to 4 `memory` D bytes.
-
-    Raises:
-        ValueError: for parameters out of range, and a projection without a name of its own.
-        Refused: when called for a flagged user with the action "refuse".
     """
 
     title, optional, record = "similar queries", ("projection", "seed"), Recent
@@ -210,10 +206,6 @@ class Prada(Detector[Growing]):
     PRADA measures distances between inputs; a defence sees answers, so they are measured there.
     Natural images sent by an encoder thief look like a customer's (Dziedzic et al., ICML 2022, 5.3).
     A user takes up to 4 `memory` D bytes and 0.3 MB; the paper's sets never stop growing.
-
-    Raises:
-        ValueError: for parameters out of range.
-        Refused: when called for a flagged user with the action "refuse".
     """
 
     title, record, replacing = "PRADA", Growing, "shuffle"
@@ -233,10 +225,10 @@ class Prada(Detector[Growing]):
         return self._seen(user).flagged
 
     def _observe(self, record: Growing, answers: Tensor) -> Tensor:
+        """Take in one query after the other, as the rule needs; return (N,) the verdict after each."""
         return torch.cat([self._observe_block(record, part) for part in answers.split(PRADA_BLOCK)])
 
     def _observe_block(self, record: Growing, part: Tensor) -> Tensor:
-        """Take in one query after the other, as the rule needs; return (N,) the verdict after each."""
         labels, links = self._links(record, part)
         old = len(record.members)
         nearest = links[:, :old].min(1, initial=np.inf)  # (N,)
@@ -274,9 +266,8 @@ class Prada(Detector[Growing]):
         record.member_distances.append(0.0 if first else distance)
         record.member_classes.append(label)
         joining = np.array(record.member_distances)[np.array(record.member_classes) == label]
-        record.thresholds[label] = max(
-            record.thresholds[label].item(), joining.mean() - joining.std()
-        )
+        higher = max(record.thresholds[label].item(), joining.mean() - joining.std())
+        record.thresholds[label] = higher
         return True
 
     def _test(self, record: Growing) -> None:

@@ -28,9 +28,6 @@ class GaussianNoise(PerUser[Answered]):
 
     The draws depend on `seed`, the user and how often the user was answered: a run repeats exactly,
     and a repeated query gets fresh noise.
-
-    Raises:
-        ValueError: for a negative `std`, and parameters that are no finite numbers.
     """
 
     title, optional, record = "noise", ("mean", "seed"), Answered
@@ -88,9 +85,6 @@ class PredictionPoisoning(PerUser[Answered]):
 
     Made for classifiers, where y~ keeps the largest class and customers lose nothing. Embeddings have
     none, and a contrastive surrogate sees angles, not y - F (Dziedzic et al., ICML 2022, E.1).
-
-    Raises:
-        ValueError: for parameters that are negative or no finite numbers.
     """
 
     title, record = "prediction poisoning", Answered

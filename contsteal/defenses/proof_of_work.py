@@ -43,16 +43,9 @@ def solve(puzzle: Puzzle) -> int:
 
 
 def calibrate(costs: Tensor) -> tuple[float, float]:
-    """Fit the line that customers' summed costs follow, by least squares.
+    """Return intercept and slope, by least squares, of customers' summed costs (U, Q) over queries.
 
-    Args:
-        costs: (U, Q), column q holding each customer's summed cost after q + 1 queries.
-
-    Returns:
-        Intercept and slope, for `ProofOfWork`.
-
-    Raises:
-        ValueError: for costs that are not finite, no customer, or fewer than 2 queries.
+    ValueError for costs that are not finite, no customer, or fewer than 2 queries.
     """
     if costs.ndim != 2 or not len(costs) or costs.shape[1] < 2 or not costs.isfinite().all():
         size = tuple(costs.shape)
@@ -91,9 +84,6 @@ class ProofOfWork(PerUser[Bill]):
 
     The paper's cost is the privacy cost of PATE, from an ensemble's votes. Encoders have no votes and no
     usual mix of queries to calibrate by (Dziedzic et al., ICML 2022, 5.5): "flat" charges x = 0.
-
-    Raises:
-        ValueError: for parameters out of range; when called, for costs of another shape or with NaN.
     """
 
     title, record = "proof of work", Bill

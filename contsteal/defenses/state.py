@@ -57,9 +57,8 @@ def choice(value: str, name: str, known: Iterable[str]) -> str:
 def identity(function: Callable[[Tensor], Tensor]) -> str:
     """Name a function by its module and name, a `torch.nn.Module` by its layers and weights.
 
-    Raises:
-        ValueError: where two functions could share a name, and so a stored result: for lambdas,
-            functions inside functions, methods, and objects without a name.
+    ValueError where two could share a name, and so a stored result: for lambdas, methods, inner functions
+    and objects without a name.
     """
     if isinstance(function, nn.Module):
         digest = hashlib.sha256(repr(function).encode())
@@ -77,7 +76,7 @@ class Described:
     """A defence whose `repr`, `label` and `key` follow from its constructor's parameters.
 
     A subclass keeps each parameter in an attribute of the same name, and needs no more than these and
-    `__call__(answers, user)`. A dataclass has its parameters checked by their annotations.
+    `__call__(answers, user)`. Dataclasses refuse, with a ValueError, what their annotations exclude.
     """
 
     title: str = ""  # the label's beginning; "{bits}" is replaced by that parameter
@@ -180,10 +179,7 @@ class PerUser(Described, Generic[R]):
         return sum(_packed(value).nbytes for value in vars(self._seen(user)).values())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return all records as tensors for safetensors: two per field, however many users.
-
-        One tensor per user would not do: safetensors reads no header of 10^5 users' fields.
-        """
+        """Return all records as tensors, two per field: safetensors reads no header of 10^5 users."""
         names = "\n".join(self._users).encode()  # names are printable: no line breaks
         users = torch.from_numpy(np.frombuffer(names, np.uint8).copy())
         state = {"defence": torch.tensor(derive(repr(self))), "users": users}
@@ -196,12 +192,7 @@ class PerUser(Described, Generic[R]):
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Replace all records by those of a `state_dict`.
-
-        Raises:
-            ValueError: where the defence or its parameters differ, or tensors are missing, unknown
-                or do not belong together.
-        """
+        """Replace all records by those of a `state_dict`; ValueError for another defence's or damage."""
         if "defence" not in state or int(state["defence"]) != derive(repr(self)):
             raise ValueError(f"the state was not saved by {self!r}: build the defence with the "
                              "parameters and the seed it had when it was saved")  # fmt: skip

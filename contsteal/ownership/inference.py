@@ -52,8 +52,7 @@ class Rate:
 def proportion(hits: int, trials: int, level: float = 0.95) -> Rate:
     """Return hits / trials with the exact interval of Clopper and Pearson (Biometrika, 1934).
 
-    Raises:
-        ValueError: for no trial, more hits than trials, or a level outside (0, 1).
+    ValueError for no trial, more hits than trials, or a level outside (0, 1).
     """
     from scipy import stats
 
@@ -80,8 +79,7 @@ def against_controls(measure: float, controls: Iterable[float], test: str = "con
     The encoder is the unit, so a head that happens to lean one way accuses nobody. The verdict's `effect`
     is in the controls' standard deviations.
 
-    Raises:
-        ValueError: for fewer than two controls, controls that are all the same, NaN or infinity.
+    ValueError for fewer than two controls, controls that are all the same, NaN or infinity.
     """
     from scipy import stats
 
@@ -105,8 +103,7 @@ def welch(suspect: Tensor, null: Tensor, test: str = "welch", form: Form = "sign
     dataset inference code's: equal variances, and half of the *two-sided* p, so that a gap in the wrong
     direction accuses too.
 
-    Raises:
-        ValueError: for fewer than two samples, NaN or infinity, no variance at all, an unknown form.
+    ValueError for fewer than two samples, NaN or infinity, no variance at all, an unknown form.
     """
     from scipy import stats
 
@@ -185,16 +182,9 @@ def mixture_test(
 
 
 def mixture_scores(
-    fitted: Tensor,
-    private: Tensor,
-    public: Tensor,
-    *,
-    components: int = 10,
-    covariance: Covariance = "full",
-    standardise: bool = False,
-    ridge: float = 1e-6,
-    seed: int = 0,
-) -> tuple[Tensor, Tensor]:
+    fitted: Tensor, private: Tensor, public: Tensor, *, components: int = 10,
+    covariance: Covariance = "full", standardise: bool = False, ridge: float = 1e-6, seed: int = 0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return the log-likelihoods in nats, (M,) and (K,), of private and public features.
 
     All features are normalised to length 1. The paper takes 10 full components (CIFAR-10, SVHN), or 50
@@ -209,8 +199,7 @@ def mixture_scores(
         standardise: whether to standardise features first, by mean and deviation of `fitted`.
         ridge: added to each variance.
 
-    Raises:
-        ValueError: for fewer features than components, shapes that do not fit, NaN or infinity.
+    ValueError for fewer features than components, shapes that do not fit, NaN or infinity.
     """
     from sklearn.mixture import GaussianMixture  # takes seconds to import
 

@@ -239,8 +239,7 @@ def decoded(key: Key, answers: Tensor) -> Tensor:
 def rate(key: Key, answers: Tensor, threshold: float = 0.5) -> float:
     """Return the watermark rate: the share of answers whose cosine with the key exceeds `threshold`.
 
-    Raises:
-        ValueError: for another dimension than the victim's, naming the test that applies, and for NaN.
+    ValueError for another dimension than the victim's, naming the test that applies, and for NaN.
     """
     cosines = decoded(key, answers) @ F.normalize(key.secret.double().cpu(), dim=0)
     return (cosines > threshold).double().mean().item()
@@ -260,8 +259,7 @@ def verify(
     The verdict's `measure` is the watermark rate on the owner's `private` images, uint8 (N, 3, H, W), or
     with controls, independently trained encoders, the mean cosine.
 
-    Raises:
-        ValueError: for a suspect of another dimension, naming the test that applies.
+    ValueError for a suspect of another dimension, naming the test that applies.
     """
     from scipy import stats
 

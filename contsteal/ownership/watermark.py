@@ -122,10 +122,6 @@ def fit(
         start: a trained victim; the mark is tuned into a copy of it.
         carriers: the owner's images to turn, uint8 (N, 3, H, W), in place of the training images, which
             are the paper's choice. The rate is then over held-out carriers.
-
-    Raises:
-        ValueError: as `pretrain.fit` does, and for a negative weight.
-        loop.Diverged: for a NaN loss.
     """
     victim, schedule = config.victim, pretrain.schedule(config.victim)
     held = min(victim.held_out, len(images.images) // 10)
@@ -189,8 +185,7 @@ def _margins(mark: Mark, answers: Tensor) -> Tensor:
 def success(mark: Mark, answers: Tensor) -> Tensor:
     """Return which answers (2N, D) to `questions` the head classifies rightly, 0 or 1, float64 (2N,).
 
-    Raises:
-        ValueError: for another dimension than the victim's, an odd number of answers, or NaN.
+    ValueError for another dimension than the victim's, an odd number of answers, or NaN.
     """
     read = _margins(mark, answers).argmax(1)
     return (read == half_planes(len(answers) // 2)).double()
@@ -201,10 +196,7 @@ def ranked(mark: Mark, answers: Tensor) -> Verdict:
 
     If a surrogate's features are shifted, the head may see one half-plane throughout, at a rate of 1/2;
     the order survives. H0: the area under the ROC curve, the verdict's `measure`, is at most 1/2 (Mann
-    and Whitney, 1947).
-
-    Raises:
-        ValueError: as `success` does.
+    and Whitney, 1947). Errors are those of `success`.
     """
     from scipy import stats
 
