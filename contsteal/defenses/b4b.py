@@ -31,8 +31,8 @@ def parse_transform(text: str) -> tuple[str, ...]:
     return steps
 
 
-# Secrets follow from seed and user, so none is stored. A dense one takes longer to draw than to
-# use: those of the last users are cached, at most 32 MB at 512 dimensions.
+# Secrets follow from seed, user and place in the chain, so none is stored. A dense one takes longer to
+# draw than to use: those of the last users are cached, at most 32 MB at 512 dimensions.
 @lru_cache(maxsize=32)
 def _secrets(
     kind: str, seed: int, user: str, step: int, dim: int, padding: int, device: torch.device
@@ -55,34 +55,33 @@ def _secrets(
     return weight.to(device), bias.to(device)
 
 
-def to_user_space(
-    answers: Tensor, steps: tuple[str, ...], seed: int, user: str, padding: int
-) -> Tensor:
-    """Return answers (N, D) in one user's space, (N, D + `padding`) after "pad"."""
-    for place, kind in enumerate(steps):
-        dim = answers.shape[1]
-        weight, bias = _secrets(kind, seed, user, place, dim, padding, answers.device)
-        if kind == "shuffle":
-            answers = answers[:, weight]
-            continue
-        weight, bias = weight.to(answers), bias.to(answers)
-        if kind == "pad":
-            answers = torch.cat([answers, bias.expand(len(answers), -1)], 1)
-        elif kind == "binary":
-            answers = (answers @ weight > bias).to(answers)
-        else:
-            answers = (answers @ weight if kind == "affine" else answers * weight) + bias
-    return answers
-
-
 class Transforming(Described):
     """A defence with a `transform`, whose `padding` is a parameter only where something is padded."""
 
     transform: str
+    padding: int
+    seed: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._steps = parse_transform(self.transform)
+
+    def _to_space(self, answers: Tensor, user: str) -> Tensor:
+        """Return answers (N, D) in one user's space, (N, D + `padding`) after "pad"."""
+        for place, kind in enumerate(self._steps):
+            key = (self.seed, user, place, answers.shape[1], self.padding, answers.device)
+            weight, bias = _secrets(kind, *key)
+            if kind == "shuffle":
+                answers = answers[:, weight]
+                continue
+            weight, bias = weight.to(answers), bias.to(answers)
+            if kind == "pad":
+                answers = torch.cat([answers, bias.expand(len(answers), -1)], 1)
+            elif kind == "binary":
+                answers = (answers @ weight > bias).to(answers)
+            else:
+                answers = (answers @ weight if kind == "affine" else answers * weight) + bias
+        return answers
 
     def parameters(self) -> dict[str, Any]:
         values = super().parameters()
@@ -93,8 +92,6 @@ class Transforming(Described):
 class UserTransform(Transforming):
     """Map each user's answers by a secret map of that user (B4B, NeurIPS 2023, section 4).
 
-    Equal seed, user and place in the chain of steps give the equal secret, so nothing is stored.
-
     "affine" is yA + b with dense A, entries from U(-1, 1) times sqrt(3/D), a factor that the published
     code lacks, and b, the paper's "add", from U(-1, 1). "scale" is the same elementwise, the code's
     "affine" for vectors. "pad" appends constants from N(0, 1), so that D grows. "shuffle" permutes the
@@ -103,13 +100,12 @@ class UserTransform(Transforming):
     """
 
     title, positional = "user transform, {transform}", ("transform",)
-
     transform: str = "affine"  #: steps joined by "+", or "none"
     padding: Padding = 64  #: coordinates that "pad" appends
     seed: int = 0  #: of the secrets
 
     def __call__(self, answers: Tensor, user: str) -> Tensor:
-        return to_user_space(finite(answers), self._steps, self.seed, named(user), self.padding)
+        return self._to_space(finite(answers), named(user))
 
 
 @dataclass
@@ -136,18 +132,16 @@ class B4B(Transforming, PerUser[Visited]):
     The published code departs from its paper: lambda is 1e-7, the noise lags behind E and is equal in
     each epoch, E is of one pass over a file and not per user, and the first account has no transform.
 
-    A user takes `families` 2^`bits` / 8 bytes, 2^21 at most.
+    A user takes `families` 2^`bits` / 8 bytes, 512 by default and 2^21 at most.
     """
 
     title, optional, record = "B4B, {bits} bits", ("families", "seed"), Visited
-
     lam: Positive = 1e-6  #: lambda, the scale of the noise at low coverage, above 0
     alpha: float = 1.0  #: sigma reaches alpha - lambda at E = beta
     beta: float = 0.8  #: the coverage from which on answers are useless
     bits: Annotated[int, {"least": 1, "most": MOST_BITS}] = 12  #: random projections of one hash
-    families: Annotated[int, {"least": 1, "most": 100}] = (
-        1  #: hashes that E is averaged over; 20 in the code
-    )
+    #: hashes that E is averaged over, 1 in the paper, 20 in the code
+    families: Annotated[int, {"least": 1, "most": 100}] = 1
     transform: str = "affine"  #: as of `UserTransform`, applied after the noise
     padding: Padding = 64  #: as of `UserTransform`
     seed: int = 0  #: of projections, noise and secrets
@@ -166,8 +160,7 @@ class B4B(Transforming, PerUser[Visited]):
         stds = self.sigma(self._visit(record, answers))  # (N,)
         draws = fresh_draws(record, "b4b noise", self.seed, user)
         noise = torch.randn(answers.shape, generator=draws).to(answers)
-        noisy = answers + torch.from_numpy(stds).to(answers)[:, None] * noise
-        return to_user_space(noisy, self._steps, self.seed, user, self.padding)
+        return self._to_space(answers + torch.from_numpy(stds).to(answers)[:, None] * noise, user)
 
     def sigma(self, coverage: float | np.ndarray) -> np.ndarray:
         """Return the noise's standard deviation at a coverage from 0 to 1."""

@@ -31,7 +31,6 @@ class GaussianNoise(PerUser[Answered]):
     """
 
     title, optional, record = "noise", ("mean", "seed"), Answered
-
     std: NotNegative  #: standard deviation, in the units of the answers
     mean: float = 0.0  #: offset, in the units of the answers
     seed: int = 0  #: of the draws
@@ -88,7 +87,6 @@ class PredictionPoisoning(PerUser[Answered]):
     """
 
     title, record = "prediction poisoning", Answered
-
     eps: NotNegative  #: L2 distance that each answer is moved by, in the units of the answers
     scale: NotNegative = 1.0  #: F is drawn from `scale` N(0, I/D)
     seed: int = 0  #: of F and of the directions

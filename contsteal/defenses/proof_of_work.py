@@ -87,7 +87,6 @@ class ProofOfWork(PerUser[Bill]):
     """
 
     title, record = "proof of work", Bill
-
     cost: str | Callable[[Tensor], Tensor] = "flat"  #: or "entropy", or a function (N, D) -> (N,)
     intercept: float = 0.0  #: of the customer's line, in the measure of `cost`
     slope: float = 0.0  #: of the customer's line, per query

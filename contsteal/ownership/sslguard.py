@@ -130,8 +130,6 @@ def embed(config: Config, victim: encoders.Encoder, images: Tensor, private: Ten
     Each step updates the shadow, then trigger and decoder, then the encoder without its batch norm.
 
     Args:
-        config: of key and embedding.
-        victim: stays as it is.
         images: uint8 (N, 3, H, W), what the shadow steals with and the copy stays faithful on.
         private: uint8 (M, 3, H, W), the owner's images to stamp.
 
@@ -203,8 +201,8 @@ def _epoch(
 def _step(name: str, model: KeyEmbedding, optimizers: Optimizers, loss: Tensor, form: str) -> None:
     """Update one optimizer's parameters by one loss.
 
-    The published code clears the gradients once per batch, before the first of the three steps, so the
-    encoder's last step follows the sum of all losses; the trigger it clears after the trigger's step.
+    The published code clears gradients once per batch, before the first of three steps, and the trigger's
+    after its own: the encoder's step, the last, follows the sum of all losses.
     """
     optimizer, published = optimizers[name], form == "published"
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -257,9 +255,7 @@ def verify(
     it whatever it reads: with two or more controls H0 is that the suspect's mean cosine is one of theirs.
 
     The verdict's `measure` is the watermark rate on the owner's `private` images, uint8 (N, 3, H, W), or
-    with controls, independently trained encoders, the mean cosine.
-
-    ValueError for a suspect of another dimension, naming the test that applies.
+    with controls, independently trained encoders, the mean cosine. Errors are those of `rate`.
     """
     from scipy import stats
 

@@ -68,10 +68,9 @@ class WatermarkedMethod(nn.Module):
 
     def __init__(self, method: Method, config: Config, tuned: bool = False) -> None:
         super().__init__()
-        self.tuned = tuned
         if not 0 <= config.weight < float("inf"):
             raise ValueError(f"weight={config.weight}: it must be finite, and 0 or above")
-        self.method, self.weight = method, config.weight
+        self.method, self.weight, self.tuned = method, config.weight, tuned
         self.head = Head(method.encoder.dim, *config.hidden, 2, norm=False)
         self.head.requires_grad_(config.trained_head)
 
@@ -169,8 +168,7 @@ def build(config: Config, classes: int, start: pretrain.Fitted | None = None) ->
 
 def questions(images: Tensor, seed: int = 0) -> Tensor:
     """Return what an owner sends to a suspect: both turns of images (N, 3, H, H), uint8 (2N, 3, H, H)."""
-    turned = turn(augment.to_float(images), generator("questions", seed))
-    return augment.to_uint8(turned)
+    return augment.to_uint8(turn(augment.to_float(images), generator("questions", seed)))
 
 
 @torch.no_grad()
@@ -187,8 +185,7 @@ def success(mark: Mark, answers: Tensor) -> Tensor:
 
     ValueError for another dimension than the victim's, an odd number of answers, or NaN.
     """
-    read = _margins(mark, answers).argmax(1)
-    return (read == half_planes(len(answers) // 2)).double()
+    return (_margins(mark, answers).argmax(1) == half_planes(len(answers) // 2)).double()
 
 
 def ranked(mark: Mark, answers: Tensor) -> Verdict:
@@ -222,8 +219,7 @@ def verify(
     encoders, H0 is that the suspect's rate is one of theirs. The paper's own test (table 5) is
     `welch(success(mark, suspect), success(mark, control))` on answers to `questions`.
 
-    Raises:
-        ValueError: for a suspect of another dimension, naming the test that applies.
+    ValueError for a suspect of another dimension, naming the test that applies.
     """
     right = success(mark, encoders.embed(suspect, questions(images, seed)))
     if controls:
