@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from contsteal import augment, encoders, loop
 from contsteal.methods import Head
-from contsteal.ownership import inference
-from contsteal.ownership.inference import Verdict
+from contsteal.ownership.inference import Verdict, against_controls, check_answers
 from contsteal.seeds import derive, generator
 
 TEST = "SSLGuard"
@@ -229,7 +228,7 @@ def questions(key: Key, private: Tensor) -> Tensor:
 @torch.no_grad()
 def decoded(key: Key, answers: Tensor) -> Tensor:
     """Return the decoder's outputs at length 1, float64 (N, K), of answers (N, D) to `questions`."""
-    inference.check_answers(answers, key.dim, TEST)
+    check_answers(answers, key.dim, TEST)
     out = key.decoder(answers.to(key.secret.device, torch.float32))
     return F.normalize(out.double().cpu(), dim=1)
 
@@ -264,7 +263,7 @@ def verify(
     means = [decoded(key, answer).mean(0) for answer in answers]  # (K,) each
     cosines = [(m @ unit).item() for m in means]
     if controls:
-        return inference.against_controls(cosines[0], cosines[1:], f"{TEST} against controls")
+        return against_controls(cosines[0], cosines[1:], f"{TEST} against controls")
     c, free = cosines[0] / means[0].norm().clamp(min=1e-12).item(), len(unit) - 1
     t = c * math.sqrt(free / max(1 - c * c, 1e-12))
     share, p_value = rate(key, answers[0], threshold), float(stats.t.sf(t, free))

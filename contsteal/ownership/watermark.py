@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from contsteal import augment, encoders, loop, pretrain
 from contsteal.augment import rotate
 from contsteal.methods import Head, Method
-from contsteal.ownership import inference
-from contsteal.ownership.inference import Verdict
+from contsteal.ownership.inference import Verdict, against_controls, check_answers
 from contsteal.pretrain import ImageSet
 from contsteal.seeds import derive, generator
 
@@ -121,6 +120,10 @@ def fit(
         start: a trained victim; the mark is tuned into a copy of it.
         carriers: the owner's images to turn, uint8 (N, 3, H, W), in place of the training images, which
             are the paper's choice. The rate is then over held-out carriers.
+
+    Raises:
+        ValueError: as `pretrain.fit` does, and for a negative weight.
+        loop.Diverged: for a NaN loss.
     """
     victim, schedule = config.victim, pretrain.schedule(config.victim)
     held = min(victim.held_out, len(images.images) // 10)
@@ -174,7 +177,7 @@ def questions(images: Tensor, seed: int = 0) -> Tensor:
 @torch.no_grad()
 def _margins(mark: Mark, answers: Tensor) -> Tensor:
     """Return the head's logits (2N, 2) on the CPU for answers (2N, D) to `questions`."""
-    inference.check_answers(answers, mark.dim, TEST)
+    check_answers(answers, mark.dim, TEST)
     if not len(answers) or len(answers) % 2:
         raise ValueError(f"{len(answers)} answers: give those to both turns of each image")
     return mark.head(answers.to(next(mark.head.parameters()).device, torch.float32)).cpu()
@@ -224,7 +227,7 @@ def verify(
     right = success(mark, encoders.embed(suspect, questions(images, seed)))
     if controls:
         rates = [rate(mark, control, images, seed) for control in controls]
-        return inference.against_controls(right.mean().item(), rates, f"{TEST} against controls")
+        return against_controls(right.mean().item(), rates, f"{TEST} against controls")
     return against_chance(right)
 
 
