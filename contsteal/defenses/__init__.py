@@ -2,8 +2,7 @@
 
 A defence maps answers (N, D) of one user to those that leave, of the same shape but for padding.
 Defences compose by being listed: `[Normalise(), Rounding(1)]` rounds unit vectors. What a defence
-remembers of its users outlives a restart by `state_dict` and `load_state_dict`. Tables show its `label`,
-caches keep results by its `key`; both follow from its parameters (`state.Described`).
+remembers of its users outlives a restart by `state_dict` and `load_state_dict`.
 """
 
 from collections.abc import Callable

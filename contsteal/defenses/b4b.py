@@ -6,120 +6,106 @@ Dubiński et al., "Bucks for Buckets", NeurIPS 2023, sections 3-4; code stapaw/b
 import math
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from contsteal.defenses.state import Answered, Described, PerUser, fresh_draws, real, whole
+from contsteal.defenses.state import Answered, Described, PerUser, Positive, fresh_draws, real
 from contsteal.seeds import generator
 from contsteal.victim import finite, named
 
 TRANSFORMS = ("affine", "scale", "pad", "shuffle", "binary")
-MOST_PADDING = 2**16  # coordinates; with more, padding is most of what is sent
+Padding = Annotated[int, {"least": 1, "most": 2**16}]  # more would be most of what is sent
+MOST_BITS = 24  # 2 MB per user; with more, no user covers a noticeable share
+LARGEST_EXPONENT = 80  # e^80 times lambda is still a float32
 
 
 def parse_transform(text: str) -> tuple[str, ...]:
     """Return the steps of "affine+pad+shuffle", () for "none"; ValueError lists the known ones."""
     steps = () if text == "none" else tuple(str(text).split("+"))
     if unknown := [step for step in steps if step not in TRANSFORMS]:
-        raise ValueError(
-            f"unknown transformation {unknown[0]!r} in {text!r}: join some of "
-            f"{', '.join(TRANSFORMS)} by '+', or say 'none'"
-        )
+        raise ValueError(f"unknown transformation {unknown[0]!r} in {text!r}: join some of "
+                         f"{', '.join(TRANSFORMS)} by '+', or say 'none'")  # fmt: skip
     return steps
 
 
-# Secrets follow from seed and user, so none is stored. A dense one takes longer to draw than to
-# use: those of the last users are cached, at most 32 MB at 512 dimensions.
+# Secrets follow from seed, user and place in the chain, so none is stored. A dense one takes longer to
+# draw than to use: those of the last users are cached, at most 32 MB at 512 dimensions.
 @lru_cache(maxsize=32)
 def _secrets(
-    kind: str, seed: int, user: str, step: int, dim: int, extra: int, device: torch.device
-) -> tuple[Tensor, ...]:
+    kind: str, seed: int, user: str, step: int, dim: int, padding: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of one step; "pad" has a bias only, "shuffle" the order as its weight."""
     draws = generator("disguise", seed, user, step, kind)
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=draws) * 2 - 1
-
-    secrets: tuple[Tensor, ...]
-    if kind == "affine":  # sqrt(3 / D) keeps the average length of the answers
-        secrets = (uniform(dim, dim) * (3 / dim) ** 0.5, uniform(dim))
-    elif kind == "scale":
-        secrets = (uniform(dim), uniform(dim))
-    elif kind == "pad":
-        secrets = (torch.randn(extra, generator=draws),)
-    elif kind == "shuffle":
-        secrets = (torch.randperm(dim, generator=draws),)
-    else:
-        normals = torch.randn(dim, dim, generator=draws)
-        secrets = (normals, (torch.rand(dim, dim, generator=draws) * normals).sum(0))
-    return tuple(secret.to(device) for secret in secrets)
-
-
-def _step(answers: Tensor, kind: str, secrets: tuple[Tensor, ...]) -> Tensor:
-    if kind == "affine":
-        return answers @ secrets[0].to(answers) + secrets[1].to(answers)
-    if kind == "scale":
-        return answers * secrets[0].to(answers) + secrets[1].to(answers)
+    weight = bias = torch.empty(0)
     if kind == "pad":
-        return torch.cat([answers, secrets[0].to(answers).expand(len(answers), -1)], 1)
-    if kind == "shuffle":
-        return answers[:, secrets[0]]
-    return (answers @ secrets[0].to(answers) > secrets[1].to(answers)).to(answers.dtype)
+        bias = torch.randn(padding, generator=draws)
+    elif kind == "shuffle":
+        weight = torch.randperm(dim, generator=draws)
+    elif kind == "binary":
+        weight = torch.randn(dim, dim, generator=draws)
+        bias = (torch.rand(dim, dim, generator=draws) * weight).sum(0)
+    else:
+        shape = (dim, dim) if kind == "affine" else (dim,)
+        weight, bias = (torch.rand(s, generator=draws) * 2 - 1 for s in (shape, (dim,)))
+        if kind == "affine":  # keeps the average length of the answers
+            weight *= (3 / dim) ** 0.5
+    return weight.to(device), bias.to(device)
 
 
-def to_user_space(
-    answers: Tensor, steps: tuple[str, ...], seed: int, user: str, extra: int
-) -> Tensor:
-    """Return answers (N, D) in one user's space, (N, D + `extra`) after "pad"."""
-    for place, kind in enumerate(steps):
-        arguments = (kind, seed, user, place, answers.shape[1], extra, answers.device)
-        answers = _step(answers, kind, _secrets(*arguments))
-    return answers
+class Transforming(Described):
+    """A defence with a `transform`, whose `padding` is a parameter only where something is padded."""
+
+    transform: str
+    padding: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._steps = parse_transform(self.transform)
+
+    def _to_space(self, answers: Tensor, user: str) -> Tensor:
+        """Return answers (N, D) in one user's space, (N, D + `padding`) after "pad"."""
+        for place, kind in enumerate(self._steps):
+            key = (self.seed, user, place, answers.shape[1], self.padding, answers.device)
+            weight, bias = _secrets(kind, *key)
+            if kind == "shuffle":
+                answers = answers[:, weight]
+                continue
+            weight, bias = weight.to(answers), bias.to(answers)
+            if kind == "pad":
+                answers = torch.cat([answers, bias.expand(len(answers), -1)], 1)
+            elif kind == "binary":
+                answers = (answers @ weight > bias).to(answers)
+            else:
+                answers = (answers @ weight if kind == "affine" else answers * weight) + bias
+        return answers
+
+    def parameters(self) -> dict[str, Any]:
+        values = super().parameters()
+        return {k: v for k, v in values.items() if k != "padding" or "pad" in self._steps}
 
 
-def _without_padding(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters without `padding` where nothing is padded: it changes nothing then."""
-    used = "pad" in parse_transform(parameters["transform"])
-    return parameters if used else {k: v for k, v in parameters.items() if k != "padding"}
-
-
-class UserTransform(Described):
+@dataclass(repr=False, eq=False)
+class UserTransform(Transforming):
     """Map each user's answers by a secret map of that user (B4B, NeurIPS 2023, section 4).
 
-    Equal seed, user and place in the chain of steps give the equal secret, so nothing is stored.
-
-    Args:
-        transform: steps joined by "+", or "none". "affine" is yA + b with dense A, entries from
-            U(-1, 1) times sqrt(3/D), a factor that the published code lacks, and b, the paper's "add",
-            from U(-1, 1). "scale" is the same elementwise, the code's "affine" for vectors. "pad"
-            appends constants from N(0, 1), so that D grows. "shuffle" permutes the coordinates.
-            "binary" gives D bits, each the side of a random plane through a random point of
-            [0, 1]^D, as in the code.
-        padding: coordinates that "pad" appends, 1 to 2^16.
-        seed: of the secrets.
-
-    Raises:
-        ValueError: for an unknown step, and a `padding` out of range.
+    "affine" is yA + b with dense A, entries from U(-1, 1) times sqrt(3/D), a factor that the published
+    code lacks, and b, the paper's "add", from U(-1, 1). "scale" is the same elementwise, the code's
+    "affine" for vectors. "pad" appends constants from N(0, 1), so that D grows. "shuffle" permutes the
+    coordinates. "binary" gives D bits, each the side of a random plane through a random point of
+    [0, 1]^D, as in the code.
     """
 
     title, positional = "user transform, {transform}", ("transform",)
-
-    def __init__(self, transform: str = "affine", padding: int = 64, seed: int = 0) -> None:
-        self._steps = parse_transform(transform)
-        self.transform, self.seed = transform, whole(seed, "UserTransform seed")
-        self.padding = whole(padding, "UserTransform padding", 1, MOST_PADDING)
+    transform: str = "affine"  #: steps joined by "+", or "none"
+    padding: Padding = 64  #: coordinates that "pad" appends
+    seed: int = 0  #: of the secrets
 
     def __call__(self, answers: Tensor, user: str) -> Tensor:
-        return to_user_space(finite(answers), self._steps, self.seed, named(user), self.padding)
-
-    def parameters(self) -> dict[str, Any]:
-        return _without_padding(super().parameters())
-
-
-MOST_BITS = 24  # 2 MB per user; with more, no user covers a noticeable share
-LARGEST_EXPONENT = 80  # e^80 times lambda is still a float32
+        return self._to_space(finite(answers), named(user))
 
 
 @dataclass
@@ -135,7 +121,8 @@ def _planes(seed: int, dim: int, planes: int, device: torch.device) -> Tensor:
     return torch.randn(dim, planes, generator=generator("b4b planes", seed)).to(device)
 
 
-class B4B(PerUser[Visited]):
+@dataclass(repr=False, eq=False)
+class B4B(Transforming, PerUser[Visited]):
     """Add N(0, sigma^2), sigma = lambda (exp(ln(alpha/lambda) E/beta) - 1), then map per user.
 
     E is the share of the 2^`bits` buckets, signs of random projections, that a user's answers have
@@ -145,57 +132,35 @@ class B4B(PerUser[Visited]):
     The published code departs from its paper: lambda is 1e-7, the noise lags behind E and is equal in
     each epoch, E is of one pass over a file and not per user, and the first account has no transform.
 
-    A user takes `families` 2^`bits` / 8 bytes, 512 by default.
-
-    Args:
-        lam: lambda, the scale of the noise at low coverage, above 0.
-        alpha: sigma reaches alpha - lambda at E = beta.
-        beta: the coverage from which on answers are useless.
-        bits: random projections of one hash; `families` 2^`bits` may be 2^24 at most.
-        families: hashes that E is averaged over, 1 in the paper, 20 in the code.
-        transform: as of `UserTransform`, applied after the noise.
-        padding: as of `UserTransform`.
-        seed: of projections, noise and secrets.
-
-    Raises:
-        ValueError: for parameters out of range.
+    A user takes `families` 2^`bits` / 8 bytes, 512 by default and 2^21 at most.
     """
 
     title, optional, record = "B4B, {bits} bits", ("families", "seed"), Visited
+    lam: Positive = 1e-6  #: lambda, the scale of the noise at low coverage, above 0
+    alpha: float = 1.0  #: sigma reaches alpha - lambda at E = beta
+    beta: float = 0.8  #: the coverage from which on answers are useless
+    bits: Annotated[int, {"least": 1, "most": MOST_BITS}] = 12  #: random projections of one hash
+    #: hashes that E is averaged over, 1 in the paper, 20 in the code
+    families: Annotated[int, {"least": 1, "most": 100}] = 1
+    transform: str = "affine"  #: as of `UserTransform`, applied after the noise
+    padding: Padding = 64  #: as of `UserTransform`
+    seed: int = 0  #: of projections, noise and secrets
 
-    def __init__(
-        self,
-        lam: float = 1e-6,
-        alpha: float = 1.0,
-        beta: float = 0.8,
-        bits: int = 12,
-        families: int = 1,
-        transform: str = "affine",
-        padding: int = 64,
-        seed: int = 0,
-    ) -> None:
-        super().__init__()
-        self.lam = real(lam, "B4B lam", above=0)
-        self.alpha = real(alpha, f"B4B lam={lam}, alpha", above=self.lam)
-        least = (
-            math.log(self.alpha / self.lam) / LARGEST_EXPONENT
-        )  # else noise at E = 1 is infinite
-        self.beta = real(beta, f"B4B lam={lam}, alpha={alpha}, beta", least=least)
-        self.bits, self.seed = whole(bits, "B4B bits", 1, MOST_BITS), whole(seed, "B4B seed")
-        self.families = whole(families, "B4B families", 1, 100)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        real(self.alpha, f"B4B lam={self.lam}, alpha", above=self.lam)
+        least = math.log(self.alpha / self.lam) / LARGEST_EXPONENT  # else E = 1 has infinite noise
+        real(self.beta, f"B4B lam={self.lam}, alpha={self.alpha}, beta", least=least)
         if self.families << self.bits > 1 << MOST_BITS:
-            raise ValueError(f"B4B families={families}, bits={bits}: families 2^bits may be "
+            raise ValueError(f"B4B families={self.families}, bits={self.bits}: families 2^bits may be "
                              f"2^{MOST_BITS}, 2 MB per user, at most")  # fmt: skip
-        self.transform, self._steps = transform, parse_transform(transform)
-        self.padding = whole(padding, "B4B padding", 1, MOST_PADDING)
 
     def __call__(self, answers: Tensor, user: str) -> Tensor:
         record, answers = self._of(user), finite(answers)
         stds = self.sigma(self._visit(record, answers))  # (N,)
         draws = fresh_draws(record, "b4b noise", self.seed, user)
         noise = torch.randn(answers.shape, generator=draws).to(answers)
-        noisy = answers + torch.from_numpy(stds).to(answers)[:, None] * noise
-        return to_user_space(noisy, self._steps, self.seed, user, self.padding)
+        return self._to_space(answers + torch.from_numpy(stds).to(answers)[:, None] * noise, user)
 
     def sigma(self, coverage: float | np.ndarray) -> np.ndarray:
         """Return the noise's standard deviation at a coverage from 0 to 1."""
@@ -204,9 +169,6 @@ class B4B(PerUser[Visited]):
     def coverage(self, user: str) -> float:
         """Return the share of the buckets, from 0 to 1, that a user's answers have occupied."""
         return self._seen(user).occupied / (self.families << self.bits)
-
-    def parameters(self) -> dict[str, Any]:
-        return _without_padding(super().parameters())
 
     def _visit(self, record: Visited, answers: Tensor) -> np.ndarray:
         """Mark the answers' buckets, and return the coverage (N,) after each of them."""

@@ -10,14 +10,22 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contsteal.defenses.state import Answered, PerUser, choice, fresh_draws, identity, real, whole
+from contsteal.defenses.state import (
+    Answered,
+    Count,
+    NotNegative,
+    PerUser,
+    fresh_draws,
+    identity,
+    real,
+)
 from contsteal.victim import finite
 
 A = TypeVar("A", bound=Answered)
@@ -31,17 +39,11 @@ class Detector(PerUser[A], ABC):
     """A defence with a verdict on each user; `action` says what follows from it.
 
     "refuse" raises `Refused` for a flagged user, "record" changes nothing, and the third action of
-    each detector replaces the answers that it flags.
+    each detector, `replacing`, replaces the answers that it flags.
     """
 
-    replacing: ClassVar[str]  # the name of the third action
-
-    def __init__(self, action: str, memory: int, seed: int) -> None:
-        super().__init__()
-        name = type(self).__name__
-        self.action = choice(action, "action", (self.replacing, "refuse", "record"))
-        self.memory = whole(memory, f"{name} memory", 1)
-        self.seed = whole(seed, f"{name} seed")
+    replacing: ClassVar[str]
+    action: str
 
     @torch.no_grad()
     def __call__(self, answers: Tensor, user: str) -> Tensor:
@@ -71,23 +73,17 @@ class Detector(PerUser[A], ABC):
 
     def _refuse(self, user: str) -> None:
         if self.action == "refuse" and self.flagged(user):
-            raise Refused(
-                f"user {user!r} is refused by {self!r} at {self.statistic(user):.3g}: nothing was "
-                "answered; the provider may lift the verdict with forget(user), or only record it "
-                "with action='record'"
-            )
+            raise Refused(f"user {user!r} is refused by {self!r} at {self.statistic(user):.3g}: nothing "
+                          "was answered; the provider may lift the verdict with forget(user), or only "
+                          "record it with action='record'")  # fmt: skip
 
 
 def _earlier(kept: Tensor, points: Tensor) -> Tensor:
     """Return the rows kept of a user, on the device of new ones (N, D); ValueError for another D."""
-    if not len(kept):
-        return points[:0]
-    if kept.shape[1] != points.shape[1]:
-        raise ValueError(
-            f"this user's earlier answers have {kept.shape[1]} coordinates, these {points.shape[1]}: "
-            "give embeddings, posteriors and logits a defence each"
-        )
-    return kept.to(points)
+    if len(kept) and kept.shape[1] != points.shape[1]:
+        raise ValueError(f"this user's earlier answers have {kept.shape[1]} coordinates, these "
+                         f"{points.shape[1]}: give each kind of answer a defence of its own")  # fmt: skip
+    return kept.to(points) if len(kept) else points[:0]
 
 
 # -------------------------------------------------------------------- similar queries
@@ -105,6 +101,7 @@ class Recent(Answered):
     similar: int = 0
 
 
+@dataclass(repr=False, eq=False)
 class SimilarQueries(Detector[Recent]):
     """Answer noise to queries that resemble an earlier one of their user (Dziedzic et al., 5.3).
 
@@ -113,66 +110,46 @@ class SimilarQueries(Detector[Recent]):
     cosine 0.5, l2 13 on projections, l2 18 on answers. Its code has cosine 0.6, forgets the user after
     every batch, and has no verdict on users. Repeated inputs are similar too. Attacks with one view, or
     with views split over accounts, are missed. A user takes up to 4 `memory` D bytes.
-
-    Args:
-        threshold: of the `measure`.
-        measure: "cosine" or "l2".
-        projection: (N, D) -> (N, P), what is compared instead of answers, such as the victim's
-            training head: the paper's choice, which recognises views of one image best.
-        action: "replace" similar answers by N(mean, std^2), "refuse" a flagged user, or "record".
-        mean: of replaced answers.
-        std: of replaced answers.
-        memory: queries of a user that a new one is compared with.
-        share: a user is flagged where more than this share of at least 100 queries were similar.
-        seed: of replaced answers.
-
-    Raises:
-        ValueError: for parameters out of range, and a projection without a name of its own.
-        Refused: when called for a flagged user with the action "refuse".
     """
 
     title, optional, record = "similar queries", ("projection", "seed"), Recent
     replacing = "replace"
+    threshold: float  #: of the `measure`
+    measure: Literal["l2", "cosine"] = "cosine"
+    #: (N, D) -> (N, P), what is compared instead of answers: the paper takes the training head
+    projection: Callable[[Tensor], Tensor] | None = None
+    action: Literal["replace", "refuse", "record"] = "replace"
+    mean: float = 1000.0  #: of what replaces similar answers, N(mean, std^2)
+    std: NotNegative = 20.0
+    memory: Count = 4096  #: queries of a user that a new one is compared with
+    share: Annotated[float, {"least": 0, "below": 1}] = (
+        0.5  #: flagged is who has more similar ones among at least 100 queries
+    )
+    seed: int = 0  #: of replaced answers
 
-    def __init__(
-        self,
-        threshold: float,
-        measure: Literal["l2", "cosine"] = "cosine",
-        projection: Callable[[Tensor], Tensor] | None = None,
-        action: Literal["replace", "refuse", "record"] = "replace",
-        mean: float = 1000.0,
-        std: float = 20.0,
-        memory: int = 4096,
-        share: float = 0.5,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(action, memory, seed)
-        self.measure = choice(measure, "measure", ("l2", "cosine"))
-        low, high = (-1.0, 1.0) if measure == "cosine" else (0.0, math.inf)
-        name = f"SimilarQueries measure={measure!r}, threshold"
-        self.threshold = real(threshold, name, above=low, below=high)
-        self.mean = real(mean, "SimilarQueries mean")
-        self.std = real(std, "SimilarQueries std", least=0)
-        self.share = real(share, "SimilarQueries share", least=0, below=1)
-        if isinstance(projection, nn.Module):  # a copy that later training does not change
-            projection = copy.deepcopy(projection).eval().requires_grad_(False)
-        if projection is not None:
-            identity(projection)
-        self.projection = projection
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low, high = (-1.0, 1.0) if self.measure == "cosine" else (0.0, math.inf)
+        name = f"SimilarQueries measure={self.measure!r}, threshold"
+        real(self.threshold, name, above=low, below=high)
+        if isinstance(self.projection, nn.Module):  # a copy that later training does not change
+            self.projection = copy.deepcopy(self.projection).eval().requires_grad_(False)
+        if self.projection is not None:
+            identity(self.projection)  # refuses a function without a name
 
-    def statistic(self, user: str) -> float:  # the share of queries that were similar
+    def statistic(self, user: str) -> float:
+        """Return the share of a user's queries that were similar to an earlier one."""
         record = self._seen(user)
         return record.similar / max(record.queries, 1)
 
     def flagged(self, user: str) -> bool:
+        """Return whether more than `share` of at least 100 queries were similar."""
         return self._seen(user).queries >= FEWEST_QUERIES and self.statistic(user) > self.share
 
     def _observe(self, record: Recent, answers: Tensor) -> Tensor:
         points = answers if self.projection is None else finite(self.projection(answers))
-        if self.measure == "cosine":
-            points = F.normalize(points, dim=1)
-        parts = points.split(SIMILAR_BLOCK)
-        similar = torch.cat([self._similar(record, part) for part in parts])
+        points = F.normalize(points, dim=1) if self.measure == "cosine" else points
+        similar = torch.cat([self._similar(record, part) for part in points.split(SIMILAR_BLOCK)])
         record.queries += len(similar)
         record.similar += int(similar.sum())
         return similar
@@ -190,8 +167,7 @@ class SimilarQueries(Detector[Recent]):
 
     def _replaced(self, answers: Tensor, record: Recent, user: str) -> Tensor:
         draws = fresh_draws(record, "similar queries", self.seed, user)
-        noise = torch.randn(answers.shape, generator=draws).to(answers)
-        return self.mean + self.std * noise
+        return self.mean + self.std * torch.randn(answers.shape, generator=draws).to(answers)
 
 
 # ------------------------------------------------------------------------------ PRADA
@@ -218,6 +194,7 @@ class Growing(Answered):
     flagged: bool = False
 
 
+@dataclass(repr=False, eq=False)
 class Prada(Detector[Growing]):
     """Flag a user whose nearest distances are not normal: Shapiro-Wilk W < `threshold`.
 
@@ -227,48 +204,31 @@ class Prada(Detector[Growing]):
     100 remain. As in the code, the verdict is the latest test's; where it refuses, it stays.
 
     PRADA measures distances between inputs; a defence sees answers, so they are measured there.
-    Natural images sent by an encoder thief look like a customer's (Dziedzic et al., ICML 2022, 5.3). The
-    sets' rule is sequential: a query waits for the one before it. A user takes up to 4 `memory` D bytes
-    and 0.3 MB; the paper's sets never stop growing.
-
-    Args:
-        threshold: of W, between 0 and 1.
-        classes: "argmax" of the answer for posteriors and logits, "one" for embeddings.
-        action: "shuffle" a flagged user's three largest coordinates as in the code, "refuse" the user,
-            or "record".
-        memory: queries in a user's sets, all classes together.
-        seed: of the shuffling.
-
-    Raises:
-        ValueError: for parameters out of range.
-        Refused: when called for a flagged user with the action "refuse".
+    Natural images sent by an encoder thief look like a customer's (Dziedzic et al., ICML 2022, 5.3).
+    A user takes up to 4 `memory` D bytes and 0.3 MB; the paper's sets never stop growing.
     """
 
     title, record, replacing = "PRADA", Growing, "shuffle"
+    threshold: Annotated[float, {"above": 0, "below": 1}] = 0.9  #: of W
+    classes: Literal["one", "argmax"] = "one"  #: "argmax" of the answer for posteriors and logits
+    #: "shuffle" a flagged user's three largest coordinates, as in the code
+    action: Literal["shuffle", "refuse", "record"] = "shuffle"
+    memory: Count = 1000  #: queries in a user's sets, all classes together
+    seed: int = 0  #: of the shuffling
 
-    def __init__(
-        self,
-        threshold: float = 0.9,
-        classes: Literal["one", "argmax"] = "one",
-        action: Literal["shuffle", "refuse", "record"] = "shuffle",
-        memory: int = 1000,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(action, memory, seed)
-        self.threshold = real(threshold, "Prada threshold", above=0, below=1)
-        self.classes = choice(classes, "classes", ("one", "argmax"))
-
-    def statistic(self, user: str) -> float:  # W of the latest test; 1 before the first
+    def statistic(self, user: str) -> float:
+        """Return W of the latest test on a user; 1 before the first."""
         return self._seen(user).shapiro
 
     def flagged(self, user: str) -> bool:
+        """Return whether W of the latest test was below `threshold`."""
         return self._seen(user).flagged
 
     def _observe(self, record: Growing, answers: Tensor) -> Tensor:
+        """Take in one query after the other, as the rule needs; return (N,) the verdict after each."""
         return torch.cat([self._observe_block(record, part) for part in answers.split(PRADA_BLOCK)])
 
     def _observe_block(self, record: Growing, part: Tensor) -> Tensor:
-        """Take in one query after the other; return (N,) the verdict after each."""
         labels, links = self._links(record, part)
         old = len(record.members)
         nearest = links[:, :old].min(1, initial=np.inf)  # (N,)
@@ -295,10 +255,8 @@ class Prada(Detector[Growing]):
 
     def _joins(self, record: Growing, label: int, distance: float) -> bool:
         """Note a query's distance, and return whether it joins its class's set."""
-        first = distance == np.inf
-        if label >= len(record.thresholds):
-            zeros = record.thresholds.new_zeros(label + 1 - len(record.thresholds))
-            record.thresholds = torch.cat([record.thresholds, zeros])
+        first, unknown = distance == np.inf, max(0, label + 1 - len(record.thresholds))
+        record.thresholds = F.pad(record.thresholds, (0, unknown))
         if not first:
             record.distances.append(distance)
             record.distance_classes.append(label)
@@ -307,8 +265,7 @@ class Prada(Detector[Growing]):
             return False
         record.member_distances.append(0.0 if first else distance)
         record.member_classes.append(label)
-        of_class = np.array(record.member_classes) == label
-        joining = np.array(record.member_distances)[of_class]
+        joining = np.array(record.member_distances)[np.array(record.member_classes) == label]
         higher = max(record.thresholds[label].item(), joining.mean() - joining.std())
         record.thresholds[label] = higher
         return True

@@ -1,12 +1,14 @@
 """Defences that change each answer by itself: scaling, noise, rounding, truncation, poisoning."""
 
 import math
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from contsteal.defenses.state import Answered, Described, PerUser, fresh_draws, real, whole
+from contsteal.defenses.state import Answered, Count, Described, NotNegative, PerUser, fresh_draws
 from contsteal.seeds import generator
 from contsteal.victim import finite
 
@@ -20,28 +22,18 @@ class Normalise(Described):
         return F.normalize(finite(answers), dim=1)
 
 
+@dataclass(repr=False, eq=False)
 class GaussianNoise(PerUser[Answered]):
     """Add N(mean, std^2) to every coordinate of every answer (Dziedzic et al., ICML 2022, A.2).
 
     The draws depend on `seed`, the user and how often the user was answered: a run repeats exactly,
     and a repeated query gets fresh noise.
-
-    Args:
-        std: standard deviation, in the units of the answers.
-        mean: offset, in the units of the answers.
-        seed: of the draws.
-
-    Raises:
-        ValueError: for a negative `std`, and parameters that are no finite numbers.
     """
 
     title, optional, record = "noise", ("mean", "seed"), Answered
-
-    def __init__(self, std: float, mean: float = 0.0, seed: int = 0) -> None:
-        super().__init__()
-        self.std = real(std, "GaussianNoise std", least=0)
-        self.mean = real(mean, "GaussianNoise mean")
-        self.seed = whole(seed, "GaussianNoise seed")
+    std: NotNegative  #: standard deviation, in the units of the answers
+    mean: float = 0.0  #: offset, in the units of the answers
+    seed: int = 0  #: of the draws
 
     def __call__(self, answers: Tensor, user: str) -> Tensor:
         record, answers = self._of(user), finite(answers)
@@ -50,30 +42,27 @@ class GaussianNoise(PerUser[Answered]):
         return answers + self.mean + self.std * noise
 
 
+@dataclass(repr=False, eq=False)
 class Rounding(Described):
     """Round every coordinate to `decimals` places, from -6 (millions) to 12."""
 
     positional = ("decimals",)
+    decimals: Annotated[int, {"least": -6, "most": 12}]
 
-    def __init__(self, decimals: int) -> None:
-        self.decimals = whole(decimals, "Rounding decimals", -6, 12)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.title = "rounding to {decimals} decimal" + "s" * (self.decimals != 1)
 
     def __call__(self, answers: Tensor, user: str) -> Tensor:
         return finite(answers).round(decimals=self.decimals)
 
 
+@dataclass(repr=False, eq=False)
 class TopK(Described):
-    """Keep the `k` largest coordinates of each answer and set the others to 0.
-
-    Raises:
-        ValueError: for `k` below 1 or above the answers' dimension.
-    """
+    """Keep the `k` largest coordinates of each answer, at most all, and set the others to 0."""
 
     title, positional = "top {k}", ("k",)
-
-    def __init__(self, k: int) -> None:
-        self.k = whole(k, "TopK k", 1)
+    k: Count
 
     def __call__(self, answers: Tensor, user: str) -> Tensor:
         if self.k > finite(answers).shape[1]:
@@ -82,36 +71,25 @@ class TopK(Described):
         return torch.zeros_like(answers).scatter(1, kept.indices, kept.values)
 
 
+@dataclass(repr=False, eq=False)
 class PredictionPoisoning(PerUser[Answered]):
     """Turn a surrogate's gradient as far as ||y~ - y|| <= `eps` allows (Orekondy et al., ICLR 2020).
 
     Under MSE the last layer W h of a surrogate F has the gradients (F - y) h^T and (F - y~) h^T: their
     cosine is that of y - F and y~ - F for every h. With r = ||y - F|| it is least, sqrt(1 - (eps/r)^2),
     where the line from F touches the ball around y: y~ = y + eps (-sin(t) v + cos(t) u), sin(t) = eps/r,
-    v along y - F, u across it in a direction drawn anew for each answer. From eps = r on, y~ lies behind
-    F and the gradient is reversed. The defence does not see the thief's surrogate. F is one random
-    point, because an encoder of random weights answers almost the same to every input.
+    v along y - F, u across it in a direction drawn anew for each answer. From eps = r on, the gradient
+    is reversed. F is one random point: the defence does not see the thief's surrogate, and an encoder
+    of random weights answers almost the same to every input.
 
-    The idea was made for classifiers. There y~ stays on the simplex with the same largest class, so
-    that customers lose nothing. Embeddings have neither, and a contrastive surrogate sees angles
-    between answers, not y - F (Dziedzic et al., ICML 2022, E.1, without an experiment).
-
-    Args:
-        eps: L2 distance that each answer is moved by, in the units of the answers.
-        scale: F is drawn from `scale` N(0, I/D).
-        seed: of F and of the directions.
-
-    Raises:
-        ValueError: for negative `eps` or `scale`, and parameters that are no finite numbers.
+    Made for classifiers, where y~ keeps the largest class and customers lose nothing. Embeddings have
+    none, and a contrastive surrogate sees angles, not y - F (Dziedzic et al., ICML 2022, E.1).
     """
 
     title, record = "prediction poisoning", Answered
-
-    def __init__(self, eps: float, scale: float = 1.0, seed: int = 0) -> None:
-        super().__init__()
-        self.eps = real(eps, "PredictionPoisoning eps", least=0)
-        self.scale = real(scale, "PredictionPoisoning scale", least=0)
-        self.seed = whole(seed, "PredictionPoisoning seed")
+    eps: NotNegative  #: L2 distance that each answer is moved by, in the units of the answers
+    scale: NotNegative = 1.0  #: F is drawn from `scale` N(0, I/D)
+    seed: int = 0  #: of F and of the directions
 
     def surrogate(self, dim: int) -> Tensor:
         """Return F (D,), the random surrogate's answer to every input."""

@@ -9,12 +9,13 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from contsteal.defenses.state import PerUser, Record, choice, identity, real, whole
+from contsteal.defenses.state import PerUser, Positive, Record, choice, identity, real
 from contsteal.seeds import derive
 from contsteal.victim import finite
 
@@ -37,26 +38,18 @@ def solves(puzzle: Puzzle, number: int) -> bool:
 
 
 def solve(puzzle: Puzzle) -> int:
-    """Return the least number that solves a puzzle, after 2^bits hashes on average."""
+    """Return the least number that solves a puzzle, found with 2^bits hashes on average."""
     return next(number for number in itertools.count() if solves(puzzle, number))
 
 
 def calibrate(costs: Tensor) -> tuple[float, float]:
-    """Fit the line that customers' summed costs follow, by least squares.
+    """Return intercept and slope, by least squares, of customers' summed costs (U, Q) over queries.
 
-    Args:
-        costs: (U, Q), column q holding each customer's summed cost after q + 1 queries.
-
-    Returns:
-        Intercept and slope, for `ProofOfWork`.
-
-    Raises:
-        ValueError: for costs that are not finite, no customer, or fewer than 2 queries.
+    ValueError for costs that are not finite, no customer, or fewer than 2 queries.
     """
     if costs.ndim != 2 or not len(costs) or costs.shape[1] < 2 or not costs.isfinite().all():
-        raise ValueError(
-            f"costs {tuple(costs.shape)}: finite, of (customers, at least 2 queries), is needed"
-        )
+        size = tuple(costs.shape)
+        raise ValueError(f"costs {size}: finite, of (customers, at least 2 queries), is needed")
     queries = np.arange(1, costs.shape[1] + 1)
     slope, intercept = np.polyfit(queries, costs.double().mean(0).cpu().numpy(), 1)
     return float(intercept), float(slope)
@@ -66,10 +59,8 @@ def entropy(posteriors: Tensor) -> Tensor:
     """Return the entropy (N,) in nats of posteriors (N, C); ValueError for other rows."""
     simplex = posteriors.ndim == 2 and not (posteriors < 0).any()
     if not simplex or ((posteriors.sum(1) - 1).abs() > 1e-3).any():
-        raise ValueError(
-            "entropy is the cost of posteriors, rows of numbers from 0 on with sum 1: use "
-            "cost='flat' or a function of your own for embeddings and logits"
-        )
+        raise ValueError("entropy is the cost of posteriors, rows of numbers from 0 on with sum 1: use "
+                         "cost='flat' or a function of your own for embeddings and logits")  # fmt: skip
     return torch.special.entr(posteriors).sum(1)
 
 
@@ -82,59 +73,36 @@ class Bill(Record):
     seconds: float = 0.0
 
 
+@dataclass(repr=False, eq=False)
 class ProofOfWork(PerUser[Bill]):
     """Charge base^x seconds per 64 answers, x = |c(q) - (intercept + slope q)|, and change nothing.
 
     c(q) is a user's summed cost after q queries; the line is a customer's, from `calibrate`. Each answer
     owes 1/64 of its own price, where the code prices whole batches: how queries are batched changes no
-    bill. A puzzle has log2(price `hashes_per_second`) zero bits; the code uses a line fitted to times
-    that it measured. This is a cost model: it bills, and never waits for a solution.
+    bill. A puzzle has log2(price `hashes_per_second`) zero bits. This is a cost model: it bills, and
+    never waits for a solution.
 
-    The paper's cost is the privacy cost of PATE, from the votes of an ensemble. Encoders have no votes,
-    no softmax and no usual mix of queries, so nothing calibrates it there (Dziedzic et al., ICML 2022,
-    5.5): "flat" gives everybody the price of x = 0.
-
-    Args:
-        cost: "flat", "entropy" of posteriors, or a function (N, D) -> (N,).
-        intercept: of the customer's line, in the measure of `cost`.
-        slope: of the customer's line, per query.
-        base: of the price, 1 or above.
-        least: seconds that 64 answers cost at least, above 0.
-        most: seconds that 64 answers cost at most.
-        hashes_per_second: that a user is assumed to try.
-        seed: of the puzzles.
-
-    Raises:
-        ValueError: for parameters out of range; when called, for costs of another shape or with NaN.
+    The paper's cost is the privacy cost of PATE, from an ensemble's votes. Encoders have no votes and no
+    usual mix of queries to calibrate by (Dziedzic et al., ICML 2022, 5.5): "flat" charges x = 0.
     """
 
     title, record = "proof of work", Bill
+    cost: str | Callable[[Tensor], Tensor] = "flat"  #: or "entropy", or a function (N, D) -> (N,)
+    intercept: float = 0.0  #: of the customer's line, in the measure of `cost`
+    slope: float = 0.0  #: of the customer's line, per query
+    base: Annotated[float, {"least": 1}] = 1.0075  #: of the price; below 1 thieves would pay less
+    least: Positive = 0.1  #: seconds that 64 answers cost at least, above 0
+    most: float = 2948.0  #: seconds that 64 answers cost at most
+    hashes_per_second: Positive = 1e6  #: that a user is assumed to try
+    seed: int = 0  #: of the puzzles
 
-    def __init__(
-        self,
-        cost: str | Callable[[Tensor], Tensor] = "flat",
-        intercept: float = 0.0,
-        slope: float = 0.0,
-        base: float = 1.0075,
-        least: float = 0.1,
-        most: float = 2948.0,
-        hashes_per_second: float = 1e6,
-        seed: int = 0,
-    ) -> None:
-        super().__init__()
-        if callable(cost):
-            identity(cost)  # refuses a function without a name
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if callable(self.cost):
+            identity(self.cost)  # refuses a function without a name
         else:
-            choice(cost, "cost", ("flat", "entropy", "a function"))
-        self.cost = cost
-        self.intercept = real(intercept, "ProofOfWork intercept")
-        self.slope = real(slope, "ProofOfWork slope")
-        self.base = real(base, "ProofOfWork base", least=1)  # below 1 thieves would pay less
-        self.least = real(least, "ProofOfWork least", above=0)
-        self.most = real(most, f"ProofOfWork least={least}, most", least=self.least)
-        name = "ProofOfWork hashes_per_second"
-        self.hashes_per_second = real(hashes_per_second, name, above=0)
-        self.seed = whole(seed, "ProofOfWork seed")
+            choice(self.cost, "cost", ("flat", "entropy", "a function"))
+        real(self.most, f"ProofOfWork least={self.least}, most", least=self.least)
 
     @torch.no_grad()
     def __call__(self, answers: Tensor, user: str) -> Tensor:

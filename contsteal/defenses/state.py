@@ -2,11 +2,12 @@
 
 import hashlib
 import inspect
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from functools import cached_property
+from math import inf
 from numbers import Integral, Real
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -18,31 +19,32 @@ from contsteal.victim import named
 # ------------------------------------------------------------------------- parameters
 
 
-def whole(value: int, name: str, least: float = -math.inf, most: float = math.inf) -> int:
+def whole(value: int, name: str, least: float = -inf, most: float = inf) -> int:
     """Return a parameter as Python's int; ValueError with its `name` for another type or range."""
     if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value <= most:
-        span = f" of at least {least}" if least > -math.inf else ""
-        span = f" from {least} to {most}" if most < math.inf else span
+        span = f" from {least} to {most}" if most < inf else f" of at least {least}"
+        span = span if least > -inf else ""
         raise ValueError(f"{name}={value!r}: a whole number{span} is needed")
     return int(value)
 
 
 def real(
-    value: float,
-    name: str,
-    *,
-    least: float = -math.inf,
-    above: float = -math.inf,
-    below: float = math.inf,
+    value: float, name: str, *, least: float = -inf, above: float = -inf, below: float = inf
 ) -> float:
     """Return a parameter as a finite float; ValueError with its `name` for another type or range."""
     number = isinstance(value, Real) and not isinstance(value, bool)
     if not number or not (least <= value and above < value < below):
-        given = (("of at least", least), ("above", above), ("below", below))
-        bounds = " and ".join(f"{word} {bound:g}" for word, bound in given if math.isfinite(bound))
-        span = bounds and f" {bounds}"
-        raise ValueError(f"{name}={value!r}: a finite number{span} is needed")
+        bounds = {"of at least": least, "above": above, "below": below}
+        span = " and ".join(
+            f"{word} {bound:g}" for word, bound in bounds.items() if abs(bound) < inf
+        )
+        raise ValueError(f"{name}={value!r}: {f'a finite number {span}'.strip()} is needed")
     return float(value)
+
+
+Count = Annotated[int, {"least": 1}]
+Positive = Annotated[float, {"above": 0}]
+NotNegative = Annotated[float, {"least": 0}]
 
 
 def choice(value: str, name: str, known: Iterable[str]) -> str:
@@ -55,9 +57,8 @@ def choice(value: str, name: str, known: Iterable[str]) -> str:
 def identity(function: Callable[[Tensor], Tensor]) -> str:
     """Name a function by its module and name, a `torch.nn.Module` by its layers and weights.
 
-    Raises:
-        ValueError: where two functions could share a name, and so a stored result: for lambdas,
-            functions inside functions, methods, and objects without a name.
+    ValueError where two could share a name, and so a stored result: for lambdas, methods, inner functions
+    and objects without a name.
     """
     if isinstance(function, nn.Module):
         digest = hashlib.sha256(repr(function).encode())
@@ -66,38 +67,46 @@ def identity(function: Callable[[Tensor], Tensor]) -> str:
         return f"{type(function).__name__}:{digest.hexdigest()[:16]}"
     name = getattr(function, "__qualname__", "<no name>")
     if "<" in name or hasattr(function, "__self__"):  # a method also depends on its object's state
-        raise ValueError(
-            f"{function!r} has no name of its own, which results are kept by: give a function at "
-            "the top of a module, or a torch.nn.Module"
-        )
+        raise ValueError(f"{function!r} has no name of its own, which results are kept by: give a "
+                         "function at the top of a module, or a torch.nn.Module")  # fmt: skip
     return f"{function.__module__}.{name}"
 
 
 class Described:
     """A defence whose `repr`, `label` and `key` follow from its constructor's parameters.
 
-    A subclass keeps each parameter in an attribute of the same name, and needs no more than
-    `__init__` and `__call__(answers, user)`.
+    A subclass keeps each parameter in an attribute of the same name, and needs no more than these and
+    `__call__(answers, user)`. Dataclasses refuse, with a ValueError, what their annotations exclude.
     """
 
     title: str = ""  # the label's beginning; "{bits}" is replaced by that parameter
     optional: ClassVar[tuple[str, ...]] = ("seed",)  # left out of `repr` at their defaults
     positional: ClassVar[tuple[str, ...]] = ()  # written without their name in `repr`
 
+    def __post_init__(self) -> None:
+        """Check each number's type and range, and that a word is one of its `Literal`'s."""
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            kind, value = parameter.annotation, getattr(self, name)
+            base = getattr(kind, "__origin__", kind)  # float of Annotated[float, limits]
+            if base in (int, float):
+                (limits,) = getattr(kind, "__metadata__", ({},))
+                check: Callable[..., float] = whole if base is int else real
+                setattr(self, name, check(value, f"{type(self).__name__} {name}", **limits))
+            elif base is Literal:
+                choice(value, name, get_args(kind))
+
     def parameters(self) -> dict[str, Any]:
         """Return the values of the parameters by name, functions and modules as their `identity`."""
-        values = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        values = {name: getattr(self, name) for name in self._defaults()}
         return {k: identity(v) if callable(v) else v for k, v in values.items()}
 
     @property
     def label(self) -> str:
         """The name in tables: title and parameters other than the defaults, without the seed."""
         title, values = self.title or type(self).__name__, self.parameters()
-        shown = [
-            f"{name} {value}"
-            for name, value in values.items()
-            if name != "seed" and f"{{{name}}}" not in title and value != self._default(name)
-        ]
+        defaults = self._defaults()
+        inside = [name for name in values if name == "seed" or f"{{{name}}}" in title]
+        shown = [f"{k} {v}" for k, v in values.items() if k not in inside and v != defaults[k]]
         return ", ".join([title.format(**values), *shown])
 
     @property
@@ -107,15 +116,16 @@ class Described:
         return f"{type(self).__module__}.{type(self).__qualname__}({values})"
 
     def __repr__(self) -> str:
+        values, defaults = self.parameters(), self._defaults()
         shown = [
             repr(value) if name in self.positional else f"{name}={value!r}"
-            for name, value in self.parameters().items()
-            if name not in self.optional or value != self._default(name)
+            for name, value in values.items()
+            if name not in self.optional or value != defaults[name]
         ]
         return f"{type(self).__name__}({', '.join(shown)})"
 
-    def _default(self, name: str) -> Any:
-        return inspect.signature(type(self)).parameters[name].default
+    def _defaults(self) -> dict[str, Any]:
+        return {k: v.default for k, v in inspect.signature(type(self)).parameters.items()}
 
 
 # ---------------------------------------------------------------------------- memory
@@ -148,14 +158,13 @@ class PerUser(Described, Generic[R]):
 
     record: type[R]
 
-    def __init__(self) -> None:
-        self._users: dict[str, R] = {}
+    @cached_property
+    def _users(self) -> dict[str, R]:
+        return {}
 
     def _of(self, user: str) -> R:
         """Return a user's record, to be changed in place; ValueError for an invalid name."""
-        if named(user) not in self._users:
-            self._users[user] = self.record()
-        return self._users[user]
+        return self._users.setdefault(named(user), self.record())
 
     def _seen(self, user: str) -> R:
         """Return a user's record, to be read: an unknown user's is empty and not kept."""
@@ -167,54 +176,38 @@ class PerUser(Described, Generic[R]):
 
     def size(self, user: str) -> int:
         """Return the bytes of a user's record, without the name."""
-        record = self._seen(user)
-        return sum(_packed(getattr(record, f.name)).nbytes for f in fields(record))
+        return sum(_packed(value).nbytes for value in vars(self._seen(user)).values())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return all records as tensors for safetensors: two per field, however many users.
-
-        One tensor per user would not do: safetensors reads no header of 10^5 users' fields.
-        """
+        """Return all records as tensors, two per field: safetensors reads no header of 10^5 users."""
         names = "\n".join(self._users).encode()  # names are printable: no line breaks
-        state = {
-            "defence": torch.tensor(derive(repr(self))),
-            "users": torch.from_numpy(np.frombuffer(names, np.uint8).copy()),
-        }
+        users = torch.from_numpy(np.frombuffer(names, np.uint8).copy())
+        state = {"defence": torch.tensor(derive(repr(self))), "users": users}
         for f in fields(self.record):
             parts = [_packed(getattr(record, f.name)) for record in self._users.values()]
-            state |= {f.name: _joined(parts), f"{f.name}, shapes": _shapes(parts)}
+            shapes = [[*part.shape, -1, -1][:2] for part in parts]  # -1 for a missing dimension
+            filled = [part.flatten() for part in parts if part.numel()]  # these decide the type
+            state[f.name] = torch.cat(filled) if filled else torch.empty(0)
+            state[f"{f.name}, shapes"] = torch.tensor(shapes, dtype=torch.int64).view(-1, 2)
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Replace all records by those of a `state_dict`.
-
-        Raises:
-            ValueError: where the defence or its parameters differ, or tensors are missing, unknown
-                or do not belong together.
-        """
+        """Replace all records by those of a `state_dict`; ValueError for another defence's or damage."""
         if "defence" not in state or int(state["defence"]) != derive(repr(self)):
-            raise ValueError(
-                f"the state was not saved by {self!r}: build the defence with the parameters and "
-                "the seed it had when it was saved"
-            )
+            raise ValueError(f"the state was not saved by {self!r}: build the defence with the "
+                             "parameters and the seed it had when it was saved")  # fmt: skip
         names = [f.name for f in fields(self.record)]
         known = {"defence", "users", *names, *(f"{name}, shapes" for name in names)}
         if unfit := known ^ state.keys():
             raise ValueError(f"the state lacks, or should not hold, {min(unfit)!r}: save it again")
         text = state["users"].numpy().tobytes().decode()
-        users = text.split("\n") if text else []
-        columns = [_parted(state[n], state[f"{n}, shapes"], len(users), n) for n in names]
-        self._users = {
-            user: self._restored(dict(zip(names, values, strict=True)))
-            for user, *values in zip(users, *columns, strict=True)
-        }
-
-    def _restored(self, saved: dict[str, Tensor]) -> R:
-        record = self.record()
-        for name, value in saved.items():
-            plain = not isinstance(getattr(record, name), Tensor)
-            setattr(record, name, value.tolist() if plain else value.clone())
-        return record
+        users = {user: self.record() for user in text.split("\n") if text}
+        for name in names:
+            parts = _parted(state[name], state[f"{name}, shapes"], len(users), name)
+            for record, part in zip(users.values(), parts, strict=True):
+                tensor = isinstance(getattr(record, name), Tensor)
+                setattr(record, name, part.clone() if tensor else part.tolist())
+        self._users = users
 
 
 def _packed(value: int | float | list | Tensor) -> Tensor:
@@ -224,24 +217,11 @@ def _packed(value: int | float | list | Tensor) -> Tensor:
     return torch.tensor(value, dtype=torch.float64 if isinstance(one, float) else None)
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    """Return all values in one row; empty parts must not decide its type."""
-    filled = [part.flatten() for part in parts if part.numel()]
-    return torch.cat(filled) if filled else torch.empty(0)
-
-
-def _shapes(parts: list[Tensor]) -> Tensor:
-    """Return (U, 2) the shapes of parts of at most two dimensions, -1 for a missing one."""
-    return torch.tensor([[*p.shape, -1, -1][:2] for p in parts], dtype=torch.int64).view(-1, 2)
-
-
 def _parted(joined: Tensor, shapes: Tensor, users: int, name: str) -> list[Tensor]:
-    """Undo `_joined`; ValueError where values, shapes and users do not belong together."""
+    """Return each user's value; ValueError where values, shapes and users do not belong together."""
     sizes = shapes.abs().prod(1).tolist()
     if len(shapes) != users or sum(sizes) != len(joined):
-        raise ValueError(
-            f"the state has {len(shapes)} users and {len(joined)} values of {name!r}, needed are "
-            f"{users} and {sum(sizes)}: it is damaged, save it again"
-        )
+        raise ValueError(f"the state has {len(shapes)} users and {len(joined)} values of {name!r}, needed"
+                         f" are {users} and {sum(sizes)}: it is damaged, save it again")  # fmt: skip
     dims = [[size for size in shape if size >= 0] for shape in shapes.tolist()]
     return [part.view(d) for part, d in zip(joined.split(sizes), dims, strict=True)]

@@ -52,8 +52,7 @@ class Rate:
 def proportion(hits: int, trials: int, level: float = 0.95) -> Rate:
     """Return hits / trials with the exact interval of Clopper and Pearson (Biometrika, 1934).
 
-    Raises:
-        ValueError: for no trial, more hits than trials, or a level outside (0, 1).
+    ValueError for no trial, more hits than trials, or a level outside (0, 1).
     """
     from scipy import stats
 
@@ -77,13 +76,10 @@ def against_controls(measure: float, controls: Iterable[float], test: str = "con
     """Test H0: a suspect's measure is that of one more independently trained encoder.
 
     t = (x - mean) / (s sqrt(1 + 1/m)) with m - 1 degrees of freedom, over the measures of m controls.
-    The encoder is the unit, so a head that happens to lean one way accuses nobody.
+    The encoder is the unit, so a head that happens to lean one way accuses nobody. The verdict's `effect`
+    is in the controls' standard deviations.
 
-    Returns:
-        A verdict named `test`, whose `effect` is in the controls' standard deviations.
-
-    Raises:
-        ValueError: for fewer than two controls, controls that are all the same, NaN or infinity.
+    ValueError for fewer than two controls, controls that are all the same, NaN or infinity.
     """
     from scipy import stats
 
@@ -102,19 +98,12 @@ def against_controls(measure: float, controls: Iterable[float], test: str = "con
 def welch(suspect: Tensor, null: Tensor, test: str = "welch", form: Form = "signed") -> Verdict:
     """Test H0: mean(suspect) <= mean(null) by Welch's t.
 
-    Args:
-        suspect: one number per image, (N,).
-        null: one number per image, (M,).
-        test: the verdict's name.
-        form: "published" is the dataset inference code's: equal variances, and half of the
-            *two-sided* p, so that a gap in the wrong direction accuses too.
+    The samples have one number per image, (N,) and (M,). The verdict's `measure` is the gap of the means,
+    its `effect` Cohen's d, the gap over the root of the mean variance. The form "published" is the
+    dataset inference code's: equal variances, and half of the *two-sided* p, so that a gap in the wrong
+    direction accuses too.
 
-    Returns:
-        A verdict whose `measure` is the gap of the means and whose `effect` is Cohen's d, the gap over
-        the root of the mean variance.
-
-    Raises:
-        ValueError: for fewer than two samples, NaN or infinity, no variance at all, an unknown form.
+    ValueError for fewer than two samples, NaN or infinity, no variance at all, an unknown form.
     """
     from scipy import stats
 
@@ -127,14 +116,11 @@ def welch(suspect: Tensor, null: Tensor, test: str = "welch", form: Form = "sign
     if min(len(a), len(b)) < 2 or not (a.var() + b.var() > 0):
         raise ValueError(f"{len(a)} and {len(b)} samples: a t-test needs two or more on both sides, "
                          "which are not all the same")  # fmt: skip
-    signed = form == "signed"
-    result = stats.ttest_ind(
-        a.numpy(), b.numpy(), equal_var=not signed,
-        alternative="greater" if signed else "two-sided",
-    )  # fmt: skip
+    published, side = form == "published", "two-sided" if form == "published" else "greater"
+    result = stats.ttest_ind(a.numpy(), b.numpy(), equal_var=published, alternative=side)
+    p_value = float(result.pvalue) / (2 if published else 1)
     gap = (a.mean() - b.mean()).item()
     d = gap / ((a.var() + b.var()) / 2).sqrt().item()
-    p_value = float(result.pvalue) if signed else float(result.pvalue) / 2
     return Verdict(test, gap, float(result.statistic), p_value, d, len(a) + len(b))
 
 
@@ -146,18 +132,11 @@ def _finite(values: Iterable[float]) -> Tensor:
 
 
 def check_answers(answers: Tensor, dim: int, test: str) -> None:
-    """Check a suspect's answers for a test in the victim's coordinates.
-
-    Raises:
-        ValueError: for another shape than (N, `dim`), naming the test that applies, and for NaN or
-            infinity.
-    """
+    """Refuse answers that are not (N, `dim`), naming the test that applies, or hold NaN or infinity."""
     if answers.ndim != 2 or answers.shape[1] != dim:
-        raise ValueError(
-            f"{test} reads the victim's {dim} coordinates, the suspect answers "
-            f"{tuple(answers.shape)}: it does not apply; take ownership.dataset_inference, which "
-            "needs no common coordinates"
-        )
+        raise ValueError(f"{test} reads the victim's {dim} coordinates, the suspect answers "
+                         f"{tuple(answers.shape)}: it does not apply; take ownership.dataset_inference, "
+                         "which needs no common coordinates")  # fmt: skip
     if not answers.isfinite().all():
         raise ValueError("the suspect's answers hold NaN or infinity")
 
@@ -183,7 +162,7 @@ def dataset_inference(
         private: the victim's training images, (N, 3, H, W); half of them fits the mixture.
         public: images of the same distribution that no encoder was trained on, (M, 3, H, W).
         seed: of the halves and the mixture.
-        **options: as of `mixture_test`, which also says what is refused.
+        **options: as of `mixture_test`.
     """
     fitted, tested = split(private, seed)
     features = [encoders.embed(suspect, part) for part in (fitted, tested, public)]
@@ -203,16 +182,9 @@ def mixture_test(
 
 
 def mixture_scores(
-    fitted: Tensor,
-    private: Tensor,
-    public: Tensor,
-    *,
-    components: int = 10,
-    covariance: Covariance = "full",
-    standardise: bool = False,
-    ridge: float = 1e-6,
-    seed: int = 0,
-) -> tuple[Tensor, Tensor]:
+    fitted: Tensor, private: Tensor, public: Tensor, *, components: int = 10,
+    covariance: Covariance = "full", standardise: bool = False, ridge: float = 1e-6, seed: int = 0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return the log-likelihoods in nats, (M,) and (K,), of private and public features.
 
     All features are normalised to length 1. The paper takes 10 full components (CIFAR-10, SVHN), or 50
@@ -227,8 +199,7 @@ def mixture_scores(
         standardise: whether to standardise features first, by mean and deviation of `fitted`.
         ridge: added to each variance.
 
-    Raises:
-        ValueError: for fewer features than components, shapes that do not fit, NaN or infinity.
+    ValueError for fewer features than components, shapes that do not fit, NaN or infinity.
     """
     from sklearn.mixture import GaussianMixture  # takes seconds to import
 
@@ -236,10 +207,9 @@ def mixture_scores(
         raise ValueError(f"{components} components and {len(fitted)} features to fit them to: fewer "
                          "features than components; give more images or fewer components")  # fmt: skip
     train, *tested = _normalised([fitted, private, public], standardise)
-    mixture = GaussianMixture(
-        components, covariance_type=covariance, reg_covar=ridge, max_iter=1000,
-        random_state=derive("mixture", seed) % 2**32,
-    ).fit(train)  # fmt: skip
+    options = {"covariance_type": covariance, "reg_covar": ridge, "max_iter": 1000}
+    mixture = GaussianMixture(components, random_state=derive("mixture", seed) % 2**32, **options)
+    mixture.fit(train)
     inside, outside = (torch.from_numpy(mixture.score_samples(part)) for part in tested)
     return inside, outside
 

@@ -74,9 +74,5 @@ def pad(encoder: Net, extra: int = 16, seed: int = 0) -> Obfuscated:
     return Obfuscated(encoder, weight, torch.zeros(len(order)))
 
 
-OBFUSCATIONS: dict[str, Callable[[Net], Obfuscated]] = {
-    "shuffle": shuffle,
-    "scale": scale,
-    "affine": affine,
-    "pad": pad,
-}
+OBFUSCATIONS: dict[str, Callable[[Net], Obfuscated]]
+OBFUSCATIONS = {"shuffle": shuffle, "scale": scale, "affine": affine, "pad": pad}

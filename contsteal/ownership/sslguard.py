@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from contsteal import augment, encoders, loop
 from contsteal.methods import Head
-from contsteal.ownership import inference
-from contsteal.ownership.inference import Verdict
+from contsteal.ownership.inference import Verdict, against_controls, check_answers
 from contsteal.seeds import derive, generator
 
 TEST = "SSLGuard"
@@ -93,9 +92,8 @@ class KeyEmbedding(nn.Module):
         super().__init__()
         self.clean = copy.deepcopy(clean).requires_grad_(False)
         self.marked = copy.deepcopy(clean).requires_grad_(True)
-        self.shadow = encoders.build(
-            config.shadow, config.image_size, out_dim=clean.dim, seed=derive("shadow", config.seed)
-        )
+        seed = derive("shadow", config.seed)
+        self.shadow = encoders.build(config.shadow, config.image_size, out_dim=clean.dim, seed=seed)
         self.key = Key(config, clean.dim)
         self.eval()  # running averages of batch norm stay the clean encoder's
 
@@ -131,10 +129,8 @@ def embed(config: Config, victim: encoders.Encoder, images: Tensor, private: Ten
     Each step updates the shadow, then trigger and decoder, then the encoder without its batch norm.
 
     Args:
-        config: of key and embedding.
-        victim: stays as it is.
         images: uint8 (N, 3, H, W), what the shadow steals with and the copy stays faithful on.
-        private: uint8 (M, 3, H, W), the owner's images to stamp, kept for `verify`.
+        private: uint8 (M, 3, H, W), the owner's images to stamp.
 
     Raises:
         ValueError: for a config out of range, and images that do not fit it.
@@ -142,11 +138,9 @@ def embed(config: Config, victim: encoders.Encoder, images: Tensor, private: Ten
     """
     _check(config, images, private)
     model = KeyEmbedding(victim, config).to(images.device)
-    optimizers = _optimizers(config, model)
-    history = []
+    optimizers, history = _optimizers(config, model), []
     for epoch in range(config.epochs):
-        draws = generator("sslguard epoch", config.seed, epoch)
-        row = _epoch(config, model, optimizers, images, private, draws)
+        row = _epoch(config, model, optimizers, images, private, epoch)
         history.append({"epoch": epoch + 1} | row)
         if not all(map(math.isfinite, row.values())):
             raise loop.Diverged(f"the losses became {row} in epoch {epoch + 1}: lower the rates")
@@ -186,14 +180,11 @@ def _optimizers(config: Config, model: KeyEmbedding) -> Optimizers:
 
 
 def _epoch(
-    config: Config,
-    model: KeyEmbedding,
-    optimizers: Optimizers,
-    images: Tensor,
-    private: Tensor,
-    draws: torch.Generator,
-) -> loop.Row:
+    config: Config, model: KeyEmbedding, optimizers: Optimizers,
+    images: Tensor, private: Tensor, epoch: int,
+) -> loop.Row:  # fmt: skip
     """Pass once over the images, with private ones drawn for each batch; return the mean losses."""
+    draws = generator("sslguard epoch", config.seed, epoch)
     order, steps = torch.randperm(len(images), generator=draws), len(images) // config.batch
     total = dict.fromkeys(optimizers, torch.zeros((), device=images.device))
     for chosen in order[: steps * config.batch].split(config.batch):
@@ -209,8 +200,8 @@ def _epoch(
 def _step(name: str, model: KeyEmbedding, optimizers: Optimizers, loss: Tensor, form: str) -> None:
     """Update one optimizer's parameters by one loss.
 
-    The published code clears the gradients once per batch, before the first of the three steps, so the
-    encoder's last step follows the sum of all losses; the trigger it clears after the trigger's step.
+    The published code clears gradients once per batch, before the first of three steps, and the trigger's
+    after its own: the encoder's step, the last, follows the sum of all losses.
     """
     optimizer, published = optimizers[name], form == "published"
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -237,7 +228,7 @@ def questions(key: Key, private: Tensor) -> Tensor:
 @torch.no_grad()
 def decoded(key: Key, answers: Tensor) -> Tensor:
     """Return the decoder's outputs at length 1, float64 (N, K), of answers (N, D) to `questions`."""
-    inference.check_answers(answers, key.dim, TEST)
+    check_answers(answers, key.dim, TEST)
     out = key.decoder(answers.to(key.secret.device, torch.float32))
     return F.normalize(out.double().cpu(), dim=1)
 
@@ -245,21 +236,16 @@ def decoded(key: Key, answers: Tensor) -> Tensor:
 def rate(key: Key, answers: Tensor, threshold: float = 0.5) -> float:
     """Return the watermark rate: the share of answers whose cosine with the key exceeds `threshold`.
 
-    Raises:
-        ValueError: for another dimension than the victim's, naming the test that applies, and for NaN.
+    ValueError for another dimension than the victim's, naming the test that applies, and for NaN.
     """
     cosines = decoded(key, answers) @ F.normalize(key.secret.double().cpu(), dim=0)
     return (cosines > threshold).double().mean().item()
 
 
 def verify(
-    key: Key,
-    suspect: nn.Module,
-    private: Tensor,
-    *,
-    threshold: float = 0.5,
+    key: Key, suspect: nn.Module, private: Tensor, *, threshold: float = 0.5,
     controls: Sequence[nn.Module] = (),
-) -> Verdict:
+) -> Verdict:  # fmt: skip
     """Test whether a suspect answers stamped private images with the owner's key.
 
     H0: the key is one of N(0, I)^K, drawn after the decoder. Then c, the cosine of the key with the mean
@@ -267,18 +253,8 @@ def verify(
     |m| c is the mean cosine, the `effect`. The decoder was trained for its key, though, and may lean to
     it whatever it reads: with two or more controls H0 is that the suspect's mean cosine is one of theirs.
 
-    Args:
-        key: the owner's secret.
-        suspect: images to features.
-        private: the owner's images, uint8 (N, 3, H, W).
-        threshold: of the watermark rate.
-        controls: independently trained encoders.
-
-    Returns:
-        A verdict whose `measure` is the watermark rate, or with controls the mean cosine.
-
-    Raises:
-        ValueError: for a suspect of another dimension, naming the test that applies.
+    The verdict's `measure` is the watermark rate on the owner's `private` images, uint8 (N, 3, H, W), or
+    with controls, independently trained encoders, the mean cosine. Errors are those of `rate`.
     """
     from scipy import stats
 
@@ -287,9 +263,8 @@ def verify(
     means = [decoded(key, answer).mean(0) for answer in answers]  # (K,) each
     cosines = [(m @ unit).item() for m in means]
     if controls:
-        return inference.against_controls(cosines[0], cosines[1:], f"{TEST} against controls")
+        return against_controls(cosines[0], cosines[1:], f"{TEST} against controls")
     c, free = cosines[0] / means[0].norm().clamp(min=1e-12).item(), len(unit) - 1
     t = c * math.sqrt(free / max(1 - c * c, 1e-12))
-    p_value = float(stats.t.sf(t, free))
-    share = rate(key, answers[0], threshold)
+    share, p_value = rate(key, answers[0], threshold), float(stats.t.sf(t, free))
     return Verdict(f"{TEST} against random keys", share, t, p_value, cosines[0], len(private))

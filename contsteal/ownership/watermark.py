@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from contsteal import augment, encoders, loop, pretrain
 from contsteal.augment import rotate
 from contsteal.methods import Head, Method
-from contsteal.ownership import inference
-from contsteal.ownership.inference import Verdict
+from contsteal.ownership.inference import Verdict, against_controls, check_answers
 from contsteal.pretrain import ImageSet
 from contsteal.seeds import derive, generator
 
@@ -68,21 +67,16 @@ class WatermarkedMethod(nn.Module):
 
     def __init__(self, method: Method, config: Config, tuned: bool = False) -> None:
         super().__init__()
-        self.tuned = tuned
         if not 0 <= config.weight < float("inf"):
             raise ValueError(f"weight={config.weight}: it must be finite, and 0 or above")
-        self.method, self.weight = method, config.weight
+        self.method, self.weight, self.tuned = method, config.weight, tuned
         self.head = Head(method.encoder.dim, *config.hidden, 2, norm=False)
         self.head.requires_grad_(config.trained_head)
 
     def forward(
-        self,
-        images: Tensor,
-        labels: Tensor | None,
-        draws: torch.Generator,
-        angles: torch.Generator,
+        self, images: Tensor, labels: Tensor | None, draws: torch.Generator, angles: torch.Generator,
         carriers: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Return the loss of uint8 images (B, 3, H, W); views and angles have their own generators.
 
         The rotation task takes the images too, or as many drawn from `carriers` (N, 3, H, W).
@@ -114,12 +108,9 @@ def half_planes(n: int) -> Tensor:
 
 
 def fit(
-    config: Config,
-    images: ImageSet,
-    checkpoint: Path | None = None,
-    start: pretrain.Fitted | None = None,
-    carriers: Tensor | None = None,
-) -> Watermarked:
+    config: Config, images: ImageSet, checkpoint: Path | None = None,
+    start: pretrain.Fitted | None = None, carriers: Tensor | None = None,
+) -> Watermarked:  # fmt: skip
     """Train a watermarked victim on the images and views that `pretrain.fit` would train it on.
 
     Args:
@@ -180,14 +171,13 @@ def build(config: Config, classes: int, start: pretrain.Fitted | None = None) ->
 
 def questions(images: Tensor, seed: int = 0) -> Tensor:
     """Return what an owner sends to a suspect: both turns of images (N, 3, H, H), uint8 (2N, 3, H, H)."""
-    turned = turn(augment.to_float(images), generator("questions", seed))
-    return augment.to_uint8(turned)
+    return augment.to_uint8(turn(augment.to_float(images), generator("questions", seed)))
 
 
 @torch.no_grad()
 def _margins(mark: Mark, answers: Tensor) -> Tensor:
     """Return the head's logits (2N, 2) on the CPU for answers (2N, D) to `questions`."""
-    inference.check_answers(answers, mark.dim, TEST)
+    check_answers(answers, mark.dim, TEST)
     if not len(answers) or len(answers) % 2:
         raise ValueError(f"{len(answers)} answers: give those to both turns of each image")
     return mark.head(answers.to(next(mark.head.parameters()).device, torch.float32)).cpu()
@@ -196,11 +186,9 @@ def _margins(mark: Mark, answers: Tensor) -> Tensor:
 def success(mark: Mark, answers: Tensor) -> Tensor:
     """Return which answers (2N, D) to `questions` the head classifies rightly, 0 or 1, float64 (2N,).
 
-    Raises:
-        ValueError: for another dimension than the victim's, an odd number of answers, or NaN.
+    ValueError for another dimension than the victim's, an odd number of answers, or NaN.
     """
-    read = _margins(mark, answers).argmax(1)
-    return (read == half_planes(len(answers) // 2)).double()
+    return (_margins(mark, answers).argmax(1) == half_planes(len(answers) // 2)).double()
 
 
 def ranked(mark: Mark, answers: Tensor) -> Verdict:
@@ -208,10 +196,7 @@ def ranked(mark: Mark, answers: Tensor) -> Verdict:
 
     If a surrogate's features are shifted, the head may see one half-plane throughout, at a rate of 1/2;
     the order survives. H0: the area under the ROC curve, the verdict's `measure`, is at most 1/2 (Mann
-    and Whitney, 1947).
-
-    Raises:
-        ValueError: as `success` does.
+    and Whitney, 1947). Errors are those of `success`.
     """
     from scipy import stats
 
@@ -228,34 +213,21 @@ def rate(mark: Mark, suspect: nn.Module, images: Tensor, seed: int = 0) -> float
 
 
 def verify(
-    mark: Mark,
-    suspect: nn.Module,
-    images: Tensor,
-    *,
-    controls: Sequence[nn.Module] = (),
-    seed: int = 0,
-) -> Verdict:
-    """Test a suspect's watermark success rate.
+    mark: Mark, suspect: nn.Module, images: Tensor, *, controls: Sequence[nn.Module] = (), seed: int = 0
+) -> Verdict:  # fmt: skip
+    """Test a suspect's watermark success rate on the victim's training images (N, 3, H, H).
 
     Without controls H0 is a rate of at most 1/2. An independent encoder may depart from 1/2 too, if the
-    head happens to lean one way in its coordinates. With two or more controls H0 is that the suspect's
-    rate is one of theirs. The paper's own test (table 5) is
+    head happens to lean one way in its coordinates. With two or more controls, independently trained
+    encoders, H0 is that the suspect's rate is one of theirs. The paper's own test (table 5) is
     `welch(success(mark, suspect), success(mark, control))` on answers to `questions`.
 
-    Args:
-        mark: the owner's secret.
-        suspect: images to features.
-        images: the victim's training images, (N, 3, H, H).
-        controls: independently trained encoders.
-        seed: of the angles.
-
-    Raises:
-        ValueError: for a suspect of another dimension, naming the test that applies.
+    ValueError for a suspect of another dimension, naming the test that applies.
     """
     right = success(mark, encoders.embed(suspect, questions(images, seed)))
     if controls:
         rates = [rate(mark, control, images, seed) for control in controls]
-        return inference.against_controls(right.mean().item(), rates, f"{TEST} against controls")
+        return against_controls(right.mean().item(), rates, f"{TEST} against controls")
     return against_chance(right)
 
 

@@ -61,12 +61,6 @@ def test_top_k_keeps_k_of_equal_values_and_at_most_all():
         TopK(13)(ROWS, "u")
 
 
-def test_the_order_of_a_chain_matters():
-    row = torch.tensor([[3.0, 4.0]])
-    assert Rounding(0)(Normalise()(row, "u"), "u").equal(torch.tensor([[1.0, 1.0]]))
-    torch.testing.assert_close(Normalise()(Rounding(0)(row, "u"), "u"), torch.tensor([[0.6, 0.8]]))
-
-
 # ---------------------------------------------------------------------- prediction poisoning
 
 TARGETS = 3 * torch.randn(40, 6, generator=generator("answers")).double()

@@ -44,12 +44,6 @@ def test_zero_bits_are_counted_literally():
         assert not proof_of_work.solves(Puzzle("c", zeros + 1), number)
 
 
-def test_a_bit_more_is_twice_the_work():
-    tries = [proof_of_work.solve(Puzzle(f"challenge {i}", 5)) + 1 for i in range(400)]
-    assert abs(sum(tries) / 400 - 32) < 4.5 * 32 / math.sqrt(400)
-    assert proof_of_work.solve(Puzzle("free", 0)) == 0
-
-
 def test_the_price_is_the_papers():
     defense = ProofOfWork("entropy", intercept=1.0, slope=0.5)
     for cost, queries in ((0.0, 0), (30.0, 10), (2.0, 400), (6.0, 10)):
