@@ -35,12 +35,13 @@ paper: $(READY) ## run the notebooks of the profile that are out of date, redraw
 	  $(RUN) finish --profile $(PROFILE) --since $$since; }
 
 # `prepare` says which notebooks were chosen, and has made newer the files in .keys of those that must
-# run. The victim's comes first; the last one draws the tables of all others, which run side by side.
+# run. The victim's comes first, and beside it the one that needs no victim; the last one draws the
+# tables of all others, which run side by side.
 ifdef FOLDER
 CHOSEN := $(MAKECMDGOALS)
 FIRST := $(filter $(FOLDER)/01%,$(CHOSEN))
 LAST := $(filter %/$(notdir $(lastword $(sort $(wildcard notebooks/[0-9]*.ipynb)))),$(CHOSEN))
-$(filter-out $(FIRST),$(CHOSEN)): | $(FIRST)
+$(filter-out $(FIRST) $(FOLDER)/00%,$(CHOSEN)): | $(FIRST)
 $(LAST): | $(filter-out $(LAST),$(CHOSEN))
 
 $(FOLDER)/%.ipynb: $(FOLDER)/.keys/%

@@ -351,7 +351,8 @@ def test_make_bench_calls_scripts_that_exist() -> None:
     code, printed = run("make -n bench", ROOT)
     lines = printed.splitlines()
     assert (code, len(lines)) == (0, 3), printed
-    for line in lines:
+    assert lines[-1].endswith("-m benchmarks")  # a documented command, run above
+    for line in lines[:-1]:
         assert run(f"{line} --help", ROOT)[0] == 0, line
 
 

@@ -63,18 +63,22 @@ def save(fig: Figure | None, folder: Path, stem: str, table: pd.DataFrame, stamp
     files.write_json(folder / f"{stem}.json", stamp)
     with files.atomic(folder / f"{stem}.csv") as path:
         table.to_csv(path, index=False, float_format="%.6f")
+    png, pdf = folder / f"{stem}.png", folder / f"{stem}.pdf"
     if fig is None:
-        for kind in ("pdf", "png"):
-            (folder / f"{stem}.{kind}").unlink(missing_ok=True)
+        png.unlink(missing_ok=True)
+        pdf.unlink(missing_ok=True)
         return
     run = f"{stamp['profile']} profile, {stamp['data']}, seeds {stamp['seeds']}"
     run = f"{run}; {stamp['device']}; {stamp['date']}"
     fig.supxlabel(run, size=6, color="#888888", x=0.99, ha="right")
-    with files.atomic(folder / f"{stem}.pdf") as path:
-        fig.savefig(path, format="pdf", metadata={"CreationDate": None})
-    fig.set_layout_engine("none")  # it is laid out now; each further drawing would do it again
-    with files.atomic(folder / f"{stem}.png") as path:
+    before = png.read_bytes() if png.is_file() and pdf.is_file() else None
+    with files.atomic(png) as path:
         fig.savefig(path, format="png", metadata={"Software": None})
+    if png.read_bytes() == before:
+        return  # the same picture again; cutting fonts for a PDF takes most of the time
+    fig.set_layout_engine("none")  # it is laid out now; each further drawing would do it again
+    with files.atomic(pdf) as path:
+        fig.savefig(path, format="pdf", metadata={"CreationDate": None})
 
 
 def read(folder: Path, stem: str) -> tuple[pd.DataFrame, Stamp]:

@@ -29,7 +29,7 @@ from contsteal import files
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
-VICTIM = "01"  # the notebook that comes first and has all cores
+VICTIM = "01"  # the notebook that comes before all that attack, with all cores
 TIMINGS, SUMMARY, WHOLE = "timings.json", "summary.md", "in all"
 
 
@@ -275,7 +275,8 @@ def prepare(profile: str, only: Sequence[str], force: bool) -> None:
         if task in beside and min(jobs, len(beside)) > 1:
             order["cores"] = max(1, _cores() // jobs)
         _mark(task, order)
-    longest = sorted(chosen, key=lambda t: -_times(figures).get(t.stem, {}).get("seconds", 1e9))
+    times = _times(figures)  # the longest first; without times the later notebooks are the longer ones
+    longest = sorted(chosen[::-1], key=lambda t: -times.get(t.stem, {}).get("seconds", 1e9))
     arguments = [*given, f"FOLDER={_relative(folder)}", *(_relative(t.executed) for t in longest)]
     print(shlex.join(arguments))
 
@@ -298,7 +299,7 @@ def _mark(task: Task, order: dict[str, Any]) -> None:
     """Make a notebook's mark newer than its executed copy where it must run, else older."""
     if task.reason or not task.mark.exists():
         order |= {"key": task.key, "parameters": task.parameters, "reason": task.reason}
-        files.write_json(task.mark, order)
+        files.write_text(task.mark, json.dumps(order))  # unsorted: parameters keep their order
     if not task.reason:
         os.utime(task.executed)
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import attack, bars, literal, losses, record, report
+from benchmarks import attack, bars, demo, literal, losses, record, report
 from benchmarks.bars import Bar
 from benchmarks.record import US, Row
+from contsteal.lab import artifacts
 from contsteal.losses import cont_steal
 
 
@@ -151,7 +152,17 @@ def test_a_second_attack_on_the_same_queries_adds_no_forward_pass() -> None:
     assert attack.second(given, 16, 2) == 0
 
 
-@pytest.mark.parametrize("part", ["losses", "probe", "stealing", "startup", "gpu", "demo"])
+def test_the_demo_is_timed_from_nothing_and_with_all_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(demo.subprocess, "run", lambda *given, **more: calls.append((given, more)))
+    rows = demo.measure(tiny=False)
+    assert [r.work for r in rows] == ["whole demo, from nothing", "whole demo, again, all kept"]
+    assert [given[0][-1] for given, _ in calls] == ["PROFILE=demo", "FORCE=1"]
+    assert len({more["env"]["CONTSTEAL_RUNS"] for _, more in calls}) == 1
+    assert all(more["check"] and str(artifacts.ROOT) == str(more["cwd"]) for _, more in calls)
+
+
+@pytest.mark.parametrize("part", ["losses", "probe", "stealing", "startup", "gpu"])
 def test_a_part_runs_at_a_tiny_size(part: str) -> None:
     rows = importlib.import_module(f"benchmarks.{part}").measure(True)
     assert rows
