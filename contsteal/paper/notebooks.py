@@ -275,7 +275,9 @@ def prepare(profile: str, only: Sequence[str], force: bool) -> None:
         if task in beside and min(jobs, len(beside)) > 1:
             order["cores"] = max(1, _cores() // jobs)
         _mark(task, order)
-    times = _times(figures)  # the longest first; without times the later notebooks are the longer ones
+    times = _times(
+        figures
+    )  # the longest first; without times the later notebooks are the longer ones
     longest = sorted(chosen[::-1], key=lambda t: -times.get(t.stem, {}).get("seconds", 1e9))
     arguments = [*given, f"FOLDER={_relative(folder)}", *(_relative(t.executed) for t in longest)]
     print(shlex.join(arguments))
