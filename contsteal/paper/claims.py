@@ -746,27 +746,22 @@ def missed_expectations(profile: str) -> list[str]:
 # ------------------------------------------------------------------------------ the command
 
 
-def show(judgements: Sequence[Judgement], console: Console) -> None:
-    """Print the verdicts as a table."""
+def check(names: Sequence[str], console: Console) -> int:
+    """Print the verdicts of some profiles as a table, and return 1 for a contradiction."""
+    if not names:
+        console.print("no results are stored: make paper makes some")
+        return 0
+    by_profile = {profile: judge(profile) for profile in names}
     colours = {HOLDS: "green", FAILS: "red", OPEN: "yellow", ABSENT: "dim"}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("claim", "verdict", "effect", "n", "profile", "source"):
         ratio = {"claim": 4, "effect": 2, "source": 2}.get(name)
         table.add_column(name, ratio=ratio, overflow="fold")
-    for j in judgements:
+    for j in (j for judgements in by_profile.values() for j in judgements):
         n, verdict = str(j.finding.n or "-"), j.finding.verdict
         text, *rest = map(escape, (j.claim.text, j.effect, n, j.profile, j.claim.source))
         table.add_row(text, f"[{colours[verdict]}]{verdict}[/]", *rest)
     console.print(table)
-
-
-def check(names: Sequence[str], console: Console) -> int:
-    """Print the verdicts of some profiles, and return 1 for a contradiction."""
-    if not names:
-        console.print("no results are stored: make paper makes some")
-        return 0
-    by_profile = {profile: judge(profile) for profile in names}
-    show([j for judgements in by_profile.values() for j in judgements], console)
     problems = []
     for profile, judgements in by_profile.items():
         console.print(f"{profile}: {counted(judgements)}")

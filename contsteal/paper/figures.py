@@ -148,32 +148,23 @@ def profiles_with_results(name: str = "auto") -> list[str]:
 
 
 def sheet(folder: Path) -> Path:
-    """Put all pictures of a folder on one page, `contact_sheet.png` and `.pdf`; return the first.
+    """Put all pictures of a folder under their names on `contact_sheet.png` and `.pdf`; return the first.
 
     Equal pictures give equal bytes. Raises ValueError where there is no picture.
     """
     stems = [s for s in FIGURES if (folder / f"{s}.png").is_file()]
     if not stems:
         raise ValueError(f"no figure in {folder}: `make figures` draws them from their tables")
-    page = _page({stem: Image.open(folder / f"{stem}.png").convert("RGB") for stem in stems})
-    with files.atomic(folder / "contact_sheet.pdf") as path:
-        # Pillow would note the time and the temporary name, and no two runs would agree.
-        same = {"title": "contact_sheet", "creationDate": None, "modDate": None}
-        page.save(path, "PDF", resolution=200, quality=85, **same)
-    with files.atomic(folder / "contact_sheet.png") as path:
-        page.quantize(256).save(path, "PNG", optimize=True)
-    return folder / "contact_sheet.png"
-
-
-def _page(pictures: dict[str, Image.Image]) -> Image.Image:
-    """Lay pictures out in three columns of about the same height, each under its name."""
     columns, width, gap = 3, 640, 24
     font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 18)
-    sized = {s: p.resize((width, round(p.height * width / p.width))) for s, p in pictures.items()}
-    share = sum(p.height + 2 * gap for p in sized.values()) / columns
+    pictures = {}
+    for stem in stems:
+        picture = Image.open(folder / f"{stem}.png").convert("RGB")
+        pictures[stem] = picture.resize((width, round(picture.height * width / picture.width)))
+    share = sum(p.height + 2 * gap for p in pictures.values()) / columns
     page = Image.new("RGB", (columns * (width + gap) + gap, round(2 * share) + 4 * gap), "white")
     pen, column, top, bottom = ImageDraw.Draw(page), 0, gap, 0
-    for stem, picture in sized.items():
+    for stem, picture in pictures.items():
         if column < columns - 1 and top + picture.height / 2 > share:
             column, top = column + 1, gap
         x = gap + column * (width + gap)
@@ -181,7 +172,14 @@ def _page(pictures: dict[str, Image.Image]) -> Image.Image:
         page.paste(picture, (x, top + gap))
         top += picture.height + 2 * gap
         bottom = max(bottom, top)
-    return page.crop((0, 0, page.width, bottom + gap))
+    page = page.crop((0, 0, page.width, bottom + gap))
+    with files.atomic(folder / "contact_sheet.pdf") as path:
+        # Pillow would note the time and the temporary name, and no two runs would agree.
+        same = {"title": "contact_sheet", "creationDate": None, "modDate": None}
+        page.save(path, "PDF", resolution=200, quality=85, **same)
+    with files.atomic(folder / "contact_sheet.png") as path:
+        page.quantize(256).save(path, "PNG", optimize=True)
+    return folder / "contact_sheet.png"
 
 
 # ---------------------------------------------------------------- summary.md and the README

@@ -121,12 +121,6 @@ def points(difference: Difference) -> str:
     return f"{_points(mean)} points{interval}"
 
 
-def cell(difference: Difference) -> str:
-    """Format a difference for a table; equal runs have no interval."""
-    mean, low, high, _ = difference
-    return _points(mean) + (f" [{100 * low:.1f}, {100 * high:.1f}]" if high - low > 1e-9 else "")
-
-
 def reliable(differences: Iterable[Difference]) -> tuple[int, int]:
     """Count the differences that are reliably above and reliably below zero."""
     known = list(differences)
@@ -419,9 +413,11 @@ def matrix(table: pd.DataFrame) -> Summary:
         for which in (stops, costs, stops & ~costs)
     )
     details = f"Harm every attack: {every}; harm a customer: {some}; only the former: {best}"
-    changes = table[["change", "low", "high", "n"]].itertuples(index=False, name=None)
+    bounded = table["high"] - table["low"] > 1e-9  # equal runs have no interval
+    spans = (100 * table[["low", "high"]]).map("{:.1f}".format).agg(", ".join, axis=1)
+    cells = table["change"].map(_points) + (" [" + spans + "]").where(bounded, "")
     who = table["party"] + " " + table["who"]
-    wide = table.assign(cell=[cell(change) for change in changes], who=who)
+    wide = table.assign(cell=cells, who=who)
     shown = wide.pivot(index="defence", columns="who", values="cell").loc[order]
     return Summary(title, shown[list(dict.fromkeys(who))], details)
 
