@@ -87,14 +87,9 @@ def imports(code: str) -> list[str]:
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    paths = {
-        name: ROOT.joinpath(*name.split(".")) for name in names if name.startswith("contsteal")
-    }
-    return [
-        name
-        for name, path in paths.items()
-        if path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
-    ]
+    paths = (path.relative_to(ROOT).with_suffix("") for path in (ROOT / "contsteal").rglob("*.py"))
+    modules = {".".join(path.parts).removesuffix(".__init__") for path in paths}
+    return [name for name in names if name in modules]
 
 
 # --------------------------------------------------------------------------- what must run
@@ -349,13 +344,9 @@ def execute(executed: Path) -> None:
                 os.environ.setdefault(variable, str(order["cores"]))
         _run_cells(stem, _partial(executed), order["parameters"])
         _partial(executed).replace(executed)
-        names = (f"{stem[:2]}*", SUMMARY) if stem == stems()[-1] else (f"{stem[:2]}*",)
-        made = [
-            path
-            for name in names
-            for path in figures.glob(name)
-            if _changed(path) != before.get(path)
-        ]
+        prefixes = (stem[:2], SUMMARY) if stem == stems()[-1] else (stem[:2],)
+        changed = (path for path in figures.glob("*") if _changed(path) != before.get(path))
+        made = [path for path in changed if path.name.startswith(prefixes)]
         # Those of the notebooks that ran beside this one count, too.
         artifacts = (executed.parent.parent / "artifacts").glob("*/manifest.json")
         files.write_json(executed.with_suffix(".json"), {

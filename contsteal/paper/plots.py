@@ -503,14 +503,12 @@ def watermark_curves(table: pd.DataFrame, title: str) -> Figure:
     groups, images = list(table.groupby("head", sort=False)), sorted(stolen["images"].unique())
     fig, axes = canvas(1, len(groups), 2.9, title, sharex=True, sharey=True)
     for ax, (head, rows) in zip(axes[0], groups, strict=True):
-        rates = (
-            rows.dropna(subset=["wsr"]).groupby("kind")["wsr"].agg(["first", "min", "max", "size"])
-        )
+        known = rows.dropna(subset=["wsr"]).groupby("kind")["wsr"]
+        rates = known.agg(["first", "min", "max", "size"])
         if "independent" in rates.index:
             _, low, high, n = rates.loc["independent"]
-            ax.axhspan(
-                low, high, color="#BBBBBB", alpha=0.45, linewidth=0, label=f"{n:g} independent"
-            )
+            label = f"{n:g} independent"
+            ax.axhspan(low, high, color="#BBBBBB", alpha=0.45, linewidth=0, label=label)
         for level, style, colour, label in (
             (rates.loc["victim", "first"], "--", CEILING, "victim"),
             (rates.loc["unmarked", "first"], "-.", FLOOR, "victim before marking"),

@@ -250,9 +250,8 @@ def queries(table: pd.DataFrame) -> Summary:
     )
     title += f"{behind} ({count} each)"
     if len(others) == 1:
-        title = compare(
-            differences[0], f"queries from {first}", f"queries from {others[0]}, {count} each"
-        )
+        pair = f"queries from {first}", f"queries from {others[0]}, {count} each"
+        title = compare(differences[0], *pair)
     return Summary(title, tables.layout(table))
 
 
@@ -312,8 +311,8 @@ def boundary(table: pd.DataFrame) -> Summary:
     axes, means = [axis for axis in tables.POINT if axis in gains], []
     for axis in axes:
         each = gains.groupby(axis, sort=False)["gain"].mean()
-        points = ", ".join(f"{k} {_points(v)}" for k, v in each.items())
-        means += [f"{axis}: {points}"] if len(each) > 1 else []
+        changes = ", ".join(f"{k} {_points(v)}" for k, v in each.items())
+        means += [f"{axis}: {changes}"] if len(each) > 1 else []
     details = f"Mean difference in points by {'; '.join(means)}" if means else ""
     shown = gains.set_index(axes)
     numbers = tables.percentages(shown[["gain", "low", "high"]]).assign(n=shown["n"])
@@ -487,11 +486,10 @@ def watermark(table: pd.DataFrame) -> Summary:
     parts = []
     for head, rows in table.groupby("head", sort=False):
         victim, before = (rows[rows["kind"] == kind].iloc[0] for kind in ("victim", "unmarked"))
-        stolen, others = (
-            rows[rows["kind"] == kind]["wsr"].max() for kind in ("stolen", "independent")
-        )
-        rates = {"victim": victim["wsr"], "before marking": before["wsr"], "thieves at most": stolen,
-                 "independent at most": others}  # fmt: skip
+        highest = rows.groupby("kind")["wsr"].max()
+        rates = {"victim": victim["wsr"], "before marking": before["wsr"],
+                 "thieves at most": highest.get("stolen"),
+                 "independent at most": highest.get("independent")}  # fmt: skip
         each = ", ".join(f"{k} {100 * v:.0f} %" for k, v in rates.items() if pd.notna(v))
         parts.append(f"Watermark success rate, {head}: {each}")
         accuracies = f"{percent(victim['accuracy'])}, {percent(before['accuracy'])} before marking"
