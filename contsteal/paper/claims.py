@@ -139,14 +139,14 @@ def split(t: DataFrame, *columns: str) -> dict[str, DataFrame]:
     }
 
 
-def mse(t: DataFrame) -> DataFrame:
-    """Return the rows of the conventional attack on the main task."""
-    return where(main_task(t), attack="embedding")
+def mse(t: DataFrame, **values: object) -> DataFrame:
+    """Return the rows of the conventional attack on the main task that have these values."""
+    return where(main_task(t), attack="embedding", **values)
 
 
 def undefended(t: DataFrame) -> DataFrame:
     """Return the rows of the conventional attack without a defence."""
-    return where(mse(t), defence="none")
+    return mse(t, defence="none")
 
 
 def defended(t: DataFrame, *kinds: str) -> dict[str, DataFrame]:
@@ -304,10 +304,10 @@ CLAIMS = [
                      for views in ("clean", "augmented")}, says=BOTH_OPEN),
     Claim("augmentation-alone", "03_two_by_two", f"{OURS}, notebook 03; {CODE}",
           "Augmentation alone makes MSE steal better.",
-          lambda t: (where(mse(t), views="augmented"), where(mse(t), views="clean"))),
+          lambda t: (mse(t, views="augmented"), mse(t, views="clean"))),
     Claim("augmentation-loss", "03_two_by_two", f"{OURS}, notebook 03; {CODE}",
           "Augmentation matters more than the loss: MSE with it is ahead of Cont-Steal's loss without.",
-          lambda t: (where(mse(t), views="augmented"),
+          lambda t: (mse(t, views="augmented"),
                      where(main_task(t), attack="cont-steal", views="clean"))),
     Claim("settings-every", "03_boundary", f"{SHA}, abstract",
           "Cont-Steal is ahead of MSE in every setting (queries, epochs, query data, victim, views).",
@@ -482,11 +482,10 @@ class Finding:
 def decide(samples: Mapping[str, Series], criterion: Criterion, conclusive: bool = True) -> Finding:
     """Return the verdict on a claim from the values by seed of each comparison that it makes.
 
-    It holds where the 95 % t-interval lies between the bounds in every comparison. It does not hold where
-    the interval of one lies outside; among k comparisons that interval has the level 1 - 0.05/k
-    (Bonferroni), since one of many may stray by chance. Anything else, too few seeds in one of them, or a
-    failure that is not `conclusive`, is not enough evidence. Values that are equal in all seeds count as
-    one seed. The finding shows the comparison with the least room between its mean and the bounds.
+    It holds where the 95 % t-interval lies between the bounds in every comparison, and does not hold
+    where that of one, at the level 1 - 0.05/k for k comparisons (Bonferroni: one may stray by chance),
+    lies outside. Anything else, a failure that is not `conclusive`, or too few seeds is not enough
+    evidence. The finding shows the comparison with the least room between its mean and the bounds.
     """
     low, high = criterion.low, criterion.high
     findings = []
@@ -574,11 +573,11 @@ def assess(claim: Claim, table: DataFrame, train_images: int) -> Finding:
     if not comparisons:
         return Finding(ABSENT, why=f"{claim.table}.csv has no such rows")
     conclusive, notes = True, []
-    if claim.within:
-        if not train_images:
-            return Finding(ABSENT, why="the profile does not count the victim's training images")
+    if claim.within:  # at a's largest number of distinct inputs up to the limit
         limit = int(claim.within * train_images)
-        comparisons, most = _within(comparisons, limit)
+        spent = pd.concat([a["unique_inputs"] for a, *_ in comparisons.values()])
+        most = float(spent[spent <= limit].max())
+        comparisons = {n: (where(a, unique_inputs=most), *b) for n, (a, *b) in comparisons.items()}
         conclusive = most >= NEAR * limit
         notes = [f"at {most:g} of at most {limit} distinct inputs"]
     samples, missing = {}, []
@@ -596,13 +595,6 @@ def assess(claim: Claim, table: DataFrame, train_images: int) -> Finding:
     return replace(finding, verdict=OPEN if premise else finding.verdict, why=why)
 
 
-def _within(comparisons: dict[str, Sides], limit: int) -> tuple[dict[str, Sides], float]:
-    """Return the comparisons at a's largest number of distinct inputs up to a limit, and the number."""
-    spent = pd.concat([sides[0]["unique_inputs"] for sides in comparisons.values()])
-    most = float(spent[spent <= limit].max())
-    return {n: (where(a, unique_inputs=most), *b) for n, (a, *b) in comparisons.items()}, most
-
-
 def _missing_premise(claim: Claim, table: DataFrame) -> str:
     """Say why there is nothing to test, or nothing: what a claim takes for granted must be shown."""
     if claim.premise is None:
@@ -610,10 +602,10 @@ def _missing_premise(claim: Claim, table: DataFrame) -> str:
     text, pick = claim.premise
     try:
         values = by_seed(replace(claim, criterion=CLEARLY_AHEAD), pick(table))
-    except NotComparable:
-        values = None
-    if values is not None and decide({"": values}, CLEARLY_AHEAD).verdict == HOLDS:
-        return ""
+        if decide({"": values}, CLEARLY_AHEAD).verdict == HOLDS:
+            return ""
+    except NotComparable:  # nor is it shown by what was not measured
+        pass
     return f"nothing to test: it is not shown that {text}"
 
 
@@ -637,16 +629,6 @@ class Judgement:
         return self.claim.says.get(self.profile, "")
 
     @property
-    def contradicts(self) -> bool:
-        """Whether this repository gives another verdict than its results, or one that they cannot give.
-
-        Too few seeds, or rows that were not measured, contradict nothing; nor does a verdict where this
-        repository says that there is not enough evidence.
-        """
-        known = self.finding.verdict != ABSENT and not self.finding.few
-        return known and self.says in (HOLDS, FAILS) and self.says != self.finding.verdict
-
-    @property
     def effect(self) -> str:
         """The effect that decides, with its interval, in points, in percent, or as it is."""
         finding, of = self.finding, self.claim.criterion.of
@@ -662,27 +644,16 @@ class Judgement:
 
 
 def read(folder: Path, stem: str) -> DataFrame | None:
-    """Return a stored table, or None where the folder's profile has none.
-
-    Raises ValueError for a table without rows or stamp, or of another profile's run.
-    """
-    path, stamp, again = (
-        folder / f"{stem}.csv",
-        folder / f"{stem}.json",
-        f"run notebook {stem[:2]} again",
-    )
+    """Return a stored table, None where there is none; ValueError for a damaged or foreign one."""
+    path, stamp = folder / f"{stem}.csv", folder / f"{stem}.json"
+    again = f"run notebook {stem[:2]} again"
     if not path.is_file():
         return None
     facts = files.read_json(stamp)
     if not isinstance(facts, dict) or "profile" not in facts:
-        raise ValueError(
-            f"{stamp} is missing or damaged: nothing says whose results {path.name} holds; {again}"
-        )
+        raise ValueError(f"{stamp} is missing or damaged: {again}")
     if facts["profile"] != folder.name:
-        raise ValueError(
-            f"{path} holds results of the profile {facts['profile']!r}, the folder those of "
-            f"{folder.name!r}: results of two profiles are not mixed; {again}"
-        )
+        raise ValueError(f"{path} holds results of the profile {facts['profile']!r}: {again}")
     try:
         table = pd.read_csv(path)
     except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
@@ -695,8 +666,7 @@ def read(folder: Path, stem: str) -> DataFrame | None:
 def judge(profile: str, claims: Sequence[Claim] = CLAIMS) -> list[Judgement]:
     """Return the verdict on every claim from a profile's stored results.
 
-    Raises ValueError, naming file and column, for tables that are damaged, lack a column or rows, or come
-    from another profile's run.
+    Raises ValueError, naming file and column, for tables that are damaged or lack a column or rows.
     """
     folder = artifacts.figures_dir() / profile
     train_images = profiles.profile(profile)["common"].get("train_images", 0)
@@ -705,16 +675,15 @@ def judge(profile: str, claims: Sequence[Claim] = CLAIMS) -> list[Judgement]:
     for claim in claims:
         table, path = tables[claim.table], folder / f"{claim.table}.csv"
         finding = Finding(ABSENT, why=f"no {path.name}")
-        if table is not None:
-            try:
+        try:
+            if table is not None:
                 if not pd.api.types.is_numeric_dtype(table[claim.metric]):
-                    raise ValueError(
-                        f"{path}: column {claim.metric!r} holds values that are no numbers"
-                    )
+                    message = f"column {claim.metric!r} holds values that are no numbers"
+                    raise ValueError(f"{path}: {message}")
                 finding = assess(claim, table, train_images)
-            except KeyError as error:
-                message = f"{path}: no column {error}, which claim {claim.id!r} reads"
-                raise ValueError(message) from error
+        except KeyError as error:
+            message = f"{path}: no column {error}, which claim {claim.id!r} reads"
+            raise ValueError(message) from error
         judgements.append(Judgement(claim, profile, finding))
     return judgements
 
@@ -743,21 +712,23 @@ def markdown(profile: str, short: bool = False) -> list[str]:
     judgements = judge(profile)
     lead = "The papers' claims and our own, tested on these results (`make check`): "
     lead += f"{counted(judgements)}."
-    if not short:
-        return [lead, frame(profile, judgements).to_markdown(index=False)]
-    decided = [j for j in judgements if j.finding.verdict in (HOLDS, FAILS)]
-    if not decided:
-        return [lead]
-    return [lead, frame(profile, decided).drop(columns="decided by").to_markdown(index=False)]
+    table = frame(profile, judgements)
+    if short:
+        table = table[table["verdict"].isin([HOLDS, FAILS])].drop(columns="decided by")
+    return [lead] if table.empty else [lead, table.to_markdown(index=False)]
 
 
 def contradictions(judgements: Sequence[Judgement]) -> list[str]:
-    """Say where this repository says something else than its results."""
+    """Say where this repository gives another verdict than its results, or one that they cannot give.
+
+    Nothing contradicts too few seeds, rows that were not measured, or "not enough evidence".
+    """
+    known = (j for j in judgements if j.finding.verdict != ABSENT and not j.finding.few)
     return [
         f"{j.profile}, claim {j.claim.id}: the repository says '{j.says}', its results say "
         f"'{j.finding.verdict}' ({j.effect}, {j.finding.n} seeds): correct `says` in claims.py and "
         "the text, or find what went wrong"
-        for j in judgements if j.contradicts
+        for j in known if j.says in (HOLDS, FAILS) and j.says != j.finding.verdict
     ]  # fmt: skip
 
 
@@ -765,39 +736,32 @@ def missed_expectations(profile: str) -> list[str]:
     """Say what the profile expects of its encoders and what did not come out."""
     table = read(artifacts.figures_dir() / profile, "01_worth")
     expectations = profiles.profile(profile).get("expectations") or []
-    if table is None or not expectations:
-        return []
-    met = sentences.judge(table, expectations)
+    met = [] if table is None else sentences.judge(table, expectations).to_dict("records")
     return [
         f"{profile}: {r['encoder']} on {r['task']}, {r['metric']}: expected {r['expected']}, measured "
-        f"{r['measured']}" for r in met[met["holds"] == "NO"].to_dict("records")
+        f"{r['measured']}" for r in met if r["holds"] == "NO"
     ]  # fmt: skip
 
 
 # ------------------------------------------------------------------------------ the command
 
 
-def show(judgements: Sequence[Judgement], console: Console) -> None:
-    """Print the verdicts as a table."""
+def check(names: Sequence[str], console: Console) -> int:
+    """Print the verdicts of some profiles as a table, and return 1 for a contradiction."""
+    if not names:
+        console.print("no results are stored: make paper makes some")
+        return 0
+    by_profile = {profile: judge(profile) for profile in names}
     colours = {HOLDS: "green", FAILS: "red", OPEN: "yellow", ABSENT: "dim"}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("claim", "verdict", "effect", "n", "profile", "source"):
         ratio = {"claim": 4, "effect": 2, "source": 2}.get(name)
         table.add_column(name, ratio=ratio, overflow="fold")
-    for j in judgements:
+    for j in (j for judgements in by_profile.values() for j in judgements):
         n, verdict = str(j.finding.n or "-"), j.finding.verdict
         text, *rest = map(escape, (j.claim.text, j.effect, n, j.profile, j.claim.source))
         table.add_row(text, f"[{colours[verdict]}]{verdict}[/]", *rest)
     console.print(table)
-
-
-def check(names: Sequence[str], console: Console) -> int:
-    """Print the verdicts of some profiles, and return 1 for a contradiction."""
-    if not names:
-        console.print("no results are stored: make paper makes some")
-        return 0
-    by_profile = {profile: judge(profile) for profile in names}
-    show([j for judgements in by_profile.values() for j in judgements], console)
     problems = []
     for profile, judgements in by_profile.items():
         console.print(f"{profile}: {counted(judgements)}")

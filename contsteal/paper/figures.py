@@ -1,17 +1,14 @@
 """How figures are drawn from their tables, saved and redrawn, and the summary of a profile's results.
 
-`python -m contsteal.paper.figures --profile demo` is what `make figures` calls; with `--check` nothing
-is written, and the exit code says whether every stored figure is what its table draws.
+`python -m contsteal.paper.figures --profile demo` is what `make figures` calls.
 """
 
 import argparse
 import io
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from matplotlib import font_manager
 from matplotlib.figure import Figure
@@ -39,8 +36,8 @@ SPENT = ("attack", "images", "seed", "views", "defence", "knob", "value")  # one
 def draw(stem: str, table: pd.DataFrame) -> Figure:
     """Draw the figure `stem` from its table.
 
-    Raises ValueError for an unknown stem, which lists the known, and for a table without rows or
-    columns; NothingToShow for one with too few points.
+    Raises ValueError for an unknown stem and for a table without rows or columns; NothingToShow for
+    one with too few points.
     """
     if stem not in FIGURES:
         raise ValueError(f"unknown figure {stem!r}: choose one of {', '.join(FIGURES)}")
@@ -57,8 +54,8 @@ def draw(stem: str, table: pd.DataFrame) -> Figure:
 def save(fig: Figure | None, folder: Path, stem: str, table: pd.DataFrame, stamp: Stamp) -> None:
     """Write `<stem>.pdf`, `.png` and the `.csv` behind them, with the stamp on the figure.
 
-    The stamp also goes into `<stem>.json`, so that the figure can be drawn again with the facts of its
-    own run. Without a figure no picture stays. Equal inputs give equal bytes.
+    The stamp also goes into `<stem>.json`, with which the figure can be drawn again. Without a figure
+    no picture stays. Equal inputs give equal bytes.
     """
     files.write_json(folder / f"{stem}.json", stamp)
     with files.atomic(folder / f"{stem}.csv") as path:
@@ -95,10 +92,7 @@ def as_read(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def redraw(stem: str, table: pd.DataFrame, stamp: Stamp, folder: Path) -> Figure | None:
-    """Draw a figure from its table as stored and save both; say so where there is nothing to show.
-
-    Equal tables give equal bytes.
-    """
+    """Draw a figure from its table as stored and save both; say so where there is nothing to show."""
     fig = None
     try:
         fig = draw(stem, as_read(table))
@@ -146,47 +140,43 @@ def stored(folder: Path) -> list[str]:
 
 
 def profiles_with_results(name: str = "auto") -> list[str]:
-    """Return the profile named, or with "auto" every one that has results.
-
-    Raises ValueError for an unknown profile, and for one without results, with the command that makes
-    them and the profiles that have some.
-    """
+    """Return the profile named, or with "auto" every one that has results; ValueError for none."""
     home, option = artifacts.figures_dir(), "" if name == "auto" else f" PROFILE={name}"
     if name != "auto":
         profiles.profile(name)
     known = [p for p in profiles.names() if stored(home / p)]
-    chosen = [p for p in known if name in ("auto", p)]
-    if not chosen:
-        raise ValueError(f"no results in {home}: `make paper{option}` makes them; there are some of: "
-                         f"{', '.join(known) or 'no profile'}")  # fmt: skip
-    return chosen
-
-
-def stale(folder: Path, stems: Sequence[str]) -> list[str]:
-    """Return the figures whose stored picture is missing or not the one that their table draws."""
-    with tempfile.TemporaryDirectory() as home:
-        for stem in stems:
-            redraw(stem, *read(folder, stem), Path(home))
-        return [s for s in stems if not _alike(folder / f"{s}.png", Path(home) / f"{s}.png")]
-
-
-def _alike(a: Path, b: Path) -> bool:
-    """Say whether two pictures are one but for the rounding of another processor's text edges."""
-    if not (a.is_file() and b.is_file()):
-        return a.is_file() == b.is_file()
-    x, y = (np.asarray(Image.open(path).convert("RGB"), dtype=np.int16) for path in (a, b))
-    return x.shape == y.shape and bool((np.abs(x - y).max(axis=2) > 8).mean() < 1e-5)
+    if chosen := [p for p in known if name in ("auto", p)]:
+        return chosen
+    raise ValueError(f"no results in {home}: `make paper{option}` makes them; there are some of: "
+                     f"{', '.join(known) or 'no profile'}")  # fmt: skip
 
 
 def sheet(folder: Path) -> Path:
-    """Put all pictures of a folder on one page, `contact_sheet.png` and `.pdf`; return the first.
+    """Put all pictures of a folder under their names on `contact_sheet.png` and `.pdf`; return the first.
 
     Equal pictures give equal bytes. Raises ValueError where there is no picture.
     """
     stems = [s for s in FIGURES if (folder / f"{s}.png").is_file()]
     if not stems:
         raise ValueError(f"no figure in {folder}: `make figures` draws them from their tables")
-    page = _page({stem: Image.open(folder / f"{stem}.png").convert("RGB") for stem in stems})
+    columns, width, gap = 3, 640, 24
+    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 18)
+    pictures = {}
+    for stem in stems:
+        picture = Image.open(folder / f"{stem}.png").convert("RGB")
+        pictures[stem] = picture.resize((width, round(picture.height * width / picture.width)))
+    share = sum(p.height + 2 * gap for p in pictures.values()) / columns
+    page = Image.new("RGB", (columns * (width + gap) + gap, round(2 * share) + 4 * gap), "white")
+    pen, column, top, bottom = ImageDraw.Draw(page), 0, gap, 0
+    for stem, picture in pictures.items():
+        if column < columns - 1 and top + picture.height / 2 > share:
+            column, top = column + 1, gap
+        x = gap + column * (width + gap)
+        pen.text((x, top), stem, "#666666", font)
+        page.paste(picture, (x, top + gap))
+        top += picture.height + 2 * gap
+        bottom = max(bottom, top)
+    page = page.crop((0, 0, page.width, bottom + gap))
     with files.atomic(folder / "contact_sheet.pdf") as path:
         # Pillow would note the time and the temporary name, and no two runs would agree.
         same = {"title": "contact_sheet", "creationDate": None, "modDate": None}
@@ -196,33 +186,13 @@ def sheet(folder: Path) -> Path:
     return folder / "contact_sheet.png"
 
 
-def _page(pictures: dict[str, Image.Image]) -> Image.Image:
-    """Lay pictures out in three columns of about the same height, each under its name."""
-    columns, width, gap = 3, 640, 24
-    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 18)
-    sized = {s: p.resize((width, round(p.height * width / p.width))) for s, p in pictures.items()}
-    share = sum(p.height + 2 * gap for p in sized.values()) / columns
-    page = Image.new("RGB", (columns * (width + gap) + gap, round(2 * share) + 4 * gap), "white")
-    pen, column, top, bottom = ImageDraw.Draw(page), 0, gap, 0
-    for stem, picture in sized.items():
-        if column < columns - 1 and top + picture.height / 2 > share:
-            column, top = column + 1, gap
-        x = gap + column * (width + gap)
-        pen.text((x, top), stem, "#666666", font)
-        page.paste(picture, (x, top + gap))
-        top += picture.height + 2 * gap
-        bottom = max(bottom, top)
-    return page.crop((0, 0, page.width, bottom + gap))
-
-
 # ---------------------------------------------------------------- summary.md and the README
 
 
 def write_summary(profile: str) -> Path:
     """Write `summary.md` of a profile: per figure what it shows, and its numbers with interval and n.
 
-    Notebooks that were not run are named at its end. Raises ValueError naming the first one where none
-    was.
+    Notebooks that were not run are named at its end; where none was, ValueError names the first.
     """
     folder, missing = artifacts.figures_dir() / profile, []
     parts = [
@@ -238,7 +208,9 @@ def write_summary(profile: str) -> Path:
             missing.append((stem, error))
             continue
         parts += section(folder, stem, table, stamp)
-        parts += judged(profile, table) if stem == "01_worth" else []
+        if stem == "01_worth" and (wanted := profiles.profile(profile).get("expectations")):
+            judged = sentences.judge(table, wanted)
+            parts += ["Expected, and measured:", judged.to_markdown(index=False)]
     if len(missing) == len(FIGURES):
         raise missing[0][1]
     parts += ["## Claims, and what these results say of them", *markdown(profile)]
@@ -253,22 +225,14 @@ def write_summary(profile: str) -> Path:
 def section(folder: Path, stem: str, table: pd.DataFrame, stamp: Stamp) -> list[str]:
     """Return what `summary.md` says of a figure: heading, picture, origin, sentences and numbers."""
     row = FIGURES[stem]
-    parts = [f"## {row.shows}"]
-    if (folder / f"{stem}.png").is_file():
-        parts.append(f"![{row.shows}]({stem}.png)")
+    picture = [f"![{row.shows}]({stem}.png)"] if (folder / f"{stem}.png").is_file() else []
     origin = "; ".join(f"{k} {stamp[k]}" for k in ("data", "seeds", "device", "torch", "date"))
-    parts.append(f"`{stem}`: {origin}.")
+    parts = [f"## {row.shows}", *picture, f"`{stem}`: {origin}."]
     if not isinstance(row.summary, str):
         result = row.summary(table)
         numbers = result.numbers.reset_index().to_markdown(index=False)
         parts += [result.text] if result.numbers.empty else [result.text, numbers]
     return parts
-
-
-def judged(profile: str, worth: pd.DataFrame) -> list[str]:
-    """Return what the profile expects of its victims and whether it holds; nothing where nothing is."""
-    table = sentences.judge(worth, profiles.profile(profile).get("expectations") or [])
-    return [] if table.empty else ["Expected, and measured:", table.to_markdown(index=False)]
 
 
 def readme(profile: str = "demo") -> str:
@@ -302,47 +266,31 @@ def update_readme(path: Path = artifacts.ROOT / "README.md") -> None:
 # ------------------------------------------------------------------------- the command
 
 
-def update(profile: str) -> tuple[int, str]:
-    """Redraw a profile's stored figures; return the exit code and what changed."""
+def update(profile: str) -> str:
+    """Redraw a profile's stored figures; return what changed."""
     folder = artifacts.figures_dir() / profile
-    stems, changed = stored(folder), []
+    stems = stored(folder)
+    paths = {stem: [folder / f"{stem}.{kind}" for kind in ("pdf", "png")] for stem in stems}
+    before = {stem: [p.read_bytes() for p in paths[stem] if p.is_file()] for stem in stems}
     for stem in stems:
-        pictures = [folder / f"{stem}.{kind}" for kind in ("pdf", "png")]
-        before = [path.read_bytes() for path in pictures if path.is_file()]
         redraw(stem, *read(folder, stem), folder)
-        if before != [path.read_bytes() for path in pictures if path.is_file()]:
-            changed.append(stem)
+    changed = [s for s in stems if before[s] != [p.read_bytes() for p in paths[s] if p.is_file()]]
     message = f"changed: {', '.join(changed)}" if changed else "none changed"
-    return 0, f"{profile}: {len(stems)} figures, {message}; all on one page: {sheet(folder)}"
-
-
-def check(profile: str) -> tuple[int, str]:
-    """Return 1 and the stale figures of a profile, or 0; nothing is written."""
-    folder = artifacts.figures_dir() / profile
-    if stems := stale(folder, stored(folder)):
-        names = ", ".join(stems)
-        return (
-            1,
-            f"{profile}: not what their tables draw: {names}; `make figures PROFILE={profile}`",
-        )
-    return 0, f"{profile}: every figure is what its table draws"
+    return f"{profile}: {len(stems)} figures, {message}; all on one page: {sheet(folder)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line, draw or check, and return the exit code."""
+    """Parse the command line, draw, and return the exit code."""
     parser = argparse.ArgumentParser(prog="contsteal.paper.figures", description=__doc__)
     parser.add_argument("--profile", default="auto", help="a profile; auto: all with results")
-    parser.add_argument("--check", action="store_true", help="write nothing, name stale figures")
-    given, console, codes = parser.parse_args(arguments), Console(soft_wrap=True), [0]
+    name, console = parser.parse_args(arguments).profile, Console(soft_wrap=True)
     try:
-        for profile in profiles_with_results(given.profile):
-            code, message = check(profile) if given.check else update(profile)
-            codes.append(code)
-            console.print(message, markup=False, highlight=False)
+        for profile in profiles_with_results(name):
+            console.print(update(profile), markup=False, highlight=False)
     except (ValueError, files.StorageError) as error:
         console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         return 1
-    return max(codes)
+    return 0
 
 
 if __name__ == "__main__":

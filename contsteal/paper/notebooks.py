@@ -16,12 +16,13 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
+from math import inf
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from contsteal import files
 
@@ -86,12 +87,9 @@ def imports(code: str) -> list[str]:
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return [name for name in names if name.startswith("contsteal") and _is_module(name)]
-
-
-def _is_module(name: str) -> bool:
-    path = ROOT.joinpath(*name.split("."))
-    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+    paths = (path.relative_to(ROOT).with_suffix("") for path in (ROOT / "contsteal").rglob("*.py"))
+    modules = {".".join(path.parts).removesuffix(".__init__") for path in paths}
+    return [name for name in names if name in modules]
 
 
 # --------------------------------------------------------------------------- what must run
@@ -134,38 +132,29 @@ def _key(stem: str, profile: str, values: dict[str, Any]) -> dict[str, str]:
     """Return hashes of everything that decides a notebook's results, in the order of telling."""
     import torch
 
-    from contsteal import loop
+    from contsteal import loop, pretrain
     from contsteal.lab import artifacts, profiles
 
     settings = profiles.profile(profile)
-    code = [cell["source"] for cell in _code_cells(stem)]
-    modules = imports("\n".join(code))
-    styles = [p for p in sorted(artifacts.PACKAGE.rglob("*.*")) if p.suffix not in (".py", ".pyc")]
-    last = stem == stems()[-1]
-    parts = {
-        "parameters": values,
-        "settings": [settings["common"], settings.get("expectations")],
-        "code": code,
-        "package": [artifacts.sources("contsteal", *modules), *map(files.sha256, styles)],
-        "machine": [artifacts.device().type, torch.__version__, loop.mode_labels()],
-        "weights": _weights(settings["common"]),
-        "tables": _tables(artifacts.figures_dir() / profile) if last else "",
-    }
-    return {name: files.key(part) for name, part in parts.items()}
-
-
-def _weights(common: dict[str, Any]) -> dict[str, Any]:
-    """Return what identifies the files of ready encoders; their notebook says what is wrong with one."""
-    from contsteal import pretrain
-    from contsteal.lab import profiles
-
-    origins = {}
+    common, weights = settings["common"], {}
     for part in {"victim", "supervised"} & common.keys():
         config = profiles.config(common, part)
         if config.method == pretrain.READY:
-            with suppress(ValueError):
-                origins[part] = pretrain.origin(config)
-    return origins
+            with suppress(ValueError):  # the notebook says what is wrong with the file
+                weights[part] = pretrain.origin(config)
+    code = [cell["source"] for cell in _code_cells(stem)]
+    modules = imports("\n".join(code))
+    styles = [p for p in sorted(artifacts.PACKAGE.rglob("*.*")) if p.suffix not in (".py", ".pyc")]
+    parts = {
+        "parameters": values,
+        "settings": [common, settings.get("expectations")],
+        "code": code,
+        "package": [artifacts.sources("contsteal", *modules), *map(files.sha256, styles)],
+        "machine": [artifacts.device().type, torch.__version__, loop.mode_labels()],
+        "weights": weights,
+        "tables": _tables(artifacts.figures_dir() / profile) if stem == stems()[-1] else "",
+    }
+    return {name: files.key(part) for name, part in parts.items()}
 
 
 def _tables(figures: Path) -> list[tuple[str, str]]:
@@ -176,17 +165,15 @@ def _tables(figures: Path) -> list[tuple[str, str]]:
 def _reason(executed: Path, key: dict[str, str], figures: Path) -> str:
     """Return in one word why a notebook must run, "" where its last run still stands."""
     partial, record = _partial(executed), _record(executed)
-    if partial.exists() and (not executed.exists() or _changed(partial) > _changed(executed)):
+    if partial.exists() and _changed(partial) > _changed(executed):
         return "failed"
     if not executed.exists():
         return "never"
     if not record:
         return "outputs"  # what they were is not known
-    for part, value in key.items():
-        if record["key"].get(part) != value:
-            return part
     kept = (_digest(figures / name) == digest for name, digest in record["outputs"].items())
-    return "" if all(kept) else "outputs"
+    parts = (part for part, value in key.items() if record["key"].get(part) != value)
+    return next(parts, "" if all(kept) else "outputs")
 
 
 def _record(executed: Path) -> dict[str, Any]:
@@ -255,25 +242,27 @@ def missing_data(profile: str) -> dict[str, str]:
 
 def prepare(profile: str, only: Sequence[str], force: bool) -> None:
     """Check everything, mark what must run, and print the arguments with which make runs it."""
+    import joblib
+
     from contsteal.lab import artifacts, profiles
 
-    chosen = tasks(profile, only, force)
+    chosen, figures = tasks(profile, only, force), artifacts.figures_dir() / profile
     todo = [task for task in chosen if task.reason]
-    figures = artifacts.figures_dir() / profile
     if not todo:
         print(f"nothing to do; figures and numbers: {figures}", file=sys.stderr)
         return
     if problems := missing_data(profile):
         raise ValueError("\n".join(problems.values()))
     folder = artifacts.runs_dir() / profile
-    _check_writable(folder, figures)
-    at_once = profiles.profile(profile)["common"].get("at_once", 1)
+    for home in (folder, figures):  # raises StorageError where results could not be kept
+        files.write_text(home / ".writable", " " * 2**16)
+        (home / ".writable").unlink(missing_ok=True)
     beside = [t for t in todo if t.stem[:2] != VICTIM and t.stem != stems()[-1]]
-    given, jobs = _jobs(at_once, len(beside))
+    given, jobs = _jobs(profiles.profile(profile)["common"].get("at_once", 1), len(beside))
     for task in chosen:
         order = {"figures": str(figures), "device": artifacts.processor(), "cores": 0}
         if task in beside and min(jobs, len(beside)) > 1:
-            order["cores"] = max(1, _cores() // jobs)
+            order["cores"] = max(1, joblib.cpu_count() // jobs)
         _mark(task, order)
     times = _times(
         figures
@@ -291,12 +280,6 @@ def _jobs(at_once: int, most: int) -> tuple[list[str], int]:
     return [], int(asked[1]) if asked[1] else max(most, 1)
 
 
-def _cores() -> int:
-    import joblib
-
-    return joblib.cpu_count()
-
-
 def _mark(task: Task, order: dict[str, Any]) -> None:
     """Make a notebook's mark newer than its executed copy where it must run, else older."""
     if task.reason or not task.mark.exists():
@@ -312,14 +295,6 @@ def _relative(path: Path) -> str:
     if re.search(r"[\s%:#$*?\[\]\\=]", name):
         raise ValueError(f"make cannot work in {name!r}: set CONTSTEAL_RUNS to a plainer folder")
     return name
-
-
-def _check_writable(*folders: Path) -> None:
-    """Raise StorageError before any work where results could not be kept."""
-    for folder in folders:
-        probe = folder / ".writable"
-        files.write_text(probe, " " * 2**16)
-        probe.unlink(missing_ok=True)
 
 
 def plan(profile: str, only: Sequence[str], force: bool) -> None:
@@ -364,14 +339,24 @@ def execute(executed: Path) -> None:
         if order["key"]["tables"] != files.key(""):  # the others have written theirs meanwhile
             order["key"]["tables"] = files.key(_tables(figures))
         before = {path: _changed(path) for path in figures.glob("*")}
-        _set_environment(order, f"{executed.parent.name}/{stem}")
+        os.environ["CONTSTEAL_FIGURES"] = str(figures.parent)
+        os.environ["CONTSTEAL_NOTEBOOK"] = f"{executed.parent.name}/{stem}"
+        os.environ.setdefault("TQDM_MININTERVAL", "30")
+        if order["cores"]:  # more threads than cores would wait for each other
+            for variable in ("OMP_NUM_THREADS", "CONTSTEAL_WORKERS"):
+                os.environ.setdefault(variable, str(order["cores"]))
         _run_cells(stem, _partial(executed), order["parameters"])
         _partial(executed).replace(executed)
-        made = [p for p in figures.glob("*") if _changed(p) != before.get(p) and _belongs(p, stem)]
+        prefixes = (stem[:2], SUMMARY) if stem == stems()[-1] else (stem[:2],)
+        changed = (path for path in figures.glob("*") if _changed(path) != before.get(path))
+        made = [path for path in changed if path.name.startswith(prefixes)]
+        # Those of the notebooks that ran beside this one count, too.
+        artifacts = (executed.parent.parent / "artifacts").glob("*/manifest.json")
         files.write_json(executed.with_suffix(".json"), {
             "key": order["key"], "outputs": {p.name: _digest(p) for p in sorted(made)},
             "seconds": round(time.time() - start, 1), "started": start, "device": order["device"],
-            "date": date.today().isoformat(), "artifacts": _artifacts_since(executed, start),
+            "date": date.today().isoformat(),
+            "artifacts": sum(path.stat().st_mtime >= start for path in artifacts),
         })  # fmt: skip
         print(f"{stem}: done in {time.time() - start:.1f} s", flush=True)
 
@@ -387,26 +372,6 @@ def _locked(path: Path, stem: str) -> Iterator[None]:
             print(f"{stem}: waiting for another run of this profile, which executes it", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _belongs(path: Path, stem: str) -> bool:
-    return path.name[:2] == stem[:2] or (path.name == SUMMARY and stem == stems()[-1])
-
-
-def _artifacts_since(executed: Path, start: float) -> int:
-    """Return how many artifacts were made since then, by the notebooks that ran beside this one, too."""
-    made = (executed.parent.parent / "artifacts").glob("*/manifest.json")
-    return sum(path.stat().st_mtime >= start for path in made)
-
-
-def _set_environment(order: Mapping[str, Any], name: str) -> None:
-    """Set what a notebook's kernel inherits: where figures go, its name, its share of the cores."""
-    os.environ |= {"CONTSTEAL_FIGURES": str(Path(order["figures"]).parent)}
-    os.environ |= {"CONTSTEAL_NOTEBOOK": name}
-    os.environ.setdefault("TQDM_MININTERVAL", "30")
-    if order["cores"]:  # more threads than cores would wait for each other
-        for variable in ("OMP_NUM_THREADS", "CONTSTEAL_WORKERS"):
-            os.environ.setdefault(variable, str(order["cores"]))
 
 
 def _run_cells(stem: str, partial: Path, values: dict[str, Any]) -> None:
@@ -426,10 +391,8 @@ def _run_cells(stem: str, partial: Path, values: dict[str, Any]) -> None:
                 config=Config(AsyncKernelManager={"transport_encryption": "auto"}),
             )  # fmt: skip
     except DeadKernelError as error:
-        raise NotebookFailed(
-            f"{stem}: the kernel died, most likely for want of memory; the executed copy is kept "
-            f"at {partial}"
-        ) from error
+        message = f"{stem}: the kernel died, most likely for want of memory"
+        raise NotebookFailed(f"{message}; the executed copy is kept at {partial}") from error
     except PapermillExecutionError as error:  # papermill adds one cell, with the parameters
         raise NotebookFailed(
             f"{stem}, code cell {error.exec_count - 1}:\n\n{error.source}\n\n{error.ename}: "
@@ -437,24 +400,16 @@ def _run_cells(stem: str, partial: Path, values: dict[str, Any]) -> None:
         ) from error
 
 
-def _interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
-
-
 @contextmanager
 def _ended_children() -> Iterator[None]:
     """End the kernel and its workers at the end, which Ctrl-C does not reach."""
     import psutil
 
-    this = psutil.Process()
-    before = {*this.children()}
+    before = {*psutil.Process().children(recursive=True)}
     try:
         yield
     finally:
-        children = {*this.children()} - before
-        for child in [*children]:
-            with suppress(psutil.NoSuchProcess):
-                children |= {*child.children(recursive=True)}
+        children = {*psutil.Process().children(recursive=True)} - before
         for child in children:
             with suppress(psutil.NoSuchProcess):
                 child.terminate()
@@ -502,13 +457,12 @@ def timings_table(folder: Path) -> str:
     times = _times(folder)
     if not times:
         return "No durations are recorded."
-    names = sorted(times.keys() - {WHOLE}) + [WHOLE] * (WHOLE in times)
+    notebooks, whole = sorted(times.keys() - {WHOLE}), times.get(WHOLE, {}).get("seconds", inf)
+    names = notebooks + [WHOLE] * (WHOLE in times)
     rows = [(name, times[name]["seconds"], times[name].get("device", "-")) for name in names]
     table = tabulate(rows, headers=["notebook", "seconds", "device"], tablefmt="pipe")
-    total = sum(times[name]["seconds"] for name in names if name != WHOLE)
-    overlap = WHOLE in times and total > times[WHOLE]["seconds"]
-    note = "\n\nNotebooks ran side by side, so their seconds overlap."
-    return table + note if overlap else table
+    overlap = sum(times[name]["seconds"] for name in notebooks) > whole
+    return table + "\n\nNotebooks ran side by side, so their seconds overlap." * overlap
 
 
 # ------------------------------------------------------------------------------ command line
@@ -519,9 +473,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="contsteal.paper.notebooks", description=__doc__)
     parser.add_argument("command", choices=("prepare", "plan", "data", "execute", "finish"))
     parser.add_argument("executed", nargs="?", type=Path, help="of `execute`: the copy to make")
-    parser.add_argument(
-        "--profile", default="auto", help="a profile; auto: what the machine allows"
-    )
+    parser.add_argument("--profile", default="auto", help="auto: what the machine allows")
     parser.add_argument("--only", nargs="*", default=[], help="notebooks by name or number")
     parser.add_argument("--force", action="store_true", help="run also what is up to date")
     parser.add_argument("--since", type=float, default=0.0, help="of `finish`: when make began")
@@ -537,7 +489,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _command(given: argparse.Namespace) -> None:
     if given.command == "execute":
-        signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         execute(given.executed.resolve())
         return
     from contsteal.lab import artifacts

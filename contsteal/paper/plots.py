@@ -277,17 +277,12 @@ def budget_curves(table: pd.DataFrame, title: str) -> Figure:
             ax.set(xscale="log", xlabel=f"{label} (log scale)", ylabel=f"{metric} on the main task")
             ax.margins(y=0.12)
             in_percent(ax.yaxis)
-    _dollars(axes[0][1], attacks)
+    price = float((attacks["usd"] / attacks["calls"]).mean())
+    top = axes[0][1].secondary_xaxis("top", functions=(lambda x: np.multiply(x, price),
+                                                       lambda x: np.divide(x, price)))  # fmt: skip
+    top.set_xlabel(f"US dollars, at {1000 * price:g} for 1,000 answers", size=7)
     legend(fig)
     return fig
-
-
-def _dollars(ax: Axes, attacks: pd.DataFrame) -> None:
-    """Put what the answers cost on top of their axis."""
-    price = float((attacks["usd"] / attacks["calls"]).mean())
-    top = ax.secondary_xaxis("top", functions=(lambda x: np.multiply(x, price),
-                                             lambda x: np.divide(x, price)))  # fmt: skip
-    top.set_xlabel(f"US dollars, at {1000 * price:g} for 1,000 answers", size=7)
 
 
 def pull_maps(table: pd.DataFrame, title: str) -> Figure:
@@ -508,7 +503,18 @@ def watermark_curves(table: pd.DataFrame, title: str) -> Figure:
     groups, images = list(table.groupby("head", sort=False)), sorted(stolen["images"].unique())
     fig, axes = canvas(1, len(groups), 2.9, title, sharex=True, sharey=True)
     for ax, (head, rows) in zip(axes[0], groups, strict=True):
-        _levels(ax, rows)
+        known = rows.dropna(subset=["wsr"]).groupby("kind")["wsr"]
+        rates = known.agg(["first", "min", "max", "size"])
+        if "independent" in rates.index:
+            _, low, high, n = rates.loc["independent"]
+            label = f"{n:g} independent"
+            ax.axhspan(low, high, color="#BBBBBB", alpha=0.45, linewidth=0, label=label)
+        for level, style, colour, label in (
+            (rates.loc["victim", "first"], "--", CEILING, "victim"),
+            (rates.loc["unmarked", "first"], "-.", FLOOR, "victim before marking"),
+            (0.5, ":", "#999999", "chance"),
+        ):
+            ax.axhline(level, linestyle=style, color=colour, linewidth=1, label=label)
         runs = rows[rows["kind"] == "stolen"].assign(suspect=lambda t: t["suspect"].map(name))
         same = {"data": runs, "x": "images", "y": "wsr", "hue": "suspect", "ax": ax,
                 "palette": palette(stolen["suspect"])}  # fmt: skip
@@ -521,20 +527,6 @@ def watermark_curves(table: pd.DataFrame, title: str) -> Figure:
         in_percent(ax.yaxis)
     legend(fig, fontsize=6.5)
     return fig
-
-
-def _levels(ax: Axes, rows: pd.DataFrame) -> None:
-    """Draw what a thief's rate is to be compared with."""
-    by_kind = {kind: runs["wsr"].dropna() for kind, runs in rows.groupby("kind")}
-    independent = by_kind.get("independent", pd.Series(dtype=float))
-    if len(independent):
-        label = f"{len(independent)} independent"
-        ax.axhspan(independent.min(), independent.max(), color="#BBBBBB", alpha=0.45, linewidth=0,
-                   label=label)  # fmt: skip
-    for kind, style, colour, label in (("victim", "--", CEILING, "victim"),
-                                       ("unmarked", "-.", FLOOR, "victim before marking")):  # fmt: skip
-        ax.axhline(by_kind[kind].iloc[0], linestyle=style, color=colour, linewidth=1, label=label)
-    ax.axhline(0.5, linestyle=":", color="#999999", linewidth=1, label="chance")
 
 
 def inference_dots(table: pd.DataFrame, title: str) -> Figure:

@@ -121,12 +121,6 @@ def points(difference: Difference) -> str:
     return f"{_points(mean)} points{interval}"
 
 
-def cell(difference: Difference) -> str:
-    """Format a difference for a table; equal runs have no interval."""
-    mean, low, high, _ = difference
-    return _points(mean) + (f" [{100 * low:.1f}, {100 * high:.1f}]" if high - low > 1e-9 else "")
-
-
 def reliable(differences: Iterable[Difference]) -> tuple[int, int]:
     """Count the differences that are reliably above and reliably below zero."""
     known = list(differences)
@@ -253,8 +247,8 @@ def queries(table: pd.DataFrame) -> Summary:
     ahead, behind = reliable(differences)
     title = (
         f"Queries from {first} reliably beat {ahead} of {len(others)} other query sets and lose to "
-        f"{behind} ({count} each)"
     )
+    title += f"{behind} ({count} each)"
     if len(others) == 1:
         pair = f"queries from {first}", f"queries from {others[0]}, {count} each"
         title = compare(differences[0], *pair)
@@ -315,9 +309,10 @@ def boundary(table: pd.DataFrame) -> Summary:
     better, worse = reliable(gains[["gain", "low", "high", "n"]].itertuples(index=False, name=None))
     counts = f"reliably ahead in {better} of {len(gains)} settings, behind in {worse}"
     axes, means = [axis for axis in tables.POINT if axis in gains], []
-    for axis in (axis for axis in axes if len(gains[axis].unique()) > 1):
+    for axis in axes:
         each = gains.groupby(axis, sort=False)["gain"].mean()
-        means.append(f"{axis}: " + ", ".join(f"{k} {_points(v)}" for k, v in each.items()))
+        changes = ", ".join(f"{k} {_points(v)}" for k, v in each.items())
+        means += [f"{axis}: {changes}"] if len(each) > 1 else []
     details = f"Mean difference in points by {'; '.join(means)}" if means else ""
     shown = gains.set_index(axes)
     numbers = tables.percentages(shown[["gain", "low", "high"]]).assign(n=shown["n"])
@@ -417,9 +412,11 @@ def matrix(table: pd.DataFrame) -> Summary:
         for which in (stops, costs, stops & ~costs)
     )
     details = f"Harm every attack: {every}; harm a customer: {some}; only the former: {best}"
-    changes = table[["change", "low", "high", "n"]].itertuples(index=False, name=None)
+    bounded = table["high"] - table["low"] > 1e-9  # equal runs have no interval
+    spans = (100 * table[["low", "high"]]).map("{:.1f}".format).agg(", ".join, axis=1)
+    cells = table["change"].map(_points) + (" [" + spans + "]").where(bounded, "")
     who = table["party"] + " " + table["who"]
-    wide = table.assign(cell=[cell(change) for change in changes], who=who)
+    wide = table.assign(cell=cells, who=who)
     shown = wide.pivot(index="defence", columns="who", values="cell").loc[order]
     return Summary(title, shown[list(dict.fromkeys(who))], details)
 
@@ -472,15 +469,11 @@ def _rate(hits: pd.Series) -> str:
 # ---------------------------------------------------------------------------- ownership (05)
 
 
-def _of_kind(table: pd.DataFrame, kind: str) -> pd.DataFrame:
-    return table[table["kind"] == kind]
-
-
 def dataset_inference(table: pd.DataFrame) -> Summary:
     """Say how many encoders of each kind dataset inference accuses, in its two forms."""
     parts = {}
     for form, rows in table.groupby("form", sort=False):
-        hits = {k: _of_kind(rows, k)["p"] <= ALPHA for k in KINDS if k in set(rows["kind"])}
+        hits = {k: rows[rows["kind"] == k]["p"] <= ALPHA for k in KINDS if k in set(rows["kind"])}
         counts = ", ".join(f"{h.sum()} of {len(h)} {KINDS[k]}" for k, h in hits.items())
         parts[form] = f"The {form} test accuses {counts}"
     by = table.groupby(["form", "suspect", "images", "on"], sort=False, dropna=False)
@@ -492,10 +485,11 @@ def watermark(table: pd.DataFrame) -> Summary:
     """Say how victim, thieves and independent encoders respond to the mark, and what marking costs."""
     parts = []
     for head, rows in table.groupby("head", sort=False):
-        victim, before = (_of_kind(rows, kind).iloc[0] for kind in ("victim", "unmarked"))
-        stolen, others = (_of_kind(rows, kind)["wsr"].max() for kind in ("stolen", "independent"))
-        rates = {"victim": victim["wsr"], "before marking": before["wsr"], "thieves at most": stolen,
-                 "independent at most": others}  # fmt: skip
+        victim, before = (rows[rows["kind"] == kind].iloc[0] for kind in ("victim", "unmarked"))
+        highest = rows.groupby("kind")["wsr"].max()
+        rates = {"victim": victim["wsr"], "before marking": before["wsr"],
+                 "thieves at most": highest.get("stolen"),
+                 "independent at most": highest.get("independent")}  # fmt: skip
         each = ", ".join(f"{k} {100 * v:.0f} %" for k, v in rates.items() if pd.notna(v))
         parts.append(f"Watermark success rate, {head}: {each}")
         accuracies = f"{percent(victim['accuracy'])}, {percent(before['accuracy'])} before marking"
@@ -518,7 +512,7 @@ def false_positive_rates(*verdicts: pd.DataFrame) -> pd.DataFrame:
         by = next((c for c in ("head", "form") if c in table), None)
         for form, part in table.groupby(by, sort=False) if by else [("", table)]:
             for column in (c for c in TESTS if c in part):
-                hits = _of_kind(part, "independent")[column].dropna() <= ALPHA
+                hits = part[part["kind"] == "independent"][column].dropna() <= ALPHA
                 rows.append({"test": TESTS[column], "form": form, "accused": hits.sum(),
                              "of": len(hits), "rate [95 % interval]": _rate(hits)})  # fmt: skip
     return pd.DataFrame(rows).set_index(["test", "form"])

@@ -76,7 +76,7 @@ def test_a_figure_is_a_function_of_its_stored_table(stem: str) -> None:
     assert picture(stem, table)[1] != first
 
 
-@pytest.mark.parametrize("stem", ["01_training", "03_attacks", "05_watermark"])
+@pytest.mark.parametrize("stem", ["01_training", "05_watermark"])
 def test_a_published_figure_lies_beside_its_table_and_stamp(stem: str, home: Path) -> None:
     table, stamp = figures.read(STORED / "study", stem)
     figures.publish(stem, table, stamp)
@@ -109,7 +109,6 @@ def test_too_few_points_are_stored_and_not_drawn(home: Path, capsys) -> None:
     assert figures.publish("03_geometry", table[:4], stamp) is None
     assert "03_geometry is not drawn" in capsys.readouterr().out
     assert content(home / "study").keys() == {"03_geometry.csv", "03_geometry.json"}
-    assert figures.stale(home / "study", ["03_geometry"]) == []
 
 
 def test_what_no_two_runs_share_is_noted_beside_the_tables(home: Path) -> None:
@@ -136,21 +135,17 @@ def test_figures_are_redrawn_to_equal_bytes_and_tables_are_not_touched(desk: Pat
     assert content(desk) == first
 
 
-def test_a_figure_of_another_table_is_stale(desk: Path) -> None:
-    figures.main(["--profile", "demo"])
-    assert figures.main(["--profile", "demo", "--check"]) == 0
-    table = pd.read_csv(desk / "01_worth.csv")
-    table.assign(accuracy=0.9 * table["accuracy"]).to_csv(desk / "01_worth.csv", index=False)
-    (desk / "03_pulls.png").unlink()
-    assert figures.stale(desk, FEW) == ["01_worth", "03_pulls"]
-    before = content(desk)
-    assert figures.main(["--profile", "demo", "--check"]) == 1
-    assert content(desk) == before
-
-
-def test_stored_figures_are_what_their_tables_draw() -> None:
-    assert figures.stale(STORED / "demo", FEW) == []
-    assert figures.stale(STORED / "study", ["03_attacks"]) == []
+@pytest.mark.parametrize("place", [*(f"demo/{stem}" for stem in FEW), "study/03_attacks"])
+def test_stored_figures_are_what_their_tables_draw(place: str, home: Path) -> None:
+    """But for the rounding of another processor's text edges."""
+    folder, stem = STORED / place.split("/")[0], place.split("/")[1]
+    figures.redraw(stem, *figures.read(folder, stem), home)
+    stored, drawn = (
+        np.asarray(Image.open(at / f"{stem}.png").convert("RGB"), dtype=np.int16)
+        for at in (folder, home)
+    )
+    assert stored.shape == drawn.shape
+    assert (np.abs(stored - drawn).max(axis=2) > 8).mean() < 1e-5
 
 
 def test_the_sheet_shows_every_picture_under_its_name(tmp_path: Path) -> None:
@@ -168,11 +163,12 @@ def test_the_sheet_shows_every_picture_under_its_name(tmp_path: Path) -> None:
 
 
 def test_profiles_without_results_say_which_command_makes_them(desk: Path, capsys) -> None:
-    assert figures.main(["--profile", "paper"]) == 1
-    message = capsys.readouterr().out
-    assert "`make paper PROFILE=paper` makes them; there are some of: demo" in message
-    assert figures.main(["--profile", "papr"]) == 1
-    assert "unknown profile 'papr': choose one of demo" in capsys.readouterr().out
+    for name, message in (
+        ("paper", "`make paper PROFILE=paper` makes them; there are some of: demo"),
+        ("papr", "unknown profile 'papr': choose one of demo"),
+    ):
+        assert figures.main(["--profile", name]) == 1
+        assert message in capsys.readouterr().out
     shutil.rmtree(desk)
     with pytest.raises(ValueError, match="`make paper` makes them; there are some of: no profile"):
         figures.profiles_with_results()

@@ -144,23 +144,24 @@ def test_a_run_is_followed_by_none_until_something_changes(
     desk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each change is one word, and taking it back is as if nothing had been."""
-    write_notebook(desk, FIRST, WRITE, "from contsteal import losses", "assert lr == 0.1")
+
+    def book(*code: str) -> None:
+        write_notebook(desk, FIRST, WRITE, *code)
+
+    book("assert lr == 0.1")
     assert run(capsys) == 0
     none = {FIRST: "", LAST: ""}
     assert reasons() == none
     assert run(capsys) == 0
-    assert "nothing to do" not in capsys.readouterr().out
 
     table, numbers = desk / "figures" / "tiny" / "00_numbers.csv", "a\n1\n"
+    expected = "expectations: [{encoder: a, task: b, metric: knn, low: 0.5}]"
     changes: list[tuple[str, Callable[[], object], Callable[[], object]]] = [
         ("parameters", lambda: write_profile(desk, f"notebooks: {{{FIRST}: {{lr: 0.2}}}}"),
          lambda: write_profile(desk)),
         ("settings", lambda: write_profile(desk, common="{data: digits}"), lambda: write_profile(desk)),
-        ("settings", lambda: write_profile(
-            desk, "expectations: [{encoder: a, task: b, metric: knn, low: 0.5}]"),
-         lambda: write_profile(desk)),
-        ("code", lambda: write_notebook(desk, FIRST, WRITE, "3"),
-         lambda: write_notebook(desk, FIRST, WRITE, "from contsteal import losses", "assert lr == 0.1")),
+        ("settings", lambda: write_profile(desk, expected), lambda: write_profile(desk)),
+        ("code", lambda: book("3"), lambda: book("assert lr == 0.1")),
         ("outputs", lambda: table.write_text("a\n2\n"), lambda: table.write_text(numbers)),
         ("outputs", table.unlink, lambda: table.write_text(numbers)),
         ("machine", lambda: monkeypatch.setenv("CONTSTEAL_MODE", "exact"),
@@ -168,12 +169,10 @@ def test_a_run_is_followed_by_none_until_something_changes(
     ]  # fmt: skip
     for word, change, back in changes:
         change()
-        found = reasons()
-        assert found[FIRST] == word
-        assert found[LAST] == (word if word in ("settings", "machine") else "tables")
+        last = word if word in ("settings", "machine") else "tables"
+        assert reasons() == {FIRST: word, LAST: last}
         back()
         assert reasons() == none, word
-
     (desk / "figures" / "tiny" / "extra.csv").write_text("b\n1\n")
     assert reasons() == {FIRST: "", LAST: "tables"}
 
@@ -223,24 +222,24 @@ def test_weights_of_ready_victims_count(desk: Path, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------ what goes wrong
 
 
+@pytest.mark.parametrize(
+    ("code", "messages"),
+    [
+        ("raise RuntimeError('no')", [f"{FIRST}, code cell 2", "RuntimeError: no"]),
+        ("import os; os._exit(1)", ["the kernel died"]),
+    ],
+)
 def test_a_failing_notebook_shows_its_cell_keeps_its_copy_and_fails_again(
-    desk: Path, capsys: pytest.CaptureFixture[str]
+    desk: Path, capsys: pytest.CaptureFixture[str], code: str, messages: list[str]
 ) -> None:
-    write_notebook(desk, FIRST, "raise RuntimeError('out of paper')")
+    write_notebook(desk, FIRST, code)
     for _ in range(2):
-        assert run(capsys) == 1
+        assert run(capsys, "--only", "00") == 1
         printed = capsys.readouterr().err
-        assert f"{FIRST}, code cell 2" in printed
-        assert "RuntimeError: out of paper" in printed
+        assert all(message in printed for message in messages)
         assert (desk / "runs" / "tiny" / f"{FIRST}.partial.ipynb").is_file()
         assert not (desk / "runs" / "tiny" / f"{FIRST}.ipynb").exists()
     assert reasons()[FIRST] == "failed"
-
-
-def test_a_dead_kernel_is_named(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_notebook(desk, FIRST, "import os; os._exit(1)")
-    assert run(capsys, "--only", "00") == 1
-    assert "the kernel died" in capsys.readouterr().err
 
 
 def test_a_damaged_record_is_a_reason(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -250,25 +249,22 @@ def test_a_damaged_record_is_a_reason(desk: Path, capsys: pytest.CaptureFixture[
         assert reasons()[FIRST] == "outputs"
 
 
-def test_a_folder_that_cannot_be_written_is_named(
-    desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("CONTSTEAL_FIGURES", "file", "cannot be written"),
+        ("CONTSTEAL_RUNS", "file", "cannot be written"),
+        ("CONTSTEAL_RUNS", "a b", "set CONTSTEAL_RUNS to a plainer folder"),
+        ("CONTSTEAL_MODE", "exakt", "exakt"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, capsys, variable: str, value: str, message: str
 ) -> None:
     (desk / "file").write_text("not a folder")
-    for name, path, message in (
-        ("CONTSTEAL_FIGURES", desk / "file", "cannot be written"),
-        ("CONTSTEAL_RUNS", desk / "file", "cannot be written"),
-        ("CONTSTEAL_RUNS", desk / "a b", "set CONTSTEAL_RUNS to a plainer folder"),
-    ):
-        with monkeypatch.context() as patch:
-            patch.setenv(name, str(path))
-            assert command("prepare") == 1
-        assert message in capsys.readouterr().err
-
-
-def test_an_unknown_mode_is_refused(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CONTSTEAL_MODE", "exakt")
+    monkeypatch.setenv(variable, value if value == "exakt" else str(desk / value))
     assert command("prepare") == 1
-    assert not (desk / "runs").exists()
+    assert message in capsys.readouterr().err
 
 
 # -------------------------------------------------------------------------- data and profile
@@ -407,10 +403,8 @@ def copy(tmp_path: Path) -> Path:
 
 
 def make(home: Path, *options: str) -> subprocess.Popen[str]:
-    own = {
-        k: v for k, v in os.environ.items() if not k.startswith(("CONTSTEAL_", "MAKE", "MFLAGS"))
-    }
-    own.pop("OMP_NUM_THREADS", None)
+    apart = ("CONTSTEAL_", "MAKE", "MFLAGS", "OMP_NUM_THREADS")
+    own = {k: v for k, v in os.environ.items() if not k.startswith(apart)}
     return subprocess.Popen(
         ["make", "paper", "PROFILE=tiny", f"PYTHON={sys.executable}", *options], cwd=home, text=True,
         env=own | {"PYTHONPATH": str(home)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -469,9 +463,6 @@ def test_an_interrupt_ends_kernels_and_leaves_nothing_half_done(
     process.communicate(timeout=60)
     assert psutil.wait_procs(kernels, timeout=20)[1] == []
     assert process.returncode != 0
-    assert [
-        p.name for p in (copy / "runs" / "tiny").glob("*.ipynb") if "partial" not in p.name
-    ] == []
-    assert (
-        json.loads((copy / "runs" / "tiny" / ".keys" / STAGED[2]).read_text())["reason"] == "never"
-    )
+    home = copy / "runs" / "tiny"
+    assert all("partial" in path.name for path in home.glob("*.ipynb"))
+    assert json.loads((home / ".keys" / STAGED[2]).read_text())["reason"] == "never"
