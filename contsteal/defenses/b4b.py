@@ -22,15 +22,6 @@ MOST_BITS = 24  # 2 MB per user; with more, no user covers a noticeable share
 LARGEST_EXPONENT = 80  # e^80 times lambda is still a float32
 
 
-def parse_transform(text: str) -> tuple[str, ...]:
-    """Return the steps of "affine+pad+shuffle", () for "none"; ValueError lists the known ones."""
-    steps = () if text == "none" else tuple(str(text).split("+"))
-    if unknown := [step for step in steps if step not in TRANSFORMS]:
-        raise ValueError(f"unknown transformation {unknown[0]!r} in {text!r}: join some of "
-                         f"{', '.join(TRANSFORMS)} by '+', or say 'none'")  # fmt: skip
-    return steps
-
-
 # Secrets follow from seed, user and place in the chain, so none is stored. A dense one takes longer to
 # draw than to use: those of the last users are cached, at most 32 MB at 512 dimensions.
 @lru_cache(maxsize=32)
@@ -64,7 +55,10 @@ class Transforming(Described):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._steps = parse_transform(self.transform)
+        self._steps = [] if self.transform == "none" else str(self.transform).split("+")
+        if unknown := set(self._steps).difference(TRANSFORMS):
+            raise ValueError(f"unknown transformation {min(unknown)!r} in {self.transform!r}: join some "
+                             f"of {', '.join(TRANSFORMS)} by '+', or say 'none'")  # fmt: skip
 
     def _to_space(self, answers: Tensor, user: str) -> Tensor:
         """Return answers (N, D) in one user's space, (N, D + `padding`) after "pad"."""
