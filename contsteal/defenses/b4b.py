@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from contsteal.defenses.state import Answered, Described, PerUser, Positive, fresh_draws, real
+from contsteal.defenses.state import Answered, Described, PerUser, Positive, fresh_draws, number
 from contsteal.seeds import generator
 from contsteal.victim import finite, named
 
@@ -142,9 +142,9 @@ class B4B(Transforming, PerUser[Visited]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        real(self.alpha, f"B4B lam={self.lam}, alpha", above=self.lam)
+        number(self.alpha, f"B4B lam={self.lam}, alpha", above=self.lam)
         least = math.log(self.alpha / self.lam) / LARGEST_EXPONENT  # else E = 1 has infinite noise
-        real(self.beta, f"B4B lam={self.lam}, alpha={self.alpha}, beta", least=least)
+        number(self.beta, f"B4B lam={self.lam}, alpha={self.alpha}, beta", least=least)
         if self.families << self.bits > 1 << MOST_BITS:
             raise ValueError(f"B4B families={self.families}, bits={self.bits}: families 2^bits may be "
                              f"2^{MOST_BITS}, 2 MB per user, at most")  # fmt: skip

@@ -6,7 +6,6 @@ SSGAalto/prada-protecting-against-dnn-model-stealing-attacks).
 """
 
 import copy
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from contsteal.defenses.state import (
     PerUser,
     fresh_draws,
     identity,
-    real,
+    number,
 )
 from contsteal.victim import finite
 
@@ -126,9 +125,8 @@ class SimilarQueries(Detector[Recent]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        low, high = (-1.0, 1.0) if self.measure == "cosine" else (0.0, math.inf)
-        name = f"SimilarQueries measure={self.measure!r}, threshold"
-        real(self.threshold, name, above=low, below=high)
+        limits = {"above": -1, "below": 1} if self.measure == "cosine" else {"above": 0}
+        number(self.threshold, f"SimilarQueries measure={self.measure!r}, threshold", **limits)
         if isinstance(self.projection, nn.Module):  # a copy that later training does not change
             self.projection = copy.deepcopy(self.projection).eval().requires_grad_(False)
         if self.projection is not None:

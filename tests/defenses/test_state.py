@@ -188,15 +188,15 @@ def test_build_by_name():
 THRESHOLD = {"threshold": 0.5}
 BAD = [
     (GaussianNoise, {"std": -0.1}, r"GaussianNoise std=-0\.1: a finite number of at least 0"),
-    (Rounding, {"decimals": 13}, "decimals=13: a whole number from -6 to 12"),
+    (Rounding, {"decimals": 13}, "decimals=13: a whole number of at least -6 and of at most 12"),
     (TopK, {"k": 0}, "k=0: a whole number of at least 1"),
     (PredictionPoisoning, {"eps": 1, "scale": -1}, "scale=-1"),
     (UserTransform, {"transform": "pad", "padding": 0}, "padding=0"),
-    (UserTransform, {"transform": "pad", "padding": 10**9}, "padding=1000000000.* from 1 to 65536"),
+    (UserTransform, {"transform": "pad", "padding": 10**9}, "padding=1000000000.* at most 65536"),
     (B4B, {"lam": 0.0}, r"lam=0\.0: a finite number above 0"),
     (B4B, {"alpha": 1e-6}, r"lam=1e-06, alpha=1e-06: a finite number above 1e-06"),
     (B4B, {"beta": 0.01}, r"alpha=1\.0, beta=0\.01: a finite number of at least 0\.172"),
-    (B4B, {"bits": 25}, "bits=25: a whole number from 1 to 24"),
+    (B4B, {"bits": 25}, "bits=25: a whole number of at least 1 and of at most 24"),
     (B4B, {"bits": 24, "families": 2}, r"families=2, bits=24.*2\^24, 2 MB per user"),
     (B4B, {"transform": "rotate"}, "'rotate'.*affine, scale, pad, shuffle, binary.*'none'"),
     (SimilarQueries, {"threshold": 1.0}, r"'cosine', threshold=1\.0: .* above -1 and below 1"),
