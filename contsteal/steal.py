@@ -63,7 +63,7 @@ def train(
     Args:
         config: the attack and its knobs.
         api: the only access to the victim.
-        images: the queries, uint8 (N, 3, H, W); a `data.Packed` for views that need no new inputs.
+        images: the queries, uint8 (N, 3, H, W); a `Packed` for views that need no new inputs.
         checkpoint: a file to resume from and to save to.
         user: the name that the queries are counted under.
         labels: true labels (N,), for the attacks that use them.

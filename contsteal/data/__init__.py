@@ -14,26 +14,17 @@ from contsteal.data.folders import FolderError
 from contsteal.data.torchsets import CorruptData, MissingData, data_dir
 from contsteal.seeds import generator
 
-if TYPE_CHECKING:
-    from contsteal.data.packed import Packed, PackError
+if TYPE_CHECKING:  # `python -m contsteal.data.packed` warns where this package has imported it
+    from contsteal.data.packed import Packed
 
 __all__ = [
     "ENDLESS", "PATHS", "SOURCES", "SPLITS", "CorruptData", "FolderError", "ImageSet", "MissingData",
-    "PackError", "Packed", "Source", "data_dir", "load", "locate", "needs", "order",
+    "Source", "data_dir", "load", "locate", "needs", "order",
 ]  # fmt: skip
 SPLITS = ("train", "test")
 PATHS = ("folder", "packed")  # names that lead to a path: folder:PATH, packed:PATH
 LARGEST = 8 * 2**30  # bytes of a resized set that is held in memory
 Read = tuple["Tensor | Packed", Tensor | None, tuple[str, ...]]
-
-
-def __getattr__(name: str) -> Any:
-    # `python -m contsteal.data.packed` warns if this package has imported that module before.
-    if name in ("Packed", "PackError"):
-        from contsteal.data import packed
-
-        return getattr(packed, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @dataclass(frozen=True)
@@ -161,8 +152,10 @@ def needs(
         if isinstance(mention, str):
             name, _, split = mention.partition("@")
             mention = [name, split or "+".join(SPLITS)]
-        if isinstance(mention, list | tuple) and len(mention) > 1 and _is_stored(mention[0]):
-            splits.setdefault(mention[0], set()).update(mention[1].split("+"))
+        if isinstance(mention, list | tuple) and len(mention) > 1:
+            name = str(mention[0])
+            if name in torchsets.NAMES or name.startswith(tuple(f"{kind}:" for kind in PATHS)):
+                splits.setdefault(name, set()).update(mention[1].split("+"))
     return splits
 
 
@@ -171,11 +164,6 @@ def _flat(value: object) -> list[Any]:
     if isinstance(value, Mapping):
         return [part for inner in value.values() for part in _flat(inner)]
     return value if isinstance(value, list) else [value]
-
-
-def _is_stored(name: object) -> bool:
-    paths = tuple(f"{kind}:" for kind in PATHS)
-    return isinstance(name, str) and (name in torchsets.NAMES or name.startswith(paths))
 
 
 def locate(name: str, splits: Collection[str], image_size: int) -> Path:

@@ -61,9 +61,8 @@ def listing(root: Path, keep: Collection[str] | None = None) -> Listing:
         message = f"{len(others)} files in {root} are no images by their names and were left out"
         warnings.warn(f"{message} ({_some(others, 3)})", stacklevel=3)
     labels = torch.tensor([label for label, files in enumerate(groups) for _ in files])
-    return Listing(
-        [file for files in groups for file in files], labels if classes else None, tuple(classes)
-    )
+    paths = [file for files in groups for file in files]
+    return Listing(paths, labels if classes else None, tuple(classes))
 
 
 def _subfolders(root: Path) -> list[str]:
@@ -228,10 +227,10 @@ def read(root: Path, split: str, size: int) -> tuple[Tensor, Tensor | None, tupl
     try:
         pixels = np.empty((len(files), 3, size, size), np.uint8)
     except MemoryError as error:
-        command = f"`python -m contsteal.data.packed {root} PACK --size {size}`"
-        raise FolderError(
-            f"{folder} exceeds the memory: run {command}, load packed:PACK"
-        ) from error
+        message = (
+            f"run `python -m contsteal.data.packed {root} PACK --size {size}`, load packed:PACK"
+        )
+        raise FolderError(f"{folder} exceeds the memory: {message}") from error
     skipped, _ = decode_all(folder, files, pixels)
     kept = [row for row in range(len(files)) if row not in skipped]
     for place, row in enumerate(kept if skipped else []):  # a copy would take the memory twice

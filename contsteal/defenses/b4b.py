@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from contsteal.defenses.state import Answered, Described, PerUser, Positive, fresh_draws, real
+from contsteal.defenses.state import Answered, Described, PerUser, Positive, fresh_draws, number
 from contsteal.seeds import generator
 from contsteal.victim import finite, named
 
@@ -20,15 +20,6 @@ TRANSFORMS = ("affine", "scale", "pad", "shuffle", "binary")
 Padding = Annotated[int, {"least": 1, "most": 2**16}]  # more would be most of what is sent
 MOST_BITS = 24  # 2 MB per user; with more, no user covers a noticeable share
 LARGEST_EXPONENT = 80  # e^80 times lambda is still a float32
-
-
-def parse_transform(text: str) -> tuple[str, ...]:
-    """Return the steps of "affine+pad+shuffle", () for "none"; ValueError lists the known ones."""
-    steps = () if text == "none" else tuple(str(text).split("+"))
-    if unknown := [step for step in steps if step not in TRANSFORMS]:
-        raise ValueError(f"unknown transformation {unknown[0]!r} in {text!r}: join some of "
-                         f"{', '.join(TRANSFORMS)} by '+', or say 'none'")  # fmt: skip
-    return steps
 
 
 # Secrets follow from seed, user and place in the chain, so none is stored. A dense one takes longer to
@@ -64,7 +55,10 @@ class Transforming(Described):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._steps = parse_transform(self.transform)
+        self._steps = [] if self.transform == "none" else str(self.transform).split("+")
+        if unknown := set(self._steps).difference(TRANSFORMS):
+            raise ValueError(f"unknown transformation {min(unknown)!r} in {self.transform!r}: join some "
+                             f"of {', '.join(TRANSFORMS)} by '+', or say 'none'")  # fmt: skip
 
     def _to_space(self, answers: Tensor, user: str) -> Tensor:
         """Return answers (N, D) in one user's space, (N, D + `padding`) after "pad"."""
@@ -148,9 +142,9 @@ class B4B(Transforming, PerUser[Visited]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        real(self.alpha, f"B4B lam={self.lam}, alpha", above=self.lam)
+        number(self.alpha, f"B4B lam={self.lam}, alpha", above=self.lam)
         least = math.log(self.alpha / self.lam) / LARGEST_EXPONENT  # else E = 1 has infinite noise
-        real(self.beta, f"B4B lam={self.lam}, alpha={self.alpha}, beta", least=least)
+        number(self.beta, f"B4B lam={self.lam}, alpha={self.alpha}, beta", least=least)
         if self.families << self.bits > 1 << MOST_BITS:
             raise ValueError(f"B4B families={self.families}, bits={self.bits}: families 2^bits may be "
                              f"2^{MOST_BITS}, 2 MB per user, at most")  # fmt: skip

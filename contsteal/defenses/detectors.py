@@ -6,11 +6,10 @@ SSGAalto/prada-protecting-against-dnn-model-stealing-attacks).
 """
 
 import copy
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from contsteal.defenses.state import (
     PerUser,
     fresh_draws,
     identity,
-    real,
+    number,
 )
 from contsteal.victim import finite
 
@@ -39,10 +38,9 @@ class Detector(PerUser[A], ABC):
     """A defence with a verdict on each user; `action` says what follows from it.
 
     "refuse" raises `Refused` for a flagged user, "record" changes nothing, and the third action of
-    each detector, `replacing`, replaces the answers that it flags.
+    each detector replaces the answers that it flags.
     """
 
-    replacing: ClassVar[str]
     action: str
 
     @torch.no_grad()
@@ -51,7 +49,7 @@ class Detector(PerUser[A], ABC):
         record = self._of(user)
         flags = self._observe(record, finite(answers))
         self._refuse(user)
-        if self.action != self.replacing:
+        if self.action in ("refuse", "record"):
             return answers
         return torch.where(flags[:, None], self._replaced(answers, record, user), answers)
 
@@ -113,7 +111,6 @@ class SimilarQueries(Detector[Recent]):
     """
 
     title, optional, record = "similar queries", ("projection", "seed"), Recent
-    replacing = "replace"
     threshold: float  #: of the `measure`
     measure: Literal["l2", "cosine"] = "cosine"
     #: (N, D) -> (N, P), what is compared instead of answers: the paper takes the training head
@@ -122,16 +119,14 @@ class SimilarQueries(Detector[Recent]):
     mean: float = 1000.0  #: of what replaces similar answers, N(mean, std^2)
     std: NotNegative = 20.0
     memory: Count = 4096  #: queries of a user that a new one is compared with
-    share: Annotated[float, {"least": 0, "below": 1}] = (
-        0.5  #: flagged is who has more similar ones among at least 100 queries
-    )
+    #: flagged is who has more similar ones among at least 100 queries
+    share: Annotated[float, {"least": 0, "below": 1}] = 0.5
     seed: int = 0  #: of replaced answers
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        low, high = (-1.0, 1.0) if self.measure == "cosine" else (0.0, math.inf)
-        name = f"SimilarQueries measure={self.measure!r}, threshold"
-        real(self.threshold, name, above=low, below=high)
+        limits = {"above": -1, "below": 1} if self.measure == "cosine" else {"above": 0}
+        number(self.threshold, f"SimilarQueries measure={self.measure!r}, threshold", **limits)
         if isinstance(self.projection, nn.Module):  # a copy that later training does not change
             self.projection = copy.deepcopy(self.projection).eval().requires_grad_(False)
         if self.projection is not None:
@@ -208,7 +203,7 @@ class Prada(Detector[Growing]):
     A user takes up to 4 `memory` D bytes and 0.3 MB; the paper's sets never stop growing.
     """
 
-    title, record, replacing = "PRADA", Growing, "shuffle"
+    title, record = "PRADA", Growing
     threshold: Annotated[float, {"above": 0, "below": 1}] = 0.9  #: of W
     classes: Literal["one", "argmax"] = "one"  #: "argmax" of the answer for posteriors and logits
     #: "shuffle" a flagged user's three largest coordinates, as in the code

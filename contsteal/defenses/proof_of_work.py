@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from contsteal.defenses.state import PerUser, Positive, Record, choice, identity, real
+from contsteal.defenses.state import PerUser, Positive, Record, choice, identity, number
 from contsteal.seeds import derive
 from contsteal.victim import finite
 
@@ -102,7 +102,7 @@ class ProofOfWork(PerUser[Bill]):
             identity(self.cost)  # refuses a function without a name
         else:
             choice(self.cost, "cost", ("flat", "entropy", "a function"))
-        real(self.most, f"ProofOfWork least={self.least}, most", least=self.least)
+        number(self.most, f"ProofOfWork least={self.least}, most", least=self.least)
 
     @torch.no_grad()
     def __call__(self, answers: Tensor, user: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -19,27 +20,23 @@ from contsteal.victim import named
 # ------------------------------------------------------------------------- parameters
 
 
-def whole(value: int, name: str, least: float = -inf, most: float = inf) -> int:
-    """Return a parameter as Python's int; ValueError with its `name` for another type or range."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value <= most:
-        span = f" from {least} to {most}" if most < inf else f" of at least {least}"
-        span = span if least > -inf else ""
-        raise ValueError(f"{name}={value!r}: a whole number{span} is needed")
-    return int(value)
+LIMITS = {
+    "least": ("of at least", operator.ge),
+    "most": ("of at most", operator.le),
+    "above": ("above", operator.gt),
+    "below": ("below", operator.lt),
+}
 
 
-def real(
-    value: float, name: str, *, least: float = -inf, above: float = -inf, below: float = inf
-) -> float:
-    """Return a parameter as a finite float; ValueError with its `name` for another type or range."""
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if not number or not (least <= value and above < value < below):
-        bounds = {"of at least": least, "above": above, "below": below}
-        span = " and ".join(
-            f"{word} {bound:g}" for word, bound in bounds.items() if abs(bound) < inf
-        )
-        raise ValueError(f"{name}={value!r}: {f'a finite number {span}'.strip()} is needed")
-    return float(value)
+def number(value: float, name: str, kind: type = float, /, **limits: float) -> float:
+    """Return a parameter as a finite float, or an int, within LIMITS; ValueError with its `name`."""
+    numeric = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+    inside = numeric and all(LIMITS[word][1](value, bound) for word, bound in limits.items())
+    if not inside or not abs(value) < inf:
+        span = " and ".join(f"{LIMITS[word][0]} {bound:g}" for word, bound in limits.items())
+        needed = f"a {'whole' if kind is int else 'finite'} number {span}".strip()
+        raise ValueError(f"{name}={value!r}: {needed} is needed")
+    return kind(value)
 
 
 Count = Annotated[int, {"least": 1}]
@@ -90,8 +87,7 @@ class Described:
             base = getattr(kind, "__origin__", kind)  # float of Annotated[float, limits]
             if base in (int, float):
                 (limits,) = getattr(kind, "__metadata__", ({},))
-                check: Callable[..., float] = whole if base is int else real
-                setattr(self, name, check(value, f"{type(self).__name__} {name}", **limits))
+                setattr(self, name, number(value, f"{type(self).__name__} {name}", base, **limits))
             elif base is Literal:
                 choice(value, name, get_args(kind))
 

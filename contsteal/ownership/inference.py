@@ -19,7 +19,6 @@ from contsteal import encoders
 from contsteal.seeds import derive, generator
 
 Form = Literal["signed", "published"]
-Covariance = Literal["full", "diag"]
 
 
 @dataclass(frozen=True)
@@ -183,7 +182,8 @@ def mixture_test(
 
 def mixture_scores(
     fitted: Tensor, private: Tensor, public: Tensor, *, components: int = 10,
-    covariance: Covariance = "full", standardise: bool = False, ridge: float = 1e-6, seed: int = 0,
+    covariance: Literal["full", "diag"] = "full", standardise: bool = False, ridge: float = 1e-6,
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return the log-likelihoods in nats, (M,) and (K,), of private and public features.
 

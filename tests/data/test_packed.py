@@ -24,7 +24,7 @@ from torch import Tensor
 
 from contsteal import data, encoders, files, pretrain
 from contsteal.data import folders, packed
-from contsteal.data.packed import IMAGES, MANIFEST, pack
+from contsteal.data.packed import IMAGES, MANIFEST, PackError, open_pack, pack
 
 SIZE = 8
 BROKEN = ("b/05.png", "b/33.png", "c/00.png")
@@ -65,19 +65,16 @@ def test_a_pack_holds_what_read_returns(whole: Path, tmp_path: Path) -> None:
     images, labels, classes = folders.read(whole, "train", SIZE)
     with pytest.warns(UserWarning, match=r"3 of 120 files in .*source.* \(b/05.png: "):
         manifest = pack(whole, tmp_path / "p", SIZE)["train"]
-    got = packed.open_pack(tmp_path / "p", "train")
+    got, skipped = open_pack(tmp_path / "p", "train"), [45, 73, 80]
     assert torch.equal(got[0][torch.arange(117)], images)
     assert torch.equal(got[1], labels)
     assert (got[1].dtype, got[2]) == (torch.int64, classes)
     assert manifest == json.loads((tmp_path / "p" / MANIFEST).read_text())
-    assert [row[:2] for row in manifest["skipped"]] == [
-        [45, BROKEN[0]],
-        [73, BROKEN[1]],
-        [80, BROKEN[2]],
-    ]
+    assert [row for row, *_ in manifest["skipped"]] == skipped
+    assert tuple(name for _, name, _ in manifest["skipped"]) == BROKEN
     raw = np.load(tmp_path / "p" / IMAGES)
     assert (raw.shape, raw.dtype) == ((120, 3, SIZE, SIZE), np.uint8)
-    assert not raw[[45, 73, 80]].any(), "a file that cannot be decoded is black"
+    assert not raw[skipped].any(), "a file that cannot be decoded is black"
 
 
 def test_every_split_is_packed_restricted_to_classes_and_test_falls_back_to_val(tmp_path) -> None:
@@ -85,17 +82,17 @@ def test_every_split_is_packed_restricted_to_classes_and_test_falls_back_to_val(
     tree(tmp_path / "s/val", "abd", 2)
     made = pack(tmp_path / "s", tmp_path / "p", SIZE, keep=["b", "a"])
     assert {split: m["rows"] for split, m in made.items()} == {"train": 6, "val": 4}
-    images, labels, classes = packed.open_pack(tmp_path / "p", "test")
+    images, labels, classes = open_pack(tmp_path / "p", "test")
     want = [folders.decode(tmp_path / f"s/val/{c}/{k:02}.png", SIZE) for c in "ab" for k in (0, 1)]
     assert np.array_equal(images[torch.arange(4)], want)
     assert (labels.tolist(), classes) == ([0, 0, 1, 1], ("a", "b"))
     with pytest.raises(folders.FolderError, match=r"no split 'dev' in .*p: choose .*train, val"):
-        packed.open_pack(tmp_path / "p", "dev")
+        open_pack(tmp_path / "p", "dev")
 
 
 def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
     pack(tree(tmp_path / "s", "a", 3) / "a", tmp_path / "p", SIZE)
-    images, labels, classes = packed.open_pack(tmp_path / "p", "train")
+    images, labels, classes = open_pack(tmp_path / "p", "train")
     assert (len(images), labels, classes) == (3, None, ())
 
 
@@ -142,8 +139,8 @@ def test_a_killed_pack_leaves_nothing_that_opens_and_goes_with_the_next(whole, t
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
     assert [path.name for path in home.parent.iterdir()] == [f".p.{process.pid}.partial"]
-    with pytest.raises(packed.PackError, match=r"no finished pack in .*p: make one with python -m"):
-        packed.open_pack(home, "train")
+    with pytest.raises(PackError, match=r"no finished pack in .*p: make one with python -m"):
+        open_pack(home, "train")
     running.mkdir()
     pack(whole, home, SIZE)
     pack(whole, tmp_path / "again", SIZE)
@@ -158,12 +155,12 @@ def test_a_finished_pack_is_kept_and_another_size_or_source_is_refused(
     first, before = pack(source, home, SIZE), content(home)
     monkeypatch.setattr(folders, "decode", None)
     assert pack(source, home, SIZE) == first
-    with pytest.raises(packed.PackError, match=r"120 files at 8 px, asked for are 120 at 9 px"):
+    with pytest.raises(PackError, match=r"120 files at 8 px, asked for are 120 at 9 px"):
         pack(source, home, 9)
-    with pytest.raises(packed.PackError, match=r"asked for are 80 at 8 px.*or remove it"):
+    with pytest.raises(PackError, match=r"asked for are 80 at 8 px.*or remove it"):
         pack(source, home, SIZE, keep=["a", "b"])
     (source / "a/07.png").write_bytes((source / "a/08.png").read_bytes() + b" ")
-    with pytest.raises(packed.PackError, match=r"or a name or size among them changed"):
+    with pytest.raises(PackError, match=r"or a name or size among them changed"):
         pack(source, home, SIZE)
     assert content(home) == before
 
@@ -200,8 +197,7 @@ def test_a_full_disk_is_a_storage_error_before_anything_is_decoded(
     ],
 )
 def test_what_cannot_be_packed_says_why(source, tmp_path, src, dst, options, message) -> None:
-    (tmp_path / "text").mkdir()
-    (tmp_path / "text/1.jpg").write_text("no image")
+    files.write_text(tmp_path / "text/1.jpg", "no image")
     with pytest.raises(ValueError, match=message):
         pack(tmp_path / src, tmp_path / dst, **{"size": SIZE} | options)
     (source / "a/x.png").symlink_to(tmp_path / "gone.png")
@@ -251,12 +247,12 @@ def test_damage_is_noticed_when_a_pack_is_opened_or_read(
     home: Path, tmp_path: Path, name: str, damage: Callable[[Path], object], message: str
 ) -> None:
     spoilt = Path(shutil.copytree(home, tmp_path / "spoilt"))
-    images = packed.open_pack(spoilt, "train")[0]
+    images = open_pack(spoilt, "train")[0]
     damage(spoilt / name)
-    with pytest.raises(packed.PackError, match=message):
-        packed.open_pack(spoilt, "train")
+    with pytest.raises(PackError, match=message):
+        open_pack(spoilt, "train")
     if "truncated" in message:
-        with pytest.raises(packed.PackError, match=message):
+        with pytest.raises(PackError, match=message):
             images[torch.tensor([116, 3])]
 
 
@@ -265,7 +261,7 @@ def test_damage_is_noticed_when_a_pack_is_opened_or_read(
 
 @pytest.fixture(scope="module")
 def images(home: Path) -> packed.Packed:
-    return packed.open_pack(home, "train")[0]
+    return open_pack(home, "train")[0]
 
 
 def test_it_looks_like_the_tensor(images: packed.Packed, tensor: Tensor) -> None:
@@ -323,14 +319,14 @@ def test_a_view_is_small_to_send_and_reads_the_same(images: packed.Packed, tenso
 
 
 def test_keys_are_those_of_the_pixels_and_the_rows(images, home: Path, tmp_path: Path) -> None:
-    again = packed.open_pack(home, "train")[0]
+    again = open_pack(home, "train")[0]
     assert again.key == images.key == images[:].key == images.to("meta").key
     assert len({images.key, images[1:].key, images[::3].key}) == 3
     for value in (1, 2):  # files of the same name and size
         (tmp_path / f"s{value}").mkdir()
         Image.new("RGB", (9, 9), (value, 0, 0)).save(tmp_path / f"s{value}/1.bmp")
         pack(tmp_path / f"s{value}", tmp_path / f"p{value}", SIZE)
-    assert len({packed.open_pack(tmp_path / p, "train")[0].key for p in ("p1", "p2")}) == 2
+    assert len({open_pack(tmp_path / p, "train")[0].key for p in ("p1", "p2")}) == 2
 
 
 def test_reading_takes_the_memory_of_the_answer(images: packed.Packed) -> None:
@@ -344,7 +340,7 @@ def test_reading_takes_the_memory_of_the_answer(images: packed.Packed) -> None:
 
 @pytest.mark.filterwarnings("ignore:.* collapsed")
 def test_embedding_and_training_are_those_on_the_tensor(home, tensor, tiny) -> None:
-    images, labels, classes = packed.open_pack(home, "train")
+    images, labels, classes = open_pack(home, "train")
     assert torch.equal(encoders.embed(tiny, images, 32), encoders.embed(tiny, tensor, 32))
     config = pretrain.Config("simclr", encoder="test_resnet", epochs=1, batch=32, held_out=10)
     sets = [data.ImageSet(source, labels, "x", "train", classes) for source in (images, tensor)]
@@ -363,7 +359,7 @@ def test_the_command_packs_and_reports(whole: Path, tmp_path: Path, capsys) -> N
     assert done.stdout == "train: 78 images of 2 classes at 8 px, 2 files skipped\n"
     assert "2 of 80 files" in done.stderr
     assert "RuntimeWarning" not in done.stderr, "the package must not import its own command"
-    assert packed.open_pack(tmp_path / "p", "train")[2] == ("a", "b")
+    assert open_pack(tmp_path / "p", "train")[2] == ("a", "b")
     assert packed.main([str(tmp_path / "nowhere"), str(tmp_path / "p")]) == 1
     assert f"error: {tmp_path}/nowhere is not a folder" in capsys.readouterr().err
     assert packed.main([str(tmp_path), str(tmp_path / "p"), "--keep", str(tmp_path / "x")]) == 1

@@ -146,16 +146,6 @@ def test_prada_equals_the_literal_rule(classes, stream):
     assert flagged == (stream is crafted)
 
 
-@given(cuts=st.lists(st.integers(1, 239), max_size=5, unique=True))
-def test_prada_does_not_depend_on_the_batches(cuts):
-    whole, parts = Prada(0.99, action="record"), Prada(0.99, action="record")
-    whole(natural(240), "u")
-    for part in natural(240).tensor_split(sorted(cuts)):
-        parts(part, "u")
-    assert parts.statistic("u") == pytest.approx(whole.statistic("u"), abs=1e-6)
-    assert len(parts._users["u"].members) == len(whole._users["u"].members)
-
-
 def test_prada_shuffles_the_three_largest_of_a_thief_only():
     prada = Prada()
     rows = crafted(400)

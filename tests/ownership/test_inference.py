@@ -167,8 +167,6 @@ def test_memorised_features_are_accused_and_others_are_not():
     reverse = ownership.mixture_test(fitted, far, private, components=4)
     assert reverse.p_value > 0.999
     assert reverse.measure < 0
-    published = ownership.mixture_test(fitted, far, private, components=4, form="published")
-    assert published.p_value < 1e-6, "the published form accuses in the wrong direction"
 
 
 def test_one_component_is_the_gaussian_of_the_sample():
