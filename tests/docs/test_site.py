@@ -151,9 +151,8 @@ def test_notebooks_lead_to_the_one_before_and_after_and_the_first_to_all(site: P
 def test_tables_are_generated_from_the_package(site: Path) -> None:
     from contsteal import defenses, steal
 
-    assert set(steal.ATTACKS) <= {
-        c.get_text() for c in soup(site / "attacks.html").find_all("code")
-    }
+    codes = {code.get_text() for code in soup(site / "attacks.html").find_all("code")}
+    assert set(steal.ATTACKS) <= codes
     text = soup(site / "defenses.html").get_text()
     assert all(d.__name__ in text for d in defenses.DEFENSES.values())
     assert "No results" not in soup(site / "claims.html").get_text()
@@ -164,10 +163,9 @@ def test_the_search_index_holds_words_of_all_pages(site: Path) -> None:
     text = (site / "searchindex.js").read_text()
     index = json.loads(re.fullmatch(r"Search\.setIndex\((.+)\)", text, re.DOTALL)[1])
     for word, name in (("driver", "troubleshooting"), ("surrog", "results/demo/03_cont_steal")):
-        found = index["terms"][word]
-        assert name in [
-            index["docnames"][k] for k in ([found] if isinstance(found, int) else found)
-        ]
+        numbers = index["terms"][word]  # one, or a list
+        numbers = [numbers] if isinstance(numbers, int) else numbers
+        assert name in [index["docnames"][k] for k in numbers]
 
 
 @pytest.mark.parametrize(
@@ -213,9 +211,7 @@ def test_a_browser_without_a_network_searches_and_finds_no_error(site: Path, pag
         page.goto(path.as_uri())
         broken = "[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)"
         assert page.evaluate(broken) == [], path.name
-    width = page.evaluate(
-        "document.querySelector('math[display=block]').getBoundingClientRect().width"
-    )
-    assert width > 100
+    formula = "document.querySelector('math[display=block]')"
+    assert page.evaluate(f"{formula}.getBoundingClientRect().width") > 100
     assert errors == []
     assert [u for u in requests if not u.startswith(("file:", "data:"))] == []

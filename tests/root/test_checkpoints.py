@@ -3,7 +3,6 @@
 import argparse
 import hashlib
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,17 +63,11 @@ def plain(net: nn.Module) -> State:
     return {k: v.clone() for k, v in net.state_dict().items()}
 
 
-def features(
-    backbone: Callable[[Tensor], Tensor], images: Tensor, like: encoders.Encoder
-) -> Tensor:
-    """Run another project's network on images normalised as `like` normalises them."""
-    with torch.no_grad():
-        return backbone((images / 255 - like.mean) / like.std).flatten(1)
-
-
 def agrees(net: encoders.Encoder, backbone: nn.Module, size: int = 32) -> None:
+    """Check an encoder against another project's network on images normalised as the encoder does."""
     images = noise(size)
-    want = features(backbone, images, net)
+    with torch.no_grad():
+        want = backbone((images / 255 - net.mean) / net.std).flatten(1)
     torch.testing.assert_close(encoders.embed(net, images), want, rtol=1e-3, atol=1e-4)
     assert want.std() > 0.01, "features that differ between images"
 
@@ -160,9 +153,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_gives_the_trained_network(
-    layout: str, original: nn.Module, slow: State, net: encoders.Encoder, tmp_path: Path
-) -> None:
+def test_every_layout_gives_the_trained_network(layout, original, slow, net, tmp_path) -> None:
     tree = LAYOUTS[layout](plain(original), slow)
     path = write(tmp_path / "net.pth", tree)
     report = checkpoints.import_weights(path, net)
@@ -324,9 +315,7 @@ class Evil:
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("place", ["beside", "instead"])
-def test_a_pickle_with_code_is_refused_and_not_executed(
-    zipped: bool, place: str, original: nn.Module, net: encoders.Encoder, tmp_path: Path
-) -> None:
+def test_a_pickle_with_code_is_refused_and_not_executed(zipped, place, original, net, tmp_path):
     evil = Evil(tmp_path / "touched")
     tree = {"state_dict": plain(original), "args": evil} if place == "beside" else evil
     path = tmp_path / "evil.pth"
@@ -340,17 +329,13 @@ def test_a_pickle_with_code_is_refused_and_not_executed(
     assert (tmp_path / "touched").exists(), "the file would have run its code"
 
 
-def test_a_whole_network_is_refused_with_the_way_to_convert_it(
-    original: nn.Module, net: encoders.Encoder, tmp_path: Path
-) -> None:
+def test_a_whole_network_is_refused_with_the_way_to_convert_it(original, net, tmp_path) -> None:
     path = write(tmp_path / "whole.pth", original)
     with pytest.raises(CheckpointError, match=r"whole.*ResNet.*net.state_dict\(\)"):
         checkpoints.import_weights(path, net)
 
 
-def test_allowing_options_is_not_left_switched_on(
-    original: nn.Module, slow: State, net: encoders.Encoder, tmp_path: Path
-) -> None:
+def test_allowing_options_is_not_left_switched_on(original, slow, net, tmp_path) -> None:
     path = write(tmp_path / "simsiam.pth", LAYOUTS["SimSiam"](plain(original), slow))
     before = set(torch.serialization.get_safe_globals())
     checkpoints.import_weights(path, net)
@@ -457,54 +442,29 @@ def test_two_keys_for_one_weight_are_refused(first: str, original, net, tmp_path
     assert re.search(twice, message)
 
 
+VIT, LARGE = {"name": "test_vit", "width": 1.0}, {"image_size": 224}
+
+
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("theirs", "ours", "message"),
     [
-        ({"name": "test_vit"}, r"\d\d missing: blocks.0.* and \d+ more; 126 unexpected: bn1.bias"),
-        ({"name": "resnet34", "width": WIDTH}, r"80 missing: layer1.2.*and 68 more$"),
-        ({"width": WIDTH, "out_dim": 5}, r"2 missing: projection.*without out_dim$"),
-        (
-            {"width": WIDTH, "image_size": 224},
-            r"conv1.weight is \(64, 3, 3, 3\) in the file and \(64, 3, 7, 7\) in the network.*"
-            r"have this stem at image_size: 32 \(up to 64 px\)$",
-        ),
-        ({"width": 0.25}, r"is \(8,\) in the file and \(16,\) in the.*; width: 0.125 fits"),
+        ({}, VIT, r"\d\d missing: blocks.0.* and \d+ more; 126 unexpected: bn1.bias"),
+        ({}, {"name": "resnet34"}, r"80 missing: layer1.2.*and 68 more$"),
+        ({}, {"out_dim": 5}, r"2 missing: projection.*without out_dim$"),
+        ({}, LARGE, r"\(64, 3, 3, 3\) in the file and \(64, 3, 7, 7\).*: 32 \(up to 64 px\)$"),
+        (LARGE, {}, r"\(64, 3, 7, 7\) in the file and \(64, 3, 3, 3\).*: 224 \(above 64 px\)$"),
+        ({}, {"width": 0.25}, r"is \(8,\) in the file and \(16,\) in the.*; width: 0.125 fits"),
+        ({"width": 0.5}, {}, r"is \(32,\) in the .*\(8,\) in the.*; width: 0.5 fits its channels$"),
+        (VIT | {"image_size": 64}, VIT, r"\(1, 1[67], 64\) in .*\(1, [45], 64\).*: 64 fits its"),
     ],
 )
-def test_another_network_names_what_differs_and_what_fits(
-    options: dict, message: str, original, tmp_path
-) -> None:
-    net = encoders.build(**{"name": "resnet18"} | options)
-    assert re.search(message, refused(net, write(tmp_path / "net.pth", plain(original))))
-
-
-def test_a_large_stem_in_a_small_one_names_shapes_and_image_size(net, tmp_path) -> None:
-    theirs = encoders.build("resnet18", 224, width=WIDTH).backbone
-    message = refused(net, write(tmp_path / "net.pth", plain(theirs)))
-    assert "conv1.weight is (64, 3, 7, 7) in the file and (64, 3, 3, 3) in the network" in message
-    assert message.endswith("have this stem at image_size: 224 (above 64 px)")
-
-
-def test_another_width_names_the_width_that_fits(net: encoders.Encoder, tmp_path: Path) -> None:
-    path = write(tmp_path / "net.pth", plain(encoders.build("resnet18", width=0.5).backbone))
-    message = refused(net, path)
-    assert "is (32,) in the file and (8,) in the network" in message
-    assert message.endswith("; width: 0.5 fits its channels")
-    assert encoders.build("resnet18", width=0.5, weights=path).report.used == 126
+def test_another_network_names_what_differs_and_what_fits(theirs, ours, message, tmp_path) -> None:
+    default = {"name": "resnet18", "width": WIDTH}
+    path = write(tmp_path / "net.pth", plain(encoders.build(**default | theirs).backbone))
+    assert re.search(message, refused(encoders.build(**default | ours), path))
 
 
 def test_a_width_of_the_stem_too_fits_none_of_timms(net: encoders.Encoder, tmp_path: Path) -> None:
     state = under("backbone.", plain(ResNetGenerator("resnet-18", width=0.125)))
     message = refused(net, write(tmp_path / "net.pth", state))
     assert message.endswith("no width fits: at any width timm's stem has 64 channels")
-
-
-def test_a_vit_of_another_size_names_the_size_that_fits(tmp_path: Path) -> None:
-    vit = timm.create_model("test_vit", num_classes=0, img_size=64)
-    path = write(tmp_path / "vit.pth", plain(vit))
-    message = refused(encoders.build("test_vit", 32), path)
-    assert re.search(
-        r"pos_embed is \(1, 1[67], 64\) in the file and \(1, [45], 64\) in the", message
-    )
-    assert message.endswith("image_size: 64 fits its tokens")
-    assert encoders.build("test_vit", 64, weights=path).report.used == len(plain(vit))

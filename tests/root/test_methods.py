@@ -54,9 +54,6 @@ def step(model: methods.Method, views: Views) -> None:
             p -= 0.1 * g
 
 
-# --------------------------------------------------------------------- losses, literally
-
-
 def unit(rows: Tensor) -> list[list[float]]:
     return F.normalize(rows.double(), dim=1).tolist()
 
@@ -127,9 +124,6 @@ def test_a_batch_s_loss_is_that_of_its_views(shapes):
         build("supervised")(images, None, torch.Generator())
 
 
-# ------------------------------------------------------------- momentum, queue, gradients
-
-
 @pytest.mark.parametrize(("method", "copy"), [("moco", "keys"), ("byol", "target")])
 @pytest.mark.parametrize("momentum", [0.0, 0.9, 1.0])
 def test_a_momentum_copy_is_the_average_of_what_it_follows(views, method, copy, momentum):
@@ -187,10 +181,8 @@ def test_simsiam_holds_the_other_view_still(views):
 
     def gradients(hold: Callable[[Tensor], Tensor]) -> list[Tensor]:
         z, w = map(model.online, views)
-        both = [
-            1 - F.cosine_similarity(model.predictor(a), hold(b)).mean() for a, b in ((z, w), (w, z))
-        ]
-        return list(torch.autograd.grad(sum(both) / 2, model.online.parameters()))
+        both = [F.cosine_similarity(model.predictor(a), hold(b)) for a, b in ((z, w), (w, z))]
+        return list(torch.autograd.grad(1 - sum(both).mean() / 2, model.online.parameters()))
 
     ours = torch.autograd.grad(model.loss(*views), model.online.parameters())
     still, moving = gradients(Tensor.detach), gradients(lambda z: z)
@@ -248,9 +240,6 @@ def test_no_attack_differentiates_what_cuda_cannot_repeat(attack):
     assert not [name for name in nodes(recipe.loss(s, t, **more)) if name.startswith(UNSTEADY)]
 
 
-# ------------------------------------------------------------------- training and recipes
-
-
 @pytest.mark.parametrize("method", ["moco", "byol"])
 @pytest.mark.parametrize("backend", ["none", "eager"])
 def test_a_killed_training_keeps_queue_and_momentum_copy(
@@ -277,6 +266,8 @@ def test_a_killed_training_keeps_queue_and_momentum_copy(
         digest(tmp_path / "c.pt")
     assert digest(tmp_path / "c.pt") == expected, "compiled steps are those of eager ones"
     assert seen == [0, 1, 1, 2], "it continued after the first epoch"
+    with pytest.raises(ValueError, match="another run"):
+        pretrain.train(replace(config, temperature=0.3), shapes, tmp_path / "c.pt")
 
 
 @pytest.mark.parametrize("method", SELF_SUPERVISED)
