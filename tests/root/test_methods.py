@@ -191,8 +191,8 @@ def test_simsiam_holds_the_other_view_still(views):
 
 
 def test_without_stop_gradient_simsiam_collapses_and_the_monitor_says_so(shapes, monkeypatch):
-    config = replace(TINY, method="simsiam", epochs=30, optimizer="adamw", lr=1e-2,
-                     weight_decay=1e-4)  # fmt: skip
+    config = replace(TINY, method="simsiam", epochs=12, optimizer="adamw", lr=3e-2)
+    config = replace(config, monitor_every=12, weight_decay=1e-4)
     kept = pretrain.fit(config, shapes).history
     assert kept[-1]["spread"] > 0.2
     monkeypatch.setattr(methods.SimSiam, "stop_gradient", lambda self, z: z)
@@ -241,10 +241,7 @@ def test_no_attack_differentiates_what_cuda_cannot_repeat(attack):
 
 
 @pytest.mark.parametrize("method", ["moco", "byol"])
-@pytest.mark.parametrize("backend", ["none", "eager"])
-def test_a_killed_training_keeps_queue_and_momentum_copy(
-    shapes, tmp_path, monkeypatch, method, backend
-):
+def test_a_killed_training_keeps_queue_and_momentum_copy(shapes, tmp_path, monkeypatch, method):
     monkeypatch.setattr(loop, "SAVE_EVERY", -1.0)
     config, seen = replace(TINY, method=method, epochs=3, batch=32), []
 
@@ -262,7 +259,7 @@ def test_a_killed_training_keeps_queue_and_momentum_copy(
 
     expected = digest()
     monkeypatch.setattr(pretrain, "_monitor", dies)
-    with loop.forced(backend=backend), pytest.raises(KeyboardInterrupt):
+    with loop.forced(backend="eager"), pytest.raises(KeyboardInterrupt):
         digest(tmp_path / "c.pt")
     assert digest(tmp_path / "c.pt") == expected, "compiled steps are those of eager ones"
     assert seen == [0, 1, 1, 2], "it continued after the first epoch"
