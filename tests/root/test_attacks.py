@@ -92,7 +92,7 @@ def test_every_attack_trains_a_surrogate_and_pays_for_its_views(
     assert encoders.identity(victim) == before
     assert all(p.grad is None for p in victim.parameters())
     assert recipe.source
-    assert 10 < len(recipe.description) < 70
+    assert 5 < len(recipe.description) < 70
 
 
 @pytest.mark.parametrize("attack", ["sup-con", "info-nce-2", "barlow-published"])
@@ -159,9 +159,7 @@ def test_access_head_compares_projections_behind_a_head_of_its_own(shapes, victi
     sent = {row.numpy().tobytes() for row in api_of(victim).project(shapes.images)}
     assert {row.numpy().tobytes() for row in t} <= sent
     assert [type(m).__name__ for m in result.head] == ["Linear", "ReLU", "Linear"]
-    assert result.encoder.dim == 96, (
-        "the surrogate's own width: the attacker never sees the victim's"
-    )
+    assert result.encoder.dim == 96, "its own width: the attacker never sees the victim's"
 
 
 def test_recreate_head_compares_behind_one_frozen_head(shapes, victim, monkeypatch):
@@ -193,9 +191,7 @@ def test_a_recreated_head_learns_what_two_views_share_and_holds_still():
     hardly = steal.recreate_head(one, two, epochs=1, batch=32, seed=0)
     assert losses.cosine(g(one), g(two)) < 0.85 * losses.cosine(hardly(one), hardly(two))
     assert g(one).std(0).min() > 1e-3, "not collapsed"
-    assert torch.allclose(g.train()(one[:2]), g(one)[:2], atol=1e-5), (
-        "its batch norm has fixed statistics"
-    )
+    assert torch.allclose(g.train()(one[:2]), g(one)[:2], atol=1e-5), "its statistics are fixed"
     assert not any(p.requires_grad for p in g.parameters())
     again = steal.recreate_head(one, two, epochs=20, batch=32, seed=0)
     assert torch.equal(again(one), g(one))
@@ -241,12 +237,10 @@ def test_accounts_are_mapped_into_the_space_of_the_first(shapes, victim):
     assert spent == {"thief": 140, "thief 2": 140, "thief 3": 140}
     naive = torch.cat([BlackBox(victim, chain).embed(images.images, user=f"u{k}")[k * 66:][:66]
                        for k in range(3)])  # fmt: skip
-    assert not torch.allclose(naive[66:132], whole[66:132], atol=0.1), (
-        "else there is nothing to map"
-    )
+    assert not torch.allclose(naive[66:132], whole[66:132], atol=0.1)  # there is something to map
 
 
-MSE = {"attack": "embedding"}
+MSE, LABEL = {"attack": "embedding"}, {"attack": "label"}
 REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "attack": ({"attack": "contsteal"}, rf"'contsteal'.*{', '.join(steal.ATTACKS)}"),
     "views": ({"views": "sideways"}, r"'sideways'.*clean, surrogate, shared, independent"),
@@ -258,51 +252,42 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "epochs": ({"epochs": 0}, "epochs"),
     "policy": ({"policy": "simclear"}, "'simclear'.*simclr"),
     "negatives": (
-        {"attack": "info-nce", "negatives": "self"}, "negatives='self' of info-nce: only cont-steal"
+        {"attack": "info-nce", "negatives": "self"},
+        "negatives='self' of info-nce: only cont-steal",
     ),
-    "centred labels": (
-        {"attack": "label", "adapt": "centre"}, "adapt='centre', accounts=1 of label: only answers"
-    ),
-    "accounts of labels": (
-        {"attack": "label", "accounts": 2}, "accounts=2 of label: only answers that are vectors"
-    ),
-    "average of views": (
-        {"attack": "cont-steal", "adapt": "average"}, "adapt='average' of views 'independent'"
-    ),
+    "centred labels": ({**LABEL, "adapt": "centre"}, "adapt='centre', accounts=1 of label: only"),
+    "accounts of labels": ({**LABEL, "accounts": 2}, "accounts=2 of label: only answers that are"),
+    "average of views": ({"adapt": "average"}, "adapt='average' of views 'independent'"),
     "average of one": (
-        {**MSE, "adapt": "average"}, "adapt='average' with answers=None: at least 2"
+        {**MSE, "adapt": "average"},
+        "adapt='average' with answers=None: at least 2",
     ),
+    "no head": (LABEL, "embeddings only"),
+    "no head for posteriors": ({"attack": "posterior"}, "embeddings only"),
+    "no projector": ({"attack": "access-head"}, "this API gives no projections"),
+    "no labels": ({"attack": "sup-con"}, "labels of the 32 query images, given are none"),
     "all anchors": ({**MSE, "accounts": 2, "anchors": N}, f"anchors={N} of {N} images"),
     "no anchors": ({**MSE, "accounts": 2, "anchors": 0}, "anchors=0 of"),
     "adaptation": ({"adapt": "subtract"}, "choose one of none, average, centre, and at least 1"),
     "no account": ({"accounts": 0}, "choose one of none, average, centre, and at least 1"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("changes", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_work_is_refused_before_a_query_is_paid(shapes, victim, changes, message):
-    api = api_of(victim)
+    api = BlackBox(victim)
     with pytest.raises(ValueError, match=message):
         steal.train(replace(FAST, **changes), api, shapes.images)
     assert api.ledger.calls == 0
 
 
-@pytest.mark.parametrize(
-    ("attack", "options", "labels", "message"),
-    [
-        ("label", {}, None, "embeddings only"),
-        ("posterior", {}, None, "embeddings only"),
-        ("access-head", {}, None, "this API gives no projections"),
-        ("barlow", {"budget": 2 * N - 1}, None, "would need 64 distinct inputs"),
-        ("sup-con", {}, None, "uses the true labels of the 32 query images, given are none"),
-        ("sup-con", {}, torch.zeros(3), "uses the true labels of the 32 query images, given are 3"),
-    ],
-)
-def test_what_the_api_does_not_allow_is_not_paid(shapes, victim, attack, options, labels, message):
-    api = BlackBox(victim, **options)
-    with pytest.raises((ValueError, BudgetExceeded), match=message):
-        steal.train(replace(FAST, attack=attack), api, shapes.images, labels=labels)
-    assert api.ledger.calls == 0
+def test_too_small_a_budget_and_labels_of_other_images_are_refused(shapes, victim):
+    api, small = BlackBox(victim), BlackBox(victim, budget=2 * N - 1)
+    with pytest.raises(BudgetExceeded, match="would need 64 distinct inputs"):
+        steal.train(replace(FAST, attack="barlow"), small, shapes.images)
+    with pytest.raises(ValueError, match="labels of the 32 query images, given are 3"):
+        steal.train(replace(FAST, attack="sup-con"), api, shapes.images, labels=torch.zeros(3))
+    assert small.ledger.calls == api.ledger.calls == 0
 
 
 def test_a_budget_is_each_account_s_own_and_all_are_billed(shapes, victim):

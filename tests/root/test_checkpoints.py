@@ -77,6 +77,16 @@ def write(path: Path, tree: object) -> Path:
     return path
 
 
+def refused(net: encoders.Encoder, path: Path) -> str:
+    """Import in vain, look that nothing changed, and return the message."""
+    kept = plain(net)
+    with pytest.raises(CheckpointError) as caught:
+        checkpoints.import_weights(path, net)
+    assert all(torch.equal(v, kept[k]) for k, v in net.state_dict().items())
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
 # ------------------------------------------------------------------------------------ layouts
 
 
@@ -166,6 +176,7 @@ def test_every_layout_gives_the_trained_network(layout, original, slow, net, tmp
     assert len(left) == len(table) - len(own), "every key is used or left out"
     assert left <= set(table)
     assert report.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert argparse.Namespace not in torch.serialization.get_safe_globals()
 
 
 def test_the_report_says_what_was_taken_and_what_was_not(original, slow, net, tmp_path) -> None:
@@ -256,7 +267,7 @@ wrappers = st.lists(st.sampled_from(checkpoints.WRAPPERS), max_size=3).map("".jo
 @given(wrappers, st.sampled_from(("", *(f"{p}." for p in checkpoints.ONLINE))), wrappers)
 def test_wrappers_in_any_number_are_taken_off(outer: str, online: str, inner: str) -> None:
     own = {"conv1.weight": torch.zeros(1), "layer1.0.conv1.weight": torch.ones(1)}
-    inner = inner if online else ""  # without a name of its own, it is not message from the head
+    inner = inner if online else ""  # without a name of its own, nothing sets it apart from a head
     state = under(outer + online + inner, own) | {f"{outer}queue": torch.ones(1)}
     prefix, used, left_out, unexpected = checkpoints._match(state, own)
     assert prefix == outer + online + inner
@@ -316,31 +327,15 @@ class Evil:
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("place", ["beside", "instead"])
 def test_a_pickle_with_code_is_refused_and_not_executed(zipped, place, original, net, tmp_path):
-    evil = Evil(tmp_path / "touched")
+    evil, path = Evil(tmp_path / "touched"), tmp_path / "evil.pth"
     tree = {"state_dict": plain(original), "args": evil} if place == "beside" else evil
-    path = tmp_path / "evil.pth"
     torch.save(tree, path, _use_new_zipfile_serialization=zipped)
-    kept = plain(net)
-    with pytest.raises(CheckpointError, match=r"evil.*Python objects \(\S*open\)"):
-        checkpoints.import_weights(path, net)
+    assert re.search(r"evil.*Python objects \(\S*open\)", refused(net, path))
     assert not (tmp_path / "touched").exists()
-    assert all(torch.equal(v, kept[k]) for k, v in net.state_dict().items())
+    whole = write(tmp_path / "whole.pth", original)
+    assert re.search(r"whole.*ResNet.*net.state_dict\(\)", refused(net, whole))
     torch.load(path, weights_only=False)
     assert (tmp_path / "touched").exists(), "the file would have run its code"
-
-
-def test_a_whole_network_is_refused_with_the_way_to_convert_it(original, net, tmp_path) -> None:
-    path = write(tmp_path / "whole.pth", original)
-    with pytest.raises(CheckpointError, match=r"whole.*ResNet.*net.state_dict\(\)"):
-        checkpoints.import_weights(path, net)
-
-
-def test_allowing_options_is_not_left_switched_on(original, slow, net, tmp_path) -> None:
-    path = write(tmp_path / "simsiam.pth", LAYOUTS["SimSiam"](plain(original), slow))
-    before = set(torch.serialization.get_safe_globals())
-    checkpoints.import_weights(path, net)
-    assert set(torch.serialization.get_safe_globals()) == before
-    assert argparse.Namespace not in before
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -352,8 +347,7 @@ def test_a_truncated_or_missing_file_is_refused(suffix, share, original, net, tm
     raw = path.read_bytes()
     path.write_bytes(raw[: int(share * len(raw))])
     for file in (path, path.with_stem("cut 2")):
-        with pytest.raises(CheckpointError, match=r"cut.* cannot be read .*fetch it again"):
-            checkpoints.import_weights(file, net)
+        assert re.search(r"cut.* cannot be read .*fetch it again", refused(net, file))
 
 
 @pytest.mark.parametrize("place", [0.2, 0.5, 0.8])
@@ -364,8 +358,7 @@ def test_an_altered_file_is_refused(place: float, original, net, tmp_path) -> No
     raw[int(place * len(raw))] ^= 1
     path.write_bytes(raw)
     torch.load(path, weights_only=True)
-    with pytest.raises(CheckpointError, match=r"cannot be read \(the checksum of"):
-        checkpoints.import_weights(path, net)
+    assert "cannot be read (the checksum of" in refused(net, path)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -373,8 +366,7 @@ def test_weights_that_are_no_numbers_are_refused(value: float, original, net, tm
     state = plain(original)
     state["layer2.0.bn1.bias"][3] = value
     path = write(tmp_path / "net.pth", {"state_dict": under("module.", state)})
-    with pytest.raises(CheckpointError, match=r"NaN or infinity in module.layer2.0.bn1"):
-        checkpoints.import_weights(path, net)
+    assert "NaN or infinity in module.layer2.0.bn1" in refused(net, path)
 
 
 @pytest.mark.parametrize(
@@ -389,22 +381,11 @@ def test_weights_that_are_no_numbers_are_refused(value: float, original, net, tm
     ],
 )
 def test_a_file_without_weights_says_what_it_holds(tree, content: str, net, tmp_path) -> None:
-    path = write(tmp_path / "net.pth", tree)
-    with pytest.raises(CheckpointError, match=rf"holds {content}: .*under state_dict and model"):
-        checkpoints.import_weights(path, net)
+    message = refused(net, write(tmp_path / "net.pth", tree))
+    assert re.search(rf"holds {content}: .*under state_dict and model", message)
 
 
 # ------------------------------------------------------------------------- weights that do not fit
-
-
-def refused(net: encoders.Encoder, path: Path) -> str:
-    """Import in vain, look that nothing changed, and return the message."""
-    kept = plain(net)
-    with pytest.raises(CheckpointError) as caught:
-        checkpoints.import_weights(path, net)
-    assert all(torch.equal(v, kept[k]) for k, v in net.state_dict().items())
-    assert str(path) in str(caught.value)
-    return str(caught.value)
 
 
 @given(st.data())
