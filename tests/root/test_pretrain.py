@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from contsteal import augment, data, encoders, files, loop, methods, pretrain
+from contsteal import augment, data, encoders, files, methods, pretrain
 from contsteal.victim import digests
 
 TINY = pretrain.Config(
@@ -78,11 +78,6 @@ def test_the_seed_alone_decides_the_weights(shapes):
     assert weights(1, seed=1) != first
 
 
-def test_a_diverging_run_says_so(shapes):
-    with pytest.raises(loop.Diverged, match="epoch 1, step"):
-        pretrain.train(replace(TINY, lr=1e30), shapes)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -91,10 +86,7 @@ def test_a_diverging_run_says_so(shapes):
         ({"method": "supervised"}, "'supervised' needs labels, shapes has none"),
         ({"monitor_every": 0}, "monitor_every must be >= 1"),
         ({"method": "ready"}, "weights=None: method 'ready' needs 'timm' or a file"),
-        (
-            {"method": "ready", "weights": "gone.pth"},
-            r"gone.pth' .*gone.pth does not exist.: method",
-        ),
+        ({"method": "ready", "weights": "gone.pth"}, r"'gone.pth' .*gone.pth does not exist"),
         ({"weights": "timm"}, "method 'simclr' trains its own; set method: ready"),
     ],
 )

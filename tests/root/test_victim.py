@@ -117,14 +117,6 @@ def test_a_budget_below_one(budget):
         BlackBox(Toy(), budget=budget)
 
 
-@pytest.mark.parametrize("ask", [BlackBox.embed, BlackBox.classify])
-def test_what_fails_before_an_answer_leaves_is_not_counted(ask):
-    api = BlackBox(Toy(), defenses=[TopK(DIM + 1)], head=nn.Identity())
-    with pytest.raises(ValueError, match="TopK"):
-        ask(api, pictures(2))
-    assert counts(api) == (0, 0)
-
-
 @pytest.mark.parametrize("training", [True, False])
 def test_the_victim_answers_in_eval_mode_and_keeps_its_state(training):
     net = Toy().train(training)
@@ -227,20 +219,6 @@ def test_classes_and_projections_come_from_their_heads_and_are_counted():
     assert defended.equal(projections.round(decimals=1))
 
 
-@pytest.mark.parametrize(
-    ("head", "answer", "message"),
-    [
-        (None, "label", "embeddings only"),
-        (nn.Identity(), "gradient", r"'gradient'.*'label', 'posterior' or 'logits'"),
-    ],
-)
-def test_an_answer_that_the_api_does_not_give(head, answer, message):
-    api = BlackBox(Toy(), head=head)
-    with pytest.raises(ValueError, match=message):
-        api.classify(pictures(2), answer=answer)
-    assert counts(api) == (0, 0)
-
-
 @pytest.mark.parametrize("order", [1, -1])
 def test_defences_act_in_order_on_what_leaves_and_not_on_the_cache(order):
     x, chain = pictures(4), [Normalise(), Rounding(1)][::order]
@@ -292,6 +270,26 @@ def test_unusual_names_are_names() -> None:
     assert api.ledger.calls == 10
 
 
+PAD = B4B(transform="pad", padding=4)
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "message"),
+    [
+        ({"head": None}, "label", "embeddings only"),
+        ({}, "gradient", r"'gradient'.*'label', 'posterior' or 'logits'"),
+        ({"defenses": [TopK(DIM + 1)]}, "label", "TopK"),
+        ({"defenses": [PAD]}, "label", "9 coordinates of 5 classes.*padding is for embeddings"),
+    ],
+)
+def test_what_fails_before_an_answer_leaves_is_not_counted(options, answer, message):
+    api = BlackBox(Toy(), **{"head": nn.Identity()} | options)
+    with pytest.raises(ValueError, match=message):
+        api.classify(pictures(2), answer=answer)
+    assert counts(api) == (0, 0)
+    assert BlackBox(Toy(), [PAD]).embed(pictures(2)).shape == (2, DIM + 4)
+
+
 def test_nan_never_leaves_and_costs_nothing() -> None:
     net = Toy()
     nn.init.constant_(net.layers[1].bias, float("nan"))
@@ -300,16 +298,6 @@ def test_nan_never_leaves_and_costs_nothing() -> None:
         with pytest.raises(ValueError, match="input 0 of 3 holds NaN"):
             ask(pictures(3))
     assert counts(api) == (0, 0)
-
-
-def test_padded_embeddings_leave_and_padded_classes_do_not() -> None:
-    api, x = BlackBox(Toy(), [B4B(transform="pad", padding=4)], head=nn.Identity()), pictures(3)
-    assert api.embed(x).shape == (3, DIM + 4)
-    assert api.embed(x)[:, DIM:].equal(api.embed(x)[:, DIM:])
-    billed = counts(api)
-    with pytest.raises(ValueError, match=r"9 coordinates of 5 classes.*padding is for embeddings"):
-        api.classify(x)
-    assert counts(api) == billed
 
 
 @pytest.fixture
