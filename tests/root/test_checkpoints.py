@@ -3,7 +3,6 @@
 import argparse
 import hashlib
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,17 +63,11 @@ def plain(net: nn.Module) -> State:
     return {k: v.clone() for k, v in net.state_dict().items()}
 
 
-def features(
-    backbone: Callable[[Tensor], Tensor], images: Tensor, like: encoders.Encoder
-) -> Tensor:
-    """Run another project's network on images normalised as `like` normalises them."""
-    with torch.no_grad():
-        return backbone((images / 255 - like.mean) / like.std).flatten(1)
-
-
 def agrees(net: encoders.Encoder, backbone: nn.Module, size: int = 32) -> None:
+    """Check an encoder against another project's network on images normalised as the encoder does."""
     images = noise(size)
-    want = features(backbone, images, net)
+    with torch.no_grad():
+        want = backbone((images / 255 - net.mean) / net.std).flatten(1)
     torch.testing.assert_close(encoders.embed(net, images), want, rtol=1e-3, atol=1e-4)
     assert want.std() > 0.01, "features that differ between images"
 
@@ -82,6 +75,16 @@ def agrees(net: encoders.Encoder, backbone: nn.Module, size: int = 32) -> None:
 def write(path: Path, tree: object) -> Path:
     torch.save(tree, path)
     return path
+
+
+def refused(net: encoders.Encoder, path: Path) -> str:
+    """Import in vain, look that nothing changed, and return the message."""
+    kept = plain(net)
+    with pytest.raises(CheckpointError) as caught:
+        checkpoints.import_weights(path, net)
+    assert all(torch.equal(v, kept[k]) for k, v in net.state_dict().items())
+    assert str(path) in str(caught.value)
+    return str(caught.value)
 
 
 # ------------------------------------------------------------------------------------ layouts
@@ -160,9 +163,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_gives_the_trained_network(
-    layout: str, original: nn.Module, slow: State, net: encoders.Encoder, tmp_path: Path
-) -> None:
+def test_every_layout_gives_the_trained_network(layout, original, slow, net, tmp_path) -> None:
     tree = LAYOUTS[layout](plain(original), slow)
     path = write(tmp_path / "net.pth", tree)
     report = checkpoints.import_weights(path, net)
@@ -175,6 +176,7 @@ def test_every_layout_gives_the_trained_network(
     assert len(left) == len(table) - len(own), "every key is used or left out"
     assert left <= set(table)
     assert report.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert argparse.Namespace not in torch.serialization.get_safe_globals()
 
 
 def test_the_report_says_what_was_taken_and_what_was_not(original, slow, net, tmp_path) -> None:
@@ -265,7 +267,7 @@ wrappers = st.lists(st.sampled_from(checkpoints.WRAPPERS), max_size=3).map("".jo
 @given(wrappers, st.sampled_from(("", *(f"{p}." for p in checkpoints.ONLINE))), wrappers)
 def test_wrappers_in_any_number_are_taken_off(outer: str, online: str, inner: str) -> None:
     own = {"conv1.weight": torch.zeros(1), "layer1.0.conv1.weight": torch.ones(1)}
-    inner = inner if online else ""  # without a name of its own, it is not message from the head
+    inner = inner if online else ""  # without a name of its own, nothing sets it apart from a head
     state = under(outer + online + inner, own) | {f"{outer}queue": torch.ones(1)}
     prefix, used, left_out, unexpected = checkpoints._match(state, own)
     assert prefix == outer + online + inner
@@ -324,38 +326,16 @@ class Evil:
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("place", ["beside", "instead"])
-def test_a_pickle_with_code_is_refused_and_not_executed(
-    zipped: bool, place: str, original: nn.Module, net: encoders.Encoder, tmp_path: Path
-) -> None:
-    evil = Evil(tmp_path / "touched")
+def test_a_pickle_with_code_is_refused_and_not_executed(zipped, place, original, net, tmp_path):
+    evil, path = Evil(tmp_path / "touched"), tmp_path / "evil.pth"
     tree = {"state_dict": plain(original), "args": evil} if place == "beside" else evil
-    path = tmp_path / "evil.pth"
     torch.save(tree, path, _use_new_zipfile_serialization=zipped)
-    kept = plain(net)
-    with pytest.raises(CheckpointError, match=r"evil.*Python objects \(\S*open\)"):
-        checkpoints.import_weights(path, net)
+    assert re.search(r"evil.*Python objects \(\S*open\)", refused(net, path))
     assert not (tmp_path / "touched").exists()
-    assert all(torch.equal(v, kept[k]) for k, v in net.state_dict().items())
+    whole = write(tmp_path / "whole.pth", original)
+    assert re.search(r"whole.*ResNet.*net.state_dict\(\)", refused(net, whole))
     torch.load(path, weights_only=False)
     assert (tmp_path / "touched").exists(), "the file would have run its code"
-
-
-def test_a_whole_network_is_refused_with_the_way_to_convert_it(
-    original: nn.Module, net: encoders.Encoder, tmp_path: Path
-) -> None:
-    path = write(tmp_path / "whole.pth", original)
-    with pytest.raises(CheckpointError, match=r"whole.*ResNet.*net.state_dict\(\)"):
-        checkpoints.import_weights(path, net)
-
-
-def test_allowing_options_is_not_left_switched_on(
-    original: nn.Module, slow: State, net: encoders.Encoder, tmp_path: Path
-) -> None:
-    path = write(tmp_path / "simsiam.pth", LAYOUTS["SimSiam"](plain(original), slow))
-    before = set(torch.serialization.get_safe_globals())
-    checkpoints.import_weights(path, net)
-    assert set(torch.serialization.get_safe_globals()) == before
-    assert argparse.Namespace not in before
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -367,8 +347,7 @@ def test_a_truncated_or_missing_file_is_refused(suffix, share, original, net, tm
     raw = path.read_bytes()
     path.write_bytes(raw[: int(share * len(raw))])
     for file in (path, path.with_stem("cut 2")):
-        with pytest.raises(CheckpointError, match=r"cut.* cannot be read .*fetch it again"):
-            checkpoints.import_weights(file, net)
+        assert re.search(r"cut.* cannot be read .*fetch it again", refused(net, file))
 
 
 @pytest.mark.parametrize("place", [0.2, 0.5, 0.8])
@@ -379,8 +358,7 @@ def test_an_altered_file_is_refused(place: float, original, net, tmp_path) -> No
     raw[int(place * len(raw))] ^= 1
     path.write_bytes(raw)
     torch.load(path, weights_only=True)
-    with pytest.raises(CheckpointError, match=r"cannot be read \(the checksum of"):
-        checkpoints.import_weights(path, net)
+    assert "cannot be read (the checksum of" in refused(net, path)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -388,8 +366,7 @@ def test_weights_that_are_no_numbers_are_refused(value: float, original, net, tm
     state = plain(original)
     state["layer2.0.bn1.bias"][3] = value
     path = write(tmp_path / "net.pth", {"state_dict": under("module.", state)})
-    with pytest.raises(CheckpointError, match=r"NaN or infinity in module.layer2.0.bn1"):
-        checkpoints.import_weights(path, net)
+    assert "NaN or infinity in module.layer2.0.bn1" in refused(net, path)
 
 
 @pytest.mark.parametrize(
@@ -404,22 +381,11 @@ def test_weights_that_are_no_numbers_are_refused(value: float, original, net, tm
     ],
 )
 def test_a_file_without_weights_says_what_it_holds(tree, content: str, net, tmp_path) -> None:
-    path = write(tmp_path / "net.pth", tree)
-    with pytest.raises(CheckpointError, match=rf"holds {content}: .*under state_dict and model"):
-        checkpoints.import_weights(path, net)
+    message = refused(net, write(tmp_path / "net.pth", tree))
+    assert re.search(rf"holds {content}: .*under state_dict and model", message)
 
 
 # ------------------------------------------------------------------------- weights that do not fit
-
-
-def refused(net: encoders.Encoder, path: Path) -> str:
-    """Import in vain, look that nothing changed, and return the message."""
-    kept = plain(net)
-    with pytest.raises(CheckpointError) as caught:
-        checkpoints.import_weights(path, net)
-    assert all(torch.equal(v, kept[k]) for k, v in net.state_dict().items())
-    assert str(path) in str(caught.value)
-    return str(caught.value)
 
 
 @given(st.data())
@@ -457,54 +423,29 @@ def test_two_keys_for_one_weight_are_refused(first: str, original, net, tmp_path
     assert re.search(twice, message)
 
 
+VIT, LARGE = {"name": "test_vit", "width": 1.0}, {"image_size": 224}
+
+
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("theirs", "ours", "message"),
     [
-        ({"name": "test_vit"}, r"\d\d missing: blocks.0.* and \d+ more; 126 unexpected: bn1.bias"),
-        ({"name": "resnet34", "width": WIDTH}, r"80 missing: layer1.2.*and 68 more$"),
-        ({"width": WIDTH, "out_dim": 5}, r"2 missing: projection.*without out_dim$"),
-        (
-            {"width": WIDTH, "image_size": 224},
-            r"conv1.weight is \(64, 3, 3, 3\) in the file and \(64, 3, 7, 7\) in the network.*"
-            r"have this stem at image_size: 32 \(up to 64 px\)$",
-        ),
-        ({"width": 0.25}, r"is \(8,\) in the file and \(16,\) in the.*; width: 0.125 fits"),
+        ({}, VIT, r"\d\d missing: blocks.0.* and \d+ more; 126 unexpected: bn1.bias"),
+        ({}, {"name": "resnet34"}, r"80 missing: layer1.2.*and 68 more$"),
+        ({}, {"out_dim": 5}, r"2 missing: projection.*without out_dim$"),
+        ({}, LARGE, r"\(64, 3, 3, 3\) in the file and \(64, 3, 7, 7\).*: 32 \(up to 64 px\)$"),
+        (LARGE, {}, r"\(64, 3, 7, 7\) in the file and \(64, 3, 3, 3\).*: 224 \(above 64 px\)$"),
+        ({}, {"width": 0.25}, r"is \(8,\) in the file and \(16,\) in the.*; width: 0.125 fits"),
+        ({"width": 0.5}, {}, r"is \(32,\) in the .*\(8,\) in the.*; width: 0.5 fits its channels$"),
+        (VIT | {"image_size": 64}, VIT, r"\(1, 1[67], 64\) in .*\(1, [45], 64\).*: 64 fits its"),
     ],
 )
-def test_another_network_names_what_differs_and_what_fits(
-    options: dict, message: str, original, tmp_path
-) -> None:
-    net = encoders.build(**{"name": "resnet18"} | options)
-    assert re.search(message, refused(net, write(tmp_path / "net.pth", plain(original))))
-
-
-def test_a_large_stem_in_a_small_one_names_shapes_and_image_size(net, tmp_path) -> None:
-    theirs = encoders.build("resnet18", 224, width=WIDTH).backbone
-    message = refused(net, write(tmp_path / "net.pth", plain(theirs)))
-    assert "conv1.weight is (64, 3, 7, 7) in the file and (64, 3, 3, 3) in the network" in message
-    assert message.endswith("have this stem at image_size: 224 (above 64 px)")
-
-
-def test_another_width_names_the_width_that_fits(net: encoders.Encoder, tmp_path: Path) -> None:
-    path = write(tmp_path / "net.pth", plain(encoders.build("resnet18", width=0.5).backbone))
-    message = refused(net, path)
-    assert "is (32,) in the file and (8,) in the network" in message
-    assert message.endswith("; width: 0.5 fits its channels")
-    assert encoders.build("resnet18", width=0.5, weights=path).report.used == 126
+def test_another_network_names_what_differs_and_what_fits(theirs, ours, message, tmp_path) -> None:
+    default = {"name": "resnet18", "width": WIDTH}
+    path = write(tmp_path / "net.pth", plain(encoders.build(**default | theirs).backbone))
+    assert re.search(message, refused(encoders.build(**default | ours), path))
 
 
 def test_a_width_of_the_stem_too_fits_none_of_timms(net: encoders.Encoder, tmp_path: Path) -> None:
     state = under("backbone.", plain(ResNetGenerator("resnet-18", width=0.125)))
     message = refused(net, write(tmp_path / "net.pth", state))
     assert message.endswith("no width fits: at any width timm's stem has 64 channels")
-
-
-def test_a_vit_of_another_size_names_the_size_that_fits(tmp_path: Path) -> None:
-    vit = timm.create_model("test_vit", num_classes=0, img_size=64)
-    path = write(tmp_path / "vit.pth", plain(vit))
-    message = refused(encoders.build("test_vit", 32), path)
-    assert re.search(
-        r"pos_embed is \(1, 1[67], 64\) in the file and \(1, [45], 64\) in the", message
-    )
-    assert message.endswith("image_size: 64 fits its tokens")
-    assert encoders.build("test_vit", 64, weights=path).report.used == len(plain(vit))

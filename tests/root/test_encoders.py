@@ -8,7 +8,7 @@ import timm
 import torch
 from huggingface_hub import constants
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from contsteal import encoders, files
@@ -26,9 +26,6 @@ def same(a: nn.Module, b: nn.Module) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
-# -------------------------------------------------------------------------------------- build
-
-
 def gmacs(net: nn.Module, size: int) -> float:
     """Count the multiply-adds of all convolutions and linear layers on one image, in 10^9."""
     counts = []
@@ -44,13 +41,13 @@ def gmacs(net: nn.Module, size: int) -> float:
     return sum(counts) / 1e9
 
 
-@pytest.mark.parametrize("size", [32, 64, 65])
+@pytest.mark.parametrize("size", [8, 64, 65])
 def test_the_cifar_stem_ends_above_64_px(size: int) -> None:
     net, small = encoders.build("resnet18", size), size <= 64
     assert net.backbone.conv1.kernel_size == ((3, 3) if small else (7, 7))
     assert net.backbone.conv1.stride == ((1, 1) if small else (2, 2))
     assert isinstance(net.backbone.maxpool, nn.Identity if small else nn.MaxPool2d)
-    assert net.dim == 512
+    assert encoders.embed(net, noise(2, size)).shape == (2, net.dim) == (2, 512)
 
 
 @pytest.mark.parametrize(("width", "dim"), [(0.5, 256), (0.125, 64), (2.0, 1024)])
@@ -59,7 +56,6 @@ def test_width_scales_channels(width: float, dim: int) -> None:
     assert net.dim == dim
     stages = [getattr(net.backbone, f"layer{i}")[-1].conv2.out_channels for i in range(1, 5)]
     assert stages == [dim // 8, dim // 4, dim // 2, dim]
-    assert (gmacs(net, 32) < 0.5554) == (width < 1)
 
 
 @pytest.mark.parametrize("dim", [8, 96, 200])
@@ -86,11 +82,10 @@ def test_weights_are_drawn_from_the_seed_alone() -> None:
         assert not torch.equal(first.state_dict()[layer], other.state_dict()[layer])
 
 
-@pytest.mark.parametrize("seed", [0, 3])
-def test_the_demos_encoder_is_what_timm_draws_from_the_seed(seed: int) -> None:
-    torch.manual_seed(seed)
+def test_the_demos_encoder_is_what_timm_draws_from_the_seed() -> None:
+    torch.manual_seed(3)
     want = timm.create_model("resnet10t", num_classes=0, channels=(32, 64, 128, 256))
-    assert same(encoders.build("resnet10t", width=0.5, seed=seed).backbone, want)
+    assert same(encoders.build("resnet10t", width=0.5, seed=3).backbone, want)
 
 
 def test_the_cifar_stem_and_the_output_layer_are_drawn_after_the_rest() -> None:
@@ -105,44 +100,6 @@ def test_the_cifar_stem_and_the_output_layer_are_drawn_after_the_rest() -> None:
     assert same(net.projection, output)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"name": "resnet81"}, r"'resnet81'.*nearest names are .*resnet18"),
-        ({"name": "%%%%"}, r"'%%%%'.*nearest names are none"),
-        ({"name": "resnet18.a9_in1k"}, r"'resnet18.a9_in1k': timm has resnet18.a1_in1k, "),
-        ({"width": 0.1}, r"width=0.1 of resnet18.*multiple of 8"),
-        ({"width": 0.0625}, r"width=0.0625 of resnet18.*multiple of 8"),
-        ({"width": 0.0}, r"width=0.0 of resnet18.*multiple of 8"),
-        ({"width": -1.0}, r"width=-1.0 of resnet18.*multiple of 8"),
-        ({"name": "test_vit", "width": 0.5}, r"width=0.5 of test_vit: only ResNets.*at 1.0"),
-        ({"name": "test_resnet", "image_size": 16}, r"test_resnet at 16 px: .*at least 32 px"),
-        ({"name": "test_vit", "image_size": 8}, r"test_vit at 8 px: .*at least 16 px"),
-        ({"name": "test_vit", "image_size": 0}, r"cannot be built with \{'img_size': 0\}"),
-        (
-            {"name": "test_vit", "image_size": 40},
-            r"test_vit does not run at 40 px \(.*divisible.*`image_size: 160`",
-        ),
-        (
-            {"name": "inception_v3"},
-            r"inception_v3 does not run at 32 px \(.*`image_size: 299`",
-        ),
-        ({"inputs": {"crop": 1}}, r"at 32 px: unknown crop; known are mean, std, padding, relu"),
-        ({"image_size": 65, "inputs": {"padding": 2}}, r"unknown padding; known are mean, std \("),
-        ({"inputs": {"mean": (1, 2)}}, r"mean \(1, 2\) must be three numbers"),
-        ({"inputs": {"std": (1, 0, 1)}}, r"std \(1, 0, 1\) must be three numbers, std above 0"),
-        ({"inputs": {"padding": -1}}, r"padding -1 must be a count"),
-        ({"inputs": {"relu": "no"}}, r"relu 'no' a bool"),
-    ],
-)
-def test_what_cannot_be_built_is_refused_at_once(options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        encoders.build(**{"name": "resnet18"} | options)
-
-
-# ------------------------------------------------------------------- sizes and pretrained weights
-
-
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A hub whose weights are drawn on the spot; the list notes what was asked of it."""
@@ -154,6 +111,50 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(timm, "create_model", give)
     return asked
+
+
+PRETRAINED = {"pretrained": True}
+VIT_14 = {"name": "vit_small_patch14_dinov2.lvd142m", "image_size": 224} | PRETRAINED
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "resnet81"}, r"'resnet81'.*nearest names are .*resnet18"),
+        ({"name": "%%%%"}, r"'%%%%'.*nearest names are none"),
+        ({"name": "resnet18.a9_in1k"}, r"'resnet18.a9_in1k': timm has resnet18.a1_in1k, "),
+        ({"width": 0.0625}, r"width=0.0625 of resnet18.*multiple of 8"),
+        ({"width": -1.0}, r"width=-1.0 of resnet18.*multiple of 8"),
+        ({"name": "test_vit", "width": 0.5}, r"width=0.5 of test_vit: only ResNets.*at 1.0"),
+        ({"name": "test_resnet", "image_size": 16}, r"test_resnet at 16 px: .*at least 32 px"),
+        ({"name": "test_vit", "image_size": 8}, r"test_vit at 8 px: .*at least 16 px"),
+        ({"name": "test_vit", "image_size": 0}, r"cannot be built with \{'img_size': 0\}"),
+        (
+            {"name": "test_vit", "image_size": 40},
+            r"test_vit does not run at 40 px \(.*divisible.*`image_size: 160`",
+        ),
+        ({"name": "inception_v3"}, r"inception_v3 does not run at 32 px \(.*`image_size: 299`"),
+        ({"inputs": {"crop": 1}}, r"at 32 px: unknown crop; known are mean, std, padding, relu"),
+        ({"image_size": 65, "inputs": {"padding": 2}}, r"unknown padding; known are mean, std \("),
+        ({"inputs": {"mean": (1, 2)}}, r"mean \(1, 2\) must be three numbers"),
+        ({"inputs": {"std": (1, 0, 1)}}, r"std \(1, 0, 1\) must be three numbers, std above 0"),
+        ({"inputs": {"padding": -1}}, r"padding -1 must be a count"),
+        ({"inputs": {"relu": "no"}}, r"relu 'no' a bool"),
+        (PRETRAINED, r"resnet18 at 32 px has a CIFAR stem.*resnet18.a1_in1k"),
+        (PRETRAINED | {"name": "vit_small_patch16_224.dino"}, r"32 px: .*; set `image_size: 224`"),
+        (VIT_14, r"set `image_size: 518`"),
+        (
+            PRETRAINED | {"name": "resnet10t", "width": 0.5},
+            r"width=0.5 of resnet10t: no pretrained",
+        ),
+        (PRETRAINED | {"name": "botnet50ts_256"}, "botnet50ts_256: timm has no pretrained weights"),
+        (PRETRAINED | {"weights": "a.pth"}, r"weights=a.pth and pretrained exclude"),
+    ],
+)
+def test_what_cannot_be_built_or_fetched_is_refused(hub, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        encoders.build(**{"name": "resnet18"} | options)
+    assert hub == []
 
 
 def test_weights_are_fetched_for_their_own_stem_and_size(hub: list[str]) -> None:
@@ -170,26 +171,6 @@ def test_an_untrained_vit_is_built_for_its_size(size: int, tmp_path: Path) -> No
     assert encoders.embed(net, noise(3, size)).shape == (3, 64)
     encoders.save(net, tmp_path / "vit.safetensors")
     assert same(encoders.load(tmp_path / "vit.safetensors"), net)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"name": "resnet18"}, r"resnet18 at 32 px has a CIFAR stem.*resnet18.a1_in1k"),
-        ({"name": "vit_small_patch16_224.dino"}, r"32 px: .*224 px alone; set `image_size: 224`"),
-        (
-            {"name": "vit_small_patch14_dinov2.lvd142m", "image_size": 224},
-            r"set `image_size: 518`",
-        ),
-        ({"name": "resnet10t", "width": 0.5}, r"width=0.5 of resnet10t: no pretrained weights fit"),
-        ({"name": "botnet50ts_256"}, r"botnet50ts_256: timm has no pretrained weights"),
-        ({"name": "test_resnet", "weights": "a.pth"}, r"weights=a.pth and pretrained exclude"),
-    ],
-)
-def test_what_no_hub_can_give_is_not_fetched(options: dict, message: str, hub: list[str]) -> None:
-    with pytest.raises(ValueError, match=message):
-        encoders.build(**options, pretrained=True)
-    assert hub == []
 
 
 def test_offline_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,30 +208,18 @@ def test_inputs_replace_normalisation_and_stem(tmp_path: Path) -> None:
         encoders.load(tmp_path / "net.safetensors", plain)
 
 
-# ----------------------------------------------------------------------------------- describe
-
-
 @pytest.mark.parametrize(
     ("name", "size", "gmac", "millions"),
-    [
-        ("resnet18", 32, 0.5554, 11.17),
-        ("resnet34", 32, 1.159, 21.28),
-        ("resnet18", 224, 1.814, 11.18),
-        ("resnet50", 224, 4.087, 23.51),
-    ],
+    [("resnet18", 32, 0.5554, 11.17), ("resnet50", 224, 4.087, 23.51)],
 )
-def test_describe_counts_what_is_known_of_resnets(
+def test_describe_counts_what_is_known_and_as_the_literal_reference_does(
     name: str, size: int, gmac: float, millions: float
 ) -> None:
-    card = encoders.describe(encoders.build(name, size))
+    net = encoders.build(name, size)
+    card = encoders.describe(net)
     assert card["gmac"] == pytest.approx(gmac, rel=5e-4)
+    assert card["gmac"] == pytest.approx(gmacs(net, size), rel=1e-9)
     assert card["parameters"] == pytest.approx(millions, abs=0.01)
-
-
-def test_describe_counts_as_the_literal_reference_does(tiny: encoders.Encoder) -> None:
-    for net in (tiny, encoders.build("resnet18", 48, width=0.125, out_dim=5)):
-        want = gmacs(net, net.spec["image_size"])
-        assert encoders.describe(net)["gmac"] == pytest.approx(want, rel=1e-9)
 
 
 def test_describe_tells_everything_a_table_needs() -> None:
@@ -267,9 +236,7 @@ def test_describe_tells_everything_a_table_needs() -> None:
     }
 
 
-def test_the_licence_of_pretrained_weights_stays_with_them(
-    hub: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_licence_of_pretrained_weights_stays_with_them(hub, tmp_path, monkeypatch) -> None:
     net = encoders.build("test_convnext", 160, pretrained=True)
     assert encoders.describe(net)["licence"] == "apache-2.0"
     encoders.save(net, tmp_path / "net.safetensors", epochs=1)
@@ -283,20 +250,11 @@ def test_the_licence_of_pretrained_weights_stays_with_them(
     assert encoders.build("test_resnet", pretrained=True).licence == "not stated"
 
 
-# ------------------------------------------------------------------------------------ forward
-
-
-def test_uint8_and_float_images_agree(tiny: encoders.Encoder) -> None:
-    tiny.eval()
-    images = noise()
-    assert torch.equal(tiny(images), tiny(images.float() / 255))
-
-
 def test_images_are_normalised_by_the_models_own_statistics(tiny: encoders.Encoder) -> None:
     seen = []
     tiny.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     images = noise()
-    tiny(images)
+    assert torch.equal(tiny.eval()(images), tiny(images.float() / 255))
     config = tiny.backbone.pretrained_cfg
     for channel in range(3):
         want = (images[:, channel] / 255 - config["mean"][channel]) / config["std"][channel]
@@ -313,14 +271,9 @@ def test_other_shapes_are_refused(tiny: encoders.Encoder, shape: tuple[int, ...]
     assert tiny.training
 
 
-# -------------------------------------------------------------------------------------- embed
-
-
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("run", [encoders.describe, lambda net: encoders.embed(net, noise())])
-def test_an_encoder_runs_in_eval_mode_and_nothing_of_it_changes(
-    tiny: encoders.Encoder, training: bool, run
-) -> None:
+def test_an_encoder_runs_in_eval_mode_and_nothing_of_it_changes(tiny, training, run) -> None:
     tiny.train(training)
     tiny.backbone.bn1.eval()  # a part may be frozen on its own
     modes = {name: layer.training for name, layer in tiny.named_modules()}
@@ -345,7 +298,8 @@ def test_embed_gives_plain_float32_features_of_any_batch(tiny, batch: int) -> No
     assert (half.dtype, half.shape, half.requires_grad) == (torch.float32, (5, 96), False)
 
 
-# ------------------------------------------------------------------------------- save and load
+def flipped(data: bytes, place: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
 
 
 @pytest.fixture
@@ -357,7 +311,7 @@ def saved(tmp_path: Path) -> tuple[Path, encoders.Encoder, str]:
     return path, net, encoders.save(net, path, method="simclr", epochs=3)
 
 
-def test_round_trip_is_bitwise(saved: tuple[Path, encoders.Encoder, str]) -> None:
+def test_round_trip_is_bitwise_and_its_metadata_readable(saved) -> None:
     path, net, sha = saved
     into = encoders.build("test_resnet", out_dim=10, seed=6)
     assert not same(net, into)
@@ -368,20 +322,13 @@ def test_round_trip_is_bitwise(saved: tuple[Path, encoders.Encoder, str]) -> Non
     assert again.spec == net.spec
     assert torch.equal(encoders.embed(net, noise()), encoders.embed(again, noise()))
     assert encoders.digest(again.state_dict().items()) == sha
-    assert list(path.parent.iterdir()) == [path], "no partial file is left"
-
-
-def test_metadata_is_readable_by_safetensors(saved: tuple[Path, encoders.Encoder, str]) -> None:
-    path, net, sha = saved
     with safe_open(path, framework="pt") as file:
         header = file.metadata()
     assert (header["method"], header["epochs"], header["sha256"]) == ("simclr", "3", sha)
     assert json.loads(header["spec"]) == net.spec
 
 
-def test_a_save_that_fails_keeps_the_older_file(
-    saved: tuple[Path, encoders.Encoder, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_save_that_fails_keeps_the_older_file(saved, monkeypatch) -> None:
     def full(path: Path, data: bytes) -> int:
         path.open("wb").write(data[:100])
         raise OSError(28, "No space left on device")
@@ -394,58 +341,32 @@ def test_a_save_that_fails_keeps_the_older_file(
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_digest_sees_names_shapes_types_and_values() -> None:
-    x = torch.arange(6.0)
-    variants = [
-        [("a", x), ("b", x)],
-        [("a", x), ("c", x)],
-        [("a", x.view(2, 3)), ("b", x)],
-        [("a", x.view(torch.int32)), ("b", x)],
-        [("a", x.clone().index_fill_(0, torch.tensor(5), 0)), ("b", x)],
-    ]
-    assert len({encoders.digest(v) for v in variants}) == len(variants)
-    assert encoders.digest(variants[0]) == encoders.digest(variants[0][::-1])
-    grid = torch.rand(2, 3, 4, 4)
-    wide = grid.to(memory_format=torch.channels_last)
-    assert encoders.digest([("a", grid)]) == encoders.digest([("a", wide)])
-
-
-@pytest.mark.parametrize("share", [0.0, 0.0001, 0.5, 0.9999])
-def test_truncated_and_missing_files(saved, share: float) -> None:
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda data: data[: len(data) // 2], r"victim.* cannot be read .*fetch it again"),
+        (lambda data: flipped(data, len(data) // 2), r"victim.* sha256 .* altered"),
+        (lambda data: flipped(data, len(data) - 1), r"victim.* sha256 .* altered"),
+        (lambda data: save({"weight": torch.zeros(3)}), "victim"),
+    ],
+    ids=["truncated", "flipped", "flipped at the end", "foreign"],
+)
+def test_a_damaged_file_is_refused(saved, harm, message: str) -> None:
     path, _, _ = saved
-    raw = path.read_bytes()
-    path.write_bytes(raw[: int(share * len(raw))])
-    for file in (path, path.with_name("victim 2.safetensors")):
-        with pytest.raises(CheckpointError, match=r"victim.* cannot be read .*fetch it again"):
-            encoders.load(file)
-
-
-@pytest.mark.parametrize("place", [0.2, 0.5, 0.9999999])
-def test_flipped_byte_among_the_weights(saved, place: float) -> None:
-    path, _, _ = saved
-    raw = bytearray(path.read_bytes())
-    raw[int(place * len(raw))] ^= 1
-    path.write_bytes(raw)
-    with pytest.raises(CheckpointError, match=r"victim.* sha256 .* altered"):
+    path.write_bytes(harm(path.read_bytes()))
+    with pytest.raises(CheckpointError, match=message):
         encoders.load(path)
 
 
-def test_flipped_byte_in_the_header(saved: tuple[Path, encoders.Encoder, str]) -> None:
+def test_flipped_byte_in_the_header(saved) -> None:
     """Whatever byte of the stored architecture and hash is altered, it is a CheckpointError."""
     path, _, _ = saved
     raw = path.read_bytes()
     for key in (b'"spec"', b'"sha256"'):
         for place in range(raw.index(key), raw.index(key) + 60):
-            path.write_bytes(raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :])
+            path.write_bytes(flipped(raw, place))
             with pytest.raises(CheckpointError):
                 encoders.load(path)
-
-
-def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "foreign.safetensors"
-    save_file({"weight": torch.zeros(3)}, path)
-    with pytest.raises(CheckpointError, match=r"foreign"):
-        encoders.load(path)
 
 
 @pytest.mark.parametrize(
@@ -456,9 +377,7 @@ def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
         ({"name": "resnet18", "width": 0.125}, r"\d+ missing: backbone.*\d+ unexpected: backbone"),
     ],
 )
-def test_another_architecture_lists_the_keys(
-    saved: tuple[Path, encoders.Encoder, str], options: dict, message: str
-) -> None:
+def test_another_architecture_lists_the_keys(saved, options: dict, message: str) -> None:
     path, _, _ = saved
     into = encoders.build(**{"name": "test_resnet", "out_dim": 10} | options)
     kept = {k: v.clone() for k, v in into.state_dict().items()}
@@ -467,10 +386,6 @@ def test_another_architecture_lists_the_keys(
     assert str(path) in str(caught.value)
     assert "test_resnet" in str(caught.value)
     assert all(torch.equal(v, kept[k]) for k, v in into.state_dict().items()), "nothing was loaded"
-
-
-def test_smaller_images_fit_a_cifar_stem() -> None:
-    assert encoders.embed(encoders.build("resnet18", 8), noise(2, 8)).shape == (2, 512)
 
 
 def test_equal_weights_with_other_inputs_are_another_encoder() -> None:

@@ -49,9 +49,7 @@ def test_a_crash_inside_leaves_the_old_file(tmp_path, crash, folder):
     ("method", "number"),
     [("mkdir", errno.EACCES), ("mkdir", errno.EROFS), ("replace", errno.ENOSPC)],
 )
-def test_what_cannot_be_written_names_the_path_and_the_remedy(
-    tmp_path, monkeypatch, method, number
-):
+def test_what_cannot_be_written_names_path_and_remedy(tmp_path, monkeypatch, method, number):
     path = tmp_path / "a.txt"
     path.write_text("old")
 
@@ -105,13 +103,3 @@ def test_a_digest_is_that_of_names_shapes_types_and_bytes():
         expected.update(text.encode() + value.numpy().tobytes())
     assert files.digest([("b", y), ("a", x)]) == expected.hexdigest()
     assert files.digest([("a", x.t().contiguous().t()), ("b", y)]) == expected.hexdigest()
-
-
-@pytest.mark.parametrize(
-    "change",
-    [lambda x: x + 1, lambda x: x.T, lambda x: x.double(), lambda x: x.view(torch.int32)],
-)
-def test_a_digest_sees_every_change(change):
-    x = torch.arange(4.0).view(1, 4)
-    assert files.digest([("a", x)]) != files.digest([("a", change(x))])
-    assert files.digest([("a", x)]) != files.digest([("b", x)])

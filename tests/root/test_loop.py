@@ -188,11 +188,7 @@ def test_a_killed_run_continues_to_the_same_weights(tmp_path, always_save, epoch
     history = loop.fit(model, loss, N, SCHEDULE, seed=0, checkpoint=path)
     assert (weights_of(model), [row["loss"] for row in history]) == fit()
     assert history[:epoch] == saved, "epochs before the kill were not run again"
-
-
-def test_a_finished_run_is_not_run_again(tmp_path, always_save):
-    first = fit(checkpoint=tmp_path / "c.pt")
-    assert fit(checkpoint=tmp_path / "c.pt", after_epoch=die_at(4)) == first
+    assert fit(checkpoint=path, after_epoch=die_at(4)) == fit(), "a finished run is not run again"
 
 
 def test_dropout_continues_where_it_was(tmp_path, always_save):
@@ -230,9 +226,8 @@ def test_kill_9_in_the_middle_of_an_epoch(tmp_path):
     """
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, "-c", textwrap.dedent(script)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=os.environ | threads
-    ) as p:
+    options = {"stdout": subprocess.PIPE, "text": True, "env": os.environ | threads}
+    with subprocess.Popen(command, **options) as p:
         assert p.stdout is not None
         assert p.stdout.readline() == "in epoch 4\n"
         p.kill()
@@ -377,9 +372,7 @@ def test_the_mode_decides_torch_s_flags(mode, flags, monkeypatch):
         ("mps", loop.COMPILE_FROM, True, {}, False),
     ],
 )
-def test_long_trainings_on_a_gpu_with_a_compiler_are_compiled(
-    device, steps, tools, choice, compiles, monkeypatch
-):
+def test_long_trainings_on_a_gpu_are_compiled(device, steps, tools, choice, compiles, monkeypatch):
     made, model = [], problem()[0]
     monkeypatch.setenv("CC", "cc")
     monkeypatch.setattr(loop, "find_spec", lambda name: tools or None)

@@ -1,6 +1,5 @@
 """The attacks: what they send, what they pay, what they learn, and what they must not touch."""
 
-import copy
 from dataclasses import replace
 
 import pytest
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from contsteal import augment, data, encoders, loop, losses, pretrain, steal
 from contsteal.defenses.perturbation import GaussianNoise
 from contsteal.seeds import generator
-from contsteal.victim import BlackBox, BudgetExceeded, digests
+from contsteal.victim import BlackBox, digests
 
 N = 32
 FAST = steal.Config(encoder="test_resnet", epochs=2, batch=16, lr=1e-3)
@@ -48,30 +47,22 @@ class Recorder(BlackBox):
         return self.answers[-1]
 
 
-class Born:
-    """Surrogates as they were built, and what each saw in training (as the victim would get it)."""
-
-    def __init__(self) -> None:
-        self.nets: list[encoders.Encoder] = []
-        self.seen: list[Tensor] = []
-
-    def note(self, net: encoders.Encoder, inputs: tuple[Tensor]) -> None:
-        x = inputs[0]
-        self.seen.append(x if x.dtype == torch.uint8 else augment.to_uint8(x))
-
-
 @pytest.fixture
-def born(monkeypatch) -> Born:
-    spy, build = Born(), encoders.build
+def seen(monkeypatch) -> list[Tensor]:
+    """What surrogates are shown in training, as the victim would get it."""
+    shown, build = [], encoders.build
+
+    def note(net: encoders.Encoder, inputs: tuple[Tensor]) -> None:
+        x = inputs[0]
+        shown.append(x if x.dtype == torch.uint8 else augment.to_uint8(x))
 
     def noted(*args, **kwargs):
         net = build(*args, **kwargs)
-        spy.nets.append(copy.deepcopy(net))
-        net.register_forward_pre_hook(spy.note)
+        net.register_forward_pre_hook(note)
         return net
 
     monkeypatch.setattr(encoders, "build", noted)
-    return spy
+    return shown
 
 
 def api_of(net: nn.Module, **options) -> BlackBox:
@@ -82,50 +73,13 @@ def digest(net: nn.Module) -> str:
     return encoders.digest(net.state_dict().items())
 
 
-# ------------------------------------------------------------------------------- recipes
-
-
-@pytest.mark.parametrize("attack", list(steal.ATTACKS))
-def test_every_attack_trains_a_surrogate_of_another_width(images, victim, born, attack):
-    before = digest(victim)
-    config, labels = replace(FAST, attack=attack, encoder=OTHER), torch.arange(len(images)) % 10
-    result = steal.train(config, api_of(victim), images, labels=labels)
-    start, stolen = born.nets[0].state_dict(), result.encoder.state_dict()
-    assert not [k for k, v in stolen.items() if v.ndim > 1 and v.equal(start[k])], "never trained"
-    assert [row["epoch"] for row in result.history] == [1, 2]
-    assert not result.encoder.training
-    features = encoders.embed(result.encoder, images[:3])
-    embeds = config.recipe.answer == "embedding"
-    assert features.shape == (3, victim.dim if embeds else born.nets[0].backbone.num_features)
-    assert (result.head is None) == (embeds and not config.recipe.recreate)
-    assert digest(victim) == before
-    assert all(p.grad is None for p in victim.parameters())
-
-
-@pytest.mark.parametrize("attack", list(steal.ATTACKS))
-def test_an_attack_uses_its_loss_at_its_temperature(images, victim, monkeypatch, attack):
-    used, recipe = [], steal.ATTACKS[attack]
-
-    def spy(s, answers, **options):
-        used.append({k: v for k, v in options.items() if k not in ("labels", "negatives")})
-        return recipe.loss(s, answers, **options)
-
-    monkeypatch.setitem(steal.ATTACKS, attack, replace(recipe, loss=spy))
-    config, labels = replace(FAST, attack=attack, epochs=1), torch.arange(16) % 4
-    steal.train(config, api_of(victim), images[:16], labels=labels)
-    steal.train(replace(config, temperature=3.0), api_of(victim), images[:16], labels=labels)
-    own, each = recipe.temperature, recipe.patches
-    expected = [{}, {}] if own is None else [{"temperature": own}, {"temperature": 3.0}]
-    assert used == [options for options in expected for _ in range(each)]
-
-
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_the_embedding_attack_learns_the_answers_of_its_images(images, victim, shuffled):
     class Shuffled(BlackBox):
         def embed(self, images, user="adversary"):
             return super().embed(images, user).roll(len(images) // 2, 0)
 
-    config = replace(FAST, attack="embedding", epochs=30, lr=1e-2)
+    config = replace(FAST, attack="embedding", epochs=22, lr=1e-2)
     stolen = steal.train(config, (Shuffled if shuffled else BlackBox)(victim), images).encoder
     truth = encoders.embed(victim, images)
     error = losses.mse(encoders.embed(stolen, images), truth) / truth.var(0, correction=0).mean()
@@ -141,62 +95,40 @@ def test_the_label_attack_learns_the_labels(images, victim):
     assert (guess == truth).float().mean() > max(0.8, rare)
 
 
-# --------------------------------------------------------------------------------- price
-
-
 @pytest.mark.parametrize(("answers", "rounds"), [(1, 1), (2, 2), (0, 3), (9, 3)])
 @pytest.mark.parametrize("views", ["clean", "surrogate", "shared", "independent"])
-def test_what_an_attack_costs(images, victim, views, answers, rounds):
-    api = BlackBox(victim)
+def test_what_an_attack_costs(images, views, answers, rounds):
+    api = BlackBox(encoders.build("test_resnet"))
     config = replace(FAST, views=views, answers=answers, epochs=3)
-    result = steal.train(config, api, images[:N])
+    steal.ask(config, api, images[:N])
     unique = N * rounds if views in AUGMENTED else N
-    assert (result.unique_inputs, result.calls) == (unique, N * rounds)
     assert (api.ledger.unique_inputs, api.ledger.calls) == (unique, N * rounds)
     assert config.distinct(N) == unique
 
 
-@pytest.mark.parametrize("views", AUGMENTED)
-def test_the_budget_stops_an_attack_before_it_trains(images, victim, views, monkeypatch):
-    api, config = BlackBox(victim, budget=2 * N - 1), replace(FAST, views=views, answers=2)
-    monkeypatch.setattr(loop, "fit", lambda *_, **__: pytest.fail("it trained"))
-    with pytest.raises(BudgetExceeded, match=f"budget is {2 * N - 1}"):
-        steal.train(config, api, images[:N])
-    assert api.ledger.unique_inputs <= 2 * N - 1
-
-
-@pytest.mark.parametrize(("views", "budget"), [("clean", N), ("surrogate", N), ("shared", 2 * N)])
-def test_exactly_the_budget_suffices_and_is_billed_to_its_user(images, victim, views, budget):
-    api = BlackBox(victim, budget=max(budget, len(images)))
+def test_exactly_the_budget_suffices_and_is_billed_to_its_user(images, victim):
+    api = BlackBox(victim, budget=len(images))
     api.embed(images, user="customer")
-    config = replace(FAST, views=views, answers=2)
-    result = steal.train(config, api, images[:N], user="thief")
-    assert (result.unique_inputs, result.calls) == (budget, 2 * N)
+    result = steal.train(replace(FAST, views="shared", answers=2), api, images[:N], user="thief")
+    assert (result.unique_inputs, result.calls) == (2 * N, 2 * N)
     assert api.ledger.account("thief").calls == 2 * N
-
-
-# --------------------------------------------------------------------------------- views
 
 
 @pytest.mark.parametrize("answers", [1, 0])
 @pytest.mark.parametrize("attack", ["cont-steal-code", "embedding"])
-def test_shared_shows_both_the_same_view(images, victim, born, monkeypatch, attack, answers):
+def test_shared_shows_both_the_same_view(images, victim, seen, monkeypatch, attack, answers):
     recipe, pairs = steal.ATTACKS[attack], []
 
     def spy(s, t, **options):
-        pairs.append((born.seen[-1], t))
+        pairs.append((seen[-1], t))
         return recipe.loss(s, t, **options)
 
     monkeypatch.setitem(steal.ATTACKS, attack, replace(recipe, loss=spy))
     api = Recorder(victim)
     steal.train(replace(FAST, attack=attack, views="shared", answers=answers), api, images[:N])
     assert len(api.sent) == len({digests(x)[0] for x in api.sent}) == (answers or FAST.epochs)
-    assert not set(digests(images)) & {d for x in api.sent for d in digests(x)}
-    known = {
-        name: row
-        for x, rows in zip(api.sent, api.answers, strict=True)
-        for name, row in zip(digests(x), rows, strict=True)
-    }
+    known = dict(zip(digests(torch.cat(api.sent)), torch.cat(api.answers), strict=True))
+    assert known.keys().isdisjoint(digests(images))
     assert len(pairs) == FAST.epochs * N // FAST.batch
     assert {name for x, _ in pairs for name in digests(x)} == set(known), "all that was paid for"
     for x, t in pairs:
@@ -204,19 +136,18 @@ def test_shared_shows_both_the_same_view(images, victim, born, monkeypatch, atta
 
 
 @pytest.mark.parametrize("views", ["clean", "surrogate", "independent"])
-def test_who_sees_what(images, victim, born, views):
+def test_who_sees_what(images, victim, seen, views):
     api = Recorder(victim)
     steal.train(replace(FAST, views=views, answers=0), api, images[:N])
     clean = set(digests(images[:N]))
-    sent = {name for x in api.sent for name in digests(x)}
-    seen = [name for x in born.seen for name in digests(x)]
+    sent, shown = set(digests(torch.cat(api.sent))), digests(torch.cat(seen))
     assert sent.isdisjoint(clean) if views == "independent" else sent == clean
     if views == "clean":
-        assert set(seen) == clean
+        assert set(shown) == clean
     else:
-        assert clean.isdisjoint(seen)
-        assert sent.isdisjoint(seen)
-        assert len(set(seen)) == len(seen), "the surrogate's views are fresh in every epoch"
+        assert clean.isdisjoint(shown)
+        assert sent.isdisjoint(shown)
+        assert len(set(shown)) == len(shown), "the surrogate's views are fresh in every epoch"
 
 
 @pytest.mark.parametrize(("views", "each"), [("shared", 1), ("pair", 2)])
@@ -232,10 +163,8 @@ def test_views_are_drawn_once_where_they_fit(images, victim, monkeypatch, views,
         net = steal.train(config, BlackBox(victim), images[:N]).encoder
         results.append((len(drawn), encoders.digest(net.state_dict().items())))
     assert results[0][0] == each * rounds
-    assert results[1][0] > results[0][0] or (views, answers) == (
-        "shared",
-        2,
-    )  # the last two are held
+    held = (views, answers) == ("shared", 2)  # two views are always held
+    assert results[1][0] > results[0][0] or held
     assert results[0][1] == results[1][1], "a view is the same whenever it is drawn"
 
 
@@ -243,7 +172,7 @@ def test_views_are_drawn_once_where_they_fit(images, victim, monkeypatch, views,
 def test_views_depend_on_seed_and_round_alone(images, victim, views):
     def sent(**knobs) -> list[list[bytes]]:
         api = Recorder(victim)
-        steal.train(replace(FAST, views=views, epochs=2, **knobs), api, images[:N])
+        steal.ask(replace(FAST, views=views, **knobs), api, images[:N])
         return [digests(x) for x in api.sent]
 
     two = sent(attack="embedding", answers=2)
@@ -251,9 +180,6 @@ def test_views_depend_on_seed_and_round_alone(images, victim, views):
     assert sent(answers=1) == two[:1]
     assert two[0] != two[1]
     assert sent(answers=1, seed=1)[0] != two[0]
-
-
-# --------------------------------------------------------------------------- determinism
 
 
 def test_the_seed_alone_decides_the_surrogate(images, victim):
@@ -268,9 +194,7 @@ def test_the_seed_alone_decides_the_surrogate(images, victim):
 
 
 @pytest.mark.parametrize("attack", ["cont-steal", "posterior"])
-def test_a_killed_attack_ends_with_the_same_weights_and_ledger(
-    images, victim, tmp_path, monkeypatch, attack
-):
+def test_a_killed_attack_ends_with_the_same_weights(images, victim, tmp_path, monkeypatch, attack):
     monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
     config = replace(FAST, attack=attack, views="independent", answers=2, epochs=4)
     recipe = steal.ATTACKS[attack]
@@ -299,23 +223,19 @@ def test_a_killed_attack_ends_with_the_same_weights_and_ledger(
     assert [r["loss"] for r in resumed.history] == [r["loss"] for r in whole.history]
 
 
-@pytest.mark.parametrize(
-    "other",
-    [{"attack": "embedding"}, {"temperature": 0.1}, {"views": "shared"}, {"encoder": OTHER}],
-)
-def test_a_checkpoint_of_another_attack_is_refused(images, victim, tmp_path, monkeypatch, other):
+def test_a_checkpoint_of_another_attack_is_refused(images, victim, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
     steal.train(FAST, BlackBox(victim), images[:N], checkpoint=tmp_path / "c.pt")
-    with pytest.raises(ValueError, match="another run"):
-        steal.train(replace(FAST, **other), BlackBox(victim), images[:N], tmp_path / "c.pt")
-
-
-# -------------------------------------------------------------------------------- errors
+    changes = {"attack": "embedding", "temperature": 0.1, "views": "shared", "encoder": OTHER}
+    for name, value in changes.items():
+        other = replace(FAST, **{name: value})
+        with pytest.raises(ValueError, match="another run"):
+            steal.train(other, BlackBox(victim), images[:N], tmp_path / "c.pt")
 
 
 def test_a_class_may_first_appear_in_a_later_round(images, victim):
     class Later(BlackBox):
-        """AnswerCache class 1 in the first round and class 4 in the second."""
+        """Answer class 1 in the first round and class 4 in the second."""
 
         def classify(self, images, answer="label", user="adversary"):
             labels = super().classify(images, answer, user)
@@ -326,17 +246,7 @@ def test_a_class_may_first_appear_in_a_later_round(images, victim):
     assert steal.train(config, api, images[:N]).head.out_features > 4
 
 
-# ------------------------------------------------------------------- adapting to a defence
-
 ANSWERS = torch.randn(60, 8, generator=generator("answers"))
-
-
-def test_the_mean_takes_an_offset_with_it():
-    shifted = GaussianNoise(0.0, mean=10.0)(ANSWERS, "u")
-    torch.testing.assert_close(
-        steal.subtract_mean(shifted), steal.subtract_mean(ANSWERS), rtol=0, atol=1e-5
-    )
-    assert steal.subtract_mean(shifted).mean(0).abs().max() < 1e-5
 
 
 def test_a_remap_is_the_least_squares_solution():
@@ -355,8 +265,6 @@ def test_a_map_is_learnt_from_enough_shared_queries_only():
     few = steal.learn_remap(ANSWERS[:5], target[:5])
     torch.testing.assert_close(steal.remap(ANSWERS[:5], *few), target[:5], rtol=1e-3, atol=1e-3)
     assert steal.cosine_distance(steal.remap(ANSWERS, *few), target) > 0.05
-    assert steal.cosine_distance(ANSWERS, 3 * ANSWERS) == pytest.approx(0, abs=1e-12)
-    assert steal.cosine_distance(ANSWERS, -ANSWERS) == pytest.approx(2)
 
 
 def test_constant_coordinates_do_no_harm():
