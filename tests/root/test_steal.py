@@ -79,7 +79,7 @@ def test_the_embedding_attack_learns_the_answers_of_its_images(images, victim, s
         def embed(self, images, user="adversary"):
             return super().embed(images, user).roll(len(images) // 2, 0)
 
-    config = replace(FAST, attack="embedding", epochs=22, lr=1e-2)
+    config = replace(FAST, attack="embedding", epochs=30, lr=1e-2)
     stolen = steal.train(config, (Shuffled if shuffled else BlackBox)(victim), images).encoder
     truth = encoders.embed(victim, images)
     error = losses.mse(encoders.embed(stolen, images), truth) / truth.var(0, correction=0).mean()
