@@ -191,7 +191,7 @@ def test_a_defence_of_a_user_s_module_is_keyed_by_its_file(
     package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = package.parent / "my_defence.py"
-    edit(file, "from contsteal.defenses.state import real\n\n\nclass Mine:\n    std = 1.0\n")
+    edit(file, "from contsteal.defenses.state import Described\n\n\nclass Mine:\n    std = 1.0\n")
     monkeypatch.syspath_prepend(str(package.parent))
     monkeypatch.setattr(artifacts, "PACKAGE", artifacts.PACKAGE)
     module = __import__("my_defence")
