@@ -93,9 +93,8 @@ def _imports(module: str, file: Path, changed: int) -> frozenset[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            levels = node.level - (
-                file.name == "__init__.py"
-            )  # of dots: that of a package is itself
+            # The first dot of a package's own file means the package itself.
+            levels = node.level - (file.name == "__init__.py")
             start = ".".join(module.split(".")[: -levels or None]) if node.level else ""
             base = ".".join(filter(None, (start, node.module)))
             parts = [f"{base}.{alias.name}" for alias in node.names]  # modules, or names in one
@@ -117,10 +116,9 @@ def _source_key(file: Path, changed: int) -> str:
     if file.suffix != ".py":
         return files.sha256(file)
     tree = _parsed(file)
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
-            node
-        ):
+        if isinstance(node, documented) and ast.get_docstring(node):
             node.body = node.body[1:]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 

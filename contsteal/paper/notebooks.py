@@ -146,7 +146,7 @@ def _key(stem: str, profile: str, values: dict[str, Any]) -> dict[str, str]:
     modules = imports("\n".join(code))
     styles = [p for p in sorted(artifacts.PACKAGE.rglob("*.*")) if p.suffix not in (".py", ".pyc")]
     parts = {
-        "parameters": values,
+        "parameters": json.dumps(values),  # as text: rows of tables follow their order
         "settings": [common, settings.get("expectations")],
         "code": code,
         "package": [artifacts.sources("contsteal", *modules), *map(files.sha256, styles)],

@@ -15,7 +15,7 @@ from contsteal.lab import experiment, inspection, profiles
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two splits, two classes and images of noise, told apart by their even red."""
+    """A folder with two splits, two classes and noise images, each with its own constant red."""
     root = tmp_path_factory.mktemp("images")
     for split, count in (("train", 12), ("test", 4)):
         for k in range(count):

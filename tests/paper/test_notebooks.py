@@ -202,7 +202,11 @@ def test_imports_are_read_from_code() -> None:
 def test_parameters_reach_the_notebook_in_their_order(desk: Path, capsys) -> None:
     """A table whose rows follow a parameter must not depend on how it was passed."""
     path = desk / "notebooks" / f"{FIRST}.ipynb"
-    path.write_text(path.read_text().replace("n = [1]", "n = {'rounding': 0, 'b4b': 1}"))
+    path.write_text(path.read_text().replace("n = [1]", "n = {'b4b': 0}"))
+    write_profile(desk, f"notebooks: {{{FIRST}: {{n: {{b4b: 1, rounding: 0}}}}}}")
+    assert run(capsys) == 0
+    write_profile(desk, f"notebooks: {{{FIRST}: {{n: {{rounding: 0, b4b: 1}}}}}}")
+    assert reasons()[FIRST] == "parameters", "another order"
     assert run(capsys) == 0
     executed = (desk / "runs" / "tiny" / f"{FIRST}.ipynb").read_text()
     assert executed.count('{\\"rounding\\": 0, \\"b4b\\": 1}') == 1
