@@ -86,6 +86,10 @@ def test_a_published_figure_lies_beside_its_table_and_stamp(stem: str, home: Pat
     assert figures.read(home / "study", stem)[1] == stamp
     figures.publish(stem, *figures.read(home / "study", stem))
     assert content(home / "study") == first, "equal tables give equal bytes"
+    figures.publish(stem, table, stamp | {"seeds": "9"})
+    later = content(home / "study")
+    changed = {name.rpartition(".")[2] for name in first if later[name] != first[name]}
+    assert changed == {"pdf", "png", "json"}, "a picture never stays behind its table or stamp"
 
 
 @pytest.mark.parametrize("stem", figures.FIGURES)

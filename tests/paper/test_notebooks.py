@@ -343,6 +343,18 @@ def test_jobs_are_the_profiles_unless_make_was_given_some(
     assert notebooks._jobs(2, 5) == expected
 
 
+def test_the_longest_notebook_starts_first(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def order() -> list[str]:
+        assert command("prepare") == 0
+        words = capsys.readouterr().out.split()
+        return [Path(word).stem for word in words if word.endswith(".ipynb")]
+
+    assert order() == [LAST, FIRST], "later ones take longer where no times are known"
+    times = {FIRST: {"seconds": 61.0, "device": "a CPU"}, LAST: {"seconds": 9.0, "device": "a CPU"}}
+    files.write_json(desk / "figures" / "tiny" / notebooks.TIMINGS, times)
+    assert order() == [FIRST, LAST]
+
+
 # -------------------------------------------------------------------------------- durations
 
 

@@ -135,13 +135,14 @@ def test_the_victim_answers_in_eval_mode_and_keeps_its_state(training):
         lambda api, x: api.embed(x),
         lambda api, x: api.classify(x, answer="posterior"),
         lambda api, x: api.classify(x),
+        lambda api, x: api.project(x),
     ],
-    ids=["embed", "posterior", "label"],
+    ids=["embed", "posterior", "label", "projection"],
 )
 def test_no_gradient_reaches_the_victim(ask):
     net, head, surrogate = Toy(), nn.Linear(DIM, 3), Toy()
     x = pictures(4)
-    answers = ask(BlackBox(net, head=head), x)
+    answers = ask(BlackBox(net, head=head, projector=head), x)
     assert not answers.requires_grad
     assert answers.grad_fn is None
     (surrogate(x).sum() * answers.float().sum()).backward()
