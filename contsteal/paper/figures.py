@@ -249,7 +249,8 @@ def readme(profile: str = "demo") -> str:
         f"images per attack, seeds {stamp['seeds']}.",
         "\n".join(f"- {summary.title}." for summary in results.values()),
         shown.reset_index().to_markdown(index=False),
-        "Percentages; in brackets 95 % t-intervals over seeds.",
+        "Percentages; in brackets 95 % t-intervals over seeds. Trainings of this profile are short, and "
+        "whether a difference survives longer training is not tested here.",
         f"{markdown(profile, short=True)[0]} [All results](figures/{profile}/summary.md).",
     ])  # fmt: skip
 
