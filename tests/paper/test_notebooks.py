@@ -425,6 +425,7 @@ def make(home: Path, *options: str) -> subprocess.Popen[str]:
         ["make", "paper", "PROFILE=tiny", f"PYTHON={sys.executable}", *options], cwd=home, text=True,
         env=own | {"PYTHONPATH": str(home)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored if tests run by `&`
     )  # fmt: skip
 
 
