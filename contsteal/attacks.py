@@ -4,8 +4,9 @@ To add an attack, write its loss (in `losses` or a module of its own) and add it
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from math import ceil
 from typing import Literal, get_args
 
 from torch import Tensor
@@ -149,12 +150,14 @@ class Config:
     encoder: str = "resnet18"
     width: float = 1.0
     image_size: int = 32
-    epochs: int = 100
+    epochs: int = 100  # where `steps` is 0
+    steps: int = 0  # of the optimizer, however many the query images
     batch: int = 128
     lr: float = 1e-3
     weight_decay: float = 1e-4
     seed: int = 0  # of views, first weights and batches
     shuffled: bool = False  # a control: each image is given the answer to another one
+    output_layer: bool = True  # a linear layer into the victim's space ends every surrogate
     adapt: Adaptation = "none"  # what is done to answers before training
     accounts: int = 1  # that share the queries, each defended as a user of its own
     anchors: int = 128  # images that every account sends, to map its answers to the first one's
@@ -167,6 +170,12 @@ class Config:
                 "at least 1 account"
             )
 
+    def for_images(self, n: int) -> "Config":
+        """Return this config with the epochs that its `steps` need on `n` query images."""
+        if self.steps < 1 or n < self.batch or self.batch < 1:
+            return self
+        return replace(self, epochs=ceil(self.steps / (n // self.batch)))
+
     @property
     def recipe(self) -> Recipe:
         """The attack's row; ValueError for an unknown name lists the known ones."""
@@ -177,14 +186,13 @@ class Config:
     @property
     def mode(self) -> Views:
         """The views in force; ValueError for unknown ones, and for those that the loss cannot take."""
-        mode = self.views or self.recipe.views
+        own = self.recipe.views
+        mode = self.views or own
         if mode not in get_args(Views):
             raise ValueError(f"unknown views {mode!r}: choose one of {', '.join(get_args(Views))}")
-        if mode != self.recipe.views and self.recipe.fixed:
-            raise ValueError(
-                f"views {mode!r} of {self.attack}: its loss needs those of {self.recipe.views!r}"
-            )
-        if mode != self.recipe.views and mode == "both":
+        if mode != own and self.recipe.fixed:
+            raise ValueError(f"views {mode!r} of {self.attack}: its loss needs those of {own!r}")
+        if mode != own and mode == "both":
             raise ValueError(
                 f"views 'both' of {self.attack}: only stolen-encoder's loss takes them"
             )

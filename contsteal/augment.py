@@ -6,7 +6,7 @@ torchvision's. Parameters are drawn from an explicit CPU generator: a view is de
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -66,9 +66,7 @@ def crop_resize(images: Tensor, boxes: Tensor, flip: Tensor) -> Tensor:
     # Samples stay inside the box: what lies beyond its edge must not bleed into the crop.
     y = torch.clamp(top + step * height - 0.5, min=top, max=top + height - 1)
     x = torch.clamp(left + across * width - 0.5, min=left, max=left + width - 1)
-    grid = torch.stack(
-        [x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], dim=-1
-    )  # (N, H, H, 2)
+    grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), -1)  # (N, H, H, 2)
     grid = (2 * grid + 1) / size - 1
     return F.grid_sample(images, grid, mode="bilinear", align_corners=False)
 
@@ -198,14 +196,8 @@ def _vision() -> Any:
     return functional
 
 
-def _affine(
-    x: Tensor, shift: tuple[int, int] = (0, 0), shear: tuple[float, float] = (0, 0)
-) -> Tensor:
+def _affine(x: Tensor, shift: Sequence[int] = (0, 0), shear: Sequence[float] = (0, 0)) -> Tensor:
     return _vision().affine(x, 0.0, list(shift), 1.0, list(map(float, shear)), center=[0.0, 0.0])
-
-
-def _solarize_add(images: Tensor, sign: int, g: Draw) -> Tensor:
-    return torch.where(images < 128, (images.int() + 51).clamp(max=255).to(torch.uint8), images)
 
 
 def _cutout(images: Tensor, sign: int, g: Draw) -> Tensor:
@@ -233,7 +225,7 @@ RANDAUGMENT: dict[str, Operation] = {
     "rotate": lambda x, sign, g: _vision().rotate(x, 14.0 * sign),
     "posterize": lambda x, sign, g: _vision().posterize(x, 1),
     "solarize": lambda x, sign, g: _vision().solarize(x, 119.5),
-    "solarize_add": _solarize_add,
+    "solarize_add": lambda x, sign, g: torch.where(x < 128, x + 51, x),
     "color": lambda x, sign, g: _vision().adjust_saturation(x, 0.94),
     "contrast": lambda x, sign, g: _vision().adjust_contrast(x, 0.94),
     "brightness": lambda x, sign, g: _vision().adjust_brightness(x, 0.94),
@@ -280,6 +272,13 @@ def simclr(images: Tensor, g: Draw) -> Tensor:
     return out
 
 
+def upright(images: Tensor, g: Draw) -> Tensor:
+    """SimCLR's policy for things with a handedness: crop (0.4, 1), jitter, gray, and no flip."""
+    boxes = draw_boxes(len(images), images.shape[-1], g, scale=(0.4, 1.0))
+    out = crop_resize(to_float(images), boxes, torch.zeros(len(images), dtype=torch.bool))
+    return grayscale(jitter(out, g), g)
+
+
 def randaugment(images: Tensor, g: Draw) -> Tensor:
     """The official Cont-Steal code's policy: RandAugment(2, 14), crop with padding 4, flip.
 
@@ -307,6 +306,7 @@ def patch(images: Tensor, g: Draw, share: float) -> Tensor:
 POLICIES: dict[str, Callable[[Tensor, Draw], Tensor]] = {
     "none": none,
     "simclr": simclr,
+    "upright": upright,
     "randaugment": randaugment,
     "rotation": rotation,
     "patch90": partial(patch, share=0.9),

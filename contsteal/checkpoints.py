@@ -81,13 +81,16 @@ def import_weights(path: Path, net: Any) -> Report:
     if problem := _problem(weights, match.unexpected, net) or _activation(match, net.backbone):
         raise CheckpointError(f"{path} ({layout}) does not fit {net.spec}: {problem}")
     net.backbone.load_state_dict(weights)
-    left_out = dict(match.left_out)
+    left_out = match.left_out | ({"not weights": table.others} if table.others else {})
     if "momentum copy" in left_out:
         note = f"the file holds two encoders: {match.prefix}* is the trained one, and was taken"
         notes.append(note)
-    if table.others:
-        left_out["not weights"] = table.others
-    notes.append(_unstated(net))
+    mean, std = ([round(v, 4) for v in x.flatten().tolist()] for x in (net.mean, net.std))
+    note = f"the file states no normalisation: the encoder uses mean {mean}, std {std}"
+    stem = getattr(net.backbone, "conv1", None)
+    if isinstance(stem, nn.Conv2d) and stem.kernel_size == (3, 3):
+        note += f", and pads its stem by {stem.padding[0]} (solo-learn's CIFAR ResNets by 2)"
+    notes.append(f"{note}; where its project differs, build with inputs={{...}}")
     return Report(path, files.sha256(path), layout, len(match.used), left_out, tuple(notes))
 
 
@@ -123,8 +126,9 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             keys = file.keys()
             return {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        message = f"{path} cannot be read ({error}): train or fetch it again"
-        raise CheckpointError(message) from error
+        raise CheckpointError(
+            f"{path} cannot be read ({error}): train or fetch it again"
+        ) from error
 
 
 def _unpickle(path: Path) -> object:
@@ -174,8 +178,12 @@ def _match(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Match:
         name = names.get(short, "")
         if name in own and name not in used:
             used[name] = key
+            continue
+        first = (name or short).partition(".")[0]
+        if MOMENTUM.fullmatch(first) or (online in COPIED and first == "backbone"):
+            others["momentum copy"].append(key)
         else:
-            others[_reason(name or short, online)].append(key)
+            others["head" if HEAD.fullmatch(first) else "unexpected"].append(key)
     unexpected = tuple(others.pop("unexpected"))
     left_out = {reason: tuple(keys) for reason, keys in others.items() if keys}
     return Match(outer + prefix, used, left_out, unexpected)
@@ -198,23 +206,12 @@ def _timm_names(keys: list[str]) -> list[str]:
     return [n.replace(".shortcut.", ".downsample.") for n in names]
 
 
-def _reason(name: str, online: str) -> str:
-    """Return why a key that is no part of the encoder is left out."""
-    first = name.partition(".")[0]
-    if MOMENTUM.fullmatch(first) or (online in COPIED and first == "backbone"):
-        return "momentum copy"
-    return "head" if HEAD.fullmatch(first) else "unexpected"
-
-
 def _batch_norm(
     chosen: Mapping[str, Tensor], own: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the tensors with statistics as timm keeps them, and notes on what was changed.
-
-    Old files lack the counts of batches; lightly's split batch norm keeps k x C statistics.
-    """
-    counts = [k for k in own if k.endswith(".num_batches_tracked") and k not in chosen]
-    averaged = {}
+    """Return the tensors with statistics as timm keeps them, and notes on what was changed."""
+    counts = [k for k in own if k.endswith(".num_batches_tracked") and k not in chosen]  # old files
+    averaged = {}  # lightly's split batch norm keeps k x C statistics
     for name, value in chosen.items():
         layer, _, kind = name.rpartition(".")
         size, weight = own[name].numel(), chosen.get(f"{layer}.weight", value)
@@ -251,21 +248,24 @@ def _problem(weights: Mapping[str, Tensor], unexpected: Iterable[str], net: Any)
     own |= {k: v for k, v in net.state_dict().items() if not k.startswith("backbone.")}
     extra = {f"{k} twice" if k in own else k: torch.empty(0) for k in unexpected}
     problem = misfit(own, {**weights, **extra})
-    return problem and "; ".join([problem, *_hints(weights, net)])
-
-
-def _hints(weights: Mapping[str, Tensor], net: Any) -> list[str]:
-    """Return which arguments of `encoders.build` would fit a file that does not."""
-    own = net.backbone.state_dict()
+    if not problem:
+        return ""
     shapes: Shapes = {
         k: (tuple(weights[k].shape), tuple(own[k].shape))
         for k in own.keys() & weights.keys()
         if weights[k].shape != own[k].shape and weights[k].ndim == own[k].ndim
     }
-    hints = [*_stem_hints(shapes), *_token_hints(shapes, net.backbone)]
+    from timm.models import VisionTransformer  # imported late: timm takes seconds
+
+    hints = _stem_hints(shapes)
+    if "pos_embed" in shapes and isinstance(net.backbone, VisionTransformer):
+        (_, theirs, _), (_, ours, _) = shapes["pos_embed"]
+        patches = net.backbone.patch_embed
+        side = max(0, theirs - ours + patches.num_patches) ** 0.5
+        hints.append(f"image_size: {side * patches.patch_size[0]:g} fits its tokens")
     if any(k.startswith("projection.") for k in net.state_dict()):
         hints.append("an output layer cannot be imported: build without out_dim")
-    return hints
+    return "; ".join([problem, *hints])
 
 
 def _stem_hints(shapes: Shapes) -> list[str]:
@@ -281,39 +281,16 @@ def _stem_hints(shapes: Shapes) -> list[str]:
     return [*hints, f"width: {first[0] / 64:g} fits its channels"] if first[0] != mine[0] else hints
 
 
-def _token_hints(shapes: Shapes, backbone: Any) -> list[str]:
-    """Return which image size has as many tokens as the file's vision transformer."""
-    from timm.models import VisionTransformer  # imported late: timm takes seconds
-
-    if "pos_embed" not in shapes or not isinstance(backbone, VisionTransformer):
-        return []
-    (_, theirs, _), (_, ours, _) = shapes["pos_embed"]
-    side = max(0, theirs - ours + backbone.patch_embed.num_patches) ** 0.5
-    return [f"image_size: {side * backbone.patch_embed.patch_size[0]:g} fits its tokens"]
-
-
 def _activation(match: Match, backbone: Any) -> str:
-    """Compare the ReLU behind the stem with a file that numbers its layers; "" where they agree.
-
-    nn.Sequential numbers a ReLU too. Where lightly builds one from its own ResNet, whose ReLU is a
-    function, the stem has none.
-    """
+    """Compare the ReLU behind the stem with a file that numbers its layers; "" where they agree."""
     keys = [match.used.get(k, "") for k in ("bn1.weight", "layer1.0.conv1.weight")]
     children = [key.removeprefix(match.prefix).partition(".")[0] for key in keys]
     if not all(child.isdecimal() for child in children):
         return ""
+    # nn.Sequential numbers a ReLU too. Where lightly builds one from its own ResNet, whose ReLU is a
+    # function, the stem has none.
     relu = int(children[1]) - int(children[0]) > 1
     if relu != isinstance(backbone.act1, nn.Identity):
         return ""
     stem = "a ReLU" if relu else "no ReLU"
     return f"by its numbers, its stem has {stem}: build with inputs={{'relu': {relu}}}"
-
-
-def _unstated(net: Any) -> str:
-    """Say how the encoder treats images, which a file of weights cannot state."""
-    mean, std = ([round(v, 4) for v in x.flatten().tolist()] for x in (net.mean, net.std))
-    note = f"the file states no normalisation: the encoder uses mean {mean}, std {std}"
-    stem = getattr(net.backbone, "conv1", None)
-    if isinstance(stem, nn.Conv2d) and stem.kernel_size == (3, 3):
-        note += f", and pads its stem by {stem.padding[0]} (solo-learn's CIFAR ResNets by 2)"
-    return f"{note}; where its project differs, build with inputs={{...}}"

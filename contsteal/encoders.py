@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,27 @@ from contsteal.files import digest
 
 CIFAR_STEM = ("resnet18", "resnet34", "resnet50")  # 3 x 3 first convolution up to 64 px
 STEM_INPUTS = ("padding", "relu")  # in which projects' CIFAR stems differ
+SMALL = "conv4"  # the one network that is not timm's
+CHANNELS = {SMALL: (16, 32, 64, 128)}  # of each layer, at width 1
 
 
 class DownloadError(RuntimeError):
     """Pretrained weights that could not be fetched."""
+
+
+class Conv4(nn.Sequential):
+    """Four 3 x 3 convolutions at stride 2 and the mean over what is left: fast at 32 px on a CPU."""
+
+    feature_info = ({"reduction": 16},)  # as timm's networks say how they shrink images
+
+    def __init__(self, *channels: int) -> None:
+        layers: list[nn.Module] = []
+        for a, b in pairwise((3, *channels)):
+            convolution = nn.Conv2d(a, b, 3, 2, 1, bias=False)
+            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+            layers += [convolution, nn.BatchNorm2d(b), nn.ReLU(inplace=True)]
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.num_features = channels[-1]
 
 
 class Encoder(nn.Module):
@@ -40,17 +58,19 @@ class Encoder(nn.Module):
     std: Tensor
 
     def __init__(self, backbone: nn.Module, out_dim: int | None, spec: dict[str, Any]) -> None:
-        from timm.data import resolve_model_data_config
-
         super().__init__()
         self.backbone, self.spec = backbone, spec
         self.licence = "own weights"
         self.report: checkpoints.Report | None = None
         width = int(getattr(backbone, "head_hidden_size", self.backbone.num_features))
-        same = out_dim is None or out_dim == width
         self.dim = width if out_dim is None else out_dim
-        self.projection = nn.Identity() if same else nn.Linear(width, self.dim)
-        config = resolve_model_data_config(backbone) | spec.get("inputs", {})
+        self.projection = nn.Identity() if out_dim is None else nn.Linear(width, self.dim)
+        config: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+        if not isinstance(backbone, Conv4):
+            from timm.data import resolve_model_data_config
+
+            config = resolve_model_data_config(backbone)
+        config |= spec.get("inputs", {})
         for name in ("mean", "std"):
             value = torch.tensor(config[name]).view(1, 3, 1, 1)
             self.register_buffer(name, value, persistent=False)
@@ -77,14 +97,14 @@ def build(
     inputs: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Encoder:
-    """Build an encoder: a ResNet with a CIFAR stem up to 64 px, else any timm model.
+    """Build an encoder: `conv4` for CPUs, a ResNet with a CIFAR stem up to 64 px, or any timm model.
 
     Args:
-        name: of the architecture in timm, with a tag for weights.
+        name: "conv4", or of the architecture in timm, with a tag for weights.
         image_size: side in pixels. Up to 64, ResNet-18, 34 and 50 get CIFAR's stem (3 x 3, stride 1, no
             pooling); networks that take images of one size are made for this one.
-        width: factor on the channels of a ResNet's stages.
-        out_dim: features' dimension; a linear layer is appended where the network's own differs.
+        width: factor on the channels of conv4 or of a ResNet's stages.
+        out_dim: features' dimension of a linear layer that is appended; None appends none.
         pretrained: take timm's weights.
         weights: a file of `save`, or of another project.
         inputs: how that project treats images: mean, std, and padding and relu of the CIFAR stem.
@@ -97,8 +117,7 @@ def build(
     """
     if pretrained and weights is not None:
         raise ValueError(f"weights={weights} and pretrained exclude each other: give one of them")
-    spec: dict[str, Any] = {"name": name, "image_size": image_size}
-    spec |= {"width": width, "out_dim": out_dim}
+    spec: dict[str, Any] = dict(name=name, image_size=image_size, width=width, out_dim=out_dim)
     spec |= {"inputs": dict(inputs)} if inputs else {}  # absent by default, as in older files
     check(name, width)
     _check_inputs(name, image_size, inputs or {})
@@ -106,7 +125,13 @@ def build(
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
         net = _draw(spec, pretrained).to(memory_format=torch.channels_last)
     _check_runs(net)
-    return net if weights is None else _fill(net, Path(weights))
+    if weights is None:
+        return net
+    path = Path(weights)
+    if path.suffix == ".safetensors" and "seal" in checkpoints.read_safetensors(path)[1]:
+        return load(path, net)
+    net.report, net.licence = checkpoints.import_weights(path, net), "not stated"
+    return net
 
 
 def _draw(spec: dict[str, Any], pretrained: bool) -> Encoder:
@@ -114,7 +139,9 @@ def _draw(spec: dict[str, Any], pretrained: bool) -> Encoder:
     name, image_size, inputs = spec["name"], spec["image_size"], spec.get("inputs", {})
     if pretrained:
         _check_pretrained(name, image_size, spec["width"])
-    backbone: Any = _create(name, pretrained, _options(name, image_size, spec["width"]))
+    if name == SMALL:
+        return Encoder(Conv4(*_channels(name, spec["width"])), spec["out_dim"], spec)
+    backbone: Any = _create(name, image_size, spec["width"], pretrained)
     if _has_cifar_stem(name, image_size):
         channels = backbone.conv1.out_channels
         backbone.conv1 = nn.Conv2d(3, channels, 3, 1, inputs.get("padding", 1), bias=False)
@@ -132,37 +159,32 @@ def _has_cifar_stem(name: str, image_size: int) -> bool:
 
 
 def _channels(name: str, width: float) -> tuple[int, ...]:
-    """Return the channels of a ResNet's stages; ValueError where it cannot have this width."""
-    if "resnet" not in name or name.startswith("test_"):
-        raise ValueError(f"width={width} of {name}: only ResNets have a width; leave it at 1.0")
-    channels = tuple(int(c * width) for c in (64, 128, 256, 512))
+    """Return the channels of conv4 or of a ResNet's stages; ValueError for an unfit width."""
+    if name != SMALL and ("resnet" not in name or name.startswith("test_")):
+        raise ValueError(
+            f"width={width} of {name}: only {SMALL} and ResNets have a width; leave it at 1.0"
+        )
+    channels = tuple(int(c * width) for c in CHANNELS.get(name, (64, 128, 256, 512)))
     if width <= 0 or min(channels) < 8 or any(c % 8 for c in channels):
-        raise ValueError(f"width={width} of {name}: 64 x width must be a multiple of 8")
+        least = CHANNELS.get(name, (64,))[0]
+        raise ValueError(f"width={width} of {name}: {least} x width must be a multiple of 8")
     return channels
 
 
-def _options(name: str, image_size: int, width: float) -> dict[str, Any]:
-    """Return timm's arguments for this size and width."""
-    import timm
-
-    config = timm.get_pretrained_cfg(name)
-    options: dict[str, Any] = {} if width == 1.0 else {"channels": _channels(name, width)}
-    if config and config.fixed_input_size and config.input_size[-1] != image_size:
-        options["img_size"] = image_size
-    return options
-
-
-def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+def _create(name: str, image_size: int, width: float, pretrained: bool) -> nn.Module:
     """Create timm's network without its classifier, or say what prevents it."""
     import timm
 
+    config: Any = timm.get_pretrained_cfg(name)
+    options: dict[str, Any] = {} if width == 1.0 else {"channels": _channels(name, width)}
+    if config and config.fixed_input_size and config.input_size[-1] != image_size:
+        options["img_size"] = image_size
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     except Exception as error:  # of timm, of its hub, or of any architecture
         line = f"{type(error).__name__}: {error}".partition("\n")[0]
         if not pretrained:
             raise ValueError(f"{name} cannot be built with {options} ({line})") from error
-        config: Any = timm.get_pretrained_cfg(name)
         raise DownloadError(
             f"the weights of {name} could not be fetched ({line}). Without a network, fetch "
             f"model.safetensors of {config.hf_hub_id} from the Hugging Face hub elsewhere, and build "
@@ -170,20 +192,15 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
         ) from None  # a stack of the hub's errors would hide what to do
 
 
-def _fill(net: Encoder, path: Path) -> Encoder:
-    """Read a file of `save`, or of another project, into the encoder."""
-    if path.suffix == ".safetensors" and "seal" in checkpoints.read_safetensors(path)[1]:
-        return load(path, net)
-    net.report, net.licence = checkpoints.import_weights(path, net), "not stated"
-    return net
-
-
 def check(name: str, width: float = 1.0) -> None:
     """Raise ValueError for a name that timm does not know (with the nearest) or an unfit width."""
+    if name == SMALL:
+        _channels(name, width)
+        return
     import timm
 
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=4)
+        near = difflib.get_close_matches(name, [SMALL, *timm.list_models()], n=4)
         raise ValueError(f"unknown encoder {name!r}: nearest names are {', '.join(near) or 'none'}")
     try:
         timm.get_pretrained_cfg(name)
@@ -214,7 +231,7 @@ def _check_pretrained(name: str, image_size: int, width: float) -> None:
     """Raise ValueError where timm has no weights for this size and width."""
     import timm
 
-    config = timm.get_pretrained_cfg(name)
+    config = None if name == SMALL else timm.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
         raise ValueError(f"{name}: timm has no pretrained weights; set `pretrained: false`")
     if _has_cifar_stem(name, image_size):
@@ -233,21 +250,21 @@ def _check_pretrained(name: str, image_size: int, width: float) -> None:
 
 
 def _check_runs(net: Encoder) -> None:
-    """Raise ValueError for images that the network cannot run on, or that shrink to one pixel.
-
-    A stride of 2 has nothing left to see before the last stage then, and oneDNN's bfloat16 gradient of
-    such a convolution is uninitialised memory (torch 2.15, on a CPU).
-    """
-    from timm.models import ResNet
-
+    """Raise ValueError for images that the network cannot run on, or that shrink to one pixel."""
     name, size = net.spec["name"], net.spec["image_size"]
     stages = getattr(net.backbone, "feature_info", None) or [{"reduction": 1}]
     needs = 1 if _has_cifar_stem(name, size) else stages[-1]["reduction"]
+    # With one pixel a stride of 2 has nothing left to see before the last stage, and oneDNN's bfloat16
+    # gradient of such a convolution is uninitialised memory (torch 2.15, on a CPU).
     if size < needs:
         raise ValueError(
             f"{name} at {size} px: it needs images of at least {needs} px; set `image_size: "
             f"{needs}`, or take one of {', '.join(CIFAR_STEM)}, whose CIFAR stem takes smaller ones"
         )
+    if name == SMALL:
+        return
+    from timm.models import ResNet
+
     if isinstance(net.backbone, ResNet):  # which run at any size
         return
     try:
@@ -291,8 +308,7 @@ def _gmac(net: Encoder) -> float:
 
 def identity(net: Encoder) -> str:
     """Return a sha256 over an encoder's weights, architecture, and how it reads its inputs."""
-    spec = json.dumps(net.spec, sort_keys=True)
-    return hashlib.sha256(f"{digest(net.state_dict().items())} {spec}".encode()).hexdigest()
+    return _seal(digest(net.state_dict().items()), json.dumps(net.spec, sort_keys=True))
 
 
 def save(net: Encoder, path: Path, **metadata: str | int | float) -> str:

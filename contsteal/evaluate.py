@@ -16,17 +16,14 @@ L2_GRID = (1e-1, 1e-2, 1e-3, 1e-4)
 STEPS = 100  # of L-BFGS at most; half as many where a fit only helps to choose the penalty
 
 
-def _check(x: Tensor, y: Tensor) -> None:
-    if x.ndim != 2 or y.shape != x.shape[:1]:
-        raise ValueError(f"features {tuple(x.shape)} need labels ({len(x)},), got {tuple(y.shape)}")
-    if not x.isfinite().all():
-        rows = (~x.isfinite().all(1)).nonzero()[:5, 0].tolist()
-        raise ValueError(f"features hold NaN or infinity, first in rows {rows}")
-
-
 def _check_task(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> None:
-    _check(train_x, train_y)
-    _check(test_x, test_y)
+    for x, y in ((train_x, train_y), (test_x, test_y)):
+        if x.ndim != 2 or y.shape != x.shape[:1]:
+            shapes = f"{tuple(x.shape)} need labels ({len(x)},), got {tuple(y.shape)}"
+            raise ValueError(f"features {shapes}")
+        if not x.isfinite().all():
+            rows = (~x.isfinite().all(1)).nonzero()[:5, 0].tolist()
+            raise ValueError(f"features hold NaN or infinity, first in rows {rows}")
     if train_x.shape[1] != test_x.shape[1]:
         raise ValueError(
             f"training features {tuple(train_x.shape)} and test features {tuple(test_x.shape)}: "

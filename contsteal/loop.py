@@ -55,6 +55,7 @@ class Schedule:
     weight_decay: float = 1e-4
     warmup: float = 0.1  # share of all steps
     optimizer: str = "adamw"  # a name of OPTIMIZERS
+    steps: int = 0  # of the optimizer, which then cut the last epoch short; 0: all of the epochs'
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         """Return the optimizer of the weights that are trained; ValueError for an unknown name."""
@@ -71,12 +72,18 @@ class Schedule:
             raise ValueError(
                 f"{self}: epochs must be >= 1, batch >= 2, lr > 0 and warmup in [0, 1)"
             )
+        if self.steps < 0:
+            raise ValueError(f"{self}: steps must be 0 (what the epochs need) or more")
         if n < self.batch:
             raise ValueError(
                 f"{n} images are fewer than one batch of {self.batch}: give more images "
                 f"(a larger budget) or set batch to {max(n, 2)} or less"
             )
         return n // self.batch
+
+    def total(self, n: int) -> int:
+        """Return the optimizer's steps of the whole training on `n` samples."""
+        return self.steps or self.epochs * self.check(n)
 
     def factor(self, step: int, steps: int) -> float:
         """Return the share of the peak learning rate at `step` of `steps`."""
@@ -110,15 +117,15 @@ def fit(
         Diverged: for the first NaN or infinite loss, with its epoch and step.
     """
     set_mode()
-    schedule.check(n)
+    epochs = math.ceil(schedule.total(n) / schedule.check(n))
     optimizer = schedule.build(model)
     identity = f"{identity} {schedule} seed={seed} n={n}"
     history = _resume(checkpoint, model, optimizer, identity)
     saved, done = time.monotonic(), len(history)
-    bar = tqdm(total=schedule.epochs, initial=done, desc=title, leave=False, delay=2)
+    bar = tqdm(total=epochs, initial=done, desc=title, leave=False, delay=2)
     with _flags_restored(), bar:
         torch.backends.cudnn.benchmark = mode() == "fast"  # tries its kernels on every shape
-        for epoch in range(done, schedule.epochs):
+        for epoch in range(done, epochs):
             start, draws = time.monotonic(), generator("epoch", seed, epoch)
             mean = _epoch(model.train(), loss, n, schedule, optimizer, draws, epoch)
             row = {"epoch": epoch + 1, "loss": mean, "lr": optimizer.param_groups[0]["lr"],
@@ -141,21 +148,21 @@ def _epoch(
     draws: torch.Generator, epoch: int,
 ) -> float:  # fmt: skip
     """Run one epoch and return its mean loss; no value leaves the device before the end of it."""
-    device, steps = next(model.parameters()).device, schedule.check(n)
+    device = next(model.parameters()).device
+    before, steps = epoch * schedule.check(n), schedule.total(n)
     order = torch.randperm(n, generator=draws).to(device)
-    batches = order.split(schedule.batch)[:steps]  # the incomplete one is dropped
-    values = torch.empty(steps, device=device)
+    # The incomplete batch is dropped, and what lies beyond the last step.
+    batches = order.split(schedule.batch)[: min(schedule.check(n), steps - before)]
+    values = torch.empty(len(batches), device=device)
     for step, chosen in enumerate(batches):
-        share = schedule.factor(epoch * steps + step, schedule.epochs * steps)
-        optimizer.param_groups[0]["lr"] = schedule.lr * share
+        optimizer.param_groups[0]["lr"] = schedule.lr * schedule.factor(before + step, steps)
         optimizer.zero_grad(set_to_none=True)
         with autocast(device):
             value = loss(chosen, epoch, draws)
         value.backward()
         optimizer.step()
         values[step] = value.detach()
-    bad = (~values.isfinite()).nonzero()
-    if len(bad):
+    if len(bad := (~values.isfinite()).nonzero()):
         step = int(bad[0, 0])
         images = ", ".join(map(str, batches[step][:8].tolist()))
         raise Diverged(
@@ -249,9 +256,8 @@ def precision(device: torch.device) -> str:
 
 def mode_labels() -> list[str]:
     """Return what is not the default, such as ["exact mode"]: results of it are kept apart."""
-    return [
-        f"{value} {name}" for name in CHOICES if (value := _choice(name)) != CHOICES[name][1][0]
-    ]
+    values = {name: _choice(name) for name in CHOICES}
+    return [f"{value} {name}" for name, value in values.items() if value != CHOICES[name][1][0]]
 
 
 def autocast(device: torch.device) -> torch.autocast:
@@ -340,18 +346,14 @@ def compiled(
     Yields:
         The compiled function, or `function` itself.
     """
-    backend = _backend(device, steps)
+    c_compiler = os.environ.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang")))
+    able = device.type == "cuda" and c_compiler and find_spec("triton")
+    pays = able and steps >= COMPILE_FROM
+    backend: Backend | None = _forced.get("backend") or ("inductor" if pays else None)
+    if mode() == "exact" or backend == "none":
+        backend = None
     try:
         yield Compiled(function, backend) if backend else function
     finally:
         if backend:
             torch.compiler.reset()  # frees its CUDA graphs
-
-
-def _backend(device: torch.device, steps: int) -> Backend | None:
-    """Return torch.compile's backend for a training, or None where it runs eagerly."""
-    if mode() == "exact" or _forced.get("backend") == "none":
-        return None
-    c_compiler = os.environ.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang")))
-    able = device.type == "cuda" and c_compiler and find_spec("triton")
-    return _forced.get("backend") or ("inductor" if able and steps >= COMPILE_FROM else None)

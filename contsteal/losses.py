@@ -57,11 +57,8 @@ def stolen_encoder(surrogate: Tensor, target: Tensor, weight: float = 20.0) -> T
             f"surrogate {tuple(surrogate.shape)} and victim {tuple(target.shape)} embeddings: the "
             "surrogate's must be (2N, D) = [clean; augmented], the victim's (N, D)"
         )
-    s, t = _pair(surrogate, torch.cat([target, target]))
-    distance = torch.linalg.vector_norm(
-        F.normalize(s, dim=1) - F.normalize(t, dim=1), dim=1
-    )  # (2N,)
-    clean, augmented = distance.chunk(2)
+    s, t = (F.normalize(x, dim=1) for x in _pair(surrogate, torch.cat([target, target])))
+    clean, augmented = torch.linalg.vector_norm(s - t, dim=1).chunk(2)  # (N,) each
     return clean.mean() + weight * augmented.mean()
 
 

@@ -32,7 +32,8 @@ class Config:
     encoder: str = "resnet18"  # as `encoders.build` takes it
     width: float = 1.0  # scales a ResNet's channels
     image_size: int = 32  # pixels
-    epochs: int = 200  # [L]; 800 to 1,000 in the papers' tables
+    epochs: int = 200  # [L]; 800 to 1,000 in the papers' tables; where `steps` is 0
+    steps: int = 0  # of the optimizer, however many the images
     batch: int = 512  # images per step [L]
     optimizer: str = "sgd"  # with momentum 0.9 [L], or "adamw"
     lr: float | None = None  # at the peak; None: the recipe's, scaled to the batch
@@ -147,8 +148,7 @@ class Method(nn.Module):
         self, images: Tensor, labels: Tensor | None, draws: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Return what `loss` compares: two float views (B, 3, H, W) of uint8 images (B, 3, H, W)."""
-        both = augment.apply(self.config.policy, images.repeat(2, 1, 1, 1), draws)
-        one, two = both.chunk(2)
+        one, two = augment.apply(self.config.policy, images.repeat(2, 1, 1, 1), draws).chunk(2)
         return one, two
 
     def loss(self, one: Tensor, two: Tensor, /) -> Tensor:
@@ -182,8 +182,7 @@ class SimCLR(Method):
     projection = 128
 
     def loss(self, one: Tensor, two: Tensor) -> Tensor:
-        z = self.online(torch.cat([one, two]))  # (2B, P): one batch norm over both views
-        z1, z2 = z.chunk(2)  # (B, P) each
+        z1, z2 = self.online(torch.cat([one, two])).chunk(2)  # (B, P), one batch norm over both
         return losses.info_nce(z1, z2, self.config.temperature or 0.5)
 
 
@@ -310,8 +309,7 @@ class Supervised(Method):
         return augment.apply(self.config.policy, images, draws), labels
 
     def loss(self, view: Tensor, labels: Tensor) -> Tensor:
-        logits = self.online(view).float()  # (B, classes)
-        return F.cross_entropy(logits, labels)
+        return F.cross_entropy(self.online(view).float(), labels)  # of logits (B, classes)
 
 
 class Recipe(NamedTuple):

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -63,7 +64,13 @@ def fit(config: Config, images: ImageSet, checkpoint: Path | None = None) -> Fit
     origin(config)
     device = images.images.device
     if config.method == READY:
-        return Fitted(_ready(config).eval().to(device), [], None)
+        given: dict[str, Any] = {"pretrained": True}
+        if config.weights and config.weights != "timm":
+            given = {"weights": Path(config.weights).expanduser()}
+        net = encoders.build(
+            config.encoder, config.image_size, width=config.width, inputs=config.inputs, **given
+        )
+        return Fitted(net.eval().to(device), [], None)
     plan = schedule(config)
     if config.method == "supervised" and images.labels is None:
         raise ValueError(
@@ -85,7 +92,8 @@ def _learn(
 ) -> list[loop.Row]:
     """Train a method on images, by compiled steps where they pay, and return its history."""
     config, device, count = model.config, kept.images.device, len(kept.images)
-    with loop.compiled(model.loss, device, plan.epochs * plan.check(count)) as compare:
+    last = ceil(plan.total(count) / plan.check(count))  # epoch
+    with loop.compiled(model.loss, device, plan.total(count)) as compare:
 
         def loss(chosen: Tensor, epoch: int, draws: torch.Generator) -> Tensor:
             labels = None if kept.labels is None else kept.labels[chosen]
@@ -93,7 +101,7 @@ def _learn(
 
         return loop.fit(
             model, loss, count, plan, seed=config.seed, checkpoint=checkpoint,
-            after_epoch=_monitor(model, watched, kept) if len(watched.images) > 1 else None,
+            after_epoch=_monitor(model, watched, kept, last) if len(watched.images) > 1 else None,
             title=f"{config.method} {config.encoder}", identity=repr(config),
         )  # fmt: skip
 
@@ -109,8 +117,9 @@ def schedule(config: Config) -> loop.Schedule:
     lr = recipe.lr * (config.batch / 128 if recipe.scaled else 1)
     lr = lr if config.lr is None else config.lr
     return loop.Schedule(
-        config.epochs, config.batch, lr, config.weight_decay, optimizer=config.optimizer
-    )
+        config.epochs, config.batch, lr, config.weight_decay, optimizer=config.optimizer,
+        steps=config.steps,
+    )  # fmt: skip
 
 
 def build(config: Config, classes: int) -> Method:
@@ -127,8 +136,7 @@ def adopt(method: Method, trained: Fitted) -> None:
     What a `Fitted` does not hold (predictors, a queue) stays fresh. Raises ValueError for another
     architecture.
     """
-    pairs = [(method.encoder, trained.encoder), (method.projector, trained.projector)]
-    for ours, given in pairs:
+    for ours, given in [(method.encoder, trained.encoder), (method.projector, trained.projector)]:
         if ours is None or given is None:
             continue
         if problem := checkpoints.misfit(ours.state_dict(), given.state_dict()):
@@ -139,12 +147,12 @@ def adopt(method: Method, trained: Fitted) -> None:
             part.module.load_state_dict(method.online.state_dict())
 
 
-def _monitor(model: Method, held: ImageSet, kept: ImageSet) -> Callable[[int], loop.Row]:
+def _monitor(model: Method, held: ImageSet, kept: ImageSet, last: int) -> Callable[[int], loop.Row]:
     """Return what measures held-out images after every `monitor_every`-th epoch, and the last."""
     config, bank = model.config, kept.take(slice(4096))
 
     def measure(epoch: int) -> loop.Row:
-        if (epoch + 1) % config.monitor_every and epoch + 1 < config.epochs:
+        if (epoch + 1) % config.monitor_every and epoch + 1 < last:
             return {}
         row = {"spread": evaluate.spread(encoders.embed(model.compared, held.images))}
         if held.labels is None or bank.labels is None:
@@ -178,13 +186,3 @@ def origin(config: Config) -> str | None:
             f"weights={config.weights!r}{missing}: method {READY!r} needs 'timm' or a file"
         )
     return files.sha256(path)
-
-
-def _ready(config: Config) -> encoders.Encoder:
-    """Build the encoder that `origin` has accepted."""
-    given: dict[str, Any] = {"pretrained": True}
-    if config.weights and config.weights != "timm":
-        given = {"weights": Path(config.weights).expanduser()}
-    return encoders.build(
-        config.encoder, config.image_size, width=config.width, inputs=config.inputs, **given
-    )

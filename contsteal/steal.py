@@ -72,16 +72,16 @@ def train(
         ValueError: before any query, for unknown names, too few images, or missing labels.
         BudgetExceeded, loop.Diverged: where the budget does not suffice, or for a NaN loss.
     """
+    config = config.for_images(len(images))
     schedule = _check(config, api, images, user, labels)
-    recipe, view_of = config.recipe, _views(config, images)
+    recipe, options, view_of = config.recipe, config.options, _views(config, images)
     labels = labels if recipe.labels else None
     answers = ask(config, api, images, user, view_of)  # one (N, D) per round
     net, head = _surrogate(config, answers, images.device)
     if head is not None and recipe.recreate:
         answers = [head(a) for a in answers]
     model = net if head is None else nn.Sequential(net, head)
-    steps, options = config.epochs * schedule.check(len(images)), config.options
-    with loop.compiled(model, images.device, steps) as forward:
+    with loop.compiled(model, images.device, schedule.total(len(images))) as forward:
 
         def loss(rows: Tensor, epoch: int, draws: torch.Generator) -> Tensor:
             x, t = _batch(config, images, view_of, answers, rows, epoch, draws)
@@ -90,10 +90,11 @@ def train(
             patches = s.split(len(s) // recipe.patches)  # P of (N, D)
             return torch.stack([recipe.loss(p, t, **options, **more) for p in patches]).mean()
 
-        identity, seed = f"{config} {_digest(answers)}", derive("steal", config.seed)
-        history = loop.fit(model, loss, len(images), schedule, seed=seed, checkpoint=checkpoint,
-                           title=config.attack, identity=identity)  # fmt: skip
-    accounts = [api.ledger.account(name) for name in _accounts(config, user)]
+        # The digest tells these answers from those of another victim, defence or set of images.
+        identity = f"{config} {encoders.digest((str(k), a) for k, a in enumerate(answers))}"
+        history = loop.fit(model, loss, len(images), schedule, seed=derive("steal", config.seed),
+                           checkpoint=checkpoint, title=config.attack, identity=identity)  # fmt: skip
+    accounts = [api.ledger.account(name) for name in _accounts(config, user, len(images))]
     distinct, calls = sum(a.unique_inputs for a in accounts), sum(a.calls for a in accounts)
     return Result(net.eval(), history, distinct, calls, head)
 
@@ -102,17 +103,13 @@ def _batch(
     config: Config, images: Tensor, view_of: ViewOf, answers: Sequence[Tensor],
     rows: Tensor, epoch: int, draws: torch.Generator,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return what the surrogate sees in a step, float images, and the answers to compare it with.
-
-    Views that the victim saw are cut out of whole sets: drawn for a batch alone, they would differ.
-    """
+    """Return what the surrogate sees in a step, float images, and the answers to compare it with."""
     k = epoch % config.rounds
-    if config.mode == "shared":
-        return augment.to_float(view_of(k)[rows]), answers[k][rows]
-    if config.mode == "pair":
-        both = (2 * k, 2 * k + 1)
-        x = torch.cat([augment.to_float(view_of(j)[rows]) for j in both])  # (2N, 3, H, W)
-        return x, torch.cat([answers[j][rows] for j in both])
+    if config.mode in ("shared", "pair"):
+        # The victim saw these views; drawn for a batch alone and not for a whole set, they would differ.
+        seen = (2 * k, 2 * k + 1) if config.mode == "pair" else (k,)
+        x = torch.cat([augment.to_float(view_of(j)[rows]) for j in seen])  # of a pair (2N, 3, H, W)
+        return x, torch.cat([answers[j][rows] for j in seen])
     repeated = images[rows].repeat(config.recipe.patches, 1, 1, 1)  # (P N, 3, H, W)
     policy = "none" if config.mode == "clean" else config.policies[1]
     x = augment.apply(policy, repeated, draws)
@@ -124,25 +121,27 @@ def _batch(
 def _surrogate(
     config: Config, answers: Sequence[Tensor], device: torch.device
 ) -> tuple[encoders.Encoder, nn.Module | None]:
-    """Build the surrogate, into the victim's dimension for embeddings, and the head before the loss."""
+    """Build the surrogate, with a linear layer into the victim's space, and the head before the loss."""
     answer, seed = config.recipe.answer, derive("surrogate", config.seed)
-    net = encoders.build(
-        config.encoder, config.image_size, width=config.width, seed=seed,
-        out_dim=answers[0].shape[1] if answer == "embedding" else None,
-    ).to(device)  # fmt: skip
+    make = partial(encoders.build, config.encoder, config.image_size, width=config.width, seed=seed)
+    dim, vectors = answers[0].shape[-1], answer == "embedding"
+    # Without an output layer a network that ends in a ReLU could not express answers below zero.
+    net = make(out_dim=dim if vectors and config.output_layer else None)
+    if vectors and net.dim != dim:
+        net = make(out_dim=dim)
+    net = net.to(device)
     if config.recipe.recreate:
         pairs = torch.cat(list(answers[0::2])), torch.cat(list(answers[1::2]))
         return net, recreate_head(*pairs, 2 * config.epochs, config.batch, seed)
-    if answer == "embedding":
+    if vectors:
         return net, None
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         if answer == "projection":  # SimCLR's head: the attacker does not know the victim's
-            return net, Head(net.dim, net.dim, answers[0].shape[1], norm=False).to(device)
-        classes = (
-            answers[0].shape[1] if answer != "label" else 1 + max(int(a.max()) for a in answers)
-        )
-        return net, nn.Linear(net.dim, classes).to(device)
+            return net, Head(net.dim, net.dim, dim, norm=False).to(device)
+        # The layer is a head here: another task's probe is fitted on what lies below it.
+        classes = 1 + max(int(a.max()) for a in answers) if answer == "label" else dim
+        return net, Head(net.dim, classes).to(device)
 
 
 def recreate_head(one: Tensor, two: Tensor, epochs: int, batch: int, seed: int) -> Frozen:
@@ -184,6 +183,7 @@ def ask(
     They are averaged, centred or shuffled where the config says so. `view_of` are the views to send,
     where the caller needs them again.
     """
+    config = config.for_images(len(images))
     view_of = view_of or _views(config, images)
     answers = []
     for k in range(_count(config)):
@@ -216,11 +216,9 @@ def view(config: Config, images: Tensor, k: int) -> Tensor:
 
 
 def _views(config: Config, images: Tensor) -> ViewOf:
-    """Return `view` as a function of k alone, which keeps all views where they fit into KEPT bytes.
-
-    Otherwise it keeps the last two: a view is drawn when it is sent, and again in each epoch.
-    """
+    """Return `view` as a function of k alone, which keeps all views where they fit into KEPT bytes."""
     fits = _count(config) * math.prod(images.shape) <= KEPT
+    # Else it keeps the last two: a view is drawn when it is sent, and again in each epoch.
     return lru_cache(None if fits else 2)(partial(view, config, images))
 
 
@@ -228,42 +226,35 @@ def _count(config: Config) -> int:
     return config.rounds * (2 if config.mode == "pair" else 1)
 
 
-def _accounts(config: Config, user: str) -> list[str]:
-    return [user, *(f"{user} {k + 1}" for k in range(1, config.accounts))]
-
-
-def _shares(config: Config, n: int) -> list[slice]:
-    """Return the rows that each account sends alone: all of them, less the anchors of several."""
+def _accounts(config: Config, user: str, n: int) -> dict[str, slice]:
+    """Return the accounts and the rows that each sends alone: all `n`, less the anchors of several."""
     anchors = config.anchors if config.accounts > 1 else 0
     ends = [anchors + (n - anchors) * k // config.accounts for k in range(config.accounts + 1)]
-    return [slice(a, b) for a, b in pairwise(ends)]
+    names = [user, *(f"{user} {k + 1}" for k in range(1, config.accounts))]
+    return {name: slice(a, b) for name, (a, b) in zip(names, pairwise(ends), strict=True)}
 
 
 def _request(config: Config, api: BlackBox, images: Tensor, user: str) -> Tensor:
     """Send images as one user, REQUEST at a time: a set on disk is never in memory as a whole."""
     answer = config.recipe.answer
-    send: Callable[..., Tensor]
-    if answer == "embedding":
-        send = api.embed
-    elif answer == "projection":
+    send: Callable[..., Tensor] = api.embed
+    if answer == "projection":
         send = api.project
-    else:
+    elif answer != "embedding":
         send = partial(api.classify, answer=answer)
     return torch.cat([send(part, user=user) for part in images.split(REQUEST)])
 
 
 def _ask_by_accounts(config: Config, api: BlackBox, sent: Tensor, user: str) -> Tensor:
-    """Return all answers in the space of the first account; those of the others are mapped there.
-
-    Every account sends the first `anchors` images, from which the map is learnt, and a share of the
-    rest: more distinct inputs in all, and fewer per account.
-    """
+    """Return all answers in the space of the first account; those of the others are mapped there."""
     if config.accounts == 1:
         return _request(config, api, sent, user)
+    # Every account sends the anchors, from which the map is learnt, and a share of the other images:
+    # more distinct inputs in all, and fewer per account.
     anchors = sent[: config.anchors]
     target = _request(config, api, anchors, user)
     parts = [target]
-    for name, rows in zip(_accounts(config, user), _shares(config, len(sent)), strict=True):
+    for name, rows in _accounts(config, user, len(sent)).items():
         answers = _request(config, api, sent[rows], name)
         if name != user:
             answers = remap(answers, *learn_remap(_request(config, api, anchors, name), target))
@@ -332,7 +323,7 @@ def _check(
     _check_adaptation(config, len(images))
     if config.mode in ASKS_VIEWS or len(images) > REQUEST:
         anchors = config.anchors if config.accounts > 1 else 0
-        for name, rows in zip(_accounts(config, user), _shares(config, len(images)), strict=True):
+        for name, rows in _accounts(config, user, len(images)).items():
             api.require(config.distinct(rows.stop - rows.start + anchors), name)
     one = next(iter(images.split(1)))  # also of a set on disk
     for policy in config.policies:
@@ -345,7 +336,9 @@ def _check(
             f"attack {config.attack!r} uses the true labels of the {len(images)} query images, "
             f"given are {given}: give labels=..., or take an attack without them"
         )
-    schedule = loop.Schedule(config.epochs, config.batch, config.lr, config.weight_decay)
+    schedule = loop.Schedule(
+        config.epochs, config.batch, config.lr, config.weight_decay, steps=config.steps
+    )
     schedule.check(len(images))
     return schedule
 
@@ -372,8 +365,3 @@ def _check_adaptation(config: Config, n: int) -> None:
             f"accounts={config.accounts}, anchors={config.anchors} of {n} images: every further "
             "account sends the anchors and at least one image of its own"
         )
-
-
-def _digest(answers: Sequence[Tensor]) -> str:
-    """Return what tells these answers from those of another victim, defence or set of images."""
-    return encoders.digest((str(k), a) for k, a in enumerate(answers))

@@ -89,9 +89,8 @@ def digests(images: Tensor) -> list[bytes]:
     """Return one 16-byte content hash per uint8 image."""
     size = repr(tuple(images.shape[1:])).encode()
     parts = (part.cpu().contiguous().flatten(1).numpy() for part in images.split(4096))
-    return [
-        hashlib.blake2b(row, digest_size=16, key=size).digest() for part in parts for row in part
-    ]
+    rows = (row for part in parts for row in part)
+    return [hashlib.blake2b(row, digest_size=16, key=size).digest() for row in rows]
 
 
 class AnswerStore:
@@ -152,28 +151,25 @@ class AnswerCache:
         """Return clean embeddings (N, D) in float32 of uint8 images with their `digests`."""
         new = {name: i for i, name in enumerate(names) if name not in self._row}
         if new:
-            self._append(self._fresh(images, new), list(new))
+            fresh, start = self._fresh(images, new), len(self._row)
+            end = start + len(fresh)
+            if end > len(self._rows):  # doubling keeps the cost of growth linear
+                grown = fresh.new_empty(max(end, 2 * len(self._rows)), fresh.shape[1])
+                grown[:start] = self._rows[:start] if start else 0
+                self._rows = grown
+            self._rows[start:end] = fresh
+            self._row |= {name: start + i for i, name in enumerate(new)}
         return self._rows[[self._row[name] for name in names]]
 
     def _fresh(self, images: Tensor, new: dict[bytes, int]) -> Tensor:
         """Read the answers to new inputs, or compute and store them."""
-        stored = self.store.get(list(new)) if self.store else None
-        if stored is not None:
+        if self.store and (stored := self.store.get(list(new))) is not None:
             return stored.to(next(self.net.parameters()).device)
         self.forwards += len(new)
         answers = encoders.embed(self.net, images[list(new.values())])
         if self.store:
             self.store.put(list(new), answers)
         return answers
-
-    def _append(self, fresh: Tensor, names: list[bytes]) -> None:
-        start, end = len(self._row), len(self._row) + len(fresh)
-        if end > len(self._rows):  # doubling keeps the cost of growth linear
-            grown = fresh.new_empty(max(end, 2 * len(self._rows)), fresh.shape[1])
-            grown[:start] = self._rows[:start] if start else 0
-            self._rows = grown
-        self._rows[start:end] = fresh
-        self._row |= {name: start + i for i, name in enumerate(names)}
 
 
 class BlackBox:
@@ -248,7 +244,11 @@ class BlackBox:
             )
         if answer == "logits":
             return self._answer(images, user, head)
-        posterior = _simplex(self._answer(images, user, lambda x: head(x).softmax(1)))
+        # Defences perturb: make rows non-negative with sum 1 again, uniform where nothing is left.
+        values = self._answer(images, user, lambda x: head(x).softmax(1)).clamp(min=0)
+        total = values.sum(1, keepdim=True)
+        uniform = torch.full_like(values, 1 / values.shape[1])
+        posterior = torch.where(total > 0, values / total.clamp(min=1e-12), uniform)
         return posterior if answer == "posterior" else posterior.argmax(1)
 
     @torch.no_grad()
@@ -275,10 +275,7 @@ class BlackBox:
             )
 
     def _answer(self, images: Tensor, user: str, head: Callable[[Tensor], Tensor] | None) -> Tensor:
-        """Check the budget, answer, and only then bill: a request that fails is not billed.
-
-        What a stateful defence has seen of it before another one refused stays seen.
-        """
+        """Check the budget, answer, and only then bill: a request that fails is not billed."""
         account, images = self.ledger.account(named(user)), as_uint8(images)
         names = digests(images)
         total = len(account.seen.union(names))
@@ -288,26 +285,15 @@ class BlackBox:
                 f"({account.unique_inputs} used): nothing was answered; send fewer images"
             )
         clean = self._answers(images, names)
-        answers = self._defend(finite(head(clean) if head else clean), user, head is not None)
-        account.seen.update(names)
-        account.calls += len(names)
-        return answers
-
-    def _defend(self, answers: Tensor, user: str, classes: bool) -> Tensor:
+        answers = finite(head(clean) if head else clean)
         width = answers.shape[1]
-        for defense in self._defenses:
+        for defense in self._defenses:  # what one has seen stays seen where a later one refuses
             answers = finite(defense(answers, user))
-        if classes and answers.shape[1] != width:
+        if head is not None and answers.shape[1] != width:
             raise ValueError(
                 f"the defences made {answers.shape[1]} coordinates of {width} classes: padding is for "
                 "embeddings; leave it out of an API that gives classes"
             )
+        account.seen.update(names)
+        account.calls += len(names)
         return answers
-
-
-def _simplex(values: Tensor) -> Tensor:
-    """Make non-negative rows of sum 1 of perturbed posteriors; uniform where nothing is left."""
-    positive = values.clamp(min=0)
-    total = positive.sum(1, keepdim=True)
-    uniform = torch.full_like(positive, 1 / values.shape[1])
-    return torch.where(total > 0, positive / total.clamp(min=1e-12), uniform)

@@ -1,7 +1,9 @@
 """Embedded data sets: real pixels through the real code, without a download.
 
-`shapes` are procedural scenes with three label sets (shape, colour, texture), `digits` are
-scikit-learn's handwritten digits, `patches` are unlabelled crops of scikit-learn's photographs.
+`glyphs` are procedural scenes of random closed curves, made for claims about stealing: without the
+victim's training data its accuracy cannot be reached. `shapes` are procedural scenes with three label
+sets (shape, colour, texture), `digits` are scikit-learn's handwritten digits, `patches` are unlabelled
+crops of scikit-learn's photographs.
 """
 
 import math
@@ -94,10 +96,13 @@ def _scenes(g: torch.Generator) -> tuple[Tensor, Tensor]:
     return pixels, torch.stack([label, colour, texture], 1)
 
 
-def _shapes(column: int, n: int | None, split: str, seed: int) -> tuple[Tensor, Tensor]:
-    """Draw scenes: a filled outline with stripes before stripes of another colour, and noise."""
+def _drawn(
+    name: str, scenes: Callable[[torch.Generator], tuple[Tensor, Tensor]], column: int,
+    n: int | None, split: str, seed: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Draw blocks of scenes and return the first n with one column of their labels."""
     n = n or DEFAULT
-    blocks = [_scenes(generator("shapes", split, seed, b)) for b in range(-(-n // BLOCK))]
+    blocks = [scenes(generator(name, split, seed, b)) for b in range(-(-n // BLOCK))]
     images, labels = (torch.cat(part)[:n] for part in zip(*blocks, strict=True))
     return images, labels[:, column]
 
@@ -141,6 +146,75 @@ def _patches(n: int | None, split: str, seed: int) -> tuple[Tensor, None]:
     return torch.stack(crops).round().clamp(0, 255).to(torch.uint8), None
 
 
+# ---------------------------------------------------------------------------------- glyphs
+
+GLYPHS = 20  # classes
+GLYPH_CLASSES = tuple(f"glyph {k}" for k in range(GLYPHS))
+SYMMETRIES = ("2-fold", "3-fold", "4-fold", "5-fold or more")
+HARMONICS = torch.arange(2, 8)  # of a curve's radius around its centre
+
+
+def _curves(n: int, g: torch.Generator) -> Tensor:
+    """Draw coefficients of n closed curves, complex (n, 6): r(t) = 1 + Re sum_k c_k exp(-i k t)."""
+    return torch.complex(*(torch.randn(2, n, len(HARMONICS), generator=g) * 0.56 / HARMONICS))
+
+
+@cache
+def _glyph_classes() -> Tensor:
+    return _curves(GLYPHS, generator("glyphs", "classes"))
+
+
+def _radius(curves: Tensor, direction: Tensor) -> Tensor:
+    """Return the radius of curves (N, 6) in directions exp(i t) (N, ...), at least a tenth."""
+    shape = (len(curves), *[1] * (direction.ndim - 1))
+    power, radius = direction, torch.ones(direction.shape)
+    for coefficient in curves.unbind(1):
+        power = power * direction
+        radius = radius + (coefficient.view(shape).conj() * power).real
+    return radius.clamp(min=0.1)
+
+
+def _fill(curves: Tensor, centre: Tensor, turn: Tensor, scale: Tensor, stretch: Tensor) -> Tensor:
+    """Return the share of each pixel inside curves of a size in pixels, (N, 32, 32) in [0, 1]."""
+    v, u = torch.meshgrid(torch.arange(32) - 15.5, torch.arange(32) - 15.5, indexing="ij")
+    x = (u - centre[:, 0, None, None]) * stretch[:, None, None]
+    y = (v - centre[:, 1, None, None]) / stretch[:, None, None]
+    point = torch.complex(x, y) * torch.polar(torch.ones_like(turn), -turn)[:, None, None]
+    distance = point.abs().clamp(min=1e-6)
+    edge = scale[:, None, None] * _radius(curves, point / distance)
+    return (0.5 + edge - distance).clamp(0, 1)
+
+
+def _glyph_scenes(g: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw BLOCK scenes: uint8 (BLOCK, 3, 32, 32) and labels (BLOCK, 2): glyph, symmetry."""
+    label = torch.randint(GLYPHS, (BLOCK,), generator=g)
+    uniform = torch.rand(BLOCK, 15, generator=g)
+    jitter = torch.complex(*(0.04 * torch.randn(2, BLOCK, len(HARMONICS), generator=g)))
+    curves = _glyph_classes()[label] + jitter
+    signed = 2 * uniform - 1
+    scale = 8 + 3 * uniform[:, 0]  # pixels
+    glyph = _fill(curves, 3 * signed[:, 1:3], 0.4 * signed[:, 3], scale, 1 + 0.1 * signed[:, 4])
+    clutter = _fill(
+        _curves(BLOCK, g), 14 * signed[:, 5:7], math.pi * signed[:, 7], 2 + uniform[:, 8],
+        torch.ones(BLOCK),
+    )  # fmt: skip
+    ink, paper = 0.2 + 0.8 * uniform[:, 9:12], 0.35 * uniform[:, 12:15]
+    speck = torch.rand(BLOCK, 3, generator=g)
+    coarse = torch.randn(BLOCK, 3, 6, 6, generator=g)
+    noise = F.interpolate(coarse, size=32, mode="bicubic", align_corners=False)
+    scene = paper[..., None, None] + 0.08 * noise
+    for colour, cover in ((speck, clutter), (ink, glyph)):
+        scene = torch.lerp(scene, colour[..., None, None].expand_as(scene), cover[:, None])
+    scene = scene + 0.03 * torch.randn(scene.shape, generator=g)
+    pixels = (scene.clamp(0, 1) * 255).round().to(torch.uint8)
+    return pixels, torch.stack([label, _symmetry(_glyph_classes())[label]], 1)
+
+
+def _symmetry(curves: Tensor) -> Tensor:
+    """Return the order of the strongest harmonic of curves (N, 6), less two, at most 3: (N,)."""
+    return curves.abs().argmax(1).clamp(max=len(SYMMETRIES) - 1)
+
+
 class Source(NamedTuple):
     """An embedded set: `read(n, split, seed)` returns images and labels or None; its classes."""
 
@@ -149,9 +223,11 @@ class Source(NamedTuple):
 
 
 SOURCES: dict[str, Source] = {
-    "shapes": Source(partial(_shapes, 0), tuple(OUTLINES)),
-    "shapes:colour": Source(partial(_shapes, 1), COLOURS),
-    "shapes:texture": Source(partial(_shapes, 2), TEXTURES),
+    "glyphs": Source(partial(_drawn, "glyphs", _glyph_scenes, 0), GLYPH_CLASSES),
+    "glyphs:symmetry": Source(partial(_drawn, "glyphs", _glyph_scenes, 1), SYMMETRIES),
+    "shapes": Source(partial(_drawn, "shapes", _scenes, 0), tuple(OUTLINES)),
+    "shapes:colour": Source(partial(_drawn, "shapes", _scenes, 1), COLOURS),
+    "shapes:texture": Source(partial(_drawn, "shapes", _scenes, 2), TEXTURES),
     "digits": Source(_digits, tuple("0123456789")),
     "patches": Source(_patches, ()),
 }

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.path import Path
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
@@ -17,6 +18,9 @@ from contsteal.data import embedded
 
 units = st.floats(0, 1, width=32)
 STORED = {  # of 300 images with seed 3, as they were when the first results were stored
+    ("glyphs", "train"): "192acfa52949d0896ff38cc59e7945963efb813078165bd8d2e2977e1be0ac4b",
+    ("glyphs", "test"): "0c6d1cf0ef370f37fd13c3a74e8139e0fa379f4df0f20114efd9c5f05d8578fe",
+    ("glyphs:symmetry", "test"): "24bf029d17d0ab1e98b9d7539b006a08a8dd319ee40b6734299b496b91e3cb05",
     ("shapes", "train"): "4fe544cb81278f8782bbb05db04268ddfb877bf3cb72b487a72d79e344ca83f2",
     ("shapes", "test"): "f269a8a77de154064d40dc25a3602321ac4c0e58c89b4f205958a78050bb36f3",
     ("shapes:colour", "train"): "f4980ea36c5ace62b276c60b7ddaa0993655e68c337c74b21632e9ed12d634af",
@@ -55,7 +59,14 @@ def test_every_set_keeps_its_form(name: str, split: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "n", "more"),
-    [("shapes", 100, 2000), ("shapes", 1023, 1025), ("patches", 1, 3), ("digits", 50, None)],
+    [
+        ("shapes", 100, 2000),
+        ("shapes", 1023, 1025),
+        ("glyphs", 100, 1500),
+        ("glyphs", 1023, 1025),
+        ("patches", 1, 3),
+        ("digits", 50, None),
+    ],
 )
 def test_fewer_images_are_a_prefix_of_more(name: str, n: int, more: int | None) -> None:
     torch.manual_seed(n)  # what ran before must not matter
@@ -67,7 +78,7 @@ def test_fewer_images_are_a_prefix_of_more(name: str, n: int, more: int | None) 
         assert torch.equal(few.labels, many.labels[:n])
 
 
-@pytest.mark.parametrize(("name", "chance"), [("shapes", 0), ("patches", 3)])
+@pytest.mark.parametrize(("name", "chance"), [("shapes", 0), ("glyphs", 0), ("patches", 3)])
 def test_splits_and_seeds_are_other_images(name: str, chance: int) -> None:
     """Two of some 10^8 crops of the photographs may coincide by chance; scenes never do."""
     sets = [rows(data.load(name, s, n=1000, seed=k).images) for s in data.SPLITS for k in (0, 1)]
@@ -75,18 +86,90 @@ def test_splits_and_seeds_are_other_images(name: str, chance: int) -> None:
     assert all(len(a & b) <= chance for a, b in itertools.combinations(sets, 2))
 
 
-def test_label_sets_share_their_images_and_have_all_classes() -> None:
-    sets = {name: data.load(name, n=4096) for name in data.SOURCES if name.startswith("shapes")}
-    for shown, most in zip(sets.values(), (0.15, 0.4, 0.75), strict=True):
-        assert torch.equal(shown.images, sets["shapes"].images)
+@pytest.mark.parametrize(
+    ("scenes", "most"), [("shapes", (0.15, 0.4, 0.75)), ("glyphs", (0.25, 0.65))]
+)
+def test_label_sets_share_their_images_and_have_all_classes(
+    scenes: str, most: tuple[float, ...]
+) -> None:
+    """Shares of classes, in units of 1 / classes, may lie below 1 by `most`."""
+    sets = {name: data.load(name, n=4096) for name in data.SOURCES if name.startswith(scenes)}
+    for shown, gap in zip(sets.values(), most, strict=True):
+        assert torch.equal(shown.images, sets[scenes].images)
         shares = shown.labels.bincount(minlength=len(shown.classes)) * len(shown.classes) / 4096
-        assert (1 - shares).max() < most
+        assert (1 - shares).max() < gap
 
 
 @given(st.tuples(units, units, units))
 def test_rgb_is_that_of_colorsys(hsv: tuple[float, float, float]) -> None:
     got = embedded._rgb(*torch.tensor([hsv], dtype=torch.float32).unbind(1))[0]
     assert got.tolist() == pytest.approx(colorsys.hsv_to_rgb(*hsv), abs=2e-6)
+
+
+def radius(curve: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """The radius of a curve, complex (6,), at angles t (N,): 1 + sum_k a_k cos kt + b_k sin kt."""
+    terms = [c.real * np.cos(k * t) + c.imag * np.sin(k * t) for k, c in enumerate(curve, 2)]
+    return 1 + np.sum(terms, axis=0)
+
+
+def some_curves(n: int) -> Tensor:
+    return embedded._curves(n, torch.Generator().manual_seed(5))
+
+
+def test_the_radius_of_a_curve_is_a_sum_of_cosines_of_at_least_a_tenth() -> None:
+    curves, t = some_curves(50), np.linspace(-4, 4, 99)
+    direction = torch.from_numpy(np.exp(1j * t)).to(torch.complex64).expand(50, -1)
+    want = np.stack([radius(curve, t) for curve in curves.numpy()])
+    assert want.min() < 0.1 < 2 < want.max()
+    np.testing.assert_allclose(
+        embedded._radius(curves, direction).numpy(), want.clip(0.1), atol=2e-5
+    )
+
+
+def test_the_symmetry_of_a_curve_is_the_peak_of_its_radius_in_fourier_space() -> None:
+    curves, t = some_curves(200), np.arange(64) * 2 * np.pi / 64
+    spectrum = np.abs(np.fft.rfft([radius(curve, t) for curve in curves.numpy()]))
+    assert spectrum[:, 1].max() < 1e-3 > spectrum[:, 8:].max()
+    order = spectrum[:, 1:].argmax(1) + 1
+    assert set(order) >= {2, 3, 4, 5, 7}, "also beyond 5, which share a class"
+    assert embedded._symmetry(curves).tolist() == (order.clip(max=5) - 2).tolist()
+
+
+@pytest.mark.parametrize("place", range(6))
+def test_a_drawn_curve_fills_the_pixels_inside_its_polygon(place: int) -> None:
+    """Against a polygon: the curve itself is scaled, turned, stretched and moved to its place."""
+    rng = np.random.default_rng(place)
+    curve = some_curves(6)[place]
+    centre, turn = rng.uniform(-3, 3, 2), rng.uniform(-np.pi, np.pi)
+    scale, stretch = rng.uniform(6, 9), rng.uniform(0.8, 1.2)
+    t = np.linspace(0, 2 * np.pi, 4000)
+    point = scale * radius(curve.numpy(), t).clip(0.1) * np.exp(1j * (t + turn))
+    x, y = centre[0] + point.real / stretch, centre[1] + point.imag * stretch
+    pixels = np.array([(u - 15.5, v - 15.5) for v in range(32) for u in range(32)])
+    inside = Path(np.stack([x, y], 1)).contains_points(pixels).reshape(32, 32)
+    given = (
+        torch.tensor(np.array([value]), dtype=torch.float32)
+        for value in (centre, turn, scale, stretch)
+    )
+    cover = embedded._fill(curve[None], *given)[0].numpy()
+    sure = np.abs(cover - 0.5) > 1e-3
+    assert sure.sum() > 1000
+    assert np.array_equal((cover > 0.5)[sure], inside[sure])
+    if np.hypot(x, y).max() < 15:  # nothing lies outside the image
+        area = abs(np.sum(x * np.roll(y, 1) - y * np.roll(x, 1))) / 2
+        assert cover.sum() == pytest.approx(area, rel=0.04)
+
+
+@pytest.mark.parametrize("split", data.SPLITS)
+@pytest.mark.parametrize("seed", [0, 7])
+def test_symmetry_is_a_function_of_the_glyph_in_every_split(split: str, seed: int) -> None:
+    glyph, symmetry = (
+        data.load(name, split, n=1024, seed=seed).labels for name in ("glyphs", "glyphs:symmetry")
+    )
+    pairs = set(zip(glyph.tolist(), symmetry.tolist(), strict=True))
+    known = embedded._symmetry(embedded._glyph_classes()).tolist()
+    assert pairs == set(enumerate(known)), "each glyph has one symmetry, and all are drawn"
+    assert set(known) == {0, 1, 2, 3}
 
 
 def test_digits_are_scikit_learns_and_the_split_is_disjoint_and_complete() -> None:

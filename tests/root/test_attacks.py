@@ -250,6 +250,7 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "answers": ({"answers": -1}, "answers=-1"),
     "batch": ({"batch": N + 1}, f"{N} images are fewer than one batch of {N + 1}"),
     "epochs": ({"epochs": 0}, "epochs"),
+    "steps": ({"steps": -3}, "steps=-3.*: steps must be 0"),
     "policy": ({"policy": "simclear"}, "'simclear'.*simclr"),
     "negatives": (
         {"attack": "info-nce", "negatives": "self"},

@@ -70,7 +70,7 @@ def test_wrong_images_are_refused(policy: str, images: Tensor) -> None:
 
 
 def test_unknown_policy_names_the_known() -> None:
-    with pytest.raises(ValueError, match=r"'simcrl'.*none, simclr, randaugment"):
+    with pytest.raises(ValueError, match=r"'simcrl'.*none, simclr, upright, randaugment"):
         augment.apply("simcrl", pixels(), draws())
 
 
@@ -343,10 +343,25 @@ def test_a_patch_keeps_its_share_of_the_image(policy: str, share: float) -> None
     assert torch.equal(augment.apply(policy, pixels(64), draws()), patches)
 
 
-@pytest.mark.parametrize(("policy", "least"), [("simclr", 50), ("randaugment", 40)])
+@pytest.mark.parametrize(
+    ("policy", "least"), [("simclr", 50), ("upright", 50), ("randaugment", 40)]
+)
 def test_images_of_a_batch_draw_their_own_parameters(policy: str, least: int) -> None:
     view = augment.apply(policy, pixels(1).expand(64, -1, -1, -1), draws())
     assert len(view.flatten(1).unique(dim=0)) >= least
+
+
+def test_upright_never_mirrors_and_keeps_two_fifths_of_the_image() -> None:
+    """An image that grows brighter to the right does so in each view; SimCLR's are mirrored too."""
+    ramp = torch.linspace(0, 255, 32).round().to(torch.uint8).expand(64, 3, 32, 32)
+    for policy, mirrored in (("upright", False), ("simclr", True)):
+        view = augment.apply(policy, ramp, draws()).mean(1)
+        slopes = (view[:, :, -1] - view[:, :, 0]).mean(1)
+        assert bool((slopes < -0.01).any()) == mirrored
+    ones = augment.upright(pixels(64), draws(3))
+    boxes = augment.draw_boxes(64, 32, draws(3), (0.4, 1.0))
+    assert (boxes[:, 2] * boxes[:, 3] / 32**2).min() > 0.37, "but for whole pixels"
+    assert ones.shape == (64, 3, 32, 32)
 
 
 def test_none_is_the_image() -> None:

@@ -1,11 +1,16 @@
 """Building, saving, loading and running encoders."""
 
+import itertools
 import json
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from huggingface_hub import constants
 from safetensors import safe_open
 from safetensors.torch import save
@@ -59,9 +64,10 @@ def test_width_scales_channels(width: float, dim: int) -> None:
 
 
 @pytest.mark.parametrize("dim", [8, 96, 200])
-def test_out_dim_is_a_linear_layer_where_it_differs(dim: int) -> None:
+def test_out_dim_is_a_linear_layer_also_where_it_is_the_network_s_own(dim: int) -> None:
     net = encoders.build("test_resnet", out_dim=dim).eval()
-    assert isinstance(net.projection, nn.Identity if dim == 96 else nn.Linear)
+    assert isinstance(net.projection, nn.Linear)
+    assert net.projection.weight.shape == (dim, 96)
     assert net.dim == dim
     features, out = net.backbone, net(noise())
     assert out.shape == (5, dim)
@@ -69,8 +75,75 @@ def test_out_dim_is_a_linear_layer_where_it_differs(dim: int) -> None:
     torch.testing.assert_close(out, net.projection(features(x)), rtol=1e-4, atol=1e-5)
 
 
-def test_weights_are_drawn_from_the_seed_alone() -> None:
-    options = {"name": "resnet18", "width": 0.125, "out_dim": 7}
+@pytest.mark.parametrize(("width", "channels"), [(0.5, 8), (1.0, 16), (1.5, 24)])
+def test_conv4_has_the_weights_of_four_convolutions(width: float, channels: int) -> None:
+    net = encoders.build("conv4", width=width)
+    c = [3, channels, 2 * channels, 4 * channels, 8 * channels]
+    kernels = sum(9 * a * b for a, b in itertools.pairwise(c))
+    assert sum(p.numel() for p in net.parameters()) == kernels + 2 * sum(c[1:])
+    assert net.dim == 8 * channels
+    assert isinstance(net.projection, nn.Identity)
+    encoders.check("conv4", width)
+
+
+@pytest.mark.parametrize("size", [16, 17, 32, 65])
+def test_conv4_is_the_mean_of_four_strided_convolutions(size: int) -> None:
+    net = encoders.build("conv4", size, width=0.5)
+    net(noise(8, size))  # moves the running statistics
+    net.eval()
+    x = (noise(3, size).float() / 255 - 0.5) / 0.25
+    layers = list(net.backbone)
+    for conv, norm in zip(layers[0::3][:4], layers[1::3][:4], strict=True):
+        x = F.conv2d(x, conv.weight, stride=2, padding=1)
+        mean, var = norm.running_mean.view(1, -1, 1, 1), norm.running_var.view(1, -1, 1, 1)
+        x = ((x - mean) / (var + norm.eps).sqrt()).clamp(min=0)
+    assert x.shape == (3, 64, -(-size // 16), -(-size // 16))
+    torch.testing.assert_close(net(noise(3, size)), x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("out_dim", [None, 64, 7])
+def test_conv4_is_saved_described_and_read_back(tmp_path: Path, out_dim: int | None) -> None:
+    inputs = {"mean": [0.1, 0.2, 0.3]}
+    net = encoders.build("conv4", width=0.5, out_dim=out_dim, seed=3, inputs=inputs)
+    net(noise())
+    path, into = tmp_path / "net.safetensors", encoders.build("conv4", width=0.5, out_dim=out_dim)
+    encoders.save(net, path)
+    again = encoders.load(path)
+    assert same(net, again)
+    assert torch.equal(encoders.embed(net, noise()), encoders.embed(again, noise()))
+    assert encoders.identity(net) == encoders.identity(again) != encoders.identity(into)
+    card = encoders.describe(again)
+    assert (card["features"], card["mean"], card["std"]) == (net.dim, [0.1, 0.2, 0.3], [0.25] * 3)
+    assert card["gmac"] == pytest.approx(gmacs(net, 32))
+    with pytest.raises(CheckpointError, match="other inputs are another"):
+        encoders.load(path, into)
+
+
+def test_conv4_needs_no_timm(tmp_path: Path) -> None:
+    script = """
+        import sys
+        from pathlib import Path
+        import torch
+        from contsteal import encoders
+        encoders.check("conv4", 0.5)
+        net = encoders.build("conv4", width=0.5, out_dim=5)
+        encoders.save(net, Path(sys.argv[1]))
+        images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+        assert encoders.embed(encoders.load(Path(sys.argv[1])), images).shape == (2, 5)
+        print(sorted({"timm", "torchvision"} & set(sys.modules)))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "net.safetensors")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"name": "resnet18", "width": 0.125}, {"name": "conv4", "width": 0.5}],
+    ids=["resnet18", "conv4"],
+)
+def test_weights_are_drawn_from_the_seed_alone(options: dict) -> None:
+    options = options | {"out_dim": 7}
     torch.manual_seed(1)
     state = torch.get_rng_state()
     first = encoders.build(**options, seed=3)
@@ -78,8 +151,8 @@ def test_weights_are_drawn_from_the_seed_alone() -> None:
     torch.manual_seed(2)
     assert same(first, encoders.build(**options, seed=3))
     other = encoders.build(**options, seed=4)
-    for layer in ("backbone.conv1.weight", "backbone.layer4.1.conv2.weight", "projection.weight"):
-        assert not torch.equal(first.state_dict()[layer], other.state_dict()[layer])
+    for layer, weight in first.named_parameters():
+        assert weight.ndim == 1 or not torch.equal(weight, other.get_parameter(layer))
 
 
 def test_the_demos_encoder_is_what_timm_draws_from_the_seed() -> None:
@@ -125,7 +198,13 @@ VIT_14 = {"name": "vit_small_patch14_dinov2.lvd142m", "image_size": 224} | PRETR
         ({"name": "resnet18.a9_in1k"}, r"'resnet18.a9_in1k': timm has resnet18.a1_in1k, "),
         ({"width": 0.0625}, r"width=0.0625 of resnet18.*multiple of 8"),
         ({"width": -1.0}, r"width=-1.0 of resnet18.*multiple of 8"),
-        ({"name": "test_vit", "width": 0.5}, r"width=0.5 of test_vit: only ResNets.*at 1.0"),
+        ({"name": "test_vit", "width": 0.5}, r"width=0.5 of test_vit: only conv4 and Res.*at 1.0"),
+        ({"name": "conv"}, r"'conv'.*nearest names are .*conv4"),
+        ({"name": "conv4", "image_size": 15}, r"conv4 at 15 px: .*at least 16 px"),
+        ({"name": "conv4", "width": 0.25}, r"width=0.25 of conv4: 16 x width .* multiple of 8"),
+        ({"name": "conv4", "width": 0.0}, r"width=0.0 of conv4: 16 x width .* multiple of 8"),
+        (PRETRAINED | {"name": "conv4"}, "conv4: timm has no pretrained weights"),
+        ({"name": "conv4", "inputs": {"padding": 2}}, "unknown padding; known are mean, std"),
         ({"name": "test_resnet", "image_size": 16}, r"test_resnet at 16 px: .*at least 32 px"),
         ({"name": "test_vit", "image_size": 8}, r"test_vit at 8 px: .*at least 16 px"),
         ({"name": "test_vit", "image_size": 0}, r"cannot be built with \{'img_size': 0\}"),

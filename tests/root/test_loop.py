@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from contsteal import loop
 
@@ -105,9 +106,67 @@ def test_steps_take_full_batches_under_one_cosine_over_the_whole_run():
     assert len(orders) == 5, "each epoch has its own order"
 
 
+@pytest.fixture
+def stepped() -> Iterator[list[float]]:
+    """The learning rate of every step that an optimizer does."""
+    rates = []
+
+    def note(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        rates.append(optimizer.param_groups[0]["lr"])
+
+    hook = register_optimizer_step_post_hook(note)
+    yield rates
+    hook.remove()
+
+
+@pytest.mark.parametrize("batch", [3, 7, 8, 20])
+@pytest.mark.parametrize("steps", [1, 2, 5, 12])
+def test_exactly_so_many_steps_are_done_and_the_last_epoch_is_cut_short(stepped, batch, steps):
+    (model, loss), seen = problem(), []
+
+    def spy(chosen: Tensor, epoch: int, draws: torch.Generator) -> Tensor:
+        seen.append((epoch, chosen.tolist()))
+        return loss(chosen, epoch, draws)
+
+    schedule = loop.Schedule(epochs=99, batch=batch, lr=1e-2, steps=steps)
+    history = loop.fit(model, spy, N, schedule, seed=0)
+    assert schedule.total(N) == len(stepped) == len(seen) == steps
+    per_epoch = N // batch
+    assert [epoch for epoch, _ in seen] == [step // per_epoch for step in range(steps)]
+    assert [row["epoch"] for row in history] == list(range(1, math.ceil(steps / per_epoch) + 1))
+    for epoch in range(len(history)):
+        images = [i for e, chosen in seen if e == epoch for i in chosen]
+        assert len(images) == len(set(images)), "an image is seen once an epoch"
+    assert all(len(chosen) == batch for _, chosen in seen)
+    assert all(math.isfinite(row["loss"]) for row in history), (
+        "a mean over the steps that were done"
+    )
+    assert stepped == pytest.approx([1e-2 * schedule.factor(k, steps) for k in range(steps)])
+
+
+@pytest.mark.parametrize("steps", [30, 31, 45])
+def test_the_learning_rate_ends_near_zero_in_a_cut_epoch_too(stepped, steps):
+    fit(schedule=replace(SCHEDULE, steps=steps))
+    assert max(stepped) == pytest.approx(SCHEDULE.lr)
+    assert 0 < stepped[-1] < 0.01 * SCHEDULE.lr
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+@pytest.mark.parametrize("batch", [6, 8])
+def test_epochs_and_steps_that_mean_the_same_give_the_same_weights(epochs, batch):
+    by_epochs = loop.Schedule(epochs, batch, 1e-2)
+    by_steps = loop.Schedule(99, batch, 1e-2, steps=epochs * (N // batch))
+    assert fit(schedule=by_steps) == fit(schedule=by_epochs)
+    assert by_steps.total(N) == by_epochs.total(N)
+    cut = replace(by_steps, steps=by_steps.steps + 1)
+    assert fit(schedule=cut)[0] != fit(schedule=by_epochs)[0]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"steps": -1}, "steps=-1.*steps must be 0"),
+        ({"steps": 3, "batch": 21}, "20 images .* batch of 21"),
         ({"batch": 21}, "20 images .* batch of 21.*budget.*set batch to 20"),
         ({"epochs": 0}, "epochs must be >= 1"),
         ({"batch": 1}, "batch >= 2"),
@@ -189,6 +248,25 @@ def test_a_killed_run_continues_to_the_same_weights(tmp_path, always_save, epoch
     assert (weights_of(model), [row["loss"] for row in history]) == fit()
     assert history[:epoch] == saved, "epochs before the kill were not run again"
     assert fit(checkpoint=path, after_epoch=die_at(4)) == fit(), "a finished run is not run again"
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_a_killed_run_of_so_many_steps_continues_to_the_same_weights(
+    tmp_path, always_save, stepped, epoch
+):
+    schedule, path = replace(SCHEDULE, steps=7), tmp_path / "c.pt"  # 4 epochs, the last of 1 step
+    with pytest.raises(KeyboardInterrupt):
+        fit(schedule=schedule, checkpoint=path, after_epoch=die_at(epoch))
+    before = min(2 * (epoch + 1), 7)
+    assert len(stepped) == before
+    resumed = fit(schedule=schedule, checkpoint=path)
+    assert len(stepped) == before + 7 - 2 * epoch, (
+        "the interrupted epoch is done again, and the rest"
+    )
+    assert resumed == fit(schedule=schedule)
+    longer = replace(schedule, steps=8)
+    with pytest.raises(ValueError, match="another run"):
+        fit(schedule=longer, checkpoint=path)
 
 
 def test_dropout_continues_where_it_was(tmp_path, always_save):

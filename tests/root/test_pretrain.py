@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from contsteal import augment, data, encoders, files, methods, pretrain
 from contsteal.victim import digests
@@ -68,6 +69,33 @@ def test_the_monitor_measures_its_epochs_and_the_last(shapes):
     assert "knn" not in without
 
 
+@pytest.mark.parametrize(("steps", "epochs"), [(3, 1), (8, 2), (10, 3)])
+def test_a_training_of_so_many_steps_is_measured_after_its_last_epoch(shapes, steps, epochs):
+    """144 images are trained on, four batches an epoch; 16 are watched."""
+    config = replace(
+        TINY, method="supervised", steps=steps, epochs=99, monitor_every=2, held_out=16
+    )
+    assert pretrain.schedule(config).total(144) == steps
+    net, history, _ = pretrain.fit(config, shapes)
+    assert [row["epoch"] for row in history] == list(range(1, epochs + 1))
+    measured = [k for k, row in enumerate(history, 1) if "knn" in row]
+    assert measured == sorted({k for k in range(1, epochs + 1) if k % 2 == 0} | {epochs})
+    same = pretrain.train(replace(config, steps=0, epochs=2), shapes)
+    assert (digest(net) == digest(same)) == (steps == 8)
+
+
+def test_steps_of_an_optimizer_do_not_depend_on_the_images(shapes):
+    done = []
+    hook = register_optimizer_step_post_hook(lambda *_: done.append(1))
+    try:
+        for count in (64, 128):
+            config = replace(TINY, method="supervised", steps=5, held_out=0)
+            pretrain.fit(config, shapes.take(slice(count)))
+    finally:
+        hook.remove()
+    assert len(done) == 10
+
+
 def test_the_seed_alone_decides_the_weights(shapes):
     def weights(global_seed: int, **changes: Any) -> str:
         torch.manual_seed(global_seed)
@@ -84,6 +112,7 @@ def test_the_seed_alone_decides_the_weights(shapes):
         ({"method": "simclear"}, r"'simclear'.*simclr, moco, byol, simsiam, supervised, ready"),
         ({"batch": 59}, "58 images are fewer than one batch of 59"),
         ({"method": "supervised"}, "'supervised' needs labels, shapes has none"),
+        ({"steps": -2}, "steps=-2.*steps must be 0"),
         ({"monitor_every": 0}, "monitor_every must be >= 1"),
         ({"method": "ready"}, "weights=None: method 'ready' needs 'timm' or a file"),
         ({"method": "ready", "weights": "gone.pth"}, r"'gone.pth' .*gone.pth does not exist"),
