@@ -3,14 +3,12 @@
 import copy
 import json
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
-import joblib
-import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -25,6 +23,29 @@ from contsteal.victim import AnswerCache, AnswerStore, BlackBox, Defense
 
 CARRIERS = 3  # seed of the images that carry a mark; the victim's are 0
 MARK, KEY = "mark.safetensors", "key.safetensors"
+
+# What may follow an attack's name: "info-nce, own views" is InfoNCE on views of the surrogate's own.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "clean": {"views": "clean"},
+    "own views": {"views": "surrogate"},
+    "shared views": {"views": "shared"},
+    "independent views": {"views": "independent"},
+    "anew": {"answers": 0},
+    "shuffled": {"shuffled": True},
+}
+
+
+def variant(name: str) -> tuple[str, dict[str, Any]]:
+    """Return an attack's row of `steal.ATTACKS` and the fields of its config that its variants change.
+
+    Raises ValueError for an unknown variant, with those that exist.
+    """
+    attack, *given = name.split(", ")
+    if unknown := [word for word in given if word not in VARIANTS]:
+        raise ValueError(
+            f"unknown variant {unknown[0]!r} of {attack}: choose one of {', '.join(VARIANTS)}"
+        )
+    return attack, {k: v for word in given for k, v in VARIANTS[word].items()}
 
 
 def modes() -> list[str]:
@@ -78,7 +99,7 @@ class Lab:
     def machine(self) -> list[str]:
         """What rounds numbers differently: bf16 on one kind of device is not fp32 on another."""
         precision = loop.precision(self.device)
-        return [self.device.type, precision, torch.__version__, timm.__version__, *modes()]
+        return [self.device.type, precision, torch.__version__, version("timm"), *modes()]
 
     # --------------------------------------------------------------------------- data
 
@@ -136,32 +157,36 @@ class Lab:
         """How the victim is marked, defaults filled in; {} for a victim that is not."""
         return profiles.watermark(self.settings.get("watermark", {}))
 
-    def train(self, part: str = "victim", method: str | None = None, **changes: Any) -> Trained:
+    def train(
+        self,
+        part: str = "victim",
+        method: str | None = None,
+        report: Callable[[str], object] = print,
+        **changes: Any,
+    ) -> Trained:
         """Train the profile's "victim" or "supervised" encoder, or return it where that was done.
 
         A victim may be trained by another `method`, with that method's settings. `changes` are fields
         of pretrain.Config.
         """
-        config = replace(profiles.config(self.settings, part, method), **changes)
-        return self.fit(part, config, self.train_images(part), single_thread=False)
+        config = profiles.config(self.settings, part, method)
+        config = replace(config, **profiles.lengthened(changes))
+        return self.fit(part, config, self.train_images(part), report)
 
     def fit(
         self,
         kind: str,
         config: methods.Config,
         images: ImageSet,
-        single_thread: bool = True,
         report: Callable[[str], object] = print,
     ) -> Trained:
         """Train an encoder on images, or return it where that was done."""
         identity = asdict(config) | {"images": self.data_key(images), "on": self.machine}
         identity["origin"] = pretrain.origin(config)
-        if not single_thread:  # not the number of threads: a worker has one, and reads this back
-            identity["cores"] = joblib.cpu_count()
 
         def make(folder: Path) -> None:
             checkpoint = artifacts.work_dir(folder) / "last.pt"
-            with artifacts.single_thread() if single_thread else nullcontext():
+            with artifacts.single_thread():
                 result = pretrain.fit(config, cast(Any, images), checkpoint)
             artifacts.write(folder, result.encoder, result.history, {}, result.projector)
 
@@ -203,9 +228,17 @@ class Lab:
         defenses: Sequence[Defense] = (),
         **changes: Any,
     ) -> Trained:
-        """Run one attack on `queries` images of the query order, or return it where it was run."""
+        """Run one attack on `queries` images of the query order, or return it where it was run.
+
+        `attack` may have variants; `changes` are fields of steal.Config.
+        """
         given = {**self.settings["surrogate"], "image_size": self.settings["image_size"]}
-        config = attacks.Config(**given | {"attack": attack, "seed": seed} | changes)
+        given |= self._rate(attack)
+        attack, varied = variant(attack)
+        if twice := sorted(varied.keys() & changes.keys()):
+            raise ValueError(f"{twice[0]}={changes[twice[0]]!r}: the attack's name says it already")
+        given |= {"attack": attack, "seed": seed} | varied | profiles.lengthened(changes)
+        config = attacks.Config(**given).for_images(queries)
         sent = self._queries(queries, seed)
         labels = sent.labels if config.recipe.labels else None
         identity = asdict(config) | {
@@ -227,10 +260,36 @@ class Lab:
                 result = steal.train(config, api, pixels(sent), checkpoint, labels=labels)
             cost = {"unique_inputs": result.unique_inputs, "calls": result.calls}
             cost["forwards"] = self.answers.forwards - before
-            artifacts.write(folder, result.encoder, result.history, cost)
+            cost["steps"] = config.steps or config.epochs * (queries // config.batch)
+            head = result.head if isinstance(result.head, methods.Head) else None
+            artifacts.write(folder, result.encoder, result.history, cost, head)
 
         folder = artifacts.artifact("attack", identity, code, make, self.messages.append)
         return artifacts.read(folder, self.device)
+
+    def _rate(self, attack: str) -> dict[str, float]:
+        """Return the learning rate that the profile names for an attack, with or without its variants."""
+        rates, words = self.settings.get("rates", {}), attack.split(", ")
+        names = (", ".join(words[:n]) for n in range(len(words), 0, -1))
+        return next(({"lr": rates[name]} for name in names if name in rates), {})
+
+    def alone(self, method: str, queries: int, seed: int, steps: int) -> Trained:
+        """Train what a thief could without the victim, in the surrogate's architecture.
+
+        "simclr" learns from the query images alone, as the victim did; "supervised" from the labelled
+        images of the main task's probe.
+        """
+        part = "supervised" if method == "supervised" else "victim"
+        like = self.settings["surrogate"]
+        config = replace(
+            profiles.config(self.settings, part, None if part == "supervised" else method),
+            encoder=like["encoder"], width=like.get("width", 1.0), steps=steps, held_out=0,
+            batch=like.get("batch", attacks.Config.batch), seed=seed,
+        )  # fmt: skip
+        images = self.images(self.settings["data"])
+        if method != "supervised":
+            images = self._queries(queries, seed)
+        return self.fit("alone", config, images, report=self.messages.append)
 
     # --------------------------------------------------------------------- evaluation
 
@@ -264,6 +323,15 @@ class Lab:
             "cka": evaluate.linear_cka(y, victim_y),
             "cosine": evaluate.mean_cosine(y, victim_y),
         }
+
+    def own_head(self, stolen: Trained, task: str) -> dict[str, float]:
+        """Return how a classifier's thief does with its own head on the task that the victim serves."""
+        head = stolen.projector
+        if task != self.settings["data"] or head is None or len(head) > 1:  # a projector, or none
+            return {}
+        y = self._embed(stolen.encoder, stolen.sha256, task, "test")
+        hits = head(y).argmax(1) == self._labels(task)[1]
+        return {"own_head": hits.float().mean().item()}
 
     @cache  # noqa: B019 as above
     def _probe(self, task: str) -> evaluate.Probe:
@@ -331,7 +399,7 @@ def marked_victim(lab: Lab) -> MarkedVictim:
 
 def _rotation_mark(lab: Lab) -> MarkedVictim:
     plan = lab.watermark
-    given = {k: plan[k] for k in ("epochs", "batch", "lr") if plan[k]}
+    given = profiles.lengthened({k: plan[k] for k in ("epochs", "batch", "lr") if plan[k]})
     config = watermark.Config(replace(lab.recipe, **given), plan["trained_head"], plan["weight"])
     plain = lab.train("victim", lab.method) if plan["start"] == "victim" else None
     start = pretrain.Fitted(plain.encoder, [], plain.projector) if plain else None

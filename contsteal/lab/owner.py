@@ -115,7 +115,7 @@ def train_independent(lab: Lab, plan: Strangers, index: int) -> Trained:
             "count: 0 does without them"
         )
     given = {k: getattr(plan, k) for k in ("epochs", "batch") if getattr(plan, k)}
-    config = replace(lab.recipe, **given, seed=FIRST + index)
+    config = replace(lab.recipe, **profiles.lengthened(given), seed=FIRST + index)
     return lab.fit("independent", config, plan.load(lab, index), report=lab.messages.append)
 
 

@@ -109,6 +109,7 @@ class Common(Strict):
     methods: Methods = Methods()
     supervised: Victim = Victim()
     surrogate: Surrogate = Surrogate()
+    rates: dict[str, float] = {}  # learning rates of attacks, where they are not the surrogate's
     workers: int = 0
     at_once: int = 0
     price: float = 0.0
@@ -213,6 +214,11 @@ def watermark(given: dict[str, Any], place: str = "watermark") -> dict[str, Any]
     return Watermark().model_dump() | given if given else {}
 
 
+def lengthened(changes: dict[str, Any]) -> dict[str, Any]:
+    """Return changes of a config in which epochs, where they are given, replace the profile's steps."""
+    return {"steps": 0} | changes if "epochs" in changes else changes
+
+
 def config(
     common: dict[str, Any], part: str = "victim", method: str | None = None
 ) -> methods.Config:
@@ -224,4 +230,4 @@ def config(
     given["method"] = method or own_method
     if given.get("weights") not in (None, "timm"):  # a relative path starts at the repository
         given["weights"] = str(artifacts.ROOT / Path(given["weights"]).expanduser())
-    return methods.Config(**given | common.get("methods", {}).get(given["method"], {}))
+    return methods.Config(**given | lengthened(common.get("methods", {}).get(given["method"], {})))

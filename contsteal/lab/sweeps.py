@@ -13,13 +13,14 @@ from unittest.mock import patch
 
 import joblib
 import pandas as pd
+import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from contsteal import encoders, evaluate, steal
 from contsteal.defenses.b4b import B4B
 from contsteal.lab import artifacts
-from contsteal.lab.experiment import Lab
+from contsteal.lab.experiment import Lab, variant
 from contsteal.victim import Defense
 
 PRICE = 1.0  # US dollars for 1,000 answers, where a profile states none
@@ -27,6 +28,7 @@ WORKERS = "CONTSTEAL_WORKERS"  # processes of a notebook that shares the machine
 VARYING = ("forwards", "seconds")  # what no two runs share: shown, and kept out of stored tables
 OF_LAB = ("data", "train_split", "method", "query_data", "query_split", "query_images")
 AS_GIVEN = "as given"  # the knob of an ablation's first row
+ALONE = {"SimCLR on the queries": "simclr", "labelled images": "supervised"}  # without a victim
 
 Row = dict[str, Any]
 Names = Sequence[str]
@@ -47,7 +49,7 @@ class Work(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """One attack and the tasks it is scored on."""
+    """One attack, by its name and variants, and the tasks it is scored on."""
 
     attack: str
     queries: int
@@ -64,7 +66,31 @@ class Job:
         about = {"attack": self.attack, "images": self.queries, "seed": self.seed, **stolen.queries}
         about["usd"] = round(stolen.queries["calls"] * lab.settings.get("price", PRICE) / 1000, 6)
         about["seconds"] = stolen.seconds
-        return [about | {"task": task, **lab.score(stolen.encoder, task)} for task in self.tasks]
+        return [about | {"task": task, **lab.score(stolen.encoder, task), **lab.own_head(stolen, task)}
+                for task in self.tasks]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What a thief gets without the victim: by a name of ALONE, from its queries or labelled images."""
+
+    name: str
+    queries: int
+    seed: int
+    tasks: tuple[str, ...]
+    steps: int
+    lab: Pairs = ()
+
+    def run(self, lab: Lab) -> list[Row]:
+        """Train, score, and return one row per task."""
+        trained = lab.alone(ALONE[self.name], self.queries, self.seed, self.steps)
+        about = {
+            "attack": self.name,
+            "images": self.queries,
+            "seed": self.seed,
+            "steps": self.steps,
+        }
+        return [about | {"task": task, **lab.score(trained.encoder, task)} for task in self.tasks]
 
 
 @dataclass(frozen=True)
@@ -79,6 +105,49 @@ class Exam:
     def run(self, lab: Lab) -> list[Row]:
         """Score, and return one row per task."""
         return [self.about | {"task": task, **lab.score(self.net, task)} for task in self.tasks]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A victim by one method, or the supervised encoder, to be trained beside others."""
+
+    part: str
+    method: str | None = None
+    lab: Pairs = ()
+
+    def run(self, lab: Lab) -> list[Row]:
+        """Train, or find that it was done; there is no row."""
+        lab.train(self.part, self.method, report=lab.messages.append)
+        return []
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One attack at one learning rate, judged by its own loss on queries that it was not trained on."""
+
+    attack: str
+    rate: float
+    queries: int
+    held_out: int
+    seed: int
+    steps: int
+    lab: Pairs = ()
+
+    def run(self, lab: Lab) -> list[Row]:
+        """Train on the first queries, and return the loss on those after them, all of them clean."""
+        attack, _ = variant(self.attack)
+        stolen = lab.steal(self.attack, self.queries, self.seed, lr=self.rate, steps=self.steps)
+        recipe, images = steal.ATTACKS[attack], lab.queries(self.queries + self.held_out, self.seed)
+        rest = images[self.queries :]
+        (answers,) = steal.ask(steal.Config(attack, views="clean", answers=1), lab.api(), rest)
+        outputs = encoders.embed(stolen.encoder, rest)
+        if stolen.projector is not None:
+            outputs = stolen.projector(outputs)
+        tau = {} if recipe.temperature is None else {"temperature": recipe.temperature}
+        with torch.no_grad():
+            loss = recipe.loss(outputs, answers, **tau).item()
+        about = {"attack": self.attack, "rate": self.rate, "seed": self.seed, "steps": self.steps}
+        return [about | {"images": self.queries, "held_out": self.held_out, "loss": loss}]
 
 
 def run(lab: Lab, jobs: Sequence[Work]) -> list[Row]:
@@ -96,7 +165,8 @@ def _results(lab: Lab, jobs: Sequence[Work]) -> Iterator[tuple[list[Row], list[s
     if workers < 2 or lab.device.type != "cpu":
         yield from (_run(lab, job) for job in jobs)
         return
-    for changes in {repr(job.lab): job.lab for job in jobs}.values():
+    needing = [job for job in jobs if not isinstance(job, Training)]
+    for changes in {repr(job.lab): job.lab for job in needing}.values():
         _ = lab.but(**dict(changes)).victim  # made here, once, not by every worker
     settings = json.dumps(lab.changes)  # settings are what YAML holds; some cannot be hashed
     quiet = patch.dict(os.environ, {"TQDM_DISABLE": "1"})  # workers would share one terminal
@@ -127,6 +197,11 @@ def _run_in_worker(profile: str, changes: str, job: Work) -> tuple[list[Row], li
 # --------------------------------------------------------------------------------- sweeps
 
 
+def train(lab: Lab, methods: Names) -> None:
+    """Train victims by these methods and the supervised encoder, side by side on a CPU."""
+    run(lab, [*(Training("victim", method) for method in methods), Training("supervised")])
+
+
 def sweep(
     lab: Lab,
     attacks: Names,
@@ -134,17 +209,53 @@ def sweep(
     seeds: Numbers,
     tasks: Names,
     defenses: Sequence[Defense] = (),
+    steps: Numbers = (),
     **changes: Any,
 ) -> pd.DataFrame:
-    """Run every combination of attack, number of query images and seed; one row per run and task.
+    """Run every combination of attack, number of query images, length and seed; a row per run and task.
 
-    `changes` are fields of `steal.Config`. Each row has what it cost (`unique_inputs`, `calls`, `usd`
-    at the profile's price, and in this run the victim's `forwards` and `seconds`) and what the
-    surrogate is worth (`accuracy`, `agreement`, `knn`, `cka`, `cosine`).
+    Attacks are rows of `steal.ATTACKS`, perhaps with `experiment.VARIANTS`: "embedding, own views".
+    `steps` are lengths of training, the profile's where none is given; `changes` are fields of
+    `steal.Config`. Each row has what it cost (`unique_inputs`, `calls`, `usd` at the profile's price,
+    and in this run the victim's `forwards` and `seconds`) and what the surrogate is worth (`accuracy`,
+    `agreement`, `knn`, `cka`, `cosine`, and `own_head`, a classifier's thief's accuracy by its own head).
+    """
+    lengths: list[dict[str, Any]] = [{"steps": n} for n in steps] or [{}]
+    jobs = [
+        Job(
+            attack, count, seed, tuple(tasks), tuple(defenses), tuple(sorted((changes | n).items()))
+        )
+        for attack, count, seed, n in product(attacks, queries, seeds, lengths)
+    ]
+    return pd.DataFrame(run(lab, jobs))
+
+
+def search_rates(
+    lab: Lab, attacks: Names, rates: Sequence[float], queries: int, seeds: Numbers, steps: int
+) -> pd.DataFrame:
+    """Train attacks at several learning rates and return their losses on held-out queries, a row each.
+
+    Of `queries` three quarters are trained on. No test image is used: what is chosen by this table is
+    chosen with what a thief has.
+    """
+    held_out = queries // 4
+    jobs = [
+        Trial(attack, rate, queries - held_out, held_out, seed, steps)
+        for attack, rate, seed in product(attacks, rates, seeds)
+    ]
+    return pd.DataFrame(run(lab, jobs))
+
+
+def without_victim(
+    lab: Lab, queries: int, seeds: Numbers, tasks: Names, steps: Numbers
+) -> pd.DataFrame:
+    """Return what a thief gets without any answer, at the same lengths of training; rows as `sweep`'s.
+
+    SimCLR on the query images alone, and supervision with the labelled images of the main task's probe.
     """
     jobs = [
-        Job(*point, tuple(tasks), tuple(defenses), tuple(sorted(changes.items())))
-        for point in product(attacks, queries, seeds)
+        Alone(name, queries, seed, tuple(tasks), length)
+        for name, seed, length in product(ALONE, seeds, steps)
     ]
     return pd.DataFrame(run(lab, jobs))
 

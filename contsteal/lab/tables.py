@@ -33,6 +33,24 @@ def summary(table: pd.DataFrame, by: Sequence[str], metrics: Sequence[str]) -> p
     return spent.join(groups[list(metrics)].agg(line)).assign(n=groups.size())
 
 
+def trainings(table: pd.DataFrame) -> list[pd.DataFrame]:
+    """Return a table's rows by the length of training, the shortest first.
+
+    Rows without training (random features, the victim) stand in each.
+    """
+    if "steps" not in table or table["steps"].isna().all():
+        return [table]
+    lengths = sorted(table["steps"].dropna().unique())
+    return [table[table["steps"].isna() | (table["steps"] == n)] for n in lengths]
+
+
+def longest(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the longest training that most attacks have had: they stand side by side."""
+    each = trainings(table)
+    most = max(rows["attack"].nunique() for rows in each)
+    return next(rows for rows in reversed(each) if rows["attack"].nunique() == most)
+
+
 def _word(value: Any) -> object:
     """Return a group's name; floor and victim have no views, budget or defence."""
     if pd.isna(value):
@@ -90,6 +108,17 @@ def sentences(parts: Iterable[str]) -> str:
     """Join parts into one sentence; empty ones are left out."""
     kept = list(filter(None, parts))
     return "; ".join(kept) + "." if kept else ""
+
+
+def shares(table: pd.DataFrame, alone: Iterable[str]) -> pd.Series:
+    """Return each attack's share of the way from the best that needs no victim to the victim, in percent.
+
+    `alone` names, beside random features, what needs none. All are mean accuracies of `table`, which has
+    one task and one length of training.
+    """
+    means = table.groupby("attack", sort=False)["accuracy"].mean()
+    start = means[means.index.isin(["random", *alone])].max()
+    return (100 * (means - start) / (means["victim"] - start)).round(1)
 
 
 def gains(table: pd.DataFrame, a: str, b: str) -> pd.DataFrame:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from contsteal import data, defenses, encoders, loop
-from contsteal.lab import artifacts, experiment
+from contsteal import data, defenses, encoders, loop, methods, pretrain
+from contsteal.lab import artifacts, experiment, owner
 from contsteal.lab.experiment import Lab, MarkedVictim
 from contsteal.ownership.watermark import rate
 
@@ -136,6 +136,95 @@ def test_equal_attacks_under_other_words_are_one_artifact(lab: Lab) -> None:
     assert len(folders_of("attack")) == before
     lab.steal("embedding", 16, views="surrogate")
     assert len(folders_of("attack")) == before + 1
+
+
+def test_a_surrogate_is_trained_for_steps_and_its_row_says_how_many(lab: Lab) -> None:
+    given = lab.steal("embedding", 32)  # two epochs of two batches
+    cut, same = (lab.steal("embedding", 32, steps=n) for n in (3, 4))
+    assert [one.queries["steps"] for one in (given, cut, same)] == [4, 3, 4]
+    assert given.sha256 == same.sha256 != cut.sha256
+    assert list(cut.history["epoch"]) == [1, 2]
+    anew = lab.steal("cont-steal", 32, steps=3, answers=0)
+    assert anew.queries["unique_inputs"] == 64, "views of an own for each of two epochs"
+
+
+def test_epochs_that_are_asked_for_replace_the_steps_of_a_profile(lab: Lab) -> None:
+    own = lab.settings
+    stepped = lab.but(
+        surrogate=own["surrogate"] | {"steps": 3}, victim=own["victim"] | {"steps": 6}
+    )
+    assert stepped.steal("embedding", 32).queries["steps"] == 3
+    assert stepped.steal("embedding", 32, epochs=3).queries["steps"] == 6
+    assert stepped.steal("embedding", 32, epochs=3, steps=5).queries["steps"] == 5
+    lengths = [len(one.history) for one in (stepped.victim, stepped.train(epochs=1))]
+    assert lengths == [2, 1]
+    assert stepped.train(epochs=1).sha256 == lab.train(epochs=1).sha256
+    assert len(stepped.but(watermark=MARK).victim.history) == 1
+    plan = owner.Strangers(epochs=1, images=96)
+    assert len(owner.train_independent(stepped, plan, 0).history) == 1
+
+
+def test_an_attack_may_have_a_learning_rate_of_its_own(lab: Lab) -> None:
+    rated = lab.but(rates={"cont-steal": 1e-4})
+    slow = lab.steal("cont-steal", 16, lr=1e-4).sha256
+    before = len(folders_of("attack"))
+    assert rated.steal("cont-steal", 16).sha256 == slow != lab.steal("cont-steal", 16).sha256
+    assert rated.steal("cont-steal", 16, lr=3e-3).sha256 == lab.steal("cont-steal", 16).sha256
+    assert rated.steal("embedding", 16).sha256 == lab.steal("embedding", 16).sha256
+    assert len(folders_of("attack")) <= before + 2, (
+        "the same artifacts: cont-steal's and embedding's"
+    )
+    clean, own = "cont-steal, clean", lab.but(rates={"cont-steal": 1e-4, "cont-steal, clean": 2e-3})
+    for other, lr in ((rated, 1e-4), (own, 2e-3)):
+        named = other.steal(clean, 16).sha256
+        assert named == lab.steal("cont-steal", 16, views="clean", lr=lr).sha256
+    assert (
+        own.steal("cont-steal, shuffled", 16).sha256
+        == rated.steal("cont-steal", 16, shuffled=True).sha256
+    )
+    rate = rated.steal("cont-steal", 16).history["lr"].iloc[0]
+    assert rate == pytest.approx(1e-4 / 3e-3 * lab.steal("cont-steal", 16).history["lr"].iloc[0])
+
+
+@pytest.mark.parametrize("attack", ["label", "posterior"])
+def test_a_classifier_s_thief_is_worth_what_its_own_head_gets_right(lab: Lab, attack: str) -> None:
+    stolen, held_out = lab.steal(attack, 128, epochs=10), lab.images("shapes", "test")
+    with loop.autocast(lab.device):
+        features = encoders.embed(stolen.encoder, held_out.images)
+    weights = stolen.projector.state_dict()
+    logits = features @ weights["0.weight"].T + weights["0.bias"]
+    hits = [max(range(len(row)), key=row.__getitem__) == label
+            for row, label in zip(logits.tolist(), held_out.labels.tolist(), strict=True)]  # fmt: skip
+    assert lab.own_head(stolen, "shapes") == {"own_head": pytest.approx(sum(hits) / 160)}
+    assert sum(hits) / 160 > 0.1, "better than chance"
+    assert lab.own_head(stolen, "shapes:texture") == {}, "the victim serves another task"
+
+
+@pytest.mark.parametrize("attack", ["embedding", "access-head", "recreate-head"])
+def test_other_thieves_have_no_classifier(lab: Lab, attack: str) -> None:
+    assert lab.own_head(lab.steal(attack, 16), "shapes") == {}
+
+
+@pytest.mark.parametrize("method", ["simclr", "supervised"])
+def test_what_is_learnt_without_the_victim_is_what_the_images_alone_give(
+    lab: Lab, method: str
+) -> None:
+    """The surrogate's architecture and batch, the victim's or the ceiling's recipe."""
+    other = lab.but(
+        surrogate=lab.settings["surrogate"] | {"encoder": "conv4", "width": 0.5, "batch": 24}
+    )
+    before = other.answers.forwards
+    trained = other.alone(method, 48, seed=1, steps=3)
+    assert other.answers.forwards == before
+    config = methods.Config(
+        method, "conv4", 0.5, 32, steps=3, batch=24, lr=3e-3, optimizer="adamw", weight_decay=1e-4,
+        temperature=0.2 if method == "simclr" else None, held_out=0, seed=1,
+    )  # fmt: skip
+    images = lab.images("shapes") if method == "supervised" else lab._queries(48, seed=1)
+    assert trained.sha256 == encoders.identity(pretrain.train(config, images))
+    assert other.alone(method, 48, seed=1, steps=3).sha256 == trained.sha256
+    assert other.alone(method, 48, seed=2, steps=3).sha256 != trained.sha256
+    assert len(trained.history) == (2 if method == "simclr" else 1)
 
 
 def test_asking_clean_images_anew_changes_the_bill_and_nothing_else(lab: Lab) -> None:
@@ -269,3 +358,8 @@ def test_a_ready_victim_is_scored_stolen_and_not_marked(
     with pytest.raises(ValueError, match="watermark of a victim of method 'ready'"):
         _ = Lab("smoke", victim=ready, watermark={"epochs": 1}).victim
     np.testing.assert_array_equal(lab.train().history["epoch"], [1, 2])
+
+
+def test_a_knob_that_the_name_of_an_attack_sets_is_not_set_again(lab: Lab) -> None:
+    with pytest.raises(ValueError, match="views='shared': the attack's name says it already"):
+        lab.steal("embedding, clean", 16, views="shared")

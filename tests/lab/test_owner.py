@@ -114,9 +114,10 @@ def test_rates_are_those_of_the_verdict_functions(lab: Lab, marked: pd.DataFrame
     assert [first["independent", k] for k in range(3)] == controls
 
 
-def test_a_suspect_of_another_dimension_is_not_judged(marked: pd.DataFrame) -> None:
+def test_a_suspect_of_another_dimension_is_not_judged(lab: Lab, marked: pd.DataFrame) -> None:
+    dim = lab.victim.encoder.dim
     padded = marked[marked["suspect"] == "pad"]
-    assert padded["applies"].eq("does not apply: 112 features, the owner reads 96").all()
+    assert padded["applies"].eq(f"does not apply: {dim + 16} features, the owner reads {dim}").all()
     assert padded[["wsr", "p_chance", "p_controls", "p_paper", "auc"]].isna().all(axis=None)
     assert marked[marked["suspect"] != "pad"]["applies"].eq("yes").all()
 

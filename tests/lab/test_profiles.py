@@ -31,6 +31,7 @@ def test_stored_profiles_are_right_and_can_be_trained(name: str) -> None:
         ("common: {victim: {epoch: 3}}", "tiny.yaml, victim: no parameter 'epoch'; it has method, "),
         ("common: {surrogate: {epoch: 3}}", "tiny.yaml, surrogate: no parameter 'epoch'; it has att"),
         ("common: {methods: {mocoo: {}}}", "tiny.yaml, methods: no parameter 'mocoo'; it has simclr"),
+        ("common: {rates: {embedding: x}}", "rates.embedding='x' should be a valid number"),
         ("common: {methods: {moco: {lr: x}}}", "methods.moco.lr='x' should be a valid number"),
         ("common: {victim: {lr: 1e-3}}", "tiny.yaml: victim.lr='1e-3' should be a valid number; YAML "
          "reads 1e-3 as text, write 1.0e-3"),
@@ -108,6 +109,26 @@ def test_another_method_keeps_the_victims_settings_but_not_those_of_its_method()
     assert (moco.method, moco.temperature, moco.epochs, moco.queue) == ("moco", None, 3, 64)
     simclr = profiles.config(common)
     assert (simclr.temperature, simclr.queue) == (0.1, methods.Config.queue)
+
+
+@pytest.mark.parametrize(
+    ("own", "length"),
+    [
+        ({}, (200, 9)),
+        ({"epochs": 3}, (3, 0)),
+        ({"epochs": 3, "steps": 5}, (3, 5)),
+        ({"steps": 5}, (200, 5)),
+    ],
+)
+def test_epochs_of_a_method_s_own_replace_the_victim_s_steps(own: dict, length: tuple) -> None:
+    common = {
+        "image_size": 32,
+        "victim": {"method": "simclr", "steps": 9},
+        "methods": {"byol": own},
+    }
+    byol, simclr = profiles.config(common, "victim", "byol"), profiles.config(common)
+    assert (byol.epochs, byol.steps) == length
+    assert simclr.steps == 9
 
 
 def test_weights_are_looked_for_in_the_repository() -> None:

@@ -1,6 +1,7 @@
 """Sweeps: one thing changed at a time, at equal queries, the same numbers in one process or many."""
 
 import shutil
+from itertools import product
 
 import pandas as pd
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from contsteal import encoders, evaluate, steal
 from contsteal.defenses.b4b import B4B
-from contsteal.lab import artifacts, sweeps
+from contsteal.lab import artifacts, experiment, sweeps, tables
 from contsteal.lab.experiment import Lab
 
 
@@ -33,6 +34,102 @@ def test_rows_say_what_they_cost(lab: Lab) -> None:
     assert set(rows["forwards"]) <= set(range(25)), "at most one forward per distinct input"
     dear = sweeps.sweep(lab.but(price=5.0), ["info-nce"], [24], [0], ["shapes"], answers=2)
     assert set(dear["usd"]) == {48 * 5.0 / 1000}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("info-nce", ("info-nce", {})),
+        ("info-nce, own views", ("info-nce", {"views": "surrogate"})),
+        ("embedding, clean", ("embedding", {"views": "clean"})),
+        ("cont-steal, shared views", ("cont-steal", {"views": "shared"})),
+        ("embedding, independent views", ("embedding", {"views": "independent"})),
+        ("cont-steal, anew, shuffled", ("cont-steal", {"answers": 0, "shuffled": True})),
+    ],
+)
+def test_a_variant_is_an_attack_with_some_of_its_knobs_changed(
+    name: str, expected: tuple[str, dict]
+) -> None:
+    assert experiment.variant(name) == expected
+    attack, changes = expected
+    config = steal.Config(attack=attack, **changes)
+    assert config.mode == changes.get("views", steal.ATTACKS[attack].views), "the recipe takes it"
+
+
+@pytest.mark.parametrize(
+    ("name", "attack", "wrong"),
+    [
+        ("info-nce, own view", "info-nce", "own view"),
+        ("embedding, clean, blurred", "embedding", "blurred"),
+        ("embedding, ", "embedding", ""),
+    ],
+)
+def test_an_unknown_variant_is_refused_with_those_that_exist(
+    lab: Lab, name: str, attack: str, wrong: str
+) -> None:
+    known = ", ".join(experiment.VARIANTS)
+    with pytest.raises(ValueError, match=f"variant '{wrong}' of {attack}: choose one of {known}$"):
+        sweeps.sweep(lab, [name], [16], [0], ["shapes"])
+
+
+@pytest.mark.parametrize(
+    "name", ["embedding, own views", "embedding, clean", "embedding, shuffled"]
+)
+def test_a_variant_is_the_artifact_of_the_config_spelled_out(lab: Lab, name: str) -> None:
+    folder = artifacts.runs_dir() / "artifacts"
+    spelled = lab.steal("embedding", 16, **experiment.VARIANTS[name.split(", ")[1]])
+    known = {*folder.glob("attack-*")}
+    row = sweeps.sweep(lab, [name], [16], [0], ["shapes"]).iloc[0]
+    assert {*folder.glob("attack-*")} == known
+    assert row["attack"] == name
+    assert row["cka"] == lab.score(spelled.encoder, "shapes")["cka"]
+
+
+def test_a_sweep_over_lengths_has_a_row_for_each(lab: Lab) -> None:
+    attacks = ["embedding, own views", "label"]
+    table = sweeps.sweep(lab, attacks, [32], [0], ["shapes", "shapes:texture"], steps=[4, 3])
+    assert list(table["attack"]) == [a for a in attacks for _ in range(4)]
+    assert list(table["steps"]) == [4, 4, 3, 3] * 2
+    assert list(table["task"]) == ["shapes", "shapes:texture"] * 4
+    given = sweeps.sweep(lab, attacks, [32], [0], ["shapes"])
+    assert list(given["steps"]) == [4, 4], "two epochs of two batches"
+    four = table[(table["steps"] == 4) & (table["task"] == "shapes")]
+    assert list(four["cka"]) == list(given["cka"])
+    own = table["own_head"]
+    assert own.notna().tolist() == [False] * 4 + [True, False] * 2, "of the victim's own task alone"
+    assert own[4] == lab.own_head(lab.steal("label", 32, steps=4), "shapes")["own_head"]
+    assert (tables.longest(table)["steps"] == 4).all()
+
+
+def test_what_needs_no_victim_has_rows_without_costs(lab: Lab) -> None:
+    before = lab.answers.forwards
+    table = sweeps.without_victim(lab, 32, [0, 1], ["shapes", "shapes:texture"], [2, 3])
+    assert lab.answers.forwards == before
+    assert table.columns.isin(["unique_inputs", "calls", "usd", "forwards"]).sum() == 0
+    point = ["attack", "seed", "steps", "task"]
+    expected = product(sweeps.ALONE, [0, 1], [2, 3], ["shapes", "shapes:texture"])
+    assert list(table[point].itertuples(index=False, name=None)) == list(expected)
+    assert set(table["images"]) == {32}
+    row = table.iloc[-1]
+    net = lab.alone("supervised", 32, seed=1, steps=3).encoder
+    assert row["attack"] == "labelled images"
+    assert row[["accuracy", "cka"]].to_dict() == {
+        k: lab.score(net, "shapes:texture")[k] for k in ("accuracy", "cka")
+    }
+    frame = pd.concat([table, sweeps.sweep(lab, ["embedding"], [32], [0], ["shapes"], steps=[3])])
+    assert set(tables.longest(frame)["attack"]) == {*sweeps.ALONE, "embedding"}
+
+
+def test_a_grid_over_epochs_or_steps_is_trained_for_them(lab: Lab) -> None:
+    stepped = lab.but(surrogate=lab.settings["surrogate"] | {"steps": 5})
+    for axis, lengths in (("epochs", [1, 2]), ("steps", [2, 4])):
+        axes = {"images": [32], axis: lengths}
+        table = sweeps.grid(stepped, ["embedding"], axes, [0], ["shapes"])
+        assert list(table["steps"]) == [2, 4]
+        assert (
+            table["cka"].iloc[1]
+            == sweeps.sweep(lab, ["embedding"], [32], [0], ["shapes"])["cka"].item()
+        )
 
 
 def test_workers_give_the_numbers_of_a_single_process(
@@ -104,6 +201,37 @@ def test_a_grid_crosses_its_axes_and_counts_steps(lab: Lab) -> None:
     row = table.query("attack == 'embedding' and images == 32 and epochs == 2").iloc[0]
     again = sweeps.sweep(alone, ["embedding"], [32], [0], ["shapes"], views="clean").iloc[0]
     assert row["accuracy"] == again["accuracy"]
+
+
+@pytest.mark.parametrize("attack", ["embedding", "info-nce, own views", "label", "posterior"])
+def test_a_learning_rate_is_judged_by_the_attacks_own_loss_on_later_queries(
+    lab: Lab, attack: str
+) -> None:
+    table = sweeps.search_rates(lab, [attack], [1e-3, 1e-2], 64, [0], 4)
+    assert list(table["rate"]) == [1e-3, 1e-2]
+    assert set(zip(table["images"], table["held_out"], strict=True)) == {(48, 16)}
+    for rate, loss in zip(table["rate"], table["loss"], strict=True):
+        stolen = lab.steal(attack, 48, 0, lr=rate, steps=4)
+        rest, recipe = lab.queries(64)[48:], steal.ATTACKS[attack.split(", ")[0]]
+        outputs = encoders.embed(stolen.encoder, rest)
+        if recipe.answer == "embedding":
+            answers = encoders.embed(lab.victim.encoder, rest)
+        else:
+            outputs = stolen.projector(outputs)
+            answers = lab.api().classify(rest, answer=recipe.answer)
+        options = {"temperature": recipe.temperature} if recipe.temperature else {}
+        assert loss == pytest.approx(recipe.loss(outputs, answers, **options).item(), rel=1e-3)
+
+
+def test_encoders_are_trained_side_by_side_and_read_back_the_same(lab: Lab) -> None:
+    fresh = lab.but(train_images=256)
+    sweeps.train(fresh.but(workers=2), ["simclr", "byol"])
+    kept = artifacts.runs_dir() / "artifacts"
+    count = len(list(kept.iterdir()))
+    there = [fresh.train(method=name).sha256 for name in ("simclr", "byol")]
+    there.append(fresh.train("supervised").sha256)
+    assert len(set(there)) == 3
+    assert len(list(kept.iterdir())) == count, "nothing was trained again"
 
 
 def test_a_grid_over_methods_steals_other_victims(lab: Lab) -> None:

@@ -58,6 +58,50 @@ def test_a_summary_has_means_intervals_costs_and_n_in_order_of_appearance() -> N
     assert list(found["n"]) == [2, 2, 1]
 
 
+def by_length() -> pd.DataFrame:
+    """Rows of two attacks at lengths in no order, of random features and of the victim."""
+    rows = [("a", 640, 0.5), ("b", 160, 0.4), ("a", 160, 0.3), ("b", 640, 0.7), ("a", 2560, 0.8),
+            ("random", np.nan, 0.1), ("victim", np.nan, 0.9)]  # fmt: skip
+    return pd.DataFrame(rows, columns=["attack", "steps", "accuracy"])
+
+
+def test_trainings_are_split_by_length_and_references_stand_in_each() -> None:
+    parts = tables.trainings(by_length())
+    frame = ["random", "victim"]
+    assert [list(part["attack"]) for part in parts] == [["b", "a", *frame], ["a", "b", *frame],
+                                                        ["a", *frame]]  # fmt: skip
+    assert [part["steps"].max() for part in parts] == [160, 640, 2560]
+    assert list(tables.longest(by_length())["accuracy"]) == [0.5, 0.7, 0.1, 0.9], "both attacks"
+
+
+@pytest.mark.parametrize("steps", [None, np.nan])
+def test_a_table_without_lengths_is_one_training(steps: float | None) -> None:
+    table = by_length().drop(columns="steps") if steps is None else by_length().assign(steps=steps)
+    (part,) = tables.trainings(table)
+    pd.testing.assert_frame_equal(part, table)
+    pd.testing.assert_frame_equal(tables.longest(table), table)
+
+
+@pytest.mark.parametrize(
+    ("alone", "start"),
+    [((), 0.2), (("own",), 0.3), (("own", "labels"), 0.5), (("labels", "absent"), 0.5)],
+)
+def test_shares_are_parts_of_the_way_from_the_best_without_a_victim(
+    alone: tuple[str, ...], start: float
+) -> None:
+    runs = {"random": (0.1, 0.3), "own": (0.2, 0.4), "labels": (0.5,), "worse": (0.0, 0.2),
+            "a": (0.6, 0.8), "victim": (0.9,)}  # fmt: skip
+    table = pd.DataFrame(
+        [{"attack": name, "accuracy": value} for name, values in runs.items() for value in values]
+    )
+    found = tables.shares(table, alone)
+    assert list(found.index) == list(runs)
+    for name, values in runs.items():
+        share = 100 * (sum(values) / len(values) - start) / (0.9 - start)
+        assert found[name] == pytest.approx(share, abs=0.051)
+    assert found["victim"] == 100
+
+
 def test_sentences_leave_out_what_is_empty() -> None:
     assert tables.sentences(["one", "", "two"]) == "one; two."
     assert tables.sentences(["", ""]) == ""
