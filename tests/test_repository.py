@@ -54,13 +54,14 @@ def test_house_style(stem: str) -> None:
     book = read(stem)
     code = [cell.source for cell in book.cells if cell.cell_type == "code"]
     lengths = sorted(len(cell.splitlines()) for cell in code)
-    assert lengths[-1] <= 15
+    assert lengths[-1] <= 16
     assert lengths[len(lengths) // 2] <= 6
     assert len(book.cells) - len(code) > len(code)
     functions = [n for c in code for n in ast.walk(ast.parse(c)) if isinstance(n, ast.FunctionDef)]
     assert all(f.end_lineno - f.lineno < 6 for f in functions)
     text = "\n".join(c.source for c in book.cells if c.cell_type == "markdown")
-    for part in ("**Claim", "**Expected", "How to read", "What would falsify", "Exercise"):
+    assert "**Claim" in text or "**Question" in text
+    for part in ("**Expected", "How to read", "What would falsify", "Exercise"):
         assert part in text, part
     for target in links("\n".join(cell.source for cell in book.cells)):
         assert (ROOT / "notebooks" / target).exists(), target
@@ -79,7 +80,9 @@ def test_defaults_are_the_demo_profile_and_every_parameter_is_explained(stem: st
     assert notebooks.parameters(stem, "demo") == notebooks.defaults(stem)
     assert notebooks.defaults(stem)["profile"] == "demo"
     cell = next(c for c in read(stem).cells if "parameters" in c.metadata.get("tags", []))
-    assert all("#" in line for line in cell.source.splitlines())
+    lines = cell.source.splitlines()
+    for parameter in ast.parse(cell.source).body:
+        assert "#" in "".join(lines[parameter.lineno - 1 : parameter.end_lineno]), parameter
 
 
 @pytest.mark.parametrize("profile", profiles.names())

@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf, isnan, nan
+from math import inf, isinf, isnan, nan
 from pathlib import Path
 
 import pandas as pd
@@ -22,7 +22,7 @@ from rich.table import Table
 
 from contsteal import files
 from contsteal.evaluate import mean_interval
-from contsteal.lab import artifacts, profiles
+from contsteal.lab import artifacts, profiles, sweeps, tables
 from contsteal.paper import sentences
 
 HOLDS, FAILS, OPEN, ABSENT = "holds", "does not hold", "not enough evidence", "not measured"
@@ -61,7 +61,8 @@ class Claim:
     the `criterion`. Both sides must agree in `budgets` (the default ones where the table has them).
     `mean_over` averages each seed over these columns. `within` takes a's largest number of distinct
     inputs up to this part of the victim's training set. `premise` says, and picks, what must be clearly
-    ahead, or there is nothing to test. `says` is this repository's own verdict, by profile.
+    ahead, or there is nothing to test. `says` is this repository's own verdict, by
+    profile.
     """
 
     id: str
@@ -139,6 +140,22 @@ def split(t: DataFrame, *columns: str) -> dict[str, DataFrame]:
     }
 
 
+def own_head(rows: DataFrame) -> DataFrame:
+    """Return a classifier's thieves with the accuracy of the head that they were trained with."""
+    return rows.assign(accuracy=rows["own_head"])
+
+
+def without_answers(t: DataFrame, attack: str) -> dict[str, Sides]:
+    """Pair an attack with everything that a thief gets without the victim's answers."""
+    return {name: attacks(t, attack, name) for name in NO_VICTIM}
+
+
+def at_views(t: DataFrame, a: str, b: str, *views: str) -> dict[str, Sides]:
+    """Pair two losses at equal views, those of `views` that the table has."""
+    known = set(t["attack"])
+    return {v: attacks(t, f"{a}, {v}", f"{b}, {v}") for v in views if f"{a}, {v}" in known}
+
+
 def mse(t: DataFrame, **values: object) -> DataFrame:
     """Return the rows of the conventional attack on the main task that have these values."""
     return where(main_task(t), attack="embedding", **values)
@@ -207,29 +224,53 @@ CODE = "the official code changes loss and augmentation at once"
 # A defence cannot fail to stop an attack that is no better than random features: hence the premises.
 MSE_STEALS = ("MSE ends 5 points above random features", versus("embedding", "random"))
 INFO_NCE_STEALS = ("InfoNCE ends 5 points above random features", versus("info-nce", "random"))
+SHUFFLED = "info-nce, own views, shuffled"
+RIGHT_ANSWERS_STEAL = ("the same attack with the right answers ends 5 points above random features",
+                       versus("info-nce, own views", "random"))
 UNDEFENDED_STEALS = ("MSE without a defence ends 5 points above random features",
                      lambda t: (undefended(t), where(main_task(t), attack="random")))
 MARKED = ("the victim's own rate is 5 points above that of independent encoders",
           lambda t: kinds(first(t, "head"), "victim"))
-SETTINGS = ("images", "epochs", "query_data", "method", "views")
-BOTH_HOLD, BOTH_FAIL, BOTH_OPEN = ({"demo": v, "study": v} for v in (HOLDS, FAILS, OPEN))
+NO_VICTIM = ("random", *sweeps.ALONE)
+VIEWS = ("clean", "own views", "shared views", "independent views")
+SETTINGS = ("images", "query_data", "method", "views")
 
 CLAIMS = [
     # what there is to steal
     Claim("victim-floor", "03_attacks", f"{SHA}, abstract",
           "The victim's features solve the main task better than random features.",
-          versus("victim", "random"), says=BOTH_HOLD),
+          versus("victim", "random")),
     Claim("victim-floor-tasks", "01_worth", f"{SHA}, abstract",
           "Self-supervised features are better than random ones on every downstream task.",
           trained_and_random),
 
+    Claim("worth-stealing", "03_steps", f"{OURS}, notebook 03",
+          "The victim's features are better than all that a thief can train without it: SimCLR on the "
+          "queries alone, and supervision with the labelled images.",
+          lambda t: without_answers(t, "victim"), budgets=[],
+          says={"demo": HOLDS}),
+    Claim("answers-matter", "03_steps", f"{OURS}, notebook 03",
+          "InfoNCE on the surrogate's own views steals more than a thief gets without the victim.",
+          lambda t: without_answers(t, "info-nce, own views"), budgets=[],
+          says={"demo": HOLDS}),
+    Claim("answers-matter-mse", "03_steps", f"{OURS}, notebook 03",
+          "MSE steals more than a thief gets without the victim.",
+          lambda t: without_answers(t, "embedding"), budgets=[],
+          says={"demo": HOLDS}),
+
     # conventional attacks
     Claim("embedding-label", "02_conventional", f"{SHA}, abstract; {ICML}, Table 4",
           "An embedding thief gets a better main task than a label thief (encoders are more "
-          "vulnerable than classifiers).", versus("embedding", "label"), says=BOTH_FAIL),
+          "vulnerable than classifiers).", versus("embedding", "label")),
+    Claim("embedding-label-head", "02_conventional", f"{SHA}, abstract; {ICML}, Table 4",
+          "An embedding thief, with a probe of its own, gets a better main task than a label thief "
+          "with the head it was trained with.",
+          lambda t: (where(main_task(t), attack="embedding"),
+                     own_head(where(main_task(t), attack="label")))),
     Claim("embedding-posterior", "02_conventional", f"{SHA}, abstract",
           "An embedding thief gets a better main task than a posterior thief.",
-          versus("embedding", "posterior"), says=BOTH_FAIL),
+          versus("embedding", "posterior"),
+          says={"demo": FAILS}),
     Claim("embedding-label-agreement", "02_conventional", f"{SHA}, abstract",
           "An embedding thief agrees with the victim more often than a label thief.",
           versus("embedding", "label"), metric="agreement"),
@@ -240,7 +281,7 @@ CLAIMS = [
                      for task, rows in split(t.drop(main_task(t).index), "task").items()}),
     Claim("embedding-label-cka", "03_attacks", f"{OURS}, notebook 02",
           "An embedding thief's features are more like the victim's (linear CKA) than a label thief's.",
-          versus("embedding", "label"), metric="cka", says=BOTH_HOLD),
+          versus("embedding", "label"), metric="cka"),
 
     # losses
     Claim("contrastive-mse", "02_losses", f"{ICML}, Table 2",
@@ -251,9 +292,12 @@ CLAIMS = [
           "(linear CKA) than MSE.",
           lambda t: {loss: attacks(t, loss, "embedding") for loss in ("info-nce", "soft-nn")},
           metric="cka"),
-    Claim("info-nce-mse", "03_attacks", f"{ICML}, Table 2",
-          "InfoNCE steals better than MSE, with the queries of the main comparison.",
-          versus("info-nce", "embedding"), says={"demo": HOLDS, "study": OPEN}),
+    Claim("info-nce-mse", "03_views", f"{ICML}, Table 2",
+          "InfoNCE steals better than MSE on clean images.",
+          versus("info-nce, clean", "embedding, clean")),
+    Claim("info-nce-mse-own", "03_views", f"{OURS}, after {ICML}, Table 2",
+          "InfoNCE steals better than MSE where the surrogate sees its own views.",
+          versus("info-nce, own views", "embedding, own views")),
     Claim("loss-order", "02_losses", f"{ICML}, Table 2",
           "Soft nearest neighbours steal better than Wasserstein, and Wasserstein better than "
           "Barlow as published.",
@@ -272,11 +316,10 @@ CLAIMS = [
     Claim("barlow-cka", "02_losses", f"{OURS}; surrogate and victim never meet in that form",
           "The Barlow loss as published leaves features as near to the victim's as random ones, "
           "within 5 points of linear CKA.", versus("barlow-published", "random"), EQUIVALENT,
-          metric="cka", premise=MSE_STEALS, says=BOTH_HOLD),
+          metric="cka", premise=MSE_STEALS),
     Claim("barlow-corrected", "02_losses", f"{OURS}, losses.barlow",
           "The corrected Barlow loss copies the features more closely (linear CKA) than the "
-          "published form.", versus("barlow", "barlow-published"), metric="cka",
-          says={"study": HOLDS}),
+          "published form.", versus("barlow", "barlow-published"), metric="cka"),
     Claim("direct-recreate", "02_losses", f"{ICML}, Table 1",
           "Stealing embeddings directly is at most 5 points worse than with a recreated head.",
           versus("info-nce", "recreate-head"), NOT_WORSE, budgets=["images"],
@@ -289,48 +332,60 @@ CLAIMS = [
           versus("rda", "cont-steal"), budgets=["images"]),
     Claim("own-queries", "02_elsewhere", f"{ICML}, Table 3",
           "Queries from the victim's own data steal better than as many from any other data.",
-          own_and_other_queries),
+          own_and_other_queries,
+          says={"demo": HOLDS}),
 
     # Cont-Steal
-    Claim("cont-steal-mse", "03_attacks", f"{SHA}, abstract",
+    Claim("cont-steal-mse", "03_steps", f"{SHA}, abstract",
           "Cont-Steal steals better than the conventional embedding attack (MSE).",
-          versus("cont-steal", "embedding"), says={"demo": OPEN, "study": FAILS}),
-    Claim("cont-steal-code-mse", "03_attacks", f"{SHA}, abstract and official code",
+          versus("cont-steal", "embedding"),
+          says={"demo": HOLDS}),
+    Claim("cont-steal-code-mse", "03_steps", f"{SHA}, abstract and official code",
           "Cont-Steal in the form of the official code steals better than MSE.",
-          versus("cont-steal-code", "embedding"), says=BOTH_OPEN),
-    Claim("loss-alone", "03_two_by_two", f"{SHA}, abstract; {CODE}",
-          "At equal augmentation, without and with, Cont-Steal's loss steals better than MSE.",
-          lambda t: {views: attacks(where(t, views=views), "cont-steal", "embedding")
-                     for views in ("clean", "augmented")}, says=BOTH_OPEN),
-    Claim("augmentation-alone", "03_two_by_two", f"{OURS}, notebook 03; {CODE}",
-          "Augmentation alone makes MSE steal better.",
-          lambda t: (mse(t, views="augmented"), mse(t, views="clean"))),
-    Claim("augmentation-loss", "03_two_by_two", f"{OURS}, notebook 03; {CODE}",
-          "Augmentation matters more than the loss: MSE with it is ahead of Cont-Steal's loss without.",
-          lambda t: (mse(t, views="augmented"),
-                     where(main_task(t), attack="cont-steal", views="clean"))),
+          versus("cont-steal-code", "embedding")),
+    Claim("info-nce-views-mse", "03_steps", f"{ICML}, Table 2; {CODE}",
+          "InfoNCE on the surrogate's own views steals better than the conventional attack (MSE).",
+          versus("info-nce, own views", "embedding"),
+          says={"demo": HOLDS}),
+    Claim("loss-alone", "03_views", f"{SHA}, abstract; {CODE}",
+          "At equal views, whichever they are, Cont-Steal's loss steals better than MSE.",
+          lambda t: at_views(t, "cont-steal", "embedding", *VIEWS),
+          says={"demo": HOLDS}),
+    Claim("loss-alone-clean", "03_views", f"{SHA}, abstract; {CODE}",
+          "Without augmentation Cont-Steal's loss steals better than MSE.",
+          lambda t: at_views(t, "cont-steal", "embedding", "clean")),
+    Claim("loss-alone-own", "03_views", f"{SHA}, abstract; {CODE}",
+          "Where the surrogate sees its own views, Cont-Steal's loss steals better than MSE.",
+          lambda t: at_views(t, "cont-steal", "embedding", "own views")),
+    Claim("augmentation-alone", "03_views", f"{OURS}, notebook 03; {CODE}",
+          "Augmentation alone (the surrogate's own views) makes MSE steal better.",
+          versus("embedding, own views", "embedding, clean")),
+    Claim("augmentation-cont-steal", "03_views", f"{OURS}, notebook 03; {CODE}",
+          "Cont-Steal's loss steals better on the surrogate's own views than on the independent ones "
+          "that are published, at as many queries.",
+          versus("cont-steal, own views", "cont-steal, independent views")),
     Claim("settings-every", "03_boundary", f"{SHA}, abstract",
-          "Cont-Steal is ahead of MSE in every setting (queries, epochs, query data, victim, views).",
+          "Cont-Steal is ahead of MSE in every setting (queries, query data, victim, views).",
           lambda t: {setting: attacks(rows, "cont-steal", "embedding")
                      for setting, rows in split(main_task(t), *SETTINGS).items()}),
     Claim("settings-mean", "03_boundary", f"{SHA}, abstract",
-          "Cont-Steal is ahead of MSE on average over settings (queries, epochs, query data, "
-          "victim, views).", versus("cont-steal", "embedding"), mean_over=SETTINGS),
+          "Cont-Steal is ahead of MSE on average over settings (queries, query data, victim, views).",
+          versus("cont-steal", "embedding"), mean_over=SETTINGS),
     Claim("negatives-victim", "03_ablations", f"{SHA}, the loss",
           "Cont-Steal needs the victim's other answers as negatives.",
           lambda t: (where(main_task(t), knob="as given"),
-                     where(main_task(t), knob="negatives", value="self")), says=BOTH_OPEN),
+                     where(main_task(t), knob="negatives", value="self"))),
     Claim("negatives-self", "03_ablations", f"{SHA}, the loss",
           "Cont-Steal needs the surrogate's own other vectors as negatives.",
           lambda t: (where(main_task(t), knob="as given"),
                      where(main_task(t), knob="negatives", value="victim"))),
     Claim("control", "03_control", f"{OURS}, notebook 03, the control",
           "A thief who trains on shuffled answers ends at most 5 points above random features.",
-          versus("random", "embedding, shuffled"), NOT_WORSE, premise=MSE_STEALS),
+          versus("random", SHUFFLED), NOT_WORSE, premise=RIGHT_ANSWERS_STEAL),
     Claim("control-cka", "03_control", f"{OURS}, notebook 03, the control",
           "A thief who trains on shuffled answers ends at most 5 points of linear CKA nearer to "
-          "the victim than random features.", versus("random", "embedding, shuffled"), NOT_WORSE,
-          metric="cka", premise=MSE_STEALS),
+          "the victim than random features.", versus("random", SHUFFLED), NOT_WORSE, metric="cka",
+          premise=RIGHT_ANSWERS_STEAL),
 
     # queries
     Claim("fifth-mse", "04_budget", f"{ICML}, abstract",
@@ -346,13 +401,15 @@ CLAIMS = [
                      for rows in [where(main_task(t), attack=attack)]}, budgets=[]),
     Claim("few-mse", "04_budget", f"{ICML}, Table 7",
           "With few queries MSE is ahead of contrastive stealing.",
-          at(smallest, "embedding", "cont-steal"), says=BOTH_OPEN),
+          at(smallest, "embedding", "cont-steal"),
+          says={"demo": FAILS}),
     Claim("many-contrastive", "04_budget", f"{ICML}, Table 7",
           "With many queries contrastive stealing is ahead of MSE.",
-          at(largest, "cont-steal", "embedding"), says={"demo": OPEN, "study": FAILS}),
+          at(largest, "cont-steal", "embedding"),
+          says={"demo": HOLDS}),
     Claim("fresh-views", "04_budget", f"{SHA}, official code, which asks in every epoch",
           "Asking for new views in every epoch steals more than asking once, with as many images.",
-          at(largest, "cont-steal, anew", "cont-steal"), budgets=["images"], says=BOTH_OPEN),
+          at(largest, "cont-steal, anew", "cont-steal"), budgets=["images"]),
 
     # defences
     Claim("noise-thief", "05_defenses", f"{ICML}, Table 10",
@@ -362,7 +419,7 @@ CLAIMS = [
     Claim("noise-customer", "05_defenses", f"{B4B}, Table 6",
           "Zero-mean noise harms the legitimate user.",
           lambda t: {name: (undefended(t), rows) for name, rows in noisy(t).items()},
-          metric="legitimate", says=BOTH_HOLD),
+          metric="legitimate"),
     Claim("offset-thief", "05_defenses", f"{ICML}, Table 10",
           "Noise with a constant offset harms a thief who trains with MSE.",
           lambda t: {name: (undefended(t), rows) for name, rows in noisy(t, offset=True).items()}),
@@ -453,6 +510,27 @@ CLAIMS = [
 # fmt: on
 
 
+# Verdicts expected before the first run on the data in use, by date; a changed expectation is a new line.
+PREDICTIONS = [
+    ("2026-11-28", HOLDS, (
+        "victim-floor", "worth-stealing", "answers-matter", "answers-matter-mse", "embedding-label",
+        "embedding-label-head", "embedding-posterior", "embedding-label-elsewhere", "info-nce-views-mse",
+        "loss-alone-own", "augmentation-cont-steal", "more-queries", "wasserstein-mse", "barlow-mse",
+        "own-queries", "control-cka", "noise-customer",
+    )),
+    ("2026-11-28", FAILS, (
+        "cont-steal-mse", "cont-steal-code-mse", "loss-alone", "loss-alone-clean", "augmentation-alone",
+        "settings-every", "fifth-mse", "fifth-cont-steal", "few-mse",
+    )),
+]  # fmt: skip
+
+
+def predicted(claim: Claim) -> str:
+    """Return the verdict that was expected of a claim, with the date, or "-"."""
+    said = [f"{verdict} ({day})" for day, verdict, ids in PREDICTIONS if claim.id in ids]
+    return said[-1] if said else "-"
+
+
 # ------------------------------------------------------------------------------ statistics
 
 SEEDS = 3  # fewer give no verdict
@@ -466,7 +544,7 @@ ONE_FOR_ALL = ("victim", "obfuscated")  # the one victim, as it is and as a thie
 class Finding:
     """A verdict, and the comparison that decides it with its 95 % t-interval (NaN for one seed).
 
-    `few` says that there were too few seeds.
+    `few` says that there were too few seeds; `p` is the p-value of a verdict that is one.
     """
 
     verdict: str
@@ -477,6 +555,16 @@ class Finding:
     name: str = ""
     why: str = ""
     few: bool = False
+    p: float = 1.0
+
+
+def p_value(values: Series, bound: float) -> float:
+    """Return the two-sided p-value of a t-test of the mean against a bound, 0 for an infinite one."""
+    if isinf(bound):
+        return 0.0
+    from scipy.stats import ttest_1samp
+
+    return float(ttest_1samp(values, bound).pvalue)
 
 
 def decide(samples: Mapping[str, Series], criterion: Criterion, conclusive: bool = True) -> Finding:
@@ -498,12 +586,34 @@ def decide(samples: Mapping[str, Series], criterion: Criterion, conclusive: bool
         unit = "seeds" if count > 1 else "measurements"
         return replace(worst, why=f"{count} of {SEEDS} {unit}", few=True)
     if all(low < f.low and f.high < high for f in findings):
-        return replace(worst, verdict=HOLDS)
+        p = max(p_value(values, bound) for values in samples.values() for bound in (low, high))
+        return replace(worst, verdict=HOLDS, p=p)
     for finding in findings if conclusive else ():
-        _, lower, upper = mean_interval(samples[finding.name], 1 - RISK / len(samples))
+        values = samples[finding.name]
+        _, lower, upper = mean_interval(values, 1 - RISK / len(samples))
         if upper < low or lower > high:
-            return replace(finding, verdict=FAILS)
+            p = len(samples) * p_value(values, low if upper < low else high)
+            return replace(finding, verdict=FAILS, p=p)
     return worst
+
+
+def correct(findings: Sequence[Finding]) -> list[Finding]:
+    """Correct the verdicts of a family for their number (Holm, 1979).
+
+    The smallest of m p-values must be at most RISK / m, the next at most RISK / (m - 1), and so on; after
+    the first that is not, nothing is decided. What was not measured does not count.
+    """
+    corrected = list(findings)
+    tested = [k for k, f in enumerate(findings) if f.verdict != ABSENT and not f.few]
+    open_from_here = False
+    for rank, k in enumerate(sorted(tested, key=lambda k: findings[k].p)):
+        finding = findings[k]
+        open_from_here |= finding.p > RISK / (len(tested) - rank)
+        if open_from_here and finding.verdict in (HOLDS, FAILS):
+            why = f"{finding.verdict} by itself, not as one of {len(tested)} claims"
+            why = "; ".join(filter(None, (finding.why, why)))
+            corrected[k] = replace(finding, verdict=OPEN, why=why)
+    return corrected
 
 
 class NotComparable(ValueError):
@@ -567,7 +677,26 @@ def _check_budgets(claim: Claim, a: DataFrame, b: DataFrame) -> None:
 
 
 def assess(claim: Claim, table: DataFrame, train_images: int) -> Finding:
-    """Return what a table says about a claim; `train_images` is what the victim was trained on."""
+    """Return what a table says about a claim; `train_images` is what the victim was trained on.
+
+    Where the compared rows have several lengths of training, the longest and the next shorter one must
+    agree: otherwise the verdict would be about the length, and there is not enough evidence.
+    """
+    trained = tables.trainings(table)[::-1]
+    findings = [_assess(claim, rows, train_images) for rows in trained]
+    measured = [k for k, finding in enumerate(findings) if finding.verdict != ABSENT]
+    if not measured:
+        return findings[0]
+    finding = findings[measured[0]]
+    if len(measured) > 1 and finding.verdict in (HOLDS, FAILS):
+        shorter, steps = findings[measured[1]], trained[measured[1]]["steps"].max()
+        if shorter.verdict != finding.verdict:
+            why = f"after {steps:g} steps: {shorter.verdict}"
+            return replace(finding, verdict=OPEN, why="; ".join(filter(None, (finding.why, why))))
+    return finding
+
+
+def _assess(claim: Claim, table: DataFrame, train_images: int) -> Finding:
     picked = claim.pick(table)
     comparisons = picked if isinstance(picked, dict) else {"": picked}
     if not comparisons:
@@ -670,10 +799,10 @@ def judge(profile: str, claims: Sequence[Claim] = CLAIMS) -> list[Judgement]:
     """
     folder = artifacts.figures_dir() / profile
     train_images = profiles.profile(profile)["common"].get("train_images", 0)
-    tables = {stem: read(folder, stem) for stem in dict.fromkeys(c.table for c in claims)}
-    judgements = []
+    stored = {stem: read(folder, stem) for stem in dict.fromkeys(c.table for c in claims)}
+    findings = []
     for claim in claims:
-        table, path = tables[claim.table], folder / f"{claim.table}.csv"
+        table, path = stored[claim.table], folder / f"{claim.table}.csv"
         finding = Finding(ABSENT, why=f"no {path.name}")
         try:
             if table is not None:
@@ -684,14 +813,19 @@ def judge(profile: str, claims: Sequence[Claim] = CLAIMS) -> list[Judgement]:
         except KeyError as error:
             message = f"{path}: no column {error}, which claim {claim.id!r} reads"
             raise ValueError(message) from error
-        judgements.append(Judgement(claim, profile, finding))
-    return judgements
+        findings.append(finding)
+    for family in {claim.table[:2] for claim in claims}:  # those of one notebook
+        places = [k for k, claim in enumerate(claims) if claim.table[:2] == family]
+        for place, finding in zip(places, correct([findings[k] for k in places]), strict=True):
+            findings[place] = finding
+    return [Judgement(c, profile, f) for c, f in zip(claims, findings, strict=True)]
 
 
 def frame(profile: str, judgements: Sequence[Judgement] | None = None) -> DataFrame:
     """Return the verdicts of a profile as a table: claim, verdict, effect with interval, n, source."""
     rows = [
-        {"claim": j.claim.text, "verdict": j.finding.verdict, "effect": j.effect,
+        {"claim": j.claim.text, "verdict": j.finding.verdict,
+         "predicted": predicted(j.claim), "effect": j.effect,
          "n": j.finding.n or "-", "decided by": j.finding.why or "-", "source": j.claim.source}
         for j in (judge(profile) if judgements is None else judgements)
     ]  # fmt: skip

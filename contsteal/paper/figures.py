@@ -239,18 +239,28 @@ def readme(profile: str = "demo") -> str:
     """Return the generated part of the README: what was found, the main attacks, the claims' count."""
     folder = artifacts.figures_dir() / profile
     results = {}
-    for stem in ("01_worth", "02_conventional", "03_attacks", "05_defenses"):
+    for stem in (
+        "01_worth",
+        "02_conventional",
+        "03_attacks",
+        "03_steps",
+        "03_views",
+        "05_defenses",
+    ):
         table, stamp = read(folder, stem)
         results[stem] = FIGURES[stem].summarise(table)
-    images = read(folder, "03_attacks")[0]["images"].max()
-    shown = results["03_attacks"].numbers[["accuracy", "agreement", "n"]].rename(sentences.name)
+    main, stamp = read(folder, "03_attacks")
+    images, steps = main["images"].max(), main["steps"].max()
+    columns = ["accuracy", "share of the way", "n"]
+    shown = results["03_attacks"].numbers[columns].rename(sentences.name)
     return "\n\n".join([
         f"Measured with the `{profile}` profile on {stamp['device']}, {stamp['date']}; {images:g} query "
-        f"images per attack, seeds {stamp['seeds']}.",
+        f"images and {steps:g} steps of training per attack, seeds {stamp['seeds']}.",
         "\n".join(f"- {summary.title}." for summary in results.values()),
         shown.reset_index().to_markdown(index=False),
-        "Percentages; in brackets 95 % t-intervals over seeds. Trainings of this profile are short, and "
-        "whether a difference survives longer training is not tested here.",
+        "Percentages; in brackets 95 % t-intervals over seeds. The share of the way goes from the best "
+        "encoder that needs no victim to the victim. A claim is decided only where it comes out the same "
+        "after half as many steps.",
         f"{markdown(profile, short=True)[0]} [All results](figures/{profile}/summary.md).",
     ])  # fmt: skip
 

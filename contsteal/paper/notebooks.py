@@ -341,7 +341,7 @@ def execute(executed: Path) -> None:
         before = {path: _changed(path) for path in figures.glob("*")}
         os.environ["CONTSTEAL_FIGURES"] = str(figures.parent)
         os.environ["CONTSTEAL_NOTEBOOK"] = f"{executed.parent.name}/{stem}"
-        os.environ.setdefault("TQDM_MININTERVAL", "30")
+        os.environ.setdefault("TQDM_DISABLE", "1")  # an executed copy is read, not watched
         if order["cores"]:  # more threads than cores would wait for each other
             for variable in ("OMP_NUM_THREADS", "CONTSTEAL_WORKERS"):
                 os.environ.setdefault(variable, str(order["cores"]))

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from contsteal.evaluate import mean_interval
-from contsteal.lab import tables
+from contsteal.lab import experiment, sweeps, tables
 from contsteal.paper import sentences
 from contsteal.paper.sentences import REFERENCES, Summary, name, names
 
@@ -30,6 +30,9 @@ COLOURS = {
     "label": "#999999", "posterior": "#56B4E9", "embedding": "#0072B2", "info-nce": "#009E73",
     "cont-steal": "#D55E00", "cont-steal-code": "#E69F00", "embedding, anew": "#56B4E9",
     "cont-steal, anew": "#CC79A7", "random": "#BBBBBB", "supervised": "#333333",
+    "SimCLR on the queries": "#777777", "labelled images": "#AAAAAA", "cosine": "#56B4E9",
+    "embedding, own views": "#332288", "info-nce, own views": "#009E73",
+    "info-nce, own views, shuffled": "#CC79A7",
     "simclr": "#D55E00", "moco": "#0072B2", "byol": "#009E73", "simsiam": "#CC79A7",
 }  # fmt: skip
 
@@ -60,7 +63,7 @@ def canvas(
 def in_percent(*axes: Any) -> None:
     """Show shares on these axes (`ax.xaxis`, `ax.yaxis`) as percentages."""
     for axis in axes:
-        axis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+        axis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
 
 
 def palette(values: Any) -> dict[str, str]:
@@ -208,7 +211,7 @@ def embedding_map(table: pd.DataFrame, title: str = "") -> Figure:
 
 def attack_dots(table: pd.DataFrame, title: str) -> Figure:
     """Draw accuracy and agreement on the main task per attack, for the first victim."""
-    rows = sentences.main_task(table)
+    rows = tables.longest(sentences.main_task(table))
     if "victim" in rows:
         rows = rows[rows["victim"].isna() | (rows["victim"] == rows["victim"].iloc[0])]
     known = names(_attacks(rows)["attack"])
@@ -235,26 +238,62 @@ def adaptive_dots(table: pd.DataFrame, title: str) -> Figure:
     return attack_dots(sentences.adapting(table), title)
 
 
-def two_by_two(table: pd.DataFrame, title: str) -> Figure:
-    """Draw accuracy without and with augmentation, a line per loss and a dot per seed."""
+def rate_curves(table: pd.DataFrame, title: str) -> Figure:
+    """Draw each attack's loss on held-out queries, over its least, against the learning rate."""
     import seaborn as sns
 
-    attacks = _attacks(table).assign(name=lambda t: t["attack"].map(name))
-    order = ["clean", "augmented"]
-    same: dict[str, Any] = {"data": attacks, "x": "views", "y": "accuracy", "hue": "name",
-                            "order": order, "palette": palette(attacks["attack"]),
-                            "legend": False}  # fmt: skip
+    means = table.groupby(["attack", "rate"], sort=False)["loss"].mean().reset_index()
+    lowest = means.groupby("attack")["loss"].transform("min")
+    rows = means.assign(excess=means["loss"] - lowest, name=means["attack"].map(name))
+    spans = rows.groupby("attack")["excess"].transform("max").replace(0, 1)
     fig, ((ax,),) = canvas(1, 1, 2.6, title)
-    sns.pointplot(**same, errorbar=interval, dodge=0.06, marker="", err_kws={"alpha": 0.3},
-                  linewidth=1.6, ax=ax)  # fmt: skip
-    sns.stripplot(**same, jitter=False, dodge=False, size=4, alpha=0.6, ax=ax)
-    ends = attacks[attacks["views"] == "augmented"].groupby("name")["accuracy"].mean()
-    for k, (which, value) in enumerate(ends.sort_values().items()):
-        ax.annotate(f"{which}", (1.06, value), va="bottom" if k else "top",
-                    color=same["palette"][which])  # fmt: skip
+    sns.lineplot(rows.assign(excess=rows["excess"] / spans), x="rate", y="excess", hue="name", marker="o",
+                 palette=palette(rows["attack"]), errorbar=None, ax=ax)  # fmt: skip
+    ax.set(xscale="log", xlabel="learning rate (log scale)", yticks=[0, 1])
+    ax.set(ylabel="loss on held-out queries\n(least to greatest)")
+    legend(fig)
+    return fig
+
+
+def step_curves(table: pd.DataFrame, title: str) -> Figure:
+    """Draw accuracy against the steps of training, a line per attack with its 95 % t-interval."""
+    import seaborn as sns
+
+    rows = _attacks(sentences.main_task(table)).assign(name=lambda t: t["attack"].map(name))
+    shapes = {n: (2, 1) if n in sweeps.ALONE else "" for n in rows["name"].unique()}
+    fig, ((ax,),) = canvas(1, 1, 3.2, title)
+    sns.lineplot(rows, x="steps", y="accuracy", hue="name", style="name", dashes=shapes,
+                 palette=palette(rows["attack"]), errorbar=interval, marker="o", markersize=4,
+                 err_kws={"alpha": 0.12}, ax=ax)  # fmt: skip
     frame(ax, table, "accuracy", vertical=False)
-    ax.set(xlim=(-0.3, 1.45), xlabel="", ylabel="accuracy on the main task")
+    lengths = sorted(rows["steps"].unique())
+    ax.set(xscale="log", xlabel="steps of training", ylabel="accuracy on the main task")
+    ax.set_xticks(lengths, [f"{n:g}" for n in lengths])
+    ax.minorticks_off()
     in_percent(ax.yaxis)
+    legend(fig)
+    return fig
+
+
+def views_dots(table: pd.DataFrame, title: str) -> Figure:
+    """Draw accuracy by what both sides see, a colour per loss, a dot per seed and the 95 % t-interval."""
+    import seaborn as sns
+
+    attacks = sentences.by_views(_attacks(tables.longest(table)))
+    attacks["loss"] = attacks["loss"].map(name)
+    order = [v for v in experiment.VARIANTS if v in set(attacks["views"])]
+    same: dict[str, Any] = {"data": attacks, "x": "views", "y": "accuracy", "hue": "loss", "order": order,
+                            "palette": palette(attacks["attack"].str.split(", ").str[0])}  # fmt: skip
+    fig, ((ax,),) = canvas(1, 1, 3.0, title)
+    count = attacks["loss"].nunique()
+    width = 0.8 * (count - 1) / count  # where stripplot puts its dots
+    sns.pointplot(**same, errorbar=interval, dodge=width, marker="_", markersize=12, linestyle="none",
+                  err_kws={"linewidth": 4, "alpha": 0.3}, ax=ax)  # fmt: skip
+    sns.stripplot(**same, dodge=True, jitter=False, size=3.5, alpha=0.8, legend=False, ax=ax)
+    frame(ax, table, "accuracy", vertical=False)
+    ax.set(xlabel="", ylabel="accuracy on the main task")
+    in_percent(ax.yaxis)
+    legend(fig)
     return fig
 
 
@@ -331,16 +370,16 @@ def ablation_dots(table: pd.DataFrame, title: str) -> Figure:
 
 
 def boundary_maps(table: pd.DataFrame, title: str) -> Figure:
-    """Draw Cont-Steal minus MSE over images and epochs, a panel per query data and views.
+    """Draw Cont-Steal minus MSE over images, a panel per query data and views.
 
     Cells hold points; those whose interval excludes zero are bold.
     """
     gains = tables.gains(sentences.main_task(table), "cont-steal", "embedding")
     gains["sure"] = (gains["low"] > 0) | (gains["high"] < 0)
-    gains["setting"] = gains["method"].map(name) + ", " + gains["epochs"].astype(str) + " epochs"
-    views = gains["views"].replace("independent", "augmented")
+    gains["setting"] = gains["method"].map(name) + ", " + gains["steps"].map("{:g} steps".format)
+    views = gains["views"].replace("surrogate", "own views")
     panels = list(gains.groupby([gains["query_data"], views], sort=False))
-    order = gains.sort_values(["method", "epochs"])["setting"].unique()
+    order = gains.sort_values(["method", "steps"])["setting"].unique()
     fig, axes = canvas(1, len(panels), 0.32 * len(order) + 1.3, title, sharey=True)
     bound = max(0.05, gains["gain"].abs().max())
     for ax, ((data, view), part) in zip(axes[0], panels, strict=True):
@@ -589,8 +628,10 @@ FIGURES = {
     "03_attacks": Row("All attacks with equal queries.", attack_dots, sentences.attacks),
     "03_control": Row("A control that must fail: every image with the answer to another.",
                       attack_dots, sentences.control),
-    "03_two_by_two": Row("{MSE, contrastive} x {clean, augmented}.",
-                         two_by_two, sentences.two_by_two),
+    "03_rates": Row("Learning rates, chosen on held-out queries.", rate_curves, sentences.rates),
+    "03_steps": Row("Accuracy against the length of training.", step_curves, sentences.steps),
+    "03_views": Row("Losses by what surrogate and victim see of each image.",
+                    views_dots, sentences.views),
     "03_ablations": Row("Cont-Steal with one knob changed at a time.",
                         ablation_dots, sentences.ablations),
     "03_boundary": Row("When contrastive stealing beats regression.",

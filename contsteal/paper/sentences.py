@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from contsteal.lab import profiles, tables
-from contsteal.lab.sweeps import AS_GIVEN
+from contsteal.lab import profiles, sweeps, tables
 from contsteal.ownership import inference
 
 Difference = tuple[float, float, float, int]  # mean, bounds of its interval, number of seeds
@@ -211,6 +210,7 @@ def judge(worth: pd.DataFrame, expectations: Sequence[dict[str, Any]]) -> pd.Dat
 
 def conventional(table: pd.DataFrame) -> Summary:
     """Say whether embeddings give away more than labels and posteriors."""
+    table = tables.longest(table)
     title, details = _verdicts(table, ("embedding", "label"), ("embedding", "posterior"))
     numbers = tables.summary(table, ["task", "attack"], ["accuracy", "agreement", "knn"])
     return Summary(title, numbers, details)
@@ -266,33 +266,87 @@ def pulls(table: pd.DataFrame) -> Summary:
 
 def attacks(table: pd.DataFrame) -> Summary:
     """Say whether contrastive attacks beat regression with equal queries."""
-    contrastive = ("cont-steal", "cont-steal-code", "info-nce")
+    table = tables.longest(main_task(table))
+    contrastive = ("cont-steal", "cont-steal-code", "info-nce", "info-nce, own views")
     title, details = _verdicts(table, *((a, "embedding") for a in contrastive))
     metrics = ["accuracy", "agreement", "knn", "cka", "cosine"]
-    return Summary(title, tables.summary(table, ["attack"], metrics), details)
+    numbers = tables.summary(table, ["attack"], metrics)
+    numbers.insert(len(numbers.columns) - 1, "share of the way", tables.shares(table, sweeps.ALONE))
+    return Summary(title, numbers, details)
 
 
 def control(table: pd.DataFrame) -> Summary:
     """Say what the right answers gain over other images' answers."""
-    title, _ = _verdicts(table, ("embedding", "embedding, shuffled"))
-    return Summary(title, tables.summary(table, ["attack"], ["accuracy", "agreement", "cka"]))
-
-
-def two_by_two(table: pd.DataFrame) -> Summary:
-    """Give Cont-Steal's difference from MSE without and with augmentation."""
-    each = [
-        f"{view} {points(tables.difference(rows, 'cont-steal', 'embedding'))}"
-        for view, rows in table.groupby("views", sort=False)
+    table = tables.longest(table)
+    pairs = [
+        (a.removesuffix(", shuffled"), a)
+        for a in table["attack"].unique()
+        if a.endswith("shuffled")
     ]
-    numbers = tables.summary(table, ["views", "attack"], ["accuracy", "agreement"])
-    return Summary(f"Cont-Steal minus MSE by views: {', '.join(each)}", numbers)
+    title, details = _verdicts(table, *pairs)
+    return Summary(
+        title, tables.summary(table, ["attack"], ["accuracy", "agreement", "cka"]), details
+    )
+
+
+def best_rates(table: pd.DataFrame) -> dict[str, float]:
+    """Return the learning rate of each attack with the least mean loss on held-out queries."""
+    means = table.groupby(["attack", "rate"], sort=False)["loss"].mean().reset_index()
+    best = means.loc[means.groupby("attack", sort=False)["loss"].idxmin()]
+    return dict(zip(best["attack"], best["rate"], strict=True))
+
+
+def rates(table: pd.DataFrame) -> Summary:
+    """Name the learning rates with the least loss on held-out queries."""
+    best = best_rates(table)
+    each = "; ".join(
+        f"{rate:g} for " + ", ".join(name(attack) for attack in best if best[attack] == rate)
+        for rate in sorted(set(best.values()))
+    )
+    losses = table.pivot_table(index="attack", columns="rate", values="loss", sort=False)
+    losses.columns = [f"{rate:g}" for rate in losses.columns]
+    return Summary(
+        "Learning rates by the loss on held-out queries", losses.round(4), f"Least: {each}"
+    )
+
+
+def steps(table: pd.DataFrame) -> Summary:
+    """Say which attack leads after each length of training."""
+    leaders: dict[str, list[str]] = {}
+    for rows in tables.trainings(main_task(table)):
+        runs = rows[rows["attack"].ne("victim") & rows["steps"].notna()]
+        best = runs.groupby("attack")["accuracy"].mean().idxmax()
+        leaders.setdefault(name(best), []).append(f"{runs['steps'].iloc[0]:g}")
+    parts = [f"{who} after {' and '.join(lengths)} steps" for who, lengths in leaders.items()]
+    numbers = tables.summary(main_task(table), ["attack", "steps"], ["accuracy"])
+    return Summary(f"The best mean accuracy: {', '.join(parts)}", numbers)
+
+
+def by_views(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of attacks such as "embedding, own views" with their loss and views apart."""
+    apart = table["attack"].str.split(", ", n=1, expand=True)
+    return table.assign(loss=apart[0], views=apart[1])
+
+
+def views(table: pd.DataFrame) -> Summary:
+    """Give Cont-Steal's difference from MSE for each kind of views, and say which are reliable."""
+    rows = by_views(tables.longest(main_task(table))).dropna(subset=["views"])
+    each: dict[str, Difference] = {}
+    for view, runs in rows.groupby("views", sort=False):
+        a, b = (f"{loss}, {view}" for loss in ("cont-steal", "embedding"))
+        if {a, b} <= set(runs["attack"]):
+            each[str(view)] = tables.difference(runs, a, b)
+    shown = (f"{v} {_points(d[0])}{' (reliable)' * any(reliable([d]))}" for v, d in each.items())
+    details = "; ".join(f"{view}: {points(d)}" for view, d in each.items())
+    numbers = tables.summary(rows, ["loss", "views"], ["accuracy", "agreement"])
+    return Summary(f"Cont-Steal's loss minus MSE, in points: {', '.join(shown)}", numbers, details)
 
 
 def ablations(table: pd.DataFrame) -> Summary:
     """Say what each change of a knob does to Cont-Steal, paired by seed."""
     rows = changed(table)
-    names = [n for n in rows["attack"].unique() if n != AS_GIVEN]
-    each = {n: tables.difference(rows, n, AS_GIVEN) for n in names}
+    names = [n for n in rows["attack"].unique() if n != sweeps.AS_GIVEN]
+    each = {n: tables.difference(rows, n, sweeps.AS_GIVEN) for n in names}
     title = f"Of {len(each)} changes to Cont-Steal, one at a time: {_changes(each)}"
     details = "; ".join(f"{change}: {points(d)}" for change, d in each.items())
     if len(each) == 1:

@@ -6,6 +6,8 @@ import matplotlib.pyplot as plt
 import nbformat
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from contsteal.lab import artifacts
 from contsteal.paper import figures, plots, sentences
@@ -17,8 +19,8 @@ def closed():
     plt.close("all")
 
 
-def stored(stem: str, profile: str = "demo") -> pd.DataFrame:
-    return figures.read(artifacts.ROOT / "figures" / profile, stem)[0]
+def stored(stem: str) -> pd.DataFrame:
+    return figures.read(artifacts.ROOT / "figures" / "demo", stem)[0]
 
 
 @pytest.mark.parametrize(("shared", "labels"), [(True, [0, 2]), (False, [2, 2])])
@@ -33,7 +35,7 @@ def test_floor_and_ceiling_are_labelled_once_per_scale(shared: bool, labels: lis
 
 
 def test_the_matrix_shows_every_change_and_bold_where_it_is_reliable() -> None:
-    table = stored("05_matrix", "study")
+    table = stored("05_matrix")
     fig = figures.draw("05_matrix", table)
     cells = {(t.get_text(), t.get_weight() == "bold") for t in fig.axes[0].texts}
     bold = (table["low"] > 0) | (table["high"] < 0)
@@ -43,7 +45,7 @@ def test_the_matrix_shows_every_change_and_bold_where_it_is_reliable() -> None:
 
 
 def test_the_map_shows_every_setting_once() -> None:
-    table = stored("03_boundary", "study")
+    table = stored("03_boundary")
     gains = sentences.boundary(table).numbers["gain"]
     fig = figures.draw("03_boundary", table)
     cells = [int(t.get_text()) for ax in fig.axes for t in ax.texts]
@@ -60,6 +62,62 @@ def test_flagged_users_have_filled_dots() -> None:
     assert (len(dots), filled) == (len(table), (table["flagged"] == True).sum())  # noqa: E712
 
 
+def drawn(fig: Figure) -> dict[str, Line2D]:
+    """The lines of the legend's names, each by the colour that it has there."""
+    (legend,) = fig.legends or [ax.get_legend() for ax in fig.axes if ax.get_legend()]
+    names = {h.get_color(): t.get_text() for h, t in zip(legend.legend_handles, legend.get_texts(),
+                                                         strict=True)}  # fmt: skip
+    lines = (line for line in fig.axes[0].lines if len(line.get_xdata()) > 1)
+    return {names[line.get_color()]: line for line in lines if line.get_color() in names}
+
+
+def trained(attack: str, *means: float) -> pd.DataFrame:
+    """Two seeds of an attack, after 100, 200, ... steps, with these mean accuracies."""
+    rows = [(attack, 100.0 * (k + 1), seed, mean + 0.02 * seed - 0.01)
+            for k, mean in enumerate(means) for seed in (0, 1)]  # fmt: skip
+    return pd.DataFrame(rows, columns=["attack", "steps", "seed", "accuracy"]).assign(
+        task="glyphs", unique_inputs=64, calls=64, agreement=0.5
+    )
+
+
+def test_steps_are_drawn_as_the_mean_of_each_attack_after_each_length() -> None:
+    frame = [
+        trained(name, level).assign(steps=None)
+        for name, level in (("random", 0.2), ("victim", 0.9))
+    ]
+    table = pd.concat([trained("embedding", 0.5, 0.6, 0.61), trained("cont-steal", 0.4, 0.6, 0.7),
+                       *frame], ignore_index=True)  # fmt: skip
+    fig = figures.draw("03_steps", table)
+    lines = drawn(fig)
+    assert lines.keys() == {"MSE", "Cont-Steal"}
+    for name, means in (("MSE", [0.5, 0.6, 0.61]), ("Cont-Steal", [0.4, 0.6, 0.7])):
+        assert list(lines[name].get_xdata()) == [100, 200, 300]
+        assert list(lines[name].get_ydata()) == pytest.approx(means)
+    assert [t.get_text() for t in fig.axes[0].get_xticklabels()] == ["100", "200", "300"]
+
+
+def test_views_are_drawn_after_the_longest_training_with_a_dot_per_seed() -> None:
+    views = ("own views", "clean")
+    runs = [trained(f"{loss}, {view}", 0.1, level) for view in views
+            for loss, level in (("embedding", 0.5), ("cont-steal", 0.6))]  # fmt: skip
+    fig = figures.draw("03_views", pd.concat(runs, ignore_index=True))
+    (ax,) = fig.axes
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["clean", "own views"]
+    heights = [y for dots in ax.collections for _, y in dots.get_offsets()]
+    assert sorted(heights) == pytest.approx([0.49] * 2 + [0.51] * 2 + [0.59] * 2 + [0.61] * 2)
+
+
+def test_rates_are_drawn_from_the_least_to_the_greatest_loss_of_each_attack() -> None:
+    losses = {"embedding": (0.3, 0.1, 0.2), "cont-steal": (4.0, 5.0, 8.0)}
+    rows = [(attack, rate, seed, loss + seed) for attack, each in losses.items()
+            for rate, loss in zip((0.001, 0.01, 0.1), each, strict=True) for seed in (0, 1)]  # fmt: skip
+    fig = figures.draw("03_rates", pd.DataFrame(rows, columns=["attack", "rate", "seed", "loss"]))
+    lines = drawn(fig)
+    assert list(lines["MSE"].get_ydata()) == pytest.approx([1, 0, 0.5])
+    assert list(lines["Cont-Steal"].get_ydata()) == pytest.approx([0, 0.25, 1])
+    assert list(lines["MSE"].get_xdata()) == pytest.approx([0.001, 0.01, 0.1])
+
+
 def test_neighbours_on_a_map_are_counted() -> None:
     rows = [(0, 0, "a"), (1, 0, "a"), (10, 0, "a"), (11, 0, "b")]
     assert plots.same_class(pd.DataFrame(rows, columns=["x", "y", "label"])) == 0.5
@@ -73,13 +131,20 @@ def test_a_line_has_its_methods_colour_and_no_two_names_share_one() -> None:
 
 def test_a_choice_shows_its_bill_and_both_parties() -> None:
     budgets, defended = stored("04_budget"), stored("05_defenses")
-    left, right = plots.choice(budgets, defended, "cont-steal", 64.0, "TopK(8)").axes
-    assert left.get_title(loc="left") == "Cont-Steal: 64 answers, 0.06 US dollars"
+    defence = next(d for d in defended["defence"].dropna() if d != "none")
+    images = budgets["images"].min()
+    left, right = plots.choice(budgets, defended, "cont-steal", images, defence).axes
+    usd = budgets.loc[budgets["images"] == images, "usd"].iloc[0]
+    cost = f"{images:.0f} answers, {usd:.2f} US dollars"
+    assert left.get_title(loc="left") == f"Cont-Steal: {cost}"
     heights = [bar.get_height() for bars in right.containers for bar in bars]
     means = defended.groupby("defence")[["accuracy", "legitimate"]].mean()
-    expected = [*means.loc["none"], *means.loc["TopK(8)"]]
+    expected = [*means.loc["none"], *means.loc[defence]]
     assert heights[:4] == pytest.approx(expected)
-    assert [t.get_text() for t in right.get_legend().get_texts()] == ["none", "top-k 8"]
+    assert [t.get_text() for t in right.get_legend().get_texts()] == [
+        "none",
+        sentences.name(defence),
+    ]
 
 
 def test_the_first_notebooks_exercises_can_be_solved_as_shown(
@@ -93,7 +158,7 @@ def test_the_first_notebooks_exercises_can_be_solved_as_shown(
     for source in (cell.source for cell in book.cells if cell.cell_type == "code"):
         exec(source, desk)
         if source.startswith("profile ="):
-            desk |= {"profile": "smoke", "images": 320, "epochs": 1, "queries": 32}
+            desk |= {"profile": "smoke", "images": 320, "steps": 4, "queries": 32}
     text = book.cells[-1].source
     solution = r"<details><summary>Solution</summary>\n\n```python\n(.+?)```.+?</details>"
     solutions = re.findall(solution, text, re.DOTALL)

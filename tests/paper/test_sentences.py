@@ -59,10 +59,59 @@ def test_two_values_never_share_a_name() -> None:
     assert sentences.names([long, other]) == {long: long, other: other}
 
 
-def test_two_by_two_gives_both_differences() -> None:
-    table = pd.DataFrame(duel(GOOD, views="clean") + duel(NEAR, views="augmented"))
-    title = sentences.two_by_two(table).title
-    assert "clean +21.0 points (95 % CI 18.5 to 23.5), augmented +0.3 points" in title
+def test_losses_are_compared_at_equal_views_after_the_longest_training() -> None:
+    about = {"task": "t", "unique_inputs": 8, "calls": 8}
+    cells = (("clean", GOOD), ("own views", NEAR), ("shared views", GOOD))
+    rows = [
+        r | about | {"attack": f"{r['attack']}, {views}", "steps": steps}
+        for steps, turn in ((10, -1), (20, 1))  # what holds after 20 steps is opposite after 10
+        for views, shift in cells
+        for r in duel(tuple(turn * d for d in shift))
+    ]
+    rows = [r for r in rows if r["attack"] != "cont-steal, shared views"]
+    rows += runs((0.3,), attack="victim", **about | {"steps": None})
+    found = sentences.views(pd.DataFrame(rows))
+    title = "Cont-Steal's loss minus MSE, in points: clean +21.0 (reliable), own views +0.3"
+    assert found.title == title
+    assert found.details == ("clean: +21.0 points (95 % CI 18.5 to 23.5); "
+                             "own views: +0.3 points (95 % CI -5.9 to 6.6)")  # fmt: skip
+    assert [*found.numbers["n"]] == [3] * 5, "each loss and each kind of views has a row"
+
+
+def test_the_attack_that_leads_is_named_for_each_length_of_training() -> None:
+    about = {"task": "t", "unique_inputs": 8, "calls": 8}
+    rows = [r | about | {"steps": 10} for r in duel(BAD)]
+    rows += [r | about | {"steps": 20} for r in duel(GOOD)]
+    frame = runs((0.5,), attack="victim") + runs((0.5,) * 3, attack="random")
+    rows += [r | about | {"steps": None} for r in frame]
+    found = sentences.steps(pd.DataFrame(rows))
+    assert found.title == "The best mean accuracy: MSE after 10 steps, Cont-Steal after 20 steps"
+    assert [*found.numbers["n"]] == [3, 3, 3, 3, 1, 3]
+
+
+RATES = pd.DataFrame([
+    {"attack": attack, "rate": rate, "seed": seed, "loss": loss + 3 * seed}
+    for attack, losses in (("embedding", (0.3, 0.1, 0.2)), ("cont-steal, own views", (4, 5, 6)))
+    for rate, loss in zip((0.001, 0.003, 0.01), losses, strict=True)
+    for seed in (0, 1)
+])  # fmt: skip
+
+
+def test_the_best_learning_rate_has_the_least_mean_loss_of_its_attack() -> None:
+    assert sentences.best_rates(RATES) == {"embedding": 0.003, "cont-steal, own views": 0.001}
+    lucky = (RATES["rate"] == 0.01) & (RATES["seed"] == 0) & (RATES["attack"] == "embedding")
+    once = RATES.assign(loss=RATES["loss"].mask(lucky, 0.05))
+    assert sentences.best_rates(once)["embedding"] == 0.003, "the mean counts, not the best seed"
+
+
+def test_chosen_learning_rates_are_named_and_all_losses_shown() -> None:
+    found = sentences.rates(RATES)
+    assert "Learning rates" in found.title
+    assert found.details == "Least: 0.001 for Cont-Steal, own views; 0.003 for MSE"
+    same = pd.concat([RATES, RATES.replace({"attack": {"embedding": "cosine"}})])
+    assert sentences.rates(same).details.endswith("0.003 for MSE, cosine loss")
+    assert [*found.numbers.columns] == ["0.001", "0.003", "0.01"]
+    assert found.numbers.loc["embedding"].tolist() == pytest.approx([1.8, 1.6, 1.7])
 
 
 def knobs(*shifts: tuple[float, ...]) -> pd.DataFrame:
