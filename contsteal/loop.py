@@ -32,6 +32,7 @@ Row = dict[str, float]
 Backend = str | Callable[..., Any]  # of torch.compile
 Loss = Callable[[Tensor, int, torch.Generator], Tensor]  # (indices (B,), epoch, draws) -> scalar
 SAVE_EVERY = 15.0  # seconds between checkpoints: what a killed run can lose
+QUIET = "TQDM_DISABLE"  # which a notebook's bars do not read by themselves
 HIDDEN = ("epoch", "lr", "seconds")  # columns of a row that the progress bar leaves out
 
 
@@ -122,7 +123,9 @@ def fit(
     identity = f"{identity} {schedule} seed={seed} n={n}"
     history = _resume(checkpoint, model, optimizer, identity)
     saved, done = time.monotonic(), len(history)
-    bar = tqdm(total=epochs, initial=done, desc=title, leave=False, delay=2)
+    bar = tqdm(
+        total=epochs, initial=done, desc=title, leave=False, delay=2, disable=QUIET in os.environ
+    )
     with _flags_restored(), bar:
         torch.backends.cudnn.benchmark = mode() == "fast"  # tries its kernels on every shape
         for epoch in range(done, epochs):

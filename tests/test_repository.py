@@ -317,8 +317,10 @@ def test_the_commands_run_one_after_another(copy: Path) -> None:
     assert {f"{s}.{kind}" for s in drawn for kind in ("pdf", "png")} <= made
     assert {f"{s}.csv" for s in figures.FIGURES} <= made
     assert {"summary.md", "timings.json", "contact_sheet.pdf"} <= made
-    executed = {path.name for path in (copy / "runs" / "smoke").iterdir()}
-    assert {f"{stem}.ipynb" for stem in STEMS} <= executed
+    executed = copy / "runs" / "smoke"
+    assert {f"{stem}.ipynb" for stem in STEMS} <= {path.name for path in executed.iterdir()}
+    for stem in STEMS:
+        assert "it/s" not in (executed / f"{stem}.ipynb").read_text(), "no progress bars to read"
 
 
 def test_make_lab_opens_the_first_notebook(copy: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from contsteal import encoders, evaluate, steal
+from contsteal import encoders, evaluate, loop, steal
 from contsteal.defenses.b4b import B4B
 from contsteal.lab import artifacts
 from contsteal.lab.experiment import Lab, variant
@@ -152,7 +152,8 @@ class Trial:
 
 def run(lab: Lab, jobs: Sequence[Work]) -> list[Row]:
     """Run jobs, print what was computed and why, and return all rows."""
-    done = list(tqdm(_results(lab, jobs), desc="runs", total=len(jobs), disable=len(jobs) < 2))
+    alone = len(jobs) < 2 or loop.QUIET in os.environ
+    done = list(tqdm(_results(lab, jobs), desc="runs", total=len(jobs), disable=alone))
     for message, count in Counter(line for _, messages in done for line in messages).items():
         print(f"{message} ({count})")
     return [row for rows, _ in done for row in rows]
@@ -169,7 +170,7 @@ def _results(lab: Lab, jobs: Sequence[Work]) -> Iterator[tuple[list[Row], list[s
     for changes in {repr(job.lab): job.lab for job in needing}.values():
         _ = lab.but(**dict(changes)).victim  # made here, once, not by every worker
     settings = json.dumps(lab.changes)  # settings are what YAML holds; some cannot be hashed
-    quiet = patch.dict(os.environ, {"TQDM_DISABLE": "1"})  # workers would share one terminal
+    quiet = patch.dict(os.environ, {loop.QUIET: "1"})  # workers would share one terminal
     with quiet, joblib.parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
         yield from joblib.Parallel(return_as="generator")(
             joblib.delayed(_run_in_worker)(lab.profile, settings, job) for job in jobs
