@@ -510,7 +510,7 @@ CLAIMS = [
 # fmt: on
 
 
-# Verdicts expected before the first run on the data in use, by date; a changed expectation is a new line.
+# Verdicts expected before a profile's first run on its data; a changed expectation is a new line.
 PREDICTIONS = [
     ("2026-11-28", HOLDS, (
         "victim-floor", "worth-stealing", "answers-matter", "answers-matter-mse", "embedding-label",
