@@ -18,34 +18,12 @@ from contsteal.data import ImageSet
 from contsteal.data.packed import Packed
 from contsteal.lab import artifacts, profiles
 from contsteal.lab.artifacts import Trained
+from contsteal.lab.profiles import VARIANTS, variant
 from contsteal.ownership import sslguard, watermark
 from contsteal.victim import AnswerCache, AnswerStore, BlackBox, Defense
 
 CARRIERS = 3  # seed of the images that carry a mark; the victim's are 0
 MARK, KEY = "mark.safetensors", "key.safetensors"
-
-# What may follow an attack's name: "info-nce, own views" is InfoNCE on views of the surrogate's own.
-VARIANTS: dict[str, dict[str, Any]] = {
-    "clean": {"views": "clean"},
-    "own views": {"views": "surrogate"},
-    "shared views": {"views": "shared"},
-    "independent views": {"views": "independent"},
-    "anew": {"answers": 0},
-    "shuffled": {"shuffled": True},
-}
-
-
-def variant(name: str) -> tuple[str, dict[str, Any]]:
-    """Return an attack's row of `steal.ATTACKS` and the fields of its config that its variants change.
-
-    Raises ValueError for an unknown variant, with those that exist.
-    """
-    attack, *given = name.split(", ")
-    if unknown := [word for word in given if word not in VARIANTS]:
-        raise ValueError(
-            f"unknown variant {unknown[0]!r} of {attack}: choose one of {', '.join(VARIANTS)}"
-        )
-    return attack, {k: v for word in given for k, v in VARIANTS[word].items()}
 
 
 def modes() -> list[str]:
@@ -233,12 +211,12 @@ class Lab:
         `attack` may have variants; `changes` are fields of steal.Config.
         """
         given = {**self.settings["surrogate"], "image_size": self.settings["image_size"]}
-        given |= self._rate(attack)
         attack, varied = variant(attack)
         if twice := sorted(varied.keys() & changes.keys()):
             raise ValueError(f"{twice[0]}={changes[twice[0]]!r}: the attack's name says it already")
-        given |= {"attack": attack, "seed": seed} | varied | profiles.lengthened(changes)
-        config = attacks.Config(**given).for_images(queries)
+        changes = varied | profiles.lengthened(changes)
+        given |= {"lr": self.rate(attack, changes.get("views")), "attack": attack, "seed": seed}
+        config = attacks.Config(**given | changes).for_images(queries)
         sent = self._queries(queries, seed)
         labels = sent.labels if config.recipe.labels else None
         identity = asdict(config) | {
@@ -267,11 +245,14 @@ class Lab:
         folder = artifacts.artifact("attack", identity, code, make, self.messages.append)
         return artifacts.read(folder, self.device)
 
-    def _rate(self, attack: str) -> dict[str, float]:
-        """Return the learning rate that the profile names for an attack, with or without its variants."""
-        rates, words = self.settings.get("rates", {}), attack.split(", ")
-        names = (", ".join(words[:n]) for n in range(len(words), 0, -1))
-        return next(({"lr": rates[name]} for name in names if name in rates), {})
+    def rate(self, name: str, views: str | None = None) -> float:
+        """Return an attack's learning rate: the profile's for its views, else for it, else for all."""
+        (attack, varied), rates = variant(name), self.settings.get("rates", {})
+        own = attacks.ATTACKS[attack].views if attack in attacks.ATTACKS else None
+        seen = {"views": views or varied.get("views") or own}
+        names = [f"{attack}, {word}" for word, change in VARIANTS.items() if change == seen]
+        general = self.settings["surrogate"].get("lr", attacks.Config.lr)
+        return next((rates[name] for name in [*names, attack] if name in rates), general)
 
     def alone(self, method: str, queries: int, seed: int, steps: int) -> Trained:
         """Train what a thief could without the victim, in the surrogate's architecture.

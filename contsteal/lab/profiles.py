@@ -5,7 +5,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from contsteal import attacks, methods
@@ -14,6 +22,30 @@ from contsteal.lab import artifacts
 PROFILES = artifacts.ROOT / "notebooks" / "profiles"
 SPLITS = {"train_split": "train", "query_split": "train"}  # read of `data` and of `query_data`
 OF_METHOD = ("temperature", "hidden", "projection", "weights", "inputs")
+
+
+# What may follow an attack's name: "info-nce, own views" is InfoNCE on views of the surrogate's own.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "clean": {"views": "clean"},
+    "own views": {"views": "surrogate"},
+    "shared views": {"views": "shared"},
+    "independent views": {"views": "independent"},
+    "anew": {"answers": 0},
+    "shuffled": {"shuffled": True},
+}
+
+
+def variant(name: str) -> tuple[str, dict[str, Any]]:
+    """Return an attack's name in `steal.ATTACKS` and the fields of its config that its variants change.
+
+    Raises ValueError for an unknown variant, with those that exist.
+    """
+    attack, *given = name.split(", ")
+    if unknown := [word for word in given if word not in VARIANTS]:
+        raise ValueError(
+            f"unknown variant {unknown[0]!r} of {attack}: choose one of {', '.join(VARIANTS)}"
+        )
+    return attack, {k: v for word in given for k, v in VARIANTS[word].items()}
 
 
 class Strict(BaseModel):
@@ -109,13 +141,23 @@ class Common(Strict):
     methods: Methods = Methods()
     supervised: Victim = Victim()
     surrogate: Surrogate = Surrogate()
-    rates: dict[str, float] = {}  # learning rates of attacks, where they are not the surrogate's
+    rates: dict[
+        str, Annotated[float, Field(gt=0)]
+    ] = {}  # of attacks, where not the surrogate's `lr`
     workers: int = 0
     at_once: int = 0
     price: float = 0.0
     watermark: Watermark = Watermark()
     train_split: str = "train"
     query_split: str = "train"
+
+    @field_validator("rates")
+    @classmethod
+    def _check_attacks(cls, rates: dict[str, float]) -> dict[str, float]:
+        for name in rates:
+            attack, _ = variant(name)
+            _ = attacks.Config(attack).recipe  # refuses an unknown one with those that exist
+        return rates
 
 
 class Changes(Common):
@@ -145,7 +187,8 @@ def _sentence(error: ErrorDetails, place: str) -> str:
     name = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error["loc"])
     name = name.removeprefix(".").removeprefix("common.")
     message = error["msg"].replace("Input should", "should").partition(" or instance of")[0]
-    if error["type"] in ("unknown", "mark"):
+    if error["type"] in ("unknown", "mark", "value_error"):
+        message = message.removeprefix("Value error, ")
         return f"{place}, {name}: {message}" if name else f"{place}: {message}"
     if error["type"] == "missing":
         return f"{place}: {name} is needed"

@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 from contsteal import encoders, evaluate, loop, steal
 from contsteal.defenses.b4b import B4B
 from contsteal.lab import artifacts
-from contsteal.lab.experiment import Lab, variant
+from contsteal.lab.experiment import Lab
+from contsteal.lab.profiles import variant
 from contsteal.victim import Defense
 
 PRICE = 1.0  # US dollars for 1,000 answers, where a profile states none
@@ -108,7 +109,7 @@ class Exam:
 
 
 @dataclass(frozen=True)
-class Training:
+class Pretraining:
     """A victim by one method, or the supervised encoder, to be trained beside others."""
 
     part: str
@@ -166,7 +167,7 @@ def _results(lab: Lab, jobs: Sequence[Work]) -> Iterator[tuple[list[Row], list[s
     if workers < 2 or lab.device.type != "cpu":
         yield from (_run(lab, job) for job in jobs)
         return
-    needing = [job for job in jobs if not isinstance(job, Training)]
+    needing = [job for job in jobs if not isinstance(job, Pretraining)]
     for changes in {repr(job.lab): job.lab for job in needing}.values():
         _ = lab.but(**dict(changes)).victim  # made here, once, not by every worker
     settings = json.dumps(lab.changes)  # settings are what YAML holds; some cannot be hashed
@@ -200,7 +201,7 @@ def _run_in_worker(profile: str, changes: str, job: Work) -> tuple[list[Row], li
 
 def train(lab: Lab, methods: Names) -> None:
     """Train victims by these methods and the supervised encoder, side by side on a CPU."""
-    run(lab, [*(Training("victim", method) for method in methods), Training("supervised")])
+    run(lab, [*(Pretraining("victim", method) for method in methods), Pretraining("supervised")])
 
 
 def sweep(
@@ -215,12 +216,14 @@ def sweep(
 ) -> pd.DataFrame:
     """Run every combination of attack, number of query images, length and seed; a row per run and task.
 
-    Attacks are rows of `steal.ATTACKS`, perhaps with `experiment.VARIANTS`: "embedding, own views".
+    Attacks are rows of `steal.ATTACKS`, perhaps with `profiles.VARIANTS`: "embedding, own views".
     `steps` are lengths of training, the profile's where none is given; `changes` are fields of
     `steal.Config`. Each row has what it cost (`unique_inputs`, `calls`, `usd` at the profile's price,
     and in this run the victim's `forwards` and `seconds`) and what the surrogate is worth (`accuracy`,
     `agreement`, `knn`, `cka`, `cosine`, and `own_head`, a classifier's thief's accuracy by its own head).
     """
+    if len(set(steps)) < len(steps) or any(n < 1 for n in steps):
+        raise ValueError(f"steps={list(steps)}: different lengths of 1 or more are needed")
     lengths: list[dict[str, Any]] = [{"steps": n} for n in steps] or [{}]
     jobs = [
         Job(

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from contsteal.evaluate import mean_interval
-from contsteal.lab import experiment, sweeps, tables
+from contsteal.lab import profiles, sweeps, tables
 from contsteal.paper import sentences
 from contsteal.paper.sentences import REFERENCES, Summary, name, names
 
@@ -243,12 +243,13 @@ def rate_curves(table: pd.DataFrame, title: str) -> Figure:
     import seaborn as sns
 
     means = table.groupby(["attack", "rate"], sort=False)["loss"].mean().reset_index()
-    lowest = means.groupby("attack")["loss"].transform("min")
-    rows = means.assign(excess=means["loss"] - lowest, name=means["attack"].map(name))
-    spans = rows.groupby("attack")["excess"].transform("max").replace(0, 1)
-    fig, ((ax,),) = canvas(1, 1, 2.6, title)
-    sns.lineplot(rows.assign(excess=rows["excess"] / spans), x="rate", y="excess", hue="name", marker="o",
-                 palette=palette(rows["attack"]), errorbar=None, ax=ax)  # fmt: skip
+    each = means.groupby("attack")["loss"]
+    span = (each.transform("max") - each.transform("min")).replace(0, 1)
+    rows = sentences.by_views(means.assign(excess=(means["loss"] - each.transform("min")) / span))
+    rows = rows.assign(views=rows["views"].fillna("as published"), name=rows["loss"].map(name))
+    fig, ((ax,),) = canvas(1, 1, 2.8, title)
+    sns.lineplot(rows, x="rate", y="excess", hue="name", style="views", markers=True,
+                 palette=palette(rows["loss"]), errorbar=None, ax=ax)  # fmt: skip
     ax.set(xscale="log", xlabel="learning rate (log scale)", yticks=[0, 1])
     ax.set(ylabel="loss on held-out queries\n(least to greatest)")
     legend(fig)
@@ -281,7 +282,7 @@ def views_dots(table: pd.DataFrame, title: str) -> Figure:
 
     attacks = sentences.by_views(_attacks(tables.longest(table)))
     attacks["loss"] = attacks["loss"].map(name)
-    order = [v for v in experiment.VARIANTS if v in set(attacks["views"])]
+    order = [v for v in profiles.VARIANTS if v in set(attacks["views"])]
     same: dict[str, Any] = {"data": attacks, "x": "views", "y": "accuracy", "hue": "loss", "order": order,
                             "palette": palette(attacks["attack"].str.split(", ").str[0])}  # fmt: skip
     fig, ((ax,),) = canvas(1, 1, 3.0, title)

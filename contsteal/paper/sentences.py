@@ -212,7 +212,8 @@ def conventional(table: pd.DataFrame) -> Summary:
     """Say whether embeddings give away more than labels and posteriors."""
     table = tables.longest(table)
     title, details = _verdicts(table, ("embedding", "label"), ("embedding", "posterior"))
-    numbers = tables.summary(table, ["task", "attack"], ["accuracy", "agreement", "knn"])
+    metrics = [m for m in ("accuracy", "own_head", "agreement", "knn") if m in table]
+    numbers = tables.summary(table, ["task", "attack"], metrics)
     return Summary(title, numbers, details)
 
 
@@ -324,7 +325,7 @@ def steps(table: pd.DataFrame) -> Summary:
 
 def by_views(table: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of attacks such as "embedding, own views" with their loss and views apart."""
-    apart = table["attack"].str.split(", ", n=1, expand=True)
+    apart = table["attack"].str.split(", ", n=1, expand=True).reindex(columns=[0, 1]).astype(object)
     return table.assign(loss=apart[0], views=apart[1])
 
 

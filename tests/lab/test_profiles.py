@@ -1,5 +1,7 @@
 """Profiles: every stored one is right, and each mistake is named with its place in one sentence."""
 
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +168,20 @@ def test_a_value_is_of_its_defaults_type(default: object, right: list, wrong: li
     for value in wrong:
         with pytest.raises(ValueError, match=r"^here: x"):
             profiles.check({"x": value}, {"x": default}, "here")
+
+
+@pytest.mark.parametrize(
+    ("rates", "problem"),
+    [
+        ({"embeding": 0.1}, "rates: unknown attack 'embeding': choose one of label, "),
+        (
+            {"embedding, own view": 0.1},
+            "rates: unknown variant 'own view' of embedding: choose one of",
+        ),
+        ({"embedding": 0.0}, "rates.embedding=0.0 should be greater than 0"),
+        ({"embedding": math.nan}, "rates.embedding=nan should be greater than 0"),
+    ],
+)
+def test_learning_rates_are_of_attacks_that_exist(rates: dict[str, float], problem: str) -> None:
+    with pytest.raises(ValueError, match=f"changes of demo.*{re.escape(problem)}"):
+        profiles.changed("demo", {"rates": rates})

@@ -292,3 +292,29 @@ def test_coverage_is_b4b_s_own_after_every_step() -> None:
     assert guard.coverage("a") == 0, "the given defence has seen nobody"
     noise = watch.sigma(table["coverage"].to_numpy()).tolist()
     assert table["noise"].tolist() == pytest.approx(noise)
+
+
+@pytest.mark.parametrize("steps", [[0], [-1], [4, 4]])
+def test_lengths_of_training_that_say_nothing_are_refused(lab: Lab, steps: list[int]) -> None:
+    with pytest.raises(ValueError, match="different lengths of 1 or more are needed"):
+        sweeps.sweep(lab, ["embedding"], [16], [0], ["shapes"], steps=steps)
+
+
+def test_a_learning_rate_belongs_to_what_is_seen_however_that_is_said(lab: Lab) -> None:
+    rates = {"embedding": 0.01, "embedding, own views": 0.02, "cont-steal, independent views": 0.03}
+    changed = lab.but(rates=rates)
+    names = [
+        "embedding",
+        "embedding, clean",
+        "embedding, own views, shuffled",
+        "cont-steal",
+        "label",
+    ]
+    general = lab.settings["surrogate"]["lr"]
+    assert [changed.rate(name) for name in names] == [0.01, 0.01, 0.02, 0.03, general]
+    assert changed.rate("embedding", "surrogate") == 0.02
+    axes = {"images": [16], "views": ["clean", "surrogate"]}
+    table = sweeps.grid(changed, ["embedding"], axes, [0], ["shapes"])
+    for views, name in (("clean", "embedding"), ("surrogate", "embedding, own views")):
+        row = sweeps.sweep(changed, [name], [16], [0], ["shapes"], batch=16).iloc[0]
+        assert table.set_index("views").loc[views, "cka"] == row["cka"]
