@@ -259,8 +259,8 @@ def readme(profile: str = "demo") -> str:
         "\n".join(f"- {summary.title}." for summary in results.values()),
         shown.reset_index().to_markdown(index=False),
         "Percentages; in brackets 95 % t-intervals over seeds. The share of the way goes from the best "
-        "encoder that needs no victim to the victim. A claim is decided only where it comes out the same "
-        "after half as many steps.",
+        "encoder that needs no victim to the victim. A claim about attacks is decided only where two "
+        "lengths of training agree.",
         f"{markdown(profile, short=True)[0]} [All results](figures/{profile}/summary.md).",
     ])  # fmt: skip
 

@@ -273,7 +273,6 @@ def lengths(*gaps: float) -> pd.DataFrame:
         ((0.1, 0.0), OPEN, ""),
         ((-0.1, 0.1, 0.2), HOLDS, ""),  # the longest two decide
         ((0.2, -0.1, 0.2), OPEN, "after 200 steps: does not hold"),
-        ((0.2,), HOLDS, ""),
     ],
 )
 def test_the_longest_training_and_the_next_shorter_one_must_agree(
@@ -282,6 +281,17 @@ def test_the_longest_training_and_the_next_shorter_one_must_agree(
     finding = assess(claim(), lengths(*gaps), FLAT)
     assert (finding.verdict, finding.why) == (verdict, why)
     assert finding.mean == pytest.approx(gaps[-1], abs=0.001), "the longest is shown"
+
+
+def test_one_length_of_training_decides_nothing_about_surrogates() -> None:
+    once = lengths(0.1)
+    finding = assess(claim(), once, FLAT)
+    assert (finding.verdict, finding.why) == (
+        OPEN, "holds after one length of training, which is not enough"
+    )  # fmt: skip
+    paid = once.assign(legitimate=once["accuracy"])
+    assert assess(claim(metric="legitimate"), paid).verdict == HOLDS, "customers train no surrogate"
+    assert assess(claim(), once.assign(steps=nan)).verdict == HOLDS, "nothing was trained"
 
 
 def test_rows_without_training_stand_beside_every_length() -> None:
