@@ -1,9 +1,9 @@
 """Embedded data sets: real pixels through the real code, without a download.
 
-`glyphs` are procedural scenes of random closed curves, made for claims about stealing: without the
-victim's training data its accuracy cannot be reached. `shapes` are procedural scenes with three label
-sets (shape, colour, texture), `digits` are scikit-learn's handwritten digits, `patches` are unlabelled
-crops of scikit-learn's photographs.
+`glyphs` are procedural scenes of random closed curves, the main testbed: at equal, short lengths of
+training, answers teach a thief more than it could learn without the victim. `shapes` are procedural
+scenes with three label sets (shape, colour, texture), `digits` are scikit-learn's handwritten digits,
+`patches` are unlabelled crops of scikit-learn's photographs.
 """
 
 import math
