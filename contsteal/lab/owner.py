@@ -30,7 +30,9 @@ FORMS: tuple[Form, ...] = ("signed", "published")
 GAP = 'dataset inference, "{}"'
 
 Plan = Mapping[str, Any]
-Thieves = Mapping[str, Plan]  # by name: fields of steal.Config, `attack` among them
+Thieves = Mapping[
+    str, Plan
+]  # by name: fields of steal.Config, `attack` among them; lists of `steps`
 Test = Callable[[Lab, nn.Module], list[Row]]
 
 
@@ -135,11 +137,18 @@ class Suspect:
     changes: Pairs = ()
     strangers: Strangers = field(default_factory=Strangers)
 
-    def net(self, lab: Lab) -> nn.Module:
-        """Return the encoder, made where need be; `lab` is the one whose victim was attacked."""
+    def find(self, lab: Lab) -> tuple[nn.Module, Row]:
+        """Return the encoder, made where need be, and what its rows say of it.
+
+        `lab` is the one whose victim was attacked. The rows of a surrogate have its `steps` of training.
+        """
         if self.kind == "stolen":
             changes = {"queries": self.images, "seed": self.seed} | dict(self.changes)
-            return lab.steal(**cast(dict[str, Any], changes)).encoder
+            stolen = lab.steal(**cast(dict[str, Any], changes))
+            return stolen.encoder, self.about | {"steps": stolen.queries["steps"]}
+        return self._own_or_independent(lab), self.about | {"steps": None}
+
+    def _own_or_independent(self, lab: Lab) -> nn.Module:
         if self.kind == "independent":
             return train_independent(lab, self.strangers, self.seed).encoder
         if self.kind == "unmarked":
@@ -166,10 +175,9 @@ class Examination:
 
     def run(self, lab: Lab) -> list[Row]:
         """Return the test's rows, each beside what identifies the suspect."""
-        net = self.suspect.net(lab)
+        net, about = self.suspect.find(lab)
         with artifacts.single_thread():
-            rows = self.test(lab, net)
-        return [self.suspect.about | row for row in rows]
+            return [about | row for row in self.test(lab, net)]
 
 
 @dataclass(frozen=True)
@@ -215,7 +223,10 @@ class Lineup:
         suspects = [VICTIM, *[Suspect("unmarked", "before marking")] * bool(changes)]
         suspects += [Suspect("obfuscated", name) for name in OBFUSCATIONS]
         for (name, attack), images, seed in product(self.thieves.items(), self.budgets, self.seeds):
-            suspects.append(Suspect("stolen", name, seed, images, tuple(sorted(attack.items()))))
+            given = {k: v for k, v in attack.items() if k != "steps"}
+            for length in sweeps.lengths(attack.get("steps", ())):
+                knobs = tuple(sorted((given | length).items()))
+                suspects.append(Suspect("stolen", name, seed, images, knobs))
         suspects += _independent(self.strangers)
         return pd.DataFrame(sweeps.run(lab, [Examination(s, test, changes) for s in suspects]))
 

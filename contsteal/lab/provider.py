@@ -98,19 +98,28 @@ def defended(
     queries: int,
     seeds: Numbers,
     task: str,
+    steps: Numbers = (),
     **changes: Any,
 ) -> pd.DataFrame:
     """Run every attack under every chain of defences; add the legitimate user's accuracy under it.
 
-    `changes` are fields of `steal.Config`, such as how an attacker adapts.
+    `steps` are lengths of training, `changes` other fields of `steal.Config`, such as how an attacker
+    adapts.
     """
-    points = list(product(chains, attacks, seeds))
+    points = list(product(chains, attacks, seeds, sweeps.lengths(steps)))
     jobs = [
-        Job(attack, queries, seed, (task,), seeded(chain, seed), tuple(sorted(changes.items())))
-        for chain, attack, seed in points
+        Job(
+            attack,
+            queries,
+            seed,
+            (task,),
+            seeded(chain, seed),
+            tuple(sorted((changes | n).items())),
+        )
+        for chain, attack, seed, n in points
     ]
     table = pd.DataFrame(sweeps.run(lab, jobs))
-    table.insert(0, "defence", [chain_name(chain) for chain, _, _ in points])
+    table.insert(0, "defence", [chain_name(chain) for chain, *_ in points])
     honest = customers(lab, chains, [task], seeds).drop(columns="task")
     return table.merge(honest, on=["defence", "seed"], how="left", validate="many_to_one")
 

@@ -222,16 +222,22 @@ def sweep(
     and in this run the victim's `forwards` and `seconds`) and what the surrogate is worth (`accuracy`,
     `agreement`, `knn`, `cka`, `cosine`, and `own_head`, a classifier's thief's accuracy by its own head).
     """
-    if len(set(steps)) < len(steps) or any(n < 1 for n in steps):
-        raise ValueError(f"steps={list(steps)}: different lengths of 1 or more are needed")
-    lengths: list[dict[str, Any]] = [{"steps": n} for n in steps] or [{}]
+    chain, scored = tuple(defenses), tuple(tasks)
     jobs = [
-        Job(
-            attack, count, seed, tuple(tasks), tuple(defenses), tuple(sorted((changes | n).items()))
-        )
-        for attack, count, seed, n in product(attacks, queries, seeds, lengths)
+        Job(attack, count, seed, scored, chain, tuple(sorted((changes | length).items())))
+        for attack, count, seed, length in product(attacks, queries, seeds, lengths(steps))
     ]
     return pd.DataFrame(run(lab, jobs))
+
+
+def lengths(steps: Numbers) -> list[dict[str, Any]]:
+    """Return the changes of `steal.Config` for each length of training; one of none for the profile's.
+
+    Raises ValueError for a length below 1 or named twice.
+    """
+    if len(set(steps)) < len(steps) or any(n < 1 for n in steps):
+        raise ValueError(f"steps={list(steps)}: different lengths of 1 or more are needed")
+    return [{"steps": n} for n in steps] or [{}]
 
 
 def search_rates(
@@ -297,13 +303,17 @@ def _unfolded(knob: str, value: Any) -> Pairs:
 Point = tuple[Row, str, int, int, Mapping[str, Any]]  # what rows say; attack, images, seed, changes
 
 
-def _table(lab: Lab, tasks: Names, points: Sequence[Point]) -> pd.DataFrame:
-    """Run an attack per point; return one row per point and task, beside what the point says of it."""
+def _table(lab: Lab, tasks: Names, points: Sequence[Point], steps: Numbers = ()) -> pd.DataFrame:
+    """Run an attack per point and length of training; return a row for each and each task.
+
+    Beside it stands what the point says of it.
+    """
+    runs = [(*point, length) for point, length in product(points, lengths(steps))]
     jobs = [
-        Job(attack, images, seed, tuple(tasks), (), *_split(lab, changes))
-        for _, attack, images, seed, changes in points
+        Job(attack, images, seed, tuple(tasks), (), *_split(lab, {**changes, **length}))
+        for _, attack, images, seed, changes, length in runs
     ]
-    about = [row for row, *_ in points for _ in tasks]
+    about = [row for row, *_ in runs for _ in tasks]
     return pd.DataFrame([a | row for a, row in zip(about, run(lab, jobs), strict=True)])
 
 
@@ -314,34 +324,37 @@ def ablate(
     queries: int,
     seeds: Numbers,
     task: str,
+    steps: Numbers = (),
 ) -> pd.DataFrame:
     """Run an attack as given, then with one knob changed at a time, at the same number of queries.
 
     Knobs are fields of steal.Config, or the profile's data, query_data (a set, or set@split) or the
     victim's method. "Same number" is of images: more answers an image cost more. Rows are those of
-    `sweep` with `knob` and `value`.
+    `sweep`, at as many lengths of training, with `knob` and `value`.
     """
     settings = [(AS_GIVEN, ""), *((knob, value) for knob in knobs for value in knobs[knob])]
     return _table(lab, [task], [
         ({"knob": knob, "value": str(value)}, attack, queries, seed,
          {} if knob == AS_GIVEN else {knob: value})
         for (knob, value), seed in product(settings, seeds)
-    ])  # fmt: skip
+    ], steps)  # fmt: skip
 
 
 def losses(
-    lab: Lab, attacks: Names, victim_data: Names, queries: int, seeds: Numbers, tasks: Names
-) -> pd.DataFrame:
+    lab: Lab, attacks: Names, victim_data: Names, queries: int, seeds: Numbers, tasks: Names,
+    steps: Numbers = (),
+) -> pd.DataFrame:  # fmt: skip
     """Run every attack on the victim of each data set, which is queried with its own images."""
     return _table(lab, tasks, [
         ({"victim": name}, attack, queries, seed, {"data": name, "query_data": name})
         for name, attack, seed in product(victim_data, attacks, seeds)
-    ])  # fmt: skip
+    ], steps)  # fmt: skip
 
 
 def elsewhere(
-    lab: Lab, attacks: Names, sources: Sequence[tuple[str, str, int]], seeds: Numbers, tasks: Names
-) -> pd.DataFrame:
+    lab: Lab, attacks: Names, sources: Sequence[tuple[str, str, int]], seeds: Numbers, tasks: Names,
+    steps: Numbers = (),
+) -> pd.DataFrame:  # fmt: skip
     """Run attacks on the profile's victim with queries from elsewhere: (data set, split, images)."""
     points: list[Point] = []
     for (data, split, images), attack, seed in product(sources, attacks, seeds):
@@ -350,12 +363,13 @@ def elsewhere(
         name = data if split == "train" else f"{data}@{split}"
         about = {"victim": lab.settings["data"], "query_data": name}
         points.append((about, attack, images, seed, changes))
-    return _table(lab, tasks, points)
+    return _table(lab, tasks, points, steps)
 
 
 def grid(
-    lab: Lab, attacks: Names, axes: Mapping[str, Sequence[Any]], seeds: Numbers, tasks: Names
-) -> pd.DataFrame:
+    lab: Lab, attacks: Names, axes: Mapping[str, Sequence[Any]], seeds: Numbers, tasks: Names,
+    steps: Numbers = (),
+) -> pd.DataFrame:  # fmt: skip
     """Run attacks on every point of a grid; `axes` are knobs as in `ablate`, and `images`.
 
     All attacks of a point see the same images. Rows have the axes' columns; where `epochs` is one of
@@ -368,9 +382,9 @@ def grid(
         images = about["images"]
         batch = min(largest, images)
         changes = {k: v for k, v in about.items() if k != "images"} | {"batch": batch}
-        steps = {"steps": about["epochs"] * (images // batch)} if "epochs" in about else {}
-        points.append((about | steps, attack, images, seed, changes))
-    return _table(lab, tasks, points)
+        length = {"steps": about["epochs"] * (images // batch)} if "epochs" in about else {}
+        points.append((about | length, attack, images, seed, changes))
+    return _table(lab, tasks, points, steps)
 
 
 def landscapes(lab: Lab, methods: Names, query_data: Names, count: int) -> pd.DataFrame:

@@ -36,19 +36,26 @@ def summary(table: pd.DataFrame, by: Sequence[str], metrics: Sequence[str]) -> p
 def trainings(table: pd.DataFrame) -> list[pd.DataFrame]:
     """Return a table's rows by the length of training, the shortest first.
 
-    Rows without training (random features, the victim) stand in each.
+    A length counts relative to the longest with as many query images: where training is set in epochs,
+    a larger budget trains for more steps. Rows without training (random features, the victim) stand in
+    each.
     """
     if "steps" not in table or table["steps"].isna().all():
         return [table]
-    lengths = sorted(table["steps"].dropna().unique())
-    return [table[table["steps"].isna() | (table["steps"] == n)] for n in lengths]
+    steps = table["steps"]
+    most = steps.groupby(table["images"]).transform("max") if "images" in table else steps.max()
+    relative = (steps / most).round(6)
+    return [table[steps.isna() | (relative == part)] for part in sorted(relative.dropna().unique())]
 
 
 def longest(table: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of the longest training that most attacks have had: they stand side by side."""
     each = trainings(table)
-    most = max(rows["attack"].nunique() for rows in each)
-    return next(rows for rows in reversed(each) if rows["attack"].nunique() == most)
+    if len(each) == 1:
+        return table
+    who = "attack" if "attack" in table else "suspect"
+    most = max(rows[who].nunique() for rows in each)
+    return next(rows for rows in reversed(each) if rows[who].nunique() == most)
 
 
 def _word(value: Any) -> object:

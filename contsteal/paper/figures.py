@@ -43,9 +43,8 @@ def draw(stem: str, table: pd.DataFrame) -> Figure:
         raise ValueError(f"unknown figure {stem!r}: choose one of {', '.join(FIGURES)}")
     if table.empty:
         raise ValueError(f"{stem}: the table has no rows")
-    row = FIGURES[stem]
     try:
-        return row.plot(table, row.summarise(table).title)
+        return FIGURES[stem].draw(table)
     except KeyError as error:
         columns = ", ".join(map(str, table.columns))
         raise ValueError(f"{stem}: the table lacks {error}; its columns are {columns}") from error
@@ -229,7 +228,7 @@ def section(folder: Path, stem: str, table: pd.DataFrame, stamp: Stamp) -> list[
     origin = "; ".join(f"{k} {stamp[k]}" for k in ("data", "seeds", "device", "torch", "date"))
     parts = [f"## {row.shows}", *picture, f"`{stem}`: {origin}."]
     if not isinstance(row.summary, str):
-        result = row.summary(table)
+        result = row.summarise(table)
         numbers = result.numbers.reset_index().to_markdown(index=False)
         parts += [result.text] if result.numbers.empty else [result.text, numbers]
     return parts

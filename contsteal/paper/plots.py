@@ -211,7 +211,7 @@ def embedding_map(table: pd.DataFrame, title: str = "") -> Figure:
 
 def attack_dots(table: pd.DataFrame, title: str) -> Figure:
     """Draw accuracy and agreement on the main task per attack, for the first victim."""
-    rows = tables.longest(sentences.main_task(table))
+    rows = sentences.main_task(table)
     if "victim" in rows:
         rows = rows[rows["victim"].isna() | (rows["victim"] == rows["victim"].iloc[0])]
     known = names(_attacks(rows)["attack"])
@@ -280,7 +280,7 @@ def views_dots(table: pd.DataFrame, title: str) -> Figure:
     """Draw accuracy by what both sides see, a colour per loss, a dot per seed and the 95 % t-interval."""
     import seaborn as sns
 
-    attacks = sentences.by_views(_attacks(tables.longest(table)))
+    attacks = sentences.by_views(_attacks(table))
     attacks["loss"] = attacks["loss"].map(name)
     order = [v for v in profiles.VARIANTS if v in set(attacks["views"])]
     same: dict[str, Any] = {"data": attacks, "x": "views", "y": "accuracy", "hue": "loss", "order": order,
@@ -596,15 +596,29 @@ MAP = "Test images (t-SNE); in brackets: nearest neighbour is of the same class"
 
 
 class Row(NamedTuple):
-    """A figure: what it shows, who draws it, and its title or what says title and numbers."""
+    """A figure: what it shows, who draws it, and its title or what says title and numbers.
+
+    Of a table with several lengths of training it shows the longest, unless it is about the `lengths`.
+    """
 
     shows: str
     plot: Callable[[pd.DataFrame, str], Figure]
     summary: str | Callable[[pd.DataFrame], Summary]
+    lengths: bool = False
+
+    def shown(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Return the rows of a table that the figure shows."""
+        return table if self.lengths else tables.longest(table)
 
     def summarise(self, table: pd.DataFrame) -> Summary:
         """Return what the table says; a fixed title says nothing."""
-        return Summary(self.summary) if isinstance(self.summary, str) else self.summary(table)
+        if isinstance(self.summary, str):
+            return Summary(self.summary)
+        return self.summary(self.shown(table))
+
+    def draw(self, table: pd.DataFrame) -> Figure:
+        """Draw the figure from its table under its title."""
+        return self.plot(self.shown(table), self.summarise(table).title)
 
 
 FIGURES = {
@@ -630,7 +644,8 @@ FIGURES = {
     "03_control": Row("A control that must fail: every image with the answer to another.",
                       attack_dots, sentences.control),
     "03_rates": Row("Learning rates, chosen on held-out queries.", rate_curves, sentences.rates),
-    "03_steps": Row("Accuracy against the length of training.", step_curves, sentences.steps),
+    "03_steps": Row("Accuracy against the length of training.", step_curves, sentences.steps,
+                    lengths=True),
     "03_views": Row("Losses by what surrogate and victim see of each image.",
                     views_dots, sentences.views),
     "03_ablations": Row("Cont-Steal with one knob changed at a time.",

@@ -210,7 +210,6 @@ def judge(worth: pd.DataFrame, expectations: Sequence[dict[str, Any]]) -> pd.Dat
 
 def conventional(table: pd.DataFrame) -> Summary:
     """Say whether embeddings give away more than labels and posteriors."""
-    table = tables.longest(table)
     title, details = _verdicts(table, ("embedding", "label"), ("embedding", "posterior"))
     metrics = [m for m in ("accuracy", "own_head", "agreement", "knn") if m in table]
     numbers = tables.summary(table, ["task", "attack"], metrics)
@@ -267,7 +266,7 @@ def pulls(table: pd.DataFrame) -> Summary:
 
 def attacks(table: pd.DataFrame) -> Summary:
     """Say whether contrastive attacks beat regression with equal queries."""
-    table = tables.longest(main_task(table))
+    table = main_task(table)
     contrastive = ("cont-steal", "cont-steal-code", "info-nce", "info-nce, own views")
     title, details = _verdicts(table, *((a, "embedding") for a in contrastive))
     metrics = ["accuracy", "agreement", "knn", "cka", "cosine"]
@@ -278,7 +277,6 @@ def attacks(table: pd.DataFrame) -> Summary:
 
 def control(table: pd.DataFrame) -> Summary:
     """Say what the right answers gain over other images' answers."""
-    table = tables.longest(table)
     pairs = [
         (a.removesuffix(", shuffled"), a)
         for a in table["attack"].unique()
@@ -331,7 +329,7 @@ def by_views(table: pd.DataFrame) -> pd.DataFrame:
 
 def views(table: pd.DataFrame) -> Summary:
     """Give Cont-Steal's difference from MSE for each kind of views, and say which are reliable."""
-    rows = by_views(tables.longest(main_task(table))).dropna(subset=["views"])
+    rows = by_views(main_task(table)).dropna(subset=["views"])
     each: dict[str, Difference] = {}
     for view, runs in rows.groupby("views", sort=False):
         a, b = (f"{loss}, {view}" for loss in ("cont-steal", "embedding"))

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from contsteal.lab import artifacts, owner
+from contsteal.lab import artifacts, owner, tables
 from contsteal.lab.experiment import Lab
 from contsteal.lab.owner import Strangers
 from contsteal.ownership import inference
@@ -182,3 +182,18 @@ def test_inference_is_what_the_verdict_function_says(lab: Lab, inferred: pd.Data
     verdict = inference.dataset_inference(net, *images, components=2, covariance="diag")
     row = inferred[(inferred["suspect"] == "victim") & (inferred["form"] == "signed")].iloc[0]
     assert [row["p"], row["effect"]] == pytest.approx([verdict.p_value, verdict.effect], rel=1e-3)
+
+
+def test_thieves_are_examined_after_every_length_of_training(lab: Lab) -> None:
+    thieves = {"embedding": {"attack": "embedding", "steps": [3, 2]}}
+    options = {"images": 48, "components": 2, "covariance": "diag"}
+    table = owner.dataset_inference(lab, thieves, [32], [0], {"count": 0}, **options)
+    stolen = table[table["kind"] == "stolen"]
+    assert list(stolen["steps"]) == [3, 3, 2, 2], "two forms of the test each"
+    assert stolen["gap"].nunique() == 2
+    assert table[table["kind"] != "stolen"]["steps"].isna().all()
+    short, long = tables.trainings(table)
+    assert len(short) == len(long) == len(table) - 2
+    plain = {"embedding": {"attack": "embedding"}}
+    given = owner.dataset_inference(lab, plain, [32], [0], {"count": 0}, **options)
+    assert given["steps"].max() == 4, "the profile's: two epochs of two batches"

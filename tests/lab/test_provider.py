@@ -79,6 +79,16 @@ def test_defended_rows_name_defence_attack_and_honest_accuracy(lab: Lab) -> None
     assert table.groupby("defence")["legitimate"].nunique().eq(1).all(), "neither draws anything"
 
 
+def test_a_defended_attack_is_trained_for_several_lengths(lab: Lab) -> None:
+    chains = [[], [defenses.TopK(2)]]
+    table = provider.defended(lab, chains, ["embedding"], 16, [0], "shapes", steps=[2, 3])
+    assert list(table["defence"]) == ["none"] * 2 + ["TopK(2)"] * 2
+    assert list(table["steps"]) == [2, 3] * 2
+    short = provider.defended(lab, chains, ["embedding"], 16, [0], "shapes", steps=[2])
+    assert list(short["cka"]) == list(table["cka"][::2])
+    assert table["cka"][0] != table["cka"][1]
+
+
 def test_a_defended_attack_can_adapt(lab: Lab) -> None:
     attack = (lab, [[defenses.GaussianNoise(1.0)]], ["embedding"], 16, [0], "shapes")
     plain = provider.defended(*attack)

@@ -101,6 +101,31 @@ def test_a_sweep_over_lengths_has_a_row_for_each(lab: Lab) -> None:
     assert (tables.longest(table)["steps"] == 4).all()
 
 
+def compared(lab: Lab, way: str, steps: list[int]) -> pd.DataFrame:
+    """Rows of two attacks by one of the functions that compare them, at these lengths."""
+    names, seeds, tasks = ["embedding", "soft-nn"], [0], ["shapes", "shapes:texture"]
+    if way == "losses":
+        return sweeps.losses(lab, names, ["shapes"], 16, seeds, tasks, steps)
+    if way == "elsewhere":
+        return sweeps.elsewhere(lab, names, [("patches", "train", 16)], seeds, tasks, steps)
+    if way == "grid":
+        axes = {"images": [16], "views": ["clean", "surrogate"]}
+        return sweeps.grid(lab, names, axes, seeds, tasks, steps)
+    return sweeps.ablate(lab, names[0], {"lr": [1e-3]}, 16, seeds, tasks[0], steps)
+
+
+@pytest.mark.parametrize("way", ["losses", "elsewhere", "grid", "ablate"])
+def test_every_comparison_has_as_many_lengths_as_asked_for(lab: Lab, way: str) -> None:
+    table = compared(lab, way, [3, 2])
+    one = compared(lab, way, [2])
+    assert len(table) == 2 * len(one)
+    assert table["steps"].value_counts().to_dict() == {3: len(one), 2: len(one)}
+    shorter = tables.trainings(table)[0].drop(columns=list(sweeps.VARYING))
+    assert shorter.to_dict("list") == one.drop(columns=list(sweeps.VARYING)).to_dict("list")
+    with pytest.raises(ValueError, match=r"steps=\[2, 2\]: different lengths"):
+        compared(lab, way, [2, 2])
+
+
 def test_what_needs_no_victim_has_rows_without_costs(lab: Lab) -> None:
     before = lab.answers.forwards
     table = sweeps.without_victim(lab, 32, [0, 1], ["shapes", "shapes:texture"], [2, 3])

@@ -74,6 +74,23 @@ def test_trainings_are_split_by_length_and_references_stand_in_each() -> None:
     assert list(tables.longest(by_length())["accuracy"]) == [0.5, 0.7, 0.1, 0.9], "both attacks"
 
 
+def test_lengths_are_compared_among_rows_with_as_many_images() -> None:
+    runs = {
+        (16, 2): 0.1,
+        (16, 4): 0.2,
+        (32, 4): 0.3,
+        (32, 8): 0.4,
+    }  # epochs: steps grow with images
+    rows = [("a", *point, value) for point, value in runs.items()] + [
+        ("victim", *[np.nan] * 2, 0.9)
+    ]
+    table = pd.DataFrame(rows, columns=["attack", "images", "steps", "accuracy"])
+    found = [list(part["accuracy"]) for part in tables.trainings(table)]
+    assert found == [[0.1, 0.3, 0.9], [0.2, 0.4, 0.9]]
+    suspects = table.rename(columns={"attack": "suspect"})
+    assert list(tables.longest(suspects)["accuracy"]) == [0.2, 0.4, 0.9]
+
+
 @pytest.mark.parametrize("steps", [None, np.nan])
 def test_a_table_without_lengths_is_one_training(steps: float | None) -> None:
     table = by_length().drop(columns="steps") if steps is None else by_length().assign(steps=steps)

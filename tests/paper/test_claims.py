@@ -432,6 +432,7 @@ ALL = [
     "victim",
     "cont-steal, anew",
     "info-nce, own views",
+    "embedding, own views",
     claims.SHUFFLED,
 ]
 NOISE, OFFSET = "GaussianNoise(std=1.0)", "GaussianNoise(std=1.0, mean=5.0)"
@@ -443,7 +444,7 @@ SUSPECTS = {"victim": "victim", "independent": "independent", "embedding": "stol
 
 def grid(**values: Sequence[Any]) -> pd.DataFrame:
     """Every combination of values for three seeds, on two tasks; without budgets where none is spent."""
-    values |= {"task": TASKS} if "attack" in values or "encoder" in values else {}
+    values |= {"task": TASKS} if "attack" in values else {}
     table = pd.DataFrame(product(*values.values(), range(3)), columns=[*values, "seed"])
     table = table.assign(**{c: table.get("images", 64.0) for c in BUDGETS})
     free = table.get("attack", table["seed"]).isin([*claims.NO_VICTIM, "victim"])
@@ -460,7 +461,6 @@ def suspects(**values: Sequence[Any]) -> pd.DataFrame:
 BOTH = ["embedding", "cont-steal"]
 OF_ATTACKS = ("02_conventional", "02_losses", "03_attacks", "03_steps", "03_control")
 TABLES = dict.fromkeys(OF_ATTACKS, grid(attack=ALL)) | {
-    "01_worth": grid(encoder=["random", "simclr", "byol", "supervised"]),
     "02_elsewhere": grid(attack=BOTH, query_data=["glyphs", "patches"]),
     "03_views": grid(
         attack=[f"{loss}, {views}" for loss in (*BOTH, "info-nce") for views in claims.VIEWS]),

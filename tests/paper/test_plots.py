@@ -107,6 +107,21 @@ def test_views_are_drawn_after_the_longest_training_with_a_dot_per_seed() -> Non
     assert sorted(heights) == pytest.approx([0.49] * 2 + [0.51] * 2 + [0.59] * 2 + [0.61] * 2)
 
 
+@pytest.mark.parametrize("stem", list(figures.FIGURES))
+def test_a_figure_shows_the_longest_training_unless_it_is_about_lengths(stem: str) -> None:
+    rows = [("embedding", 4, 0.2), ("embedding", 8, 0.3), ("victim", None, 0.9)]
+    table = pd.DataFrame(rows, columns=["attack", "steps", "accuracy"])
+    shown = figures.FIGURES[stem].shown(table)
+    assert list(shown["accuracy"]) == ([0.2, 0.3, 0.9] if stem == "03_steps" else [0.3, 0.9])
+
+
+def test_titles_and_numbers_of_a_figure_are_of_the_longest_training() -> None:
+    table = pd.concat([trained("embedding", 0.5, 0.5), trained("label", 0.6, 0.4)])
+    found = figures.FIGURES["02_conventional"].summarise(table)
+    assert found.title.startswith("MSE beats label stealing by 10.0 points")
+    assert list(found.numbers["n"]) == [2, 2]
+
+
 def test_rates_are_drawn_from_the_least_to_the_greatest_loss_of_each_attack() -> None:
     losses = {"embedding": (0.3, 0.1, 0.2), "cont-steal": (4.0, 5.0, 8.0)}
     rows = [(attack, rate, seed, loss + seed) for attack, each in losses.items()
