@@ -199,9 +199,16 @@ def _run_in_worker(profile: str, changes: str, job: Work) -> tuple[list[Row], li
 # --------------------------------------------------------------------------------- sweeps
 
 
-def train(lab: Lab, methods: Names) -> None:
-    """Train victims by these methods and the supervised encoder, side by side on a CPU."""
-    run(lab, [*(Pretraining("victim", method) for method in methods), Pretraining("supervised")])
+def train(lab: Lab, methods: Names, data: Names = ()) -> None:
+    """Train victims side by side on a CPU: by these methods, on other `data`, and the supervised one."""
+    jobs = [Pretraining("victim", method) for method in methods]
+    others = [Pretraining("victim", lab=tuple(_on(lab, name).items())) for name in data]
+    run(lab, [*jobs, *(job for job in others if job.lab), Pretraining("supervised")])
+
+
+def _on(lab: Lab, data: str) -> dict[str, Any]:
+    """Return the changes of a profile whose victim and queries are of another data set."""
+    return of_lab(lab, data=data, query_data=data)
 
 
 def sweep(
@@ -268,6 +275,22 @@ def without_victim(
         for name, seed, length in product(ALONE, seeds, steps)
     ]
     return pd.DataFrame(run(lab, jobs))
+
+
+def stake(lab: Lab, data: Names, queries: int, seeds: Numbers, steps: Numbers) -> pd.DataFrame:
+    """Return, per data set, what a thief gets `without_victim`, beside random features and the victim.
+
+    Victim and queries are of that set; each row names it as `data`.
+    """
+    parts = []
+    for name in data:
+        other = lab.but(**_on(lab, name))
+        rows = (
+            without_victim(other, queries, seeds, [name], steps),
+            references(other, [name], seeds),
+        )
+        parts += [part.assign(data=name) for part in rows]
+    return pd.concat(parts, ignore_index=True)
 
 
 def references(lab: Lab, tasks: Iterable[str], seeds: Iterable[int]) -> pd.DataFrame:

@@ -253,6 +253,12 @@ CLAIMS = [
           lambda t: without_answers(t, "embedding"), budgets=[],
           says={"demo": HOLDS}),
 
+    Claim("nothing-to-steal", "01_stake", f"{OURS}, notebook 01",
+          "On shapes there is nothing to steal: SimCLR on the query images alone comes within 5 points "
+          "of the victim.",
+          lambda t: (where(t, data="shapes", attack="SimCLR on the queries"),
+                     where(t, data="shapes", attack="victim")), NOT_WORSE, budgets=[]),
+
     # conventional attacks
     Claim("embedding-label", "02_conventional", f"{SHA}, abstract; {ICML}, Table 4",
           "An embedding thief gets a better main task than a label thief (encoders are more "

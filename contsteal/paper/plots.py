@@ -179,6 +179,18 @@ def worth_bars(table: pd.DataFrame, title: str) -> Figure:
     return fig
 
 
+def stake_dots(table: pd.DataFrame, title: str) -> Figure:
+    """Draw what a thief gets without the victim between random features and victim, a panel per set."""
+    panels = list(table.groupby("data", sort=False))
+    fig, axes = canvas(1, len(panels), 1.9, title, sharey=True)
+    for ax, (data, rows) in zip(axes[0], panels, strict=True):
+        _dots(ax, _attacks(rows), "accuracy", COLOURS)
+        frame(ax, rows, "accuracy")
+        ax.set(xlim=(0, 1), xlabel=f"accuracy on {data}")
+        in_percent(ax.xaxis)
+    return fig
+
+
 def same_class(rows: pd.DataFrame) -> float:
     """Return how often the nearest neighbour of a point on a map is of its class."""
     from scipy.spatial import KDTree
@@ -630,6 +642,7 @@ FIGURES = {
                        training_curves, sentences.training),
     "01_worth": Row("What the victim is worth, between random floor and supervised ceiling.",
                     worth_bars, sentences.worth),
+    "01_stake": Row("What a thief gets without the victim, by data set.", stake_dots, sentences.stake),
     "01_embedding_map": Row("Test images as the encoders see them (t-SNE).",
                             embedding_map, MAP),
     "02_conventional": Row("Conventional attacks with equal queries.",

@@ -187,6 +187,19 @@ def worth(table: pd.DataFrame) -> Summary:
     return Summary(title, tables.percentages(wide), details)
 
 
+def stake(table: pd.DataFrame) -> Summary:
+    """Say how far each data set's victim is above the best that a thief has without it."""
+    means = (
+        table.groupby(["data", "attack"], sort=False)["accuracy"]
+        .mean()
+        .unstack("attack", sort=False)
+    )
+    gap = means["victim"] - means.drop(columns="victim").max(axis=1)
+    each = ", ".join(f"{_points(points)} on {data}" for data, points in gap.items())
+    numbers = tables.summary(table, ["data", "attack"], ["accuracy"])
+    return Summary(f"The victim minus the best without it, in points: {each}", numbers)
+
+
 def judge(worth: pd.DataFrame, expectations: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Return what a profile expects of its encoders, what was measured, and whether it holds."""
     rows = []

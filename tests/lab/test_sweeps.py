@@ -145,6 +145,23 @@ def test_what_needs_no_victim_has_rows_without_costs(lab: Lab) -> None:
     assert set(tables.longest(frame)["attack"]) == {*sweeps.ALONE, "embedding"}
 
 
+def test_what_is_at_stake_is_measured_with_a_victim_of_each_data_set(lab: Lab) -> None:
+    table = sweeps.stake(lab, ["shapes", "glyphs"], 16, [0, 1], [2, 3])
+    labs = {"shapes": lab, "glyphs": lab.but(data="glyphs", query_data="glyphs")}
+    assert list(table["data"].unique()) == list(labs)
+    for name, one in labs.items():
+        rows = table[table["data"] == name]
+        assert len(rows) == 2 * 2 * 2 + 2 + 1, "two without a victim, random features, the victim"
+        assert set(rows["task"]) == {name}
+        nets = {"victim": one.victim, "SimCLR on the queries": one.alone("simclr", 16, 0, 2)}
+        for attack, made in nets.items():
+            assert (
+                rows[rows["attack"] == attack]["cka"].iloc[0]
+                == one.score(made.encoder, name)["cka"]
+            )
+    assert labs["glyphs"].victim.sha256 != lab.victim.sha256
+
+
 def test_a_grid_over_epochs_or_steps_is_trained_for_them(lab: Lab) -> None:
     stepped = lab.but(surrogate=lab.settings["surrogate"] | {"steps": 5})
     for axis, lengths in (("epochs", [1, 2]), ("steps", [2, 4])):
@@ -250,12 +267,13 @@ def test_a_learning_rate_is_judged_by_the_attacks_own_loss_on_later_queries(
 
 def test_encoders_are_trained_side_by_side_and_read_back_the_same(lab: Lab) -> None:
     fresh = lab.but(train_images=256)
-    sweeps.train(fresh.but(workers=2), ["simclr", "byol"])
+    sweeps.train(fresh.but(workers=2), ["simclr", "byol"], ["shapes", "glyphs"])
     kept = artifacts.runs_dir() / "artifacts"
     count = len(list(kept.iterdir()))
     there = [fresh.train(method=name).sha256 for name in ("simclr", "byol")]
     there.append(fresh.train("supervised").sha256)
-    assert len(set(there)) == 3
+    there.append(fresh.but(data="glyphs", query_data="glyphs").victim.sha256)
+    assert len(set(there)) == 4
     assert len(list(kept.iterdir())) == count, "nothing was trained again"
 
 

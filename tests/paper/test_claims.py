@@ -461,6 +461,8 @@ def suspects(**values: Sequence[Any]) -> pd.DataFrame:
 BOTH = ["embedding", "cont-steal"]
 OF_ATTACKS = ("02_conventional", "02_losses", "03_attacks", "03_steps", "03_control")
 TABLES = dict.fromkeys(OF_ATTACKS, grid(attack=ALL)) | {
+    "01_stake": grid(attack=[*claims.NO_VICTIM, "victim"], data=["glyphs", "shapes"]).query(
+        f"task == {TASKS[0]!r}"),
     "02_elsewhere": grid(attack=BOTH, query_data=["glyphs", "patches"]),
     "03_views": grid(
         attack=[f"{loss}, {views}" for loss in (*BOTH, "info-nce") for views in claims.VIEWS]),

@@ -31,7 +31,11 @@ LANDS = pd.DataFrame({  # victims and query sets, more than the demo has and eno
 
 
 def table_of(stem: str) -> pd.DataFrame:
-    return LANDS.copy() if stem == "03_geometry" else figures.read(STORED, stem)[0]
+    """A stored table of the demo, or of study where the demo has none."""
+    if stem == "03_geometry":
+        return LANDS.copy()
+    demo = (STORED / f"{stem}.csv").is_file()
+    return figures.read(STORED if demo else STORED.with_name("study"), stem)[0]
 
 
 def content(folder: Path) -> dict[str, bytes]:

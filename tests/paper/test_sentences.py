@@ -59,6 +59,19 @@ def test_two_values_never_share_a_name() -> None:
     assert sentences.names([long, other]) == {long: long, other: other}
 
 
+def test_the_stake_is_the_victim_minus_the_best_without_it() -> None:
+    levels = {"far": (0.1, 0.3, 0.2, 0.9), "near": (0.3, 0.5, 0.88, 0.9)}
+    names = ("random", "labelled images", "SimCLR on the queries", "victim")
+    rows = [r | {"data": data} for data, values in levels.items()
+            for name, value in zip(names, values, strict=True)
+            for r in runs((value,) * 3, attack=name)]  # fmt: skip
+    found = sentences.stake(pd.DataFrame(rows))
+    assert (
+        found.title == "The victim minus the best without it, in points: +60.0 on far, +2.0 on near"
+    )
+    assert list(found.numbers.index) == [(data, name) for data in levels for name in names]
+
+
 def test_losses_are_compared_at_equal_views() -> None:
     about = {"task": "t", "unique_inputs": 8, "calls": 8}
     cells = (("clean", GOOD), ("own views", NEAR), ("shared views", GOOD))
