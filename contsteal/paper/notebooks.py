@@ -31,6 +31,7 @@ from contsteal import files
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 VICTIM = "01"  # the notebook that comes before all that attack, with all cores
+NOT_STARTED = "Kernel died before replying"  # jupyter_client's words; no cell was run
 TIMINGS, SUMMARY, WHOLE = "timings.json", "summary.md", "in all"
 
 
@@ -375,6 +376,16 @@ def _locked(path: Path, stem: str) -> Iterator[None]:
 
 
 def _run_cells(stem: str, partial: Path, values: dict[str, Any]) -> None:
+    """Execute a notebook; once more where its kernel took a port that another one had just taken."""
+    try:
+        _execute(stem, partial, values)
+    except RuntimeError as error:
+        if NOT_STARTED not in str(error):
+            raise
+        _execute(stem, partial, values)
+
+
+def _execute(stem: str, partial: Path, values: dict[str, Any]) -> None:
     """Write the executed copy cell by cell; raise NotebookFailed where it does not get to its end."""
     import papermill
     from nbclient.exceptions import DeadKernelError

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import joblib
@@ -244,6 +245,39 @@ def test_a_failing_notebook_shows_its_cell_keeps_its_copy_and_fails_again(
         assert (desk / "runs" / "tiny" / f"{FIRST}.partial.ipynb").is_file()
         assert not (desk / "runs" / "tiny" / f"{FIRST}.ipynb").exists()
     assert reasons()[FIRST] == "failed"
+
+
+@pytest.mark.parametrize(("failures", "starts"), [(0, 1), (1, 2), (2, 2)])
+def test_a_kernel_that_lost_its_port_to_another_is_started_once_more(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, failures: int, starts: int
+) -> None:
+    begun = []
+
+    def execute(*_: object) -> None:
+        begun.append(1)
+        if len(begun) <= failures:
+            raise RuntimeError("Kernel died before replying to kernel_info")
+
+    monkeypatch.setattr(notebooks, "_execute", execute)
+    fails = pytest.raises(RuntimeError, match="before replying") if failures == 2 else nullcontext()
+    with fails:
+        notebooks._run_cells(FIRST, desk / "partial.ipynb", {})
+    assert len(begun) == starts
+
+
+def test_no_other_error_starts_a_notebook_again(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+
+    def execute(*_: object) -> None:
+        begun.append(1)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(notebooks, "_execute", execute)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        notebooks._run_cells(FIRST, desk / "partial.ipynb", {})
+    assert len(begun) == 1
 
 
 def test_a_damaged_record_is_a_reason(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
