@@ -520,6 +520,11 @@ PREDICTIONS = [
         "cont-steal-mse", "cont-steal-code-mse", "loss-alone", "loss-alone-clean", "augmentation-alone",
         "settings-every", "fifth-mse", "fifth-cont-steal", "few-mse",
     )),
+    # of what only study measures
+    ("2026-11-28", HOLDS, (
+        "nothing-to-steal", "rda-cont-steal", "direct-recreate", "direct-access", "barlow-corrected",
+    )),
+    ("2026-11-28", FAILS, ("negatives-self",)),
 ]  # fmt: skip
 
 
