@@ -520,7 +520,7 @@ PREDICTIONS = [
         "cont-steal-mse", "cont-steal-code-mse", "loss-alone", "loss-alone-clean", "augmentation-alone",
         "settings-every", "fifth-mse", "fifth-cont-steal", "few-mse",
     )),
-    # of what only study measures
+    # of rows that were added later
     ("2026-11-28", HOLDS, (
         "nothing-to-steal", "rda-cont-steal", "direct-recreate", "direct-access", "barlow-corrected",
     )),
@@ -874,6 +874,21 @@ def contradictions(judgements: Sequence[Judgement]) -> list[str]:
     ]  # fmt: skip
 
 
+def disagreements(by_profile: Mapping[str, Sequence[Judgement]]) -> list[str]:
+    """Say which claims hold in one profile and not in another whose main data set is the same."""
+    decided: dict[tuple[str, str], dict[str, str]] = {}
+    for profile, judgements in by_profile.items():
+        data = profiles.profile(profile)["common"].get("data", "")
+        for j in judgements:
+            if j.finding.verdict in (HOLDS, FAILS):
+                decided.setdefault((data, j.claim.id), {})[j.finding.verdict] = profile
+    return [
+        f"claim {claim} on {data}: '{HOLDS}' in {found[HOLDS]}, '{FAILS}' in {found[FAILS]}: train "
+        "longer, or with more seeds"
+        for (data, claim), found in decided.items() if len(found) > 1
+    ]  # fmt: skip
+
+
 def missed_expectations(profile: str) -> list[str]:
     """Say what the profile expects of its encoders and what did not come out."""
     table = read(artifacts.figures_dir() / profile, "01_worth")
@@ -908,6 +923,7 @@ def check(names: Sequence[str], console: Console) -> int:
     for profile, judgements in by_profile.items():
         console.print(f"{profile}: {counted(judgements)}")
         problems += missed_expectations(profile) + contradictions(judgements)
+    problems += disagreements(by_profile)
     for problem in problems:
         console.print(f"[bold red]contradiction:[/] {escape(problem)}", soft_wrap=True)
     if not problems:

@@ -691,6 +691,31 @@ def test_more_said_than_shown_is_a_contradiction(says: str, finding: Finding) ->
     assert bool(claims.contradictions([judgement])) == contradicts
 
 
+@pytest.mark.parametrize(
+    ("verdicts", "disagree"),
+    [
+        ({"demo": HOLDS, "study": FAILS}, True),
+        ({"demo": FAILS, "study": HOLDS}, True),
+        ({"demo": HOLDS, "study": HOLDS}, False),
+        ({"demo": HOLDS, "study": OPEN}, False),
+        ({"demo": ABSENT, "study": FAILS}, False),
+        ({"demo": HOLDS, "paper": FAILS}, False),  # other data
+    ],
+)
+def test_profiles_on_the_same_data_do_not_decide_a_claim_in_opposite_ways(
+    verdicts: dict[str, str], disagree: bool
+) -> None:
+    given = {
+        name: [Judgement(claim(), name, Finding(verdict, n=5))]
+        for name, verdict in verdicts.items()
+    }
+    found = claims.disagreements(given)
+    assert len(found) == disagree
+    if disagree:
+        holds = next(name for name, verdict in verdicts.items() if verdict == HOLDS)
+        assert found[0].startswith(f"claim x on glyphs: 'holds' in {holds}, 'does not hold' in ")
+
+
 def test_unknown_profiles_and_nothing_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
