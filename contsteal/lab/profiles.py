@@ -31,7 +31,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "shared views": {"views": "shared"},
     "independent views": {"views": "independent"},
     "anew": {"answers": 0},
+    "RandAugment": {"policy": "randaugment"},
     "shuffled": {"shuffled": True},
+    "temperature 100": {"temperature": 100.0},
+    "no learning": {"lr": 1e-9},
 }
 
 

@@ -188,17 +188,33 @@ def published(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def reached(table: pd.DataFrame, share: float, trained_on: int) -> pd.DataFrame:
-    """Return per attack the smallest measured budget with `share` of the victim's accuracy.
+    """Return per attack the budget at which it has `share` of the victim's accuracy.
 
-    Per seed, then mean and 95 % t-interval, in distinct inputs and as a share of the `trained_on`
-    images of the victim. An attack that misses it in a seed has no budget: the table says how often.
+    Per seed where the line between the measured budgets, over the logarithm of distinct inputs, first
+    meets the goal; then mean and 95 % t-interval, in distinct inputs and as a share of the `trained_on`
+    images of the victim. A seed whose smallest budget is enough counts with that budget. An attack that
+    misses the goal in a seed has no budget: the table says how often.
     """
     goal = share * table.loc[table["attack"] == "victim", "accuracy"].mean()
     rows = {}
     for name, runs in table.dropna(subset=["unique_inputs"]).groupby("attack", sort=False):
-        hits = runs[runs["accuracy"] >= goal].groupby("seed")["unique_inputs"].min()
-        n = runs["seed"].nunique()
-        mean, low, high = evaluate.mean_interval(hits) if len(hits) == n else [np.nan] * 3
-        rows[name] = {"seeds that reach it": f"{len(hits)} of {n}", "distinct inputs": mean,
+        budgets = pd.Series([_crossing(run, goal) for _, run in runs.groupby("seed")])
+        hits, n = budgets.notna().sum(), len(budgets)
+        mean, low, high = evaluate.mean_interval(budgets) if hits == n else [np.nan] * 3
+        rows[name] = {"seeds that reach it": f"{hits} of {n}", "distinct inputs": mean,
                       "low": low, "high": high, "share of training set": mean / trained_on}  # fmt: skip
     return pd.DataFrame(rows).T
+
+
+def _crossing(run: pd.DataFrame, goal: float) -> float:
+    """Return the distinct inputs at which one seed's accuracy first meets a goal, NaN for nowhere."""
+    run = run.sort_values("unique_inputs")
+    inputs, accuracy = run["unique_inputs"].to_numpy(float), run["accuracy"].to_numpy(float)
+    enough = np.flatnonzero(accuracy >= goal)
+    if not len(enough):
+        return np.nan
+    k = enough[0]
+    if k == 0:
+        return float(inputs[0])
+    part = (goal - accuracy[k - 1]) / (accuracy[k] - accuracy[k - 1])
+    return float(inputs[k - 1] * (inputs[k] / inputs[k - 1]) ** part)

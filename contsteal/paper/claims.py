@@ -219,6 +219,7 @@ CODE = "the official code changes loss and augmentation at once"
 MSE_STEALS = ("MSE ends 5 points above random features", versus("embedding", "random"))
 INFO_NCE_STEALS = ("InfoNCE ends 5 points above random features", versus("info-nce", "random"))
 SHUFFLED = "info-nce, own views, shuffled"
+BROKEN = ("cont-steal, temperature 100", "cont-steal, no learning")
 RIGHT_ANSWERS_STEAL = ("the same attack with the right answers ends 5 points above random features",
                        versus("info-nce, own views", "random"))
 UNDEFENDED_STEALS = ("MSE without a defence ends 5 points above random features",
@@ -387,6 +388,11 @@ CLAIMS = [
           "the victim than random features.", versus("random", SHUFFLED), NOT_WORSE, metric="cka",
           premise=RIGHT_ANSWERS_STEAL),
 
+    Claim("broken-attacks", "03_control", f"{OURS}, notebook 03, the controls",
+          "An attack that is broken on purpose (shuffled answers, a temperature of 100, next to no "
+          "learning) ends below supervision with the labelled images, without the victim.",
+          lambda t: {a: attacks(t, "labelled images", a) for a in (SHUFFLED, *BROKEN)}, budgets=[]),
+
     # queries
     Claim("fifth-mse", "04_budget", f"{ICML}, abstract",
           "With fewer distinct queries than a fifth of the victim's training set, MSE reaches 95 % "
@@ -523,6 +529,7 @@ PREDICTIONS = [
     # of rows that were added later
     ("2026-11-28", HOLDS, (
         "nothing-to-steal", "rda-cont-steal", "direct-recreate", "direct-access", "barlow-corrected",
+        "broken-attacks",
     )),
     ("2026-11-28", FAILS, ("negatives-self",)),
 ]  # fmt: skip

@@ -289,16 +289,20 @@ def attacks(table: pd.DataFrame) -> Summary:
 
 
 def control(table: pd.DataFrame) -> Summary:
-    """Say what the right answers gain over other images' answers."""
+    """Say what the right answers gain over other images', and which attacks steal nothing."""
     pairs = [
         (a.removesuffix(", shuffled"), a)
         for a in table["attack"].unique()
         if a.endswith("shuffled")
     ]
     title, details = _verdicts(table, *pairs)
-    return Summary(
-        title, tables.summary(table, ["attack"], ["accuracy", "agreement", "cka"]), details
-    )
+    numbers = tables.summary(table, ["attack"], ["accuracy", "agreement", "cka"])
+    shares = tables.shares(table, sweeps.ALONE)
+    shares = shares.drop([*REFERENCES, *sweeps.ALONE], errors="ignore")
+    above, below = (", ".join(map(name, shares.index[some])) or "none"
+                    for some in (shares > 0, shares <= 0))  # fmt: skip
+    found = f"Above the best that needs no victim: {above}; not above it: {below}"
+    return Summary(title, numbers, ". ".join(filter(None, (details, found))))
 
 
 def best_rates(table: pd.DataFrame) -> dict[str, float]:

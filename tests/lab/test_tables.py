@@ -177,20 +177,23 @@ def test_a_layout_names_query_sets_where_there_are_several() -> None:
     assert list(tables.layout(one).index) == ["embedding"]
 
 
-def test_the_smallest_budget_that_reaches_the_goal() -> None:
-    runs = {("a", 0): {10: 0.5, 20: 0.8, 40: 0.9}, ("a", 1): {10: 0.7, 20: 0.7, 40: 0.8},
+def test_the_budget_that_reaches_a_goal_lies_on_the_line_between_two_budgets() -> None:
+    runs = {("a", 0): {10: 0.4, 40: 0.8, 80: 0.7}, ("a", 1): {10: 0.61, 40: 0.2, 80: 0.9},
             ("b", 0): {10: 0.9}, ("b", 1): {10: 0.1}, ("victim", 0): {np.nan: 0.8}}  # fmt: skip
     table = pd.DataFrame(
         [
             {"attack": attack, "seed": seed, "unique_inputs": budget, "accuracy": accuracy}
             for (attack, seed), budgets in runs.items()
-            for budget, accuracy in budgets.items()
+            for budget, accuracy in list(budgets.items())[::-1]
         ]
     )
-    found = tables.reached(table, 0.95, trained_on=100)
+    found = tables.reached(table, 0.75, trained_on=100)
     assert found.loc["a", "seeds that reach it"] == "2 of 2"
-    assert found.loc["a", "distinct inputs"] == 30
-    assert found.loc["a", "share of training set"] == 0.3
+    crossings = [10 * 4**0.5, 10]  # half way; and the smallest budget, which is enough
+    assert found.loc["a", "distinct inputs"] == pytest.approx(sum(crossings) / 2)
+    bounds = list(found.loc["a", ["low", "high"]])
+    assert bounds == pytest.approx(list(evaluate.mean_interval(pd.Series(crossings))[1:]))
+    assert found.loc["a", "share of training set"] == pytest.approx(sum(crossings) / 200)
     assert found.loc["b", "seeds that reach it"] == "1 of 2"
     assert np.isnan(found.loc["b", "distinct inputs"])
     assert "victim" not in found.index

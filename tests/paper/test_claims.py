@@ -434,6 +434,7 @@ ALL = [
     "info-nce, own views",
     "embedding, own views",
     claims.SHUFFLED,
+    *claims.BROKEN,
 ]
 NOISE, OFFSET = "GaussianNoise(std=1.0)", "GaussianNoise(std=1.0, mean=5.0)"
 DEFENCES = ["none", NOISE, OFFSET, "Rounding(0)", "TopK(8)", "B4B(bits=8)"]

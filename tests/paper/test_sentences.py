@@ -90,6 +90,20 @@ def test_losses_are_compared_at_equal_views() -> None:
     assert [*found.numbers["n"]] == [3] * 5, "each loss and each kind of views has a row"
 
 
+def test_controls_say_which_attacks_steal_nothing() -> None:
+    levels = {"info-nce, own views": 0.7, "info-nce, own views, shuffled": 0.4, "broken": 0.2,
+              "random": 0.1, "labelled images": 0.5, "victim": 0.8}  # fmt: skip
+    about = {"task": "t", "unique_inputs": 8, "calls": 8}
+    rows = [r for name, level in levels.items()
+            for r in runs((level, level + 0.01, level - 0.01), attack=name, **about)]  # fmt: skip
+    found = sentences.control(pd.DataFrame(rows))
+    assert found.title.startswith("InfoNCE, own views beats InfoNCE, own views, shuffled by 30.0")
+    assert found.details == (
+        "Above the best that needs no victim: InfoNCE, own views; not above it: InfoNCE, own views, "
+        "shuffled, broken"
+    )
+
+
 def test_the_attack_that_leads_is_named_for_each_length_of_training() -> None:
     about = {"task": "t", "unique_inputs": 8, "calls": 8}
     rows = [r | about | {"steps": 10} for r in duel(BAD)]
