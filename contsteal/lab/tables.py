@@ -124,16 +124,26 @@ def shares(table: pd.DataFrame, alone: Iterable[str]) -> pd.Series:
     one task and one length of training.
     """
     means = table.groupby("attack", sort=False)["accuracy"].mean()
-    start = means[means.index.isin(["random", *alone])].max()
+    start = floor(table, alone)
     return (100 * (means - start) / (means["victim"] - start)).round(1)
 
 
+def floor(table: pd.DataFrame, alone: Iterable[str]) -> float:
+    """Return the best mean accuracy of random features and `alone`, which need no victim, or NaN."""
+    rows = table[table["attack"].isin(["random", *alone])]
+    return float(rows.groupby("attack")["accuracy"].mean().max()) if len(rows) else np.nan
+
+
 def gains(table: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
-    """Return a's minus b's accuracy at each point of a `grid`: mean, 95 % t-interval, n."""
+    """Return a's minus b's accuracy at each point of a `grid`: mean, 95 % t-interval, n.
+
+    `best` is the mean accuracy of the better one.
+    """
     rows, axes = [], [column for column in POINT if column in table]
     for point, runs in table.groupby(axes, sort=False):
         gap = zip(("gain", "low", "high", "n"), difference(runs, a, b), strict=True)
-        rows.append(dict(zip(axes, point, strict=True)) | dict(gap))
+        best = runs.groupby("attack")["accuracy"].mean().max()
+        rows.append(dict(zip(axes, point, strict=True)) | dict(gap) | {"best": best})
     return pd.DataFrame(rows)
 
 

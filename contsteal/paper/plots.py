@@ -385,10 +385,12 @@ def ablation_dots(table: pd.DataFrame, title: str) -> Figure:
 def boundary_maps(table: pd.DataFrame, title: str) -> Figure:
     """Draw Cont-Steal minus MSE over images, a panel per query data and views.
 
-    Cells hold points; those whose interval excludes zero are bold.
+    Cells hold points; those whose interval excludes zero are bold. Gray ones hold nothing stolen: both
+    attacks end below what needs no victim.
     """
     gains = tables.gains(sentences.main_task(table), "cont-steal", "embedding")
     gains["sure"] = (gains["low"] > 0) | (gains["high"] < 0)
+    gains["weak"] = sentences.not_stolen(table, gains)
     gains["setting"] = gains["method"].map(name) + ", " + gains["steps"].map("{:g} steps".format)
     views = gains["views"].replace("surrogate", "own views")
     panels = list(gains.groupby([gains["query_data"], views], sort=False))
@@ -396,9 +398,11 @@ def boundary_maps(table: pd.DataFrame, title: str) -> Figure:
     fig, axes = canvas(1, len(panels), 0.32 * len(order) + 1.3, title, sharey=True)
     bound = max(0.05, gains["gain"].abs().max())
     for ax, ((data, view), part) in zip(axes[0], panels, strict=True):
-        gain, sure = (part.pivot(index="setting", columns="images", values=v).loc[order]
-                      for v in ("gain", "sure"))  # fmt: skip
+        gain, sure, weak = (part.pivot(index="setting", columns="images", values=v).loc[order]
+                            for v in ("gain", "sure", "weak"))  # fmt: skip
         _heatmap(ax, gain, sure, bound, cmap="RdBu_r")
+        for y, x in np.argwhere(weak.to_numpy() == True):  # noqa: E712 a missing point is neither
+            ax.add_patch(plt.Rectangle((x, y), 1, 1, color="#DDDDDD"))
         ax.set(xlabel="query images", ylabel="")
         ax.set_title(f"{data},\n{view}", size=7.5)
     return fig

@@ -373,6 +373,11 @@ def ablations(table: pd.DataFrame) -> Summary:
     return Summary(title, by, details)
 
 
+def not_stolen(table: pd.DataFrame, gains: pd.DataFrame) -> pd.Series:
+    """Say at which points of a map neither attack is above the best that needs no victim."""
+    return gains["best"] <= tables.floor(main_task(table), sweeps.ALONE)
+
+
 def boundary(table: pd.DataFrame) -> Summary:
     """Say where Cont-Steal is better than MSE, and how the mean difference varies along each axis."""
     gains = tables.gains(main_task(table), "cont-steal", "embedding")
@@ -383,7 +388,11 @@ def boundary(table: pd.DataFrame) -> Summary:
         each = gains.groupby(axis, sort=False)["gain"].mean()
         changes = ", ".join(f"{k} {_points(v)}" for k, v in each.items())
         means += [f"{axis}: {changes}"] if len(each) > 1 else []
-    details = f"Mean difference in points by {'; '.join(means)}" if means else ""
+    weak = not_stolen(table, gains).sum()
+    details = ". ".join([
+        *[f"Mean difference in points by {'; '.join(means)}"] * bool(means),
+        *[f"In {weak} settings neither is above the best that needs no victim (grey)"] * bool(weak),
+    ])  # fmt: skip
     shown = gains.set_index(axes)
     numbers = tables.percentages(shown[["gain", "low", "high"]]).assign(n=shown["n"])
     return Summary(f"Cont-Steal minus MSE in points: {counts}", numbers, details)

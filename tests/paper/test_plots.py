@@ -46,12 +46,25 @@ def test_the_matrix_shows_every_change_and_bold_where_it_is_reliable() -> None:
 
 def test_the_map_shows_every_setting_once() -> None:
     table = stored("03_boundary")
-    gains = sentences.boundary(table).numbers["gain"]
+    gains = figures.FIGURES["03_boundary"].summarise(table).numbers["gain"]
     fig = figures.draw("03_boundary", table)
     cells = [int(t.get_text()) for ax in fig.axes for t in ax.texts]
     assert len(cells) == len(gains)
     assert max(cells) == round(gains.max())
     assert min(cells) == round(gains.min())
+
+
+def test_settings_in_which_nothing_was_stolen_are_grey() -> None:
+    cells = {(8, "clean"): 0.4, (16, "clean"): 0.6, (8, "surrogate"): 0.5, (16, "surrogate"): 0.51}
+    point = {"query_data": "glyphs", "method": "simclr", "steps": 4}
+    rows = [point | {"images": images, "views": views, "attack": attack, "accuracy": accuracy + extra}
+            for (images, views), accuracy in cells.items()
+            for attack, extra in (("embedding", -0.1), ("cont-steal", 0.0))]  # fmt: skip
+    rows += [{"attack": name, "accuracy": 0.5} for name in ("random", "labelled images")]
+    table = pd.concat([pd.DataFrame(rows).assign(seed=seed, task="t") for seed in (0, 1)])
+    fig = figures.draw("03_boundary", table)
+    assert [len(ax.patches) for ax in fig.axes] == [1, 1], "8 images: 0.4 and 0.5 are not above 0.5"
+    assert "In 2 settings neither is above" in sentences.boundary(table).details
 
 
 def test_flagged_users_have_filled_dots() -> None:
