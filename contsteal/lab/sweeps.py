@@ -293,6 +293,27 @@ def stake(lab: Lab, data: Names, queries: int, seeds: Numbers, steps: Numbers) -
     return pd.concat(parts, ignore_index=True)
 
 
+def victims(
+    lab: Lab, victim_seeds: Numbers, attacks: Names, queries: int, seeds: Numbers, task: str,
+    steps: Numbers,
+) -> pd.DataFrame:  # fmt: skip
+    """Run attacks on victims of the profile's recipe that differ in their seed; rows name it.
+
+    The seed decides the victim's first weights, batches and views. Each victim has a row of its own.
+    """
+    recipe = lab.settings["victim"]
+    changes = {seed: {"victim": recipe | {"seed": seed}} for seed in victim_seeds}
+    run(lab, [Pretraining("victim", lab=tuple(change.items())) for change in changes.values()])
+    parts = []
+    for seed, change in changes.items():
+        other = lab.but(**change)
+        rows = sweep(other, attacks, [queries], seeds, [task], steps=steps)
+        parts += [
+            part.assign(victim_seed=seed) for part in (rows, references(other, [task], seeds))
+        ]
+    return pd.concat(parts, ignore_index=True)
+
+
 def references(lab: Lab, tasks: Iterable[str], seeds: Iterable[int]) -> pd.DataFrame:
     """Return the rows that frame every table: the random floor per seed, and the victim."""
     nets = [("random", s, lab.random(s)) for s in seeds] + [("victim", 0, lab.victim.encoder)]

@@ -198,6 +198,15 @@ def obfuscated(t: DataFrame, *how: str) -> dict[str, Sides]:
     return {h: (where(t, kind="obfuscated", suspect=h), where(t, kind="independent")) for h in how}
 
 
+def on_each_victim(t: DataFrame) -> dict[str, Sides]:
+    """Pair Cont-Steal with MSE on each victim of one recipe, where there are three or more."""
+    each = split(t, "victim_seed")
+    pairs = {
+        f"victim {seed}": attacks(rows, "cont-steal", "embedding") for seed, rows in each.items()
+    }
+    return pairs if len(pairs) > 2 else {}
+
+
 def own_and_other_queries(t: DataFrame) -> Picked:
     """Pair the queries that a table lists first, the victim's own, with each other source."""
     own = first(main_task(t), "query_data")
@@ -341,6 +350,9 @@ CLAIMS = [
           "Cont-Steal steals better than the conventional embedding attack (MSE).",
           versus("cont-steal", "embedding"),
           says={"demo": HOLDS}),
+    Claim("cont-steal-victims", "03_victims", f"{SHA}, abstract",
+          "Cont-Steal is ahead of MSE on each of at least three victims of one recipe.",
+          on_each_victim),
     Claim("cont-steal-code-mse", "03_steps", f"{SHA}, abstract and official code",
           "Cont-Steal in the form of the official code steals better than MSE.",
           versus("cont-steal-code", "embedding")),

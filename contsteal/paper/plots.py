@@ -288,6 +288,19 @@ def step_curves(table: pd.DataFrame, title: str) -> Figure:
     return fig
 
 
+def victims_dots(table: pd.DataFrame, title: str) -> Figure:
+    """Draw Cont-Steal minus MSE per victim: a dot per seed, their mean and its 95 % t-interval."""
+    wide = table.pivot_table(index=["victim_seed", "seed"], columns="attack", values="accuracy")
+    rows = (wide["cont-steal"] - wide["embedding"]).dropna().rename("gain").reset_index()
+    rows["attack"] = "victim " + rows["victim_seed"].astype(int).astype(str)
+    fig, ((ax,),) = canvas(1, 1, 0.3 * rows["attack"].nunique() + 1.0, title)
+    ax.axvline(0, color="#999999", linewidth=0.8)
+    _dots(ax, rows, "gain", dict.fromkeys(rows["attack"], COLOURS["cont-steal"]))
+    ax.set(xlabel="Cont-Steal minus MSE, accuracy on the main task")
+    in_percent(ax.xaxis)
+    return fig
+
+
 def views_dots(table: pd.DataFrame, title: str) -> Figure:
     """Draw accuracy by what both sides see, a colour per loss, a dot per seed and the 95 % t-interval."""
     import seaborn as sns
@@ -663,6 +676,8 @@ FIGURES = {
     "03_rates": Row("Learning rates, chosen on held-out queries.", rate_curves, sentences.rates),
     "03_steps": Row("Accuracy against the length of training.", step_curves, sentences.steps,
                     lengths=True),
+    "03_victims": Row("Cont-Steal against MSE on several victims of one recipe.",
+                      victims_dots, sentences.victims),
     "03_views": Row("Losses by what surrogate and victim see of each image.",
                     views_dots, sentences.views),
     "03_ablations": Row("Cont-Steal with one knob changed at a time.",

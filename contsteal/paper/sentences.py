@@ -338,6 +338,20 @@ def steps(table: pd.DataFrame) -> Summary:
     return Summary(f"The best mean accuracy: {', '.join(parts)}", numbers)
 
 
+def victims(table: pd.DataFrame) -> Summary:
+    """Give Cont-Steal's difference from MSE on each victim, and say on how many it is reliable."""
+    parts = table.groupby("victim_seed", sort=False)
+    each = {
+        f"victim {seed}": tables.difference(rows, "cont-steal", "embedding") for seed, rows in parts
+    }
+    ahead, behind = reliable(each.values())
+    title = (
+        f"Cont-Steal is reliably ahead of MSE on {ahead} of {len(each)} victims, behind on {behind}"
+    )
+    numbers = tables.summary(table, ["victim_seed", "attack"], ["accuracy"])
+    return Summary(title, numbers, "; ".join(f"{who}: {points(d)}" for who, d in each.items()))
+
+
 def by_views(table: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of attacks such as "embedding, own views" with their loss and views apart."""
     apart = table["attack"].str.split(", ", n=1, expand=True).reindex(columns=[0, 1]).astype(object)

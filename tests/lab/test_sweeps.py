@@ -162,6 +162,21 @@ def test_what_is_at_stake_is_measured_with_a_victim_of_each_data_set(lab: Lab) -
     assert labs["glyphs"].victim.sha256 != lab.victim.sha256
 
 
+def test_victims_of_one_recipe_differ_in_their_seed(lab: Lab) -> None:
+    table = sweeps.victims(lab, [0, 5], ["embedding"], 16, [0, 1], "shapes", [2])
+    assert list(table["victim_seed"]) == [0] * 5 + [5] * 5, "two attacks, two random, the victim"
+    other = lab.but(victim=lab.settings["victim"] | {"seed": 5})
+    assert other.victim.sha256 != lab.victim.sha256
+    for seed, one in ((0, lab), (5, other)):
+        rows = table[table["victim_seed"] == seed].set_index(["attack", "seed"])
+        assert (
+            rows.loc[("victim", 0), "accuracy"]
+            == one.score(one.victim.encoder, "shapes")["accuracy"]
+        )
+        stolen = one.steal("embedding", 16, 1, steps=2).encoder
+        assert rows.loc[("embedding", 1), "cka"] == one.score(stolen, "shapes")["cka"]
+
+
 def test_a_grid_over_epochs_or_steps_is_trained_for_them(lab: Lab) -> None:
     stepped = lab.but(surrogate=lab.settings["surrogate"] | {"steps": 5})
     for axis, lengths in (("epochs", [1, 2]), ("steps", [2, 4])):

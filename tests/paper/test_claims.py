@@ -465,6 +465,7 @@ TABLES = dict.fromkeys(OF_ATTACKS, grid(attack=ALL)) | {
     "01_stake": grid(attack=[*claims.NO_VICTIM, "victim"], data=["glyphs", "shapes"]).query(
         f"task == {TASKS[0]!r}"),
     "02_elsewhere": grid(attack=BOTH, query_data=["glyphs", "patches"]),
+    "03_victims": grid(attack=[*BOTH, "random", "victim"], victim_seed=[0, 1, 2]),
     "03_views": grid(
         attack=[f"{loss}, {views}" for loss in (*BOTH, "info-nce") for views in claims.VIEWS]),
     "03_boundary": grid(attack=BOTH, images=[64, 256], query_data=["glyphs", "patches"],

@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from contsteal.paper import sentences
+from contsteal.paper import plots, sentences
 
 GOOD, NEAR = (0.2, 0.21, 0.22), (-0.02, 0.0, 0.03)
 BAD = tuple(-d for d in GOOD)
@@ -88,6 +88,18 @@ def test_losses_are_compared_at_equal_views() -> None:
     assert found.details == ("clean: +21.0 points (95 % CI 18.5 to 23.5); "
                              "own views: +0.3 points (95 % CI -5.9 to 6.6)")  # fmt: skip
     assert [*found.numbers["n"]] == [3] * 5, "each loss and each kind of views has a row"
+
+
+def test_the_headline_is_counted_per_victim() -> None:
+    about = {"task": "t", "unique_inputs": 8, "calls": 8}
+    rows = [
+        r | about | {"victim_seed": seed} for seed, gap in ((0, GOOD), (3, NEAR)) for r in duel(gap)
+    ]
+    found = sentences.victims(pd.DataFrame(rows))
+    assert found.title == "Cont-Steal is reliably ahead of MSE on 1 of 2 victims, behind on 0"
+    assert found.details.startswith("victim 0: +21.0 points (95 % CI 18.5 to 23.5); victim 3: +0.3")
+    fig = plots.FIGURES["03_victims"].draw(pd.DataFrame(rows))
+    assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["victim 0", "victim 3"]
 
 
 def test_controls_say_which_attacks_steal_nothing() -> None:
