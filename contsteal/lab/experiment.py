@@ -23,6 +23,7 @@ from contsteal.ownership import sslguard, watermark
 from contsteal.victim import AnswerCache, AnswerStore, BlackBox, Defense
 
 CARRIERS = 3  # seed of the images that carry a mark; the victim's are 0
+CUSTOMERS = 4  # seed of the images that paying users send
 MARK, KEY = "mark.safetensors", "key.safetensors"
 
 
@@ -90,6 +91,13 @@ class Lab:
         """Return the images that a part is trained on: the ceiling's are the labelled ones."""
         split = self.settings["train_split"] if part == "victim" else "train"
         return self._load(self.settings["data"], split, self.settings["train_images"], 0)
+
+    def bought(self, task: str, count: int) -> Tensor:
+        """Return up to `count` images that a customer with a task sends: more than its labelled ones.
+
+        Of endless sets they are drawn anew, so nobody trained on them.
+        """
+        return pixels(self._load(task, "train", count, CUSTOMERS))
 
     def queries(self, count: int, seed: int = 0) -> Tensor:
         """Return the first `count` images of the one query order of `seed`: budgets are nested."""

@@ -18,7 +18,7 @@ from contsteal import data, encoders, steal
 from contsteal.defenses import DEFENSES, build, proof_of_work
 from contsteal.defenses.state import PerUser
 from contsteal.lab import sweeps, tables
-from contsteal.lab.experiment import Lab, pixels
+from contsteal.lab.experiment import Lab
 from contsteal.lab.sweeps import Job, Names, Numbers, Pairs, Row
 from contsteal.victim import Defense, finite
 
@@ -163,7 +163,7 @@ Senders = Mapping[str, Callable[[int], Tensor]]  # users by name: the images one
 
 
 def senders(lab: Lab, tasks: Names, queries: int) -> dict[str, Callable[[int], Tensor]]:
-    """Return users who send `queries` images each: customers with their tasks' images, and thieves.
+    """Return users who send up to `queries` images each: customers with their tasks' images, and thieves.
 
     One thief sends images like the victim's, one four views of a quarter as many, one photographs.
     """
@@ -185,11 +185,11 @@ def senders(lab: Lab, tasks: Names, queries: int) -> dict[str, Callable[[int], T
 def _bought(lab: Lab, task: str, queries: int, seed: int) -> Tensor:
     """Return the images that a customer sends.
 
-    At seeds from `CALIBRATION` on they are drawn from half of the task's images, before it from the
-    other half: a threshold is not tested on what it was chosen on. A task with fewer than twice the
+    At seeds from `CALIBRATION` on they are drawn from one half of the customer's images, before it from
+    the other half: a threshold is not tested on what it was chosen on. A set with fewer than twice the
     images asked for is not cut: take none such as the first, which is calibrated on.
     """
-    pool = pixels(lab.images(task))
+    pool = lab.bought(task, 2 * queries)
     held = len(pool) // 2 if len(pool) >= 2 * queries else 0
     if seed >= CALIBRATION:
         return pool[data.order(held or len(pool), seed)[:queries]]

@@ -144,7 +144,7 @@ def test_detectors_see_each_user_for_the_first_time_and_flag_repeats_alone(lab: 
 def test_users_send_what_their_names_say(lab: Lab) -> None:
     users = provider.senders(lab, ["shapes", "digits"], 16)
     assert list(users)[:2] == ["customer, shapes", "customer, digits"]
-    assert rows_of(users["customer, digits"](3)) <= rows_of(lab.images("digits").images)
+    assert rows_of(users["customer, digits"](3)) <= rows_of(lab.bought("digits", 32))
     assert torch.equal(users["thief, single images"](1), lab.queries(16, 1))
     views = users["thief, four views"](0)
     assert len(rows_of(views)) == len(views) == 16
@@ -160,8 +160,15 @@ def test_a_detector_is_not_tested_on_the_images_it_was_calibrated_on(lab: Lab) -
         set.union(*(rows_of(users["customer, shapes"](seed)) for seed in seeds))
         for seeds in (range(1000, 1005), range(5))
     )
-    assert len(calibrating) == len(tested) == 80, "each has half of the images"
+    assert len(calibrating) == len(tested) == 64, "each has half of the images"
     assert not calibrating & tested
+
+
+def test_customers_send_as_many_images_as_thieves_and_nobody_trained_on_them(lab: Lab) -> None:
+    users = provider.senders(lab, ["shapes", "digits"], 400)
+    assert len(users["customer, shapes"](0)) == 400 > lab.settings["probe_images"]
+    sent = rows_of(users["customer, shapes"](0))
+    assert not sent & (rows_of(lab.train_images().images) | rows_of(lab.queries(128)))
 
 
 def test_the_bill_is_that_of_a_line_calibrated_on_customers(lab: Lab) -> None:
