@@ -219,11 +219,11 @@ class Lab:
         `attack` may have variants; `changes` are fields of steal.Config.
         """
         given = {**self.settings["surrogate"], "image_size": self.settings["image_size"]}
-        attack, varied = variant(attack)
+        name, (attack, varied) = attack, variant(attack)
         if twice := sorted(varied.keys() & changes.keys()):
             raise ValueError(f"{twice[0]}={changes[twice[0]]!r}: the attack's name says it already")
         changes = varied | profiles.lengthened(changes)
-        given |= {"lr": self.rate(attack, changes.get("views")), "attack": attack, "seed": seed}
+        given |= {"lr": self.rate(name, changes.get("views")), "attack": attack, "seed": seed}
         config = attacks.Config(**given | changes).for_images(queries)
         sent = self._queries(queries, seed)
         labels = sent.labels if config.recipe.labels else None
@@ -254,13 +254,14 @@ class Lab:
         return artifacts.read(folder, self.device)
 
     def rate(self, name: str, views: str | None = None) -> float:
-        """Return an attack's learning rate: the profile's for its views, else for it, else for all."""
+        """Return an attack's learning rate: the profile's for its name, its views, the attack, or all."""
         (attack, varied), rates = variant(name), self.settings.get("rates", {})
         own = attacks.ATTACKS[attack].views if attack in attacks.ATTACKS else None
         seen = {"views": views or varied.get("views") or own}
         names = [f"{attack}, {word}" for word, change in VARIANTS.items() if change == seen]
         general = self.settings["surrogate"].get("lr", attacks.Config.lr)
-        return next((rates[name] for name in [*names, attack] if name in rates), general)
+        known = [*[name] * (name != attack), *names, attack]
+        return next((rates[entry] for entry in known if entry in rates), general)
 
     def alone(self, method: str, queries: int, seed: int, steps: int) -> Trained:
         """Train what a thief could without the victim, in the surrogate's architecture.

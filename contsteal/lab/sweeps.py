@@ -207,8 +207,9 @@ def train(lab: Lab, methods: Names, data: Names = ()) -> None:
 
 
 def _on(lab: Lab, data: str) -> dict[str, Any]:
-    """Return the changes of a profile whose victim and queries are of another data set."""
-    return of_lab(lab, data=data, query_data=data)
+    """Return the changes of a profile that give victim and queries another data set, none for its own."""
+    own = data == lab.settings["data"] == lab.settings["query_data"]
+    return {} if own else of_lab(lab, data=data, query_data=data)
 
 
 def sweep(
@@ -352,6 +353,10 @@ def _table(lab: Lab, tasks: Names, points: Sequence[Point], steps: Numbers = ())
 
     Beside it stands what the point says of it.
     """
+    if steps and (named := {k for *_, changes in points for k in changes} & {"steps", "epochs"}):
+        raise ValueError(
+            f"steps={list(steps)}: {named.pop()!r} is a knob already, leave one of them out"
+        )
     runs = [(*point, length) for point, length in product(points, lengths(steps))]
     jobs = [
         Job(attack, images, seed, tuple(tasks), (), *_split(lab, {**changes, **length}))

@@ -36,16 +36,18 @@ def summary(table: pd.DataFrame, by: Sequence[str], metrics: Sequence[str]) -> p
 def trainings(table: pd.DataFrame) -> list[pd.DataFrame]:
     """Return a table's rows by the length of training, the shortest first.
 
-    A length counts relative to the longest with as many query images: where training is set in epochs,
-    a larger budget trains for more steps. Rows without training (random features, the victim) stand in
-    each.
+    Where training is set in epochs, a larger number of query images trains for more steps: with as many
+    lengths for each number of images, lengths are compared by their rank. Rows without training (random
+    features, the victim) stand in each.
     """
     if "steps" not in table or table["steps"].isna().all():
         return [table]
-    steps = table["steps"]
-    most = steps.groupby(table["images"]).transform("max") if "images" in table else steps.max()
-    relative = (steps / most).round(6)
-    return [table[steps.isna() | (relative == part)] for part in sorted(relative.dropna().unique())]
+    length = table["steps"]
+    if "images" in table:
+        each = length.groupby(table["images"].fillna(-1))
+        if len({count for count in each.nunique() if count}) == 1:
+            length = each.rank("dense")
+    return [table[length.isna() | (length == n)] for n in sorted(length.dropna().unique())]
 
 
 def longest(table: pd.DataFrame) -> pd.DataFrame:
@@ -121,11 +123,12 @@ def shares(table: pd.DataFrame, alone: Iterable[str]) -> pd.Series:
     """Return each attack's share of the way from the best that needs no victim to the victim, in percent.
 
     `alone` names, beside random features, what needs none. All are mean accuracies of `table`, which has
-    one task and one length of training.
+    one task and one length of training. NaN where the victim is not ahead: there is no way to go.
     """
     means = table.groupby("attack", sort=False)["accuracy"].mean()
     start = floor(table, alone)
-    return (100 * (means - start) / (means["victim"] - start)).round(1)
+    way = means["victim"] - start
+    return (100 * (means - start) / (way if way > 0 else np.nan)).round(1)
 
 
 def floor(table: pd.DataFrame, alone: Iterable[str]) -> float:
@@ -202,17 +205,22 @@ def reached(table: pd.DataFrame, share: float, trained_on: int) -> pd.DataFrame:
 
     Per seed where the line between the measured budgets, over the logarithm of distinct inputs, first
     meets the goal; then mean and 95 % t-interval, in distinct inputs and as a share of the `trained_on`
-    images of the victim. A seed whose smallest budget is enough counts with that budget. An attack that
-    misses the goal in a seed has no budget: the table says how often.
+    images of the victim. A seed whose smallest budget is enough counts with that budget, which is an
+    upper bound: the table says how many do. An attack that misses the goal in a seed has no budget, and
+    one with a single budget no line.
     """
     goal = share * table.loc[table["attack"] == "victim", "accuracy"].mean()
     rows = {}
     for name, runs in table.dropna(subset=["unique_inputs"]).groupby("attack", sort=False):
+        if runs["images"].nunique() < 2:
+            continue
         budgets = pd.Series([_crossing(run, goal) for _, run in runs.groupby("seed")])
         hits, n = budgets.notna().sum(), len(budgets)
+        first = (budgets <= runs.groupby("seed")["unique_inputs"].min().to_numpy()).sum()
         mean, low, high = evaluate.mean_interval(budgets) if hits == n else [np.nan] * 3
-        rows[name] = {"seeds that reach it": f"{hits} of {n}", "distinct inputs": mean,
-                      "low": low, "high": high, "share of training set": mean / trained_on}  # fmt: skip
+        rows[name] = {"seeds that reach it": f"{hits} of {n}", "at the smallest budget": first,
+                      "distinct inputs": mean, "low": low, "high": high,
+                      "share of training set": mean / trained_on}  # fmt: skip
     return pd.DataFrame(rows).T
 
 

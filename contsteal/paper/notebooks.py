@@ -351,6 +351,9 @@ def execute(executed: Path) -> None:
         prefixes = (stem[:2], SUMMARY) if stem == stems()[-1] else (stem[:2],)
         changed = (path for path in figures.glob("*") if _changed(path) != before.get(path))
         made = [path for path in changed if path.name.startswith(prefixes)]
+        for path in before.keys() - set(made):  # results that this notebook no longer has
+            if path.name.startswith(stem[:2]) and path.stem not in {p.stem for p in made}:
+                path.unlink()
         # Those of the notebooks that ran beside this one count, too.
         artifacts = (executed.parent.parent / "artifacts").glob("*/manifest.json")
         files.write_json(executed.with_suffix(".json"), {
@@ -380,7 +383,7 @@ def _run_cells(stem: str, partial: Path, values: dict[str, Any]) -> None:
     try:
         _execute(stem, partial, values)
     except RuntimeError as error:
-        if NOT_STARTED not in str(error):
+        if isinstance(error, NotebookFailed) or NOT_STARTED not in str(error):
             raise
         _execute(stem, partial, values)
 

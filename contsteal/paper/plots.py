@@ -398,12 +398,13 @@ def ablation_dots(table: pd.DataFrame, title: str) -> Figure:
 def boundary_maps(table: pd.DataFrame, title: str) -> Figure:
     """Draw Cont-Steal minus MSE over images, a panel per query data and views.
 
-    Cells hold points; those whose interval excludes zero are bold. Gray ones hold nothing stolen: both
-    attacks end below what needs no victim.
+    Cells hold points; those whose interval excludes zero are bold. In grey ones
+    neither attack is above what needs no victim.
     """
     gains = tables.gains(sentences.main_task(table), "cont-steal", "embedding")
     gains["sure"] = (gains["low"] > 0) | (gains["high"] < 0)
     gains["weak"] = sentences.not_stolen(table, gains)
+    gains["images"] = gains["images"].astype(int)
     gains["setting"] = gains["method"].map(name) + ", " + gains["steps"].map("{:g} steps".format)
     views = gains["views"].replace("surrogate", "own views")
     panels = list(gains.groupby([gains["query_data"], views], sort=False))
@@ -414,11 +415,21 @@ def boundary_maps(table: pd.DataFrame, title: str) -> Figure:
         gain, sure, weak = (part.pivot(index="setting", columns="images", values=v).loc[order]
                             for v in ("gain", "sure", "weak"))  # fmt: skip
         _heatmap(ax, gain, sure, bound, cmap="RdBu_r")
-        for y, x in np.argwhere(weak.to_numpy() == True):  # noqa: E712 a missing point is neither
-            ax.add_patch(plt.Rectangle((x, y), 1, 1, color="#DDDDDD"))
+        _grey(ax, weak.to_numpy() == True)  # noqa: E712 a missing point is neither
         ax.set(xlabel="query images", ylabel="")
         ax.set_title(f"{data},\n{view}", size=7.5)
     return fig
+
+
+def _grey(ax: Axes, cells: np.ndarray) -> None:
+    """Cover the marked cells of a heat map with grey, and write on them in dark."""
+    places = [tuple(place) for place in np.argwhere(cells)]
+    for row, column in places:
+        ax.add_patch(plt.Rectangle((column, row), 1, 1, color="#DDDDDD"))
+    for text in ax.texts:
+        x, y = text.get_position()
+        if (int(y), int(x)) in places:
+            text.set_color(DARK)
 
 
 def geometry_dots(table: pd.DataFrame, title: str) -> Figure:
@@ -671,12 +682,12 @@ FIGURES = {
     "03_pulls": Row("Which vectors each loss moves a surrogate's vector towards, and away from.",
                     pull_maps, sentences.pulls),
     "03_attacks": Row("All attacks with equal queries.", attack_dots, sentences.attacks),
-    "03_control": Row("A control that must fail: every image with the answer to another.",
+    "03_control": Row("Controls: attacks that are broken on purpose.",
                       attack_dots, sentences.control),
     "03_rates": Row("Learning rates, chosen on held-out queries.", rate_curves, sentences.rates),
     "03_steps": Row("Accuracy against the length of training.", step_curves, sentences.steps,
                     lengths=True),
-    "03_victims": Row("Cont-Steal against MSE on several victims of one recipe.",
+    "03_victims": Row("Cont-Steal against MSE, with more seeds, on one victim of a recipe or several.",
                       victims_dots, sentences.victims),
     "03_views": Row("Losses by what surrogate and victim see of each image.",
                     views_dots, sentences.views),

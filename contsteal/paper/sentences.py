@@ -197,7 +197,10 @@ def stake(table: pd.DataFrame) -> Summary:
     gap = means["victim"] - means.drop(columns="victim").max(axis=1)
     each = ", ".join(f"{_points(points)} on {data}" for data, points in gap.items())
     numbers = tables.summary(table, ["data", "attack"], ["accuracy"])
-    return Summary(f"The victim minus the best without it, in points: {each}", numbers)
+    title = (
+        f"The victim minus the best without it, after {table['steps'].max():g} steps: {each} points"
+    )
+    return Summary(title, numbers)
 
 
 def judge(worth: pd.DataFrame, expectations: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -297,10 +300,10 @@ def control(table: pd.DataFrame) -> Summary:
     ]
     title, details = _verdicts(table, *pairs)
     numbers = tables.summary(table, ["attack"], ["accuracy", "agreement", "cka"])
-    shares = tables.shares(table, sweeps.ALONE)
-    shares = shares.drop([*REFERENCES, *sweeps.ALONE], errors="ignore")
-    above, below = (", ".join(map(name, shares.index[some])) or "none"
-                    for some in (shares > 0, shares <= 0))  # fmt: skip
+    means = table.groupby("attack", sort=False)["accuracy"].mean()
+    means = means.drop([*REFERENCES, *sweeps.ALONE], errors="ignore")
+    stolen = means > tables.floor(table, sweeps.ALONE)
+    above, below = (", ".join(map(name, means.index[some])) or "none" for some in (stolen, ~stolen))
     found = f"Above the best that needs no victim: {above}; not above it: {below}"
     return Summary(title, numbers, ". ".join(filter(None, (details, found))))
 
@@ -339,16 +342,18 @@ def steps(table: pd.DataFrame) -> Summary:
 
 
 def victims(table: pd.DataFrame) -> Summary:
-    """Give Cont-Steal's difference from MSE on each victim, and say on how many it is reliable."""
+    """Compare Cont-Steal with MSE on each victim; of several, count the reliable differences."""
     parts = table.groupby("victim_seed", sort=False)
     each = {
-        f"victim {seed}": tables.difference(rows, "cont-steal", "embedding") for seed, rows in parts
+        f"victim {seed:g}": tables.difference(t, "cont-steal", "embedding") for seed, t in parts
     }
+    numbers = tables.summary(table, ["victim_seed", "attack"], ["accuracy"])
+    if len(each) == 1:
+        return Summary(verdict(table, "cont-steal", "embedding"), numbers)
     ahead, behind = reliable(each.values())
     title = (
         f"Cont-Steal is reliably ahead of MSE on {ahead} of {len(each)} victims, behind on {behind}"
     )
-    numbers = tables.summary(table, ["victim_seed", "attack"], ["accuracy"])
     return Summary(title, numbers, "; ".join(f"{who}: {points(d)}" for who, d in each.items()))
 
 
@@ -393,20 +398,24 @@ def not_stolen(table: pd.DataFrame, gains: pd.DataFrame) -> pd.Series:
 
 
 def boundary(table: pd.DataFrame) -> Summary:
-    """Say where Cont-Steal is better than MSE, and how the mean difference varies along each axis."""
+    """Say where Cont-Steal is better than MSE, and how the mean difference varies along each axis.
+
+    Settings in which neither is above the best that needs no victim are counted apart.
+    """
     gains = tables.gains(main_task(table), "cont-steal", "embedding")
-    better, worse = reliable(gains[["gain", "low", "high", "n"]].itertuples(index=False, name=None))
-    counts = f"reliably ahead in {better} of {len(gains)} settings, behind in {worse}"
-    axes, means = [axis for axis in tables.POINT if axis in gains], []
+    weak, axes = not_stolen(table, gains), [axis for axis in tables.POINT if axis in gains]
+    kept = gains.loc[~weak, ["gain", "low", "high", "n"]]
+    better, worse = reliable(kept.itertuples(index=False, name=None))
+    counts = f"reliably ahead in {better} of {len(kept)} settings, behind in {worse}"
+    means = []
     for axis in axes:
         each = gains.groupby(axis, sort=False)["gain"].mean()
-        changes = ", ".join(f"{k} {_points(v)}" for k, v in each.items())
+        changes = ", ".join(f"{k:g} {_points(v)}" if isinstance(k, float) else f"{k} {_points(v)}"
+                            for k, v in each.items())  # fmt: skip
         means += [f"{axis}: {changes}"] if len(each) > 1 else []
-    weak = not_stolen(table, gains).sum()
-    details = ". ".join([
-        *[f"Mean difference in points by {'; '.join(means)}"] * bool(means),
-        *[f"In {weak} settings neither is above the best that needs no victim (grey)"] * bool(weak),
-    ])  # fmt: skip
+    grey = f"In {weak.sum()} settings neither is above the best that needs no victim (grey)"
+    mean = f"Mean difference in points by {'; '.join(means)}"
+    details = ". ".join([mean] * bool(means) + [grey] * bool(weak.any()))
     shown = gains.set_index(axes)
     numbers = tables.percentages(shown[["gain", "low", "high"]]).assign(n=shown["n"])
     return Summary(f"Cont-Steal minus MSE in points: {counts}", numbers, details)

@@ -126,6 +126,19 @@ def test_every_comparison_has_as_many_lengths_as_asked_for(lab: Lab, way: str) -
         compared(lab, way, [2, 2])
 
 
+@pytest.mark.parametrize("knob", ["steps", "epochs"])
+def test_a_length_is_a_knob_or_given_not_both(lab: Lab, knob: str) -> None:
+    with pytest.raises(ValueError, match=rf"steps=\[2, 3\]: '{knob}' is a knob already"):
+        sweeps.ablate(lab, "embedding", {knob: [4]}, 16, [0], "shapes", [2, 3])
+
+
+def test_a_data_set_of_its_own_changes_nothing(lab: Lab) -> None:
+    split = lab.but(train_split="test", query_split="test")
+    table = sweeps.stake(split, ["shapes"], 16, [0], [2])
+    victim = table[table["attack"] == "victim"]["accuracy"].item()
+    assert victim == split.score(split.victim.encoder, "shapes")["accuracy"]
+
+
 def test_what_needs_no_victim_has_rows_without_costs(lab: Lab) -> None:
     before = lab.answers.forwards
     table = sweeps.without_victim(lab, 32, [0, 1], ["shapes", "shapes:texture"], [2, 3])

@@ -91,6 +91,18 @@ def test_lengths_are_compared_among_rows_with_as_many_images() -> None:
     assert list(tables.longest(suspects)["accuracy"]) == [0.2, 0.4, 0.9]
 
 
+def test_unequal_numbers_of_lengths_are_compared_by_the_steps() -> None:
+    rows = [
+        ("a", 64, 320, 0.1),
+        ("a", 1024, 320, 0.2),
+        ("a", 1024, 640, 0.3),
+        ("b", np.nan, 640, 0.4),
+    ]
+    table = pd.DataFrame(rows, columns=["attack", "images", "steps", "accuracy"])
+    found = [list(part["accuracy"]) for part in tables.trainings(table)]
+    assert found == [[0.1, 0.2], [0.3, 0.4]]
+
+
 @pytest.mark.parametrize("steps", [None, np.nan])
 def test_a_table_without_lengths_is_one_training(steps: float | None) -> None:
     table = by_length().drop(columns="steps") if steps is None else by_length().assign(steps=steps)
@@ -117,6 +129,12 @@ def test_shares_are_parts_of_the_way_from_the_best_without_a_victim(
         share = 100 * (sum(values) / len(values) - start) / (0.9 - start)
         assert found[name] == pytest.approx(share, abs=0.051)
     assert found["victim"] == 100
+
+
+def test_there_is_no_way_to_a_victim_that_is_not_ahead() -> None:
+    rows = [("random", 0.1), ("own", 0.6), ("a", 0.5), ("victim", 0.6)]
+    found = tables.shares(pd.DataFrame(rows, columns=["attack", "accuracy"]), ["own"])
+    assert found.isna().all()
 
 
 def test_sentences_leave_out_what_is_empty() -> None:
@@ -179,16 +197,15 @@ def test_a_layout_names_query_sets_where_there_are_several() -> None:
 
 def test_the_budget_that_reaches_a_goal_lies_on_the_line_between_two_budgets() -> None:
     runs = {("a", 0): {10: 0.4, 40: 0.8, 80: 0.7}, ("a", 1): {10: 0.61, 40: 0.2, 80: 0.9},
-            ("b", 0): {10: 0.9}, ("b", 1): {10: 0.1}, ("victim", 0): {np.nan: 0.8}}  # fmt: skip
-    table = pd.DataFrame(
-        [
-            {"attack": attack, "seed": seed, "unique_inputs": budget, "accuracy": accuracy}
-            for (attack, seed), budgets in runs.items()
-            for budget, accuracy in list(budgets.items())[::-1]
-        ]
-    )
+            ("b", 0): {10: 0.9, 20: 0.9}, ("b", 1): {10: 0.1, 20: 0.2}, ("single", 0): {40: 0.9},
+            ("victim", 0): {np.nan: 0.8}}  # fmt: skip
+    table = pd.DataFrame([
+        {"attack": attack, "seed": seed, "images": n, "unique_inputs": n, "accuracy": accuracy}
+        for (attack, seed), budgets in runs.items() for n, accuracy in list(budgets.items())[::-1]
+    ])  # fmt: skip
     found = tables.reached(table, 0.75, trained_on=100)
     assert found.loc["a", "seeds that reach it"] == "2 of 2"
+    assert found.loc["a", "at the smallest budget"] == 1
     crossings = [10 * 4**0.5, 10]  # half way; and the smallest budget, which is enough
     assert found.loc["a", "distinct inputs"] == pytest.approx(sum(crossings) / 2)
     bounds = list(found.loc["a", ["low", "high"]])
@@ -196,4 +213,4 @@ def test_the_budget_that_reaches_a_goal_lies_on_the_line_between_two_budgets() -
     assert found.loc["a", "share of training set"] == pytest.approx(sum(crossings) / 200)
     assert found.loc["b", "seeds that reach it"] == "1 of 2"
     assert np.isnan(found.loc["b", "distinct inputs"])
-    assert "victim" not in found.index
+    assert list(found.index) == ["a", "b"], "a single budget has no line, the victim no budget"

@@ -702,6 +702,7 @@ def test_more_said_than_shown_is_a_contradiction(says: str, finding: Finding) ->
         ({"demo": HOLDS, "study": OPEN}, False),
         ({"demo": ABSENT, "study": FAILS}, False),
         ({"demo": HOLDS, "paper": FAILS}, False),  # other data
+        ({"demo": HOLDS, "synthetic": FAILS}, False),  # the same data, other encoders
     ],
 )
 def test_profiles_on_the_same_data_do_not_decide_a_claim_in_opposite_ways(
@@ -715,7 +716,7 @@ def test_profiles_on_the_same_data_do_not_decide_a_claim_in_opposite_ways(
     assert len(found) == disagree
     if disagree:
         holds = next(name for name, verdict in verdicts.items() if verdict == HOLDS)
-        assert found[0].startswith(f"claim x on glyphs: 'holds' in {holds}, 'does not hold' in ")
+        assert found[0].startswith(f"claim x: 'holds' in {holds}, 'does not hold' in ")
 
 
 def test_unknown_profiles_and_nothing_stored(

@@ -224,6 +224,20 @@ def test_weights_of_ready_victims_count(desk: Path, tmp_path: Path) -> None:
     assert {part for part in before if before[part] != after[part]} == {"weights"}
 
 
+def test_results_that_a_notebook_no_longer_has_go(
+    desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = desk / "figures" / "tiny"
+    write_notebook(desk, FIRST, WRITE)
+    assert run(capsys, "--only", "00") == 0
+    for name in ("00_old.csv", "00_old.json", "01_other.csv", "summary.md"):
+        (folder / name).write_text("kept from another run")
+    write_notebook(desk, FIRST, WRITE, "1")
+    assert run(capsys, "--only", "00") == 0
+    assert {p.name for p in folder.iterdir()} >= {"00_numbers.csv", "01_other.csv", "summary.md"}
+    assert not list(folder.glob("00_old.*"))
+
+
 # ------------------------------------------------------------------------ what goes wrong
 
 

@@ -62,12 +62,12 @@ def test_two_values_never_share_a_name() -> None:
 def test_the_stake_is_the_victim_minus_the_best_without_it() -> None:
     levels = {"far": (0.1, 0.3, 0.2, 0.9), "near": (0.3, 0.5, 0.88, 0.9)}
     names = ("random", "labelled images", "SimCLR on the queries", "victim")
-    rows = [r | {"data": data} for data, values in levels.items()
-            for name, value in zip(names, values, strict=True)
+    rows = [r | {"data": data, "steps": None if k in (0, 3) else 640} for data, values in levels.items()
+            for k, (name, value) in enumerate(zip(names, values, strict=True))
             for r in runs((value,) * 3, attack=name)]  # fmt: skip
     found = sentences.stake(pd.DataFrame(rows))
-    assert (
-        found.title == "The victim minus the best without it, in points: +60.0 on far, +2.0 on near"
+    assert found.title == (
+        "The victim minus the best without it, after 640 steps: +60.0 on far, +2.0 on near points"
     )
     assert list(found.numbers.index) == [(data, name) for data in levels for name in names]
 
@@ -98,13 +98,21 @@ def test_the_headline_is_counted_per_victim() -> None:
     found = sentences.victims(pd.DataFrame(rows))
     assert found.title == "Cont-Steal is reliably ahead of MSE on 1 of 2 victims, behind on 0"
     assert found.details.startswith("victim 0: +21.0 points (95 % CI 18.5 to 23.5); victim 3: +0.3")
+    alone = pd.DataFrame([r for r in rows if r["victim_seed"] == 0])
+    assert (
+        sentences.victims(alone).title
+        == "Cont-Steal beats MSE by 21.0 points (95 % CI 18.5 to 23.5)"
+    )
     fig = plots.FIGURES["03_victims"].draw(pd.DataFrame(rows))
     assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["victim 0", "victim 3"]
 
 
-def test_controls_say_which_attacks_steal_nothing() -> None:
+@pytest.mark.parametrize(
+    "victim", [0.8, 0.45]
+)  # also where the victim is below the best without it
+def test_controls_say_which_attacks_steal_nothing(victim: float) -> None:
     levels = {"info-nce, own views": 0.7, "info-nce, own views, shuffled": 0.4, "broken": 0.2,
-              "random": 0.1, "labelled images": 0.5, "victim": 0.8}  # fmt: skip
+              "random": 0.1, "labelled images": 0.5, "victim": victim}  # fmt: skip
     about = {"task": "t", "unique_inputs": 8, "calls": 8}
     rows = [r for name, level in levels.items()
             for r in runs((level, level + 0.01, level - 0.01), attack=name, **about)]  # fmt: skip
