@@ -330,15 +330,19 @@ def rates(table: pd.DataFrame) -> Summary:
 
 
 def steps(table: pd.DataFrame) -> Summary:
-    """Say which attack leads after each length of training."""
+    """Say which attack leads after each length, and what augmentation and loss add after the longest."""
     leaders: dict[str, list[str]] = {}
-    for rows in tables.trainings(main_task(table)):
+    trained = tables.trainings(main_task(table))
+    for rows in trained:
         runs = rows[rows["attack"].ne("victim") & rows["steps"].notna()]
         best = runs.groupby("attack")["accuracy"].mean().idxmax()
         leaders.setdefault(name(best), []).append(f"{runs['steps'].iloc[0]:g}")
     parts = [f"{who} after {' and '.join(lengths)} steps" for who, lengths in leaders.items()]
+    pairs = ("embedding, own views", "embedding"), ("cont-steal", "embedding, own views")
+    last = "; ".join(filter(None, (verdict(trained[-1], a, b) for a, b in pairs)))
+    details = f"After {trained[-1]['steps'].max():g} steps: {last}" if last else ""
     numbers = tables.summary(main_task(table), ["attack", "steps"], ["accuracy"])
-    return Summary(f"The best mean accuracy: {', '.join(parts)}", numbers)
+    return Summary(f"The best mean accuracy: {', '.join(parts)}", numbers, details)
 
 
 def victims(table: pd.DataFrame) -> Summary:
