@@ -189,18 +189,13 @@ def worth(table: pd.DataFrame) -> Summary:
 
 def stake(table: pd.DataFrame) -> Summary:
     """Say how far each data set's victim is above the best that a thief has without it."""
-    means = (
-        table.groupby(["data", "attack"], sort=False)["accuracy"]
-        .mean()
-        .unstack("attack", sort=False)
-    )
+    by = ["data", "attack"]
+    means = table.groupby(by, sort=False)["accuracy"].mean().unstack("attack", sort=False)
     gap = means["victim"] - means.drop(columns="victim").max(axis=1)
     each = ", ".join(f"{_points(points)} on {data}" for data, points in gap.items())
-    numbers = tables.summary(table, ["data", "attack"], ["accuracy"])
-    title = (
-        f"The victim minus the best without it, after {table['steps'].max():g} steps: {each} points"
-    )
-    return Summary(title, numbers)
+    length = f"after {table['steps'].max():g} steps"
+    numbers = tables.summary(table, by, ["accuracy"])
+    return Summary(f"Points of the victim above the best without it, {length}: {each}", numbers)
 
 
 def judge(worth: pd.DataFrame, expectations: Sequence[dict[str, Any]]) -> pd.DataFrame:

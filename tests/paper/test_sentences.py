@@ -67,7 +67,7 @@ def test_the_stake_is_the_victim_minus_the_best_without_it() -> None:
             for r in runs((value,) * 3, attack=name)]  # fmt: skip
     found = sentences.stake(pd.DataFrame(rows))
     assert found.title == (
-        "The victim minus the best without it, after 640 steps: +60.0 on far, +2.0 on near points"
+        "Points of the victim above the best without it, after 640 steps: +60.0 on far, +2.0 on near"
     )
     assert list(found.numbers.index) == [(data, name) for data in levels for name in names]
 
