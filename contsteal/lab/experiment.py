@@ -23,7 +23,6 @@ from contsteal.ownership import sslguard, watermark
 from contsteal.victim import AnswerCache, AnswerStore, BlackBox, Defense
 
 CARRIERS = 3  # seed of the images that carry a mark; the victim's are 0
-CUSTOMERS = 4  # seed of the images that paying users send
 MARK, KEY = "mark.safetensors", "key.safetensors"
 
 
@@ -91,13 +90,6 @@ class Lab:
         """Return the images that a part is trained on: the ceiling's are the labelled ones."""
         split = self.settings["train_split"] if part == "victim" else "train"
         return self._load(self.settings["data"], split, self.settings["train_images"], 0)
-
-    def bought(self, task: str, count: int) -> Tensor:
-        """Return up to `count` images that a customer with a task sends: more than its labelled ones.
-
-        Of endless sets they are drawn anew, so nobody trained on them.
-        """
-        return pixels(self._load(task, "train", count, CUSTOMERS))
 
     def queries(self, count: int, seed: int = 0) -> Tensor:
         """Return the first `count` images of the one query order of `seed`: budgets are nested."""
@@ -219,11 +211,11 @@ class Lab:
         `attack` may have variants; `changes` are fields of steal.Config.
         """
         given = {**self.settings["surrogate"], "image_size": self.settings["image_size"]}
-        name, (attack, varied) = attack, variant(attack)
+        attack, varied = variant(attack)
         if twice := sorted(varied.keys() & changes.keys()):
             raise ValueError(f"{twice[0]}={changes[twice[0]]!r}: the attack's name says it already")
         changes = varied | profiles.lengthened(changes)
-        given |= {"lr": self.rate(name, changes.get("views")), "attack": attack, "seed": seed}
+        given |= {"lr": self.rate(attack, changes.get("views")), "attack": attack, "seed": seed}
         config = attacks.Config(**given | changes).for_images(queries)
         sent = self._queries(queries, seed)
         labels = sent.labels if config.recipe.labels else None
@@ -254,14 +246,13 @@ class Lab:
         return artifacts.read(folder, self.device)
 
     def rate(self, name: str, views: str | None = None) -> float:
-        """Return an attack's learning rate: the profile's for its name, its views, the attack, or all."""
+        """Return an attack's learning rate: the profile's for its views, else for it, else for all."""
         (attack, varied), rates = variant(name), self.settings.get("rates", {})
         own = attacks.ATTACKS[attack].views if attack in attacks.ATTACKS else None
         seen = {"views": views or varied.get("views") or own}
         names = [f"{attack}, {word}" for word, change in VARIANTS.items() if change == seen]
         general = self.settings["surrogate"].get("lr", attacks.Config.lr)
-        known = [*[name] * (name != attack), *names, attack]
-        return next((rates[entry] for entry in known if entry in rates), general)
+        return next((rates[name] for name in [*names, attack] if name in rates), general)
 
     def alone(self, method: str, queries: int, seed: int, steps: int) -> Trained:
         """Train what a thief could without the victim, in the surrogate's architecture.

@@ -158,8 +158,12 @@ class Common(Strict):
     @classmethod
     def _check_attacks(cls, rates: dict[str, float]) -> dict[str, float]:
         for name in rates:
-            attack, _ = variant(name)
+            attack, changes = variant(name)
             _ = attacks.Config(attack).recipe  # refuses an unknown one with those that exist
+            if not changes.keys() <= {"views"}:
+                raise ValueError(
+                    f"{name!r}: a rate is an attack's, or of an attack on views, alone"
+                )
         return rates
 
 

@@ -18,7 +18,7 @@ from contsteal import data, encoders, steal
 from contsteal.defenses import DEFENSES, build, proof_of_work
 from contsteal.defenses.state import PerUser
 from contsteal.lab import sweeps, tables
-from contsteal.lab.experiment import Lab
+from contsteal.lab.experiment import Lab, pixels
 from contsteal.lab.sweeps import Job, Names, Numbers, Pairs, Row
 from contsteal.victim import Defense, finite
 
@@ -158,6 +158,7 @@ class Detector(Protocol):
     def flagged(self, user: str) -> bool: ...
 
 
+CUSTOMERS = 4  # seed of the images that paying users send; the victim's are 0, queries 1
 CALIBRATION = 1000  # the first seed of customers on whom a detector or a price is calibrated
 Senders = Mapping[str, Callable[[int], Tensor]]  # users by name: the images one sends, by seed
 
@@ -189,11 +190,21 @@ def _bought(lab: Lab, task: str, queries: int, seed: int) -> Tensor:
     the other half: a threshold is not tested on what it was chosen on. A set with fewer than twice the
     images asked for is not cut: take none such as the first, which is calibrated on.
     """
-    pool = lab.bought(task, 2 * queries)
+    pool = customer_images(lab, task, 2 * queries)
     held = len(pool) // 2 if len(pool) >= 2 * queries else 0
     if seed >= CALIBRATION:
         return pool[data.order(held or len(pool), seed)[:queries]]
     return pool[held + data.order(len(pool) - held, seed)[:queries]]
+
+
+def customer_images(lab: Lab, task: str, count: int) -> Tensor:
+    """Return up to `count` images that a customer with a task sends: more than its labelled ones.
+
+    Of endless sets they are drawn anew, so nobody trained on them.
+    """
+    drawn = count if task in data.ENDLESS else None
+    images = data.load(task, "train", drawn, CUSTOMERS, lab.settings["image_size"])
+    return pixels(images.take(slice(count)).to(lab.device))
 
 
 def watched(

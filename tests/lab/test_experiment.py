@@ -182,9 +182,8 @@ def test_an_attack_may_have_a_learning_rate_of_its_own(lab: Lab) -> None:
         own.steal("cont-steal, shuffled", 16).sha256
         == rated.steal("cont-steal", 16, shuffled=True).sha256
     )
-    drawn = lab.but(rates={"cont-steal": 1e-4, "cont-steal, RandAugment": 2e-3})
-    named = drawn.steal("cont-steal, RandAugment", 16).sha256
-    assert named == lab.steal("cont-steal", 16, policy="randaugment", lr=2e-3).sha256
+    with pytest.raises(ValueError, match=r"'cont-steal, RandAugment': a rate is an attack's, or"):
+        lab.but(rates={"cont-steal, RandAugment": 2e-3})
     rate = rated.steal("cont-steal", 16).history["lr"].iloc[0]
     assert rate == pytest.approx(1e-4 / 3e-3 * lab.steal("cont-steal", 16).history["lr"].iloc[0])
 

@@ -144,7 +144,9 @@ def test_detectors_see_each_user_for_the_first_time_and_flag_repeats_alone(lab: 
 def test_users_send_what_their_names_say(lab: Lab) -> None:
     users = provider.senders(lab, ["shapes", "digits"], 16)
     assert list(users)[:2] == ["customer, shapes", "customer, digits"]
-    assert rows_of(users["customer, digits"](3)) <= rows_of(lab.bought("digits", 32))
+    assert rows_of(users["customer, digits"](3)) <= rows_of(
+        provider.customer_images(lab, "digits", 32)
+    )
     assert torch.equal(users["thief, single images"](1), lab.queries(16, 1))
     views = users["thief, four views"](0)
     assert len(rows_of(views)) == len(views) == 16
