@@ -312,7 +312,7 @@ def victims(
         parts += [
             part.assign(victim_seed=seed) for part in (rows, references(other, [task], seeds))
         ]
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def references(lab: Lab, tasks: Iterable[str], seeds: Iterable[int]) -> pd.DataFrame:

@@ -178,6 +178,7 @@ def test_what_is_at_stake_is_measured_with_a_victim_of_each_data_set(lab: Lab) -
 def test_victims_of_one_recipe_differ_in_their_seed(lab: Lab) -> None:
     table = sweeps.victims(lab, [0, 5], ["embedding"], 16, [0, 1], "shapes", [2])
     assert list(table["victim_seed"]) == [0] * 5 + [5] * 5, "two attacks, two random, the victim"
+    assert sweeps.victims(lab, [], ["embedding"], 16, [0], "shapes", [2]).empty
     other = lab.but(victim=lab.settings["victim"] | {"seed": 5})
     assert other.victim.sha256 != lab.victim.sha256
     for seed, one in ((0, lab), (5, other)):
