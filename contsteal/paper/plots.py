@@ -206,15 +206,16 @@ def embedding_map(table: pd.DataFrame, title: str = "") -> Figure:
     import seaborn as sns
 
     panels = list(table.groupby("encoder", sort=False))
+    many = table["label"].nunique() > 10  # whose names in one column would not fit beside the maps
     lines = -(-len(panels) // 3)
     fig, axes = canvas(lines, min(len(panels), 3), 2.3 * lines + 0.4, title)
     for ax in axes.flat:
         ax.axis("off")
     for ax, (encoder, rows) in zip(axes.flat, panels, strict=False):
-        sns.scatterplot(rows.sort_values("label"), x="x", y="y", hue="label", palette="tab10", s=7,
-                        linewidth=0, ax=ax)  # fmt: skip
+        sns.scatterplot(rows.sort_values("label"), x="x", y="y", hue="label", s=7, linewidth=0,
+                        palette="tab20" if many else "tab10", ax=ax)  # fmt: skip
         ax.set_title(f"{name(encoder)} ({100 * same_class(rows):.0f} %)", size=7.5)
-    legend(fig, markerscale=2, handletextpad=0)
+    legend(fig, markerscale=2, handletextpad=0, ncols=1 + many, columnspacing=0.5, fontsize=6)
     return fig
 
 

@@ -334,7 +334,7 @@ def steps(table: pd.DataFrame) -> Summary:
         leaders.setdefault(name(best), []).append(f"{runs['steps'].iloc[0]:g}")
     parts = [f"{who} after {' and '.join(lengths)} steps" for who, lengths in leaders.items()]
     pairs = ("embedding, own views", "embedding"), ("cont-steal", "embedding, own views")
-    last = "; ".join(filter(None, (verdict(trained[-1], a, b) for a, b in pairs)))
+    last = ". ".join(filter(None, (verdict(trained[-1], a, b) for a, b in pairs)))
     details = f"After {trained[-1]['steps'].max():g} steps: {last}" if last else ""
     numbers = tables.summary(main_task(table), ["attack", "steps"], ["accuracy"])
     return Summary(f"The best mean accuracy: {', '.join(parts)}", numbers, details)
