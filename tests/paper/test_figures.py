@@ -85,7 +85,7 @@ def test_a_figure_is_a_function_of_its_stored_table(stem: str) -> None:
     assert picture(stem, table)[1] != first
 
 
-@pytest.mark.parametrize("stem", ["01_training", "05_watermark"])
+@pytest.mark.parametrize("stem", ["01_training", "05_defenses"])
 def test_a_published_figure_lies_beside_its_table_and_stamp(stem: str, home: Path) -> None:
     table, stamp = figures.read(STORED, stem)
     figures.publish(stem, table, stamp)
