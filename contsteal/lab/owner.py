@@ -30,9 +30,7 @@ FORMS: tuple[Form, ...] = ("signed", "published")
 GAP = 'dataset inference, "{}"'
 
 Plan = Mapping[str, Any]
-Thieves = Mapping[
-    str, Plan
-]  # by name: fields of steal.Config, `attack` among them; lists of `steps`
+Thieves = Mapping[str, Plan]  # by name: fields of steal.Config, `steps` perhaps several
 Test = Callable[[Lab, nn.Module], list[Row]]
 
 

@@ -51,6 +51,9 @@ def variant(name: str) -> tuple[str, dict[str, Any]]:
     return attack, {k: v for word in given for k, v in VARIANTS[word].items()}
 
 
+Rate = Annotated[float, Field(gt=0)]
+
+
 class Strict(BaseModel):
     """A table whose names and types must be right; a whole number may stand for a float."""
 
@@ -144,9 +147,7 @@ class Common(Strict):
     methods: Methods = Methods()
     supervised: Victim = Victim()
     surrogate: Surrogate = Surrogate()
-    rates: dict[
-        str, Annotated[float, Field(gt=0)]
-    ] = {}  # of attacks, where not the surrogate's `lr`
+    rates: dict[str, Rate] = {}  # of attacks, where they are not the surrogate's `lr`
     workers: int = 0
     at_once: int = 0
     price: float = 0.0

@@ -106,17 +106,11 @@ def defended(
     `steps` are lengths of training, `changes` other fields of `steal.Config`, such as how an attacker
     adapts.
     """
-    points = list(product(chains, attacks, seeds, sweeps.lengths(steps)))
+    knobs = [tuple(sorted((changes | length).items())) for length in sweeps.lengths(steps)]
+    points = list(product(chains, attacks, seeds, knobs))
     jobs = [
-        Job(
-            attack,
-            queries,
-            seed,
-            (task,),
-            seeded(chain, seed),
-            tuple(sorted((changes | n).items())),
-        )
-        for chain, attack, seed, n in points
+        Job(attack, queries, seed, (task,), seeded(chain, seed), knob)
+        for chain, attack, seed, knob in points
     ]
     table = pd.DataFrame(sweeps.run(lab, jobs))
     table.insert(0, "defence", [chain_name(chain) for chain, *_ in points])

@@ -652,10 +652,14 @@ class Row(NamedTuple):
         return table if self.lengths else tables.longest(table)
 
     def summarise(self, table: pd.DataFrame) -> Summary:
-        """Return what the table says; a fixed title says nothing."""
-        if isinstance(self.summary, str):
+        """Return what the table says, and after which length where it has several."""
+        if isinstance(self.summary, str):  # a fixed title says nothing
             return Summary(self.summary)
-        return self.summary(self.shown(table))
+        shown = self.shown(table)
+        result = self.summary(shown)
+        if self.lengths or len(tables.trainings(table)) == 1 or " steps" in result.title:
+            return result
+        return result._replace(title=f"{result.title}, after {shown['steps'].max():g} steps")
 
     def draw(self, table: pd.DataFrame) -> Figure:
         """Draw the figure from its table under its title."""
