@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
+from numbers import Integral
 from typing import Any, Protocol
 from unittest.mock import patch
 
@@ -241,10 +242,12 @@ def sweep(
 def lengths(steps: Numbers) -> list[dict[str, Any]]:
     """Return the changes of `steal.Config` for each length of training; one of none for the profile's.
 
-    Raises ValueError for a length below 1 or named twice.
+    Raises ValueError for what is no list, and for a length that is no whole number of 1 or more or is
+    named twice.
     """
-    if len(set(steps)) < len(steps) or any(n < 1 for n in steps):
-        raise ValueError(f"steps={list(steps)}: different lengths of 1 or more are needed")
+    whole = isinstance(steps, Sequence) and all(isinstance(n, Integral) and n >= 1 for n in steps)
+    if not whole or len(set(steps)) < len(steps):
+        raise ValueError(f"steps={steps!r}: a list of different lengths of 1 or more is needed")
     return [{"steps": n} for n in steps] or [{}]
 
 
@@ -281,8 +284,10 @@ def without_victim(
 def stake(lab: Lab, data: Names, queries: int, seeds: Numbers, steps: Numbers) -> pd.DataFrame:
     """Return, per data set, what a thief gets `without_victim`, beside random features and the victim.
 
-    Victim and queries are of that set; each row names it as `data`.
+    Victim and queries are of that set; each row names it as `data`. Raises ValueError for no set.
     """
+    if not data:
+        raise ValueError("data=[]: at least one data set is needed")
     parts = []
     for name in data:
         other = lab.but(**_on(lab, name))

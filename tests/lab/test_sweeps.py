@@ -2,6 +2,7 @@
 
 import shutil
 from itertools import product
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -122,7 +123,7 @@ def test_every_comparison_has_as_many_lengths_as_asked_for(lab: Lab, way: str) -
     assert table["steps"].value_counts().to_dict() == {3: len(one), 2: len(one)}
     shorter = tables.trainings(table)[0].drop(columns=list(sweeps.VARYING))
     assert shorter.to_dict("list") == one.drop(columns=list(sweeps.VARYING)).to_dict("list")
-    with pytest.raises(ValueError, match=r"steps=\[2, 2\]: different lengths"):
+    with pytest.raises(ValueError, match=r"steps=\[2, 2\]: a list of different lengths"):
         compared(lab, way, [2, 2])
 
 
@@ -366,9 +367,14 @@ def test_coverage_is_b4b_s_own_after_every_step() -> None:
     assert table["noise"].tolist() == pytest.approx(noise)
 
 
-@pytest.mark.parametrize("steps", [[0], [-1], [4, 4]])
-def test_lengths_of_training_that_say_nothing_are_refused(lab: Lab, steps: list[int]) -> None:
-    with pytest.raises(ValueError, match="different lengths of 1 or more are needed"):
+def test_no_data_set_is_refused(lab: Lab) -> None:
+    with pytest.raises(ValueError, match="at least one data set is needed"):
+        sweeps.stake(lab, [], 16, [0], [2])
+
+
+@pytest.mark.parametrize("steps", [[0], [-1], [4, 4], 100, "12", [2.5], ["3"]])
+def test_lengths_of_training_that_say_nothing_are_refused(lab: Lab, steps: Any) -> None:
+    with pytest.raises(ValueError, match="a list of different lengths of 1 or more is needed"):
         sweeps.sweep(lab, ["embedding"], [16], [0], ["shapes"], steps=steps)
 
 
