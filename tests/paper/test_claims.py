@@ -516,6 +516,15 @@ def test_every_claim_can_hold_and_can_fail(one: Claim) -> None:
     assert claims.assess(one, nothing, train_images).verdict == ABSENT
 
 
+@pytest.mark.parametrize(
+    ("victims", "verdict"), [([0], ABSENT), ([0, 1], ABSENT), ([0, 1, 2], HOLDS)]
+)
+def test_a_claim_about_victims_needs_three_of_them(victims: list[int], verdict: str) -> None:
+    one = next(c for c in CLAIMS if c.id == "cont-steal-victims")
+    table = arranged(one, 0.3)
+    assert claims.assess(one, table[table["victim_seed"].isin(victims)], 8192).verdict == verdict
+
+
 def test_the_list_is_well_formed() -> None:
     assert len({c.id for c in CLAIMS}) == len(CLAIMS) >= 65
     for one in CLAIMS:
