@@ -20,9 +20,12 @@ from contsteal.lab import artifacts, profiles
 from contsteal.lab.artifacts import Trained
 from contsteal.lab.profiles import VARIANTS, variant
 from contsteal.ownership import sslguard, watermark
+from contsteal.seeds import generator
 from contsteal.victim import AnswerCache, AnswerStore, BlackBox, Defense
 
 CARRIERS = 3  # seed of the images that carry a mark; the victim's are 0
+PROVIDER = "provider"  # whose classifier is fitted on labelled images of its own
+LABELLED, POOL = 5, 4096  # seed, and at least how many, of the images that probes draw theirs from
 MARK, KEY = "mark.safetensors", "key.safetensors"
 
 
@@ -56,6 +59,7 @@ class Lab:
         self.messages: list[str] = []
         self._others: dict[str, Lab] = {}
         self._features: dict[tuple[str, str, str], Tensor] = {}
+        self._probes: dict[tuple[str, str], evaluate.Probe] = {}
         modes()
 
     def but(self, **changes: Any) -> "Lab":
@@ -82,9 +86,27 @@ class Lab:
     # --------------------------------------------------------------------------- data
 
     def images(self, task: str, split: str = "train") -> ImageSet:
-        """Return the images a downstream task's probe is fitted (train) or tested (test) on."""
+        """Return the images that the provider's own probe of a task is fitted on, or the test images."""
         n = self.settings["probe_images" if split == "train" else "test_images"]
         return self._load(task, split, n, 0)
+
+    def labelled(self, task: str, seed: int = 0) -> list[ImageSet]:
+        """Return what a thief or a customer has labels of: `probe_draws` sets of `probe_images` each.
+
+        They are drawn by `seed`: an accuracy is the mean over probes fitted on each of them, so that it
+        does not hang on one draw. Of an endless set nobody trained on these images. Where the training
+        split of a stored set has no more, the one set is all of it.
+        """
+        n, endless = self.settings["probe_images"], task in data.ENDLESS
+        wanted = (max(n, POOL), LABELLED) if endless else (0, 0)
+        pool = self._load(task, "train", *wanted)
+        if not 0 < n < len(pool):
+            return [pool]
+        draws = range(self.settings.get("probe_draws", 1))
+        orders = [
+            torch.randperm(len(pool), generator=generator("labelled", seed, k)) for k in draws
+        ]
+        return [self._take(pool, order[:n]) for order in orders]
 
     def train_images(self, part: str = "victim") -> ImageSet:
         """Return the images that a part is trained on: the ceiling's are the labelled ones."""
@@ -100,11 +122,15 @@ class Lab:
         pool = self._load(name, split, self.settings["query_images"], 1)
         if not 1 <= count <= len(pool):
             raise ValueError(f"{count} queries: the pool of this profile has {len(pool)} images")
-        chosen = data.order(len(pool), seed)[:count].to(self.device)
-        if isinstance(pool.images, Packed):  # stays on disk
-            labels = None if pool.labels is None else pool.labels[chosen]
-            return replace(pool, images=pool.images.rows(chosen), labels=labels)
-        return pool.take(chosen)
+        return self._take(pool, data.order(len(pool), seed)[:count])
+
+    def _take(self, pool: ImageSet, rows: Tensor) -> ImageSet:
+        """Return some images of a set; those on disk stay there."""
+        rows = rows.to(self.device)
+        if isinstance(pool.images, Packed):
+            labels = None if pool.labels is None else pool.labels[rows]
+            return replace(pool, images=pool.images.rows(rows), labels=labels)
+        return pool.take(rows)
 
     def _load(self, name: str, split: str, n: int, seed: int) -> ImageSet:
         """Load `n` images, or all where n is 0 or a stored set has fewer."""
@@ -120,8 +146,8 @@ class Lab:
         return [images.name, images.split, len(images), size, _content(images), labels]
 
     @cache  # noqa: B019 a lab lives as long as its notebook
-    def _task_key(self, task: str, split: str) -> list[object]:
-        return self.data_key(self.images(task, split))
+    def _test_key(self, task: str) -> list[object]:
+        return self.data_key(self.images(task, "test"))
 
     # ------------------------------------------------------------------- victim and attacks
 
@@ -187,7 +213,7 @@ class Lab:
 
     def api(self, defenses: Sequence[Defense] = (), budget: int | None = None) -> BlackBox:
         """Return the victim behind a fresh API; its classifier is the probe on the main task."""
-        head = self._probe(self.settings["data"]).head
+        head = self._probe(self.settings["data"], PROVIDER, self.images(self.settings["data"])).head
         # Copies: what a defence remembers of one attack must not reach the next.
         fresh = copy.deepcopy(list(defenses))
         return BlackBox(self.answers, fresh, budget, head, self.victim.projector)
@@ -226,8 +252,9 @@ class Lab:
             "defenses": [artifacts.object_key(d) for d in defenses],
             "images": files.key(_content(sent)),
             "labels": None if labels is None else encoders.digest([("", labels)]),
-            "probe": [self.settings[k] for k in ("data", "probe_images", "test_images")],
         }  # fmt: skip
+        if config.recipe.answer in ("label", "posterior"):  # of the provider's classifier
+            identity["probe"] = [self.settings[k] for k in ("data", "probe_images")]
         code = ["contsteal.steal", "contsteal.evaluate"]
         code += [name for defense in defenses for name in artifacts.defining_modules(defense)]
 
@@ -257,8 +284,8 @@ class Lab:
     def alone(self, method: str, queries: int, seed: int, steps: int) -> Trained:
         """Train what a thief could without the victim, in the surrogate's architecture.
 
-        "simclr" learns from the query images alone, as the victim did; "supervised" from the labelled
-        images of the main task's probe.
+        "simclr" learns from the query images alone, as the victim did; "supervised" from the first of
+        the `labelled` sets of the main task.
         """
         part = "supervised" if method == "supervised" else "victim"
         like = self.settings["surrogate"]
@@ -267,80 +294,102 @@ class Lab:
             encoder=like["encoder"], width=like.get("width", 1.0), steps=steps, held_out=0,
             batch=like.get("batch", attacks.Config.batch), seed=seed,
         )  # fmt: skip
-        images = self.images(self.settings["data"])
-        if method != "supervised":
-            images = self._queries(queries, seed)
+        supervised = method == "supervised"
+        images = (
+            self.labelled(self.settings["data"], seed)[0]
+            if supervised
+            else self._queries(queries, seed)
+        )
         return self.fit("alone", config, images, report=self.messages.append)
 
     # --------------------------------------------------------------------- evaluation
 
-    def score(self, net: encoders.Encoder, task: str) -> dict[str, float]:
-        """Return what an encoder is worth on a task, and how close it is to the victim: accuracy of a
-        linear probe, knn, agreement with the victim's own probe, linear CKA, cosine."""
-        sha = encoders.identity(net)
-        sizes = [self.settings[k] for k in ("probe_images", "test_images", "image_size")]
-        images = [self._task_key(task, split) for split in data.SPLITS]
-        identity = {"encoder": sha, "victim": self.victim.sha256, "task": task, "sizes": sizes,
-                    "images": images, "on": self.machine}  # fmt: skip
+    def score(
+        self, net: encoders.Encoder, task: str, seed: int = 0, draws: int | None = None
+    ) -> dict[str, float]:
+        """Return what an encoder is worth on a task, and how close it is to the victim.
+
+        Accuracy of a linear probe, agreement with the victim's probe on the same labelled images, and
+        knn are means over the sets of `labelled(task, seed)`, or the first `draws` of them; linear CKA
+        and cosine compare the features of the test images.
+        """
+        sha, sets = encoders.identity(net), self.labelled(task, seed)[:draws]
+        identity = {
+            "encoder": sha, "victim": self.victim.sha256, "task": task, "on": self.machine,
+            "labelled": [self.data_key(images) for images in sets], "test": self._test_key(task),
+        }  # fmt: skip
         code = ["contsteal.evaluate", "contsteal.loop", "contsteal.encoders"]
 
         def make(folder: Path) -> None:
             with artifacts.single_thread():
-                files.write_json(folder / "score.json", self._score(net, sha, task))
+                files.write_json(folder / "score.json", self._score(net, task, seed, draws))
 
         folder = artifacts.artifact("score", identity, code, make, self.messages.append)
         scores: dict[str, float] = json.loads((folder / "score.json").read_text())
         return scores
 
-    def _score(self, net: encoders.Encoder, sha: str, task: str) -> dict[str, float]:
-        train_y, test_y = self._labels(task)
-        x, y = self._embed(net, sha, task, "train"), self._embed(net, sha, task, "test")
-        probe = evaluate.linear_probe(x, train_y, y, test_y)
-        victim_y = self._embed(self.victim.encoder, self.victim.sha256, task, "test")
-        return {
-            "accuracy": probe.accuracy,
-            "agreement": evaluate.agreement(probe.predictions, self._probe(task).predictions),
-            "knn": evaluate.knn(x, train_y, y, test_y).accuracy,
-            "cka": evaluate.linear_cka(y, victim_y),
-            "cosine": evaluate.mean_cosine(y, victim_y),
-        }
+    def _score(
+        self, net: encoders.Encoder, task: str, seed: int, draws: int | None
+    ) -> dict[str, float]:
+        test, each = self.images(task, "test"), []
+        y, victim_y = (self._embed(n, task, "test", test) for n in (net, self.victim.encoder))
+        for k, images in enumerate(self.labelled(task, seed)[:draws]):
+            place = f"{seed} {k}"
+            x, labels = self._embed(net, task, place, images), (_labels(images), _labels(test))
+            probe = evaluate.linear_probe(x, labels[0], y, labels[1])
+            theirs = self._probe(task, place, images)
+            agreement = evaluate.agreement(probe.predictions, theirs.predictions)
+            knn = evaluate.knn(x, labels[0], y, labels[1]).accuracy
+            each.append({"accuracy": probe.accuracy, "agreement": agreement, "knn": knn})
+        means = {name: sum(one[name] for one in each) / len(each) for name in each[0]}
+        cosine = evaluate.mean_cosine(y, victim_y)
+        return means | {"cka": evaluate.linear_cka(y, victim_y), "cosine": cosine}
 
     def own_head(self, stolen: Trained, task: str) -> dict[str, float]:
         """Return how a classifier's thief does with its own head on the task that the victim serves."""
         head = stolen.projector
         if task != self.settings["data"] or head is None or len(head) > 1:  # a projector, or none
             return {}
-        y = self._embed(stolen.encoder, stolen.sha256, task, "test")
-        hits = head(y).argmax(1) == self._labels(task)[1]
+        test = self.images(task, "test")
+        hits = head(self._embed(stolen.encoder, task, "test", test)).argmax(1) == _labels(test)
         return {"own_head": hits.float().mean().item()}
 
-    @cache  # noqa: B019 as above
-    def _probe(self, task: str) -> evaluate.Probe:
-        """Return the victim's own probe on a task."""
-        (train_y, test_y), victim = self._labels(task), self.victim
-        x, y = (self._embed(victim.encoder, victim.sha256, task, s) for s in data.SPLITS)
-        return evaluate.linear_probe(x, train_y, y, test_y)
+    def _probe(self, task: str, place: str, images: ImageSet) -> evaluate.Probe:
+        """Return the victim's own probe on a task, fitted on these labelled images."""
+        if (task, place) not in self._probes:
+            sides = (place, images), ("test", self.images(task, "test"))
+            x, y = (self._embed(self.victim.encoder, task, *side) for side in sides)
+            labels = [_labels(side) for _, side in sides]
+            self._probes[task, place] = evaluate.linear_probe(x, labels[0], y, labels[1])
+        return self._probes[task, place]
 
-    def _labels(self, task: str) -> tuple[Tensor, Tensor]:
-        train_y, test_y = (self.images(task, split).labels for split in data.SPLITS)
-        return cast(Tensor, train_y), cast(Tensor, test_y)  # a probe refuses None
-
-    def _embed(self, net: encoders.Encoder, sha: str, task: str, split: str) -> Tensor:
+    def _embed(self, net: encoders.Encoder, task: str, place: str, images: ImageSet) -> Tensor:
+        """Return features of the images that `place` names: the test set, or a draw of labelled ones."""
         # Label sets of an embedded set share its images; folder:A and folder:B share a word.
-        key = (sha, task.split(":")[0] if task in data.SOURCES else task, split)
-        keep = {sha, self.victim.sha256}  # of other encoders nothing is needed any more
-        self._features = {k: v for k, v in self._features.items() if k[0] in keep}
+        sha, victim = encoders.identity(net), self.victim.sha256
+        key = (sha, task.split(":")[0] if task in data.SOURCES else task, place)
+        # Of other encoders nothing is needed any more.
+        self._features = {k: v for k, v in self._features.items() if k[0] in (sha, victim)}
         if key not in self._features:
             with loop.autocast(self.device):  # as in training; half the time of float32 on a CPU
-                self._features[key] = encoders.embed(net, pixels(self.images(task, split)))
+                self._features[key] = encoders.embed(net, pixels(images))
         return self._features[key]
 
-    def legitimate(self, task: str, defenses: Sequence[Defense] = ()) -> float:
-        """Return the accuracy of a paying user who trains and tests a probe on defended answers."""
-        api, (train_y, test_y) = self.api(defenses), self._labels(task)
-        sent = (pixels(self.images(task, split)) for split in data.SPLITS)
-        x, y = (api.embed(images, user="legitimate") for images in sent)
-        return evaluate.linear_probe(x, train_y, y, test_y).accuracy
+    def legitimate(self, task: str, defenses: Sequence[Defense] = (), seed: int = 0) -> float:
+        """Return the accuracy of paying users who train and test a probe on defended answers.
+
+        It is the mean over one user per set of `labelled(task, seed)`, each new to the provider.
+        """
+        test, accuracies = self.images(task, "test"), []
+        for images in self.labelled(task, seed):
+            api = self.api(defenses)
+            x, y = (api.embed(pixels(sent), user="legitimate") for sent in (images, test))
+            accuracies.append(evaluate.linear_probe(x, _labels(images), y, _labels(test)).accuracy)
+        return sum(accuracies) / len(accuracies)
+
+
+def _labels(images: ImageSet) -> Tensor:
+    return cast(Tensor, images.labels)  # a probe refuses None
 
 
 def _content(images: ImageSet) -> str:

@@ -93,13 +93,19 @@ def matmul_rate(seconds: float = 0.3) -> float:
     return 2 * n**3 * count / (time.perf_counter() - start)
 
 
-def worth(lab: Lab, nets: Mapping[str, encoders.Encoder], tasks: Sequence[str]) -> pd.DataFrame:
-    """Return linear-probe and kNN accuracy of each encoder on each task."""
+def worth(
+    lab: Lab,
+    nets: Mapping[str, encoders.Encoder],
+    tasks: Sequence[str],
+    seeds: Sequence[int] = (0,),
+) -> pd.DataFrame:
+    """Return linear-probe and kNN accuracy of each encoder on each task, means over labelled images."""
     rows = [
-        {"encoder": name, "task": task, **lab.score(net, task)}
-        for (name, net), task in product(nets.items(), tasks)
+        {"encoder": name, "task": task, **lab.score(net, task, seed)}
+        for (name, net), task, seed in product(nets.items(), tasks, seeds)
     ]
-    return pd.DataFrame(rows)[["encoder", "task", "accuracy", "knn"]]
+    by = pd.DataFrame(rows).groupby(["encoder", "task"], sort=False)
+    return by[["accuracy", "knn"]].mean().reset_index()
 
 
 def embedding_map(

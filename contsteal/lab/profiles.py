@@ -35,6 +35,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "shuffled": {"shuffled": True},
     "temperature 100": {"temperature": 100.0},
     "no learning": {"lr": 1e-9},
+    # Adam at 3e-4 in batches of 32, as in the official code; the schedule stays ours.
+    "published optimizer": {"lr": 3e-4, "batch": 32, "weight_decay": 0.0},
 }
 
 
@@ -140,6 +142,7 @@ class Common(Strict):
     image_size: int = 0
     train_images: int = 0
     probe_images: int = 0
+    probe_draws: int = Field(1, ge=1)  # sets of so many images over which an accuracy is a mean
     test_images: int = 0
     query_data: str = ""
     query_images: int = 0

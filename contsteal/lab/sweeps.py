@@ -68,7 +68,8 @@ class Job:
         about = {"attack": self.attack, "images": self.queries, "seed": self.seed, **stolen.queries}
         about["usd"] = round(stolen.queries["calls"] * lab.settings.get("price", PRICE) / 1000, 6)
         about["seconds"] = stolen.seconds
-        return [about | {"task": task, **lab.score(stolen.encoder, task), **lab.own_head(stolen, task)}
+        net = stolen.encoder
+        return [about | {"task": task, **lab.score(net, task, self.seed), **lab.own_head(stolen, task)}
                 for task in self.tasks]  # fmt: skip
 
 
@@ -85,28 +86,36 @@ class Alone:
 
     def run(self, lab: Lab) -> list[Row]:
         """Train, score, and return one row per task."""
-        trained = lab.alone(ALONE[self.name], self.queries, self.seed, self.steps)
+        net = lab.alone(ALONE[self.name], self.queries, self.seed, self.steps).encoder
+        # Supervision has seen the labels of one set: with those of another it would have twice as many.
+        draws = 1 if ALONE[self.name] == "supervised" else None
         about = {
             "attack": self.name,
             "images": self.queries,
             "seed": self.seed,
             "steps": self.steps,
         }
-        return [about | {"task": task, **lab.score(trained.encoder, task)} for task in self.tasks]
+        return [
+            about | {"task": task, **lab.score(net, task, self.seed, draws)} for task in self.tasks
+        ]
 
 
 @dataclass(frozen=True)
 class Exam:
-    """An encoder to be scored on tasks, and what its rows say of it."""
+    """An encoder to be scored on tasks with a seed's labelled images, and what its rows say of it."""
 
     about: Row
     net: encoders.Encoder
     tasks: tuple[str, ...]
+    seed: int = 0
     lab: Pairs = ()
 
     def run(self, lab: Lab) -> list[Row]:
         """Score, and return one row per task."""
-        return [self.about | {"task": task, **lab.score(self.net, task)} for task in self.tasks]
+        return [
+            self.about | {"task": task, **lab.score(self.net, task, self.seed)}
+            for task in self.tasks
+        ]
 
 
 @dataclass(frozen=True)
@@ -268,15 +277,15 @@ def search_rates(
 
 
 def without_victim(
-    lab: Lab, queries: int, seeds: Numbers, tasks: Names, steps: Numbers
+    lab: Lab, queries: Numbers, seeds: Numbers, tasks: Names, steps: Numbers
 ) -> pd.DataFrame:
     """Return what a thief gets without any answer, at the same lengths of training; rows as `sweep`'s.
 
-    SimCLR on the query images alone, and supervision with the labelled images of the main task's probe.
+    SimCLR on each number of query images alone, and supervision with labelled images of the main task.
     """
     jobs = [
-        Alone(name, queries, seed, tuple(tasks), length)
-        for name, seed, length in product(ALONE, seeds, steps)
+        Alone(name, count, seed, tuple(tasks), length)
+        for name, count, seed, length in product(ALONE, queries, seeds, steps)
     ]
     return pd.DataFrame(run(lab, jobs))
 
@@ -292,7 +301,7 @@ def stake(lab: Lab, data: Names, queries: int, seeds: Numbers, steps: Numbers) -
     for name in data:
         other = lab.but(**_on(lab, name))
         rows = (
-            without_victim(other, queries, seeds, [name], steps),
+            without_victim(other, [queries], seeds, [name], steps),
             references(other, [name], seeds),
         )
         parts += [part.assign(data=name) for part in rows]
@@ -321,9 +330,10 @@ def victims(
 
 
 def references(lab: Lab, tasks: Iterable[str], seeds: Iterable[int]) -> pd.DataFrame:
-    """Return the rows that frame every table: the random floor per seed, and the victim."""
-    nets = [("random", s, lab.random(s)) for s in seeds] + [("victim", 0, lab.victim.encoder)]
-    exams = [Exam({"attack": name, "seed": seed}, net, tuple(tasks)) for name, seed, net in nets]
+    """Return the rows that frame every table: random features and the victim, each per seed."""
+    nets = [("random", s, lab.random(s)) for s in seeds]
+    nets += [("victim", s, lab.victim.encoder) for s in seeds]
+    exams = [Exam({"attack": name, "seed": s}, net, tuple(tasks), s) for name, s, net in nets]
     return pd.DataFrame(run(lab, exams))
 
 
@@ -405,6 +415,33 @@ def losses(
     ], steps)  # fmt: skip
 
 
+def classifiers(
+    lab: Lab,
+    victims: Mapping[str, Names],
+    queries: int,
+    seeds: Numbers,
+    tasks: Names,
+    steps: Numbers,
+) -> pd.DataFrame:
+    """Run attacks on further victims of the profile, each with a classifier; rows name it as `victim`.
+
+    `victims` names attacks by the setting that trains the victim: "victim", or "supervised". `share` is
+    what a row has of its own victim's accuracy on the main task with the same labelled images.
+    """
+    if unknown := sorted(victims.keys() - {"victim", "supervised"}):
+        raise ValueError(f"unknown victim {unknown[0]!r}: choose victim or supervised")
+    parts = []
+    for name, attacks in victims.items():
+        settings = lab.settings[name]
+        other = lab.but(**({} if name == "victim" else {"victim": settings}))
+        rows = sweep(other, attacks, [queries], seeds, tasks, steps=steps)
+        part = pd.concat([rows, references(other, tasks, seeds)], ignore_index=True)
+        ceiling = part[part["attack"] == "victim"].set_index(["seed", "task"])["accuracy"]
+        own = [ceiling[point] for point in zip(part["seed"], part["task"], strict=True)]
+        parts.append(part.assign(victim=settings.get("method", name), share=part["accuracy"] / own))
+    return pd.concat(parts, ignore_index=True)
+
+
 def elsewhere(
     lab: Lab, attacks: Names, sources: Sequence[tuple[str, str, int]], seeds: Numbers, tasks: Names,
     steps: Numbers = (),
@@ -426,8 +463,9 @@ def grid(
 ) -> pd.DataFrame:  # fmt: skip
     """Run attacks on every point of a grid; `axes` are knobs as in `ablate`, and `images`.
 
-    All attacks of a point see the same images. Rows have the axes' columns; where `epochs` is one of
-    them, also `steps`, the optimizer's steps of the training.
+    All attacks of a point see the same images, of a larger pool where the profile's is too small. Rows
+    have the axes' columns; where `epochs` is one of them, also `steps`, the optimizer's steps of the
+    training.
     """
     largest = lab.settings["surrogate"].get("batch", steal.Config.batch)
     points: list[Point] = []
@@ -436,6 +474,7 @@ def grid(
         images = about["images"]
         batch = min(largest, images)
         changes = {k: v for k, v in about.items() if k != "images"} | {"batch": batch}
+        changes["query_images"] = max(images, lab.settings["query_images"])
         length = {"steps": about["epochs"] * (images // batch)} if "epochs" in about else {}
         points.append((about | length, attack, images, seed, changes))
     return _table(lab, tasks, points, steps)

@@ -60,6 +60,34 @@ def longest(table: pd.DataFrame) -> pd.DataFrame:
     return next(rows for rows in reversed(each) if rows[who].nunique() == most)
 
 
+def readings(table: pd.DataFrame) -> pd.DataFrame:
+    """Return by how much an embedding thief is ahead of each classifier's thief, by what is compared.
+
+    `table` is `sweeps.classifiers`'s, its first victim the one whose encoder and classifier are attacked.
+    Rows: `reading`, the rival `attack`, `seed` and `gain`, of a share of 1. Of another victim, whose task
+    may be easier, what counts is the `share` of its own accuracy.
+    """
+    first, main = table["victim"].iloc[0], table["task"].iloc[0]
+    ours, rows = table[table["victim"] == first], []
+    compared = [("agreement with the victim", ours, main, "agreement", "agreement")]
+    for task in table["task"].unique():
+        compared.append((f"new probe on {task}", ours, task, "accuracy", "accuracy"))
+    compared.insert(2, ("own classifier of the rival", ours, main, "accuracy", "own_head"))
+    for victim in table["victim"].unique()[1:]:
+        label = f"share of the victim's accuracy, {victim} classifier"
+        compared.append((label, table[table["victim"] == victim], main, "share", "share"))
+    for reading, theirs, task, metric, their_metric in compared:
+        mine = ours[(ours["attack"] == "embedding") & (ours["task"] == task)]
+        for rival in ("label", "posterior"):
+            runs = theirs[(theirs["attack"] == rival) & (theirs["task"] == task)]
+            if runs.empty:
+                continue
+            gains = mine.set_index("seed")[metric] - runs.set_index("seed")[their_metric]
+            rows += [{"reading": reading, "attack": rival, "seed": seed, "gain": gain}
+                     for seed, gain in gains.dropna().items()]  # fmt: skip
+    return pd.DataFrame(rows, columns=["reading", "attack", "seed", "gain"])
+
+
 def _word(value: Any) -> object:
     """Return a group's name; floor and victim have no views, budget or defence."""
     if pd.isna(value):
@@ -204,19 +232,20 @@ def reached(table: pd.DataFrame, share: float, trained_on: int) -> pd.DataFrame:
     """Return per attack the budget at which it has `share` of the victim's accuracy.
 
     Per seed where the line between the measured budgets, over the logarithm of distinct inputs, first
-    meets the goal; then mean and 95 % t-interval, in distinct inputs and as a share of the `trained_on`
-    images of the victim. A seed whose smallest budget is enough counts with that budget, which is an
-    upper bound: the table says how many do. An attack that misses the goal in a seed has no budget, and
-    one with a single budget no line.
+    meets the goal, a share of what the victim reaches with the same labelled images; then mean and 95 %
+    t-interval, in distinct inputs and as a share of the `trained_on` images of the victim. A seed whose
+    smallest budget is enough counts with that budget, which is an upper bound: the table says how many
+    do. An attack that misses the goal in a seed has no budget, and one with a single budget no line.
     """
-    goal = share * table.loc[table["attack"] == "victim", "accuracy"].mean()
+    goals = share * table[table["attack"] == "victim"].groupby("seed")["accuracy"].mean()
     rows = {}
     for name, runs in table.dropna(subset=["unique_inputs"]).groupby("attack", sort=False):
         if runs["images"].nunique() < 2:
             continue
-        budgets = pd.Series([_crossing(run, goal) for _, run in runs.groupby("seed")])
+        each = runs.groupby("seed")
+        budgets = pd.Series([_crossing(run, goals.get(s, goals.mean())) for s, run in each])
         hits, n = budgets.notna().sum(), len(budgets)
-        first = (budgets <= runs.groupby("seed")["unique_inputs"].min().to_numpy()).sum()
+        first = (budgets <= each["unique_inputs"].min().to_numpy()).sum()
         mean, low, high = evaluate.mean_interval(budgets) if hits == n else [np.nan] * 3
         rows[name] = {"seeds that reach it": f"{hits} of {n}", "at the smallest budget": first,
                       "distinct inputs": mean, "low": low, "high": high,

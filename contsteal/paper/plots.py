@@ -87,15 +87,22 @@ def legend(fig: Figure, **options: Any) -> None:
     fig.legend(handles, labels, loc="outside right center", **options)
 
 
-def frame(ax: Axes, table: pd.DataFrame, metric: str, vertical: bool = True) -> None:
+def frame(
+    ax: Axes, table: pd.DataFrame, metric: str, vertical: bool = True, alone: bool = False
+) -> None:
     """Draw the random floor and the victim's ceiling, labelled at their ends outside the axes.
 
-    Of axes that share a scale the rightmost has the labels of horizontal lines, for all.
+    With `alone` also the best that needs no victim, where the table has it. Of axes that share a scale
+    the rightmost has the labels of horizontal lines, for all.
     """
     same = ax.get_shared_y_axes().get_siblings(ax)
     last = max(same, key=lambda other: other.get_position().x0)
-    for which, colour, style in (("random", FLOOR, ":"), ("victim", CEILING, "--")):
-        value = table.loc[table["attack"] == which, metric].mean()
+    means = table.groupby("attack")[metric].mean()
+    lines = [("random", "random", FLOOR, ":"), ("victim", "victim", CEILING, "--")]
+    if alone and len(without := means[means.index.isin(sweeps.ALONE)]):
+        lines.insert(1, (str(without.idxmax()), "no victim", FLOOR, "-."))
+    for row, which, colour, style in lines:
+        value = means.get(row, np.nan)
         line = ax.axvline if vertical else ax.axhline
         line(value, color=colour, linestyle=style, linewidth=1)
         text: dict[str, Any] = {"size": 6.5, "textcoords": "offset points", "color": colour}
@@ -239,10 +246,27 @@ def attack_dots(table: pd.DataFrame, title: str) -> Figure:
     return fig
 
 
+def reading_dots(table: pd.DataFrame, title: str) -> Figure:
+    """Draw the embedding thief's lead by what is compared, a panel per rival; right of zero it leads."""
+    rows = tables.readings(table)
+    if rows.empty:
+        raise NothingToShow(title)
+    panels = list(rows.groupby("attack", sort=False))
+    count = rows["reading"].nunique()
+    fig, axes = canvas(1, len(panels), 0.3 * count + 1.2, title, sharey=True)
+    for ax, (rival, part) in zip(axes[0], panels, strict=True):
+        ax.axvline(0, color="#999999", linewidth=0.8)
+        named = part.assign(attack=part["reading"])
+        _dots(ax, named, "gain", dict.fromkeys(named["attack"], COLOURS["embedding"]))
+        ax.set(xlabel=f"lead over {name(rival)}")
+        in_percent(ax.xaxis)
+    return fig
+
+
 def query_dots(table: pd.DataFrame, title: str) -> Figure:
     """Draw `attack_dots` of attacks named by their queries."""
     sent = ", " + table["images"].map("{:g}".format) + " " + table["query_data"].fillna("")
-    references = table["attack"].isin(REFERENCES)
+    references = table["attack"].isin([*REFERENCES, *sweeps.ALONE])
     return attack_dots(table.assign(attack=table["attack"] + sent.where(~references, "")), title)
 
 
@@ -306,7 +330,7 @@ def views_dots(table: pd.DataFrame, title: str) -> Figure:
     """Draw accuracy by what both sides see, a colour per loss, a dot per seed and the 95 % t-interval."""
     import seaborn as sns
 
-    attacks = sentences.by_views(_attacks(table))
+    attacks = sentences.by_views(_attacks(table)).dropna(subset=["views"])
     attacks["loss"] = attacks["loss"].map(name)
     order = [v for v in profiles.VARIANTS if v in set(attacks["views"])]
     same: dict[str, Any] = {"data": attacks, "x": "views", "y": "accuracy", "hue": "loss", "order": order,
@@ -317,7 +341,7 @@ def views_dots(table: pd.DataFrame, title: str) -> Figure:
     sns.pointplot(**same, errorbar=interval, dodge=width, marker="_", markersize=12, linestyle="none",
                   err_kws={"linewidth": 4, "alpha": 0.3}, ax=ax)  # fmt: skip
     sns.stripplot(**same, dodge=True, jitter=False, size=3.5, alpha=0.8, legend=False, ax=ax)
-    frame(ax, table, "accuracy", vertical=False)
+    frame(ax, table, "accuracy", vertical=False, alone=True)
     ax.set(xlabel="", ylabel="accuracy on the main task")
     in_percent(ax.yaxis)
     legend(fig)
@@ -329,9 +353,14 @@ def budget_curves(table: pd.DataFrame, title: str) -> Figure:
     import seaborn as sns
 
     attacks, costs = _attacks(table), {"unique_inputs": "distinct inputs", "calls": "answers"}
+    # What needs no victim sends nothing; it stands where the attacks with the same images do.
+    attacks = attacks.assign(unique_inputs=attacks["unique_inputs"].fillna(attacks["images"]))
     means = attacks.groupby(["attack", "images"])[[*costs]].transform("mean")
     rows = attacks.assign(**means, name=attacks["attack"].map(name))
-    anew = {n: (2, 1) if n.endswith("anew") else "" for n in rows["name"].unique()}
+    anew = {
+        n: (2, 1) if n.endswith("anew") else (1, 1) if n in sweeps.ALONE else ""
+        for n in rows["name"].unique()
+    }
     fig, axes = canvas(2, 2, 4.6, title, sharex="col", sharey="row")
     for line, metric in zip(axes, ("accuracy", "agreement"), strict=True):
         for ax, (cost, label) in zip(line, costs.items(), strict=True):
@@ -471,7 +500,7 @@ def defence_tradeoff(table: pd.DataFrame, title: str) -> Figure:
         ax.vlines(means["legitimate"], *spans.T, color="#BBBBBB", linewidth=2, zorder=1)
         sns.scatterplot(means, x="legitimate", y="accuracy", hue="defence", style="defence", s=45,
                         palette=sns.color_palette("colorblind", len(means)), ax=ax)  # fmt: skip
-        frame(ax, table, "accuracy", vertical=False)
+        frame(ax, table, "accuracy", vertical=False, alone=True)
         ax.set(xlabel="paying user's\naccuracy", ylabel="attacker's accuracy")
         ax.set_title(name(attack), size=7.5)
         ax.margins(x=0.15)
@@ -483,8 +512,8 @@ def defence_tradeoff(table: pd.DataFrame, title: str) -> Figure:
 def defence_matrix(table: pd.DataFrame, title: str) -> Figure:
     """Draw the change of accuracy by each defence (rows) for each attack and customer's task (columns).
 
-    Cells hold points; those whose 95 % t-interval excludes zero, or that draw nothing, are bold. Green
-    is good for the provider: a thief's loss, a customer's gain.
+    Cells hold points; those whose 95 % t-interval excludes zero are bold. Green is good
+    for the provider: a thief's loss, a customer's gain.
     """
     known = names(table["defence"])
     who = table["who"].map(name) + "\n" + table["party"]
@@ -680,6 +709,8 @@ FIGURES = {
                             embedding_map, MAP),
     "02_conventional": Row("Conventional attacks with equal queries.",
                            attack_dots, sentences.conventional),
+    "02_readings": Row("Are encoders more vulnerable than classifiers? The embedding thief's lead, by "
+                       "what is compared.", reading_dots, sentences.readings),
     "02_losses": Row("Stealing losses by victim and downstream task (published rows: queries are "
                      "test images there).", attack_dots, sentences.losses),
     "02_elsewhere": Row("Queries from other data than the victim's.",

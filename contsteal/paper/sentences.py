@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from contsteal import evaluate
 from contsteal.lab import profiles, sweeps, tables
 from contsteal.ownership import inference
 
@@ -225,6 +226,18 @@ def conventional(table: pd.DataFrame) -> Summary:
     metrics = [m for m in ("accuracy", "own_head", "agreement", "knn") if m in table]
     numbers = tables.summary(table, ["task", "attack"], metrics)
     return Summary(title, numbers, details)
+
+
+def readings(table: pd.DataFrame) -> Summary:
+    """Say in which readings an embedding thief is ahead of a classifier's thief, and in which behind."""
+    by = tables.readings(table).groupby(["reading", "attack"], sort=False)["gain"]
+    each = {f"{name(rival)}, {reading}": (*evaluate.mean_interval(gains), len(gains))
+            for (reading, rival), gains in by}  # fmt: skip
+    ahead, behind = reliable(each.values())
+    title = f"The embedding thief is reliably ahead in {ahead} of {len(each)} readings, "
+    title += f"behind in {behind}"
+    rows = {who: {"embedding thief's lead": points(d), "n": d[3]} for who, d in each.items()}
+    return Summary(title, pd.DataFrame(rows).T.rename_axis("rival, reading"))
 
 
 def losses(table: pd.DataFrame) -> Summary:

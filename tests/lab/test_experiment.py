@@ -1,13 +1,14 @@
 """A profile's experiments: each computed once, resumed, never paid twice, and read back the same."""
 
 import shutil
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from contsteal import data, defenses, encoders, loop, methods, pretrain
+from contsteal import data, defenses, encoders, evaluate, loop, methods, pretrain
 from contsteal.lab import artifacts, experiment, owner
 from contsteal.lab.experiment import Lab, MarkedVictim
 from contsteal.ownership.watermark import rate
@@ -222,7 +223,7 @@ def test_what_is_learnt_without_the_victim_is_what_the_images_alone_give(
         method, "conv4", 0.5, 32, steps=3, batch=24, lr=3e-3, optimizer="adamw", weight_decay=1e-4,
         temperature=0.2 if method == "simclr" else None, held_out=0, seed=1,
     )  # fmt: skip
-    images = lab.images("shapes") if method == "supervised" else lab._queries(48, seed=1)
+    images = lab.labelled("shapes", 1)[0] if method == "supervised" else lab._queries(48, seed=1)
     assert trained.sha256 == encoders.identity(pretrain.train(config, images))
     assert other.alone(method, 48, seed=1, steps=3).sha256 == trained.sha256
     assert other.alone(method, 48, seed=2, steps=3).sha256 != trained.sha256
@@ -243,6 +244,62 @@ def test_shuffled_answers_steal_nothing(lab: Lab) -> None:
         for s in (False, True)
     )
     assert shuffled["cka"] < honest["cka"] - 0.1
+
+
+def test_labelled_images_are_drawn_anew_for_each_seed_and_are_nobody_s(lab: Lab) -> None:
+    several = lab.but(probe_images=24, probe_draws=3)
+    sets = [s for seed in (0, 1) for s in several.labelled("shapes", seed)]
+    assert [len(s) for s in sets] == [24] * 6
+    drawn = [contents(s.images) for s in sets]
+    assert all(a != b for a, b in combinations(drawn, 2))
+    theirs = contents(lab.train_images().images) | contents(lab.queries(128))
+    assert not theirs & set().union(*drawn)
+    other = several.labelled("shapes:texture", 1)[2]
+    assert torch.equal(other.images, sets[5].images), "label sets share their images"
+    assert torch.equal(several.labelled("shapes", 1)[2].labels, sets[5].labels)
+
+
+def test_a_stored_set_gives_its_own_labelled_images_and_all_where_no_more_are_there(
+    lab: Lab,
+) -> None:
+    few, every = lab.but(probe_images=24, probe_draws=2), lab.but(probe_images=0, probe_draws=2)
+    train = contents(data.load("digits").images)
+    first, second = few.labelled("digits", 3)
+    assert contents(first.images) < train > contents(second.images) != contents(first.images)
+    (all_of_it,) = every.labelled("digits", 3)
+    assert contents(all_of_it.images) == train
+
+
+def test_a_score_is_the_mean_over_probes_on_each_set_of_labelled_images(lab: Lab) -> None:
+    several = lab.but(probe_images=40, probe_draws=3)
+    net, victim, test = lab.random(), lab.victim.encoder, lab.images("shapes", "test")
+    accuracies, agreements = [], []
+    for known in several.labelled("shapes", 7):
+        with loop.autocast(torch.device("cpu")):
+            x, victim_x = (encoders.embed(n, known.images) for n in (net, victim))
+            y, victim_y = (encoders.embed(n, test.images) for n in (net, victim))
+        mine, theirs = (
+            evaluate.linear_probe(a, known.labels, b, test.labels)
+            for a, b in ((x, y), (victim_x, victim_y))
+        )
+        accuracies.append(mine.accuracy)
+        agreements.append(evaluate.agreement(mine.predictions, theirs.predictions))
+    score = several.score(net, "shapes", 7)
+    assert score["accuracy"] == pytest.approx(np.mean(accuracies), abs=1e-6)
+    assert score["agreement"] == pytest.approx(np.mean(agreements), abs=1e-6)
+    assert several.score(net, "shapes", 7, draws=1)["accuracy"] == pytest.approx(accuracies[0])
+    assert len(set(accuracies)) > 1
+    assert several.score(net, "shapes", 8)["accuracy"] != score["accuracy"]
+    assert several.score(net, "shapes", 8)["cka"] == several.score(net, "shapes", 7)["cka"]
+
+
+def test_only_a_classifier_s_thief_depends_on_the_provider_s_labelled_images(lab: Lab) -> None:
+    fewer = lab.but(probe_images=80)
+    embedding = lab.steal("embedding", 16).sha256
+    before = len(fewer.messages)
+    assert fewer.steal("embedding", 16).sha256 == embedding
+    assert len(fewer.messages) == before, "it is the same artifact"
+    assert fewer.steal("label", 16).sha256 != lab.steal("label", 16).sha256
 
 
 def test_defences_start_afresh_and_a_ruinous_one_harms_the_legitimate_user(lab: Lab) -> None:

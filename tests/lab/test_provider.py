@@ -20,24 +20,20 @@ def rows_of(images: torch.Tensor) -> set[bytes]:
     return {row.numpy().tobytes() for row in images}
 
 
-def test_customers_of_a_defence_that_draws_nothing_are_measured_once(lab: Lab, monkeypatch) -> None:
-    measured, real = [], Lab.legitimate
-
-    def counted(self: Lab, task: str, chain: tuple) -> float:
-        measured.append((task, repr(chain)))
-        return real(self, task, chain)
-
-    monkeypatch.setattr(Lab, "legitimate", counted)
-    one = lab.but(workers=1)
-    table = provider.customers(one, [[], NOISE, ROUND], ["shapes", "digits"], [0, 1])
-    assert len(table) == 3 * 2 * 2
-    assert len(measured) == len(set(measured)) == 2 * (1 + 2 + 1)
+def test_customers_of_each_seed_have_images_and_draws_of_their_own(lab: Lab) -> None:
+    table = provider.customers(lab, [[], NOISE], ["shapes", "digits"], [0, 1])
+    assert len(table) == 2 * 2 * 2
     wide = table.pivot_table(index=["defence", "task"], columns="seed", values="legitimate")
-    assert (wide.loc["none", 0] == wide.loc["none", 1]).all()
-    assert wide.loc[("none", "shapes"), 0] == real(lab, "shapes")
-    seeded = provider.seeded(NOISE, 1)
-    name = provider.chain_name(NOISE)
-    assert wide.loc[(name, "digits"), 1] == real(lab, "digits", seeded)
+    assert wide.loc[("none", "shapes"), 1] == lab.legitimate("shapes", (), 1)
+    assert wide.loc[("none", "shapes"), 0] != wide.loc[("none", "shapes"), 1]
+    seeded, name = provider.seeded(NOISE, 1), provider.chain_name(NOISE)
+    assert wide.loc[(name, "digits"), 1] == lab.legitimate("digits", seeded, 1)
+
+
+def test_an_undefended_customer_is_worth_what_the_victim_is(lab: Lab) -> None:
+    several = lab.but(probe_images=40, probe_draws=2)
+    victim = several.score(several.victim.encoder, "shapes", 3)["accuracy"]
+    assert several.legitimate("shapes", (), 3) == pytest.approx(victim, abs=0.02)
 
 
 def test_seeds_of_a_chain_differ_by_place_and_the_given_defences_stay() -> None:
@@ -76,7 +72,7 @@ def test_defended_rows_name_defence_attack_and_honest_accuracy(lab: Lab) -> None
     chains = [[], [defenses.Normalise(), defenses.TopK(2)]]
     table = provider.defended(lab, chains, ["embedding"], 16, [0, 1], "shapes")
     assert list(table["defence"]) == ["none"] * 2 + [provider.chain_name(chains[1])] * 2
-    assert table.groupby("defence")["legitimate"].nunique().eq(1).all(), "neither draws anything"
+    assert table["legitimate"][1] == lab.legitimate("shapes", (), 1)
 
 
 def test_a_defended_attack_is_trained_for_several_lengths(lab: Lab) -> None:
@@ -116,7 +112,7 @@ def test_the_matrix_holds_paired_changes_for_every_attack_and_customer() -> None
     assert len(table) == 2 * (2 + 2)
     cell = table.set_index(["defence", "party", "who"])
     assert cell.loc[("D", "attacker", "embedding"), "change"] == pytest.approx(-0.2)
-    assert cell.loc[("D", "customer", "digits"), ["change", "n"]].tolist() == [0, 1]
+    assert cell.loc[("D", "customer", "digits"), ["change", "n"]].tolist() == [0, 3]
     half = 4.302653 * 0.02 / math.sqrt(3)  # t of 2 degrees of freedom
     row = cell.loc[("E", "customer", "shapes"), ["change", "low", "high", "n"]].tolist()
     assert row == pytest.approx([-0.08, -0.08 - half, -0.08 + half, 3])

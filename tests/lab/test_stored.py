@@ -73,13 +73,14 @@ def test_two_folders_are_two_tasks_and_their_pixels_are_part_of_a_score(lab, fol
         pixels = np.asarray(Image.open(path)) // 4  # darker, and nothing to tell classes by
         Image.fromarray(pixels).save(home)
     net = lab.random()
-    features = [lab._embed(net, "x", f"folder:{f}", "test") for f in (folder, other)]
+    tasks = [f"folder:{f}" for f in (folder, other)]
+    features = [lab._embed(net, task, "test", lab.images(task, "test")) for task in tasks]
     assert not torch.equal(*features)
-    before = lab._task_key(f"folder:{other}", "test")
+    before = lab._test_key(f"folder:{other}")
     for path in other.rglob("*.png"):
         Image.new("RGB", (40, 30)).save(path)
     experiment._cached.cache_clear()
-    assert experiment.Lab("smoke")._task_key(f"folder:{other}", "test") != before
+    assert experiment.Lab("smoke")._test_key(f"folder:{other}") != before
 
 
 def test_labels_are_part_of_what_a_victim_is_trained_on(lab):

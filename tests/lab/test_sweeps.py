@@ -142,19 +142,22 @@ def test_a_data_set_of_its_own_changes_nothing(lab: Lab) -> None:
 
 def test_what_needs_no_victim_has_rows_without_costs(lab: Lab) -> None:
     before = lab.answers.forwards
-    table = sweeps.without_victim(lab, 32, [0, 1], ["shapes", "shapes:texture"], [2, 3])
+    several = lab.but(probe_images=80, probe_draws=2)
+    table = sweeps.without_victim(several, [16, 32], [0, 1], ["shapes", "shapes:texture"], [2, 3])
     assert lab.answers.forwards == before
     assert table.columns.isin(["unique_inputs", "calls", "usd", "forwards"]).sum() == 0
-    point = ["attack", "seed", "steps", "task"]
-    expected = product(sweeps.ALONE, [0, 1], [2, 3], ["shapes", "shapes:texture"])
+    point = ["attack", "images", "seed", "steps", "task"]
+    expected = product(sweeps.ALONE, [16, 32], [0, 1], [2, 3], ["shapes", "shapes:texture"])
     assert list(table[point].itertuples(index=False, name=None)) == list(expected)
-    assert set(table["images"]) == {32}
     row = table.iloc[-1]
-    net = lab.alone("supervised", 32, seed=1, steps=3).encoder
+    net = several.alone("supervised", 32, seed=1, steps=3).encoder
     assert row["attack"] == "labelled images"
     assert row[["accuracy", "cka"]].to_dict() == {
-        k: lab.score(net, "shapes:texture")[k] for k in ("accuracy", "cka")
+        k: several.score(net, "shapes:texture", 1, draws=1)[k] for k in ("accuracy", "cka")
     }
+    alone = several.alone("simclr", 16, seed=1, steps=3).encoder
+    row = table[table["attack"] == "SimCLR on the queries"].iloc[7]
+    assert row["accuracy"] == several.score(alone, "shapes:texture", 1)["accuracy"]
     frame = pd.concat([table, sweeps.sweep(lab, ["embedding"], [32], [0], ["shapes"], steps=[3])])
     assert set(tables.longest(frame)["attack"]) == {*sweeps.ALONE, "embedding"}
 
@@ -165,7 +168,7 @@ def test_what_is_at_stake_is_measured_with_a_victim_of_each_data_set(lab: Lab) -
     assert list(table["data"].unique()) == list(labs)
     for name, one in labs.items():
         rows = table[table["data"] == name]
-        assert len(rows) == 2 * 2 * 2 + 2 + 1, "two without a victim, random features, the victim"
+        assert len(rows) == 2 * 2 * 2 + 2 + 2, "two without a victim, random features, the victim"
         assert set(rows["task"]) == {name}
         nets = {"victim": one.victim, "SimCLR on the queries": one.alone("simclr", 16, 0, 2)}
         for attack, made in nets.items():
@@ -178,7 +181,9 @@ def test_what_is_at_stake_is_measured_with_a_victim_of_each_data_set(lab: Lab) -
 
 def test_victims_of_one_recipe_differ_in_their_seed(lab: Lab) -> None:
     table = sweeps.victims(lab, [0, 5], ["embedding"], 16, [0, 1], "shapes", [2])
-    assert list(table["victim_seed"]) == [0] * 5 + [5] * 5, "two attacks, two random, the victim"
+    assert list(table["victim_seed"]) == [0] * 6 + [5] * 6, (
+        "two attacks, random features, the victim"
+    )
     assert sweeps.victims(lab, [], ["embedding"], 16, [0], "shapes", [2]).empty
     other = lab.but(victim=lab.settings["victim"] | {"seed": 5})
     assert other.victim.sha256 != lab.victim.sha256
@@ -190,6 +195,40 @@ def test_victims_of_one_recipe_differ_in_their_seed(lab: Lab) -> None:
         )
         stolen = one.steal("embedding", 16, 1, steps=2).encoder
         assert rows.loc[("embedding", 1), "cka"] == one.score(stolen, "shapes")["cka"]
+
+
+def test_a_supervised_classifier_is_attacked_beside_the_victim_s(lab: Lab) -> None:
+    attacks = {"victim": ["label", "embedding"], "supervised": ["label"]}
+    table = sweeps.classifiers(lab, attacks, 16, [0, 1], ["shapes", "shapes:texture"], [2])
+    assert list(table["victim"].unique()) == ["simclr", "supervised"]
+    assert len(table) == (2 + 1) * 2 * 2 + 2 * (2 + 2) * 2, (
+        "attacks, then random features and victims"
+    )
+    other = lab.but(victim=lab.settings["supervised"])
+    assert other.victim.sha256 == lab.train("supervised").sha256
+    rows = table[(table["victim"] == "supervised") & (table["task"] == "shapes")]
+    accuracy = rows.set_index(["attack", "seed"])["accuracy"]
+    stolen = other.steal("label", 16, 1, steps=2)
+    assert accuracy["label", 1] == other.score(stolen.encoder, "shapes", 1)["accuracy"]
+    assert accuracy["victim", 1] == other.score(other.victim.encoder, "shapes", 1)["accuracy"]
+    share = rows.set_index(["attack", "seed"])["share"]
+    assert share["label", 1] == accuracy["label", 1] / accuracy["victim", 1]
+    assert (share["victim"] == 1).all()
+    with pytest.raises(ValueError, match="unknown victim 'ceiling': choose victim or supervised"):
+        sweeps.classifiers(lab, {"ceiling": ["label"]}, 16, [0], ["shapes"], [2])
+
+
+def test_points_of_a_grid_beyond_the_pool_have_a_larger_one(lab: Lab) -> None:
+    axes = {"images": [32, 160]}
+    table = sweeps.grid(lab, ["embedding"], axes, [0], ["shapes"], [2])
+    larger = lab.but(query_images=160)
+    for images, one in ((32, lab), (160, larger)):
+        stolen = one.steal("embedding", images, 0, steps=2, batch=16)
+        row = table[table["images"] == images].iloc[0]
+        assert row["cka"] == one.score(stolen.encoder, "shapes")["cka"]
+        assert row["unique_inputs"] == images
+    with pytest.raises(ValueError, match="160 queries: the pool of this profile has 128 images"):
+        lab.queries(160)
 
 
 def test_a_grid_over_epochs_or_steps_is_trained_for_them(lab: Lab) -> None:
@@ -231,7 +270,9 @@ def test_workers_give_the_numbers_of_a_single_process(
 
 def test_references_frame_a_table(lab: Lab) -> None:
     frame = sweeps.references(lab, ["shapes"], [0, 1])
-    assert list(frame["attack"]) == ["random", "random", "victim"]
+    assert list(frame["attack"]) == ["random", "random", "victim", "victim"]
+    assert list(frame["seed"]) == [0, 1, 0, 1]
+    assert frame["accuracy"].iloc[3] == lab.score(lab.victim.encoder, "shapes", 1)["accuracy"]
     assert frame["agreement"].iloc[-1] == 1.0
     assert frame["cka"].iloc[-1] == pytest.approx(1.0)
 

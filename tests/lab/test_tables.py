@@ -214,3 +214,26 @@ def test_the_budget_that_reaches_a_goal_lies_on_the_line_between_two_budgets() -
     assert found.loc["b", "seeds that reach it"] == "1 of 2"
     assert np.isnan(found.loc["b", "distinct inputs"])
     assert list(found.index) == ["a", "b"], "a single budget has no line, the victim no budget"
+
+
+def test_readings_compare_an_embedding_thief_with_each_classifier_s_thief() -> None:
+    columns = ["victim", "attack", "task", "accuracy", "own_head", "agreement", "share", "seed"]
+    rows = [
+        ("simclr", "label", "a", 0.50, 0.55, 0.60, 0.70),
+        ("simclr", "label", "b", 0.40, np.nan, 0.50, 0.60),
+        ("simclr", "embedding", "a", 0.60, np.nan, 0.80, 0.90),
+        ("simclr", "embedding", "b", 0.70, np.nan, 0.60, 0.80),
+        ("supervised", "label", "a", 0.90, 0.99, 0.95, 0.95),
+    ]
+    both = pd.DataFrame([(*row, seed) for seed in (0, 1) for row in rows], columns=columns)
+    both["accuracy"] += 0.01 * both["seed"]
+    both["own_head"] += 0.01 * both["seed"]
+    table = tables.readings(both)
+    gains = table.groupby("reading", sort=False)["gain"].mean()
+    assert gains.to_dict() == pytest.approx({
+        "agreement with the victim": 0.2, "new probe on a": 0.1, "own classifier of the rival": 0.05,
+        "new probe on b": 0.3, "share of the victim's accuracy, supervised classifier": -0.05,
+    })  # fmt: skip
+    assert set(table["attack"]) == {"label"}, "no posterior thief was run"
+    assert table.groupby("reading").size().eq(2).all()
+    assert tables.readings(both[both["attack"] == "embedding"]).empty, "no rival"

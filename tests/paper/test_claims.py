@@ -93,6 +93,36 @@ def test_verdicts_of_closed_cases(values: list, low: float, high: float, verdict
 
 
 @pytest.mark.parametrize(
+    ("values", "verdict", "why"),
+    [
+        ([-0.002, 0.001, 0.004], FAILS, "a lead below one point is none"),
+        ([0.003, 0.004, 0.005], FAILS, "a lead below one point is none"),  # sure, and tiny
+        ([-0.02, 0.001, 0.02], OPEN, ""),
+        ([0.0, 0.01, 0.02], OPEN, ""),
+        ([0.019, 0.02, 0.021], HOLDS, ""),
+        ([-0.02, -0.019, -0.021], FAILS, ""),
+    ],
+)
+def test_a_lead_that_is_surely_below_one_point_is_none(
+    values: list[float], verdict: str, why: str
+) -> None:
+    finding = claims.decide({"": pd.Series(values)}, AHEAD)
+    assert (finding.verdict, finding.why) == (verdict, why)
+    if why:
+        expected = stats.ttest_1samp(values, 0.01).pvalue
+        assert finding.p == pytest.approx(expected)
+    plain = decide(values).verdict
+    assert plain == (verdict if not why else HOLDS if min(values) > 0 else OPEN)
+
+
+def test_a_margin_is_of_points_not_of_other_measures() -> None:
+    tiny = rows("embedding", [0.504, 0.505, 0.506]), rows("label", [0.5, 0.5001, 0.4999])
+    for metric, verdict in (("accuracy", FAILS), ("gap", HOLDS)):
+        sides = [side.rename(columns={"accuracy": metric}) for side in tiny]
+        assert assess(claim(metric=metric), *sides).verdict == verdict
+
+
+@pytest.mark.parametrize(
     ("values", "why"),
     [
         ([9.0], "1 of 3 measurements"),
@@ -269,8 +299,9 @@ def lengths(*gaps: float) -> pd.DataFrame:
         ((-0.1, -0.2), FAILS, ""),
         ((-0.1, 0.2), OPEN, "after 100 steps: does not hold"),
         ((0.1, -0.2), OPEN, "after 100 steps: holds"),
-        ((0.0, 0.2), OPEN, "after 100 steps: not enough evidence"),
-        ((0.1, 0.0), OPEN, ""),
+        ((0.0, 0.2), OPEN, "after 100 steps: does not hold"),
+        ((0.1, 0.0), OPEN, "a lead below one point is none; after 100 steps: holds"),
+        ((0.0, 0.0), FAILS, "a lead below one point is none"),
         ((-0.1, 0.1, 0.2), HOLDS, ""),  # the longest two decide
         ((0.2, -0.1, 0.2), OPEN, "after 200 steps: does not hold"),
     ],
@@ -435,6 +466,8 @@ ALL = [
     "embedding, own views",
     claims.SHUFFLED,
     *claims.BROKEN,
+    "embedding, published optimizer",
+    "cont-steal-code, published optimizer",
 ]
 NOISE, OFFSET = "GaussianNoise(std=1.0)", "GaussianNoise(std=1.0, mean=5.0)"
 DEFENCES = ["none", NOISE, OFFSET, "Rounding(0)", "TopK(8)", "B4B(bits=8)"]
@@ -465,6 +498,7 @@ TABLES = dict.fromkeys(OF_ATTACKS, grid(attack=ALL)) | {
     "01_stake": grid(attack=[*claims.NO_VICTIM, "victim"], data=["glyphs", "shapes"]).query(
         f"task == {TASKS[0]!r}"),
     "02_elsewhere": grid(attack=BOTH, query_data=["glyphs", "patches"]),
+    "02_readings": grid(attack=["label", "posterior", "embedding"], victim=["simclr", "supervised"]),
     "03_victims": grid(attack=[*BOTH, "random", "victim"], victim_seed=[0, 1, 2]),
     "03_views": grid(
         attack=[f"{loss}, {views}" for loss in (*BOTH, "info-nce") for views in claims.VIEWS]),
