@@ -133,6 +133,22 @@ class Pretraining:
 
 
 @dataclass(frozen=True)
+class AloneTraining:
+    """The training of an `Alone`, which can run beside the victim's: only scores need a victim."""
+
+    name: str
+    queries: int
+    seed: int
+    steps: int
+    lab: Pairs = ()
+
+    def run(self, lab: Lab) -> list[Row]:
+        """Train, or find that it was done; there is no row."""
+        lab.alone(ALONE[self.name], self.queries, self.seed, self.steps)
+        return []
+
+
+@dataclass(frozen=True)
 class Trial:
     """One attack at one learning rate, judged by its own loss on queries that it was not trained on."""
 
@@ -177,7 +193,7 @@ def _results(lab: Lab, jobs: Sequence[Work]) -> Iterator[tuple[list[Row], list[s
     if workers < 2 or lab.device.type != "cpu":
         yield from (_run(lab, job) for job in jobs)
         return
-    needing = [job for job in jobs if not isinstance(job, Pretraining)]
+    needing = [job for job in jobs if not isinstance(job, Pretraining | AloneTraining)]
     for changes in {repr(job.lab): job.lab for job in needing}.values():
         _ = lab.but(**dict(changes)).victim  # made here, once, not by every worker
     settings = json.dumps(lab.changes)  # settings are what YAML holds; some cannot be hashed
@@ -209,11 +225,19 @@ def _run_in_worker(profile: str, changes: str, job: Work) -> tuple[list[Row], li
 # --------------------------------------------------------------------------------- sweeps
 
 
-def train(lab: Lab, methods: Names, data: Names = ()) -> None:
-    """Train victims side by side on a CPU: by these methods, on other `data`, and the supervised one."""
+def train(
+    lab: Lab, methods: Names, data: Names = (), alone: tuple[int, Numbers, Numbers] | None = None
+) -> None:
+    """Train victims side by side on a CPU: by these methods, on other `data`, and the supervised one.
+
+    `alone` (queries, seeds, steps) are trainings of `without_victim` that later cells read back.
+    """
     jobs = [Pretraining("victim", method) for method in methods]
     others = [Pretraining("victim", lab=tuple(_on(lab, name).items())) for name in data]
-    run(lab, [*jobs, *(job for job in others if job.lab), Pretraining("supervised")])
+    victims = [*jobs, *(job for job in others if job.lab), Pretraining("supervised")]
+    queries, seeds, steps = alone or (0, (), ())
+    points = product(ALONE, seeds, steps)
+    run(lab, [*victims, *(AloneTraining(name, queries, seed, n) for name, seed, n in points)])
 
 
 def _on(lab: Lab, data: str) -> dict[str, Any]:

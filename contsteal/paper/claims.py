@@ -434,11 +434,11 @@ CLAIMS = [
           "An attack with shuffled answers, or with next to no learning, ends below supervision with the "
           "labelled images, without the victim.",
           lambda t: {a: attacks(t, "labelled images", a) for a in (SHUFFLED, BROKEN[0])}, budgets=[],
-          says={"demo": HOLDS, "study": HOLDS}),
+          says={"study": HOLDS}),
     Claim("flat-loss", "03_control", f"{OURS}, notebook 03, the controls",
           "Cont-Steal with a temperature of 100 ends below supervision with the labelled images, without "
           "the victim.", versus("labelled images", BROKEN[1]), budgets=[],
-          says={"demo": FAILS, "study": FAILS}),
+          says={"study": FAILS}),
 
     # queries
     Claim("fifth-mse", "04_budget", f"{ICML}, abstract",

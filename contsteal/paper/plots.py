@@ -352,15 +352,11 @@ def budget_curves(table: pd.DataFrame, title: str) -> Figure:
     """Draw accuracy and agreement against distinct inputs and against answers, which cost money."""
     import seaborn as sns
 
-    attacks, costs = _attacks(table), {"unique_inputs": "distinct inputs", "calls": "answers"}
-    # What needs no victim sends nothing; it stands where the attacks with the same images do.
-    attacks = attacks.assign(unique_inputs=attacks["unique_inputs"].fillna(attacks["images"]))
+    costs = {"unique_inputs": "distinct inputs", "calls": "answers"}
+    attacks = _attacks(table).dropna(subset=["unique_inputs"])
     means = attacks.groupby(["attack", "images"])[[*costs]].transform("mean")
     rows = attacks.assign(**means, name=attacks["attack"].map(name))
-    anew = {
-        n: (2, 1) if n.endswith("anew") else (1, 1) if n in sweeps.ALONE else ""
-        for n in rows["name"].unique()
-    }
+    anew = {n: (2, 1) if n.endswith("anew") else "" for n in rows["name"].unique()}
     fig, axes = canvas(2, 2, 4.6, title, sharex="col", sharey="row")
     for line, metric in zip(axes, ("accuracy", "agreement"), strict=True):
         for ax, (cost, label) in zip(line, costs.items(), strict=True):
@@ -368,10 +364,13 @@ def budget_curves(table: pd.DataFrame, title: str) -> Figure:
                     "palette": palette(attacks["attack"])}  # fmt: skip
             sns.scatterplot(**same, s=10, alpha=0.5, linewidth=0, legend=False)
             sns.lineplot(**same, style="name", dashes=anew, errorbar=None)
-            frame(ax, table, metric, vertical=False)
+            frame(ax, table, metric, vertical=False, alone=True)
             ax.set(xscale="log", xlabel=f"{label} (log scale)", ylabel=f"{metric} on the main task")
             ax.margins(y=0.12)
             in_percent(ax.yaxis)
+    for ax in axes[:, 0]:
+        ax.set_xticks(budgets := sorted(attacks["images"].unique()), [f"{n:g}" for n in budgets])
+        ax.minorticks_off()
     price = float((attacks["usd"] / attacks["calls"]).mean())
     top = axes[0][1].secondary_xaxis("top", functions=(lambda x: np.multiply(x, price),
                                                        lambda x: np.divide(x, price)))  # fmt: skip

@@ -505,7 +505,9 @@ def adaptive(table: pd.DataFrame) -> Summary:
 
 def coverage(table: pd.DataFrame) -> Summary:
     """Say what share of the embedding space each user has covered after the most queries."""
-    most, last = table["queries"].max(), table.groupby("user", sort=False).last()
+    most = table["queries"].max()
+    ends = table[table["queries"] == table.groupby("user")["queries"].transform("max")]
+    last = ends.groupby("user", sort=False)[["queries", "coverage", "noise"]].mean()
     shares = last.loc[last["queries"] == most, "coverage"]
     each = "; ".join(f"{user} {100 * share:.0f} %" for user, share in shares.items())
     covered = (100 * last["coverage"]).round(1)

@@ -348,6 +348,17 @@ def test_encoders_are_trained_side_by_side_and_read_back_the_same(lab: Lab) -> N
     assert len(list(kept.iterdir())) == count, "nothing was trained again"
 
 
+def test_what_needs_no_victim_is_trained_beside_the_victim(lab: Lab) -> None:
+    fresh = lab.but(train_images=224, workers=2)
+    kept = artifacts.runs_dir() / "artifacts"
+    before = {kind: len(list(kept.glob(f"{kind}-*"))) for kind in ("victim", "alone")}
+    sweeps.train(fresh, [], (), alone=(32, [3, 4], [2, 3]))
+    assert len(list(kept.glob("alone-*"))) == before["alone"] + 2 * 2 * 2
+    assert len(list(kept.glob("victim-*"))) == before["victim"], "no victim was needed"
+    sweeps.without_victim(fresh, [32], [3, 4], ["shapes"], [2, 3])
+    assert len(list(kept.glob("alone-*"))) == before["alone"] + 2 * 2 * 2, "and they are read back"
+
+
 def test_a_grid_over_methods_steals_other_victims(lab: Lab) -> None:
     axes = {"images": [16], "method": ["simclr", "byol"]}
     table = sweeps.grid(lab, ["embedding"], axes, [0], ["shapes"]).set_index("method")

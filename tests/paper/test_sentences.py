@@ -307,6 +307,10 @@ def test_coverage_is_compared_after_equal_queries_alone() -> None:
     rows = [("a", 8, 0.1), ("a", 16, 0.2), ("b", 8, 0.9), ("c", 16, 0.3)]
     table = pd.DataFrame(rows, columns=["user", "queries", "coverage"]).assign(noise=0.0)
     assert sentences.coverage(table).title == "Covered after 16 queries: a 20 %; c 30 %"
+    seeds = [table.assign(seed=s, coverage=table["coverage"] + 0.1 * s) for s in (0, 1)]
+    found = sentences.coverage(pd.concat(seeds))
+    assert found.title == "Covered after 16 queries: a 25 %; c 35 %", "means over seeds"
+    assert found.numbers["queries"].to_dict() == {"a": 16, "b": 8, "c": 16}
 
 
 def stake() -> pd.DataFrame:
