@@ -25,7 +25,7 @@ from contsteal.victim import AnswerCache, AnswerStore, BlackBox, Defense
 
 CARRIERS = 3  # seed of the images that carry a mark; the victim's are 0
 PROVIDER = "provider"  # whose classifier is fitted on labelled images of its own
-LABELLED, POOL = 5, 4096  # seed, and at least how many, of the images that probes draw theirs from
+LABELLED, POOL = 5, 4096  # seed, and least number, of the images that probes draw theirs from
 MARK, KEY = "mark.safetensors", "key.safetensors"
 
 
@@ -90,15 +90,16 @@ class Lab:
         n = self.settings["probe_images" if split == "train" else "test_images"]
         return self._load(task, split, n, 0)
 
+    @cache  # noqa: B019 a lab lives as long as its notebook
     def labelled(self, task: str, seed: int = 0) -> list[ImageSet]:
         """Return what a thief or a customer has labels of: `probe_draws` sets of `probe_images` each.
 
         They are drawn by `seed`: an accuracy is the mean over probes fitted on each of them, so that it
-        does not hang on one draw. Of an endless set nobody trained on these images. Where the training
-        split of a stored set has no more, the one set is all of it.
+        does not hang on one draw. Of an endless set they are drawn from four times as many, on which
+        nobody trained. Where the training split of a stored set has no more, the one set is all of it.
         """
         n, endless = self.settings["probe_images"], task in data.ENDLESS
-        wanted = (max(n, POOL), LABELLED) if endless else (0, 0)
+        wanted = (max(4 * n, POOL), LABELLED) if endless else (0, 0)
         pool = self._load(task, "train", *wanted)
         if not 0 < n < len(pool):
             return [pool]
@@ -145,7 +146,11 @@ class Lab:
         size = pixels(images).shape[-1]
         return [images.name, images.split, len(images), size, _content(images), labels]
 
-    @cache  # noqa: B019 a lab lives as long as its notebook
+    @cache  # noqa: B019 as above
+    def _labelled_keys(self, task: str, seed: int) -> list[list[object]]:
+        return [self.data_key(images) for images in self.labelled(task, seed)]
+
+    @cache  # noqa: B019 as above
     def _test_key(self, task: str) -> list[object]:
         return self.data_key(self.images(task, "test"))
 
@@ -287,19 +292,17 @@ class Lab:
         "simclr" learns from the query images alone, as the victim did; "supervised" from the first of
         the `labelled` sets of the main task.
         """
-        part = "supervised" if method == "supervised" else "victim"
+        supervised = method == "supervised"  # from scratch, where the profile's own is a ready one
         like = self.settings["surrogate"]
         config = replace(
-            profiles.config(self.settings, part, None if part == "supervised" else method),
+            profiles.config(self.settings, "supervised" if supervised else "victim", method),
             encoder=like["encoder"], width=like.get("width", 1.0), steps=steps, held_out=0,
             batch=like.get("batch", attacks.Config.batch), seed=seed,
         )  # fmt: skip
-        supervised = method == "supervised"
-        images = (
-            self.labelled(self.settings["data"], seed)[0]
-            if supervised
-            else self._queries(queries, seed)
-        )
+        if supervised:
+            images = self.labelled(self.settings["data"], seed)[0]
+        else:
+            images = self._queries(queries, seed)
         return self.fit("alone", config, images, report=self.messages.append)
 
     # --------------------------------------------------------------------- evaluation
@@ -313,10 +316,10 @@ class Lab:
         knn are means over the sets of `labelled(task, seed)`, or the first `draws` of them; linear CKA
         and cosine compare the features of the test images.
         """
-        sha, sets = encoders.identity(net), self.labelled(task, seed)[:draws]
         identity = {
-            "encoder": sha, "victim": self.victim.sha256, "task": task, "on": self.machine,
-            "labelled": [self.data_key(images) for images in sets], "test": self._test_key(task),
+            "encoder": encoders.identity(net), "victim": self.victim.sha256, "task": task,
+            "labelled": self._labelled_keys(task, seed)[:draws], "test": self._test_key(task),
+            "on": self.machine,
         }  # fmt: skip
         code = ["contsteal.evaluate", "contsteal.loop", "contsteal.encoders"]
 
@@ -334,7 +337,9 @@ class Lab:
         test, each = self.images(task, "test"), []
         y, victim_y = (self._embed(n, task, "test", test) for n in (net, self.victim.encoder))
         for k, images in enumerate(self.labelled(task, seed)[:draws]):
-            place = f"{seed} {k}"
+            place = str(
+                self._labelled_keys(task, seed)[k][4]
+            )  # its pixels, as seeds may share them
             x, labels = self._embed(net, task, place, images), (_labels(images), _labels(test))
             probe = evaluate.linear_probe(x, labels[0], y, labels[1])
             theirs = self._probe(task, place, images)
@@ -346,13 +351,19 @@ class Lab:
         return means | {"cka": evaluate.linear_cka(y, victim_y), "cosine": cosine}
 
     def own_head(self, stolen: Trained, task: str) -> dict[str, float]:
-        """Return how a classifier's thief does with its own head on the task that the victim serves."""
+        """Return how a classifier's thief does with its own head on the task that the victim serves.
+
+        `own_head` is its accuracy, `own_agreement` how often it predicts what the provider's classifier
+        does. Nothing for other thieves and tasks.
+        """
         head = stolen.projector
         if task != self.settings["data"] or head is None or len(head) > 1:  # a projector, or none
             return {}
         test = self.images(task, "test")
-        hits = head(self._embed(stolen.encoder, task, "test", test)).argmax(1) == _labels(test)
-        return {"own_head": hits.float().mean().item()}
+        predicted = head(self._embed(stolen.encoder, task, "test", test)).argmax(1)
+        served = self._probe(task, PROVIDER, self.images(task)).predictions
+        shares = {"own_head": predicted == _labels(test), "own_agreement": predicted == served}
+        return {name: hits.float().mean().item() for name, hits in shares.items()}
 
     def _probe(self, task: str, place: str, images: ImageSet) -> evaluate.Probe:
         """Return the victim's own probe on a task, fitted on these labelled images."""

@@ -262,7 +262,8 @@ def sweep(
     `steps` are lengths of training, the profile's where none is given; `changes` are fields of
     `steal.Config`. Each row has what it cost (`unique_inputs`, `calls`, `usd` at the profile's price,
     and in this run the victim's `forwards` and `seconds`) and what the surrogate is worth (`accuracy`,
-    `agreement`, `knn`, `cka`, `cosine`, and `own_head`, a classifier's thief's accuracy by its own head).
+    `agreement`, `knn`, `cka`, `cosine`, and of a classifier's thief `own_head`, the accuracy of its own
+    head, and `own_agreement` with the provider's classifier).
     """
     chain, scored = tuple(defenses), tuple(tasks)
     jobs = [
@@ -447,10 +448,11 @@ def classifiers(
     tasks: Names,
     steps: Numbers,
 ) -> pd.DataFrame:
-    """Run attacks on further victims of the profile, each with a classifier; rows name it as `victim`.
+    """Run attacks on several encoders of the profile and their classifiers; rows name the `victim`.
 
-    `victims` names attacks by the setting that trains the victim: "victim", or "supervised". `share` is
-    what a row has of its own victim's accuracy on the main task with the same labelled images.
+    `victims` names attacks by the setting that trains the encoder: "victim", or "supervised". The
+    classifier of each is the provider's probe on its features. `share` is what a row has of its own
+    victim's accuracy on that task with the same labelled images.
     """
     if unknown := sorted(victims.keys() - {"victim", "supervised"}):
         raise ValueError(f"unknown victim {unknown[0]!r}: choose victim or supervised")

@@ -69,12 +69,15 @@ def readings(table: pd.DataFrame) -> pd.DataFrame:
     """
     first, main = table["victim"].iloc[0], table["task"].iloc[0]
     ours, rows = table[table["victim"] == first], []
-    compared = [("agreement with the victim", ours, main, "agreement", "agreement")]
-    for task in table["task"].unique():
-        compared.append((f"new probe on {task}", ours, task, "accuracy", "accuracy"))
-    compared.insert(2, ("own classifier of the rival", ours, main, "accuracy", "own_head"))
+    compared = [(f"new probe on {task}", ours, task, "accuracy", "accuracy")
+                for task in table["task"].unique()]  # fmt: skip
+    compared += [("agreement with the victim's probe", ours, main, "agreement", "agreement")]
+    if "own_head" in table:
+        own = ("accuracy", "own_head"), ("agreement", "own_agreement")
+        names = "own classifier of the rival", "its agreement with the provider's"
+        compared += [(n, ours, main, *metrics) for n, metrics in zip(names, own, strict=True)]
     for victim in table["victim"].unique()[1:]:
-        label = f"share of the victim's accuracy, {victim} classifier"
+        label = f"share of the victim's accuracy, {victim} encoder"
         compared.append((label, table[table["victim"] == victim], main, "share", "share"))
     for reading, theirs, task, metric, their_metric in compared:
         mine = ours[(ours["attack"] == "embedding") & (ours["task"] == task)]

@@ -125,7 +125,7 @@ def at(budget: Callable[[DataFrame], DataFrame], a: str, b: str) -> Pick:
     """Return a function that picks two attacks on the main task at the largest or smallest budget."""
     return lambda t: {
         f"{images} images": attacks(rows, a, b)
-        for images, rows in split(budget(main_task(t)), "images").items()
+        for images, rows in split(budget(main_task(t).dropna(subset=["calls"])), "images").items()
     }
 
 
@@ -150,6 +150,11 @@ def split(t: DataFrame, *columns: str) -> dict[str, DataFrame]:
 def own_head(rows: DataFrame) -> DataFrame:
     """Return a classifier's thieves with the accuracy of the head that they were trained with."""
     return rows.assign(accuracy=rows["own_head"])
+
+
+def served(rows: DataFrame) -> DataFrame:
+    """Return a classifier's thieves with how often their own head predicts what the provider's does."""
+    return rows.assign(agreement=rows["own_agreement"])
 
 
 def supervised(t: DataFrame, attack: str) -> DataFrame:
@@ -297,20 +302,26 @@ CLAIMS = [
           versus("embedding", "posterior"),
           says={"study": FAILS}),
     Claim("embedding-label-agreement", "02_conventional", f"{SHA}, abstract",
-          "An embedding thief agrees with the victim more often than a label thief.",
+          "An embedding thief agrees with the victim more often than a label thief, each by a new "
+          "probe.",
           versus("embedding", "label"), metric="agreement"),
+    Claim("embedding-label-served", "02_readings", f"{SHA}, abstract",
+          "An embedding thief's probe agrees with the victim's more often than a label thief's own "
+          "classifier agrees with the provider's.",
+          lambda t: (where(main_task(t), attack="embedding"),
+                     served(where(main_task(t), attack="label"))), metric="agreement"),
     Claim("embedding-label-elsewhere", "02_conventional", f"{ICML}, Table 4",
           "On tasks that its classifier was not made for, an embedding thief is ahead of a label "
           "thief.",
           lambda t: {task: attacks(rows, "embedding", "label")
                      for task, rows in split(t.drop(main_task(t).index), "task").items()}),
     Claim("embedding-label-supervised", "02_readings", f"{SHA}, abstract",
-          "An embedding thief gets a larger share of its victim's accuracy than a label thief of a "
-          "classifier that was trained with supervision.",
+          "An embedding thief gets a larger share of its victim's accuracy than a label thief who "
+          "attacks a classifier on an encoder that was trained with supervision.",
           lambda t: (where(main_task(t), attack="embedding"), supervised(t, "label")), metric="share"),
     Claim("embedding-posterior-supervised", "02_readings", f"{SHA}, abstract",
-          "An embedding thief gets a larger share of its victim's accuracy than a posterior thief of a "
-          "classifier that was trained with supervision.",
+          "An embedding thief gets a larger share of its victim's accuracy than a posterior thief who "
+          "attacks a classifier on an encoder that was trained with supervision.",
           lambda t: (where(main_task(t), attack="embedding"), supervised(t, "posterior")),
           metric="share"),
     Claim("embedding-label-cka", "03_attacks", f"{OURS}, notebook 02",
@@ -579,7 +590,7 @@ PREDICTIONS = [
         "broken-attacks", "flat-loss",
     )),
     ("2026-11-28", FAILS, ("negatives-self",)),
-    ("2026-11-29", HOLDS, ("embedding-label-supervised",)),
+    ("2026-11-29", HOLDS, ("embedding-label-supervised", "embedding-label-served")),
     ("2026-11-29", FAILS, ("embedding-posterior-supervised", "published-optimizer")),
 ]  # fmt: skip
 
@@ -631,9 +642,9 @@ def decide(samples: Mapping[str, Series], criterion: Criterion, conclusive: bool
 
     It does not hold where the interval of one comparison, at the level 1 - 0.05/k for k comparisons
     (Bonferroni: one may stray by chance), lies outside the bounds, or below the lower one and its margin;
-    else it holds where the 95 % t-intervals of all lie between the bounds. Anything else, a failure that
-    is not `conclusive`, or too few seeds is not enough evidence. The finding shows the comparison with
-    the least room between its mean and the bounds.
+    else it holds where the 95 % t-intervals of all lie between the bounds, and no mean is within the
+    margin. Anything else, a failure that is not `conclusive`, or too few seeds is not enough evidence.
+    The finding shows the comparison with the least room between its mean and the bounds.
     """
     low, high = criterion.low, criterion.high
     findings = []
@@ -652,7 +663,8 @@ def decide(samples: Mapping[str, Series], criterion: Criterion, conclusive: bool
             p = len(samples) * p_value(values, high if lower > high else low + criterion.margin)
             why = "a lead below one point is none" if upper >= low and lower <= high else ""
             return replace(finding, verdict=FAILS, p=p, why=why)
-    if all(low < f.low and f.high < high for f in findings):
+    least = low + criterion.margin
+    if all(low < f.low and f.high < high and f.mean >= least for f in findings):
         p = max(p_value(values, bound) for values in samples.values() for bound in (low, high))
         return replace(worst, verdict=HOLDS, p=p)
     return worst

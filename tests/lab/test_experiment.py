@@ -198,7 +198,13 @@ def test_a_classifier_s_thief_is_worth_what_its_own_head_gets_right(lab: Lab, at
     logits = features @ weights["0.weight"].T + weights["0.bias"]
     hits = [max(range(len(row)), key=row.__getitem__) == label
             for row, label in zip(logits.tolist(), held_out.labels.tolist(), strict=True)]  # fmt: skip
-    assert lab.own_head(stolen, "shapes") == {"own_head": pytest.approx(sum(hits) / 160)}
+    api, found = lab.api(), lab.own_head(stolen, "shapes")
+    served = api.classify(held_out.images, answer="label")
+    features = encoders.embed(stolen.encoder, held_out.images)
+    agreed = (stolen.projector(features).argmax(1) == served).float().mean()
+    assert found["own_head"] == pytest.approx(sum(hits) / 160)
+    assert found["own_agreement"] == pytest.approx(agreed.item(), abs=0.02)  # bf16 beside float32
+    assert found["own_agreement"] != found["own_head"]
     assert sum(hits) / 160 > 0.1, "better than chance"
     assert lab.own_head(stolen, "shapes:texture") == {}, "the victim serves another task"
 
@@ -225,6 +231,9 @@ def test_what_is_learnt_without_the_victim_is_what_the_images_alone_give(
     )  # fmt: skip
     images = lab.labelled("shapes", 1)[0] if method == "supervised" else lab._queries(48, seed=1)
     assert trained.sha256 == encoders.identity(pretrain.train(config, images))
+    ready = {"method": "ready", "encoder": "conv4", "weights": "timm"}
+    supervised = other.but(supervised=ready).alone("supervised", 48, seed=1, steps=3)
+    assert len(supervised.history) == 1, "a ready encoder is not what a thief trains"
     assert other.alone(method, 48, seed=1, steps=3).sha256 == trained.sha256
     assert other.alone(method, 48, seed=2, steps=3).sha256 != trained.sha256
     assert len(trained.history) == (2 if method == "simclr" else 1)
@@ -268,6 +277,9 @@ def test_a_stored_set_gives_its_own_labelled_images_and_all_where_no_more_are_th
     assert contents(first.images) < train > contents(second.images) != contents(first.images)
     (all_of_it,) = every.labelled("digits", 3)
     assert contents(all_of_it.images) == train
+    many = lab.but(probe_images=experiment.POOL, probe_draws=2)
+    drawn = [contents(s.images) for seed in (0, 1) for s in many.labelled("glyphs", seed)]
+    assert all(a != b for a, b in combinations(drawn, 2)), "an endless set has more to draw from"
 
 
 def test_a_score_is_the_mean_over_probes_on_each_set_of_labelled_images(lab: Lab) -> None:

@@ -217,13 +217,23 @@ def test_the_budget_that_reaches_a_goal_lies_on_the_line_between_two_budgets() -
 
 
 def test_readings_compare_an_embedding_thief_with_each_classifier_s_thief() -> None:
-    columns = ["victim", "attack", "task", "accuracy", "own_head", "agreement", "share", "seed"]
+    columns = [
+        "victim",
+        "attack",
+        "task",
+        "accuracy",
+        "own_head",
+        "agreement",
+        "share",
+        "own_agreement",
+        "seed",
+    ]
     rows = [
-        ("simclr", "label", "a", 0.50, 0.55, 0.60, 0.70),
-        ("simclr", "label", "b", 0.40, np.nan, 0.50, 0.60),
-        ("simclr", "embedding", "a", 0.60, np.nan, 0.80, 0.90),
-        ("simclr", "embedding", "b", 0.70, np.nan, 0.60, 0.80),
-        ("supervised", "label", "a", 0.90, 0.99, 0.95, 0.95),
+        ("simclr", "label", "a", 0.50, 0.55, 0.60, 0.70, 0.65),
+        ("simclr", "label", "b", 0.40, np.nan, 0.50, 0.60, np.nan),
+        ("simclr", "embedding", "a", 0.60, np.nan, 0.80, 0.90, np.nan),
+        ("simclr", "embedding", "b", 0.70, np.nan, 0.60, 0.80, np.nan),
+        ("supervised", "label", "a", 0.90, 0.99, 0.95, 0.95, 0.97),
     ]
     both = pd.DataFrame([(*row, seed) for seed in (0, 1) for row in rows], columns=columns)
     both["accuracy"] += 0.01 * both["seed"]
@@ -231,9 +241,12 @@ def test_readings_compare_an_embedding_thief_with_each_classifier_s_thief() -> N
     table = tables.readings(both)
     gains = table.groupby("reading", sort=False)["gain"].mean()
     assert gains.to_dict() == pytest.approx({
-        "agreement with the victim": 0.2, "new probe on a": 0.1, "own classifier of the rival": 0.05,
-        "new probe on b": 0.3, "share of the victim's accuracy, supervised classifier": -0.05,
+        "new probe on a": 0.1, "new probe on b": 0.3, "agreement with the victim's probe": 0.2,
+        "own classifier of the rival": 0.05, "its agreement with the provider's": 0.15,
+        "share of the victim's accuracy, supervised encoder": -0.05,
     })  # fmt: skip
     assert set(table["attack"]) == {"label"}, "no posterior thief was run"
     assert table.groupby("reading").size().eq(2).all()
     assert tables.readings(both[both["attack"] == "embedding"]).empty, "no rival"
+    elsewhere = tables.readings(both.drop(columns=["own_head", "own_agreement"]))
+    assert elsewhere["reading"].nunique() == 4, "the provider's classifier serves none of the tasks"
