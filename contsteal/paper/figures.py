@@ -198,8 +198,9 @@ def write_summary(profile: str) -> Path:
     folder, missing = artifacts.figures_dir() / profile, []
     parts = [
         f"# Results of the `{profile}` profile",
-        "Generated from the tables in this folder. Percentages; in brackets the 95 % t-interval over seeds "
-        "(queries, labelled images, weights and batches are drawn anew per seed; the victim is one).",
+        "Generated from the tables in this folder. Percentages; in brackets the 95 % t-interval over "
+        "seeds (queries, labelled images, weights and batches are drawn anew per seed; there is one "
+        "victim).",
         timings_table(folder),
     ]
     for stem in FIGURES:

@@ -15,7 +15,7 @@ from contsteal.lab import artifacts
 from contsteal.paper import figures, plots
 
 STORED = artifacts.ROOT / "figures" / "demo"
-FEW = ("01_worth", "03_pulls", "03_ablations")
+FEW = ("01_worth", "03_pulls", "03_victims")
 # What a figure shows, where it is not the accuracy; maps show shares of neighbours.
 SHOWN = {
     "00_samples": "pixels", "01_views": "pixels", "01_training": "loss", "03_pulls": "pull",
@@ -141,7 +141,7 @@ def test_what_no_two_runs_share_is_noted_beside_the_tables(home: Path) -> None:
 def test_figures_are_redrawn_to_equal_bytes_and_tables_are_not_touched(desk: Path, capsys) -> None:
     before = content(desk)
     assert figures.main(["--profile", "demo"]) == 0
-    assert "changed: 01_worth, 03_pulls, 03_ablations" in capsys.readouterr().out
+    assert "changed: 01_worth, 03_pulls, 03_victims" in capsys.readouterr().out
     first = content(desk)
     made = {f"{stem}.{kind}" for stem in (*FEW, "contact_sheet") for kind in ("pdf", "png")}
     assert first.keys() == before.keys() | made
