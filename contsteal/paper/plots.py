@@ -32,7 +32,8 @@ COLOURS = {
     "cont-steal, anew": "#CC79A7", "random": "#BBBBBB", "supervised": "#333333",
     "SimCLR on the queries": "#777777", "labelled images": "#AAAAAA", "cosine": "#56B4E9",
     "embedding, own views": "#332288", "info-nce, own views": "#009E73",
-    "info-nce, own views, shuffled": "#CC79A7",
+    "info-nce, own views, shuffled": "#CC79A7", "cont-steal-code, RandAugment": "#882255",
+    "cont-steal-code, published optimizer": "#DDCC77", "embedding, published optimizer": "#88CCEE",
     "simclr": "#D55E00", "moco": "#0072B2", "byol": "#009E73", "simsiam": "#CC79A7",
 }  # fmt: skip
 
