@@ -371,6 +371,7 @@ def budget_curves(table: pd.DataFrame, title: str) -> Figure:
             in_percent(ax.yaxis)
     for ax in axes[:, 0]:
         ax.set_xticks(budgets := sorted(attacks["images"].unique()), [f"{n:g}" for n in budgets])
+        ax.tick_params(axis="x", labelrotation=45)
         ax.minorticks_off()
     price = float((attacks["usd"] / attacks["calls"]).mean())
     top = axes[0][1].secondary_xaxis("top", functions=(lambda x: np.multiply(x, price),
