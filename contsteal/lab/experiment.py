@@ -337,9 +337,8 @@ class Lab:
         test, each = self.images(task, "test"), []
         y, victim_y = (self._embed(n, task, "test", test) for n in (net, self.victim.encoder))
         for k, images in enumerate(self.labelled(task, seed)[:draws]):
-            place = str(
-                self._labelled_keys(task, seed)[k][4]
-            )  # its pixels, as seeds may share them
+            # Named by its pixels, as seeds may share them.
+            place = str(self._labelled_keys(task, seed)[k][4])
             x, labels = self._embed(net, task, place, images), (_labels(images), _labels(test))
             probe = evaluate.linear_probe(x, labels[0], y, labels[1])
             theirs = self._probe(task, place, images)

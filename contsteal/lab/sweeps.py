@@ -75,7 +75,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Alone:
-    """What a thief gets without the victim: by a name of ALONE, from its queries or labelled images."""
+    """What a thief gets without the victim: by a name of ALONE, from its queries or labelled images.
+
+    Without tasks it is trained and not scored, which needs no victim at all.
+    """
 
     name: str
     queries: int
@@ -133,22 +136,6 @@ class Pretraining:
 
 
 @dataclass(frozen=True)
-class AloneTraining:
-    """The training of an `Alone`, which can run beside the victim's: only scores need a victim."""
-
-    name: str
-    queries: int
-    seed: int
-    steps: int
-    lab: Pairs = ()
-
-    def run(self, lab: Lab) -> list[Row]:
-        """Train, or find that it was done; there is no row."""
-        lab.alone(ALONE[self.name], self.queries, self.seed, self.steps)
-        return []
-
-
-@dataclass(frozen=True)
 class Trial:
     """One attack at one learning rate, judged by its own loss on queries that it was not trained on."""
 
@@ -193,7 +180,11 @@ def _results(lab: Lab, jobs: Sequence[Work]) -> Iterator[tuple[list[Row], list[s
     if workers < 2 or lab.device.type != "cpu":
         yield from (_run(lab, job) for job in jobs)
         return
-    needing = [job for job in jobs if not isinstance(job, Pretraining | AloneTraining)]
+    needing = [
+        job
+        for job in jobs
+        if not (isinstance(job, Pretraining) or (isinstance(job, Alone) and not job.tasks))
+    ]
     for changes in {repr(job.lab): job.lab for job in needing}.values():
         _ = lab.but(**dict(changes)).victim  # made here, once, not by every worker
     settings = json.dumps(lab.changes)  # settings are what YAML holds; some cannot be hashed
@@ -237,7 +228,7 @@ def train(
     victims = [*jobs, *(job for job in others if job.lab), Pretraining("supervised")]
     queries, seeds, steps = alone or (0, (), ())
     points = product(ALONE, seeds, steps)
-    run(lab, [*victims, *(AloneTraining(name, queries, seed, n) for name, seed, n in points)])
+    run(lab, [*victims, *(Alone(name, queries, seed, (), n) for name, seed, n in points)])
 
 
 def _on(lab: Lab, data: str) -> dict[str, Any]:

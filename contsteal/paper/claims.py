@@ -39,7 +39,8 @@ Premise = tuple[str, Callable[[DataFrame], Sides]]
 class Criterion:
     """The bounds of a mean: of the "difference" a - b, of the "ratio" a / b, or of the "value" a.
 
-    A mean that is surely below `low` + `margin` fails: a lead below the margin is none.
+    A difference smaller than `margin` does not count as a lead: where the whole interval lies below
+    `low` + `margin`, the claim fails.
     """
 
     of: str
@@ -659,7 +660,7 @@ def decide(samples: Mapping[str, Series], criterion: Criterion, conclusive: bool
         _, lower, upper = mean_interval(values, 1 - RISK / len(samples))
         if upper < low + criterion.margin or lower > high:
             p = len(samples) * p_value(values, high if lower > high else low + criterion.margin)
-            why = "a lead below one point is none" if upper >= low and lower <= high else ""
+            why = "less than one point ahead" if upper >= low and lower <= high else ""
             return replace(finding, verdict=FAILS, p=p, why=why)
     least = low + criterion.margin
     if all(low < f.low and f.high < high and f.mean >= least for f in findings):

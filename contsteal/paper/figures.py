@@ -200,8 +200,8 @@ def write_summary(profile: str) -> Path:
     parts = [
         f"# Results of the `{profile}` profile",
         "Generated from the tables in this folder. Percentages; in brackets the 95 % t-interval over "
-        "seeds (queries, labelled images, weights and batches are drawn anew per seed; there is one "
-        "victim).",
+        "seeds (queries, labelled images, weights and batches are drawn anew per seed; one victim "
+        "of each method, except in `03_victims`).",
         timings_table(folder),
     ]
     for stem in FIGURES:
@@ -244,17 +244,19 @@ def readme(profile: str = "demo") -> str:
     folder = artifacts.figures_dir() / profile
     found = {stem: FIGURES[stem].summarise(read(folder, stem)[0]) for stem in IN_README}
     main_result = found.pop("03_attacks").numbers[["accuracy", "share of the way", "n"]]
-    titles = [f"- {result.text if stem == '03_steps' else result.title + '.'}"
-              for stem, result in found.items()]  # fmt: skip
-    if "03_steps" in stored(folder.with_name(LONGER)):
+    titles = {stem: f"- {result.title}." for stem, result in found.items()}
+    titles["03_steps"] = f"- {found['03_steps'].text}"
+    if "03_steps" in stored(
+        folder.with_name(LONGER)
+    ):  # what longer training changes stands beside it
         longer = FIGURES["03_steps"].summarise(read(folder.with_name(LONGER), "03_steps")[0])
-        titles.append(f"- With longer training, in `{LONGER}`: {longer.text}")
+        titles["03_steps"] += f"\n- With longer training, in `{LONGER}`: {longer.text}"
     main, stamp = read(folder, "03_attacks")
     images, steps = main["images"].max(), main["steps"].max()
     return "\n\n".join([
         f"Measured with the `{profile}` profile on {stamp['device']}, {stamp['date']}; {images:g} query "
         f"images and, where nothing else is said, {steps:g} steps of training per attack.",
-        "\n".join(titles),
+        "\n".join(titles.values()),
         main_result.rename(sentences.name).reset_index().to_markdown(index=False),
         "Percentages; in brackets 95 % t-intervals over seeds. The share of the way goes from the best "
         "encoder that needs no victim to the victim. A claim about attacks is decided only where two "

@@ -95,8 +95,8 @@ def test_verdicts_of_closed_cases(values: list, low: float, high: float, verdict
 @pytest.mark.parametrize(
     ("values", "verdict", "why"),
     [
-        ([-0.002, 0.001, 0.004], FAILS, "a lead below one point is none"),
-        ([0.003, 0.004, 0.005], FAILS, "a lead below one point is none"),  # sure, and tiny
+        ([-0.002, 0.001, 0.004], FAILS, "less than one point ahead"),
+        ([0.003, 0.004, 0.005], FAILS, "less than one point ahead"),  # sure, and tiny
         ([0.006, 0.009, 0.011], OPEN, ""),  # ahead, and perhaps by less than a point
         ([-0.02, 0.001, 0.02], OPEN, ""),
         ([0.0, 0.01, 0.02], OPEN, ""),
@@ -104,7 +104,7 @@ def test_verdicts_of_closed_cases(values: list, low: float, high: float, verdict
         ([-0.02, -0.019, -0.021], FAILS, ""),
     ],
 )
-def test_a_lead_that_is_surely_below_one_point_is_none(
+def test_less_than_one_point_ahead_does_not_hold(
     values: list[float], verdict: str, why: str
 ) -> None:
     finding = claims.decide({"": pd.Series(values)}, AHEAD)
@@ -301,8 +301,8 @@ def lengths(*gaps: float) -> pd.DataFrame:
         ((-0.1, 0.2), OPEN, "after 100 steps: does not hold"),
         ((0.1, -0.2), OPEN, "after 100 steps: holds"),
         ((0.0, 0.2), OPEN, "after 100 steps: does not hold"),
-        ((0.1, 0.0), OPEN, "a lead below one point is none; after 100 steps: holds"),
-        ((0.0, 0.0), FAILS, "a lead below one point is none"),
+        ((0.1, 0.0), OPEN, "less than one point ahead; after 100 steps: holds"),
+        ((0.0, 0.0), FAILS, "less than one point ahead"),
         ((-0.1, 0.1, 0.2), HOLDS, ""),  # the longest two decide
         ((0.2, -0.1, 0.2), OPEN, "after 200 steps: does not hold"),
     ],
@@ -608,7 +608,7 @@ def test_stored_verdicts_are_what_the_repository_says(stored: list[Judgement]) -
             assert j.says in ("", j.finding.verdict), j.claim.id
             bounds = j.claim.criterion
             inside = bounds.low < j.finding.low <= j.finding.high < bounds.high
-            small = "a lead below one point" in j.finding.why
+            small = "less than one point ahead" in j.finding.why
             assert (inside and not small) == (j.finding.verdict == HOLDS)
             assert j.finding.n >= claims.SEEDS
             assert j.finding.p <= claims.RISK

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from contsteal import files
-from contsteal.lab import artifacts
+from contsteal.lab import artifacts, sweeps
 from contsteal.paper import figures, plots
 
 STORED = artifacts.ROOT / "figures" / "demo"
@@ -187,3 +187,38 @@ def test_profiles_without_results_say_which_command_makes_them(desk: Path, capsy
     shutil.rmtree(desk)
     with pytest.raises(ValueError, match="`make paper` makes them; there are some of: no profile"):
         figures.profiles_with_results()
+
+
+@pytest.mark.parametrize("profile", ["demo", "study"])
+@pytest.mark.parametrize("stem", [
+    "02_conventional", "02_losses", "02_elsewhere", "03_attacks", "03_steps", "03_control", "03_views",
+    "03_boundary", "04_budget", "05_defenses", "05_adaptive",
+])  # fmt: skip
+def test_what_needs_no_victim_stands_in_every_stored_table_of_attacks(
+    stem: str, profile: str
+) -> None:
+    table = figures.FIGURES[stem].shown(figures.read(STORED.with_name(profile), stem)[0])
+    alone = table[table["attack"].isin(sweeps.ALONE)]
+    assert set(alone["attack"]) == {*sweeps.ALONE}
+    assert alone.groupby("attack")["seed"].nunique().eq(5).all()
+    attacks = table[~table["attack"].isin([*sweeps.ALONE, "random", "victim"])]
+    assert alone["steps"].max() == attacks["steps"].max(), "as many steps as the attacks"
+
+
+@pytest.mark.parametrize("stem", ["03_views", "04_budget", "05_defenses"])
+def test_the_best_without_a_victim_is_a_line_where_it_is_no_row(stem: str) -> None:
+    table = figures.FIGURES[stem].shown(table_of(stem))
+    means = table.groupby("attack")["accuracy"].mean()
+    best = max(means[name] for name in sweeps.ALONE)
+    fig = figures.draw(stem, table)
+    heights = [line.get_ydata()[0] for line in fig.axes[0].lines if line.get_linestyle() == "-."]
+    assert heights == pytest.approx([best])
+    assert any(text.get_text().startswith("no victim") for ax in fig.axes for text in ax.texts)
+    without = figures.draw(stem, table[~table["attack"].isin(sweeps.ALONE)])
+    assert not [line for line in without.axes[0].lines if line.get_linestyle() == "-."]
+
+
+def test_readings_without_a_rival_are_not_drawn() -> None:
+    table = table_of("02_readings")
+    with pytest.raises(plots.NothingToShow):
+        figures.draw("02_readings", table[table["attack"] == "embedding"])

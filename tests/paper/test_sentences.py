@@ -396,3 +396,21 @@ def test_accusations_and_false_positives_are_counted() -> None:
     none = sentences.false_positive_rates(owned()[lambda t: t["kind"] != "independent"])
     assert set(none["rate [95 % interval]"]) == {"-"}
     assert set(none["of"]) == {0}
+
+
+def test_readings_count_where_the_embedding_thief_leads_and_where_it_trails() -> None:
+    rows = [
+        {"victim": "simclr", "attack": attack, "task": "a", "seed": seed, "accuracy": value + 0.01 * seed,
+         "agreement": 0.5 + 0.1 * seed * (attack == "label")}
+        for attack, value in (("embedding", 0.6), ("label", 0.5), ("posterior", 0.7)) for seed in range(3)
+    ]  # fmt: skip
+    table = pd.DataFrame(rows).assign(share=1.0)
+    found = sentences.readings(table)
+    assert found.title == "The embedding thief is reliably ahead in 1 of 4 readings, behind in 1"
+    lead = found.numbers.loc["label stealing, new probe on a"]
+    assert lead.to_dict() == {
+        "embedding thief's lead": "+10.0 points (95 % CI 10.0 to 10.0)",
+        "n": 3,
+    }
+    alone = sentences.readings(table[table["attack"] == "embedding"])
+    assert alone.title.startswith("The embedding thief is reliably ahead in 0 of 0 readings")
