@@ -250,3 +250,12 @@ def test_readings_compare_an_embedding_thief_with_each_classifier_s_thief() -> N
     assert tables.readings(both[both["attack"] == "embedding"]).empty, "no rival"
     elsewhere = tables.readings(both.drop(columns=["own_head", "own_agreement"]))
     assert elsewhere["reading"].nunique() == 4, "the provider's classifier serves none of the tasks"
+
+
+def test_a_goal_is_a_share_of_what_the_victim_reaches_with_the_same_labelled_images() -> None:
+    rows = [("a", s, n, n, accuracy) for s in (0, 1) for n, accuracy in ((10, 0.4), (40, 0.8))]
+    rows += [("victim", 0, np.nan, np.nan, 0.8), ("victim", 1, np.nan, np.nan, 0.4)]
+    table = pd.DataFrame(rows, columns=["attack", "seed", "images", "unique_inputs", "accuracy"])
+    found = tables.reached(table, 1.0, trained_on=100).loc["a"]
+    assert found["distinct inputs"] == pytest.approx((40 + 10) / 2)
+    assert found["at the smallest budget"] == 1
