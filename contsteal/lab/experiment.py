@@ -399,7 +399,9 @@ class Lab:
 
 
 def _labels(images: ImageSet) -> Tensor:
-    return cast(Tensor, images.labels)  # a probe refuses None
+    if images.labels is None:
+        raise ValueError(f"{images.name} has no labels: it cannot be a downstream task")
+    return images.labels
 
 
 def _content(images: ImageSet) -> str:

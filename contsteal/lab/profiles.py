@@ -141,9 +141,9 @@ class Common(Strict):
     data: str = ""
     image_size: int = 0
     train_images: int = 0
-    probe_images: int = 0
+    probe_images: int = Field(0, ge=0)
     probe_draws: int = Field(1, ge=1)  # sets of so many images over which an accuracy is a mean
-    test_images: int = 0
+    test_images: int = Field(0, ge=0)
     query_data: str = ""
     query_images: int = 0
     victim: Victim = Victim()

@@ -298,7 +298,11 @@ def without_victim(
     """Return what a thief gets without any answer, at the same lengths of training; rows as `sweep`'s.
 
     SimCLR on each number of query images alone, and supervision with labelled images of the main task.
+    Raises ValueError for no length of training, and for what `lengths` refuses.
     """
+    if not steps:
+        raise ValueError("steps=[]: at least one length of training is needed")
+    lengths(steps)
     jobs = [
         Alone(name, count, seed, tuple(tasks), length)
         for name, count, seed, length in product(ALONE, queries, seeds, steps)
@@ -447,6 +451,8 @@ def classifiers(
     """
     if unknown := sorted(victims.keys() - {"victim", "supervised"}):
         raise ValueError(f"unknown victim {unknown[0]!r}: choose victim or supervised")
+    if not victims:
+        raise ValueError("victims={}: name victim or supervised, with its attacks")
     parts = []
     for name, attacks in victims.items():
         settings = lab.settings[name]

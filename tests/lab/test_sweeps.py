@@ -162,6 +162,15 @@ def test_what_needs_no_victim_has_rows_without_costs(lab: Lab) -> None:
     assert set(tables.longest(frame)["attack"]) == {*sweeps.ALONE, "embedding"}
 
 
+@pytest.mark.parametrize(("steps", "message"), [
+    ([], "at least one length of training is needed"), ([0], "different lengths of 1 or more"),
+    ([2, 2], "different lengths of 1 or more"),
+])  # fmt: skip
+def test_lengths_without_a_victim_are_checked(lab: Lab, steps: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sweeps.without_victim(lab, [16], [0], ["shapes"], steps)
+
+
 def test_what_is_at_stake_is_measured_with_a_victim_of_each_data_set(lab: Lab) -> None:
     table = sweeps.stake(lab, ["shapes", "glyphs"], 16, [0, 1], [2, 3])
     labs = {"shapes": lab, "glyphs": lab.but(data="glyphs", query_data="glyphs")}
@@ -216,6 +225,8 @@ def test_a_supervised_classifier_is_attacked_beside_the_victim_s(lab: Lab) -> No
     assert (share["victim"] == 1).all()
     with pytest.raises(ValueError, match="unknown victim 'ceiling': choose victim or supervised"):
         sweeps.classifiers(lab, {"ceiling": ["label"]}, 16, [0], ["shapes"], [2])
+    with pytest.raises(ValueError, match=r"victims=\{\}: name victim or supervised"):
+        sweeps.classifiers(lab, {}, 16, [0], ["shapes"], [2])
 
 
 def test_points_of_a_grid_beyond_the_pool_have_a_larger_one(lab: Lab) -> None:
