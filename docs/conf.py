@@ -23,6 +23,7 @@ from tabulate import tabulate
 from contsteal import defenses, steal
 from contsteal.lab import artifacts
 from contsteal.paper import claims
+from contsteal.paper.notebooks import number
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("data", "defenses", "ownership")
@@ -125,7 +126,7 @@ def stage_results(profile: str, folder: Path) -> None:
 
 def stage_notebook(profile: str, source: Path, path: Path) -> None:
     """Write a notebook, executed if it was; of its widgets, only those with a static image remain."""
-    command = f"`make paper PROFILE={profile} NB={source.stem[:2]}`"
+    command = f"`make paper PROFILE={profile} NB={number(source.stem)}`"
     executed = artifacts.runs_dir() / profile / source.name
     note = f"Not executed here, so without outputs: {command} runs this notebook."
     if executed.is_file():

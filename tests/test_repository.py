@@ -45,8 +45,9 @@ def links(text: str) -> list[str]:
 # ------------------------------------------------------------------------------- notebooks
 
 
-def test_there_are_seven_notebooks() -> None:
-    assert [s[:2] for s in STEMS] == ["00", "01", "02", "03", "04", "05", "06"]
+def test_notebooks_have_the_numbers_of_their_order() -> None:
+    numbers = ["00", "01", "02", "03", "04", "05a", "05b", "05c", "06"]
+    assert [notebooks.number(stem) for stem in STEMS] == numbers
 
 
 @pytest.mark.parametrize("stem", STEMS)

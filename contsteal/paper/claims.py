@@ -24,6 +24,7 @@ from contsteal import files
 from contsteal.evaluate import mean_interval
 from contsteal.lab import artifacts, profiles, sweeps, tables
 from contsteal.paper import sentences
+from contsteal.paper.notebooks import number
 
 HOLDS, FAILS, OPEN, ABSENT = "holds", "does not hold", "not enough evidence", "not measured"
 BUDGETS = ("images", "unique_inputs", "calls")
@@ -473,97 +474,97 @@ CLAIMS = [
           at(largest, "cont-steal, anew", "cont-steal"), budgets=["images"]),
 
     # defences
-    Claim("noise-thief", "05_defenses", f"{ICML}, Table 10",
+    Claim("noise-thief", "05a_defenses", f"{ICML}, Table 10",
           "Zero-mean noise takes at most 5 points from a thief.",
           lambda t: {name: (rows, undefended(t)) for name, rows in noisy(t).items()}, NOT_WORSE,
           premise=UNDEFENDED_STEALS),
-    Claim("noise-customer", "05_defenses", f"{B4B}, Table 6",
+    Claim("noise-customer", "05a_defenses", f"{B4B}, Table 6",
           "Zero-mean noise harms the legitimate user.",
           lambda t: {name: (undefended(t), rows) for name, rows in noisy(t).items()},
           metric="legitimate"),
-    Claim("offset-thief", "05_defenses", f"{ICML}, Table 10",
+    Claim("offset-thief", "05a_defenses", f"{ICML}, Table 10",
           "Noise with a constant offset harms a thief who trains with MSE.",
           lambda t: {name: (undefended(t), rows) for name, rows in noisy(t, offset=True).items()}),
-    Claim("rounding-thief", "05_defenses", "Liu et al. (StolenEncoder), CCS 2022, abstract",
+    Claim("rounding-thief", "05a_defenses", "Liu et al. (StolenEncoder), CCS 2022, abstract",
           "Rounding and top-k take at most 5 points from a thief.",
           lambda t: {name: (rows, undefended(t)) for name, rows in rounded(t).items()}, NOT_WORSE,
           premise=UNDEFENDED_STEALS),
-    Claim("rounding-customer", "05_defenses", "the ICML paper's authors, blog of February 2023",
+    Claim("rounding-customer", "05a_defenses", "the ICML paper's authors, blog of February 2023",
           "Rounding and top-k harm the legitimate user.",
           lambda t: {name: (undefended(t), rows) for name, rows in rounded(t).items()},
           metric="legitimate"),
-    Claim("b4b-customer", "05_defenses", f"{B4B}, Table 1",
+    Claim("b4b-customer", "05a_defenses", f"{B4B}, Table 1",
           "B4B takes at most 5 points from the legitimate user.",
           lambda t: {name: (rows, undefended(t)) for name, rows in defended(t, "B4B(").items()},
           NOT_WORSE, metric="legitimate"),
-    Claim("b4b-thief", "05_defenses", f"{B4B}, Table 1", "B4B harms the thief.",
+    Claim("b4b-thief", "05a_defenses", f"{B4B}, Table 1", "B4B harms the thief.",
           lambda t: {name: (undefended(t), rows) for name, rows in defended(t, "B4B(").items()}),
-    Claim("b4b-coverage", "05_coverage", f"{B4B}, Figure 3",
+    Claim("b4b-coverage", "05a_coverage", f"{B4B}, Figure 3",
           "With as many queries, a thief covers more of the embedding space than a customer.",
           lambda t: (where(largest(t, "queries"), user="thief"),
                      where(largest(t, "queries"), user="customer")), metric="coverage",
           budgets=["queries"]),
-    Claim("averaging", "05_adaptive", f"{OURS}, notebook 05",
+    Claim("averaging", "05a_adaptive", f"{OURS}, notebook 05a",
           "A thief who averages several answers to each image gets more through fresh noise, at "
           "several times the answers.",
           lambda t: {name: adapted(rows, "averages") for name, rows in noisy(t).items()},
           budgets=["images", "unique_inputs"]),
-    Claim("averaging-cka", "05_adaptive", f"{OURS}, notebook 05",
+    Claim("averaging-cka", "05a_adaptive", f"{OURS}, notebook 05a",
           "A thief who averages several answers to each noisy image gets nearer to the victim "
           "(linear CKA).",
           lambda t: {name: adapted(rows, "averages") for name, rows in noisy(t).items()},
           metric="cka", budgets=["images", "unique_inputs"]),
-    Claim("centring", "05_adaptive", f"{OURS}, notebook 05",
+    Claim("centring", "05a_adaptive", f"{OURS}, notebook 05a",
           "A thief who subtracts the mean answer gets more through noise with an offset.",
           lambda t: {name: adapted(rows, "centres") for name, rows in noisy(t, offset=True).items()}),
-    Claim("two-accounts", "05_adaptive", f"{B4B}, Table 1",
+    Claim("two-accounts", "05a_adaptive", f"{B4B}, Table 1",
           "Two accounts, mapped onto each other, get more through B4B than one, with as many images.",
           lambda t: {name: adapted(rows, "two accounts") for name, rows in defended(t, "B4B(").items()},
           budgets=["images"]),  # both accounts ask some images, to be mapped
 
     # the owner's proofs; an independent encoder has no budget
-    Claim("watermark-victim", "05_watermark",
+    Claim("watermark-victim", "05c_watermark",
           f"{ICML}, section 5.1, which gives no rate of the victim itself",
           "A marked victim reads its watermark more often than independent encoders do.",
           lambda t: {head: kinds(rows, "victim") for head, rows in split(t, "head").items()},
           metric="wsr"),
-    Claim("watermark-transfers", "05_watermark", f"{ICML}, section 5.1, Tables 5 and 17",
+    Claim("watermark-transfers", "05c_watermark", f"{ICML}, section 5.1, Tables 5 and 17",
           "The watermark passes to a thief, whose rate is above that of independent encoders.",
           lambda t: {head: (largest(where(rows, kind="stolen", suspect="embedding")),
                      where(rows, kind="independent")) for head, rows in split(t, "head").items()},
           metric="wsr", budgets=[]),
-    Claim("watermark-queries", "05_watermark", f"{ICML}, Table 17",
+    Claim("watermark-queries", "05c_watermark", f"{ICML}, Table 17",
           "More queries pass on more of the watermark, the largest budget more than the smallest.",
           lambda t: {thief: (largest(rows), smallest(rows)) for thief, rows
                      in split(where(first(t, "head"), kind="stolen"), "suspect").items()},
           metric="wsr", budgets=[]),
-    Claim("watermark-turned", "05_watermark", f"{ICML}, Table 17, attackers with rotation",
+    Claim("watermark-turned", "05c_watermark", f"{ICML}, Table 17, attackers with rotation",
           "A thief who rotates the images in training takes over more of the watermark than one "
           "who does not.",
           lambda t: {head: (where(rows, suspect="embedding, turned"), where(rows, suspect="embedding"))
                      for head, rows in split(largest(where(t, kind="stolen")), "head").items()},
           metric="wsr"),
-    Claim("watermark-hidden", "05_watermark",
-          f"{OURS}, notebook 05; the owner's head reads features in the victim's order",
+    Claim("watermark-hidden", "05c_watermark",
+          f"{OURS}, notebook 05c; the owner's head reads features in the victim's order",
           "A thief who shuffles or mixes the features hides the watermark, to at most 5 points "
           "above independent encoders.",
           lambda t: {how: (b, a) for how, (a, b)
                      in obfuscated(first(t, "head"), "shuffle", "affine").items()}, NOT_WORSE,
           metric="wsr", premise=MARKED),
-    Claim("inference-victim", "05_inference", INFERENCE,
+    Claim("inference-victim", "05c_inference", INFERENCE,
           "Dataset inference tells the victim from independent encoders by its gap between private "
           "and other images.", lambda t: kinds(where(t, form="signed"), "victim"), metric="effect"),
-    Claim("inference-stolen", "05_inference", INFERENCE,
+    Claim("inference-stolen", "05c_inference", INFERENCE,
           "Dataset inference tells stolen encoders from independent ones by their gap.",
           lambda t: {thief: (largest(rows), where(t, form="signed", kind="independent")) for thief, rows
                      in split(where(t, form="signed", kind="stolen"), "suspect").items()},
           metric="effect", budgets=[]),
-    Claim("inference-obfuscated", "05_inference", INFERENCE,
+    Claim("inference-obfuscated", "05c_inference", INFERENCE,
           "Dataset inference tells the victim from independent encoders though its features are "
           "shuffled, padded or mixed.",
           lambda t: obfuscated(where(t, form="signed"), "shuffle", "pad", "affine"),
           metric="effect"),
-    Claim("inference-independent", "05_inference", INFERENCE,
+    Claim("inference-independent", "05c_inference", INFERENCE,
           "Dataset inference does not accuse independent encoders, whose mean p-value is above 5 %.",
           lambda t: {form: (where(rows, kind="independent"),)
                      for form, rows in split(t, "form").items()}, NOT_SIGNIFICANT, metric="p"),
@@ -863,7 +864,7 @@ class Judgement:
 def read(folder: Path, stem: str) -> DataFrame | None:
     """Return a stored table, None where there is none; ValueError for a damaged or foreign one."""
     path, stamp = folder / f"{stem}.csv", folder / f"{stem}.json"
-    again = f"run notebook {stem[:2]} again"
+    again = f"run notebook {number(stem)} again"
     if not path.is_file():
         return None
     facts = files.read_json(stamp)
@@ -902,8 +903,8 @@ def judge(profile: str, claims: Sequence[Claim] = CLAIMS) -> list[Judgement]:
             message = f"{path}: no column {error}, which claim {claim.id!r} reads"
             raise ValueError(message) from error
         findings.append(finding)
-    for family in {claim.table[:2] for claim in claims}:  # those of one notebook
-        places = [k for k, claim in enumerate(claims) if claim.table[:2] == family]
+    for family in {number(claim.table) for claim in claims}:  # those of one notebook
+        places = [k for k, claim in enumerate(claims) if number(claim.table) == family]
         for place, finding in zip(places, correct([findings[k] for k in places]), strict=True):
             findings[place] = finding
     return [Judgement(c, profile, f) for c, f in zip(claims, findings, strict=True)]

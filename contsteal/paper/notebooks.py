@@ -47,13 +47,18 @@ def stems() -> list[str]:
     return sorted(path.stem for path in NOTEBOOKS.glob("[0-9]*.ipynb"))
 
 
+def number(name: str) -> str:
+    """Return the number of a notebook or of one of its figures, such as "03" or "05a"."""
+    return name.partition("_")[0]
+
+
 def choose(only: Iterable[str]) -> list[str]:
-    """Return the notebooks with these names or numbers, all of them for none."""
-    known, only = stems(), list(only)
-    for name in only:
-        if name not in {*known, *(stem[:2] for stem in known)}:
-            raise ValueError(f"unknown notebook {name!r}: choose one of {', '.join(known)}")
-    return [stem for stem in known if not only or stem in only or stem[:2] in only]
+    """Return the notebooks with these names or numbers ("05" is 05a and 05b), all of them for none."""
+    names = {stem: {stem, number(stem), stem[:2]} for stem in stems()}
+    only = set(only)
+    if unknown := sorted(only.difference(*names.values())):
+        raise ValueError(f"unknown notebook {unknown[0]!r}: choose one of {', '.join(names)}")
+    return [stem for stem, own in names.items() if not only or own & only]
 
 
 def _code_cells(stem: str) -> list[dict[str, Any]]:
@@ -348,11 +353,12 @@ def execute(executed: Path) -> None:
                 os.environ.setdefault(variable, str(order["cores"]))
         _run_cells(stem, _partial(executed), order["parameters"])
         _partial(executed).replace(executed)
-        prefixes = (stem[:2], SUMMARY) if stem == stems()[-1] else (stem[:2],)
+        own = f"{number(stem)}_"
+        prefixes = (own, SUMMARY) if stem == stems()[-1] else (own,)
         changed = (path for path in figures.glob("*") if _changed(path) != before.get(path))
         made = [path for path in changed if path.name.startswith(prefixes)]
         for path in before.keys() - set(made):  # results that this notebook no longer has
-            if path.name.startswith(stem[:2]) and path.stem not in {p.stem for p in made}:
+            if path.name.startswith(own) and path.stem not in {p.stem for p in made}:
                 path.unlink()
         # Those of the notebooks that ran beside this one count, too.
         artifacts = (executed.parent.parent / "artifacts").glob("*/manifest.json")

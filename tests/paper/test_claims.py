@@ -510,13 +510,13 @@ TABLES = dict.fromkeys(OF_ATTACKS, grid(attack=ALL)) | {
     "03_ablations": grid(attack=["cont-steal"], knob=KNOBS, value=["self", "victim"]).query(
         "knob == 'negatives' or value == 'self'"),
     "04_budget": grid(attack=ALL, images=[64, 1600]),
-    "05_defenses": grid(attack=["embedding", "random"], defence=DEFENCES).query(
+    "05a_defenses": grid(attack=["embedding", "random"], defence=DEFENCES).query(
         "attack == 'embedding' or defence == 'none'"),
-    "05_adaptive": grid(attack=["embedding"], defence=DEFENCES,
+    "05a_adaptive": grid(attack=["embedding"], defence=DEFENCES,
                         adapts=[None, "averages", "centres", "two accounts"]),
-    "05_coverage": grid(user=["customer", "thief", "one of two accounts"], queries=[64, 128]),
-    "05_watermark": suspects(head=["trained", "untrained"]),
-    "05_inference": suspects(form=["signed", "published"]),
+    "05a_coverage": grid(user=["customer", "thief", "one of two accounts"], queries=[64, 128]),
+    "05c_watermark": suspects(head=["trained", "untrained"]),
+    "05c_inference": suspects(form=["signed", "published"]),
 }  # fmt: skip
 
 

@@ -20,8 +20,8 @@ FEW = ("01_worth", "03_pulls", "03_victims")
 SHOWN = {
     "00_samples": "pixels", "01_views": "pixels", "01_training": "loss", "03_pulls": "pull",
     "01_embedding_map": "label", "03_embedding_map": "label", "03_geometry": "gain",
-    "05_coverage": "coverage", "05_matrix": "change", "05_detectors": "statistic",
-    "05_inference": "effect", "05_watermark": "wsr", "03_rates": "loss",
+    "05a_coverage": "coverage", "05a_matrix": "change", "05b_detectors": "statistic",
+    "05c_inference": "effect", "05c_watermark": "wsr", "03_rates": "loss",
 }  # fmt: skip
 LANDS = pd.DataFrame({  # victims and query sets, more than the demo has and enough for a correlation
     "method": ["simclr", "byol"] * 3, "query_data": ["glyphs", "shapes", "digits"] * 2,
@@ -85,7 +85,7 @@ def test_a_figure_is_a_function_of_its_stored_table(stem: str) -> None:
     assert picture(stem, table)[1] != first
 
 
-@pytest.mark.parametrize("stem", ["01_training", "05_defenses"])
+@pytest.mark.parametrize("stem", ["01_training", "05a_defenses"])
 def test_a_published_figure_lies_beside_its_table_and_stamp(stem: str, home: Path) -> None:
     table, stamp = figures.read(STORED, stem)
     figures.publish(stem, table, stamp)
@@ -192,7 +192,7 @@ def test_profiles_without_results_say_which_command_makes_them(desk: Path, capsy
 @pytest.mark.parametrize("profile", ["demo", "study"])
 @pytest.mark.parametrize("stem", [
     "02_conventional", "02_losses", "02_elsewhere", "03_attacks", "03_steps", "03_control", "03_views",
-    "03_boundary", "04_budget", "05_defenses", "05_adaptive",
+    "03_boundary", "04_budget", "05a_defenses", "05a_adaptive",
 ])  # fmt: skip
 def test_what_needs_no_victim_stands_in_every_stored_table_of_attacks(
     stem: str, profile: str
@@ -205,7 +205,7 @@ def test_what_needs_no_victim_stands_in_every_stored_table_of_attacks(
     assert alone["steps"].max() == attacks["steps"].max(), "as many steps as the attacks"
 
 
-@pytest.mark.parametrize("stem", ["03_views", "04_budget", "05_defenses"])
+@pytest.mark.parametrize("stem", ["03_views", "04_budget", "05a_defenses"])
 def test_the_best_without_a_victim_is_a_line_where_it_is_no_row(stem: str) -> None:
     table = figures.FIGURES[stem].shown(table_of(stem))
     means = table.groupby("attack")["accuracy"].mean()

@@ -35,8 +35,8 @@ def test_floor_and_ceiling_are_labelled_once_per_scale(shared: bool, labels: lis
 
 
 def test_the_matrix_shows_every_change_and_bold_where_it_is_reliable() -> None:
-    table = stored("05_matrix")
-    fig = figures.draw("05_matrix", table)
+    table = stored("05a_matrix")
+    fig = figures.draw("05a_matrix", table)
     cells = {(t.get_text(), t.get_weight() == "bold") for t in fig.axes[0].texts}
     bold = (table["low"] > 0) | (table["high"] < 0)
     change = (100 * table["change"]).round().astype(int).map("{:+d}".format)
@@ -68,8 +68,8 @@ def test_settings_in_which_nothing_was_stolen_are_grey() -> None:
 
 
 def test_flagged_users_have_filled_dots() -> None:
-    table = stored("05_detectors")
-    fig = figures.draw("05_detectors", table)
+    table = stored("05b_detectors")
+    fig = figures.draw("05b_detectors", table)
     dots = [dot for ax in fig.axes for dot in ax.collections]
     filled = sum(tuple(dot.get_facecolor()[0]) != (1, 1, 1, 1) for dot in dots)
     assert (len(dots), filled) == (len(table), (table["flagged"] == True).sum())  # noqa: E712
@@ -158,7 +158,7 @@ def test_a_line_has_its_methods_colour_and_no_two_names_share_one() -> None:
 
 
 def test_a_choice_shows_its_bill_and_both_parties() -> None:
-    budgets, defended = stored("04_budget"), stored("05_defenses")
+    budgets, defended = stored("04_budget"), stored("05a_defenses")
     defence = next(d for d in defended["defence"].dropna() if d != "none")
     images = budgets["images"].min()
     left, right = plots.choice(budgets, defended, "cont-steal", images, defence).axes
