@@ -15,7 +15,7 @@ from contsteal import losses
 
 Answer = Literal["embedding", "projection", "label", "posterior", "logits"]
 Views = Literal["clean", "surrogate", "shared", "independent", "both", "pair", "prototype"]
-Adaptation = Literal["none", "average", "centre"]
+Adaptation = Literal["none", "average", "centre", "bounds"]
 # Under these views each answer is to a new augmentation, so it costs a new distinct input.
 ASKS_VIEWS = ("shared", "independent", "pair", "prototype")
 
@@ -158,7 +158,9 @@ class Config:
     seed: int = 0  # of views, first weights and batches
     shuffled: bool = False  # a control: each image is given the answer to another one
     output_layer: bool = True  # a linear layer into the victim's space ends every surrogate
-    adapt: Adaptation = "none"  # what is done to answers before training
+    #: "average" and "centre" the answers before training, or take from rounded and truncated ones
+    #: only the "bounds" that they are
+    adapt: Adaptation = "none"
     accounts: int = 1  # that share the queries, each defended as a user of its own
     anchors: int = 128  # images that every account sends, to map its answers to the first one's
 

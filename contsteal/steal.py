@@ -18,8 +18,8 @@ from contsteal.seeds import derive, generator
 from contsteal.victim import BlackBox
 
 __all__ = [
-    "ATTACKS", "Config", "Recipe", "Result", "Views", "ask", "cosine_distance", "learn_remap", "remap",
-    "subtract_mean", "train", "view",
+    "ATTACKS", "Config", "Recipe", "Result", "Views", "ask", "cosine_distance", "learn_remap",
+    "left_out", "possible", "remap", "subtract_mean", "train", "view",
 ]  # fmt: skip
 
 BLOCK = 128  # images whose views are drawn together
@@ -81,14 +81,17 @@ def train(
     if head is not None and recipe.recreate:
         answers = [head(a) for a in answers]
     model = net if head is None else nn.Sequential(net, head)
+    gaps = left_out(answers) if config.adapt == "bounds" else None
     with loop.compiled(model, images.device, schedule.total(len(images))) as forward:
 
         def loss(rows: Tensor, epoch: int, draws: torch.Generator) -> Tensor:
             x, t = _batch(config, images, view_of, answers, rows, epoch, draws)
             s = forward(x)  # (P N, D) for P patches an image
             more = {} if labels is None else {"labels": labels[rows].repeat(len(t) // len(rows))}
-            patches = s.split(len(s) // recipe.patches)  # P of (N, D)
-            return torch.stack([recipe.loss(p, t, **options, **more) for p in patches]).mean()
+            pairs = [
+                (p, possible(p, t, *gaps) if gaps else t) for p in s.split(len(s) // recipe.patches)
+            ]
+            return torch.stack([recipe.loss(*pair, **options, **more) for pair in pairs]).mean()
 
         # The digest tells these answers from those of another victim, defence or set of images.
         identity = f"{config} {encoders.digest((str(k), a) for k, a in enumerate(answers))}"
@@ -272,6 +275,46 @@ def subtract_mean(answers: Tensor) -> Tensor:
     distinguishes one image from another survives.
     """
     return answers - answers.mean(0)
+
+
+def left_out(answers: Sequence[Tensor]) -> tuple[float, bool]:
+    """Return what rounding and truncation have taken from answers (N, D), as the answers show it.
+
+    Returns:
+        Half of the step that all coordinates are multiples of, 0 where there is none from 1e-6 to 1e6;
+        and whether zeros stand for coordinates that were not sent: nine answers in ten have then the
+        same number of others, fewer than D.
+    """
+    values = torch.cat(list(answers)).double()
+    for decimals in range(-6, 7):
+        scaled = values * 10.0**decimals
+        if (scaled - scaled.round()).abs().max() < 1e-3:
+            half = 0.5 * 10.0**-decimals
+            break
+    else:
+        half = 0.0
+    sent = (values != 0).sum(1)
+    usual = int(sent.mode().values)
+    truncated = usual < values.shape[1] and bool((sent == usual).double().mean() >= 0.9)
+    return half, truncated
+
+
+def possible(surrogate: Tensor, answers: Tensor, half: float, truncated: bool) -> Tensor:
+    """Return the vectors (N, D) closest to the surrogate's that can have given these answers.
+
+    A thief who knows a defence learns nothing from what it left out: there the surrogate's own value is
+    taken as the answer, up to the smallest coordinate that was sent.
+
+    Args:
+        surrogate, answers: vectors (N, D) for the same images.
+        half, truncated: as of `left_out`.
+    """
+    low, high = answers - half, answers + half
+    if truncated:
+        missing = answers == 0
+        least = answers.masked_fill(missing, torch.inf).amin(1, keepdim=True)  # (N, 1)
+        low, high = low.masked_fill(missing, -torch.inf), torch.where(missing, least + half, high)
+    return surrogate.detach().maximum(low).minimum(high)
 
 
 def learn_remap(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ Dubiński et al., "Bucks for Buckets", NeurIPS 2023, sections 3-4; code stapaw/b
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Annotated, Any
 
@@ -19,7 +19,7 @@ from contsteal.victim import finite, named
 TRANSFORMS = ("affine", "scale", "pad", "shuffle", "binary")
 Padding = Annotated[int, {"least": 1, "most": 2**16}]  # more would be most of what is sent
 MOST_BITS = 24  # 2 MB per user; with more, no user covers a noticeable share
-LARGEST_EXPONENT = 80  # e^80 times lambda is still a float32
+MOST_BETAS = 2  # of coverage, from which on noise stays as it is: its square must be a float32
 
 
 # Secrets follow from seed, user and place in the chain, so none is stored. A dense one takes longer to
@@ -129,10 +129,11 @@ class B4B(Transforming, PerUser[Visited]):
     A user takes `families` 2^`bits` / 8 bytes, 512 by default and 2^21 at most.
     """
 
-    title, optional, record = "B4B, {bits} bits", ("families", "seed"), Visited
+    title, record = "B4B, {bits} bits", Visited
+    optional = ("lam", "alpha", "families", "transform", "padding", "seed")
     lam: Positive = 1e-6  #: lambda, the scale of the noise at low coverage, above 0
     alpha: float = 1.0  #: sigma reaches alpha - lambda at E = beta
-    beta: float = 0.8  #: the coverage from which on answers are useless
+    beta: Positive = 0.8  #: the coverage from which on answers are useless
     bits: Annotated[int, {"least": 1, "most": MOST_BITS}] = 12  #: random projections of one hash
     #: hashes that E is averaged over, 1 in the paper, 20 in the code
     families: Annotated[int, {"least": 1, "most": 100}] = 1
@@ -143,8 +144,6 @@ class B4B(Transforming, PerUser[Visited]):
     def __post_init__(self) -> None:
         super().__post_init__()
         number(self.alpha, f"B4B lam={self.lam}, alpha", above=self.lam)
-        least = math.log(self.alpha / self.lam) / LARGEST_EXPONENT  # else E = 1 has infinite noise
-        number(self.beta, f"B4B lam={self.lam}, alpha={self.alpha}, beta", least=least)
         if self.families << self.bits > 1 << MOST_BITS:
             raise ValueError(f"B4B families={self.families}, bits={self.bits}: families 2^bits may be "
                              f"2^{MOST_BITS}, 2 MB per user, at most")  # fmt: skip
@@ -158,7 +157,22 @@ class B4B(Transforming, PerUser[Visited]):
 
     def sigma(self, coverage: float | np.ndarray) -> np.ndarray:
         """Return the noise's standard deviation at a coverage from 0 to 1."""
-        return self.lam * np.expm1(math.log(self.alpha / self.lam) * coverage / self.beta)
+        betas = np.minimum(np.asarray(coverage) / self.beta, MOST_BETAS)
+        return self.lam * np.expm1(math.log(self.alpha / self.lam) * betas)
+
+    def calibrated(self, coverage: float, noise: float) -> "B4B":
+        """Return this defence with the beta at which a user of a `coverage` gets so much `noise`.
+
+        The paper chooses beta by looking at its victim; here it follows from what customers cover.
+
+        Args:
+            coverage: the share of the buckets that customers occupy, above 0.
+            noise: the standard deviation that is bearable for them, above 0.
+        """
+        number(coverage, "B4B coverage", above=0)
+        number(noise, "B4B noise", above=0)
+        beta = math.log(self.alpha / self.lam) * coverage / math.log1p(noise / self.lam)
+        return replace(self, beta=float(f"{beta:.2g}"))
 
     def coverage(self, user: str) -> float:
         """Return the share of the buckets, from 0 to 1, that a user's answers have occupied."""

@@ -86,7 +86,7 @@ class PredictionPoisoning(PerUser[Answered]):
     none, and a contrastive surrogate sees angles, not y - F (Dziedzic et al., ICML 2022, E.1).
     """
 
-    title, record = "prediction poisoning", Answered
+    title, optional, record = "prediction poisoning", ("scale", "seed"), Answered
     eps: NotNegative  #: L2 distance that each answer is moved by, in the units of the answers
     scale: NotNegative = 1.0  #: F is drawn from `scale` N(0, I/D)
     seed: int = 0  #: of F and of the directions

@@ -3,26 +3,35 @@
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from itertools import product
+from statistics import mean
+from types import MappingProxyType
 from typing import Any, Protocol, cast
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from contsteal import attacks as recipes
-from contsteal import data, encoders, steal
-from contsteal.defenses import DEFENSES, build, proof_of_work
+from contsteal import data, encoders, evaluate, steal
+from contsteal.data import ImageSet
+from contsteal.defenses import B4B, DEFENSES, Described, build, proof_of_work
 from contsteal.defenses.state import PerUser
 from contsteal.lab import sweeps, tables
 from contsteal.lab.experiment import Lab, pixels
 from contsteal.lab.sweeps import Job, Names, Numbers, Pairs, Row
+from contsteal.seeds import generator
 from contsteal.victim import Defense, finite
 
 Chain = Sequence[Defense]
+CUSTOMERS = 4  # seed of the images that paying users send; the victim's are 0, queries 1
+CALIBRATION = 1000  # the first seed of customers on whom a detector or a price is calibrated
+BEARABLE = 0.05  # noise that B4B's customers may get, in standard deviations of a coordinate
+Senders = Mapping[str, Callable[[int], Tensor]]  # users by name: the images one sends, by seed
 
 
 def chain_name(chain: Chain) -> str:
@@ -65,26 +74,96 @@ def seeded(chain: Chain, seed: int) -> tuple[Defense, ...]:
 
 @dataclass(frozen=True)
 class Purchase:
-    """Paying users who fit a probe on defended answers and test it on defended answers."""
+    """Paying users who fit a probe on defended answers and test it on defended answers.
+
+    With `classes` the one user's task has so many classes of the data set, drawn by `seed`.
+    """
 
     chain: tuple[Defense, ...]
     task: str
     seed: int = 0
+    classes: int = 0
     lab: Pairs = ()
 
     def run(self, lab: Lab) -> list[Row]:
         """Return one row with the users' mean accuracy."""
-        return [{"legitimate": lab.legitimate(self.task, self.chain, self.seed)}]
+        if not self.classes:
+            return [{"legitimate": lab.legitimate(self.task, self.chain, self.seed)}]
+        api, sides = lab.api(self.chain), few_classes(lab, self.task, self.classes, self.seed)
+        (x, a), (y, b) = ((api.embed(pixels(s), user="customer"), _labels(s)) for s in sides)
+        return [{"legitimate": evaluate.linear_probe(x, a, y, b).accuracy}]
 
 
-def customers(lab: Lab, chains: Sequence[Chain], tasks: Names, seeds: Numbers) -> pd.DataFrame:
-    """Return the paying users' accuracy per defence, task and seed: of their images and the defence."""
-    points = list(product(chains, tasks, seeds))
-    rows = sweeps.run(lab, [Purchase(seeded(c, seed), task, seed) for c, task, seed in points])
+def customers(
+    lab: Lab, chains: Sequence[Chain], tasks: Names, seeds: Numbers, classes: int = 0
+) -> pd.DataFrame:
+    """Return the paying users' accuracy per defence, task and seed: of their images and the defence.
+
+    With `classes` there is one more task: so many classes of the first one.
+    """
+    kinds = [(task, 0) for task in tasks] + [(tasks[0], classes)] * bool(classes)
+    points = list(product(chains, kinds, seeds))
+    rows = sweeps.run(lab, [Purchase(seeded(c, s), task, s, few) for c, (task, few), s in points])
     return pd.DataFrame([
-        {"defence": chain_name(chain), "task": task, "seed": seed} | row
-        for (chain, task, seed), row in zip(points, rows, strict=True)
+        {"defence": chain_name(chain), "task": f"{task}, {few} classes" if few else task, "seed": seed}
+        | row for (chain, (task, few), seed), row in zip(points, rows, strict=True)
     ])  # fmt: skip
+
+
+FEW_TEST = 4  # test images of a customer with few classes, for each labelled one
+
+
+def few_classes(lab: Lab, task: str, classes: int, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Return labelled and test images of a customer whose task has a few classes, drawn by `seed`.
+
+    It has as many labelled images as other customers, and four times as many to test on, all drawn anew
+    where the set is endless. ValueError where the set has too few classes, or images of them.
+    """
+    n, size = lab.settings["probe_images"], lab.settings["image_size"]
+    pool = _drawn(task, 8 * (1 + FEW_TEST) * n if task in data.ENDLESS else None, size)
+    labels = _labels(pool)
+    if not 1 < classes <= len(pool.classes):
+        raise ValueError(f"{classes} classes of {task}: it has {len(pool.classes)}, take 2 or more")
+    draws = generator("few classes", seed)
+    chosen = torch.randperm(len(pool.classes), generator=draws)[:classes]
+    rows = torch.isin(labels, chosen).nonzero()[:, 0]
+    rows = rows[torch.randperm(len(rows), generator=draws)][: (1 + FEW_TEST) * n]
+    if len(rows) <= n:
+        raise ValueError(
+            f"{classes} classes of {task}: {len(rows)} images, more than {n} are needed"
+        )
+    sides = (replace(pool.take(part), labels=torch.searchsorted(chosen.sort().values, labels[part]))
+             for part in (rows[:n], rows[n:]))  # fmt: skip
+    train, test = (side.to(lab.device) for side in sides)
+    return train, test
+
+
+@cache
+def _drawn(task: str, count: int | None, size: int) -> ImageSet:
+    return data.load(task, "train", count, CUSTOMERS, size)
+
+
+def _labels(images: ImageSet) -> Tensor:
+    if images.labels is None:
+        raise ValueError(f"{images.name} has no labels: it cannot be a customer's task")
+    return images.labels
+
+
+def calibrated(lab: Lab, defense: B4B, task: str, classes: int, seeds: Numbers) -> B4B:
+    """Return B4B whose noise is bearable for customers of few classes: the assumption of its paper.
+
+    Customers of `seeds` cover a share of the buckets; a user who covers as much gets noise of a
+    twentieth of a coordinate's standard deviation.
+    """
+    shares, deviations = [], []
+    for seed in seeds:
+        watching = copy.deepcopy(defense)
+        for side in few_classes(lab, task, classes, CALIBRATION + seed):
+            answers = lab.api().embed(pixels(side))
+            watching(answers, "customer")
+            deviations.append(float(answers.std(0).mean()))
+        shares.append(watching.coverage("customer"))
+    return defense.calibrated(mean(shares), BEARABLE * mean(deviations))
 
 
 def defended(
@@ -93,46 +172,195 @@ def defended(
     attacks: Names,
     queries: int,
     seeds: Numbers,
-    task: str,
+    bought: pd.DataFrame,
     steps: Numbers = (),
-    **changes: Any,
+    adapts: str = "",
+    changes: Mapping[str, Any] = MappingProxyType({}),
 ) -> pd.DataFrame:
-    """Run every attack under every chain of defences; add the legitimate user's accuracy under it.
+    """Run every attack under every chain of defences, beside the first task's customers.
 
-    `steps` are lengths of training, `changes` other fields of `steal.Config`, such as how an attacker
-    adapts.
+    `steps` are lengths of training, `changes` other fields of `steal.Config`: how an attacker adapts,
+    which `adapts` names. `bought` are the rows of `customers`; those of the first task are added as
+    `legitimate`, those of the last as `few`. `strength` is the parameter that a `kind` is tried with.
     """
-    knobs = [tuple(sorted((changes | length).items())) for length in sweeps.lengths(steps)]
+    task = bought["task"].iloc[0]
+    knobs = [tuple(sorted((dict(changes) | length).items())) for length in sweeps.lengths(steps)]
     points = list(product(chains, attacks, seeds, knobs))
     jobs = [
         Job(attack, queries, seed, (task,), seeded(chain, seed), knob)
         for chain, attack, seed, knob in points
     ]
-    table = pd.DataFrame(sweeps.run(lab, jobs))
-    table.insert(0, "defence", [chain_name(chain) for chain, *_ in points])
-    honest = customers(lab, chains, [task], seeds).drop(columns="task")
-    return table.merge(honest, on=["defence", "seed"], how="left", validate="many_to_one")
+    about = [{"defence": chain_name(c)} | strength(c) | {"adapts": adapts} for c, *_ in points]
+    table = pd.concat([pd.DataFrame(about), pd.DataFrame(sweeps.run(lab, jobs))], axis=1)
+    for column, kind in {"legitimate": task, "few": bought["task"].iloc[-1]}.items():
+        own = bought.loc[bought["task"] == kind, ["defence", "seed", "legitimate"]]
+        own = own.rename(columns={"legitimate": column})
+        table = table.merge(own, on=["defence", "seed"], how="left", validate="many_to_one")
+    return table
+
+
+# What a thief who knows a defence does: by the kind of the defence, by name, fields of steal.Config.
+AVERAGES = {"averages 4 answers": {"adapt": "average", "answers": 4}}
+ADAPTING: dict[str, dict[str, dict[str, Any]]] = {
+    "GaussianNoise": AVERAGES,
+    "PredictionPoisoning": AVERAGES,
+    "GaussianNoise with offset": {"centres": {"adapt": "centre"}},
+    "Rounding": {"takes bounds": {"adapt": "bounds"}},
+    "TopK": {"takes bounds": {"adapt": "bounds"}},
+    "B4B": {"2 accounts": {"accounts": 2}, "6 accounts": {"accounts": 6}},
+}
+
+
+def adapting(
+    lab: Lab,
+    chains: Sequence[Chain],
+    attack: str,
+    queries: int,
+    seeds: Numbers,
+    bought: pd.DataFrame,
+    steps: Numbers = (),
+    prototypes: bool = False,
+) -> pd.DataFrame:
+    """Run an attack that adapts to each chain's last defence (`ADAPTING`): rows of `defended`.
+
+    With `prototypes` RDA, whose targets are means over ten crops of an image, meets the noise, too.
+    """
+    anchors = _anchors(lab, queries)
+    parts, rest = [pd.DataFrame()], (queries, seeds, bought, steps)
+    for chain in chains:
+        kind = strength(chain)["kind"].split(" + ")[-1]
+        for name, how in ADAPTING.get(kind, {}).items():
+            changes = how | ({"anchors": anchors} if "accounts" in how else {})
+            parts.append(defended(lab, [chain], [attack], *rest, name, changes))
+        if prototypes and kind == "GaussianNoise":
+            parts.append(defended(lab, [chain], ["rda"], *rest, "prototypes of RDA"))
+    return pd.concat(parts, ignore_index=True)
+
+
+def strength(chain: Chain) -> Row:
+    """Return the `kind` of a chain, its defences' names, and the last one's first parameter."""
+    if not chain:
+        return {"kind": "none", "strength": None}
+    values = cast(Described, chain[-1]).parameters()
+    kinds = [type(defense).__name__ for defense in chain]
+    if values.get("mean"):
+        kinds[-1] += " with offset"
+    first = "beta" if isinstance(chain[-1], B4B) else next(iter(values), "")
+    return {"kind": " + ".join(kinds), "strength": values.get(first)}
 
 
 def matrix(attacked: pd.DataFrame, bought: pd.DataFrame) -> pd.DataFrame:
     """Return what each defence changes for each attack and each customer's task, paired by seed.
 
     Rows: `defence`, `party` ("attacker" or "customer"), `who` (attack or task), `change` of accuracy
-    against no defence, with its 95 % t-interval `low`, `high`, and `n`.
+    against none, with its 95 % t-interval `low`, `high`, and `n`. Of the attackers that adapt to a
+    defence the most successful stands as "adapting", against the first attack without a defence.
     """
-    sides = [
-        ("attacker", attacked.dropna(subset=["defence"]), "attack", "accuracy"),
-        ("customer", bought, "task", "legitimate"),
+    runs = attacked.dropna(subset=["defence"]).assign(
+        who=attacked["attack"], value=attacked["accuracy"]
+    )
+    way = runs.get("adapts", pd.Series("", runs.index)).fillna("")
+    sides = {
+        "attacker": runs[way == ""],
+        "customer": bought.assign(who=bought["task"], value=bought["legitimate"]),
+    }
+    rows = [
+        _change(defence, party, str(who), own, of_who)
+        for party, table in sides.items()
+        for who, of_who in table.groupby("who", sort=False)
+        for defence, own in of_who.groupby("defence", sort=False)
+        if defence != "none"
     ]
-    rows = []
-    for party, table, column, metric in sides:
-        for who, runs in table.groupby(column, sort=False):
-            by_defence = runs.assign(attack=runs["defence"])
-            for defence in (d for d in runs["defence"].unique() if d != "none"):
-                change, low, high, n = tables.difference(by_defence, defence, "none", metric)
-                rows.append({"defence": defence, "party": party, "who": who, "change": change,
-                             "low": low, "high": high, "n": n})  # fmt: skip
+    first = runs[(way == "") & (runs["attack"] == runs["attack"].iloc[0])]
+    for defence, own in runs[way != ""].groupby("defence", sort=False):
+        ways = [
+            _change(defence, "attacker", "adapting", part, first) for _, part in own.groupby(way)
+        ]
+        rows.append(max(ways, key=lambda row: row["change"]))
+    return pd.DataFrame(rows).sort_values("party", kind="stable", ignore_index=True)
+
+
+def _change(defence: Any, party: str, who: str, own: pd.DataFrame, runs: pd.DataFrame) -> Row:
+    """Return a row of the matrix: one's `value` under a defence minus that of `runs` without one."""
+    free = runs[runs["defence"] == "none"]
+    both = pd.concat([own.assign(attack="own"), free.assign(attack="free")])
+    gap = zip(
+        ("change", "low", "high", "n"), tables.difference(both, "own", "free", "value"), strict=True
+    )
+    return {"defence": defence, "party": party, "who": who} | dict(gap)
+
+
+TAKES, COSTS = (
+    0.05,
+    0.01,
+)  # of accuracy: the least that a thief must lose, the most that a customer may
+WORKS, FAILS, UNDECIDED = "works", "does not work", "undecided"
+
+
+def worth(stake: pd.DataFrame) -> pd.DataFrame:
+    """Return a verdict on each defence of a `matrix`, with the thief and the customer who decide it.
+
+    A defence works if it takes five points or more from every thief, the adapting one included, and one
+    point or less from every customer, by the intervals; it does not if one of these lies wholly on the
+    other side. Rows: `defence`, `thief` who loses least, `taken`, `customer` who loses most, `paid`,
+    `verdict`.
+    """
+    rows: list[Row] = []
+    for defence, cells in stake.groupby("defence", sort=False):
+        thieves, buyers = (cells[cells["party"] == party] for party in ("attacker", "customer"))
+        enough, bearable = -thieves[["high", "low"]] - TAKES, buyers[["low", "high"]] + COSTS
+        spans = np.concatenate([enough.to_numpy(), bearable.to_numpy()])  # good where above 0
+        verdict = (
+            WORKS if (spans[:, 0] >= 0).all() else FAILS if (spans[:, 1] < 0).any() else UNDECIDED
+        )
+        least, most = thieves.nlargest(1, "change").iloc[0], buyers.nsmallest(1, "change").iloc[0]
+        rows.append({"defence": defence, "thief": least["who"], "taken": -least["change"],
+                     "customer": most["who"], "paid": -most["change"], "verdict": verdict})  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def b4b_users(lab: Lab, task: str, classes: int, queries: int) -> Senders:
+    """Return the users of whom B4B should tell thieves: their images, by seed.
+
+    Customers of few classes and of all, a thief with images like the victim's, and one of 2 and of 6
+    accounts that share the thief's images.
+    """
+    customer = partial(_bought, lab, task, queries)
+    return {
+        f"customer, {classes} classes": lambda seed: torch.cat([
+            pixels(side) for side in few_classes(lab, task, classes, seed)
+        ]),
+        "customer, all classes": customer,
+        "thief": partial(lab.queries, queries),
+        "one of 2 accounts": lambda seed: lab.queries(queries, seed)[: _per_account(lab, queries, 2)],
+        "one of 6 accounts": lambda seed: lab.queries(queries, seed)[: _per_account(lab, queries, 6)],
+    }  # fmt: skip
+
+
+def _anchors(lab: Lab, queries: int) -> int:
+    """Return how many images accounts share to be mapped: three for two coordinates, or a quarter."""
+    return min(3 * lab.victim.encoder.dim // 2, queries // 4)
+
+
+def _per_account(lab: Lab, queries: int, accounts: int) -> int:
+    return _anchors(lab, queries) + (queries - _anchors(lab, queries)) // accounts
+
+
+def coverage(lab: Lab, defences: Sequence[B4B], users: Senders, seeds: Numbers) -> pd.DataFrame:
+    """Return what each user's answers cover of the embedding space while they come, and the noise.
+
+    Rows: `defence`, `user`, `seed`, `queries` so far, `coverage` from 0 to 1, the `noise` of the next
+    answer, and `bearable`, the noise that customers can bear.
+    """
+    parts = []
+    for (user, images), seed in product(users.items(), seeds):
+        answers = lab.api().embed(images(seed))
+        bearable = BEARABLE * float(answers.std(0).mean())
+        step = max(len(answers) // 16, 1)
+        for defence in defences:
+            rows = sweeps.coverage(defence, {user: answers}, step)
+            parts.append(rows.assign(defence=chain_name([defence]), seed=seed, bearable=bearable))
+    return pd.concat(parts, ignore_index=True)
 
 
 # --------------------------------------------------------------------------- detection
@@ -144,11 +372,6 @@ class Detector(Protocol):
     def __call__(self, answers: Tensor, user: str) -> Tensor: ...
     def statistic(self, user: str) -> float: ...
     def flagged(self, user: str) -> bool: ...
-
-
-CUSTOMERS = 4  # seed of the images that paying users send; the victim's are 0, queries 1
-CALIBRATION = 1000  # the first seed of customers on whom a detector or a price is calibrated
-Senders = Mapping[str, Callable[[int], Tensor]]  # users by name: the images one sends, by seed
 
 
 def senders(lab: Lab, tasks: Names, queries: int) -> dict[str, Callable[[int], Tensor]]:
@@ -190,8 +413,7 @@ def customer_images(lab: Lab, task: str, count: int) -> Tensor:
 
     Of endless sets they are drawn anew, so nobody trained on them.
     """
-    drawn = count if task in data.ENDLESS else None
-    images = data.load(task, "train", drawn, CUSTOMERS, lab.settings["image_size"])
+    images = _drawn(task, count if task in data.ENDLESS else None, lab.settings["image_size"])
     return pixels(images.take(slice(count)).to(lab.device))
 
 

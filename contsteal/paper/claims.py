@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from contsteal import files
+from contsteal import defenses, files
 from contsteal.evaluate import mean_interval
 from contsteal.lab import artifacts, profiles, sweeps, tables
 from contsteal.paper import sentences
@@ -28,7 +28,7 @@ from contsteal.paper.notebooks import number
 
 HOLDS, FAILS, OPEN, ABSENT = "holds", "does not hold", "not enough evidence", "not measured"
 BUDGETS = ("images", "unique_inputs", "calls")
-CUSTOMERS = "legitimate"  # the metric that no surrogate is trained for
+CUSTOMERS = ("legitimate", "few")  # metrics that no surrogate is trained for
 
 Sides = tuple[DataFrame, ...]  # the rows of a and b, one per seed; or of a alone
 Picked = Sides | dict[str, Sides]  # one comparison, or several by name, all of which must come out
@@ -176,8 +176,9 @@ def at_views(t: DataFrame, a: str, b: str, *views: str) -> dict[str, Sides]:
 
 
 def mse(t: DataFrame, **values: object) -> DataFrame:
-    """Return the rows of the conventional attack on the main task that have these values."""
-    return where(main_task(t), attack="embedding", **values)
+    """Return the rows of the conventional attack, which does not adapt, that have these values."""
+    rows = where(main_task(t), attack="embedding", **values)
+    return rows[rows["adapts"].isna()]
 
 
 def undefended(t: DataFrame) -> DataFrame:
@@ -187,23 +188,36 @@ def undefended(t: DataFrame) -> DataFrame:
 
 def defended(t: DataFrame, *kinds: str) -> dict[str, DataFrame]:
     """Return the rows of the conventional attack under each defence of these kinds, by its name."""
-    return split(mse(t)[mse(t)["defence"].str.startswith(kinds, na=False)], "defence")
+    return split(mse(t)[mse(t)["kind"].isin(kinds)], "defence")
 
 
-def noisy(t: DataFrame, offset: bool = False) -> dict[str, DataFrame]:
-    """Return the rows of the conventional attack under noise with or without a constant offset."""
-    noise = defended(t, "GaussianNoise(")
-    return {name: rows for name, rows in noise.items() if ("mean=" in name) == offset}
+def b4b(t: DataFrame, published: bool) -> dict[str, DataFrame]:
+    """Return the rows of the conventional attack under B4B, as published or calibrated."""
+    each = defended(t, "B4B")
+    return {d: rows for d, rows in each.items() if (rows["strength"] == BETA).all() == published}
 
 
-def rounded(t: DataFrame) -> dict[str, DataFrame]:
-    """Return the rows of the conventional attack under each rounding and top-k, by its name."""
-    return defended(t, "Rounding(", "TopK(")
+def adapted(t: DataFrame, how: str, *kinds: str) -> dict[str, Sides]:
+    """Pair MSE that adapts to each defence of these kinds with MSE that does not."""
+    each = where(main_task(t), attack="embedding", adapts=how)
+    return {d: (where(each, defence=d), rows) for d, rows in defended(t, *kinds).items()
+            if d in set(each["defence"])}  # fmt: skip
 
 
-def adapted(t: DataFrame, how: str) -> Sides:
-    """Return the rows of a thief who adapts to a defence, and of one who does not."""
-    return where(t, adapts=how), t[t["adapts"].isna()]
+def six_accounts(t: DataFrame) -> dict[str, Sides]:
+    """Pair MSE with six accounts under each calibrated B4B with MSE without a defence."""
+    each = where(main_task(t), attack="embedding", adapts="6 accounts")
+    return {d: (rows, undefended(t)) for d, rows in split(each, "defence").items()}
+
+
+def against_none(each: Mapping[str, DataFrame], t: DataFrame) -> dict[str, Sides]:
+    """Pair the rows under each defence with those without one: what is left."""
+    return {name: (rows, undefended(t)) for name, rows in each.items()}
+
+
+def harmed(each: Mapping[str, DataFrame], t: DataFrame) -> dict[str, Sides]:
+    """Pair the rows without a defence with those under each: what is lost."""
+    return {name: (undefended(t), rows) for name, rows in each.items()}
 
 
 def kinds(t: DataFrame, a: str, b: str = "independent") -> Sides:
@@ -214,6 +228,18 @@ def kinds(t: DataFrame, a: str, b: str = "independent") -> Sides:
 def obfuscated(t: DataFrame, *how: str) -> dict[str, Sides]:
     """Return the rows of a disguised victim and of independent encoders, by the disguise."""
     return {h: (where(t, kind="obfuscated", suspect=h), where(t, kind="independent")) for h in how}
+
+
+def equal_coverage(t: DataFrame, a: str, b: str) -> Sides:
+    """Return the rows of two users of the first B4B after the most queries that both have sent."""
+    t = first(t, "defence").rename(columns={"user": "who"})
+    t = t.assign(who=t["who"].str.replace(r"\d+", "few", regex=True))
+    sides = [where(t, who=user) for user in (a, b)]
+    sent = min(side["queries"].max() for side in sides)
+    near = [
+        side.loc[(side["queries"] - sent).abs().groupby(side["seed"]).idxmin()] for side in sides
+    ]
+    return near[0], near[1]
 
 
 def on_each_victim(t: DataFrame) -> dict[str, Sides]:
@@ -245,6 +271,9 @@ CODE = "the official code changes loss and augmentation at once"
 # A defence cannot fail to stop an attack that is no better than random features: hence the premises.
 MSE_STEALS = ("MSE ends 5 points above random features", versus("embedding", "random"))
 INFO_NCE_STEALS = ("InfoNCE ends 5 points above random features", versus("info-nce", "random"))
+OFFSET = "GaussianNoise with offset"
+BETA = defenses.B4B().beta  # as published
+FEW = "customer, few classes"
 SHUFFLED = "info-nce, own views, shuffled"
 BROKEN = ("cont-steal, no learning", "cont-steal, temperature 100")
 RIGHT_ANSWERS_STEAL = ("the same attack with the right answers ends 5 points above random features",
@@ -476,51 +505,58 @@ CLAIMS = [
     # defences
     Claim("noise-thief", "05a_defenses", f"{ICML}, Table 10",
           "Zero-mean noise takes at most 5 points from a thief.",
-          lambda t: {name: (rows, undefended(t)) for name, rows in noisy(t).items()}, NOT_WORSE,
+          lambda t: against_none(defended(t, "GaussianNoise"), t), NOT_WORSE,
           premise=UNDEFENDED_STEALS),
     Claim("noise-customer", "05a_defenses", f"{B4B}, Table 6",
           "Zero-mean noise harms the legitimate user.",
-          lambda t: {name: (undefended(t), rows) for name, rows in noisy(t).items()},
-          metric="legitimate"),
+          lambda t: harmed(defended(t, "GaussianNoise"), t), metric="legitimate"),
     Claim("offset-thief", "05a_defenses", f"{ICML}, Table 10",
           "Noise with a constant offset harms a thief who trains with MSE.",
-          lambda t: {name: (undefended(t), rows) for name, rows in noisy(t, offset=True).items()}),
+          lambda t: harmed(defended(t, OFFSET), t)),
     Claim("rounding-thief", "05a_defenses", "Liu et al. (StolenEncoder), CCS 2022, abstract",
           "Rounding and top-k take at most 5 points from a thief.",
-          lambda t: {name: (rows, undefended(t)) for name, rows in rounded(t).items()}, NOT_WORSE,
+          lambda t: against_none(defended(t, "Rounding", "TopK"), t), NOT_WORSE,
           premise=UNDEFENDED_STEALS),
     Claim("rounding-customer", "05a_defenses", "the ICML paper's authors, blog of February 2023",
           "Rounding and top-k harm the legitimate user.",
-          lambda t: {name: (undefended(t), rows) for name, rows in rounded(t).items()},
-          metric="legitimate"),
-    Claim("b4b-customer", "05a_defenses", f"{B4B}, Table 1",
-          "B4B takes at most 5 points from the legitimate user.",
-          lambda t: {name: (rows, undefended(t)) for name, rows in defended(t, "B4B(").items()},
-          NOT_WORSE, metric="legitimate"),
-    Claim("b4b-thief", "05a_defenses", f"{B4B}, Table 1", "B4B harms the thief.",
-          lambda t: {name: (undefended(t), rows) for name, rows in defended(t, "B4B(").items()}),
-    Claim("b4b-coverage", "05a_coverage", f"{B4B}, Figure 3",
-          "With as many queries, a thief covers more of the embedding space than a customer.",
-          lambda t: (where(largest(t, "queries"), user="thief"),
-                     where(largest(t, "queries"), user="customer")), metric="coverage",
-          budgets=["queries"]),
-    Claim("averaging", "05a_adaptive", f"{OURS}, notebook 05a",
-          "A thief who averages several answers to each image gets more through fresh noise, at "
-          "several times the answers.",
-          lambda t: {name: adapted(rows, "averages") for name, rows in noisy(t).items()},
+          lambda t: harmed(defended(t, "Rounding", "TopK"), t), metric="legitimate"),
+    Claim("poisoning-thief", "05a_defenses", "Orekondy et al., ICLR 2020, for classifiers",
+          "Prediction poisoning harms a thief.",
+          lambda t: harmed(defended(t, "PredictionPoisoning"), t)),
+    Claim("poisoning-customer", "05a_defenses", f"{ICML}, appendix E.1, without an experiment",
+          "Prediction poisoning harms the legitimate user, too.",
+          lambda t: harmed(defended(t, "PredictionPoisoning"), t), metric="legitimate"),
+    Claim("averaging", "05a_defenses", f"{OURS}, notebook 05a",
+          "A thief who averages four answers to each image gets more through fresh noise and poisoning.",
+          lambda t: adapted(t, "averages 4 answers", "GaussianNoise", "PredictionPoisoning"),
           budgets=["images", "unique_inputs"]),
-    Claim("averaging-cka", "05a_adaptive", f"{OURS}, notebook 05a",
-          "A thief who averages several answers to each noisy image gets nearer to the victim "
-          "(linear CKA).",
-          lambda t: {name: adapted(rows, "averages") for name, rows in noisy(t).items()},
-          metric="cka", budgets=["images", "unique_inputs"]),
-    Claim("centring", "05a_adaptive", f"{OURS}, notebook 05a",
+    Claim("centring", "05a_defenses", f"{OURS}, notebook 05a",
           "A thief who subtracts the mean answer gets more through noise with an offset.",
-          lambda t: {name: adapted(rows, "centres") for name, rows in noisy(t, offset=True).items()}),
-    Claim("two-accounts", "05a_adaptive", f"{B4B}, Table 1",
+          lambda t: adapted(t, "centres", OFFSET)),
+    Claim("bounds", "05a_defenses", f"{OURS}, notebook 05a",
+          "A thief who takes truncated answers as bounds gets more through top-k.",
+          lambda t: adapted(t, "takes bounds", "TopK")),
+    Claim("b4b-published", "05a_defenses", f"{OURS}, notebook 05a",
+          "With the published constants B4B takes at most 5 points from a thief with so few queries.",
+          lambda t: against_none(b4b(t, published=True), t), NOT_WORSE, premise=UNDEFENDED_STEALS),
+    Claim("b4b-thief", "05a_defenses", f"{B4B}, Table 1",
+          "B4B, calibrated on customers of few classes, harms a thief with one account.",
+          lambda t: harmed(b4b(t, published=False), t)),
+    Claim("b4b-few", "05a_defenses", f"{B4B}, Table 1",
+          "B4B, so calibrated, takes at most 5 points from customers of few classes.",
+          lambda t: against_none(b4b(t, published=False), t), NOT_WORSE, metric="few"),
+    Claim("b4b-customer", "05a_defenses", f"{B4B}, Table 1",
+          "B4B, so calibrated, takes at most 5 points from customers of all classes.",
+          lambda t: against_none(b4b(t, published=False), t), NOT_WORSE, metric="legitimate"),
+    Claim("two-accounts", "05a_defenses", f"{B4B}, Table 1",
           "Two accounts, mapped onto each other, get more through B4B than one, with as many images.",
-          lambda t: {name: adapted(rows, "two accounts") for name, rows in defended(t, "B4B(").items()},
-          budgets=["images"]),  # both accounts ask some images, to be mapped
+          lambda t: adapted(t, "2 accounts", "B4B"), budgets=["images"]),  # both ask the anchors
+    Claim("six-accounts", "05a_defenses", f"{OURS}, notebook 05a",
+          "Six accounts lose at most 5 points to B4B.", six_accounts, NOT_WORSE, budgets=["images"],
+          premise=UNDEFENDED_STEALS),
+    Claim("b4b-coverage", "05a_coverage", f"{B4B}, Figure 3",
+          "A thief covers more of the embedding space than a customer of few classes with as many "
+          "queries.", lambda t: equal_coverage(t, "thief", FEW), metric="coverage", budgets=[]),
 
     # the owner's proofs; an independent encoder has no budget
     Claim("watermark-victim", "05c_watermark",
@@ -592,6 +628,11 @@ PREDICTIONS = [
     ("2026-11-28", FAILS, ("negatives-self",)),
     ("2026-11-29", HOLDS, ("embedding-label-supervised", "embedding-label-served")),
     ("2026-11-29", FAILS, ("embedding-posterior-supervised", "published-optimizer")),
+    # of thieves that adapt, poisoning and a calibrated B4B
+    ("2026-11-29", HOLDS, (
+        "poisoning-thief", "poisoning-customer", "bounds", "b4b-published", "b4b-thief", "two-accounts",
+        "six-accounts",
+    )),
 ]  # fmt: skip
 
 
@@ -775,7 +816,7 @@ def assess(claim: Claim, table: DataFrame, train_images: int) -> Finding:
 
 def _of_surrogates(claim: Claim, table: DataFrame) -> bool:
     """Say whether a claim is about trained surrogates, and not about the victim or its customers."""
-    if "steps" not in table or claim.metric == CUSTOMERS:
+    if "steps" not in table or claim.metric in CUSTOMERS:
         return False
     picked = claim.pick(table)
     comparisons = picked.values() if isinstance(picked, dict) else [picked]
@@ -829,7 +870,7 @@ def _missing_premise(claim: Claim, table: DataFrame) -> str:
 # ------------------------------------------------------------------------------ stored results
 
 # metrics from 0 to 1, shown in percent
-SHARES = ("accuracy", "agreement", "knn", "cka", "cosine", "legitimate", "coverage", "wsr",
+SHARES = ("accuracy", "agreement", "knn", "cka", "cosine", "legitimate", "few", "coverage", "wsr",
           "share")  # fmt: skip
 
 

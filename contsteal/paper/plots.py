@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from contsteal.evaluate import mean_interval
-from contsteal.lab import profiles, sweeps, tables
+from contsteal.lab import profiles, provider, sweeps, tables
 from contsteal.paper import sentences
 from contsteal.paper.sentences import REFERENCES, Summary, name, names
 
@@ -25,6 +26,7 @@ STYLE = Path(__file__).with_name("contsteal.mplstyle")
 WIDTH, WIDEST = 6.75, 90  # inches of a figure, and characters of its title that fit
 DARK, FLOOR, CEILING = "#333333", "#777777", "#000000"
 # Okabe and Ito's colours, which colour-blind readers can distinguish; one method, one colour.
+MOST_SHADED = 0.25  # change of accuracy from which on colours stay: else one cell hides the others
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
 COLOURS = {
     "label": "#999999", "posterior": "#56B4E9", "embedding": "#0072B2", "info-nce": "#009E73",
@@ -80,12 +82,13 @@ def interval(values: Any) -> tuple[float, float]:
 
 
 def legend(fig: Figure, **options: Any) -> None:
-    """Put the legend that all axes of a figure share to its right."""
+    """Put the legend that all axes of a figure share, or one of given `handles`, to its right."""
     each = [ax.get_legend_handles_labels() for ax in fig.axes]
     for drawn in filter(None, (ax.get_legend() for ax in fig.axes)):
         drawn.remove()
-    handles, labels = max(each, key=lambda pair: len(pair[0]))
-    fig.legend(handles, labels, loc="outside right center", **options)
+    if "handles" not in options:
+        options["handles"], options["labels"] = max(each, key=lambda pair: len(pair[0]))
+    fig.legend(loc="outside right center", **options)
 
 
 def frame(
@@ -269,11 +272,6 @@ def query_dots(table: pd.DataFrame, title: str) -> Figure:
     sent = ", " + table["images"].map("{:g}".format) + " " + table["query_data"].fillna("")
     references = table["attack"].isin([*REFERENCES, *sweeps.ALONE])
     return attack_dots(table.assign(attack=table["attack"] + sent.where(~references, "")), title)
-
-
-def adaptive_dots(table: pd.DataFrame, title: str) -> Figure:
-    """Draw `attack_dots` of attacks named by the defence and how they adapt to it."""
-    return attack_dots(sentences.adapting(table), title)
 
 
 def rate_curves(table: pd.DataFrame, title: str) -> Figure:
@@ -487,27 +485,65 @@ def geometry_dots(table: pd.DataFrame, title: str) -> Figure:
 # ---------------------------------------------------------------------------------- defences
 
 
-def defence_tradeoff(table: pd.DataFrame, title: str) -> Figure:
-    """Draw the attacker's accuracy against the paying user's: a point per defence, a panel per attack."""
-    import seaborn as sns
+def defence_curves(table: pd.DataFrame, title: str) -> Figure:
+    """Draw a thief's accuracy against the paying user's: a panel per kind of defence, a curve per attack.
 
-    rows = _attacks(table).dropna(subset=["defence"]).replace({"defence": names(table["defence"])})
-    panels = list(rows.groupby("attack", sort=False))
-    fig, axes = canvas(1, len(panels), 3.1, title, sharex=True, sharey=True)
-    for ax, (attack, part) in zip(axes[0], panels, strict=True):
-        by = part.groupby("defence", sort=False)
-        means = by[["legitimate", "accuracy"]].mean().reset_index()
-        spans = np.array([interval(runs["accuracy"]) for _, runs in by])
-        ax.vlines(means["legitimate"], *spans.T, color="#BBBBBB", linewidth=2, zorder=1)
-        sns.scatterplot(means, x="legitimate", y="accuracy", hue="defence", style="defence", s=45,
-                        palette=sns.color_palette("colorblind", len(means)), ax=ax)  # fmt: skip
+    Each curve goes from no defence through the strengths of the kind; it is dashed where the attacker
+    adapts. In the green corner a defence takes enough from the thief and little from the customer.
+    """
+    rows = _attacks(table).dropna(subset=["defence"])
+    rows = rows.assign(adapts=rows["adapts"].fillna(""))
+    free, kinds = rows[rows["kind"] == "none"], [k for k in rows["kind"].unique() if k != "none"]
+    columns = min(3, len(kinds))
+    height = 2.1 * -(-len(kinds) // columns) + 0.6
+    fig, axes = canvas(-(-len(kinds) // columns), columns, height, title, sharex=True, sharey=True)
+    for ax, kind in zip(axes.flat, kinds, strict=False):
+        _works(ax, free)
+        for (attack, adapts), runs in rows[rows["kind"] == kind].groupby(
+            ["attack", "adapts"], sort=False
+        ):
+            start = free[free["attack"] == (attack if not adapts else free["attack"].iloc[0])]
+            _strengths(ax, start, runs, COLOURS.get(attack, DARK), adapts)
         frame(ax, table, "accuracy", vertical=False, alone=True)
-        ax.set(xlabel="paying user's\naccuracy", ylabel="attacker's accuracy")
-        ax.set_title(name(attack), size=7.5)
-        ax.margins(x=0.15)
+        ax.set_title(sentences.kind_name(kind), size=7.5)
+        ax.set(xlim=(0, 1), ylim=(0, 1))
+        ax.xaxis.set_tick_params(labelbottom=True)
         in_percent(ax.xaxis, ax.yaxis)
-    legend(fig)
+    for ax in axes.flat[len(kinds) :]:
+        ax.set_visible(False)
+    fig.supxlabel("paying user's accuracy", size=8)
+    fig.supylabel("thief's accuracy", size=8)
+    colours = palette(free["attack"])
+    legend(
+        fig,
+        handles=[
+            Line2D([], [], color=c, marker="o", ms=4, label=who) for who, c in colours.items()
+        ],
+    )
     return fig
+
+
+def _works(ax: Axes, free: pd.DataFrame) -> None:
+    """Shade where a defence takes enough from the first attack, and not too much from customers."""
+    means = free.groupby("attack", sort=False)[["accuracy", "legitimate"]].mean().iloc[0]
+    span = [means["legitimate"] - provider.COSTS, 1]
+    ax.fill_between(
+        span, 0, means["accuracy"] - provider.TAKES, color=CYCLE[2], alpha=0.12, linewidth=0
+    )
+
+
+def _strengths(ax: Axes, start: pd.DataFrame, runs: pd.DataFrame, colour: str, adapts: str) -> None:
+    """Draw a curve from no defence through the strengths of one, with intervals of the accuracy."""
+    points = [start, *(part for _, part in runs.groupby("defence", sort=False))]
+    x, y = ([part[column].mean() for part in points] for column in ("legitimate", "accuracy"))
+    ax.plot(x, y, "--D" if adapts else "-o", color=colour, ms=3.5, linewidth=1, alpha=0.9,
+            markerfacecolor="white" if adapts else colour)  # fmt: skip
+    spans = np.array([interval(part["accuracy"]) for part in points[1:]])
+    ax.vlines(x[1:], *spans.T, color=colour, linewidth=2, alpha=0.3)
+    texts = [adapts] if adapts else [f"{part['strength'].iloc[0]:g}" for part in points[1:]]
+    for text, place in zip(texts, range(1, len(points)), strict=False):
+        ax.annotate(text, (x[place], y[place]), xytext=(4, 3 if adapts else -7), size=6, color=colour,
+                    textcoords="offset points")  # fmt: skip
 
 
 def defence_matrix(table: pd.DataFrame, title: str) -> Figure:
@@ -527,12 +563,17 @@ def defence_matrix(table: pd.DataFrame, title: str) -> Figure:
         for v in ("change", "gain", "sure")
     )
     fig, ((ax,),) = canvas(1, 1, 0.34 * len(known) + 1.2, title)
-    _heatmap(ax, good, sure, 0.05, cmap="PiYG", alpha=0.75, linewidths=1)
+    _heatmap(
+        ax, good.clip(-MOST_SHADED, MOST_SHADED), sure, 0.05, cmap="PiYG", alpha=0.75, linewidths=1
+    )
     for text, value in zip(ax.texts, change.to_numpy()[change.notna().to_numpy()], strict=True):
         text.set_text(f"{round(100 * value) + 0:+d}")
     ax.xaxis.tick_top()
     ax.set(xlabel="", ylabel="")
     ax.axvline(sum(c.endswith("attacker") for c in columns), color=DARK, linewidth=1.5)
+    for place, verdict in enumerate(provider.worth(table)["verdict"]):  # in the order of the rows
+        ax.annotate(verdict, (len(columns), place + 0.5), xytext=(4, 0), va="center", size=7,
+                    textcoords="offset points", annotation_clip=False)  # fmt: skip
     return fig
 
 
@@ -551,19 +592,25 @@ def detector_dots(table: pd.DataFrame, title: str) -> Figure:
 
 
 def coverage_curves(table: pd.DataFrame, title: str) -> Figure:
-    """Draw the share of the embedding space that users' answers cover, and the noise that it brings."""
+    """Draw the share of the embedding space that users' answers cover, and the noise of each B4B."""
     import seaborn as sns
 
-    labels = {"coverage": "share of buckets", "noise": "noise (standard deviation)"}
-    fig, axes = canvas(1, 2, 2.3, title)
-    for ax, (column, label) in zip(axes[0], labels.items(), strict=True):
-        sns.lineplot(table, x="queries", y=column, hue="user", palette=palette(table["user"]),
+    shares = table[table["defence"] == table["defence"].iloc[0]]
+    panels = {"share of buckets": (shares, "coverage")}
+    panels |= {
+        f"noise, {name(d)}": (rows, "noise") for d, rows in table.groupby("defence", sort=False)
+    }
+    fig, axes = canvas(1, len(panels), 2.4, title)
+    for ax, (label, (rows, column)) in zip(axes[0], panels.items(), strict=True):
+        sns.lineplot(rows, x="queries", y=column, hue="user", palette=palette(table["user"]),
                      errorbar=None, ax=ax)  # fmt: skip
-        ax.set(ylabel=label)
-    axes[0][0].set(ylim=(0, None))
-    axes[0][1].set(yscale="log")
+        ax.set(ylabel="", ylim=(0, None) if column == "coverage" else (1e-7, 10))
+        ax.set_title(label, size=7.5)
+        if column == "noise":
+            ax.set_yscale("log")
+            ax.axhline(rows["bearable"].iloc[0], color=DARK, linestyle=":", linewidth=0.8)
     in_percent(axes[0][0].yaxis)
-    legend(fig)
+    legend(fig, fontsize=6.5)
     return fig
 
 
@@ -737,11 +784,9 @@ FIGURES = {
     "03_embedding_map": Row("Test images by the victim and by two surrogates (t-SNE).",
                             embedding_map, MAP),
     "04_budget": Row("Accuracy against both query budgets.", budget_curves, sentences.budget),
-    "05a_adaptive": Row("What adapting to a defence gains the attacker.",
-                       adaptive_dots, sentences.adaptive),
     "05a_coverage": Row("What B4B sees of its users.", coverage_curves, sentences.coverage),
-    "05a_defenses": Row("Defences: attacker and legitimate user.",
-                       defence_tradeoff, sentences.defenses),
+    "05a_defenses": Row("Defences by strength: thieves, those that adapt, and the paying user.",
+                        defence_curves, sentences.defenses),
     "05a_matrix": Row("What each defence changes for attacks and for customers.",
                      defence_matrix, sentences.matrix),
     "05b_detectors": Row("What detectors see of their users, and which users they flag.",

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from contsteal import evaluate
-from contsteal.lab import profiles, sweeps, tables
+from contsteal.lab import profiles, provider, sweeps, tables
 from contsteal.ownership import inference
 
 Difference = tuple[float, float, float, int]  # mean, bounds of its interval, number of seeds
@@ -67,9 +67,9 @@ def name(value: object) -> str:
 
 
 def _defence(match: re.Match[str]) -> str:
-    """Name a defence with its parameters; of more than two none fits into a figure."""
+    """Name a defence with its parameters; of more than three none fits into a figure."""
     kind, given = match.groups()
-    values = given.split(", ") if given and given.count(",") < 2 else []
+    values = given.split(", ") if given and given.count(",") < 3 else []
     shown = (f", {v.replace('=', ' ')}" if "=" in v else f" {v}" for v in values)
     return DEFENCES.get(kind, kind) + "".join(shown)
 
@@ -148,14 +148,6 @@ def changed(table: pd.DataFrame) -> pd.DataFrame:
     """Return an ablation's rows with the changed knob and its value in place of the attack."""
     values = table["value"].astype(object).fillna("").astype(str)
     return table.assign(value=values, attack=(table["knob"] + " " + values).str.strip())
-
-
-def adapting(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows with the defence and how the attacker adapts in place of the attack."""
-    ways = table["adapts"].where(table["adapts"].fillna("") != "", "as is")
-    named = table["defence"] + ", " + ways
-    rows = table.assign(attack=named.where(table["defence"].notna(), table["attack"]))
-    return rows.sort_values("defence", kind="stable", na_position="last")
 
 
 def _verdicts(table: pd.DataFrame, *pairs: tuple[str, str]) -> tuple[str, str]:
@@ -465,6 +457,12 @@ def budget(table: pd.DataFrame) -> Summary:
 # ----------------------------------------------------------------------------- defences (05)
 
 
+def kind_name(kind: str) -> str:
+    """Return how figures call a kind of defence: a chain of classes, perhaps "with offset"."""
+    words = (part.partition(" ") for part in kind.split(" + "))
+    return " + ".join(f"{DEFENCES.get(first, first)} {rest}".strip() for first, _, rest in words)
+
+
 def _defended(table: pd.DataFrame, attack: str, metric: str) -> dict[str, Difference]:
     """Return what each defence changes for an attack or its legitimate user, paired by seed."""
     rows = table[(table["attack"] == attack) & table["defence"].notna()]
@@ -474,67 +472,73 @@ def _defended(table: pd.DataFrame, attack: str, metric: str) -> dict[str, Differ
 
 
 def defenses(table: pd.DataFrame) -> Summary:
-    """Say what each defence takes from the attackers and from the legitimate user."""
-    attacks = list(table.dropna(subset=["defence"])["attack"].unique())
-    changes = {name(a): _defended(table, a, "accuracy") for a in attacks}
-    changes["the paying user"] = user = _defended(table, attacks[0], "legitimate")
+    """Say what each defence takes from attackers and the legitimate user, and what adapting gains."""
+    table = table.assign(adapts=table["adapts"].fillna(""))
+    plain = table[table["adapts"] == ""]
+    attacks = list(plain.dropna(subset=["defence"])["attack"].unique())
+    changes = {name(a): _defended(plain, a, "accuracy") for a in attacks}
+    changes["the paying user"] = user = _defended(plain, attacks[0], "legitimate")
     each = [(reliable(d.values())[1], who) for who, d in changes.items()]
     verb = "harms" if each[0][0] == 1 else "harm"
     counts = [f"{count} {who}" for count, who in each]
     counts[0] = f"{each[0][0]} reliably {verb} {each[0][1]}"
-    details = "; ".join(
+    details = [
         f"{name(defence)}: "
         + ", ".join(f"{who} {points(d[defence])}" for who, d in changes.items() if defence in d)
         for defence in user
+    ]
+    details += [f"{way}: {points(gap)}" for way, gap in _adapting(table).items()]
+    by = tables.summary(
+        table, ["defence", "attack", "adapts"], ["legitimate", "accuracy", "agreement"]
     )
-    by = tables.summary(table, ["defence", "attack"], ["legitimate", "accuracy", "agreement"])
-    return Summary(f"Of {len(user)} defences, {', '.join(counts)}", by, details)
+    return Summary(f"Of {len(user)} defences, {', '.join(counts)}", by, "; ".join(details))
 
 
-def adaptive(table: pd.DataFrame) -> Summary:
-    """Say what adapting gains the attacker under each defence, paired by seed."""
-    each: dict[str, Difference] = {}
-    for defence, rows in table.dropna(subset=["defence"]).groupby("defence", sort=False):
-        by = rows.assign(attack=rows["adapts"].fillna(""))
-        ways = [way for way in by["attack"].unique() if way]
-        each |= {f"{way} against {name(defence)}": tables.difference(by, way, "") for way in ways}
-    details = "; ".join(f"{way}: {points(difference)}" for way, difference in each.items())
-    numbers = tables.summary(adapting(table), ["attack"], ["accuracy", "agreement"])
-    return Summary(f"Of {len(each)} ways to adapt, {_changes(each)}", numbers, details)
+def _adapting(table: pd.DataFrame) -> dict[str, Difference]:
+    """Return what each way to adapt gains over the same attack as it is, under the same defence."""
+    gains: dict[str, Difference] = {}
+    for (defence, attack), rows in table.dropna(subset=["defence"]).groupby(
+        ["defence", "attack"], sort=False
+    ):
+        by = rows.assign(attack=rows["adapts"])
+        if "" in set(rows["adapts"]):
+            gains |= {f"{name(attack)}, {way}, against {name(defence)}": tables.difference(by, way, "")
+                      for way in rows["adapts"].unique() if way}  # fmt: skip
+    return gains
 
 
 def coverage(table: pd.DataFrame) -> Summary:
-    """Say what share of the embedding space each user has covered after the most queries."""
-    most = table["queries"].max()
+    """Say what share of the embedding space users have covered after as many queries as all send."""
+    table = table[table["defence"] == table["defence"].iloc[0]]
+    sent = table.groupby("user")["queries"].max().min()
+    rows = table[table["queries"] == sent]
+    shares = rows.groupby("user", sort=False)["coverage"].mean()
+    each = "; ".join(f"{user} {100 * share:.1f} %" for user, share in shares.items())
     ends = table[table["queries"] == table.groupby("user")["queries"].transform("max")]
-    last = ends.groupby("user", sort=False)[["queries", "coverage", "noise"]].mean()
-    shares = last.loc[last["queries"] == most, "coverage"]
-    each = "; ".join(f"{user} {100 * share:.0f} %" for user, share in shares.items())
-    covered = (100 * last["coverage"]).round(1)
-    numbers = last.assign(coverage=covered, noise=last["noise"].round(6))
-    return Summary(f"Covered after {most:g} queries: {each}", numbers)
+    last = ends.groupby("user", sort=False)[["queries", "coverage"]].mean()
+    return Summary(f"Buckets covered after {sent:g} queries: {each}", last.round(3))
 
 
 def matrix(table: pd.DataFrame) -> Summary:
-    """Name the defences that reliably harm every attack, and those that harm a customer."""
-    order = list(table["defence"].unique())
-    bounds = table.groupby(["defence", "party"])["high"].agg(["max", "min"])
-    high = bounds.unstack("party").loc[order]
-    stops, costs = high["max", "attacker"] < 0, high["min", "customer"] < 0
-    title = f"{stops.sum()} of {len(order)} defences reliably harm every attack"
-    title += f", {(stops & ~costs).sum()} of them without harming a customer" if stops.any() else ""
-    every, some, best = (
-        ", ".join(name(d) for d in order if which[d]) or "none"
-        for which in (stops, costs, stops & ~costs)
-    )
-    details = f"Harm every attack: {every}; harm a customer: {some}; only the former: {best}"
+    """Say how many defences take enough from every thief and little from every customer."""
+    verdicts = provider.worth(table)
+    each = verdicts.groupby("verdict")["defence"].agg(list)
+    counts = {word: len(each.get(word, ())) for word in (provider.WORKS, provider.FAILS)}
+    left = len(verdicts) - sum(counts.values())
+    works, fails = counts[provider.WORKS], counts[provider.FAILS]
+    title = f"{works} of {len(verdicts)} defences take 5 points from every thief and at most 1 from every"
+    title += f" customer; {fails} do not"
+    title += f", {left} {'is' if left == 1 else 'are'} undecided" if left else ""
+    details = "; ".join(f"{word}: {', '.join(map(name, found))}" for word, found in each.items())
+    order = list(verdicts["defence"])
     bounded = table["high"] - table["low"] > 1e-9  # equal runs have no interval
     spans = (100 * table[["low", "high"]]).map("{:.1f}".format).agg(", ".join, axis=1)
     cells = table["change"].map(_points) + (" [" + spans + "]").where(bounded, "")
     who = table["party"] + " " + table["who"]
     wide = table.assign(cell=cells, who=who)
     shown = wide.pivot(index="defence", columns="who", values="cell").loc[order]
-    return Summary(title, shown[list(dict.fromkeys(who))], details)
+    numbers = shown[list(dict.fromkeys(who))].fillna("-")
+    return Summary(title, numbers.join(verdicts.set_index("defence")["verdict"]), details)
 
 
 def party_costs(
