@@ -288,7 +288,10 @@ def left_out(answers: Sequence[Tensor]) -> tuple[float, bool]:
     values = torch.cat(list(answers)).double()
     for decimals in range(-6, 7):
         scaled = values * 10.0**decimals
-        if (scaled - scaled.round()).abs().max() < 1e-3:
+        whole = 1e-3 * min(
+            1.0, float(scaled.abs().max())
+        )  # what is far below 1 is no multiple of it
+        if (scaled - scaled.round()).abs().max() <= whole:
             half = 0.5 * 10.0**-decimals
             break
     else:
@@ -314,7 +317,7 @@ def possible(surrogate: Tensor, answers: Tensor, half: float, truncated: bool) -
         missing = answers == 0
         least = answers.masked_fill(missing, torch.inf).amin(1, keepdim=True)  # (N, 1)
         low, high = low.masked_fill(missing, -torch.inf), torch.where(missing, least + half, high)
-    return surrogate.detach().maximum(low).minimum(high)
+    return surrogate.detach().float().maximum(low).minimum(high)
 
 
 def learn_remap(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

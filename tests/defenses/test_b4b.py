@@ -76,7 +76,20 @@ def test_sigma_is_the_papers():
     for coverage, known in ((0.2, 3.1e-5), (0.4, 1e-3), (0.6, 0.032), (0.7, 0.18), (0.8, 1.0)):
         assert paper.sigma(coverage) == pytest.approx(known, rel=0.03)
     assert B4B(alpha=1000.0, beta=0.6).sigma(0.6) == pytest.approx(1000, rel=1e-6)
-    assert B4B(beta=0.18, bits=1)(ROWS, "u").isfinite().all(), "close to the least beta"
+    assert B4B(beta=0.1).sigma(0.2) == B4B(beta=0.1).sigma(1.0), "beyond twice beta it stays"
+    assert B4B(beta=1e-6, bits=1)(ROWS, "u").square().isfinite().all()
+
+
+def test_calibration_gives_a_covering_user_the_noise_that_was_asked_for():
+    for coverage, noise in ((0.04, 0.01), (0.5, 0.2)):
+        fitted = B4B(bits=8, families=3).calibrated(coverage, noise)
+        assert (fitted.bits, fitted.families) == (8, 3)
+        exact = math.log(1e6) * coverage / math.log1p(noise / 1e-6)
+        assert fitted.beta == pytest.approx(exact, rel=0.05), "two digits of it"
+        assert fitted.sigma(coverage) == pytest.approx(noise, rel=1)
+    for bad in ((0.0, 0.1), (0.1, 0.0), (-0.1, 0.1), (math.nan, 0.1)):
+        with pytest.raises(ValueError, match=r"B4B (coverage|noise)"):
+            B4B().calibrated(*bad)
 
 
 def test_an_answer_gets_the_noise_of_its_coverage():

@@ -1,17 +1,22 @@
 """The provider's side: customers, the matrix of who pays, detectors on users, and the price."""
 
+import copy
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
-from contsteal import defenses
+from contsteal import defenses, encoders, evaluate
 from contsteal.defenses import proof_of_work
 from contsteal.defenses.detectors import Prada, SimilarQueries
 from contsteal.lab import provider
 from contsteal.lab.experiment import Lab
+from contsteal.victim import BlackBox
 
 NOISE, ROUND = [defenses.GaussianNoise(2.0)], [defenses.Rounding(1)]
 
@@ -72,29 +77,72 @@ def test_impossible_lists_are_refused(values: dict, message: str) -> None:
 
 def test_defended_rows_name_defence_attack_and_honest_accuracy(lab: Lab) -> None:
     chains = [[], [defenses.Normalise(), defenses.TopK(2)]]
-    table = provider.defended(lab, chains, ["embedding"], 16, [0, 1], "shapes")
+    bought = provider.customers(lab, chains, ["shapes"], [0, 1], classes=3)
+    table = provider.defended(lab, chains, ["embedding"], 16, [0, 1], bought)
     assert list(table["defence"]) == ["none"] * 2 + [provider.chain_name(chains[1])] * 2
+    assert list(table["kind"][::2]) == ["none", "Normalise + TopK"]
+    assert table["strength"].iloc[2] == 2
     assert table["legitimate"][1] == lab.legitimate("shapes", (), 1)
+    few = bought.set_index(["task", "defence", "seed"])["legitimate"]
+    assert table["few"][3] == few["shapes, 3 classes", table["defence"][3], 1]
 
 
 def test_a_defended_attack_is_trained_for_several_lengths(lab: Lab) -> None:
     chains = [[], [defenses.TopK(2)]]
-    table = provider.defended(lab, chains, ["embedding"], 16, [0], "shapes", steps=[2, 3])
+    bought = provider.customers(lab, chains, ["shapes"], [0])
+    table = provider.defended(lab, chains, ["embedding"], 16, [0], bought, steps=[2, 3])
     assert list(table["defence"]) == ["none"] * 2 + ["TopK(2)"] * 2
     assert list(table["steps"]) == [2, 3] * 2
-    short = provider.defended(lab, chains, ["embedding"], 16, [0], "shapes", steps=[2])
+    short = provider.defended(lab, chains, ["embedding"], 16, [0], bought, steps=[2])
     assert list(short["cka"]) == list(table["cka"][::2])
     assert table["cka"][0] != table["cka"][1]
 
 
-def test_a_defended_attack_can_adapt(lab: Lab) -> None:
-    attack = (lab, [[defenses.GaussianNoise(1.0)]], ["embedding"], 16, [0], "shapes")
-    plain = provider.defended(*attack)
-    wise = provider.defended(*attack, adapt="average", answers=3)
-    assert (plain["calls"].item(), wise["calls"].item()) == (16, 48)
-    assert wise["unique_inputs"].item() == 16
-    assert plain["cka"].item() != wise["cka"].item()
-    assert plain["legitimate"].item() == wise["legitimate"].item()
+def test_each_defence_meets_the_thief_who_knows_it(lab: Lab) -> None:
+    offset = defenses.GaussianNoise(0.1, mean=1.0)
+    chains = [[], [defenses.GaussianNoise(1.0)], [defenses.TopK(2)], [offset], [defenses.B4B(bits=4)],
+              [defenses.Normalise(), defenses.Rounding(1)]]  # fmt: skip
+    bought = provider.customers(lab, chains, ["shapes"], [0])
+    table = provider.adapting(lab, chains, "embedding", 16, [0], bought, prototypes=True)
+    assert list(zip(table["kind"], table["adapts"], strict=True)) == [
+        ("GaussianNoise", "averages 4 answers"), ("GaussianNoise", "prototypes of RDA"),
+        ("TopK", "takes bounds"), ("GaussianNoise with offset", "centres"), ("B4B", "2 accounts"),
+        ("B4B", "6 accounts"), ("Normalise + Rounding", "takes bounds"),
+    ]  # fmt: skip
+    paid = table.set_index("adapts")[["unique_inputs", "calls"]]
+    assert paid.loc["averages 4 answers"].tolist() == [16, 64]
+    assert paid.loc["2 accounts"].tolist() == [16 + 4, 16 + 4], "both ask a quarter"
+    assert paid.loc["6 accounts"].tolist() == [16 + 5 * 4] * 2
+    assert provider.adapting(lab, [[]], "embedding", 16, [0], bought).empty
+
+
+def test_a_customer_of_few_classes_has_a_task_of_their_own(lab: Lab) -> None:
+    n = lab.settings["probe_images"]
+    train, test = provider.few_classes(lab, "shapes", 3, 0)
+    other, _ = provider.few_classes(lab, "shapes", 3, 1)
+    assert len(train) == n < len(test) <= 4 * n
+    assert set(train.labels.tolist()) == set(test.labels.tolist()) == {0, 1, 2}
+    known = [rows_of(part.images) for part in (train, test, other)]
+    assert not known[0] & known[1]
+    assert known[0] != known[2], "each seed has classes and images of its own"
+    for classes in (1, 11):
+        with pytest.raises(ValueError, match=f"{classes} classes of shapes: it has 10"):
+            provider.few_classes(lab, "shapes", classes, 0)
+    with pytest.raises(ValueError, match="patches has no labels: it cannot be a customer's task"):
+        provider.few_classes(lab, "patches", 2, 0)
+
+
+def test_b4b_is_calibrated_on_customers_who_get_a_twentieth_of_the_spread(lab: Lab) -> None:
+    fitted = provider.calibrated(lab, defenses.B4B(bits=6), "shapes", 3, [0, 1])
+    users = provider.b4b_users(lab, "shapes", 3, 64)
+    table = provider.coverage(lab, [fitted, defenses.B4B(bits=6)], users, [0, 1])
+    own = table[(table["user"] == "customer, 3 classes") & (table["defence"] == repr(fitted))]
+    last = own[own["queries"] == own.groupby("seed")["queries"].transform("max")]
+    assert last["bearable"].mean() / 5 < last["noise"].median() < 5 * last["bearable"].mean()
+    assert fitted.sigma(0.5 * last["coverage"].mean()) < 0.1 * last["bearable"].mean()
+    ends = table.groupby("user")["queries"].max()
+    assert (ends["thief"], ends["one of 2 accounts"]) == (64, 16 + 24)
+    assert ends["one of 6 accounts"] == 16 + 8
 
 
 def test_the_matrix_holds_paired_changes_for_every_attack_and_customer() -> None:
@@ -118,6 +166,139 @@ def test_the_matrix_holds_paired_changes_for_every_attack_and_customer() -> None
     half = 4.302653 * 0.02 / math.sqrt(3)  # t of 2 degrees of freedom
     row = cell.loc[("E", "customer", "shapes"), ["change", "low", "high", "n"]].tolist()
     assert row == pytest.approx([-0.08, -0.08 - half, -0.08 + half, 3])
+
+
+def test_the_best_of_the_adapting_thieves_is_compared_with_the_first_attack() -> None:
+    rows = [{"defence": d, "attack": a, "adapts": how, "seed": s, "accuracy": v}
+            for d, a, how, v in (("none", "embedding", "", 0.6), ("D", "embedding", "", 0.3),
+                                 ("D", "embedding", "averages", 0.4), ("D", "rda", "crops", 0.55))
+            for s in (0, 1, 2)]  # fmt: skip
+    bought = pd.DataFrame([{"defence": d, "task": "t", "seed": s, "legitimate": 0.8}
+                           for d in ("none", "D") for s in (0, 1, 2)])  # fmt: skip
+    cells = provider.matrix(pd.DataFrame(rows), bought).set_index("who")["change"]
+    assert cells.to_dict() == pytest.approx({"embedding": -0.3, "adapting": -0.05, "t": 0.0})
+
+
+@pytest.mark.parametrize(
+    ("thief", "customer", "verdict"),
+    [
+        ((-0.09, -0.05), (-0.01, 0.02), provider.WORKS),
+        ((-0.09, -0.049), (-0.01, 0.02), provider.UNDECIDED),
+        ((-0.09, -0.05), (-0.011, 0.02), provider.UNDECIDED),
+        ((-0.049, 0.0), (-0.01, 0.02), provider.FAILS),
+        ((-0.5, -0.4), (-0.05, -0.011), provider.FAILS),
+    ],
+)
+def test_a_defence_works_where_both_intervals_say_so(
+    thief: tuple[float, float], customer: tuple[float, float], verdict: str
+) -> None:
+    sides = {"attacker": thief, "customer": customer}
+    rows = [{"defence": "D", "party": party, "who": party, "change": sum(span) / 2, "low": span[0],
+             "high": span[1], "n": 3} for party, span in sides.items()]  # fmt: skip
+    kept = [{"defence": "D", "party": "attacker", "who": "other", "change": -0.8, "low": -0.9,
+             "high": -0.7, "n": 3}]  # fmt: skip
+    row = provider.worth(pd.DataFrame(rows + kept)).iloc[0]
+    assert (row["verdict"], row["thief"], row["customer"]) == (verdict, "attacker", "customer")
+
+
+# --------------------------------------------------------------------- planted defences
+
+
+def centred(images: torch.Tensor) -> torch.Tensor:
+    """Return the pixels (N, 192) of uint8 images (N, 3, 8, 8), from -1/2 to 1/2."""
+    return images.flatten(1) / 255 - 0.5
+
+
+class Linear(nn.Module):
+    """A victim in miniature: images (N, 3, 8, 8) to a secret linear map of their pixels, (N, 24)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        draws = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(192, 24, generator=draws) / 192**0.5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return centred(images) @ self.weight
+
+
+class Nothing(defenses.Described):
+    """A defence with a name that does nothing."""
+
+    def __call__(self, answers: torch.Tensor, user: str) -> torch.Tensor:
+        return answers
+
+
+class Trap(defenses.Described):
+    """Users who ask more than 400 times are answered by a random network from then on."""
+
+    leaks: bool = False  # whether an answer that was given before is given again as it is
+
+    def __init__(self) -> None:
+        self.asked: dict[str, int] = {}
+        self.known: set[bytes] = set()
+
+    def __call__(self, answers: torch.Tensor, user: str) -> torch.Tensor:
+        names = [row.numpy().tobytes() for row in answers]
+        repeated = torch.tensor([name in self.known for name in names])
+        self.known |= set(names)
+        count = self.asked.get(user, 0) + torch.arange(1, len(answers) + 1)
+        self.asked[user] = int(count[-1])
+        draws = torch.Generator().manual_seed(1)
+        other = 10 * answers @ torch.randn(answers.shape[1], answers.shape[1], generator=draws)
+        caught = (count > 400) & ~(repeated & self.leaks)
+        return torch.where(caught[:, None], other.roll(1, 0), answers)
+
+
+class LeakyTrap(Trap):
+    leaks = True
+
+
+def least_squares_thief(api: BlackBox, images: torch.Tensor, times: int) -> torch.Tensor:
+    """Return the map (192, 24) that fits the median of `times` answers to each image."""
+    each = torch.stack([api.embed(images, user="thief") for _ in range(times)])
+    answers = each.median(0)[0]
+    return torch.linalg.lstsq(centred(images), answers).solution
+
+
+def planted(chain: provider.Chain, seed: int) -> list[dict[str, Any]]:
+    """Run a thief, one who asks three times, and a customer of a linear victim under a defence."""
+    victim, draws = Linear(), torch.Generator().manual_seed(100 + seed)
+    sets = [
+        torch.randint(0, 256, (n, 3, 8, 8), generator=draws, dtype=torch.uint8)
+        for n in (96, 300, 900)
+    ]
+    known, test, queries = sets
+    truth = [encoders.embed(victim, part)[:, :4].argmax(1) for part in (known, test)]
+    api, name = BlackBox(victim, [copy.deepcopy(d) for d in chain]), provider.chain_name(chain)
+
+    def probed(features: Callable[[torch.Tensor], torch.Tensor]) -> float:
+        x, y = features(known), features(test)
+        return evaluate.linear_probe(x, truth[0], y, truth[1]).accuracy
+
+    rows: list[dict[str, Any]] = []
+    for adapts, times in (("", 1), ("median", 3)):
+        fresh = BlackBox(victim, [copy.deepcopy(d) for d in chain])
+        copied = least_squares_thief(fresh, queries, times)
+        accuracy = probed(lambda images, w=copied: centred(images) @ w)
+        rows.append({"defence": name, "attack": "embedding", "adapts": adapts, "seed": seed,
+                     "accuracy": accuracy})  # fmt: skip
+    paid = probed(lambda images: api.embed(images, user="customer"))
+    return [row | {"legitimate": paid, "task": "t"} for row in rows]
+
+
+def test_a_planted_defence_that_works_is_called_so_and_a_useless_or_leaking_one_is_not() -> None:
+    chains: list[provider.Chain] = [[], [Nothing()], [Trap()], [LeakyTrap()]]
+    table = pd.DataFrame(
+        [row for chain in chains for seed in range(5) for row in planted(chain, seed)]
+    )
+    adapted = table[(table["adapts"] == "") | (table["defence"] != "none")]
+    bought = table[table["adapts"] == ""].drop(columns=["attack", "adapts", "accuracy"])
+    verdicts = provider.worth(provider.matrix(adapted, bought)).set_index("defence")
+    assert verdicts["verdict"].to_dict() == {
+        "Nothing()": provider.FAILS, "Trap()": provider.WORKS, "LeakyTrap()": provider.FAILS,
+    }  # fmt: skip
+    assert verdicts.loc["LeakyTrap()", "thief"] == "adapting", "it stops who asks once"
+    assert verdicts.loc["Trap()", "paid"] == 0
 
 
 # --------------------------------------------------------------------------- detection

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import date
-from itertools import product
+from itertools import chain, product
 from math import inf, nan
 from pathlib import Path
 from typing import Any
@@ -471,7 +471,11 @@ ALL = [
     "cont-steal-code, published optimizer",
 ]
 NOISE, OFFSET = "GaussianNoise(std=1.0)", "GaussianNoise(std=1.0, mean=5.0)"
-DEFENCES = ["none", NOISE, OFFSET, "Rounding(0)", "TopK(8)", "B4B(bits=8)"]
+POISON, PUBLISHED, FITTED = "PredictionPoisoning(eps=1.0)", "B4B(beta=0.8)", "B4B(beta=0.1)"
+KINDS = {"none": "none", NOISE: "GaussianNoise", OFFSET: claims.OFFSET, "Rounding(0)": "Rounding",
+         "TopK(8)": "TopK", POISON: "PredictionPoisoning", PUBLISHED: "B4B", FITTED: "B4B"}  # fmt: skip
+ADAPTS = {NOISE: ["averages 4 answers"], POISON: ["averages 4 answers"], OFFSET: ["centres"],
+          "TopK(8)": ["takes bounds"], FITTED: ["2 accounts", "6 accounts"]}  # fmt: skip
 SUSPECTS = {"victim": "victim", "independent": "independent", "embedding": "stolen",
             "embedding, turned": "stolen", "shuffle": "obfuscated", "pad": "obfuscated",
             "affine": "obfuscated"}  # fmt: skip
@@ -495,6 +499,20 @@ def suspects(**values: Sequence[Any]) -> pd.DataFrame:
     return table.query("kind == 'stolen' or images == 64")
 
 
+def defended() -> pd.DataFrame:
+    """Thieves under each defence, as they are and adapting to it."""
+    table = grid(
+        attack=["embedding", "random"],
+        defence=[*KINDS],
+        adapts=[None, *chain.from_iterable(ADAPTS.values())],
+    )
+    pairs = zip(table["defence"], table["adapts"], strict=True)
+    table = table[[pd.isna(how) or how in ADAPTS.get(defence, []) for defence, how in pairs]]
+    table = table.query("attack == 'embedding' or (defence == 'none' and adapts.isna())")
+    strengths = table["defence"].map({PUBLISHED: claims.BETA, FITTED: 0.1})
+    return table.assign(kind=table["defence"].map(KINDS), strength=strengths)
+
+
 BOTH = ["embedding", "cont-steal"]
 OF_ATTACKS = ("02_conventional", "02_losses", "03_attacks", "03_steps", "03_control")
 TABLES = dict.fromkeys(OF_ATTACKS, grid(attack=ALL)) | {
@@ -510,11 +528,8 @@ TABLES = dict.fromkeys(OF_ATTACKS, grid(attack=ALL)) | {
     "03_ablations": grid(attack=["cont-steal"], knob=KNOBS, value=["self", "victim"]).query(
         "knob == 'negatives' or value == 'self'"),
     "04_budget": grid(attack=ALL, images=[64, 1600]),
-    "05a_defenses": grid(attack=["embedding", "random"], defence=DEFENCES).query(
-        "attack == 'embedding' or defence == 'none'"),
-    "05a_adaptive": grid(attack=["embedding"], defence=DEFENCES,
-                        adapts=[None, "averages", "centres", "two accounts"]),
-    "05a_coverage": grid(user=["customer", "thief", "one of two accounts"], queries=[64, 128]),
+    "05a_defenses": defended(),
+    "05a_coverage": grid(user=["customer, 3 classes", "thief"], queries=[64, 128], defence=[FITTED]),
     "05c_watermark": suspects(head=["trained", "untrained"]),
     "05c_inference": suspects(form=["signed", "published"]),
 }  # fmt: skip

@@ -46,7 +46,8 @@ def test_an_attack_that_was_not_run_is_not_compared() -> None:
         ("not known", "not known"),
         ("GaussianNoise(std=1.0, mean=5.0)", "noise, std 1.0, mean 5.0"),
         ("Normalise() + TopK(8)", "normalised + top-k 8"),
-        ("B4B(lam=1e-06, alpha=1.0, beta=0.8)", "B4B"),
+        ("B4B(lam=1e-06, alpha=1.0, beta=0.8, bits=2)", "B4B"),
+        ("B4B(beta=0.8, bits=12, families=20)", "B4B, beta 0.8, bits 12, families 20"),
     ],
 )
 def test_attacks_and_defences_have_names(value: str, name: str) -> None:
@@ -54,7 +55,7 @@ def test_attacks_and_defences_have_names(value: str, name: str) -> None:
 
 
 def test_two_values_never_share_a_name() -> None:
-    long, other = "B4B(a=1, b=2, c=3)", "B4B(a=1, b=2, c=4)"
+    long, other = "B4B(a=1, b=2, c=3, d=4)", "B4B(a=1, b=2, c=3, d=5)"
     assert sentences.names([long, "TopK(8)", "TopK(8)"]) == {long: "B4B", "TopK(8)": "top-k 8"}
     assert sentences.names([long, other]) == {long: long, other: other}
 
@@ -282,35 +283,34 @@ def test_defences_are_counted_by_whom_they_reliably_harm() -> None:
     rows = []
     for defence, thief, user in (("none", (0.0,) * 3, 0.0), ("TopK(2)", BAD, -0.1),
                                  ("Rounding(0)", NEAR, 0.0)):  # fmt: skip
-        rows += [r | {"legitimate": 0.8 + user} for r in runs(thief, attack="x", defence=defence)]
+        about = {"attack": "x", "defence": defence, "adapts": math.nan}
+        rows += [r | {"legitimate": 0.8 + user} for r in runs(thief, **about)]
+    wise = {"attack": "x", "defence": "TopK(2)", "adapts": "takes bounds"}
+    rows += [r | {"legitimate": 0.7} for r in runs((0.0, 0.01, 0.02), **wise)]
     found = sentences.defenses(pd.DataFrame(rows))
+    assert "x, takes bounds, against top-k 2: +2" in found.details
     assert found.title == "Of 2 defences, 1 reliably harms x, 1 the paying user"
     assert "top-k 2: x -21.0 points" in found.details
 
 
-def test_adapting_is_compared_with_not_adapting_under_the_same_defence() -> None:
-    rows = [
-        r
-        for defence, how, shift in (("D", None, (0.0, 0.01, 0.02)), ("D", "averages", GOOD),
-                                    ("E", None, (0.0,) * 3), ("E", "maps", BAD))
-        for r in runs(shift, attack="embedding", defence=defence, adapts=how)
-    ]  # fmt: skip
-    rows += runs((0.4,), attack="victim", defence=None, adapts=None)
-    found = sentences.adaptive(pd.DataFrame(rows))
-    title = "Of 2 ways to adapt, 1 reliably helps (averages against D), 1 harms"
-    assert found.title.startswith(title)
-    assert found.details.startswith("averages against D: +20.0 points")
-    assert list(found.numbers.index) == ["D, as is", "D, averages", "E, as is", "E, maps", "victim"]
-
-
 def test_coverage_is_compared_after_equal_queries_alone() -> None:
-    rows = [("a", 8, 0.1), ("a", 16, 0.2), ("b", 8, 0.9), ("c", 16, 0.3)]
-    table = pd.DataFrame(rows, columns=["user", "queries", "coverage"]).assign(noise=0.0)
-    assert sentences.coverage(table).title == "Covered after 16 queries: a 20 %; c 30 %"
-    seeds = [table.assign(seed=s, coverage=table["coverage"] + 0.1 * s) for s in (0, 1)]
-    found = sentences.coverage(pd.concat(seeds))
-    assert found.title == "Covered after 16 queries: a 25 %; c 35 %", "means over seeds"
-    assert found.numbers["queries"].to_dict() == {"a": 16, "b": 8, "c": 16}
+    rows = [
+        ("a", 8, 0.1),
+        ("a", 16, 0.2),
+        ("b", 8, 0.9),
+        ("b", 32, 0.95),
+        ("c", 16, 0.3),
+        ("c", 8, 0.1),
+    ]
+    table = pd.DataFrame(rows, columns=["user", "queries", "coverage"]).assign(
+        noise=0.0, defence="D"
+    )
+    other = table.assign(defence="E", coverage=1.0)
+    found = sentences.coverage(pd.concat([table, other]))
+    assert found.title == "Buckets covered after 16 queries: a 20.0 %; c 30.0 %", (
+        "of the first alone"
+    )
+    assert found.numbers["queries"].to_dict() == {"a": 16, "b": 32, "c": 16}
 
 
 def stake() -> pd.DataFrame:
@@ -322,9 +322,14 @@ def stake() -> pd.DataFrame:
 
 def test_the_matrix_names_what_harms_thieves_and_what_harms_customers() -> None:
     found = sentences.matrix(stake())
-    title = "1 of 2 defences reliably harm every attack, 1 of them without harming a customer"
+    title = (
+        "1 of 2 defences take 5 points from every thief and at most 1 from every customer; 1 do not"
+    )
     assert found.title == title
-    assert found.details == "Harm every attack: D; harm a customer: E; only the former: D"
+    assert found.details == "does not work: E; works: D"
+    assert found.numbers["verdict"].to_dict() == {"D": "works", "E": "does not work"}
+    open_ = stake().assign(low=-0.3)
+    assert sentences.matrix(open_).title.endswith("; 1 do not, 1 is undecided")
     assert found.numbers.loc["D", "attacker embedding"] == "-20.0 [-21.0, -19.0]"
 
 

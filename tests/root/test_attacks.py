@@ -226,6 +226,68 @@ def test_centring_undoes_an_offset(shapes, victim):
     assert torch.allclose(got, clean - clean.mean(0), atol=1e-4)
 
 
+def literally_possible(surrogate: Tensor, answers: Tensor, half: float, truncated: bool) -> Tensor:
+    """Coordinate by coordinate, the value nearest to the surrogate's that gives the answer."""
+    result = surrogate.detach().clone()
+    for i, row in enumerate(answers):
+        sent = [v for v in row.tolist() if v != 0]
+        for j, value in enumerate(row.tolist()):
+            low, high = value - half, value + half
+            if truncated and value == 0:
+                low, high = -math.inf, min(sent) + half
+            result[i, j] = min(max(surrogate[i, j].item(), low), high)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("chain", "gaps"),
+    [
+        ([], (0.0, False)),
+        ([defenses.Rounding(1)], (0.05, False)),
+        ([defenses.Rounding(-1)], (5.0, False)),
+        ([defenses.TopK(8)], (0.0, True)),
+        ([defenses.TopK(8), defenses.Rounding(0)], (0.5, True)),
+    ],
+)
+def test_a_thief_sees_what_rounding_and_truncation_have_left_out(chain, gaps):
+    clean = 5 + 20 * torch.randn(40, 24, generator=torch.Generator().manual_seed(0)).abs()
+    answers = clean
+    for defense in chain:
+        answers = defense(answers, "thief")
+    assert steal.left_out([answers[:20], answers[20:]]) == pytest.approx(gaps)
+    surrogate = (answers + torch.randn(answers.shape)).requires_grad_()
+    found = steal.possible(surrogate, answers, *gaps)
+    assert not found.requires_grad, "the target is no way around the loss"
+    assert torch.allclose(found, literally_possible(surrogate, answers, *gaps), atol=1e-5)
+    truth = steal.possible(clean, answers, *gaps)
+    assert torch.allclose(truth, clean, atol=1e-4), "a surrogate that is right is left alone"
+
+
+def test_zeros_of_the_victim_s_own_are_no_truncation():
+    answers = torch.randn(40, 24, generator=torch.Generator().manual_seed(0)).relu()
+    assert steal.left_out([answers]) == (0.0, False)
+
+
+def test_taking_bounds_trains_on_what_is_possible_alone(shapes, victim, monkeypatch):
+    chain = [defenses.TopK(8)]
+    seen = {}
+    for adapt in ("none", "bounds"):
+        given = []
+
+        def spy(s: Tensor, t: Tensor, given: list = given) -> Tensor:
+            given.append((s.detach().float(), t))
+            return losses.mse(s, t)
+
+        recipe = replace(steal.ATTACKS["embedding"], loss=spy)
+        monkeypatch.setitem(steal.ATTACKS, "embedding", recipe)
+        config = replace(FAST, attack="embedding", adapt=adapt)
+        steal.train(config, BlackBox(victim, chain), shapes.images)
+        seen[adapt] = given[0]
+    (s, t), (same, answers) = seen["bounds"], seen["none"]
+    assert torch.equal(s, same), "the first step starts alike"
+    assert torch.allclose(t, literally_possible(s, answers, 0.0, True), atol=1e-5)
+
+
 def test_accounts_are_mapped_into_the_space_of_the_first(shapes, victim):
     images = data.load("shapes", n=200, seed=2)
     chain = [defenses.build("user-transform", transform="affine")]
@@ -269,8 +331,11 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "no labels": ({"attack": "sup-con"}, "labels of the 32 query images, given are none"),
     "all anchors": ({**MSE, "accounts": 2, "anchors": N}, f"anchors={N} of {N} images"),
     "no anchors": ({**MSE, "accounts": 2, "anchors": 0}, "anchors=0 of"),
-    "adaptation": ({"adapt": "subtract"}, "choose one of none, average, centre, and at least 1"),
-    "no account": ({"accounts": 0}, "choose one of none, average, centre, and at least 1"),
+    "adaptation": (
+        {"adapt": "subtract"},
+        "choose one of none, average, centre, bounds, and at least 1",
+    ),
+    "no account": ({"accounts": 0}, "choose one of none, average, centre, bounds, and at least 1"),
 }
 
 
