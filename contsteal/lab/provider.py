@@ -219,11 +219,11 @@ def adapting(
     seeds: Numbers,
     bought: pd.DataFrame,
     steps: Numbers = (),
-    prototypes: bool = False,
+    prototypes: Sequence[float] = (),
 ) -> pd.DataFrame:
     """Run an attack that adapts to each chain's last defence (`ADAPTING`): rows of `defended`.
 
-    With `prototypes` RDA, whose targets are means over ten crops of an image, meets the noise, too.
+    RDA, whose targets are means over ten crops of an image, meets noise of the strengths `prototypes`.
     """
     anchors = _anchors(lab, queries)
     parts, rest = [pd.DataFrame()], (queries, seeds, bought, steps)
@@ -232,7 +232,7 @@ def adapting(
         for name, how in ADAPTING.get(kind, {}).items():
             changes = how | ({"anchors": anchors} if "accounts" in how else {})
             parts.append(defended(lab, [chain], [attack], *rest, name, changes))
-        if prototypes and kind == "GaussianNoise":
+        if kind == "GaussianNoise" and strength(chain)["strength"] in prototypes:
             parts.append(defended(lab, [chain], ["rda"], *rest, "prototypes of RDA"))
     return pd.concat(parts, ignore_index=True)
 

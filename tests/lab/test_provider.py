@@ -103,7 +103,7 @@ def test_each_defence_meets_the_thief_who_knows_it(lab: Lab) -> None:
     chains = [[], [defenses.GaussianNoise(1.0)], [defenses.TopK(2)], [offset], [defenses.B4B(bits=4)],
               [defenses.Normalise(), defenses.Rounding(1)]]  # fmt: skip
     bought = provider.customers(lab, chains, ["shapes"], [0])
-    table = provider.adapting(lab, chains, "embedding", 16, [0], bought, prototypes=True)
+    table = provider.adapting(lab, chains, "embedding", 16, [0], bought, prototypes=[1.0])
     assert list(zip(table["kind"], table["adapts"], strict=True)) == [
         ("GaussianNoise", "averages 4 answers"), ("GaussianNoise", "prototypes of RDA"),
         ("TopK", "takes bounds"), ("GaussianNoise with offset", "centres"), ("B4B", "2 accounts"),

@@ -192,7 +192,7 @@ def test_profiles_without_results_say_which_command_makes_them(desk: Path, capsy
 @pytest.mark.parametrize("profile", ["demo", "study"])
 @pytest.mark.parametrize("stem", [
     "02_conventional", "02_losses", "02_elsewhere", "03_attacks", "03_steps", "03_control", "03_views",
-    "03_boundary", "04_budget", "05a_defenses", "05a_adaptive",
+    "03_boundary", "04_budget", "05a_defenses",
 ])  # fmt: skip
 def test_what_needs_no_victim_stands_in_every_stored_table_of_attacks(
     stem: str, profile: str
