@@ -164,8 +164,9 @@ def _key(stem: str, profile: str, values: dict[str, Any]) -> dict[str, str]:
 
 
 def _tables(figures: Path) -> list[tuple[str, str]]:
-    """Return the tables that the last notebook draws, by name and hash."""
-    return [(path.name, files.sha256(path)) for path in sorted(figures.glob("*.csv"))]
+    """Return the tables of others that the last notebook draws, by name and hash."""
+    own, paths = f"{number(stems()[-1])}_", sorted(figures.glob("*.csv"))
+    return [(path.name, files.sha256(path)) for path in paths if not path.name.startswith(own)]
 
 
 def _reason(executed: Path, key: dict[str, str], figures: Path) -> str:

@@ -577,6 +577,34 @@ def defence_matrix(table: pd.DataFrame, title: str) -> Figure:
     return fig
 
 
+def parties_sheet(table: pd.DataFrame, title: str) -> Figure:
+    """Draw what each of a provider's means does to every party: green is good for the provider."""
+    wanted = ("attacker", "customer", "thieves", "others")
+    columns = [c for c in map(str, table) if c.startswith(wanted)]
+    values = table.set_index("means")[columns]
+    good, text = values.copy(), values.astype(object)
+    for column in columns:
+        change = column.startswith(("attacker", "customer"))
+        sign = -1 if column.startswith(("attacker", "others")) else 1
+        good[column] = sign * (values[column] / MOST_SHADED if change else values[column]).clip(
+            -1, 1
+        )
+        form = (lambda v: f"{100 * v:+.0f}") if change else (lambda v: f"{100 * v:.0f} %")
+        text[column] = values[column].map(form, na_action="ignore")
+    labels = {"thieves": "thieves\nfound", "others": "others\nfound"}
+    good.columns = [labels.get(c) or "\n".join(map(name, c.split(", ", 1)[::-1])) for c in columns]
+    fig, ((ax,),) = canvas(1, 1, 0.24 * len(table) + 1.3, title)
+    _heatmap(ax, good, good.isna(), 1, cmap="PiYG", alpha=0.75, linewidths=1)
+    for drawn, shown in zip(ax.texts, text.to_numpy()[values.notna().to_numpy()], strict=True):
+        drawn.set_text(shown)
+    ax.xaxis.tick_top()
+    ax.tick_params(labelsize=6.5)
+    ax.set(xlabel="", ylabel="")
+    for border in np.flatnonzero(table["kind"].to_numpy()[1:] != table["kind"].to_numpy()[:-1]):
+        ax.axhline(border + 1, color=DARK, linewidth=1.5)
+    return fig
+
+
 def detector_dots(table: pd.DataFrame, title: str) -> Figure:
     """Draw each detector's statistic per user, a dot per seed, filled where the user was flagged."""
     panels, users = list(table.groupby("detector", sort=False)), list(table["user"].unique())[::-1]
@@ -795,4 +823,6 @@ FIGURES = {
                         inference_dots, sentences.dataset_inference),
     "05c_watermark": Row("The rotation watermark: which encoders carry it.",
                         watermark_curves, sentences.watermark),
+    "06_parties": Row("What each of a provider's means does to thieves, customers and others.",
+                      parties_sheet, sentences.parties),
 }  # fmt: skip

@@ -32,7 +32,6 @@ NAMES = {
 }  # fmt: skip
 DEFENCES = {"GaussianNoise": "noise", "Rounding": "rounding", "TopK": "top-k",
             "PredictionPoisoning": "poisoning", "Normalise": "normalised"}  # fmt: skip
-PROVIDER = {"seconds": "s per 1,000 answers", "added": "added time", "bytes": "bytes per user"}
 P_VALUES = ["p_chance", "p_rank", "p_controls"]
 KINDS = {"victim": "victim", "unmarked": "unmarked", "obfuscated": "disguised", "stolen": "stolen",
          "independent": "independent"}  # fmt: skip
@@ -541,27 +540,6 @@ def matrix(table: pd.DataFrame) -> Summary:
     return Summary(title, numbers.join(verdicts.set_index("defence")["verdict"]), details)
 
 
-def party_costs(
-    stake: pd.DataFrame, bill: pd.DataFrame, marked: pd.DataFrame | None = None
-) -> pd.DataFrame:
-    """Return what each defence costs thieves, customers and provider, a row each; "-" for nothing.
-
-    `stake` is `provider.matrix`'s, `bill` `provider.price`'s, `marked` `owner.watermark`'s: the customer
-    of its victims' task is the first of the matrix. A mark changes neither time nor memory.
-    """
-    cells = matrix(stake).numbers
-    rows = [*cells.index, *(row for row in bill.index if row not in cells.index)]
-    costs = bill[[*PROVIDER]].rename(columns=PROVIDER).map("{:.3g}".format)
-    whole = cells.reindex(rows).join(costs).assign(training="none")
-    if marked is not None:
-        customer = next(c for c in cells.columns if c.startswith("customer"))
-        for head, runs in marked.groupby("head", sort=False):
-            accuracy = runs.drop_duplicates("kind").set_index("kind")["accuracy"]
-            change = _points(accuracy["victim"] - accuracy["unmarked"])
-            whole.loc[f"watermark, {head}", [customer, "training"]] = change, runs["mark"].iloc[0]
-    return whole.fillna("-")
-
-
 def detectors(table: pd.DataFrame) -> Summary:
     """Say how often each detector flags each user, with its interval (Clopper and Pearson)."""
     known = table.dropna(subset=["flagged"]).astype({"flagged": bool})
@@ -584,6 +562,27 @@ def _rate(hits: pd.Series) -> str:
         return "-"
     rate = inference.proportion(int(hits.sum()), len(hits))
     return f"{100 * rate.rate:.1f} % [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
+
+
+PERTURBATION, DETECTOR, PROOF = "perturbation", "detector", "proof"  # kinds of a provider's means
+
+
+def parties(table: pd.DataFrame) -> Summary:
+    """Say how many perturbations work, and how well the best detector and the best proof tell thieves."""
+    kinds = {kind: table[table["kind"] == kind] for kind in (PERTURBATION, DETECTOR, PROOF)}
+    works = (kinds[PERTURBATION]["verdict"] == provider.WORKS).sum()
+    parts = [f"{works} of {len(kinds[PERTURBATION])} perturbations work"]
+    for kind, verb, others in (
+        (DETECTOR, "flags", "customers"),
+        (PROOF, "accuses", "independent encoders"),
+    ):
+        rows = kinds[kind].dropna(subset=["thieves", "others"])
+        if len(rows):
+            best = rows.loc[[(rows["thieves"] - rows["others"]).idxmax()]].iloc[0]
+            found, wrong = percent(best["thieves"]), percent(best["others"])
+            text = f"the best {kind} ({best['means']}) {verb} {found} of thieves and {wrong} of {others}"
+            parts.append(text)
+    return Summary("; ".join(parts), table.set_index("means"))
 
 
 # ---------------------------------------------------------------------------- ownership (05)

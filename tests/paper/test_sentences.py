@@ -333,20 +333,18 @@ def test_the_matrix_names_what_harms_thieves_and_what_harms_customers() -> None:
     assert found.numbers.loc["D", "attacker embedding"] == "-20.0 [-21.0, -19.0]"
 
 
-def test_one_table_holds_what_all_three_parties_pay() -> None:
-    bill = pd.DataFrame({"seconds": [0.25, 1 / 3, 1.0], "added": 0.5, "bytes, half": 8, "bytes": 16},
-                        index=["D", "E", "watcher"])  # fmt: skip
-    rows = [
-        {"head": "h", "kind": k, "accuracy": a, "mark": "5 epochs"}
-        for k, a in (("victim", 0.82), ("unmarked", 0.85), ("stolen", math.nan))
-    ]
-    whole = sentences.party_costs(stake(), bill, pd.DataFrame(rows))
-    assert list(whole.index) == ["D", "E", "watcher", "watermark, h"]
-    assert whole.loc["D", "s per 1,000 answers"] == "0.25"
-    assert whole.loc["watcher", ["attacker embedding", "bytes per user"]].tolist() == ["-", "16"]
-    assert whole.loc["watermark, h", "customer shapes"] == "-3.0"
-    assert whole.loc["watermark, h", "training"] == "5 epochs"
-    assert set(sentences.party_costs(stake(), bill)["training"]) == {"none"}
+def test_the_best_means_of_each_kind_are_named() -> None:
+    rows = [("P", "perturbation", None, None, "works"), ("Q", "perturbation", None, None, "undecided"),
+            ("D", "detector", 0.5, 0.4, None), ("E", "detector", 0.4, 0.0, None),
+            ("W", "proof", 1.0, 0.25, None), ("X", "proof", None, 0.0, None)]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["means", "kind", "thieves", "others", "verdict"])
+    found = sentences.parties(table).title
+    assert found == (
+        "1 of 2 perturbations work; the best detector (E) flags 40.0 % of thieves and 0.0 % of "
+        "customers; the best proof (W) accuses 100.0 % of thieves and 25.0 % of independent encoders"
+    )
+    alone = sentences.parties(table.iloc[:2]).title
+    assert alone == "1 of 2 perturbations work"
 
 
 def test_detectors_are_counted_and_need_no_verdict() -> None:
