@@ -13,9 +13,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from contsteal.evaluate import mean_interval
 from contsteal.lab import profiles, sweeps, tables
+from contsteal.ownership import proportion
 from contsteal.paper import sentences
 from contsteal.paper.sentences import REFERENCES, Summary, name, names
 
@@ -550,6 +552,95 @@ def detector_dots(table: pd.DataFrame, title: str) -> Figure:
     return fig
 
 
+def roc_curves(table: pd.DataFrame, title: str) -> Figure:
+    """Draw ROC curves of the detectors' statistics, a panel per kind of thief, and their own verdicts.
+
+    A dot is the detector's threshold, its bars Clopper-Pearson 95 % intervals.
+    """
+    detectors, panels = list(table["detector"].unique()), list(table.groupby("user", sort=False))
+    colours = dict(zip(detectors, CYCLE, strict=False))
+    fig, axes = canvas(1, len(panels), 3.6, title, sharex=True, sharey=True)
+    for ax, (user, part) in zip(axes[0], panels, strict=True):
+        ax.plot([0, 1], [0, 1], color="#BBBBBB", linewidth=0.8, linestyle=":")
+        for detector, rows in part.groupby("detector", sort=False):
+            curve, verdict = (rows[rows["at"] == at] for at in ("curve", "verdict"))
+            ax.plot(
+                curve["fpr"], curve["tpr"], color=colours[str(detector)], linewidth=1.2, alpha=0.85
+            )
+            for row in verdict.to_dict("records"):
+                bars = [
+                    [[row[rate] - found.low], [found.high - row[rate]]]
+                    for rate, side in (("fpr", "customers"), ("tpr", "thieves"))
+                    for found in [proportion(round(row[rate] * row[side]), row[side])]
+                ]
+                ax.errorbar(row["fpr"], row["tpr"], *bars[::-1], fmt="o", markersize=4.5,
+                            color=colours[str(detector)], elinewidth=0.8, alpha=0.85)  # fmt: skip
+        ax.set(xlabel="customers flagged", aspect="equal", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+        ax.set_title(user, size=7.5)
+        in_percent(ax.xaxis, ax.yaxis)
+    axes[0][0].set_ylabel("thieves flagged")
+    areas = table.drop_duplicates(["detector", "user"]).groupby("detector", sort=False)["auc"]
+    lines = [
+        Line2D([], [], color=colours[d],
+               label=f"{d} (AUC {', '.join(f'{area:.2f}' for area in areas.get_group(d))})")
+        for d in detectors
+    ]  # fmt: skip
+    fig.legend(handles=lines, loc="outside lower center", ncols=2, fontsize=6.5)
+    return fig
+
+
+def account_dots(table: pd.DataFrame, title: str) -> Figure:
+    """Draw the share of answers that a user's first account gets, a dot per seed, a panel per detector.
+
+    The number at the right is the mean of the accounts that all answers take.
+    """
+    panels, users = list(table.groupby("detector", sort=False)), list(table["user"].unique())[::-1]
+    lines = -(-len(panels) // 3)
+    fig, axes = canvas(lines, 3, lines * (0.17 * len(users) + 0.75) + 0.3, title,
+                       sharex=True, sharey=True)  # fmt: skip
+    for ax in axes.flat[len(panels) :]:
+        ax.axis("off")
+    for ax, (detector, rows) in zip(axes.flat, panels, strict=False):
+        for row in rows.to_dict("records"):
+            colour = CYCLE[0] if row["user"].startswith("customer") else CYCLE[1]
+            ax.scatter(
+                row["answers"] / row["queries"], users.index(row["user"]), s=16, color=colour
+            )
+        for user, each in rows.groupby("user"):
+            ax.annotate(f"{each['accounts'].mean():.3g}", (1, users.index(user)), size=6.5, va="center",
+                        xytext=(3, 0), xycoords=("axes fraction", "data"),
+                        textcoords="offset points")  # fmt: skip
+        ax.set_yticks(range(len(users)), users)
+        ax.set(xlim=(-0.05, 1.1), ylim=(-0.6, len(users) - 0.4))
+        ax.set_title(detector, size=7.5)
+        ax.tick_params(axis="y", labelsize=6.5)
+        in_percent(ax.xaxis)
+    for ax in axes[-1]:
+        ax.set_xlabel("answers to one account")
+    return fig
+
+
+def refused_dots(table: pd.DataFrame, title: str) -> Figure:
+    """Draw what refused thieves end with, on one account and on all, a panel per detector."""
+    runs = table.dropna(subset=["detector"])
+    panels, frame_rows = list(runs.groupby("detector", sort=False)), table[table["detector"].isna()]
+    fig, axes = canvas(len(panels), 1, 0.34 * runs["attack"].nunique() * len(panels) + 1.2, title,
+                       sharex=True)  # fmt: skip
+    for ax, (detector, rows) in zip(axes[:, 0], panels, strict=True):
+        means = rows.groupby("attack", sort=False)[["answers", "accounts"]].mean()
+        names = {
+            attack: f"{attack}: {row['answers']:.0f} answers, {row['accounts']:.3g} "
+            f"account{'s' * bool(row['accounts'] > 1)}"
+            for attack, row in means.iterrows()
+        }
+        colours = {n: CYCLE[1] if str(a).endswith("stops") else CYCLE[0] for a, n in names.items()}
+        _dots(ax, rows.replace({"attack": names}), "accuracy", colours)
+        frame(ax, frame_rows, "accuracy", alone=True)
+        ax.set(xlabel=f"accuracy on the main task; refused by {detector}")
+        in_percent(ax.xaxis)
+    return fig
+
+
 def coverage_curves(table: pd.DataFrame, title: str) -> Figure:
     """Draw the share of the embedding space that users' answers cover, and the noise that it brings."""
     import seaborn as sns
@@ -746,6 +837,11 @@ FIGURES = {
                      defence_matrix, sentences.matrix),
     "05b_detectors": Row("What detectors see of their users, and which users they flag.",
                         detector_dots, sentences.detectors),
+    "05b_roc": Row("ROC curves of the detectors' statistics, for each kind of thief.",
+                   roc_curves, sentences.roc),
+    "05b_accounts": Row("Answers before a refusal, and accounts that all answers take.",
+                        account_dots, sentences.accounts),
+    "05b_refused": Row("What a refused thief ends with.", refused_dots, sentences.refused),
     "05c_inference": Row("Dataset inference: does an encoder know the victim's training set?",
                         inference_dots, sentences.dataset_inference),
     "05c_watermark": Row("The rotation watermark: which encoders carry it.",
