@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from typing import Any, cast
 
@@ -173,7 +173,7 @@ def senders(
 
     return {
         **{f"customer, {task}": partial(customer_images, lab, task, queries) for task in tasks},
-        **{f"customer, {tasks[0]}, {n} classes": partial(_narrow, lab, tasks[0], queries, n)
+        **{f"customer, {tasks[0]}, {n} classes": cache(partial(_narrow, lab, tasks[0], queries, n))
            for n in few},
         "thief, single images": partial(lab.queries, queries),
         "thief, four views": views,
@@ -184,9 +184,9 @@ def senders(
 def customer_images(lab: Lab, task: str, queries: int, seed: int) -> Tensor:
     """Return the images that the customer `seed` with a task sends: more than its labelled ones.
 
-    Of an endless set each customer has images of its own, on which nobody trained. Those of a stored set
-    are drawn from one half of it, and from the other half at seeds from `CALIBRATION` on: a threshold is
-    not tested on what it was chosen on.
+    Of an endless set each customer has images of its own, on which nobody trained. A stored set is cut
+    into random halves, one for seeds from `CALIBRATION` on: a threshold is not tested on what it was
+    chosen on. A customer sends at most half of its half, for all to differ.
     """
     return pixels(_bought(lab, task, queries, seed))
 
@@ -197,9 +197,8 @@ def _bought(lab: Lab, task: str, queries: int, seed: int) -> data.ImageSet:
         own = derive("customer", CUSTOMERS, seed)
         return data.load(task, "train", queries, own, size).to(lab.device)
     pool = data.load(task, "train", None, CUSTOMERS, size).to(lab.device)
-    half, rest = len(pool) // 2, len(pool) - len(pool) // 2
-    order = data.order(half, seed) if seed >= CALIBRATION else half + data.order(rest, seed)
-    return pool.take(order[:queries])
+    half = data.order(len(pool), CUSTOMERS).chunk(2)[seed >= CALIBRATION]
+    return pool.take(half[data.order(len(half), seed)[: min(queries, len(half) // 2)]])
 
 
 def _narrow(lab: Lab, task: str, queries: int, classes: int, seed: int) -> Tensor:
@@ -306,7 +305,7 @@ def bills(
     for (user, images), seed in product(users.items(), seeds):
         bill = proof_of_work.ProofOfWork("entropy", intercept, slope)
         queries = len(bill(posteriors(images(seed)), user))
-        rows.append({"detector": "proof of work, s", "user": user, "seed": seed, "queries": queries,
+        rows.append({"detector": "proof of work, seconds", "user": user, "seed": seed, "queries": queries,
                      "statistic": bill.bill(user), "flagged": np.nan})  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -363,7 +362,7 @@ def refusals(
     A refused user goes on under a new name, with the request that was refused; of several tensors each
     is sent under a name of its own. Rows: `detector`, `user`, `seed`, `queries`, the `answers` that the
     first account got, and the `accounts` that all `answered` images took. A user whose new account is
-    refused at its first request gives up.
+    refused at its first request gives up. `refusals` counts the accounts that were refused.
     """
     rows = []
     for (user, images), seed in product(users.items(), seeds):
@@ -375,7 +374,8 @@ def refusals(
             fresh.action = "refuse"
             got = _persist(lab.api([fresh]), parts)
             rows.append({"detector": name, "user": user, "seed": seed, "queries": sum(map(len, parts)),
-                         "answers": got[0], "accounts": len(got), "answered": sum(got)})  # fmt: skip
+                         "answers": got[0], "accounts": len(got), "answered": sum(got),
+                         "refusals": len(got) - len(parts)})  # fmt: skip
     return pd.DataFrame(rows)
 
 

@@ -538,17 +538,50 @@ def defence_matrix(table: pd.DataFrame, title: str) -> Figure:
     return fig
 
 
-def detector_dots(table: pd.DataFrame, title: str) -> Figure:
-    """Draw each detector's statistic per user, a dot per seed, filled where the user was flagged."""
+def _by_detector(
+    table: pd.DataFrame, title: str, x: str, filled: str
+) -> tuple[Figure, dict[str, tuple[Axes, pd.DataFrame]]]:
+    """Draw a panel per detector, a dot per user and seed, filled where the column `filled` is not 0."""
     panels, users = list(table.groupby("detector", sort=False)), list(table["user"].unique())[::-1]
-    fig, axes = canvas(1, len(panels), 0.28 * len(users) + 1.1, title, sharey=True)
-    for ax, (detector, rows) in zip(axes[0], panels, strict=True):
+    lines = -(-len(panels) // 4)
+    fig, axes = canvas(lines, 4, lines * (0.15 * len(users) + 0.85) + 0.3, title, sharey=True)
+    for ax in axes.flat[len(panels) :]:
+        ax.axis("off")
+    for ax, (detector, rows) in zip(axes.flat, panels, strict=False):
         for row in rows.to_dict("records"):
             colour = CYCLE[0] if row["user"].startswith("customer") else CYCLE[1]
-            face, y = colour if row["flagged"] in (True, 1) else "white", users.index(row["user"])
-            ax.scatter(row["statistic"], y, s=22, color=face, edgecolor=colour)
+            face, y = colour if row[filled] > 0 else "white", users.index(row["user"])
+            ax.scatter(row[x], y, s=14, color=face, edgecolor=colour, linewidth=0.8, clip_on=False)
         ax.set_yticks(range(len(users)), users)
-        ax.set(ylim=(-0.6, len(users) - 0.4), xlabel=detector)
+        ax.set(ylim=(-0.6, len(users) - 0.4))
+        ax.set_title(str(detector).replace(", ", ",\n"), size=7.5)
+        ax.tick_params(labelsize=6.5)
+        ax.locator_params(axis="x", nbins=3)
+    drawn = zip(axes.flat, panels, strict=False)
+    return fig, {str(detector): (ax, rows) for ax, (detector, rows) in drawn}
+
+
+def detector_dots(table: pd.DataFrame, title: str) -> Figure:
+    """Draw each detector's statistic per user, a dot per seed, filled where the user was flagged."""
+    return _by_detector(table, title, "statistic", "flagged")[0]
+
+
+def account_dots(table: pd.DataFrame, title: str) -> Figure:
+    """Draw the share of answers that a user's first account gets, filled where one was refused.
+
+    The number at the right is the mean of the accounts that all answers take.
+    """
+    shares = table.assign(share=table["answers"] / table["queries"])
+    fig, panels = _by_detector(shares, title, "share", "refusals")
+    users = list(table["user"].unique())[::-1]
+    for ax, rows in panels.values():
+        for user, each in rows.groupby("user"):
+            ax.annotate(f"{each['accounts'].mean():.2g}", (1, users.index(str(user))), size=6.5,
+                        va="center", xytext=(4, 0), xycoords=("axes fraction", "data"),
+                        textcoords="offset points")  # fmt: skip
+        ax.set(xlim=(0, 1.05), xlabel="answers to one account")
+        ax.xaxis.label.set_fontsize(6.5)
+        in_percent(ax.xaxis)
     return fig
 
 
@@ -557,67 +590,40 @@ def roc_curves(table: pd.DataFrame, title: str) -> Figure:
 
     A dot is the detector's threshold, its bars Clopper-Pearson 95 % intervals.
     """
-    detectors, panels = list(table["detector"].unique()), list(table.groupby("user", sort=False))
-    colours = dict(zip(detectors, CYCLE, strict=False))
-    fig, axes = canvas(1, len(panels), 3.6, title, sharex=True, sharey=True)
-    for ax, (user, part) in zip(axes[0], panels, strict=True):
+    colours = dict(zip(table["detector"].unique(), CYCLE, strict=False))
+    fig, axes = canvas(2, 2, 5.2, title)
+    for ax, (user, part) in zip(axes.flat, table.groupby("user", sort=False), strict=False):
         ax.plot([0, 1], [0, 1], color="#BBBBBB", linewidth=0.8, linestyle=":")
         for detector, rows in part.groupby("detector", sort=False):
-            curve, verdict = (rows[rows["at"] == at] for at in ("curve", "verdict"))
-            ax.plot(
-                curve["fpr"], curve["tpr"], color=colours[str(detector)], linewidth=1.2, alpha=0.85
-            )
-            for row in verdict.to_dict("records"):
-                bars = [
-                    [[row[rate] - found.low], [found.high - row[rate]]]
-                    for rate, side in (("fpr", "customers"), ("tpr", "thieves"))
-                    for found in [proportion(round(row[rate] * row[side]), row[side])]
-                ]
-                ax.errorbar(row["fpr"], row["tpr"], *bars[::-1], fmt="o", markersize=4.5,
-                            color=colours[str(detector)], elinewidth=0.8, alpha=0.85)  # fmt: skip
-        ax.set(xlabel="customers flagged", aspect="equal", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+            curve, verdicts = (rows[rows["at"] == at] for at in ("curve", "verdict"))
+            colour = colours[str(detector)]
+            ax.plot(curve["fpr"], curve["tpr"], color=colour, linewidth=1.2, alpha=0.85)
+            for row in verdicts.to_dict("records"):
+                _rates(ax, row, colour)
+        ax.set(xlabel="customers flagged", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+        ax.set(ylabel="thieves flagged")
         ax.set_title(user, size=7.5)
         in_percent(ax.xaxis, ax.yaxis)
-    axes[0][0].set_ylabel("thieves flagged")
     areas = table.drop_duplicates(["detector", "user"]).groupby("detector", sort=False)["auc"]
     lines = [
-        Line2D([], [], color=colours[d],
-               label=f"{d} (AUC {', '.join(f'{area:.2f}' for area in areas.get_group(d))})")
-        for d in detectors
+        Line2D([], [], color=colours[str(detector)],
+               label=f"{detector}:\n{', '.join(map('{:.2f}'.format, each))}")
+        for detector, each in areas
     ]  # fmt: skip
-    fig.legend(handles=lines, loc="outside lower center", ncols=2, fontsize=6.5)
+    axes[1][1].axis("off")
+    axes[1][1].legend(handles=lines, loc="center", fontsize=6.5, title="areas, in the panels' order",
+                      title_fontsize=7)  # fmt: skip
     return fig
 
 
-def account_dots(table: pd.DataFrame, title: str) -> Figure:
-    """Draw the share of answers that a user's first account gets, a dot per seed, a panel per detector.
-
-    The number at the right is the mean of the accounts that all answers take.
-    """
-    panels, users = list(table.groupby("detector", sort=False)), list(table["user"].unique())[::-1]
-    lines = -(-len(panels) // 3)
-    fig, axes = canvas(lines, 3, lines * (0.17 * len(users) + 0.75) + 0.3, title,
-                       sharex=True, sharey=True)  # fmt: skip
-    for ax in axes.flat[len(panels) :]:
-        ax.axis("off")
-    for ax, (detector, rows) in zip(axes.flat, panels, strict=False):
-        for row in rows.to_dict("records"):
-            colour = CYCLE[0] if row["user"].startswith("customer") else CYCLE[1]
-            ax.scatter(
-                row["answers"] / row["queries"], users.index(row["user"]), s=16, color=colour
-            )
-        for user, each in rows.groupby("user"):
-            ax.annotate(f"{each['accounts'].mean():.3g}", (1, users.index(user)), size=6.5, va="center",
-                        xytext=(3, 0), xycoords=("axes fraction", "data"),
-                        textcoords="offset points")  # fmt: skip
-        ax.set_yticks(range(len(users)), users)
-        ax.set(xlim=(-0.05, 1.1), ylim=(-0.6, len(users) - 0.4))
-        ax.set_title(detector, size=7.5)
-        ax.tick_params(axis="y", labelsize=6.5)
-        in_percent(ax.xaxis)
-    for ax in axes[-1]:
-        ax.set_xlabel("answers to one account")
-    return fig
+def _rates(ax: Axes, row: Mapping[Any, Any], colour: str) -> None:
+    """Draw the shares of customers and thieves that a detector flags, with their intervals."""
+    spans = {}
+    for rate, side in (("tpr", "thieves"), ("fpr", "customers")):
+        found = proportion(round(row[rate] * row[side]), row[side])
+        spans[rate] = [[found.rate - found.low], [found.high - found.rate]]
+    ax.errorbar(row["fpr"], row["tpr"], yerr=spans["tpr"], xerr=spans["fpr"], fmt="o", markersize=4.5,
+                color=colour, elinewidth=0.8, alpha=0.85)  # fmt: skip
 
 
 def refused_dots(table: pd.DataFrame, title: str) -> Figure:

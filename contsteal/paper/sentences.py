@@ -559,19 +559,22 @@ def party_costs(
 
 
 def detectors(table: pd.DataFrame) -> Summary:
-    """Say how often each detector flags each user, with its interval (Clopper and Pearson)."""
-    known = table.dropna(subset=["flagged"]).astype({"flagged": bool})
+    """Say how often each detector flags each user, and which flag everybody or nobody."""
+    known = table.dropna(subset=["flagged"]).astype({"flagged": float})
     thief = known["user"].str.startswith("thief")
     thieves, customers = (
-        f"{rows['flagged'].sum()} of {len(rows)} runs" for rows in (known[thief], known[~thief])
+        f"{rows['flagged'].sum():.0f} of {len(rows)} runs" for rows in (known[thief], known[~thief])
     )
+    shares = known.groupby("detector", sort=False)["flagged"].mean()
+    details = "; ".join(f"{who} flagged by: {', '.join(shares.index[shares == share]) or 'no detector'}"
+                        for who, share in (("everybody is", 1), ("nobody is", 0)))  # fmt: skip
     rows = []
     for (detector, user), runs in table.groupby(["detector", "user"], sort=False):
         flags = runs["flagged"].dropna().astype(bool)
         rows.append({"detector": detector, "user": user, "flagged": _rate(flags), "n": len(runs),
                      "statistic": f"{runs['statistic'].mean():.3g}"})  # fmt: skip
     title = f"Detectors flag thieves in {thieves} and customers in {customers} (filled dots)"
-    return Summary(title, pd.DataFrame(rows).set_index(["detector", "user"]))
+    return Summary(title, pd.DataFrame(rows).set_index(["detector", "user"]), details)
 
 
 def roc(table: pd.DataFrame) -> Summary:
@@ -599,12 +602,12 @@ def accounts(table: pd.DataFrame) -> Summary:
     """Say how many answers a user gets before it is refused, and how many accounts all answers take."""
     thief = table["user"].str.startswith("thief")
     counts = [
-        f"{(rows['answers'] < rows['queries']).sum()} of {len(rows)} {who}"
+        f"{(rows['refusals'] > 0).sum()} of {len(rows)} {who}"
         for who, rows in (("runs of thieves", table[thief]), ("of customers", table[~thief]))
     ]
     by = table.groupby(["detector", "user"], sort=False)
     numbers = by[["queries", "answers", "accounts", "answered"]].mean().round(1).assign(n=by.size())
-    return Summary(f"Detectors that act refuse {' and '.join(counts)}", numbers)
+    return Summary(f"Detectors that act refuse {' and '.join(counts)} (filled dots)", numbers)
 
 
 def refused(table: pd.DataFrame) -> Summary:
