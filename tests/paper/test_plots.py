@@ -90,8 +90,8 @@ def test_a_roc_panel_has_every_curve_and_the_verdicts_of_detectors() -> None:
 
 def test_refused_users_have_filled_dots_and_the_mean_of_their_accounts() -> None:
     table = pd.DataFrame({"detector": "D", "user": ["customer", "thief", "thief"], "seed": [0, 0, 1],
-                          "queries": 100, "answers": [100, 40, 100], "accounts": [1, 3, 1], "answered": 100,
-                          "refusals": [0, 2, 0]})  # fmt: skip
+                          "queries": 100, "answers": [100, 40, 100], "accounts": [1, 3, 1],
+                          "answered": 100, "refusals": [0, 2, 0]})  # fmt: skip
     (panel, *_) = figures.draw("05b_accounts", table).axes
     filled = [tuple(dot.get_facecolor()[0]) != (1, 1, 1, 1) for dot in panel.collections]
     assert filled == [False, True, False]
