@@ -566,8 +566,10 @@ def detectors(table: pd.DataFrame) -> Summary:
         f"{rows['flagged'].sum():.0f} of {len(rows)} runs" for rows in (known[thief], known[~thief])
     )
     shares = known.groupby("detector", sort=False)["flagged"].mean()
-    details = "; ".join(f"{who} flagged by: {', '.join(shares.index[shares == share]) or 'no detector'}"
-                        for who, share in (("everybody is", 1), ("nobody is", 0)))  # fmt: skip
+    details = "; ".join(
+        f"{who} flagged by: {' and '.join(shares.index[shares == share]) or 'no detector'}"
+        for who, share in (("everybody is", 1), ("nobody is", 0))
+    )
     rows = []
     for (detector, user), runs in table.groupby(["detector", "user"], sort=False):
         flags = runs["flagged"].dropna().astype(bool)
