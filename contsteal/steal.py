@@ -18,7 +18,7 @@ from contsteal.seeds import derive, generator
 from contsteal.victim import BlackBox
 
 __all__ = [
-    "ATTACKS", "Config", "Recipe", "Result", "Views", "ask", "cosine_distance", "learn_remap",
+    "ATTACKS", "Config", "Recipe", "Result", "Views", "ask", "learn_remap",
     "left_out", "possible", "remap", "subtract_mean", "train", "view",
 ]  # fmt: skip
 
@@ -88,9 +88,7 @@ def train(
             x, t = _batch(config, images, view_of, answers, rows, epoch, draws)
             s = forward(x)  # (P N, D) for P patches an image
             more = {} if labels is None else {"labels": labels[rows].repeat(len(t) // len(rows))}
-            pairs = [
-                (p, possible(p, t, *gaps) if gaps else t) for p in s.split(len(s) // recipe.patches)
-            ]
+            pairs = ((p, possible(p, t, *gaps) if gaps else t) for p in s.chunk(recipe.patches))
             return torch.stack([recipe.loss(*pair, **options, **more) for pair in pairs]).mean()
 
         # The digest tells these answers from those of another victim, defence or set of images.
@@ -280,37 +278,29 @@ def subtract_mean(answers: Tensor) -> Tensor:
 def left_out(answers: Sequence[Tensor]) -> tuple[float, bool]:
     """Return what rounding and truncation have taken from answers (N, D), as the answers show it.
 
-    Returns:
-        Half of the step that all coordinates are multiples of, 0 where there is none from 1e-6 to 1e6;
-        and whether zeros stand for coordinates that were not sent: nine answers in ten have then the
-        same number of others, fewer than D.
+    First half of the step from 1e-6 to 1e6 that all coordinates are multiples of, 0 where there is none;
+    then whether zeros stand for what was not sent: nine answers in ten have as many other coordinates.
     """
     values = torch.cat(list(answers)).double()
-    for decimals in range(-6, 7):
+
+    def multiples(decimals: int) -> bool:
         scaled = values * 10.0**decimals
         whole = 1e-3 * min(
             1.0, float(scaled.abs().max())
         )  # what is far below 1 is no multiple of it
-        if (scaled - scaled.round()).abs().max() <= whole:
-            half = 0.5 * 10.0**-decimals
-            break
-    else:
-        half = 0.0
+        return bool((scaled - scaled.round()).abs().max() <= whole)
+
+    half = next((0.5 * 10.0**-decimals for decimals in range(-6, 7) if multiples(decimals)), 0.0)
     sent = (values != 0).sum(1)
     usual = int(sent.mode().values)
-    truncated = usual < values.shape[1] and bool((sent == usual).double().mean() >= 0.9)
-    return half, truncated
+    return half, usual < values.shape[1] and bool((sent == usual).double().mean() >= 0.9)
 
 
 def possible(surrogate: Tensor, answers: Tensor, half: float, truncated: bool) -> Tensor:
     """Return the vectors (N, D) closest to the surrogate's that can have given these answers.
 
-    A thief who knows a defence learns nothing from what it left out: there the surrogate's own value is
-    taken as the answer, up to the smallest coordinate that was sent.
-
-    Args:
-        surrogate, answers: vectors (N, D) for the same images.
-        half, truncated: as of `left_out`.
+    What was left out teaches nothing: there the surrogate's own value is taken as the answer, up to the
+    smallest coordinate that was sent. `half` and `truncated` are those of `left_out`.
     """
     low, high = answers - half, answers + half
     if truncated:
@@ -350,11 +340,6 @@ def learn_remap(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 def remap(answers: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return answers (N, D) of one account in the other's space, (N, E)."""
     return answers @ weight + bias
-
-
-def cosine_distance(answers: Tensor, truth: Tensor) -> float:
-    """Return the mean of 1 - cos over rows, (N, D) each: B4B's measure of a remap, 0 at best."""
-    return float(1 - F.cosine_similarity(answers.double(), truth.double()).mean())
 
 
 # ----------------------------------------------------------------- refusals before any query is paid

@@ -8,7 +8,7 @@ remembers of its users outlives a restart by `state_dict` and `load_state_dict`.
 from collections.abc import Callable
 
 from contsteal.defenses.b4b import B4B, UserTransform
-from contsteal.defenses.detectors import Prada, Refused, SimilarQueries
+from contsteal.defenses.detectors import Prada, ProofOfWork, Refused, SimilarQueries
 from contsteal.defenses.perturbation import (
     GaussianNoise,
     Normalise,
@@ -16,7 +16,6 @@ from contsteal.defenses.perturbation import (
     Rounding,
     TopK,
 )
-from contsteal.defenses.proof_of_work import ProofOfWork
 from contsteal.defenses.state import Described, PerUser
 from contsteal.victim import Defense
 

@@ -8,24 +8,22 @@ from functools import cache, partial
 from itertools import product
 from statistics import mean
 from types import MappingProxyType
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from contsteal import attacks as recipes
-from contsteal import data, encoders, evaluate, steal
+from contsteal import data, encoders, evaluate
 from contsteal.data import ImageSet
-from contsteal.defenses import B4B, DEFENSES, Described, build, proof_of_work
+from contsteal.defenses import B4B, DEFENSES, Described, build
 from contsteal.defenses.state import PerUser
 from contsteal.lab import sweeps, tables
 from contsteal.lab.experiment import Lab, pixels
 from contsteal.lab.sweeps import Job, Names, Numbers, Pairs, Row
-from contsteal.seeds import generator
-from contsteal.victim import Defense, finite
+from contsteal.seeds import derive, generator
+from contsteal.victim import Defense
 
 Chain = Sequence[Defense]
 CUSTOMERS = 4  # seed of the images that paying users send; the victim's are 0, queries 1
@@ -141,6 +139,26 @@ def few_classes(lab: Lab, task: str, classes: int, seed: int) -> tuple[ImageSet,
 @cache
 def _drawn(task: str, count: int | None, size: int) -> ImageSet:
     return data.load(task, "train", count, CUSTOMERS, size)
+
+
+def customer_images(lab: Lab, task: str, queries: int, seed: int) -> Tensor:
+    """Return the images that the customer `seed` with a task sends: more than its labelled ones.
+
+    Of an endless set each customer has images of its own, on which nobody trained. A stored set is cut
+    into random halves, one for seeds from `CALIBRATION` on: a threshold is not tested on what it was
+    chosen on. A customer sends at most half of its half, for all to differ.
+    """
+    return pixels(bought_images(lab, task, queries, seed))
+
+
+def bought_images(lab: Lab, task: str, queries: int, seed: int) -> ImageSet:
+    size = lab.settings["image_size"]
+    if task in data.ENDLESS:
+        own = derive("customer", CUSTOMERS, seed)
+        return data.load(task, "train", queries, own, size).to(lab.device)
+    pool = data.load(task, "train", None, CUSTOMERS, size).to(lab.device)
+    half = data.order(len(pool), CUSTOMERS).chunk(2)[seed >= CALIBRATION]
+    return pool.take(half[data.order(len(half), seed)[: min(queries, len(half) // 2)]])
 
 
 def _labels(images: ImageSet) -> Tensor:
@@ -325,7 +343,7 @@ def b4b_users(lab: Lab, task: str, classes: int, queries: int) -> Senders:
     Customers of few classes and of all, a thief with images like the victim's, and one of 2 and of 6
     accounts that share the thief's images.
     """
-    customer = partial(_bought, lab, task, queries)
+    customer = partial(customer_images, lab, task, queries)
     return {
         f"customer, {classes} classes": lambda seed: torch.cat([
             pixels(side) for side in few_classes(lab, task, classes, seed)
@@ -361,115 +379,6 @@ def coverage(lab: Lab, defences: Sequence[B4B], users: Senders, seeds: Numbers) 
             rows = sweeps.coverage(defence, {user: answers}, step)
             parts.append(rows.assign(defence=chain_name([defence]), seed=seed, bearable=bearable))
     return pd.concat(parts, ignore_index=True)
-
-
-# --------------------------------------------------------------------------- detection
-
-
-class Detector(Protocol):
-    """A defence with a verdict on each user, such as those of `defenses.detectors`."""
-
-    def __call__(self, answers: Tensor, user: str) -> Tensor: ...
-    def statistic(self, user: str) -> float: ...
-    def flagged(self, user: str) -> bool: ...
-
-
-def senders(lab: Lab, tasks: Names, queries: int) -> dict[str, Callable[[int], Tensor]]:
-    """Return users who send up to `queries` images each: customers with their tasks' images, and thieves.
-
-    One thief sends images like the victim's, one four views of a quarter as many, one photographs.
-    """
-    encoder, size = lab.settings["surrogate"]["encoder"], lab.settings["image_size"]
-    config = recipes.Config(attack="cont-steal", encoder=encoder, image_size=size)
-    other = lab.but(query_data="patches", query_images=max(queries, lab.settings["query_images"]))
-
-    def views(seed: int) -> Tensor:
-        images = lab.queries(queries // 4, seed)
-        return torch.cat([steal.view(config, images, k) for k in range(4)])
-
-    return {f"customer, {task}": partial(_bought, lab, task, queries) for task in tasks} | {
-        "thief, single images": partial(lab.queries, queries),
-        "thief, four views": views,
-        "thief, photographs": partial(other.queries, queries),
-    }
-
-
-def _bought(lab: Lab, task: str, queries: int, seed: int) -> Tensor:
-    """Return the images that a customer sends.
-
-    At seeds from `CALIBRATION` on they are drawn from one half of the customer's images, before it from
-    the other half: a threshold is not tested on what it was chosen on. A set with fewer than twice the
-    images asked for is not cut: take none such as the first, which is calibrated on.
-    """
-    pool = customer_images(lab, task, 2 * queries)
-    held = len(pool) // 2 if len(pool) >= 2 * queries else 0
-    if seed >= CALIBRATION:
-        return pool[data.order(held or len(pool), seed)[:queries]]
-    return pool[held + data.order(len(pool) - held, seed)[:queries]]
-
-
-def customer_images(lab: Lab, task: str, count: int) -> Tensor:
-    """Return up to `count` images that a customer with a task sends: more than its labelled ones.
-
-    Of endless sets they are drawn anew, so nobody trained on them.
-    """
-    images = _drawn(task, count if task in data.ENDLESS else None, lab.settings["image_size"])
-    return pixels(images.take(slice(count)).to(lab.device))
-
-
-def watched(
-    lab: Lab, watchers: Mapping[str, Detector], users: Senders, seeds: Numbers
-) -> pd.DataFrame:
-    """Show each detector the answers to each user's images; each time it starts afresh.
-
-    Rows: `detector`, `user`, `seed`, `queries`, the detector's `statistic` and whether it `flagged`.
-    """
-    rows = []
-    for (user, images), seed in product(users.items(), seeds):
-        answers = lab.api().embed(images(seed))
-        for name, watcher in watchers.items():
-            fresh = copy.deepcopy(watcher)
-            fresh(answers, user)
-            rows.append({"detector": name, "user": user, "seed": seed, "queries": len(answers),
-                         "statistic": fresh.statistic(user), "flagged": fresh.flagged(user)})  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def bills(lab: Lab, users: Senders, seeds: Numbers, calibration: Sequence[int]) -> pd.DataFrame:
-    """Return what each user would owe in proof of work, in seconds: rows as those of `watched`.
-
-    The cost is the entropy of the posteriors, and its line that of the first user, a customer, at the
-    seeds `calibration`. A price accuses nobody: `flagged` is empty.
-    """
-
-    def posteriors(user: str, seed: int) -> Tensor:
-        return lab.api().classify(users[user](seed), "posterior")
-
-    customer = next(iter(users))
-    costs = [proof_of_work.entropy(posteriors(customer, s)).cumsum(0) for s in calibration]
-    intercept, slope = proof_of_work.calibrate(torch.stack(costs))
-    rows = []
-    for user, seed in product(users, seeds):
-        bill = proof_of_work.ProofOfWork("entropy", intercept, slope)
-        queries = len(bill(posteriors(user, seed), user))
-        rows.append({"detector": "proof of work, s", "user": user, "seed": seed, "queries": queries,
-                     "statistic": bill.bill(user), "flagged": None})  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def similarity(answers: Tensor, share: float = 0.05) -> float:
-    """Return the cosine that `share` of a customer's queries (N, D) exceed with an earlier one.
-
-    The threshold that `defenses.SimilarQueries` needs: chosen on customers, never on thieves. Errors:
-    ValueError for fewer than 2 queries, a share outside (0, 1), answers with NaN.
-    """
-    if len(answers) < 2 or not 0 < share < 1:
-        raise ValueError(f"{len(answers)} queries, share={share}: at least 2 queries are needed, and a "
-                         "share between 0 and 1")  # fmt: skip
-    unit = F.normalize(finite(answers), dim=1)
-    earlier = torch.ones(len(unit), len(unit), device=unit.device).tril(-1) > 0
-    nearest = (unit @ unit.T).masked_fill(~earlier, -1).amax(1)[1:]
-    return float(nearest.quantile(1 - share))
 
 
 # -------------------------------------------------------------------------------- price

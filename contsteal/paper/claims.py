@@ -23,6 +23,7 @@ from rich.table import Table
 from contsteal import defenses, files
 from contsteal.evaluate import mean_interval
 from contsteal.lab import artifacts, profiles, sweeps, tables
+from contsteal.ownership import proportion
 from contsteal.paper import sentences
 from contsteal.paper.notebooks import number
 
@@ -40,6 +41,8 @@ Premise = tuple[str, Callable[[DataFrame], Sides]]
 class Criterion:
     """The bounds of a mean: of the "difference" a - b, of the "ratio" a / b, or of the "value" a.
 
+    Of a "rate", the share of hits among values of 0 and 1, the interval is exact (Clopper and Pearson):
+    values that are all equal have no t-interval.
     A difference smaller than `margin` does not count as a lead: where the whole interval lies below
     `low` + `margin`, the claim fails.
     """
@@ -60,6 +63,8 @@ NOT_WORSE = Criterion("difference", low=-0.05)
 EQUIVALENT = Criterion("difference", low=-0.05, high=0.05)
 NEARLY_ALL = Criterion("ratio", low=0.95)
 NOT_SIGNIFICANT = Criterion("value", low=0.05)
+RARELY = Criterion("rate", high=0.1)
+MOSTLY = Criterion("rate", low=0.5)
 
 
 @dataclass(frozen=True)
@@ -240,6 +245,44 @@ def equal_coverage(t: DataFrame, a: str, b: str) -> Sides:
         side.loc[(side["queries"] - sent).abs().groupby(side["seed"]).idxmin()] for side in sides
     ]
     return near[0], near[1]
+
+
+def watched(t: DataFrame, user: str, detector: str = "") -> dict[str, DataFrame]:
+    """Return the users whose kind begins with a name, by the detectors whose name has a word in it.
+
+    Each user counts once, whatever kind and seed: a rate is of all of them.
+    """
+    rows = t[t["user"].str.startswith(user) & t["detector"].str.contains(detector, regex=False)]
+    return {d: each.assign(seed=range(len(each))) for d, each in split(rows, "detector").items()}
+
+
+def flagged(t: DataFrame, user: str, detector: str = "") -> dict[str, Sides]:
+    """Return `watched` as sides of their own, of the detectors that flag users at all."""
+    return {
+        d: (rows,)
+        for d, rows in watched(t, user, detector).items()
+        if rows["flagged"].notna().all()
+    }
+
+
+def beside_customers(t: DataFrame, thief: str, detector: str) -> dict[str, Sides]:
+    """Pair a kind of thief with the customers whom a table lists first, by detector."""
+    pairs = where(t, user=thief), first(t, "user")
+    one, two = (split(rows[rows["detector"].str.contains(detector)], "detector") for rows in pairs)
+    return {name: (one[name], two[name]) for name in one}
+
+
+def bills(t: DataFrame, *thieves: str) -> dict[str, Sides]:
+    """Pair what thieves owe in proof of work with what the customers owe whom a table lists first."""
+    return {thief: sides for thief in thieves
+            for sides in beside_customers(t, thief, "proof of work").values()}  # fmt: skip
+
+
+def ends(t: DataFrame, a: str, b: str) -> dict[str, Sides]:
+    """Pair how two thieves end, for each detector that refuses them."""
+    known = split(t.dropna(subset=["detector"]), "detector")
+    frame = t[t["detector"].isna()]
+    return {name: attacks(pd.concat([rows, frame]), a, b) for name, rows in known.items()}
 
 
 def on_each_victim(t: DataFrame) -> dict[str, Sides]:
@@ -558,6 +601,49 @@ CLAIMS = [
           "A thief covers more of the embedding space than a customer of few classes with as many "
           "queries.", lambda t: equal_coverage(t, "thief", FEW), metric="coverage", budgets=[]),
 
+    # detectors: customers and thieves who send as many images
+    Claim("views-similar", "05b_detectors", f"{ICML}, section 5.3",
+          "Similar queries, on projections and calibrated on customers, flag most thieves who send "
+          "several views of each image.",
+          lambda t: flagged(t, "thief, four views", "similar projections, calibrated"), MOSTLY,
+          metric="flagged"),
+    Claim("single-images", "05b_detectors", f"{ICML}, section 5.3",
+          "To similar queries and to PRADA a thief who sends single images looks like a customer with "
+          "such images: their statistics are within 0.05 of each other.",
+          lambda t: beside_customers(t, "thief, single images", "calibrated"), EQUIVALENT,
+          metric="statistic"),
+    Claim("prada-natural", "05b_detectors", f"{ICML}, section 5.3",
+          "PRADA at its published setting flags at most a tenth of the thieves who send one view of each "
+          "image.",
+          lambda t: flagged(t[~t["user"].str.contains("views")], "thief", "PRADA, W < 0.9"), RARELY,
+          metric="flagged"),
+    Claim("published-settings", "05b_detectors", f"{OURS}, notebook 05b",
+          "Similar queries (cosine 0.5, or L2 13, of the ICML paper) and PRADA (W below 0.9) each flag "
+          "at most a tenth of the customers.",
+          lambda t: flagged(t[~t["detector"].str.contains("calibrated")], "customer"), RARELY,
+          metric="flagged"),
+    Claim("calibrated-customers", "05b_detectors", f"{OURS}, notebook 05b",
+          "Calibrated on some customers, each detector flags at most a tenth of all, those with other "
+          "tasks included.", lambda t: flagged(t, "customer", "calibrated"), RARELY, metric="flagged"),
+    Claim("price-thief", "05b_detectors", "Dziedzic et al., ICLR 2022, abstract",
+          "Proof of work charges each kind of thief more than a customer who sends as many images.",
+          lambda t: bills(t, "thief, single images", "thief, four views", "thief, photographs"),
+          metric="statistic"),
+    Claim("price-photographs", "05b_detectors", "Dziedzic et al., ICLR 2022, Table 2, Knockoff",
+          "Proof of work charges a thief with images unlike a customer's more than a customer.",
+          lambda t: bills(t, "thief, photographs"), metric="statistic"),
+    Claim("new-account", "05b_refused", f"{OURS}, notebook 05b",
+          "A refused thief with several views who goes on under new names steals more than one who "
+          "stops.",
+          lambda t: ends(t, "four views, all answers", "four views, stops"), budgets=[]),
+    Claim("refused-too-late", "05b_refused", f"{OURS}, notebook 05b",
+          "A thief with several views has more than without the victim when it is refused.",
+          lambda t: {f"{d}, {alone}": sides for alone in NO_VICTIM
+                     for d, sides in ends(t, "four views, stops", alone).items()}, budgets=[]),
+    Claim("views-needless", "05b_refused", f"{OURS}, notebook 05b",
+          "With as many answers, single images steal more than several views of a quarter as many.",
+          lambda t: ends(t, "single images, all answers", "four views, all answers"), budgets=["calls"]),
+
     # the owner's proofs; an independent encoder has no budget
     Claim("watermark-victim", "05c_watermark",
           f"{ICML}, section 5.1, which gives no rate of the victim itself",
@@ -633,6 +719,11 @@ PREDICTIONS = [
         "poisoning-thief", "poisoning-customer", "bounds", "b4b-published", "b4b-thief", "two-accounts",
         "six-accounts",
     )),
+    ("2026-11-29", HOLDS, ("views-similar", "single-images", "price-photographs", "views-needless")),
+    ("2026-11-29", FAILS, (
+        "prada-natural", "published-settings", "calibrated-customers", "price-thief",
+    )),
+    ("2026-11-29", OPEN, ("new-account", "refused-too-late")),
 ]  # fmt: skip
 
 
@@ -669,13 +760,26 @@ class Finding:
     p: float = 1.0
 
 
-def p_value(values: Series, bound: float) -> float:
-    """Return the two-sided p-value of a t-test of the mean against a bound, 0 for an infinite one."""
+def p_value(values: Series, bound: float, of: str = "value") -> float:
+    """Return the two-sided p-value of a mean against a bound, 0 for an infinite one.
+
+    It is a t-test's, and of a "rate" the exact one that belongs to `rate_interval`.
+    """
     if isinf(bound):
         return 0.0
-    from scipy.stats import ttest_1samp
+    from scipy.stats import binomtest, ttest_1samp
 
+    if of == "rate":
+        tails = (binomtest(int(values.sum()), len(values), bound, tail).pvalue
+                 for tail in ("less", "greater"))  # fmt: skip
+        return min(1.0, 2 * min(map(float, tails)))
     return float(ttest_1samp(values, bound).pvalue)
+
+
+def rate_interval(values: Series, level: float = 0.95) -> tuple[float, float, float]:
+    """Return the share of hits among values of 0 and 1 with its exact interval, as `mean_interval`."""
+    rate = proportion(int(values.sum()), len(values), level)
+    return rate.rate, rate.low, rate.high
 
 
 def decide(samples: Mapping[str, Series], criterion: Criterion, conclusive: bool = True) -> Finding:
@@ -687,11 +791,12 @@ def decide(samples: Mapping[str, Series], criterion: Criterion, conclusive: bool
     margin. Anything else, a failure that is not `conclusive`, or too few seeds is not enough evidence.
     The finding shows the comparison with the least room between its mean and the bounds.
     """
-    low, high = criterion.low, criterion.high
+    low, high, rate = criterion.low, criterion.high, criterion.of == "rate"
+    interval = rate_interval if rate else mean_interval
     findings = []
     for name, values in samples.items():
-        n = 1 if values.max() - values.min() < SAME else len(values)
-        findings.append(Finding(OPEN, *mean_interval(values), n=n, name=name))
+        n = 1 if values.max() - values.min() < SAME and not rate else len(values)
+        findings.append(Finding(OPEN, *interval(values), n=n, name=name))
     findings.sort(key=lambda f: min(f.mean - low, high - f.mean))
     worst, count = findings[0], min(f.n for f in findings)
     if count < SEEDS:
@@ -699,14 +804,16 @@ def decide(samples: Mapping[str, Series], criterion: Criterion, conclusive: bool
         return replace(worst, why=f"{count} of {SEEDS} {unit}", few=True)
     for finding in findings if conclusive else ():
         values = samples[finding.name]
-        _, lower, upper = mean_interval(values, 1 - RISK / len(samples))
+        _, lower, upper = interval(values, 1 - RISK / len(samples))
         if upper < low + criterion.margin or lower > high:
-            p = len(samples) * p_value(values, high if lower > high else low + criterion.margin)
+            bound = high if lower > high else low + criterion.margin
+            p = len(samples) * p_value(values, bound, criterion.of)
             why = "less than one point ahead" if upper >= low and lower <= high else ""
             return replace(finding, verdict=FAILS, p=p, why=why)
     least = low + criterion.margin
     if all(low < f.low and f.high < high and f.mean >= least for f in findings):
-        p = max(p_value(values, bound) for values in samples.values() for bound in (low, high))
+        p = max(p_value(values, bound, criterion.of)
+                for values in samples.values() for bound in (low, high))  # fmt: skip
         return replace(worst, verdict=HOLDS, p=p)
     return worst
 
@@ -871,7 +978,7 @@ def _missing_premise(claim: Claim, table: DataFrame) -> str:
 
 # metrics from 0 to 1, shown in percent
 SHARES = ("accuracy", "agreement", "knn", "cka", "cosine", "legitimate", "few", "coverage", "wsr",
-          "share")  # fmt: skip
+          "share", "flagged")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 
 from contsteal.evaluate import mean_interval
 from contsteal.lab import profiles, provider, sweeps, tables
+from contsteal.ownership import proportion
 from contsteal.paper import sentences
 from contsteal.paper.sentences import REFERENCES, Summary, name, names
 
@@ -605,17 +606,112 @@ def parties_sheet(table: pd.DataFrame, title: str) -> Figure:
     return fig
 
 
-def detector_dots(table: pd.DataFrame, title: str) -> Figure:
-    """Draw each detector's statistic per user, a dot per seed, filled where the user was flagged."""
+def _by_detector(
+    table: pd.DataFrame, title: str, x: str, filled: str
+) -> tuple[Figure, dict[str, tuple[Axes, pd.DataFrame]]]:
+    """Draw a panel per detector, a dot per user and seed, filled where the column `filled` is not 0."""
     panels, users = list(table.groupby("detector", sort=False)), list(table["user"].unique())[::-1]
-    fig, axes = canvas(1, len(panels), 0.28 * len(users) + 1.1, title, sharey=True)
-    for ax, (detector, rows) in zip(axes[0], panels, strict=True):
+    lines = -(-len(panels) // 4)
+    fig, axes = canvas(lines, 4, lines * (0.15 * len(users) + 0.85) + 0.3, title, sharey=True)
+    for ax in axes.flat[len(panels) :]:
+        ax.axis("off")
+    for ax, (detector, rows) in zip(axes.flat, panels, strict=False):
         for row in rows.to_dict("records"):
             colour = CYCLE[0] if row["user"].startswith("customer") else CYCLE[1]
-            face, y = colour if row["flagged"] in (True, 1) else "white", users.index(row["user"])
-            ax.scatter(row["statistic"], y, s=22, color=face, edgecolor=colour)
+            face, y = colour if row[filled] > 0 else "white", users.index(row["user"])
+            ax.scatter(row[x], y, s=14, color=face, edgecolor=colour, linewidth=0.8, clip_on=False)
         ax.set_yticks(range(len(users)), users)
-        ax.set(ylim=(-0.6, len(users) - 0.4), xlabel=detector)
+        ax.set(ylim=(-0.6, len(users) - 0.4))
+        ax.set_title(str(detector).replace(", ", ",\n"), size=7.5)
+        ax.tick_params(labelsize=6.5)
+        ax.locator_params(axis="x", nbins=3)
+    drawn = zip(axes.flat, panels, strict=False)
+    return fig, {str(detector): (ax, rows) for ax, (detector, rows) in drawn}
+
+
+def detector_dots(table: pd.DataFrame, title: str) -> Figure:
+    """Draw each detector's statistic per user, a dot per seed, filled where the user was flagged."""
+    return _by_detector(table, title, "statistic", "flagged")[0]
+
+
+def account_dots(table: pd.DataFrame, title: str) -> Figure:
+    """Draw the share of answers that a user's first account gets, filled where one was refused.
+
+    The number at the right is the mean of the accounts that all answers take.
+    """
+    shares = table.assign(share=table["answers"] / table["queries"])
+    fig, panels = _by_detector(shares, title, "share", "refusals")
+    users = list(table["user"].unique())[::-1]
+    for ax, rows in panels.values():
+        for user, each in rows.groupby("user"):
+            ax.annotate(f"{each['accounts'].mean():.2g}", (1, users.index(str(user))), size=6.5,
+                        va="center", xytext=(4, 0), xycoords=("axes fraction", "data"),
+                        textcoords="offset points")  # fmt: skip
+        ax.set(xlim=(0, 1.05), xlabel="answers to one account")
+        ax.xaxis.label.set_fontsize(6.5)
+        in_percent(ax.xaxis)
+    return fig
+
+
+def roc_curves(table: pd.DataFrame, title: str) -> Figure:
+    """Draw ROC curves of the detectors' statistics, a panel per kind of thief, and their own verdicts.
+
+    A dot is the detector's threshold, its bars Clopper-Pearson 95 % intervals.
+    """
+    colours = dict(zip(table["detector"].unique(), CYCLE, strict=False))
+    fig, axes = canvas(2, 2, 5.2, title)
+    for ax, (user, part) in zip(axes.flat, table.groupby("user", sort=False), strict=False):
+        ax.plot([0, 1], [0, 1], color="#BBBBBB", linewidth=0.8, linestyle=":")
+        for detector, rows in part.groupby("detector", sort=False):
+            curve, verdicts = (rows[rows["at"] == at] for at in ("curve", "verdict"))
+            colour = colours[str(detector)]
+            ax.plot(curve["fpr"], curve["tpr"], color=colour, linewidth=1.2, alpha=0.85)
+            for row in verdicts.to_dict("records"):
+                _rates(ax, row, colour)
+        ax.set(xlabel="customers flagged", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+        ax.set(ylabel="thieves flagged")
+        ax.set_title(user, size=7.5)
+        in_percent(ax.xaxis, ax.yaxis)
+    areas = table.drop_duplicates(["detector", "user"]).groupby("detector", sort=False)["auc"]
+    lines = [
+        Line2D([], [], color=colours[str(detector)],
+               label=f"{detector}:\n{', '.join(map('{:.2f}'.format, each))}")
+        for detector, each in areas
+    ]  # fmt: skip
+    axes[1][1].axis("off")
+    axes[1][1].legend(handles=lines, loc="center", fontsize=6.5, title="areas, in the panels' order",
+                      title_fontsize=7)  # fmt: skip
+    return fig
+
+
+def _rates(ax: Axes, row: Mapping[Any, Any], colour: str) -> None:
+    """Draw the shares of customers and thieves that a detector flags, with their intervals."""
+    spans = {}
+    for rate, side in (("tpr", "thieves"), ("fpr", "customers")):
+        found = proportion(round(row[rate] * row[side]), row[side])
+        spans[rate] = [[found.rate - found.low], [found.high - found.rate]]
+    ax.errorbar(row["fpr"], row["tpr"], yerr=spans["tpr"], xerr=spans["fpr"], fmt="o", markersize=4.5,
+                color=colour, elinewidth=0.8, alpha=0.85)  # fmt: skip
+
+
+def refused_dots(table: pd.DataFrame, title: str) -> Figure:
+    """Draw what refused thieves end with, on one account and on all, a panel per detector."""
+    runs = table.dropna(subset=["detector"])
+    panels, frame_rows = list(runs.groupby("detector", sort=False)), table[table["detector"].isna()]
+    fig, axes = canvas(len(panels), 1, 0.34 * runs["attack"].nunique() * len(panels) + 1.2, title,
+                       sharex=True)  # fmt: skip
+    for ax, (detector, rows) in zip(axes[:, 0], panels, strict=True):
+        means = rows.groupby("attack", sort=False)[["answers", "accounts"]].mean()
+        names = {
+            attack: f"{attack}: {row['answers']:.0f} answers, {row['accounts']:.3g} "
+            f"account{'s' * bool(row['accounts'] > 1)}"
+            for attack, row in means.iterrows()
+        }
+        colours = {n: CYCLE[1] if str(a).endswith("stops") else CYCLE[0] for a, n in names.items()}
+        _dots(ax, rows.replace({"attack": names}), "accuracy", colours)
+        frame(ax, frame_rows, "accuracy", alone=True)
+        ax.set(xlabel=f"accuracy on the main task; refused by {detector}")
+        in_percent(ax.xaxis)
     return fig
 
 
@@ -819,6 +915,11 @@ FIGURES = {
                      defence_matrix, sentences.matrix),
     "05b_detectors": Row("What detectors see of their users, and which users they flag.",
                         detector_dots, sentences.detectors),
+    "05b_roc": Row("ROC curves of the detectors' statistics, for each kind of thief.",
+                   roc_curves, sentences.roc),
+    "05b_accounts": Row("Answers before a refusal, and accounts that all answers take.",
+                        account_dots, sentences.accounts),
+    "05b_refused": Row("What a refused thief ends with.", refused_dots, sentences.refused),
     "05c_inference": Row("Dataset inference: does an encoder know the victim's training set?",
                         inference_dots, sentences.dataset_inference),
     "05c_watermark": Row("The rotation watermark: which encoders carry it.",

@@ -541,11 +541,16 @@ def matrix(table: pd.DataFrame) -> Summary:
 
 
 def detectors(table: pd.DataFrame) -> Summary:
-    """Say how often each detector flags each user, with its interval (Clopper and Pearson)."""
-    known = table.dropna(subset=["flagged"]).astype({"flagged": bool})
+    """Say how often each detector flags each user, and which flag everybody or nobody."""
+    known = table.dropna(subset=["flagged"]).astype({"flagged": float})
     thief = known["user"].str.startswith("thief")
     thieves, customers = (
-        f"{rows['flagged'].sum()} of {len(rows)} runs" for rows in (known[thief], known[~thief])
+        f"{rows['flagged'].sum():.0f} of {len(rows)} runs" for rows in (known[thief], known[~thief])
+    )
+    shares = known.groupby("detector", sort=False)["flagged"].mean()
+    details = "; ".join(
+        f"{who} flagged by: {' and '.join(shares.index[shares == share]) or 'no detector'}"
+        for who, share in (("everybody is", 1), ("nobody is", 0))
     )
     rows = []
     for (detector, user), runs in table.groupby(["detector", "user"], sort=False):
@@ -553,7 +558,58 @@ def detectors(table: pd.DataFrame) -> Summary:
         rows.append({"detector": detector, "user": user, "flagged": _rate(flags), "n": len(runs),
                      "statistic": f"{runs['statistic'].mean():.3g}"})  # fmt: skip
     title = f"Detectors flag thieves in {thieves} and customers in {customers} (filled dots)"
-    return Summary(title, pd.DataFrame(rows).set_index(["detector", "user"]))
+    return Summary(title, pd.DataFrame(rows).set_index(["detector", "user"]), details)
+
+
+def roc(table: pd.DataFrame) -> Summary:
+    """Give each detector's rates at its own threshold, exact intervals, and the area of its curve."""
+    most = table.groupby("user", sort=False)["auc"].max().items()
+    each = ", ".join(f"{str(user).removeprefix('thief, ')} {area:.2f}" for user, area in most)
+    rows: dict[str, dict[str, str]] = {}
+    for point in table.drop_duplicates(["detector", "user", "at"]).to_dict("records"):
+        cells, user = rows.setdefault(point["detector"], {"customers flagged": "-"}), point["user"]
+        if point["at"] == "verdict":
+            cells["customers flagged"] = _share(point["fpr"], point["customers"])
+            cells[f"{user}, flagged"] = _share(point["tpr"], point["thieves"])
+        else:
+            cells |= {f"{user}, flagged": "-", f"{user}, AUC": f"{point['auc']:.2f}"}
+    numbers = pd.DataFrame(rows).T.rename_axis("detector")
+    return Summary(f"Largest area under the ROC curve of any detector: {each}", numbers)
+
+
+def _share(rate: float, trials: int) -> str:
+    """Return a share of so many trials with its Clopper-Pearson 95 % interval."""
+    return _rate(pd.Series(range(trials)) < round(rate * trials))
+
+
+def accounts(table: pd.DataFrame) -> Summary:
+    """Say how many answers a user gets before it is refused, and how many accounts all answers take."""
+    thief = table["user"].str.startswith("thief")
+    counts = [
+        f"{(rows['refusals'] > 0).sum()} of {len(rows)} {who}"
+        for who, rows in (("runs of thieves", table[thief]), ("of customers", table[~thief]))
+    ]
+    by = table.groupby(["detector", "user"], sort=False)
+    numbers = by[["queries", "answers", "accounts", "answered"]].mean().round(1).assign(n=by.size())
+    return Summary(f"Detectors that act refuse {' and '.join(counts)} (filled dots)", numbers)
+
+
+def refused(table: pd.DataFrame) -> Summary:
+    """Say what each refused thief ends with, on one account and on all, by the detector that refuses."""
+    runs = table.dropna(subset=["detector"])
+    means = runs.groupby(["detector", "attack"], sort=False)[
+        ["answers", "accounts", "accuracy"]
+    ].mean()
+    parts = [
+        f"{row['attack']} {100 * row['accuracy']:.0f} % ({row['answers']:.0f} answers, "
+        f"{row['accounts']:.3g} account{'s' * (row['accounts'] > 1)})"
+        for row in means.reset_index().to_dict("records")
+    ]
+    whole = table.assign(detector=table["detector"].fillna("-"))
+    numbers = tables.summary(whole, ["detector", "attack"], ["accuracy"])
+    views = [part for part in parts if "views" in part] or parts
+    details = "; ".join(part for part in parts if part not in views[:2])
+    return Summary(f"Refused thieves: {', '.join(views[:2])}", numbers, details)
 
 
 def _rate(hits: pd.Series) -> str:

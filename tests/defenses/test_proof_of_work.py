@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contsteal.defenses import proof_of_work
-from contsteal.defenses.proof_of_work import ProofOfWork, Puzzle
+from contsteal.defenses import detectors
+from contsteal.defenses.detectors import ProofOfWork, Puzzle
 from contsteal.seeds import generator
 
 ROWS = torch.randn(200, 5, generator=generator("answers"))
@@ -27,9 +27,9 @@ def test_a_puzzle_is_solved_and_belongs_to_one_user_and_batch():
     defense = ProofOfWork(hashes_per_second=4096, seed=3)
     puzzle = defense.puzzle("ann")
     assert puzzle.bits == 12
-    number = proof_of_work.solve(puzzle)
-    assert proof_of_work.solves(puzzle, number)
-    assert not any(proof_of_work.solves(puzzle, smaller) for smaller in range(number))
+    number = detectors.solve(puzzle)
+    assert detectors.solves(puzzle, number)
+    assert not any(detectors.solves(puzzle, smaller) for smaller in range(number))
     defense(ROWS[:64], "ann")
     challenges = {puzzle.challenge, *(defense.puzzle(user).challenge for user in ("ann", "bob"))}
     assert len(challenges) == 3
@@ -40,8 +40,8 @@ def test_zero_bits_are_counted_literally():
         text = hashlib.sha1(f"c:{number}".encode()).hexdigest()
         bits = "".join(f"{int(digit, 16):04b}" for digit in text)
         zeros = len(bits) - len(bits.lstrip("0"))
-        assert proof_of_work.solves(Puzzle("c", zeros), number)
-        assert not proof_of_work.solves(Puzzle("c", zeros + 1), number)
+        assert detectors.solves(Puzzle("c", zeros), number)
+        assert not detectors.solves(Puzzle("c", zeros + 1), number)
 
 
 def test_the_price_is_the_papers():
@@ -77,8 +77,8 @@ def test_customers_calibrate_and_thieves_pay():
         logits = torch.randn(2000, 10, generator=generator("logits", user))
         return (sharpness * logits).softmax(1)
 
-    costs = [proof_of_work.entropy(posteriors(5, user)).cumsum(0) for user in range(8)]
-    defense = ProofOfWork("entropy", *proof_of_work.calibrate(torch.stack(costs)))
+    costs = [detectors.entropy(posteriors(5, user)).cumsum(0) for user in range(8)]
+    defense = ProofOfWork("entropy", *detectors.price_line(torch.stack(costs)))
     defense(posteriors(5, 9), "customer")
     defense(posteriors(1, 9), "thief")
     flat = 2000 / 64
@@ -88,21 +88,21 @@ def test_customers_calibrate_and_thieves_pay():
 
 def test_calibration_finds_a_line():
     line = 3 + 0.25 * torch.arange(1, 50).double()
-    assert proof_of_work.calibrate(torch.stack([line + 1, line - 1])) == pytest.approx((3, 0.25))
+    assert detectors.price_line(torch.stack([line + 1, line - 1])) == pytest.approx((3, 0.25))
     for costs in (torch.zeros(3, 1), torch.full((2, 5), math.nan), torch.zeros(0, 5)):
         with pytest.raises(ValueError, match=r"costs .*: finite, of \(customers, at least 2 quer"):
-            proof_of_work.calibrate(costs)
+            detectors.price_line(costs)
 
 
 def test_entropy_in_closed_form():
     rows = torch.tensor([[1.0, 0, 0, 0], [0.25] * 4])
-    torch.testing.assert_close(proof_of_work.entropy(rows), torch.tensor([0.0, math.log(4)]))
+    torch.testing.assert_close(detectors.entropy(rows), torch.tensor([0.0, math.log(4)]))
 
 
 @pytest.mark.parametrize("rows", [torch.ones(2, 3), torch.tensor([[1.5, -0.5]]), torch.ones(1)])
 def test_entropy_of_embeddings_is_refused(rows):
     with pytest.raises(ValueError, match=r"entropy is the cost of posteriors.*cost='flat'"):
-        proof_of_work.entropy(rows)
+        detectors.entropy(rows)
 
 
 def test_a_cost_of_another_shape_is_refused_and_not_billed():

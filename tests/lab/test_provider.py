@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from contsteal import defenses, encoders, evaluate
-from contsteal.defenses import proof_of_work
-from contsteal.defenses.detectors import Prada, SimilarQueries
+from contsteal.defenses.detectors import SimilarQueries
 from contsteal.lab import provider
 from contsteal.lab.experiment import Lab
 from contsteal.victim import BlackBox
@@ -299,84 +298,6 @@ def test_a_planted_defence_that_works_is_called_so_and_a_useless_or_leaking_one_
     }  # fmt: skip
     assert verdicts.loc["LeakyTrap()", "thief"] == "adapting", "it stops who asks once"
     assert verdicts.loc["Trap()", "paid"] == 0
-
-
-# --------------------------------------------------------------------------- detection
-
-
-def test_detectors_see_each_user_for_the_first_time_and_flag_repeats_alone(lab: Lab) -> None:
-    pool = lab.images("shapes").images
-    users = {
-        "customer": lambda seed: pool[seed : seed + 120],
-        "thief": lambda seed: pool[seed : seed + 60].repeat(2, 1, 1, 1),
-    }
-    watchers = {
-        "similar": SimilarQueries(0.999999, action="record", share=0.4),
-        "prada": Prada(action="record"),
-    }
-    rows = provider.watched(lab, watchers, users, [0, 1]).set_index(["detector", "user", "seed"])
-    assert rows.loc[("similar", "thief", 1), "statistic"] >= 0.5, "every second query is a repeat"
-    assert rows.loc["similar"]["flagged"].tolist() == [False, False, True, True]
-    assert watchers["similar"].statistic("thief") == 0, "the given detector has seen nobody"
-
-
-def test_users_send_what_their_names_say(lab: Lab) -> None:
-    users = provider.senders(lab, ["shapes", "digits"], 16)
-    assert list(users)[:2] == ["customer, shapes", "customer, digits"]
-    assert rows_of(users["customer, digits"](3)) <= rows_of(
-        provider.customer_images(lab, "digits", 32)
-    )
-    assert torch.equal(users["thief, single images"](1), lab.queries(16, 1))
-    views = users["thief, four views"](0)
-    assert len(rows_of(views)) == len(views) == 16
-    assert not rows_of(views) & rows_of(lab.queries(128))
-    patches = lab.but(query_data="patches").queries(16, 2)
-    assert torch.equal(users["thief, photographs"](2), patches)
-    assert not torch.equal(users["customer, shapes"](0), users["customer, shapes"](1))
-
-
-def test_a_detector_is_not_tested_on_the_images_it_was_calibrated_on(lab: Lab) -> None:
-    users = provider.senders(lab, ["shapes"], 64)
-    calibrating, tested = (
-        set.union(*(rows_of(users["customer, shapes"](seed)) for seed in seeds))
-        for seeds in (range(1000, 1005), range(5))
-    )
-    assert len(calibrating) == len(tested) == 64, "each has half of the images"
-    assert not calibrating & tested
-
-
-def test_customers_send_as_many_images_as_thieves_and_nobody_trained_on_them(lab: Lab) -> None:
-    users = provider.senders(lab, ["shapes", "digits"], 400)
-    assert len(users["customer, shapes"](0)) == 400 > lab.settings["probe_images"]
-    sent = rows_of(provider.customer_images(lab, "shapes", 800))  # at all seeds
-    assert rows_of(users["customer, shapes"](0)) <= sent
-    assert not sent & (rows_of(lab.train_images().images) | rows_of(lab.queries(128)))
-
-
-def test_the_bill_is_that_of_a_line_calibrated_on_customers(lab: Lab) -> None:
-    sure, unsure = lab.images("shapes").images[:64], lab.images("digits").images[:64]
-    users = {"customer": lambda seed: sure, "other": lambda seed: unsure.flip(0)}
-    table = provider.bills(lab, users, [0], calibration=[1])
-    posteriors = lab.api().classify(sure, "posterior")
-    costs = proof_of_work.entropy(posteriors).cumsum(0)
-    bill = defenses.ProofOfWork("entropy", *proof_of_work.calibrate(costs[None]))
-    bill(posteriors, "u")
-    owed = table.set_index("user")["statistic"]
-    assert owed["customer"] == pytest.approx(bill.bill("u"))
-    assert owed["other"] != owed["customer"]
-    assert table["flagged"].isna().all()
-
-
-def test_the_similarity_threshold_leaves_the_share_of_a_customer_s_queries() -> None:
-    answers = torch.randn(401, 8, generator=torch.Generator().manual_seed(0))
-    unit = torch.nn.functional.normalize(answers, dim=1).numpy()
-    nearest = np.array([max(unit[i] @ unit[j] for j in range(i)) for i in range(1, len(unit))])
-    for share in (0.05, 0.25):
-        above = np.mean(nearest > provider.similarity(answers, share))
-        assert above == pytest.approx(share, abs=0.003)
-    for bad, share in ((answers[:1], 0.05), (answers, 0.0), (answers, 1.0), (answers / 0, 0.05)):
-        with pytest.raises(ValueError, match=r"share=|NaN"):
-            provider.similarity(bad, share)
 
 
 def test_the_price_counts_memory_that_grows_and_memory_that_does_not(lab: Lab) -> None:

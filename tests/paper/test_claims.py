@@ -27,9 +27,11 @@ from contsteal.paper.claims import (
     EQUIVALENT,
     FAILS,
     HOLDS,
+    MOSTLY,
     NEARLY_ALL,
     NOT_WORSE,
     OPEN,
+    RARELY,
     Claim,
     Criterion,
     Finding,
@@ -513,6 +515,22 @@ def defended() -> pd.DataFrame:
     return table.assign(kind=table["defence"].map(KINDS), strength=strengths)
 
 
+USERS = ["customer, glyphs", "customer, digits", "thief, single images", "thief, four views",
+         "thief, photographs"]  # fmt: skip
+DETECTORS = ["similar, cosine > 0.5", "PRADA, W < 0.9", "similar projections, calibrated",
+             "PRADA, calibrated", "proof of work, seconds"]  # fmt: skip
+ENDS = ["single images, all answers", "four views, stops", "four views, all answers"]
+
+
+def users(seeds: int) -> pd.DataFrame:
+    """So many users of each kind before each detector; the last of them, a price, flags nobody."""
+    table = pd.DataFrame(
+        product(DETECTORS, USERS, range(seeds)), columns=["detector", "user", "seed"]
+    )
+    priced = table["detector"] == DETECTORS[-1]
+    return table.assign(statistic=0.5, flagged=priced.map({True: nan, False: 0.0}))
+
+
 BOTH = ["embedding", "cont-steal"]
 OF_ATTACKS = ("02_conventional", "02_losses", "03_attacks", "03_steps", "03_control")
 TABLES = dict.fromkeys(OF_ATTACKS, grid(attack=ALL)) | {
@@ -530,6 +548,9 @@ TABLES = dict.fromkeys(OF_ATTACKS, grid(attack=ALL)) | {
     "04_budget": grid(attack=ALL, images=[64, 1600]),
     "05a_defenses": defended(),
     "05a_coverage": grid(user=["customer, 3 classes", "thief"], queries=[64, 128], defence=[FITTED]),
+    "05b_detectors": users(40),
+    "05b_refused": grid(attack=[*ENDS, *claims.NO_VICTIM, "victim"]).query(
+        f"task == {TASKS[0]!r}").assign(detector=lambda t: np.where(t["attack"].isin(ENDS), "D", None)),
     "05c_watermark": suspects(head=["trained", "untrained"]),
     "05c_inference": suspects(form=["signed", "published"]),
 }  # fmt: skip
@@ -551,6 +572,8 @@ def arranged(one: Claim, gap: float) -> pd.DataFrame:
     if one.premise:
         a, b = (side.index for side in one.premise[1](table))
         levels[a], levels[b] = levels[a].fillna(9), levels[b].fillna(1)
+    if one.criterion.of == "rate":  # hits or none; a price has neither
+        return table.assign(**{one.metric: table[one.metric] * 0 + gap})
     noise = np.random.default_rng(0).normal(0, 0.001, len(table))
     heads = ["own_head", "own_agreement"] if "own_head" in table else []
     return table.assign(**dict.fromkeys([one.metric, *heads], levels.fillna(0) + noise))
@@ -559,13 +582,57 @@ def arranged(one: Claim, gap: float) -> pd.DataFrame:
 @pytest.mark.parametrize("one", CLAIMS, ids=lambda c: c.id)
 def test_every_claim_can_hold_and_can_fail(one: Claim) -> None:
     good, bad = {AHEAD: (0.3, -0.3), NOT_WORSE: (0.3, -0.3), EQUIVALENT: (0.0, 0.3),
-                 NEARLY_ALL: (0.0, -3.0)}.get(one.criterion, (0.3, 0.01))  # fmt: skip
+                 NEARLY_ALL: (0.0, -3.0), MOSTLY: (1.0, 0.0),
+                 RARELY: (0.0, 1.0)}.get(one.criterion, (0.3, 0.01))  # fmt: skip
     train_images = 8192
     for gap, verdict in ((good, HOLDS), (bad, FAILS)):
         finding = claims.assess(one, arranged(one, gap), train_images)
         assert finding.verdict == verdict, finding
     nothing = TABLES[one.table].iloc[:0].assign(**{one.metric: pd.Series(dtype=float)})
     assert claims.assess(one, nothing, train_images).verdict == ABSENT
+
+
+@pytest.mark.parametrize(
+    ("hits", "n", "criterion", "verdict"),
+    [
+        (0, 40, RARELY, HOLDS),  # at most 8.8 %
+        (0, 20, RARELY, OPEN),  # up to 16.8 %
+        (2, 40, RARELY, OPEN),
+        (20, 40, RARELY, FAILS),
+        (40, 40, RARELY, FAILS),
+        (10, 10, MOSTLY, HOLDS),  # at least 69 %
+        (3, 3, MOSTLY, OPEN),
+        (0, 10, MOSTLY, FAILS),
+        (0, 2, RARELY, OPEN),
+    ],
+)
+def test_a_rate_is_decided_by_its_exact_interval(
+    hits: int, n: int, criterion: Criterion, verdict: str
+) -> None:
+    values = pd.Series([1.0] * hits + [0.0] * (n - hits))
+    finding = claims.decide({"": values}, criterion)
+    exact = stats.binomtest(hits, n).proportion_ci(0.95, "exact")
+    assert (finding.verdict, finding.n, finding.few) == (verdict, n, n < claims.SEEDS)
+    assert (finding.mean, finding.low, finding.high) == pytest.approx(
+        (hits / n, exact.low, exact.high)
+    )
+    assert (finding.p <= claims.RISK) == (verdict != OPEN)
+
+
+@given(hits=st.integers(0, 30), bound=st.floats(0.05, 0.95))
+def test_the_p_value_of_a_rate_agrees_with_its_interval(hits: int, bound: float) -> None:
+    values = pd.Series([1.0] * hits + [0.0] * (30 - hits))
+    _, low, high = claims.rate_interval(values)
+    assert (claims.p_value(values, bound, "rate") < claims.RISK) == (not low <= bound <= high)
+    assert claims.p_value(values, inf, "rate") == 0
+
+
+def test_each_user_counts_once_whatever_its_kind() -> None:
+    one = next(c for c in CLAIMS if c.id == "published-settings")
+    table = users(20)
+    odd = (table["user"] == "customer, digits") & (table["detector"] == "PRADA, W < 0.9")
+    finding = claims.assess(one, table.assign(flagged=table["flagged"].mask(odd, 1.0)), 8192)
+    assert (finding.verdict, finding.mean, finding.n) == (FAILS, 0.5, 40)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from contsteal.lab import artifacts
+from contsteal.lab import artifacts, detection
 from contsteal.paper import figures, plots, sentences
 
 
@@ -73,6 +73,29 @@ def test_flagged_users_have_filled_dots() -> None:
     dots = [dot for ax in fig.axes for dot in ax.collections]
     filled = sum(tuple(dot.get_facecolor()[0]) != (1, 1, 1, 1) for dot in dots)
     assert (len(dots), filled) == (len(table), (table["flagged"] == True).sum())  # noqa: E712
+
+
+def test_a_roc_panel_has_every_curve_and_the_verdicts_of_detectors() -> None:
+    seen = [("customer", 0.1, 0), ("customer", 0.6, 1), ("thief, x", 0.5, 0), ("thief, x", 0.9, 1)]
+    watch = pd.DataFrame(seen, columns=["user", "statistic", "flagged"]).assign(detector="D")
+    table = detection.roc(pd.concat([watch, watch.assign(detector="bill", flagged=None)]))
+    fig = figures.draw("05b_roc", table)
+    panel, *_, key = fig.axes
+    curves = [line for line in panel.lines if len(line.get_xdata()) == 5]
+    assert [list(line.get_ydata()) for line in curves] == [[0, 0.5, 0.5, 1, 1]] * 2
+    (verdict,) = [bars[0] for bars in panel.containers]
+    assert (verdict.get_xdata()[0], verdict.get_ydata()[0]) == (0.5, 0.5)
+    assert [t.get_text() for t in key.get_legend().get_texts()] == ["D:\n0.75", "bill:\n0.75"]
+
+
+def test_refused_users_have_filled_dots_and_the_mean_of_their_accounts() -> None:
+    table = pd.DataFrame({"detector": "D", "user": ["customer", "thief", "thief"], "seed": [0, 0, 1],
+                          "queries": 100, "answers": [100, 40, 100], "accounts": [1, 3, 1],
+                          "answered": 100, "refusals": [0, 2, 0]})  # fmt: skip
+    (panel, *_) = figures.draw("05b_accounts", table).axes
+    filled = [tuple(dot.get_facecolor()[0]) != (1, 1, 1, 1) for dot in panel.collections]
+    assert filled == [False, True, False]
+    assert {t.get_text() for t in panel.texts} == {"1", "2"}
 
 
 def drawn(fig: Figure) -> dict[str, Line2D]:

@@ -5,6 +5,7 @@ import math
 import pandas as pd
 import pytest
 
+from contsteal.lab import detection
 from contsteal.paper import plots, sentences
 
 GOOD, NEAR = (0.2, 0.21, 0.22), (-0.02, 0.0, 0.03)
@@ -348,13 +349,59 @@ def test_the_best_means_of_each_kind_are_named() -> None:
 
 
 def test_detectors_are_counted_and_need_no_verdict() -> None:
-    rows = [{"detector": "W", "user": u, "seed": s, "statistic": v, "flagged": v > 1}
-            for u, v in (("customer", 0.5), ("thief", 2.0)) for s in (0, 1)]  # fmt: skip
-    found = sentences.detectors(pd.DataFrame(rows))
-    assert found.title.startswith("Detectors flag thieves in 2 of 2 runs and customers in 0 of 2")
+    limits = {"W": 1, "all": 0, "none": 9}
+    rows = [{"detector": d, "user": u, "seed": s, "statistic": v, "flagged": float(v > limit)}
+            for d, limit in limits.items() for u, v in (("customer", 0.5), ("thief", 2.0))
+            for s in (0, 1)]  # fmt: skip
+    table = pd.DataFrame(rows)
+    found = sentences.detectors(table)
+    assert found.title.startswith("Detectors flag thieves in 4 of 6 runs and customers in 2 of 6")
+    assert found.details == "everybody is flagged by: all; nobody is flagged by: none"
     assert found.numbers.loc[("W", "customer"), "flagged"] == "0.0 % [0, 84]"
-    bills = sentences.detectors(pd.DataFrame(rows).assign(flagged=None))
-    assert bills.numbers["flagged"].tolist() == ["-", "-"]
+    bills = sentences.detectors(table.assign(flagged=math.nan))
+    assert set(bills.numbers["flagged"]) == {"-"}
+    assert "everybody is flagged by: no detector" in bills.details
+
+
+def test_a_roc_is_told_by_its_area_and_its_verdict_by_exact_rates() -> None:
+    seen = [
+        ("customer, a", 0.1, 0),
+        ("customer, b", 0.6, 1),
+        ("thief, x", 0.5, 0),
+        ("thief, x", 0.9, 1),
+    ]
+    watch = pd.DataFrame(seen, columns=["user", "statistic", "flagged"]).assign(detector="D")
+    price = watch.assign(detector="bill", flagged=math.nan)
+    found = sentences.roc(detection.roc(pd.concat([watch, price])))
+    assert found.title == "Largest area under the ROC curve of any detector: x 0.75"
+    assert found.numbers.loc["D"].tolist() == ["50.0 % [1, 99]", "50.0 % [1, 99]", "0.75"]
+    assert found.numbers.loc["bill"].tolist() == ["-", "-", "0.75"]
+
+
+def test_refusals_are_counted_and_what_a_thief_ends_with_is_said() -> None:
+    users = [
+        ("customer, a", 0, 1, 96),
+        ("thief, four views", 2, 3, 32),
+        ("thief, single images", 0, 1, 96),
+    ]
+    table = pd.DataFrame(users, columns=["user", "refusals", "accounts", "answers"])
+    found = sentences.accounts(table.assign(detector="D", queries=96, answered=96, seed=0))
+    assert found.title == (
+        "Detectors that act refuse 1 of 2 runs of thieves and 0 of 1 of customers (filled dots)"
+    )
+    assert found.numbers.loc[("D", "thief, four views"), "accounts"] == 3
+    ends = [("single images, stops", 96, 1, 0.6), ("four views, stops", 32, 1, 0.4),
+            ("four views, all answers", 96, 3, 0.5)]  # fmt: skip
+    rows = pd.DataFrame(ends, columns=["attack", "answers", "accounts", "accuracy"]).assign(
+        detector="D"
+    )
+    found = sentences.refused(
+        pd.concat([rows, pd.DataFrame([{"attack": "victim", "accuracy": 0.9}])])
+    )
+    assert found.title == ("Refused thieves: four views, stops 40 % (32 answers, 1 account), four views, "
+                           "all answers 50 % (96 answers, 3 accounts)")  # fmt: skip
+    assert found.details == "single images, stops 60 % (96 answers, 1 account)"
+    assert found.numbers.index.tolist()[-1] == ("-", "victim")
 
 
 # ---------------------------------------------------------------------------- ownership

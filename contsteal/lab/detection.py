@@ -1,0 +1,300 @@
+"""Detectors at work: whom they flag, what is left to a thief who is refused, and proof of work."""
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from itertools import product
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from contsteal import attacks as recipes
+from contsteal import data, steal
+from contsteal.defenses import detectors
+from contsteal.defenses.detectors import FEWEST_QUERIES, Detector, Prada, Refused, SimilarQueries
+from contsteal.lab import sweeps
+from contsteal.lab.experiment import Lab, pixels
+from contsteal.lab.provider import CUSTOMERS, Senders, bought_images, customer_images
+from contsteal.lab.sweeps import Job, Names, Numbers
+from contsteal.victim import BlackBox, finite
+
+Watcher = Detector[Any]
+REQUEST = 32  # images in a request: a detector has a verdict after each
+VIEWS = 4  # of each image, that a thief with several views sends
+BELOW_ONE = math.nextafter(1, 0)  # the largest threshold of W and of shares
+LOW = "PRADA"  # names of detectors that suspect users with a low statistic begin with it
+
+
+def senders(
+    lab: Lab, tasks: Names, queries: int, few: Numbers = ()
+) -> dict[str, Callable[[int], Tensor]]:
+    """Return users who send up to `queries` images each: customers with their tasks' images, and thieves.
+
+    `few` are numbers of classes: of each a customer with images of so many classes of the first task.
+    One thief sends images like the victim's, one four views of a quarter as many, one photographs.
+    """
+    other = lab.but(query_data="patches", query_images=max(queries, lab.settings["query_images"]))
+    given = {k: v for k, v in lab.settings["surrogate"].items() if k in ("encoder", "policy")}
+
+    def views(seed: int) -> Tensor:
+        """Return what Cont-Steal with four answers sends: a view of all images after the other."""
+        config = recipes.Config(
+            "cont-steal", seed=seed, image_size=lab.settings["image_size"], **given
+        )
+        images = lab.queries(queries // VIEWS, seed)
+        return torch.cat([steal.view(config, images, k) for k in range(VIEWS)])
+
+    return {
+        **{f"customer, {task}": partial(customer_images, lab, task, queries) for task in tasks},
+        **{f"customer, {tasks[0]}, {n} classes": cache(partial(_narrow, lab, tasks[0], queries, n))
+           for n in few},
+        "thief, single images": partial(lab.queries, queries),
+        "thief, four views": views,
+        "thief, photographs": partial(other.queries, queries),
+    }  # fmt: skip
+
+
+def _narrow(lab: Lab, task: str, queries: int, classes: int, seed: int) -> Tensor:
+    """Return up to `queries` images of some classes of a task, drawn by the seed."""
+    known = len(data.load(task, "train", 1, CUSTOMERS, lab.settings["image_size"]).classes)
+    images = bought_images(lab, task, queries * known // classes, seed)
+    chosen = data.order(known, seed)[:classes].to(lab.device)
+    return pixels(images)[torch.isin(cast(Tensor, images.labels), chosen)]
+
+
+def watched(
+    lab: Lab, watchers: Mapping[str, Watcher], users: Senders, seeds: Numbers
+) -> pd.DataFrame:
+    """Show each detector the answers to each user's images, 32 after 32; each time it starts afresh.
+
+    Rows: `detector`, `user`, `seed`, `queries`, whether the user was `flagged` (0 or 1) after any
+    request, which is when a detector that acts would refuse, and the `statistic` where it was most
+    suspicious: from the 100th query on, before which nobody is judged.
+    """
+    rows = []
+    for (user, images), seed in product(users.items(), seeds):
+        answers = lab.api().embed(images(seed))
+        for name, watcher in watchers.items():
+            seen, flagged = _suspicion(watcher, answers)
+            worst = min(seen) if name.startswith(LOW) else max(seen)
+            rows.append({"detector": name, "user": user, "seed": seed, "queries": len(answers),
+                         "statistic": worst, "flagged": float(flagged)})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _suspicion(watcher: Watcher, answers: Tensor) -> tuple[list[float], bool]:
+    """Return a fresh detector's statistics of a user after each request, and whether it ever flags."""
+    fresh, statistics, flagged = copy.deepcopy(watcher), [], False
+    fresh.action = "record"
+    for part in answers.split(REQUEST):
+        fresh(part, "user")
+        statistics.append(fresh.statistic("user"))
+        flagged |= fresh.flagged("user")
+    judged = statistics[-(-FEWEST_QUERIES // REQUEST) - 1 :]
+    return judged or statistics[-1:], flagged
+
+
+def calibrated(
+    lab: Lab,
+    customers: Senders,
+    seeds: Numbers,
+    projection: Callable[[Tensor], Tensor] | None = None,
+    share: float = 0.05,
+) -> dict[str, Watcher]:
+    """Return detectors that flag whoever is more suspicious than each of these customers.
+
+    Of m customers and one more of the same kind, the latter is flagged with a probability of at most
+    1 / (m + 1). `SimilarQueries` first needs the cosine that `share` of their queries exceed. Errors: as
+    `similarity`.
+    """
+    answers = [lab.api().embed(images(s)) for images in customers.values() for s in seeds]
+    watchers: dict[str, Watcher] = {}
+    with torch.no_grad():
+        heads = {"projections": projection} if projection else {}
+        for space, head in {**heads, "embeddings": None}.items():
+            points = answers if head is None else [head(a) for a in answers]
+            watcher = SimilarQueries(similarity(points, share), projection=head, action="record")
+            watcher.share = min(max(max(_suspicion(watcher, a)[0]) for a in answers), BELOW_ONE)
+            watchers[f"similar {space}, calibrated"] = watcher
+    lowest = min(min(_suspicion(Prada(action="record"), a)[0]) for a in answers)
+    return watchers | {f"{LOW}, calibrated": Prada(min(lowest, BELOW_ONE), action="record")}
+
+
+def similarity(answers: Sequence[Tensor], share: float = 0.05) -> float:
+    """Return the cosine that `share` of customers' queries, (N, D) each, exceed with an earlier one.
+
+    The threshold that `defenses.SimilarQueries` needs: chosen on customers, never on thieves. Errors:
+    ValueError for fewer than 2 queries, a share outside (0, 1), answers with NaN.
+    """
+    fewest = min(map(len, answers), default=0)
+    if fewest < 2 or not 0 < share < 1:
+        raise ValueError(f"{fewest} queries, share={share}: at least 2 queries of each customer are "
+                         "needed, and a share between 0 and 1")  # fmt: skip
+    nearest = []
+    for one in answers:
+        unit = F.normalize(finite(one), dim=1)
+        earlier = torch.ones(len(unit), len(unit), device=unit.device).tril(-1) > 0
+        nearest.append((unit @ unit.T).masked_fill(~earlier, -1).amax(1)[1:])
+    return float(np.quantile(torch.cat(nearest).cpu().numpy(), 1 - share))
+
+
+def bills(
+    lab: Lab, users: Senders, seeds: Numbers, customers: Senders, calibration: Numbers
+) -> pd.DataFrame:
+    """Return what each user would owe in proof of work, in seconds: rows as those of `watched`.
+
+    The cost is the entropy of the posteriors, and its line that of `customers` at the seeds
+    `calibration`. A price accuses nobody: `flagged` is empty.
+    """
+
+    def posteriors(images: Tensor) -> Tensor:
+        return lab.api().classify(images, "posterior")
+
+    sent = [images(seed) for images in customers.values() for seed in calibration]
+    costs = [detectors.entropy(posteriors(images)).cumsum(0) for images in sent]
+    fewest = min(map(len, costs))
+    intercept, slope = detectors.price_line(torch.stack([cost[:fewest] for cost in costs]))
+    rows = []
+    for (user, images), seed in product(users.items(), seeds):
+        bill = detectors.ProofOfWork("entropy", intercept, slope)
+        queries = len(bill(posteriors(images(seed)), user))
+        rows.append({"detector": "proof of work, seconds", "user": user, "seed": seed, "queries": queries,
+                     "statistic": bill.bill(user), "flagged": np.nan})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def auc(thieves: Sequence[float], customers: Sequence[float]) -> float:
+    """Return the area under the ROC curve: how often a thief's value is above a customer's.
+
+    Ties count half. This is Mann and Whitney's U over the number of pairs: (R - n (n + 1) / 2) / (n m),
+    with R the sum of the n thieves' ranks among all. ValueError for an empty side.
+    """
+    n, m = len(thieves), len(customers)
+    if not n or not m:
+        raise ValueError(f"{n} thieves, {m} customers: at least one of each is needed")
+    ranks = pd.Series([*thieves, *customers], dtype=float).rank()
+    return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
+
+
+def roc(watch: pd.DataFrame) -> pd.DataFrame:
+    """Return each detector's ROC curve for each kind of thief against all customers, as rows of points.
+
+    `watch` is of `watched` and `bills`. `at` is "curve" for the points of the statistic, every threshold
+    there is, and "verdict" for the detector's own. Beside `fpr` and `tpr` stand the curve's `auc` and
+    how many `customers` and `thieves` were watched.
+    """
+    rows = []
+    for detector, seen in watch.groupby("detector", sort=False):
+        sign = -1 if str(detector).startswith(LOW) else 1
+        seen = seen.assign(suspicion=sign * seen["statistic"])
+        honest = seen[~seen["user"].str.startswith("thief")]
+        for user, thieves in seen.drop(honest.index).groupby("user", sort=False):
+            same = {"detector": detector, "user": user, "customers": len(honest),
+                    "thieves": len(thieves),
+                    "auc": auc(list(thieves["suspicion"]), list(honest["suspicion"]))}  # fmt: skip
+            both = pd.concat([thieves, honest])["suspicion"].unique()
+            for limit in [np.inf, *sorted(both, reverse=True)]:
+                fpr, tpr = ((side["suspicion"] >= limit).mean() for side in (honest, thieves))
+                rows.append(same | {"at": "curve", "fpr": fpr, "tpr": tpr})
+            if seen["flagged"].notna().all():
+                fpr, tpr = (side["flagged"].mean() for side in (honest, thieves))
+                rows.append(same | {"at": "verdict", "fpr": fpr, "tpr": tpr})
+    return pd.DataFrame(rows)
+
+
+# ------------------------------------------------------------------- thieves who are refused
+
+Streams = Mapping[str, Callable[[int], Tensor | Sequence[Tensor]]]
+
+
+def refusals(
+    lab: Lab, watchers: Mapping[str, Watcher], users: Streams, seeds: Numbers
+) -> pd.DataFrame:
+    """Send each user's images through an API that refuses whom its detector flags.
+
+    A refused user goes on under a new name, with the request that was refused; of several tensors each
+    is sent under a name of its own. Rows: `detector`, `user`, `seed`, `queries`, the `answers` that the
+    first account got, and the `accounts` that all `answered` images took. A user whose new account is
+    refused at its first request gives up. `refusals` counts the accounts that were refused.
+    """
+    rows = []
+    for (user, images), seed in product(users.items(), seeds):
+        sent = images(seed)
+        parts = [sent] if isinstance(sent, Tensor) else list(sent)
+        lab.api().embed(torch.cat(parts))  # at once, and cached: requests are small
+        for name, watcher in watchers.items():
+            fresh = copy.deepcopy(watcher)
+            fresh.action = "refuse"
+            got = _persist(lab.api([fresh]), parts)
+            rows.append({"detector": name, "user": user, "seed": seed, "queries": sum(map(len, parts)),
+                         "answers": got[0], "accounts": len(got), "answered": sum(got),
+                         "refusals": len(got) - len(parts)})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _persist(api: BlackBox, parts: Sequence[Tensor]) -> list[int]:
+    """Send all images, under a new name after each refusal; return the answers of each account."""
+    got: list[int] = []
+    for part in parts:
+        got.append(0)
+        for request in part.split(REQUEST):
+            try:
+                api.embed(request, f"account {len(got)}")
+            except Refused:
+                got.append(0)
+                try:
+                    api.embed(request, f"account {len(got)}")
+                except Refused:
+                    return got
+            got[-1] += len(request)
+    return got
+
+
+def refused(
+    lab: Lab,
+    seen: pd.DataFrame,
+    attacks: Mapping[str, str],
+    task: str,
+    steps: Numbers,
+) -> pd.DataFrame:
+    """Train what a refused thief ends with: a surrogate on one account's answers, and one on all.
+
+    `seen` is of `refusals`; `attacks` names what thieves in it train, as {"four views": "cont-steal"}.
+    A thief with several views sends one view of all images after the other, and trains on the whole
+    rounds that it got. Rows as those of `sweeps.sweep`, with `detector`, `answers`, `accounts`; `attack`
+    names the thief and how it ends: it "stops", or has "all answers", as without a detector.
+    """
+    named = seen.assign(thief=seen["user"].str.removeprefix("thief, "))
+    rows = named[named["thief"].isin([*attacks])].to_dict("records")
+    points = [
+        (row, end, length)
+        for row, end, length in product(rows, ("stops", "all answers"), sweeps.lengths(steps))
+        if (row["answers"] if end == "stops" else row["answered"] == row["queries"])
+    ]
+    jobs = [
+        _training(lab, attacks[row["thief"]], row, end == "stops", task, length)
+        for row, end, length in points
+    ]
+    about = [
+        {"attack": f"{row['thief']}, {end}", "detector": row["detector"],
+         "answers": row["answers" if end == "stops" else "answered"],
+         "accounts": 1 if end == "stops" else row["accounts"]} for row, end, _ in points
+    ]  # fmt: skip
+    done = sweeps.run(lab, jobs)
+    return pd.DataFrame([run | facts for run, facts in zip(done, about, strict=True)])
+
+
+def _training(
+    lab: Lab, attack: str, row: Mapping[Any, Any], stops: bool, task: str, length: dict[str, int]
+) -> Job:
+    """Return the attack on a thief's answers: how many images, and how often each was answered."""
+    answers = row["answers" if stops else "queries"]
+    images = min(row["queries"] // (VIEWS if "views" in row["thief"] else 1), answers)
+    batch = lab.settings["surrogate"].get("batch", recipes.Config.batch)
+    changes = {"answers": answers // images, "batch": min(batch, images)} | length
+    return Job(attack, images, row["seed"], (task,), (), tuple(sorted(changes.items())))
