@@ -552,8 +552,8 @@ CLAIMS = [
     Claim("watermark-carrier", "05c_watermark", f"{OURS}, notebook 05c",
           "Of a mark that other images carry, a thief who queries with these takes over more than one "
           "who queries with the victim's data.",
-          lambda t: {"digits": (where(t, head=CARRIED, suspect="embedding, digits"),
-                                where(t, head=CARRIED, suspect="embedding"))},
+          lambda t: tuple(where(largest(where(t, head=CARRIED, kind="stolen")), suspect=thief)
+                          for thief in ("embedding, digits", "embedding")),
           metric="wsr"),
     Claim("watermark-queries", "05c_watermark", f"{ICML}, Table 17",
           "More queries pass on more of the watermark, the largest budget more than the smallest.",

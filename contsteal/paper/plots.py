@@ -668,7 +668,9 @@ def inference_dots(table: pd.DataFrame, title: str) -> Figure:
     for ax, (form, rows) in zip(axes[0], groups, strict=True):
         ax.axvline(0, color="#999999", linewidth=0.8)
         _accused_dots(ax, rows, "effect", order)
-        _threshold(ax, rows["detectable"].mean(), "accused")
+        least = rows["detectable"].mean()
+        for side in (least, -least)[: 1 + (form == "published")]:  # it accuses on both sides
+            _threshold(ax, side, "accused" if side > 0 else "")
         ax.set(xlabel="gap in standard deviations")
         ax.set_title(f"{form} form", size=7.5, pad=14)
     return fig

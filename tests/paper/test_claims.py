@@ -24,12 +24,14 @@ from contsteal.paper.claims import (
     AHEAD,
     BUDGETS,
     CLAIMS,
+    DETECTS,
     EQUIVALENT,
     FAILS,
     HOLDS,
     NEARLY_ALL,
     NOT_WORSE,
     OPEN,
+    SPARES,
     Claim,
     Criterion,
     Finding,
@@ -135,6 +137,44 @@ def test_a_margin_is_of_points_not_of_other_measures() -> None:
 def test_too_few_seeds_never_give_a_verdict(values: list[float], why: str) -> None:
     finding = decide({"": values, "more": [9.0, 9.1, 9.2]})
     assert (finding.verdict, finding.few, finding.why) == (OPEN, True, why)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "hits", "n", "verdict"),
+    [
+        (DETECTS, 3, 3, HOLDS),
+        (DETECTS, 4, 5, HOLDS),
+        (DETECTS, 2, 5, OPEN),  # above its level of 5 %, and less than every second
+        (DETECTS, 1, 5, OPEN),
+        (DETECTS, 0, 5, OPEN),  # up to 52 %
+        (DETECTS, 0, 6, FAILS),  # up to 46 %
+        (DETECTS, 2, 2, OPEN),
+        (SPARES, 0, 16, HOLDS),
+        (SPARES, 1, 16, HOLDS),
+        (SPARES, 0, 8, OPEN),
+        (SPARES, 12, 16, FAILS),
+    ],
+)
+def test_rates_are_judged_by_their_exact_interval(
+    criterion: Criterion, hits: int, n: int, verdict: str
+) -> None:
+    values = [1.0] * hits + [0.0] * (n - hits)
+    finding = claims.decide({"": pd.Series(values)}, criterion)
+    interval = stats.binomtest(hits, n).proportion_ci(method="exact")
+    assert (finding.verdict, finding.n, finding.mean) == (verdict, n, hits / n)
+    assert (finding.low, finding.high) == pytest.approx((interval.low, interval.high))
+    if verdict in (HOLDS, FAILS):
+        assert finding.p <= 0.05
+
+
+@given(st.integers(1, 30), st.integers(0, 30), st.floats(0.01, 0.99))
+def test_an_exact_p_value_fits_its_interval(n: int, hits: int, bound: float) -> None:
+    values = pd.Series([1.0] * min(hits, n) + [0.0] * (n - min(hits, n)))
+    _, low, high = claims.exact_interval(values)
+    p = claims.exact_p_value(values, bound)
+    assert 0 < p <= 1
+    if abs(p - 0.05) > 1e-6:
+        assert (p < 0.05) == (not low <= bound <= high)
 
 
 def test_all_comparisons_must_hold_and_a_stray_among_many_is_no_refutation() -> None:
@@ -473,8 +513,8 @@ ALL = [
 NOISE, OFFSET = "GaussianNoise(std=1.0)", "GaussianNoise(std=1.0, mean=5.0)"
 DEFENCES = ["none", NOISE, OFFSET, "Rounding(0)", "TopK(8)", "B4B(bits=8)"]
 SUSPECTS = {"victim": "victim", "independent": "independent", "embedding": "stolen",
-            "embedding, turned": "stolen", "shuffle": "obfuscated", "pad": "obfuscated",
-            "affine": "obfuscated"}  # fmt: skip
+            "embedding, turned": "stolen", "embedding, digits": "stolen", "shuffle": "obfuscated",
+            "pad": "obfuscated", "affine": "obfuscated"}  # fmt: skip
 
 
 def grid(**values: Sequence[Any]) -> pd.DataFrame:
@@ -515,7 +555,9 @@ TABLES = dict.fromkeys(OF_ATTACKS, grid(attack=ALL)) | {
     "05a_adaptive": grid(attack=["embedding"], defence=DEFENCES,
                         adapts=[None, "averages", "centres", "two accounts"]),
     "05a_coverage": grid(user=["customer", "thief", "one of two accounts"], queries=[64, 128]),
-    "05c_watermark": suspects(head=["trained", "untrained"]),
+    "05c_watermark": suspects(head=["trained", "untrained", claims.CARRIED]).query(
+        f"suspect != 'embedding, digits' or head == '{claims.CARRIED}' and images == 256"),
+    "05c_sslguard": suspects(),
     "05c_inference": suspects(form=["signed", "published"]),
 }  # fmt: skip
 
@@ -541,7 +583,25 @@ def arranged(one: Claim, gap: float) -> pd.DataFrame:
     return table.assign(**dict.fromkeys([one.metric, *heads], levels.fillna(0) + noise))
 
 
-@pytest.mark.parametrize("one", CLAIMS, ids=lambda c: c.id)
+def counted(one: Claim, hits: int) -> pd.DataFrame:
+    """A table with eighteen seeds, of which so many have a 1 throughout."""
+    table = TABLES[one.table]
+    many = pd.concat(
+        [table.assign(seed=table["seed"] + 3 * k) for k in range(6)], ignore_index=True
+    )
+    return many.assign(**{one.metric: (many["seed"] < hits).astype(float)})
+
+
+@pytest.mark.parametrize("one", [c for c in CLAIMS if c.criterion.of == "rate"], ids=lambda c: c.id)
+def test_every_claim_that_counts_can_hold_and_can_fail(one: Claim) -> None:
+    good, bad = {DETECTS: (18, 0), SPARES: (0, 18)}[one.criterion]
+    for hits, verdict in ((good, HOLDS), (bad, FAILS), (6, OPEN)):
+        assert claims.assess(one, counted(one, hits), 8192).verdict == verdict
+    nothing = counted(one, 0).iloc[:0]
+    assert claims.assess(one, nothing, 8192).verdict == ABSENT
+
+
+@pytest.mark.parametrize("one", [c for c in CLAIMS if c.criterion.of != "rate"], ids=lambda c: c.id)
 def test_every_claim_can_hold_and_can_fail(one: Claim) -> None:
     good, bad = {AHEAD: (0.3, -0.3), NOT_WORSE: (0.3, -0.3), EQUIVALENT: (0.0, 0.3),
                  NEARLY_ALL: (0.0, -3.0)}.get(one.criterion, (0.3, 0.01))  # fmt: skip
