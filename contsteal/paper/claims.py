@@ -221,6 +221,12 @@ def each(rows: DataFrame, *columns: str) -> dict[str, Sides]:
     return {name: (suspects,) for name, suspects in split(rows, *columns).items()}
 
 
+def carriers(t: DataFrame, a: str, b: str) -> Sides:
+    """Return the rows of two thieves of a victim whose mark other images carry."""
+    thieves = largest(where(t, head=CARRIED, kind="stolen"))
+    return where(thieves, suspect=a), where(thieves, suspect=b)
+
+
 def obfuscated(t: DataFrame, *how: str) -> dict[str, Sides]:
     """Return the rows of a disguised victim and of independent encoders, by the disguise."""
     return {h: (where(t, kind="obfuscated", suspect=h), where(t, kind="independent")) for h in how}
@@ -552,9 +558,10 @@ CLAIMS = [
     Claim("watermark-carrier", "05c_watermark", f"{OURS}, notebook 05c",
           "Of a mark that other images carry, a thief who queries with these takes over more than one "
           "who queries with the victim's data.",
-          lambda t: tuple(where(largest(where(t, head=CARRIED, kind="stolen")), suspect=thief)
-                          for thief in ("embedding, digits", "embedding")),
-          metric="wsr"),
+          lambda t: carriers(t, "embedding, digits", "embedding"), metric="wsr"),
+    Claim("watermark-carrier-turned", "05c_watermark", f"{OURS}, notebook 05c",
+          "A thief who queries with these images and turns them takes over more than one who does not.",
+          lambda t: carriers(t, "embedding, digits, turned", "embedding, digits"), metric="wsr"),
     Claim("watermark-queries", "05c_watermark", f"{ICML}, Table 17",
           "More queries pass on more of the watermark, the largest budget more than the smallest.",
           lambda t: {thief: (largest(rows), smallest(rows)) for thief, rows

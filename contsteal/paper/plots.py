@@ -623,7 +623,7 @@ def watermark_curves(table: pd.DataFrame, title: str) -> Figure:
             label = f"{n:g} independent"
             ax.axhspan(low, high, color="#BBBBBB", alpha=0.45, linewidth=0, label=label)
             least = rows[rows["kind"] == "victim"]["detectable"].iloc[0]
-            levels.append((mean + least, ":", CYCLE[3], "accused above"))
+            levels.append((mean + least, ":", DARK, "accused above"))
         for level, style, colour, label in levels:
             ax.axhline(level, linestyle=style, color=colour, linewidth=1, label=label)
         runs = rows[rows["kind"] == "stolen"].assign(suspect=lambda t: t["suspect"].map(name))
@@ -634,7 +634,7 @@ def watermark_curves(table: pd.DataFrame, title: str) -> Figure:
         ax.set(xlabel="query images", ylabel="watermark success rate", xscale="log")
         ax.set_xticks(images, [f"{n:g}" for n in images])
         ax.minorticks_off()
-        ax.set_title(head, size=7.5)
+        ax.set_title(str(head).replace(", ", ",\n"), size=7.5)
         in_percent(ax.yaxis)
     legend(fig, fontsize=6.5)
     return fig

@@ -586,16 +586,22 @@ def _rate(hits: pd.Series) -> str:
 # ---------------------------------------------------------------------------- ownership (05)
 
 
+def _of(known: pd.DataFrame) -> str:
+    return f"{known['accused'].sum():.0f} of {len(known)}"
+
+
 def _accusations(rows: pd.DataFrame, by_budget: bool = False) -> str:
     """Count the accused of each kind, and with several budgets thieves by theirs, the largest first."""
     counts = []
     for kind in (k for k in KINDS if k in set(rows["kind"])):
         known = rows[rows["kind"] == kind].dropna(subset=["accused"])
-        groups = [("", known)]
-        if by_budget and kind == "stolen":
-            groups = [(f" with {n:g} queries", part) for n, part in known.groupby("images")][::-1]
-        counts += [f"{part['accused'].sum():.0f} of {len(part)} {KINDS[kind]}{budget}"
-                   for budget, part in groups if len(part)]  # fmt: skip
+        if not by_budget or kind != "stolen":
+            counts += [f"{_of(known)} {KINDS[kind]}"] if len(known) else []
+            continue
+        each = [f"{_of(part)} with {n:g}" for n, part in known.groupby("images")][::-1]
+        counts += [
+            text.replace(" with ", " thieves with ") + " queries" for text in each[:1]
+        ] + each[1:]
     return ", ".join(counts)
 
 

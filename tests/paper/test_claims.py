@@ -513,7 +513,8 @@ ALL = [
 NOISE, OFFSET = "GaussianNoise(std=1.0)", "GaussianNoise(std=1.0, mean=5.0)"
 DEFENCES = ["none", NOISE, OFFSET, "Rounding(0)", "TopK(8)", "B4B(bits=8)"]
 SUSPECTS = {"victim": "victim", "independent": "independent", "embedding": "stolen",
-            "embedding, turned": "stolen", "embedding, digits": "stolen", "shuffle": "obfuscated",
+            "embedding, turned": "stolen", "embedding, digits": "stolen",
+            "embedding, digits, turned": "stolen", "shuffle": "obfuscated",
             "pad": "obfuscated", "affine": "obfuscated"}  # fmt: skip
 
 
@@ -556,7 +557,7 @@ TABLES = dict.fromkeys(OF_ATTACKS, grid(attack=ALL)) | {
                         adapts=[None, "averages", "centres", "two accounts"]),
     "05a_coverage": grid(user=["customer", "thief", "one of two accounts"], queries=[64, 128]),
     "05c_watermark": suspects(head=["trained", "untrained", claims.CARRIED]).query(
-        f"suspect != 'embedding, digits' or head == '{claims.CARRIED}' and images == 256"),
+        f"not suspect.str.contains('digits') or head == '{claims.CARRIED}' and images == 256"),
     "05c_sslguard": suspects(),
     "05c_inference": suspects(form=["signed", "published"]),
 }  # fmt: skip

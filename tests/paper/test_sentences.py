@@ -376,8 +376,8 @@ def owned() -> pd.DataFrame:
 
 def test_the_watermark_is_described_by_its_verdicts_its_rates_and_its_price() -> None:
     found = sentences.watermark(owned())
-    assert found.title == ("The mark (trained) accuses 1 of 1 thieves with 32 queries, 0 of 1 thieves "
-                           "with 16 queries, 0 of 2 independent encoders")  # fmt: skip
+    assert found.title == ("The mark (trained) accuses 1 of 1 thieves with 32 queries, 0 of 1 with 16, "
+                           "0 of 2 independent encoders")  # fmt: skip
     assert found.details.split(". ") == [
         "Watermark success rate, trained: victim 80 %, before marking 52 %, thieves at most 60 %, "
         "independent at most 51 %",
