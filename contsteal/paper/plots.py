@@ -636,7 +636,11 @@ def watermark_curves(table: pd.DataFrame, title: str) -> Figure:
         ax.minorticks_off()
         ax.set_title(str(head).replace(", ", ",\n"), size=7.5)
         in_percent(ax.yaxis)
-    legend(fig, fontsize=6.5)
+    entries = {label: handle for ax in axes[0]  # thieves of one panel may be missing in another
+             for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}  # fmt: skip
+    for ax in axes[0]:
+        ax.legend().remove()
+    fig.legend([*entries.values()], [*entries], loc="outside right center", fontsize=6.5)
     return fig
 
 
