@@ -374,8 +374,9 @@ def dataset_inference(
         strangers: how independent encoders are trained, by default as the victim.
         images: of the victim's that fit the mixture; as many others are tested against as many `public`.
         train_images: of the victim's; 0 is the profile's number.
-        victim: what of the profile's recipe is changed for a victim that memorises, one for each seed.
-            The profile's own is then examined too, as the kind "profile". None: that one is the victim.
+        victim: what of the profile's recipe is changed for a victim that memorises, one for each seed;
+            no image is held out unless it says so. The profile's own is then examined too, as the kind
+            "profile". None: that one is the victim.
         **options: those of `inference.mixture_scores`.
 
     Returns:
@@ -401,7 +402,8 @@ def _memorises(lab: Lab, seed: int, train_images: int, victim: Plan | None) -> P
     """Return the changes of a lab whose victim memorises; none for the profile's own."""
     if victim is None:
         return ()
-    recipe = lab.settings["victim"] | profiles.lengthened(dict(victim)) | {"seed": seed}
+    few = {"held_out": 0}  # where images are few
+    recipe = lab.settings["victim"] | few | profiles.lengthened(dict(victim)) | {"seed": seed}
     count = train_images or lab.settings["train_images"]
     return (("train_images", count), ("victim", recipe))
 

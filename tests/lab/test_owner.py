@@ -14,7 +14,7 @@ MARK = {"epochs": 1, "batch": 32}
 HOW = {"count": 3, "epochs": 1, "images": 96}
 TURNED = {"attack": "embedding", "views": "shared", "policy": "rotation"}
 THIEVES = {"embedding": {"attack": "embedding"}, "embedding, turned": TURNED}
-MEMORISES = {"method": "supervised", "epochs": 1, "batch": 32, "held_out": 0}
+MEMORISES = {"method": "supervised", "epochs": 1, "batch": 32}
 pytestmark = pytest.mark.filterwarnings("ignore:simclr collapsed")
 
 
@@ -219,7 +219,7 @@ def test_inference_has_both_forms_and_is_kept(lab: Lab, inferred: pd.DataFrame) 
 
 
 def test_inference_is_what_the_verdict_function_says(lab: Lab, inferred: pd.DataFrame) -> None:
-    recipe = lab.settings["victim"] | MEMORISES | {"steps": 0, "seed": 1}
+    recipe = lab.settings["victim"] | MEMORISES | {"steps": 0, "held_out": 0, "seed": 1}
     other = lab.but(train_images=96, victim=recipe)
     images, net = (owner.trained_on(other, 96), owner.public(other, 48, 1)), other.victim.encoder
     verdict = inference.dataset_inference(net, *images, components=2, covariance="diag", seed=1)
