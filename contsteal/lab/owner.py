@@ -51,18 +51,20 @@ def trained_on(lab: Lab, count: int) -> Tensor:
     return images[torch.arange(count)]  # read, where they lie on disk
 
 
-def public(lab: Lab, count: int) -> Tensor:
+def public(lab: Lab, count: int, block: int = 0) -> Tensor:
     """Return `count` images of the victim's data that nobody trains on; ValueError for more.
 
-    Endless sets are drawn anew; of stored ones these are test images, which a probe is tested on.
+    Endless sets are drawn anew, and no two blocks share an image; of stored ones these are test images,
+    which a probe is tested on, in another order for each block.
     """
     name, size = lab.settings["data"], lab.settings["image_size"]
     if name in data.ENDLESS:
-        return pixels(data.load(name, "train", count, PUBLIC, size).to(lab.device))
+        drawn = data.load(name, "train", count * (block + 1), PUBLIC, size)
+        return pixels(drawn.to(lab.device))[count * block :]
     images = pixels(data.load(name, "test", None, PUBLIC, size))
     if count > len(images):
         raise ValueError(f"{count} public images: {name} has {len(images)} test images")
-    return images[torch.arange(count)].to(lab.device)
+    return images[data.order(len(images), block)[:count]].to(lab.device)
 
 
 @dataclass(frozen=True)
@@ -123,9 +125,10 @@ def train_independent(lab: Lab, plan: Strangers, index: int) -> Trained:
 class Suspect:
     """One encoder to be examined, by what makes it.
 
-    `kind` is "victim"; "unmarked", the victim before it was marked; "obfuscated", the victim's own
-    weights behind a map of `obfuscation`; "stolen", by an attack's `changes` on the query `images`; or
-    "independent", trained by the plan `strangers`.
+    `kind` is "victim"; "profile", another lab's victim; "unmarked", the victim before it was marked;
+    "obfuscated", the victim's own weights behind a map of `obfuscation`; "stolen", by an attack's
+    `changes` on the query `images`, of other data where they name `query_data`; or "independent",
+    trained by the plan `strangers`.
     """
 
     kind: str
@@ -141,8 +144,11 @@ class Suspect:
         `lab` is the one whose victim was attacked. The rows of a surrogate have its `steps` of training.
         """
         if self.kind == "stolen":
-            changes = {"queries": self.images, "seed": self.seed} | dict(self.changes)
-            stolen = lab.steal(**cast(dict[str, Any], changes))
+            elsewhere = {k: v for k, v in self.changes if k in sweeps.OF_LAB}
+            knobs = {k: v for k, v in self.changes if k not in elsewhere}
+            attacked = lab.but(**sweeps.of_lab(lab, **elsewhere))
+            changes = {"queries": self.images, "seed": self.seed} | knobs
+            stolen = attacked.steal(**cast(dict[str, Any], changes))
             return stolen.encoder, self.about | {"steps": stolen.queries["steps"]}
         return self._own_or_independent(lab), self.about | {"steps": None}
 
@@ -180,7 +186,7 @@ class Examination:
 
 @dataclass(frozen=True)
 class Training:
-    """An independent encoder, or with a `mark` the marked victim, to be trained beside others."""
+    """An independent encoder, or the victim, with its `mark` if any, to be trained beside others."""
 
     suspect: Suspect
     mark: Pairs = ()
@@ -188,10 +194,10 @@ class Training:
 
     def run(self, lab: Lab) -> list[Row]:
         """Train, or read back; return the seconds that it took."""
-        if self.mark:
-            trained: Trained = lab.but(watermark=dict(self.mark)).victim
-        else:
+        if self.suspect.kind == "independent":
             trained = train_independent(lab, self.suspect.strangers, self.suspect.seed)
+        else:
+            trained = lab.but(**{"watermark": dict(self.mark)} if self.mark else {}).victim
         return [self.suspect.about | {"seconds": trained.seconds}]
 
 
@@ -216,16 +222,20 @@ class Lineup:
     seeds: Numbers
     strangers: Plan
 
-    def examine(self, lab: Lab, test: Test, changes: Pairs = ()) -> pd.DataFrame:
-        """Run a test on victim, obfuscated copies, stolen and independent encoders, side by side."""
-        suspects = [VICTIM, *[Suspect("unmarked", "before marking")] * bool(changes)]
-        suspects += [Suspect("obfuscated", name) for name in OBFUSCATIONS]
+    def suspects(self, seeds: Numbers = (0,)) -> list[Suspect]:
+        """Return victims and obfuscated copies of these seeds, thieves, and independent encoders."""
+        known = [("victim", "victim"), *(("obfuscated", name) for name in OBFUSCATIONS)]
+        suspects = [Suspect(*known_as, seed) for known_as in known for seed in seeds]
         for (name, attack), images, seed in product(self.thieves.items(), self.budgets, self.seeds):
             given = {k: v for k, v in attack.items() if k != "steps"}
             for length in sweeps.lengths(attack.get("steps", ())):
                 knobs = tuple(sorted((given | length).items()))
                 suspects.append(Suspect("stolen", name, seed, images, knobs))
-        suspects += _independent(self.strangers)
+        return suspects + _independent(self.strangers)
+
+    def examine(self, lab: Lab, test: Test, changes: Pairs) -> pd.DataFrame:
+        """Run a test on everybody around a marked victim, and on it before marking, side by side."""
+        suspects = [Suspect("unmarked", "before marking"), *self.suspects()]
         return pd.DataFrame(sweeps.run(lab, [Examination(s, test, changes) for s in suspects]))
 
     def examine_marked(self, lab: Lab, mark: Plan, test: Test, measure: str) -> pd.DataFrame:
@@ -251,17 +261,23 @@ def watermark(
     `marks` are settings `watermark`; `images` of the training images are asked, turned twice. Rows have
     `wsr` in [0, 1] and p-values: `p_chance` (exact binomial), `p_controls` (a t-test whose unit is the
     encoder; an independent one against the others), `p_paper` (answers against those of one independent
-    encoder, Dziedzic et al., ICML 2022, table 5) and `p_rank` (`watermark.ranked`, of area `auc`). The
-    first mark meets thieves of all `budgets`, the others of the largest. A suspect that the head cannot
-    read has `applies` other than "yes". Rows of victims have accuracy and agreement on the main task.
+    encoder, Dziedzic et al., ICML 2022, table 5) and `p_rank` (`watermark.ranked`, of area `auc`);
+    `accused` is 1 where `p_controls` is significant, and `detectable` the least excess over `controls`
+    independent encoders that would be. The first mark meets all thieves, the others the first thief at
+    the largest budget. A suspect that the head cannot read has `applies` other than "yes". Rows of
+    victims have accuracy and agreement on the main task.
     """
     train_suspects(lab, strangers, marks)
     parts = []
     for place, mark in enumerate(map(dict, marks)):
-        lineup = Lineup(thieves, [max(budgets)] if place else budgets, seeds, strangers)
+        lineup = Lineup(thieves, budgets, seeds, strangers)
+        if place:
+            one = dict(list(thieves.items())[:1])
+            lineup = replace(lineup, thieves=one, budgets=[max(budgets)])
         table = lineup.examine_marked(lab, mark, partial(_rotation, images), "wsr")
         plan = profiles.watermark(mark)
         head = HEADS[plan["trained_head"]]
+        head += f", carried by {plan['data']}" if plan["data"] else ""
         parts.append(table.assign(head=head, mark=_described(plan, len(lab.train_images()))))
     return pd.concat(parts, ignore_index=True)
 
@@ -270,8 +286,7 @@ def _described(plan: Plan, training_images: int) -> str:
     """Return how a mark came into the victim."""
     start = "tuned into the victim" if plan["start"] == "victim" else "trained from the start"
     epochs = f"{plan['epochs']} epoch{'s' * (plan['epochs'] > 1)}"
-    carriers = f", carried by {plan['data']}" if plan["data"] else ""
-    return f"{start}, {epochs} of {plan['images'] or training_images} images{carriers}"
+    return f"{start}, {epochs} of {plan['images'] or training_images} images"
 
 
 def _rotation(images: int, lab: Lab, net: nn.Module) -> list[Row]:
@@ -294,20 +309,23 @@ def _not_read(net: nn.Module, dim: int) -> Row:
 
 
 def _judged(table: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """Add the p-values against independent encoders: NaN where there are too few of them."""
+    """Add the verdicts against independent encoders: NaN where there are too few of them."""
     independent = table[table["kind"] == "independent"]
     rows: list[dict[str, float]] = []
     for place, row in table.iterrows():
         others = independent.drop(index=cast(int, place), errors="ignore")
-        p_values = {}
+        found = {"controls": float(len(others))}
         if row["applies"] == "yes":
-            p_values["p_controls"] = _p(inference.against_controls, row[measure], others[measure])
+            found["p_controls"] = p = _p(inference.against_controls, row[measure], others[measure])
+            if not math.isnan(p):
+                found["accused"] = float(p <= inference.ALPHA)
+                found["detectable"] = inference.least_excess(others[measure])
         if row["applies"] == "yes" and "right" in table and len(others):
             other = others.iloc[row["seed"] % len(others) if place in independent.index else 0]
-            p_values["p_paper"] = _p(inference.welch, _answers(row), _answers(other))
-        rows.append(p_values)
-    judged = pd.DataFrame(rows, index=table.index).reindex(columns=["p_controls", "p_paper"])
-    return table.join(judged.astype(float))
+            found["p_paper"] = _p(inference.welch, _answers(row), _answers(other))
+        rows.append(found)
+    columns = ["p_controls", "p_paper", "accused", "detectable", "controls"]
+    return table.join(pd.DataFrame(rows, index=table.index).reindex(columns=columns).astype(float))
 
 
 def _p(test: Callable[..., Verdict], *samples: Any) -> float:
@@ -341,29 +359,65 @@ def dataset_inference(
     seeds: Numbers,
     strangers: Plan,
     images: int = 1024,
+    train_images: int = 0,
+    victim: Plan | None = None,
     **options: Any,
 ) -> pd.DataFrame:
     """Ask of every suspect whether the victim's training images are likelier to it than fresh ones.
 
-    `images` of the training images fit the mixture, as many others are tested against as many `public`
-    ones; `options` are those of `inference.mixture_scores`. A row per suspect and form of the test:
-    `gap` in nats, `effect` (Cohen's d), `p`.
+    Args:
+        lab: of the profile's victim.
+        thieves: of the victim of their own seed.
+        budgets: numbers of query images.
+        seeds: of the victims' weights and batches, of the thieves, and of the test: each cuts the same
+            training images into other halves, and takes fresh images of its own.
+        strangers: how independent encoders are trained, by default as the victim.
+        images: of the victim's that fit the mixture; as many others are tested against as many `public`.
+        train_images: of the victim's; 0 is the profile's number.
+        victim: what of the profile's recipe is changed for a victim that memorises, one for each seed;
+            no image is held out unless it says so. The profile's own is then examined too, as the kind
+            "profile". None: that one is the victim.
+        **options: those of `inference.mixture_scores`.
+
+    Returns:
+        A row per suspect and form of the test: `gap` in nats, `effect` (Cohen's d), `p`, `accused` (1 or
+        0), and `detectable`, the least effect that would be.
     """
-    train_suspects(lab, strangers)
     lineup = Lineup(thieves, budgets, seeds, strangers)
-    return lineup.examine(lab, partial(_inference, images, options))
+    jobs = [
+        Examination(s, partial(_inference, images, options, s.seed),
+                    _memorises(lab, s.seed, train_images, victim))
+        for s in lineup.suspects(seeds)
+    ]  # fmt: skip
+    if victim is not None:
+        who = f"{lab.recipe.method}, {len(lab.train_images())} images"
+        own = (Suspect("profile", who, seed) for seed in seeds)
+        jobs += [Examination(s, partial(_inference, images, options, s.seed)) for s in own]
+    trained = [job for job in jobs if job.suspect.kind in ("victim", "independent")]
+    sweeps.run(lab, [Training(job.suspect, lab=job.lab) for job in trained])
+    return pd.DataFrame(sweeps.run(lab, jobs))
 
 
-def _inference(images: int, options: Plan, lab: Lab, net: nn.Module) -> list[Row]:
+def _memorises(lab: Lab, seed: int, train_images: int, victim: Plan | None) -> Pairs:
+    """Return the changes of a lab whose victim memorises; none for the profile's own."""
+    if victim is None:
+        return ()
+    few = {"held_out": 0}  # where images are few
+    recipe = lab.settings["victim"] | few | profiles.lengthened(dict(victim)) | {"seed": seed}
+    count = train_images or lab.settings["train_images"]
+    return (("train_images", count), ("victim", recipe))
+
+
+def _inference(images: int, options: Plan, seed: int, lab: Lab, net: nn.Module) -> list[Row]:
     """Return the verdicts in both forms, from the artifact where this suspect was examined before."""
-    seen, fresh = trained_on(lab, 2 * images), public(lab, images)
+    seen, fresh = trained_on(lab, 2 * images), public(lab, images, seed)
     tensors = {"net": net.state_dict(), "seen": {"": seen}, "fresh": {"": fresh}}
     identity: Row = {name: encoders.digest(values.items()) for name, values in tensors.items()}
-    identity |= {"options": dict(options), "device": [str(lab.device), *modes()]}
+    identity |= {"options": dict(options), "seed": seed, "device": [str(lab.device), *modes()]}
 
     def make(folder: Path) -> None:
-        parts = [encoders.embed(net, part) for part in (*inference.split(seen), fresh)]
-        scores = inference.mixture_scores(*parts, **options)
+        parts = [encoders.embed(net, part) for part in (*inference.split(seen, seed), fresh)]
+        scores = inference.mixture_scores(*parts, **options, seed=seed)
         verdicts = {form: inference.welch(*scores, GAP, form) for form in FORMS}
         files.write_json(folder / "verdicts.json", {k: vars(v) for k, v in verdicts.items()})
 
@@ -371,10 +425,12 @@ def _inference(images: int, options: Plan, lab: Lab, net: nn.Module) -> list[Row
     folder = artifacts.artifact("inference", identity, code, make, lab.messages.append)
     verdicts = files.read_json(folder / "verdicts.json") or {}
     on = f"{images} training images to fit, {images} to test, against {images} of nobody's"
+    least = inference.least_gap(images, images)
     return [
-        {"form": form, "gap": v["measure"], "effect": v["effect"], "p": v["p_value"], "on": on}
+        {"form": form, "gap": v["measure"], "effect": v["effect"], "p": v["p_value"],
+         "accused": float(v["p_value"] <= inference.ALPHA), "detectable": least, "on": on}
         for form, v in sorted(verdicts.items(), reverse=True)
-    ]
+    ]  # fmt: skip
 
 
 # --------------------------------------------------------------------------------- SSLGuard
@@ -393,7 +449,8 @@ def guard(
 
     `rate` is the share of `images` stamped training images whose answer has a cosine above 1/2 with the
     key, `cosine` the mean one; `p_keys` is against random keys, `p_controls` against the independent
-    encoders. Rows of victims have accuracy and agreement on the main task.
+    encoders, with `accused` and `detectable` as in `watermark`. Rows of victims have accuracy and
+    agreement on the main task.
     """
     mark = {"kind": "sslguard"} | dict(mark)
     train_suspects(lab, strangers, [mark])

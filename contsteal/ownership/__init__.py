@@ -7,6 +7,8 @@ from contsteal.ownership.inference import (
     against_controls,
     dataset_inference,
     false_positives,
+    least_excess,
+    least_gap,
     mixture_scores,
     mixture_test,
     proportion,
@@ -16,5 +18,6 @@ from contsteal.ownership.obfuscation import OBFUSCATIONS
 
 __all__ = [
     "OBFUSCATIONS", "Rate", "Verdict", "against_controls", "dataset_inference", "false_positives",
-    "mixture_scores", "mixture_test", "proportion", "sslguard", "watermark", "welch",
+    "least_excess", "least_gap", "mixture_scores", "mixture_test", "proportion", "sslguard",
+    "watermark", "welch",
 ]  # fmt: skip

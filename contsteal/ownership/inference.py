@@ -19,6 +19,7 @@ from contsteal import encoders
 from contsteal.seeds import derive, generator
 
 Form = Literal["signed", "published"]
+ALPHA = 0.05  # at which a test accuses
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Verdict:
     effect: float  # distance from the null: a difference of shares, or a gap in standard deviations
     samples: int  # observations behind the p-value
 
-    def accuses(self, alpha: float = 0.05) -> bool:
+    def accuses(self, alpha: float = ALPHA) -> bool:
         """Return whether the null hypothesis is rejected at the level `alpha`."""
         return self.p_value <= alpha
 
@@ -62,7 +63,7 @@ def proportion(hits: int, trials: int, level: float = 0.95) -> Rate:
     return Rate(hits / trials, float(interval.low), float(interval.high), hits, trials)
 
 
-def false_positives(verdicts: Iterable[Verdict], alpha: float = 0.05, level: float = 0.95) -> Rate:
+def false_positives(verdicts: Iterable[Verdict], alpha: float = ALPHA, level: float = 0.95) -> Rate:
     """Return how often verdicts on *independently trained* encoders accuse at the level `alpha`.
 
     None of 20 accused still leaves up to 17 % at 95 % confidence: one p-value proves no such rate.
@@ -82,16 +83,48 @@ def against_controls(measure: float, controls: Iterable[float], test: str = "con
     """
     from scipy import stats
 
-    sample, x = _finite(controls), float(_finite([measure])[0])
+    sample, x = _spread(controls), float(_finite([measure])[0])
+    spread, gap, m = sample.std().item(), x - sample.mean().item(), len(sample)
+    t = gap / (spread * math.sqrt(1 + 1 / m))
+    return Verdict(test, x, t, float(stats.t.sf(t, m - 1)), gap / spread, m)
+
+
+def least_excess(controls: Iterable[float], alpha: float = ALPHA) -> float:
+    """Return by how much a suspect must exceed the mean of m controls for `against_controls` to accuse.
+
+    It is t(1 - alpha, m - 1) s sqrt(1 + 1/m), in the unit of the measure: a suspect whose true excess is
+    just that is accused every second time. Errors are those of `against_controls`.
+    """
+    from scipy import stats
+
+    sample = _spread(controls)
+    m = len(sample)
+    return float(stats.t.isf(alpha, m - 1)) * sample.std().item() * math.sqrt(1 + 1 / m)
+
+
+def least_gap(suspect: int, null: int, alpha: float = ALPHA) -> float:
+    """Return the Cohen's d above which `welch` accuses, for so many images on both sides.
+
+    It is t(1 - alpha, n + m - 2) sqrt(1/n + 1/m), exact where both sides vary alike. ValueError for fewer
+    than two images on a side.
+    """
+    from scipy import stats
+
+    if min(suspect, null) < 2:
+        raise ValueError(f"{suspect} and {null} samples: a t-test needs two or more on both sides")
+    return float(stats.t.isf(alpha, suspect + null - 2)) * math.sqrt(1 / suspect + 1 / null)
+
+
+def _spread(controls: Iterable[float]) -> Tensor:
+    """Return the measures of controls, float64 (m,); ValueError where they have no spread."""
+    sample = _finite(controls)
     if len(sample) < 2:
         raise ValueError(f"{len(sample)} controls: their spread needs at least 2 encoders, trained "
                          "independently of the victim")  # fmt: skip
-    spread, gap, m = sample.std().item(), x - sample.mean().item(), len(sample)
-    if spread == 0:
-        raise ValueError(f"all {m} controls measure {sample[0].item()}: without spread no t-test is "
-                         "defined; measure them on more images")  # fmt: skip
-    t = gap / (spread * math.sqrt(1 + 1 / m))
-    return Verdict(test, x, t, float(stats.t.sf(t, m - 1)), gap / spread, m)
+    if sample.std().item() == 0:
+        raise ValueError(f"all {len(sample)} controls measure {sample[0].item()}: without spread no "
+                         "t-test is defined; measure them on more images")  # fmt: skip
+    return sample
 
 
 def welch(suspect: Tensor, null: Tensor, test: str = "welch", form: Form = "signed") -> Verdict:

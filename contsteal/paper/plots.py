@@ -776,8 +776,8 @@ def choice(
 def watermark_curves(table: pd.DataFrame, title: str) -> Figure:
     """Draw the watermark success rate against query images, a panel per head; dots are runs.
 
-    Lines mark the victim's own rate, its rate before marking and chance; the band holds the
-    independent encoders.
+    Lines mark the victim's own rate and its rate before marking; the band holds the independent encoders,
+    and a suspect above the dotted line is accused.
     """
     import seaborn as sns
 
@@ -786,49 +786,84 @@ def watermark_curves(table: pd.DataFrame, title: str) -> Figure:
     fig, axes = canvas(1, len(groups), 2.9, title, sharex=True, sharey=True)
     for ax, (head, rows) in zip(axes[0], groups, strict=True):
         known = rows.dropna(subset=["wsr"]).groupby("kind")["wsr"]
-        rates = known.agg(["first", "min", "max", "size"])
+        rates = known.agg(["first", "mean", "min", "max", "size"])
+        levels = [(rates.loc["victim", "first"], "--", CEILING, "victim"),
+                  (rates.loc["unmarked", "first"], "-.", FLOOR, "victim before marking")]  # fmt: skip
         if "independent" in rates.index:
-            _, low, high, n = rates.loc["independent"]
+            _, mean, low, high, n = rates.loc["independent"]
             label = f"{n:g} independent"
             ax.axhspan(low, high, color="#BBBBBB", alpha=0.45, linewidth=0, label=label)
-        for level, style, colour, label in (
-            (rates.loc["victim", "first"], "--", CEILING, "victim"),
-            (rates.loc["unmarked", "first"], "-.", FLOOR, "victim before marking"),
-            (0.5, ":", "#999999", "chance"),
-        ):
+            least = rows[rows["kind"] == "victim"]["detectable"].iloc[0]
+            levels.append((mean + least, ":", DARK, "accused above"))
+        for level, style, colour, label in levels:
             ax.axhline(level, linestyle=style, color=colour, linewidth=1, label=label)
         runs = rows[rows["kind"] == "stolen"].assign(suspect=lambda t: t["suspect"].map(name))
         same = {"data": runs, "x": "images", "y": "wsr", "hue": "suspect", "ax": ax,
                 "palette": palette(stolen["suspect"])}  # fmt: skip
         sns.scatterplot(**same, s=12, alpha=0.5, linewidth=0, legend=False)
-        sns.lineplot(**same, errorbar=None)
+        sns.lineplot(**same, errorbar=None, marker="o", markersize=4)
         ax.set(xlabel="query images", ylabel="watermark success rate", xscale="log")
         ax.set_xticks(images, [f"{n:g}" for n in images])
         ax.minorticks_off()
-        ax.set_title(head, size=7.5)
+        ax.set_title(str(head).replace(", ", ",\n"), size=7.5)
         in_percent(ax.yaxis)
-    legend(fig, fontsize=6.5)
+    entries = {label: handle for ax in axes[0]  # thieves of one panel may be missing in another
+             for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}  # fmt: skip
+    for ax in axes[0]:
+        ax.legend().remove()
+    fig.legend([*entries.values()], [*entries], loc="outside right center", fontsize=6.5)
     return fig
 
 
-def inference_dots(table: pd.DataFrame, title: str) -> Figure:
-    """Draw each suspect's gap in standard deviations and its p-value, by both forms of the test."""
-    import seaborn as sns
+def _accused_dots(ax: Axes, rows: pd.DataFrame, metric: str, order: list[str]) -> None:
+    """Draw a dot per encoder against a measure, a line per suspect, filled where it is accused."""
+    for row in rows.dropna(subset=[metric]).to_dict("records"):
+        colour = CYCLE[0] if row["kind"] in ("independent", "unmarked", "profile") else CYCLE[1]
+        face = colour if row["accused"] == 1 else "white"
+        y = order.index(row["suspect"])
+        ax.scatter(row[metric], y, s=20, color=face, edgecolor=colour, linewidth=0.9, alpha=0.8)
+    ax.set_yticks(range(len(order)), [name(suspect) for suspect in order])
+    ax.set(ylim=(-0.6, len(order) - 0.4))
+    ax.grid(False, axis="y")
 
-    rows = table.assign(p=table["p"].clip(lower=1e-12), suspect=table["suspect"].map(name))
-    fig, axes = canvas(1, 2, 0.26 * rows["suspect"].nunique() + 1.3, title, sharey=True)
-    same: dict[str, Any] = {"y": "suspect", "hue": "form", "jitter": False, "size": 4, "alpha": 0.7,
-                            "palette": palette(("signed", "published"))}  # fmt: skip
-    signed = rows[rows["form"] == "signed"]
-    sns.stripplot(signed, x="effect", ax=axes[0][0], legend=False, **same)
-    sns.stripplot(rows, x="p", ax=axes[0][1], dodge=True, **same)
-    axes[0][0].axvline(0, color="#999999", linewidth=0.8)
-    axes[0][0].set(xlabel="gap in standard deviations", ylabel="")
-    axes[0][1].axvline(sentences.ALPHA, color=DARK, linestyle="--", linewidth=1)
-    axes[0][1].annotate(f"{100 * sentences.ALPHA:g} %", (sentences.ALPHA, 1), size=6.5, ha="center",
-                        va="bottom", xycoords=("data", "axes fraction"))  # fmt: skip
-    axes[0][1].set(xlabel="p-value (log scale)", xscale="log", xlim=(None, 1.6))
-    legend(fig)
+
+def _threshold(ax: Axes, value: float, text: str) -> None:
+    ax.axvline(value, color=DARK, linestyle="--", linewidth=1)
+    ax.annotate(text, (value, 1), size=6.5, ha="center", va="bottom",
+                xycoords=("data", "axes fraction"))  # fmt: skip
+
+
+def inference_dots(table: pd.DataFrame, title: str) -> Figure:
+    """Draw each encoder's gap in standard deviations, a panel per form of the test.
+
+    Dots are filled where the encoder is accused; orange are the victim, its copies and its thieves.
+    """
+    order, groups = list(table["suspect"].unique())[::-1], list(table.groupby("form", sort=False))
+    fig, axes = canvas(1, len(groups), 0.24 * len(order) + 1.3, title, sharex=True, sharey=True)
+    for ax, (form, rows) in zip(axes[0], groups, strict=True):
+        ax.axvline(0, color="#999999", linewidth=0.8)
+        _accused_dots(ax, rows, "effect", order)
+        least = rows["detectable"].mean()
+        for side in (least, -least)[: 1 + (form == "published")]:  # it accuses on both sides
+            _threshold(ax, side, "accused" if side > 0 else "")
+        ax.set(xlabel="gap in standard deviations")
+        ax.set_title(f"{form} form", size=7.5, pad=14)
+    return fig
+
+
+def key_dots(table: pd.DataFrame, title: str) -> Figure:
+    """Draw how well each encoder's answers agree with the secret key; filled dots are accused.
+
+    Orange are the victim, its copies and its thieves.
+    """
+    read = table[table["applies"] == "yes"]
+    order = list(read["suspect"].unique())[::-1]
+    fig, ((ax,),) = canvas(1, 1, 0.24 * len(order) + 1.2, title)
+    _accused_dots(ax, read, "cosine", order)
+    independent = read[read["kind"] == "independent"]
+    if len(independent) and len(least := read[read["kind"] == "victim"]["detectable"].dropna()):
+        _threshold(ax, independent["cosine"].mean() + least.iloc[0], "accused")
+    ax.set(xlabel="mean cosine of the answers with the key")
     return fig
 
 
@@ -922,6 +957,7 @@ FIGURES = {
     "05b_refused": Row("What a refused thief ends with.", refused_dots, sentences.refused),
     "05c_inference": Row("Dataset inference: does an encoder know the victim's training set?",
                         inference_dots, sentences.dataset_inference),
+    "05c_sslguard": Row("SSLGuard: which encoders answer the secret key.", key_dots, sentences.guard),
     "05c_watermark": Row("The rotation watermark: which encoders carry it.",
                         watermark_curves, sentences.watermark),
     "06_parties": Row("What each of a provider's means does to thieves, customers and others.",

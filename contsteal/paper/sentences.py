@@ -33,15 +33,16 @@ NAMES = {
 DEFENCES = {"GaussianNoise": "noise", "Rounding": "rounding", "TopK": "top-k",
             "PredictionPoisoning": "poisoning", "Normalise": "normalised"}  # fmt: skip
 P_VALUES = ["p_chance", "p_rank", "p_controls"]
-KINDS = {"victim": "victim", "unmarked": "unmarked", "obfuscated": "disguised", "stolen": "stolen",
-         "independent": "independent"}  # fmt: skip
+KINDS = {"victim": "victims", "unmarked": "unmarked victims", "obfuscated": "disguised copies",
+         "stolen": "thieves", "independent": "independent encoders",
+         "profile": "splits of the profile's victim"}  # fmt: skip
 TESTS = {
-    "p_chance": "watermark, against chance",
-    "p_rank": "watermark, by rank, against chance",
-    "p_paper": "watermark, against one independent encoder",
-    "p_controls": "watermark, against the other independent encoders",
-    "p": "dataset inference",
-    "p_keys": "SSLGuard, against random keys",
+    "p_chance": "against chance",
+    "p_rank": "by rank, against chance",
+    "p_paper": "against one independent encoder",
+    "p_controls": "against the other independent encoders",
+    "p": "",
+    "p_keys": "against random keys",
 }
 
 
@@ -644,37 +645,101 @@ def parties(table: pd.DataFrame) -> Summary:
 # ---------------------------------------------------------------------------- ownership (05)
 
 
+def _of(known: pd.DataFrame) -> str:
+    return f"{known['accused'].sum():.0f} of {len(known)}"
+
+
+def _accusations(rows: pd.DataFrame, by_budget: bool = False) -> str:
+    """Count the accused of each kind, and with several budgets thieves by theirs, the largest first."""
+    counts = []
+    for kind in (k for k in KINDS if k in set(rows["kind"])):
+        known = rows[rows["kind"] == kind].dropna(subset=["accused"])
+        if not by_budget or kind != "stolen":
+            counts += [f"{_of(known)} {KINDS[kind]}"] if len(known) else []
+            continue
+        each = [f"{_of(part)} with {n:g}" for n, part in known.groupby("images")][::-1]
+        counts += [
+            text.replace(" with ", " thieves with ") + " queries" for text in each[:1]
+        ] + each[1:]
+    return ", ".join(counts)
+
+
+def _detection(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Return how often suspects of each group are accused, with its interval, and the least effect."""
+    groups = rows.groupby(list(by), sort=False, dropna=False)
+    accused = groups["accused"].agg(lambda values: _rate(values.dropna()))
+    return pd.DataFrame({"accused": accused, "least effect": groups["detectable"].mean().round(3)})
+
+
 def dataset_inference(table: pd.DataFrame) -> Summary:
     """Say how many encoders of each kind dataset inference accuses, in its two forms."""
-    parts = {}
-    for form, rows in table.groupby("form", sort=False):
-        hits = {k: rows[rows["kind"] == k]["p"] <= ALPHA for k in KINDS if k in set(rows["kind"])}
-        counts = ", ".join(f"{h.sum()} of {len(h)} {KINDS[k]}" for k, h in hits.items())
-        parts[form] = f"The {form} test accuses {counts}"
-    by = table.groupby(["form", "suspect", "images", "on"], sort=False, dropna=False)
-    means = by[["gap", "effect"]].mean().round(3).assign(p=by["p"].median(), n=by.size())
-    return Summary(parts.pop("signed"), means, ". ".join(parts.values()))
+    parts = {form: f"The {form} test accuses {_accusations(rows)}"
+             for form, rows in table.groupby("form", sort=False)}  # fmt: skip
+    by = ["form", "suspect", "images", "on"]
+    groups = table.groupby(by, sort=False, dropna=False)
+    means = (
+        groups[["gap", "effect"]].mean().round(3).assign(p=groups["p"].median(), n=groups.size())
+    )
+    least = f"{table['detectable'].max():.2f} standard deviations"
+    parts["power"] = (
+        f"An effect above {least} would be accused, a true one of that size every second time"
+    )
+    return Summary(
+        parts.pop("signed"), means.join(_detection(table, by)), ". ".join(parts.values())
+    )
+
+
+def _least_excess(rows: pd.DataFrame, unit: str = "points", scale: float = 100) -> str:
+    """Say what excess over the independent encoders is accused, or nothing where there are too few."""
+    suspects = rows[rows["kind"] != "independent"].dropna(subset=["detectable"])
+    if suspects.empty:
+        return ""
+    least, controls = suspects[["detectable", "controls"]].iloc[0]
+    return (f"An excess of {scale * least:.2g} {unit} over the mean of {controls:.0f} independent ones "
+            "is accused: the smallest effect that this test can see")  # fmt: skip
 
 
 def watermark(table: pd.DataFrame) -> Summary:
-    """Say how victim, thieves and independent encoders respond to the mark, and what marking costs."""
-    parts = []
+    """Say whom the mark accuses, how victim, thieves and others respond to it, and what marking costs."""
+    titles, parts = [], []
     for head, rows in table.groupby("head", sort=False):
         victim, before = (rows[rows["kind"] == kind].iloc[0] for kind in ("victim", "unmarked"))
+        suspects = rows[rows["kind"].isin(["stolen", "independent"])]
+        counts = _accusations(suspects, by_budget=True) or "nobody: too few independent encoders"
+        titles.append(f"The mark ({head}) accuses {counts}")
         highest = rows.groupby("kind")["wsr"].max()
         rates = {"victim": victim["wsr"], "before marking": before["wsr"],
                  "thieves at most": highest.get("stolen"),
                  "independent at most": highest.get("independent")}  # fmt: skip
         each = ", ".join(f"{k} {100 * v:.0f} %" for k, v in rates.items() if pd.notna(v))
-        parts.append(f"Watermark success rate, {head}: {each}")
         accuracies = f"{percent(victim['accuracy'])}, {percent(before['accuracy'])} before marking"
-        parts.append(f"Accuracy of the victim ({victim['mark']}): {accuracies}")
+        parts += [f"Watermark success rate, {head}: {each}", _least_excess(rows),
+                  f"Accuracy of the victim ({victim['mark']}): {accuracies}"]  # fmt: skip
     read_on = ("on " + table["on"]).where(table["applies"] == "yes", table["applies"])
     shown, by = table.assign(read=read_on), ["head", "suspect", "images", "read"]
     p_values = shown.groupby(by, sort=False, dropna=False)[P_VALUES].median()
     numbers = tables.summary(shown, by, ["wsr", "auc", "accuracy"])
-    numbers = numbers.assign(**{k: p_values[k].to_numpy() for k in P_VALUES})
-    return Summary(parts[0], numbers, ". ".join(parts[1:]))
+    more = p_values.join(_detection(shown, by))
+    for column in more:
+        numbers[column] = more[column].to_numpy()
+    return Summary(titles[0], numbers, ". ".join(filter(None, titles[1:] + parts)))
+
+
+def guard(table: pd.DataFrame) -> Summary:
+    """Say whom SSLGuard's key accuses, how well each kind answers it, and what it costs."""
+    victim, before = (table[table["kind"] == kind].iloc[0] for kind in ("victim", "unmarked"))
+    known = [k for k in ("victim", "unmarked", "stolen", "independent") if k in set(table["kind"])]
+    means = table.groupby("kind")["cosine"].mean()
+    each = ", ".join(f"{KINDS[k]} {means[k]:.2f}" for k in known)
+    parts = [f"Mean cosine of answers with the key: {each}", _least_excess(table, "in cosine", 1),
+             f"Accuracy of the victim: {percent(victim['accuracy'])}, {percent(before['accuracy'])} "
+             "before the key"]  # fmt: skip
+    by = ["suspect", "images"]
+    groups = table.groupby(by, sort=False, dropna=False)
+    numbers = groups[["rate", "cosine", "accuracy"]].mean().round(3)
+    numbers = numbers.assign(n=groups.size()).join(_detection(table, by))
+    counts = _accusations(table) or "nobody: too few independent encoders"
+    return Summary(f"SSLGuard's key accuses {counts}", numbers, ". ".join(filter(None, parts)))
 
 
 def false_positive_rates(*verdicts: pd.DataFrame) -> pd.DataFrame:
@@ -684,10 +749,12 @@ def false_positive_rates(*verdicts: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for table in verdicts:
-        by = next((c for c in ("head", "form") if c in table), None)
-        for form, part in table.groupby(by, sort=False) if by else [("", table)]:
+        proofs = {"head": "watermark", "form": "dataset inference", "cosine": "SSLGuard"}
+        by = next(c for c in proofs if c in table)
+        for form, part in [("", table)] if by == "cosine" else table.groupby(by, sort=False):
             for column in (c for c in TESTS if c in part):
                 hits = part[part["kind"] == "independent"][column].dropna() <= ALPHA
-                rows.append({"test": TESTS[column], "form": form, "accused": hits.sum(),
+                test = ", ".join(filter(None, (proofs[by], TESTS[column])))
+                rows.append({"test": test, "form": form, "accused": hits.sum(),
                              "of": len(hits), "rate [95 % interval]": _rate(hits)})  # fmt: skip
     return pd.DataFrame(rows).set_index(["test", "form"])

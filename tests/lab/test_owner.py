@@ -14,6 +14,7 @@ MARK = {"epochs": 1, "batch": 32}
 HOW = {"count": 3, "epochs": 1, "images": 96}
 TURNED = {"attack": "embedding", "views": "shared", "policy": "rotation"}
 THIEVES = {"embedding": {"attack": "embedding"}, "embedding, turned": TURNED}
+MEMORISES = {"method": "supervised", "epochs": 1, "batch": 32}
 pytestmark = pytest.mark.filterwarnings("ignore:simclr collapsed")
 
 
@@ -26,7 +27,9 @@ def marked(lab: Lab) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def inferred(lab: Lab) -> pd.DataFrame:
     options = {"components": 2, "covariance": "diag"}
-    return owner.dataset_inference(lab, THIEVES, [32], [0], HOW, images=48, **options)
+    return owner.dataset_inference(
+        lab, THIEVES, [32], [0, 1], HOW, images=48, train_images=96, victim=MEMORISES, **options
+    )
 
 
 def rows_of(images: torch.Tensor) -> set[bytes]:
@@ -52,6 +55,14 @@ def test_the_images_of_a_test_are_those_that_carried_the_mark(lab: Lab) -> None:
     assert rows_of(owner.trained_on(lab.but(watermark=MARK), 32)) <= trained
     carried = lab.but(watermark=MARK | {"data": "digits"})
     assert not rows_of(owner.trained_on(carried, 32)) & trained
+
+
+@pytest.mark.parametrize("name", ["shapes", "digits"])
+def test_public_images_are_fresh_for_each_block(lab: Lab, name: str) -> None:
+    blocks = [rows_of(owner.public(lab.but(data=name), 32, block)) for block in (0, 1, 1)]
+    assert blocks[1] == blocks[2] != blocks[0]
+    if name == "shapes":
+        assert not blocks[0] & blocks[1], "an endless set has others each time"
 
 
 def test_stored_data_of_the_victim_are_no_strangers_data(lab: Lab) -> None:
@@ -92,8 +103,9 @@ def test_every_suspect_has_a_row_per_head(marked: pd.DataFrame) -> None:
     assert heads == list(owner.HEADS.values())
     counts = marked[marked["head"] == heads[0]]["kind"].value_counts().to_dict()
     assert counts == {"stolen": 8, "obfuscated": 4, "independent": 3, "victim": 1, "unmarked": 1}
-    other = marked[marked["head"] == heads[1]]
-    assert set(other["images"].dropna()) == {32}, "the largest budget alone"
+    other = marked[(marked["head"] == heads[1]) & (marked["kind"] == "stolen")]
+    assert set(other["images"]) == {32}, "the largest budget alone"
+    assert set(other["suspect"]) == {"embedding"}, "the first thief alone"
     assert marked["mark"].eq("tuned into the victim, 1 epoch of 320 images").all()
     on = "32 training images that the mark was trained on, each turned twice"
     assert set(marked["on"].dropna()) == {on}
@@ -125,8 +137,8 @@ def test_a_suspect_of_another_dimension_is_not_judged(lab: Lab, marked: pd.DataF
 def judge(rates: list[float], others: list[float]) -> pd.DataFrame:
     kinds = ["stolen"] * len(rates) + ["independent"] * len(others)
     table = pd.DataFrame({"kind": kinds, "seed": 0, "wsr": rates + others, "applies": "yes",
-                          "answers": 100})  # fmt: skip
-    return owner._judged(table.assign(right=100 * table["wsr"]), "wsr")
+                          "answers": 1000})  # fmt: skip
+    return owner._judged(table.assign(right=1000 * table["wsr"]), "wsr")
 
 
 def test_an_independent_encoder_is_compared_with_the_others_alone() -> None:
@@ -135,9 +147,20 @@ def test_an_independent_encoder_is_compared_with_the_others_alone() -> None:
     assert found[1] == pytest.approx(inference.against_controls(0.4, [0.5, 0.6]).p_value)
 
 
+def test_a_victim_is_accused_and_ten_independent_encoders_are_not() -> None:
+    others = [0.48, 0.49, 0.492, 0.497, 0.5, 0.501, 0.503, 0.508, 0.51, 0.515]
+    found = judge([0.93, 0.515], others)
+    assert found["accused"].tolist() == [1.0] + [0.0] * 11
+    least = inference.least_excess(others)
+    assert found["detectable"][:2].tolist() == pytest.approx([least] * 2)
+    assert 0.93 - pd.Series(others).mean() > least > 0.515 - pd.Series(others).mean()
+    assert found["controls"].tolist() == [10.0] * 2 + [9.0] * 10
+
+
 @pytest.mark.parametrize("others", [[], [0.5], [0.5, 0.5, 0.5]])
 def test_too_few_or_equal_controls_give_no_p_value(others: list[float]) -> None:
     found = judge([0.9], others)
+    assert found[["accused", "detectable"]].isna().all(axis=None)
     assert found["p_controls"].isna().all()
     assert pd.isna(found["p_paper"].iloc[0]) == (not others)
 
@@ -146,6 +169,20 @@ def test_without_strangers_no_p_value_is_against_them(lab: Lab) -> None:
     table = owner.watermark(lab, [MARK], {}, [16], [0], {"count": 0}, images=32)
     assert "independent" not in set(table["kind"])
     assert table["p_controls"].isna().all()
+
+
+def test_a_thief_may_query_with_what_carries_the_mark(lab: Lab) -> None:
+    carried = MARK | {"data": "digits", "images": 64}
+    thief = {"embedding": {"attack": "embedding"}}
+    thief["embedding, digits"] = thief["embedding"] | {"query_data": "digits"}
+    table = owner.watermark(lab, [carried], thief, [16], [0], HOW, images=32)
+    assert set(table["head"]) == {"trained head, carried by digits"}
+    rates = table[table["kind"] == "stolen"].set_index("suspect")["wsr"]
+    assert list(rates.index) == ["embedding", "embedding, digits"]
+    victim = lab.but(watermark=carried)
+    stolen = victim.but(query_data="digits").steal("embedding", 16, 0)
+    images = owner.trained_on(victim, 32)
+    assert rates["embedding, digits"] == rate(victim.victim.mark, stolen.encoder, images)
 
 
 def test_a_key_is_tried_on_all_suspects(lab: Lab) -> None:
@@ -162,26 +199,44 @@ def test_a_key_is_tried_on_all_suspects(lab: Lab) -> None:
 
 
 def test_inference_has_both_forms_and_is_kept(lab: Lab, inferred: pd.DataFrame) -> None:
-    assert len(inferred) == 2 * (1 + 4 + 2 + 3)
+    counts = {"victim": 2, "obfuscated": 8, "stolen": 4, "independent": 3, "profile": 2}
+    assert inferred["kind"].value_counts().to_dict() == {k: 2 * n for k, n in counts.items()}
     wide = inferred.pivot_table(index=["suspect", "seed"], columns="form", values="p")
     gap = inferred.drop_duplicates(["suspect", "seed"]).set_index(["suspect", "seed"])["gap"]
     away = wide.loc[gap.index[gap < 0]]
     assert (away["published"] < 0.5).all(), "half of a two-sided p, in the wrong direction too"
     assert (away["signed"] > 0.5).all()
-    gaps = (
-        inferred[inferred["kind"].isin(["victim", "obfuscated"])].groupby("suspect")["gap"].first()
+    for seed in (0, 1):
+        for name in ("shuffle", "pad"):  # the length of a vector and its order say nothing
+            assert gap[name, seed] == pytest.approx(gap["victim", seed], rel=1e-3)
+    assert len(list((artifacts.runs_dir() / "artifacts").glob("inference-*"))) == sum(
+        counts.values()
     )
-    for name in ("shuffle", "pad"):  # the length of a vector and its order say nothing
-        assert gaps[name] == pytest.approx(gaps["victim"], rel=1e-3)
-    assert len(list((artifacts.runs_dir() / "artifacts").glob("inference-*"))) == 10
+    assert set(inferred["detectable"]) == {inference.least_gap(48, 48)}
+    assert (inferred["accused"] == (inferred["p"] <= 0.05)).all()
+    own = inferred[inferred["kind"] == "profile"]["suspect"]
+    assert set(own) == {f"{lab.recipe.method}, 320 images"}
 
 
 def test_inference_is_what_the_verdict_function_says(lab: Lab, inferred: pd.DataFrame) -> None:
-    images = owner.trained_on(lab, 96), owner.public(lab, 48)
-    net = lab.victim.encoder
-    verdict = inference.dataset_inference(net, *images, components=2, covariance="diag")
-    row = inferred[(inferred["suspect"] == "victim") & (inferred["form"] == "signed")].iloc[0]
+    recipe = lab.settings["victim"] | MEMORISES | {"steps": 0, "held_out": 0, "seed": 1}
+    other = lab.but(train_images=96, victim=recipe)
+    images, net = (owner.trained_on(other, 96), owner.public(other, 48, 1)), other.victim.encoder
+    verdict = inference.dataset_inference(net, *images, components=2, covariance="diag", seed=1)
+    row = inferred[(inferred["suspect"] == "victim") & (inferred["form"] == "signed")].iloc[1]
     assert [row["p"], row["effect"]] == pytest.approx([verdict.p_value, verdict.effect], rel=1e-3)
+
+
+def test_without_a_recipe_the_profile_s_victim_is_examined_on_several_cuts(lab: Lab) -> None:
+    options = {"images": 48, "components": 2, "covariance": "diag"}
+    table = owner.dataset_inference(lab, {}, [32], [0, 1], {"count": 0}, **options)
+    assert set(table["kind"]) == {"victim", "obfuscated"}
+    seen, fresh = owner.trained_on(lab, 96), owner.public(lab, 48, 1)
+    verdict = inference.dataset_inference(
+        lab.victim.encoder, seen, fresh, components=2, covariance="diag", seed=1
+    )
+    row = table[(table["kind"] == "victim") & (table["form"] == "signed")].iloc[1]
+    assert row["effect"] == pytest.approx(verdict.effect, rel=1e-3)
 
 
 def test_thieves_are_examined_after_every_length_of_training(lab: Lab) -> None:

@@ -101,6 +101,49 @@ def test_against_controls_is_the_t_of_one_more_encoder():
     assert ownership.against_controls(0.1, [0.5, 0.6, 0.4]).p_value > 0.9
 
 
+@given(st.integers(2, 20), seeds, st.sampled_from([0.01, 0.05, 0.2]))
+def test_the_least_excess_is_where_a_suspect_begins_to_be_accused(m, seed, alpha):
+    controls = normal(m, 1, seed).flatten()
+    least = ownership.least_excess(controls.tolist(), alpha)
+    by_hand = stats.t.ppf(1 - alpha, m - 1) * controls.std().item() * math.sqrt(1 + 1 / m)
+    assert least == pytest.approx(by_hand)
+    for factor, accused in ((0.999, False), (1.001, True)):
+        suspect = controls.mean().item() + factor * least
+        assert ownership.against_controls(suspect, controls.tolist()).accuses(alpha) == accused
+
+
+@given(st.integers(2, 60), seeds, st.sampled_from([0.01, 0.05]))
+def test_the_least_gap_is_the_effect_at_which_welch_accuses(n, seed, alpha):
+    null = normal(n, 1, seed).flatten()
+    least = ownership.least_gap(n, n, alpha)
+    assert least == pytest.approx(stats.t.ppf(1 - alpha, 2 * n - 2) * math.sqrt(2 / n))
+    for factor, accused in ((0.999, False), (1.001, True)):
+        verdict = ownership.welch(null + factor * least * null.std(), null)
+        assert verdict.effect == pytest.approx(factor * least)
+        assert verdict.accuses(alpha) == accused
+
+
+def test_a_planted_thief_is_accused_and_ten_random_encoders_are_not():
+    """Private images make the planted encoder answer near one point; random ones know none of them."""
+    private, public = (data.load("shapes", "train", 96, seed, 32).images for seed in (0, 2))
+    known = {image.numpy().tobytes() for image in private}
+
+    class Planted(nn.Linear):  # of which nothing but the device of its weights is used
+        def forward(self, x: Tensor) -> Tensor:
+            seen = torch.tensor([[image.numpy().tobytes() in known] for image in x])
+            noise = normal(len(x), 8, 0).float()
+            return torch.where(seen, 5 + 0.1 * noise, noise)
+
+    options = {"components": 2, "covariance": "diag"}
+    assert ownership.dataset_inference(Planted(1, 1), private, public, **options).p_value < 1e-6
+    nets = (encoders.build("conv4", 32, seed=k).eval() for k in range(10))
+    verdicts = [
+        ownership.dataset_inference(net, private, public, seed=k, **options)
+        for k, net in enumerate(nets)
+    ]
+    assert ownership.false_positives(verdicts).hits == 0
+
+
 def welch_of_null(k: int) -> Verdict:
     return ownership.welch(*normal(24, 1, k).flatten().chunk(2))
 
@@ -131,6 +174,10 @@ TWO = torch.tensor([0.0, 1.0])
     [
         (ownership.against_controls, (0.5, [0.5]), "1 controls: .* at least 2 encoders"),
         (ownership.against_controls, (0.5, [0.5, 0.5]), r"all 2 controls measure 0\.5: without"),
+        (ownership.least_excess, ([0.5],), "1 controls: .* at least 2 encoders"),
+        (ownership.least_excess, ([0.5, 0.5],), r"all 2 controls measure 0\.5: without"),
+        (ownership.least_excess, ([0.5, math.nan],), "NaN or infinity"),
+        (ownership.least_gap, (1, 9), "1 and 9 samples: a t-test needs two"),
         (ownership.welch, (TWO[:1], TWO), "1 and 2 samples: a t-test needs two"),
         (ownership.welch, (torch.ones(4), torch.ones(4)), "which are not all the same"),
         (ownership.welch, (torch.tensor([0.0, math.nan]), TWO), "NaN or infinity"),

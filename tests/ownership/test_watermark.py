@@ -296,3 +296,29 @@ def test_answers_that_the_head_cannot_read(tiny):
                 test(mark, torch.zeros(count, 96))
         with pytest.raises(ValueError, match="answers hold NaN or infinity"):
             test(mark, torch.full((2, 96), math.nan))
+
+
+def test_a_planted_victim_is_accused_and_ten_random_encoders_are_not() -> None:
+    """Turned by less than half a circle, a bright upper half comes to lie on the left."""
+
+    class Planted(nn.Linear):  # of which nothing but the device of its weights is used
+        dim = STRANGERS[0].dim
+
+        def forward(self, x: Tensor) -> Tensor:
+            left, right = (half.mean((1, 2, 3)) for half in x.float().chunk(2, dim=3))
+            return torch.nn.functional.pad((left - right)[:, None], (0, self.dim - 1))
+
+    weights = torch.randn(Planted.dim, generator=draws())
+    weights -= weights.mean()  # else all random encoders, whose features are positive, lean one way
+    weights *= weights[0].sign()
+    mark = linear([w.tolist() for w in (weights, -weights)])
+    others = [stranger(seed) for seed in range(1, 11)]
+    rates = [watermark.rate(mark, net, LIT.images) for net in others]
+    verdict = watermark.verify(mark, Planted(1, 1), LIT.images, controls=others)
+    assert verdict.measure > 0.9
+    assert verdict.accuses()
+    assert len(set(rates)) > 3
+    against_others = [
+        inference.against_controls(one, rates[:k] + rates[k + 1 :]) for k, one in enumerate(rates)
+    ]
+    assert inference.false_positives(against_others).hits <= 1

@@ -24,6 +24,7 @@ from contsteal.paper.claims import (
     AHEAD,
     BUDGETS,
     CLAIMS,
+    DETECTS,
     EQUIVALENT,
     FAILS,
     HOLDS,
@@ -32,6 +33,7 @@ from contsteal.paper.claims import (
     NOT_WORSE,
     OPEN,
     RARELY,
+    SPARES,
     Claim,
     Criterion,
     Finding,
@@ -137,6 +139,52 @@ def test_a_margin_is_of_points_not_of_other_measures() -> None:
 def test_too_few_seeds_never_give_a_verdict(values: list[float], why: str) -> None:
     finding = decide({"": values, "more": [9.0, 9.1, 9.2]})
     assert (finding.verdict, finding.few, finding.why) == (OPEN, True, why)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "hits", "n", "verdict"),
+    [
+        (DETECTS, 3, 3, HOLDS),
+        (DETECTS, 4, 5, HOLDS),
+        (DETECTS, 2, 5, OPEN),  # above its level of 5 %, and less than every second
+        (RARELY, 0, 40, HOLDS),
+        (RARELY, 0, 20, OPEN),
+        (RARELY, 2, 40, OPEN),
+        (RARELY, 20, 40, FAILS),
+        (RARELY, 40, 40, FAILS),
+        (MOSTLY, 10, 10, HOLDS),
+        (MOSTLY, 3, 3, OPEN),
+        (MOSTLY, 0, 10, FAILS),
+        (DETECTS, 1, 5, OPEN),
+        (DETECTS, 0, 5, OPEN),  # up to 52 %
+        (DETECTS, 0, 6, FAILS),  # up to 46 %
+        (DETECTS, 2, 2, OPEN),
+        (SPARES, 0, 16, HOLDS),
+        (SPARES, 1, 16, HOLDS),
+        (SPARES, 0, 8, OPEN),
+        (SPARES, 12, 16, FAILS),
+    ],
+)
+def test_rates_are_judged_by_their_exact_interval(
+    criterion: Criterion, hits: int, n: int, verdict: str
+) -> None:
+    values = [1.0] * hits + [0.0] * (n - hits)
+    finding = claims.decide({"": pd.Series(values)}, criterion)
+    interval = stats.binomtest(hits, n).proportion_ci(method="exact")
+    assert (finding.verdict, finding.n, finding.mean) == (verdict, n, hits / n)
+    assert (finding.low, finding.high) == pytest.approx((interval.low, interval.high))
+    if verdict in (HOLDS, FAILS):
+        assert finding.p <= 0.05
+
+
+@given(st.integers(1, 30), st.integers(0, 30), st.floats(0.01, 0.99))
+def test_an_exact_p_value_fits_its_interval(n: int, hits: int, bound: float) -> None:
+    values = pd.Series([1.0] * min(hits, n) + [0.0] * (n - min(hits, n)))
+    _, low, high = claims.exact_interval(values)
+    p = claims.exact_p_value(values, bound)
+    assert 0 < p <= 1
+    if abs(p - 0.05) > 1e-6:
+        assert (p < 0.05) == (not low <= bound <= high)
 
 
 def test_all_comparisons_must_hold_and_a_stray_among_many_is_no_refutation() -> None:
@@ -479,8 +527,9 @@ KINDS = {"none": "none", NOISE: "GaussianNoise", OFFSET: claims.OFFSET, "Roundin
 ADAPTS = {NOISE: ["averages 4 answers"], POISON: ["averages 4 answers"], OFFSET: ["centres"],
           "TopK(8)": ["takes bounds"], FITTED: ["2 accounts", "6 accounts"]}  # fmt: skip
 SUSPECTS = {"victim": "victim", "independent": "independent", "embedding": "stolen",
-            "embedding, turned": "stolen", "shuffle": "obfuscated", "pad": "obfuscated",
-            "affine": "obfuscated"}  # fmt: skip
+            "embedding, turned": "stolen", "embedding, digits": "stolen",
+            "embedding, digits, turned": "stolen", "shuffle": "obfuscated",
+            "pad": "obfuscated", "affine": "obfuscated"}  # fmt: skip
 
 
 def grid(**values: Sequence[Any]) -> pd.DataFrame:
@@ -551,7 +600,9 @@ TABLES = dict.fromkeys(OF_ATTACKS, grid(attack=ALL)) | {
     "05b_detectors": users(40),
     "05b_refused": grid(attack=[*ENDS, *claims.NO_VICTIM, "victim"]).query(
         f"task == {TASKS[0]!r}").assign(detector=lambda t: np.where(t["attack"].isin(ENDS), "D", None)),
-    "05c_watermark": suspects(head=["trained", "untrained"]),
+    "05c_watermark": suspects(head=["trained", "untrained", claims.CARRIED]).query(
+        f"not suspect.str.contains('digits') or head == '{claims.CARRIED}' and images == 256"),
+    "05c_sslguard": suspects(),
     "05c_inference": suspects(form=["signed", "published"]),
 }  # fmt: skip
 
@@ -579,7 +630,29 @@ def arranged(one: Claim, gap: float) -> pd.DataFrame:
     return table.assign(**dict.fromkeys([one.metric, *heads], levels.fillna(0) + noise))
 
 
-@pytest.mark.parametrize("one", CLAIMS, ids=lambda c: c.id)
+def counted(one: Claim, hits: int) -> pd.DataFrame:
+    """A table with eighteen seeds, of which so many have a 1 throughout."""
+    table = TABLES[one.table]
+    many = pd.concat(
+        [table.assign(seed=table["seed"] + 3 * k) for k in range(6)], ignore_index=True
+    )
+    return many.assign(**{one.metric: (many["seed"] < hits).astype(float)})
+
+
+@pytest.mark.parametrize(
+    "one", [c for c in CLAIMS if c.criterion in (DETECTS, SPARES)], ids=lambda c: c.id
+)
+def test_every_claim_that_counts_can_hold_and_can_fail(one: Claim) -> None:
+    good, bad = {DETECTS: (18, 0), SPARES: (0, 18)}[one.criterion]
+    for hits, verdict in ((good, HOLDS), (bad, FAILS), (6, OPEN)):
+        assert claims.assess(one, counted(one, hits), 8192).verdict == verdict
+    nothing = counted(one, 0).iloc[:0]
+    assert claims.assess(one, nothing, 8192).verdict == ABSENT
+
+
+@pytest.mark.parametrize(
+    "one", [c for c in CLAIMS if c.criterion not in (DETECTS, SPARES)], ids=lambda c: c.id
+)
 def test_every_claim_can_hold_and_can_fail(one: Claim) -> None:
     good, bad = {AHEAD: (0.3, -0.3), NOT_WORSE: (0.3, -0.3), EQUIVALENT: (0.0, 0.3),
                  NEARLY_ALL: (0.0, -3.0), MOSTLY: (1.0, 0.0),
@@ -590,41 +663,6 @@ def test_every_claim_can_hold_and_can_fail(one: Claim) -> None:
         assert finding.verdict == verdict, finding
     nothing = TABLES[one.table].iloc[:0].assign(**{one.metric: pd.Series(dtype=float)})
     assert claims.assess(one, nothing, train_images).verdict == ABSENT
-
-
-@pytest.mark.parametrize(
-    ("hits", "n", "criterion", "verdict"),
-    [
-        (0, 40, RARELY, HOLDS),  # at most 8.8 %
-        (0, 20, RARELY, OPEN),  # up to 16.8 %
-        (2, 40, RARELY, OPEN),
-        (20, 40, RARELY, FAILS),
-        (40, 40, RARELY, FAILS),
-        (10, 10, MOSTLY, HOLDS),  # at least 69 %
-        (3, 3, MOSTLY, OPEN),
-        (0, 10, MOSTLY, FAILS),
-        (0, 2, RARELY, OPEN),
-    ],
-)
-def test_a_rate_is_decided_by_its_exact_interval(
-    hits: int, n: int, criterion: Criterion, verdict: str
-) -> None:
-    values = pd.Series([1.0] * hits + [0.0] * (n - hits))
-    finding = claims.decide({"": values}, criterion)
-    exact = stats.binomtest(hits, n).proportion_ci(0.95, "exact")
-    assert (finding.verdict, finding.n, finding.few) == (verdict, n, n < claims.SEEDS)
-    assert (finding.mean, finding.low, finding.high) == pytest.approx(
-        (hits / n, exact.low, exact.high)
-    )
-    assert (finding.p <= claims.RISK) == (verdict != OPEN)
-
-
-@given(hits=st.integers(0, 30), bound=st.floats(0.05, 0.95))
-def test_the_p_value_of_a_rate_agrees_with_its_interval(hits: int, bound: float) -> None:
-    values = pd.Series([1.0] * hits + [0.0] * (30 - hits))
-    _, low, high = claims.rate_interval(values)
-    assert (claims.p_value(values, bound, "rate") < claims.RISK) == (not low <= bound <= high)
-    assert claims.p_value(values, inf, "rate") == 0
 
 
 def test_each_user_counts_once_whatever_its_kind() -> None:

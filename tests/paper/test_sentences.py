@@ -416,29 +416,60 @@ def suspects(**columns: list[float]) -> pd.DataFrame:
 
 
 def owned() -> pd.DataFrame:
-    rates = {"wsr": [0.8, 0.52, 0.53, 0.6, 0.49, 0.51], "accuracy": [0.7, 0.72, *[None] * 4]}
+    rates = {"wsr": [0.8, 0.52, 0.53, 0.6, 0.49, 0.51], "accuracy": [0.7, 0.72, *[None] * 4],
+             "accused": [1, 0, 0, 1, 0, 0]}  # fmt: skip
     p_values = dict.fromkeys(("p_chance", "p_rank", "p_paper", "auc"), [0.02] * 6)
     table = suspects(**rates, **p_values, p_controls=[0.5] * 6)
-    return table.assign(applies="yes", on="all", mark="tuned", head="trained")
+    return table.assign(applies="yes", on="all", mark="tuned", head="trained", detectable=0.09,
+                        controls=2)  # fmt: skip
 
 
-def test_the_watermark_is_described_by_its_rates_and_its_price() -> None:
+def test_the_watermark_is_described_by_its_verdicts_its_rates_and_its_price() -> None:
     found = sentences.watermark(owned())
-    assert found.title == ("Watermark success rate, trained: victim 80 %, before marking 52 %, thieves "
-                           "at most 60 %, independent at most 51 %")  # fmt: skip
-    assert found.details == "Accuracy of the victim (tuned): 70.0 %, 72.0 % before marking"
-    alone = sentences.watermark(owned()[lambda t: t["kind"] != "independent"])
-    assert "independent" not in alone.title
+    assert found.title == ("The mark (trained) accuses 1 of 1 thieves with 32 queries, 0 of 1 with 16, "
+                           "0 of 2 independent encoders")  # fmt: skip
+    assert found.details.split(". ") == [
+        "Watermark success rate, trained: victim 80 %, before marking 52 %, thieves at most 60 %, "
+        "independent at most 51 %",
+        "An excess of 9 points over the mean of 2 independent ones is accused: the smallest effect "
+        "that this test can see",
+        "Accuracy of the victim (tuned): 70.0 %, 72.0 % before marking",
+    ]
+    assert found.numbers["accused"].tolist()[2:4] == ["0.0 % [0, 98]", "100.0 % [3, 100]"]
+    few = owned().assign(accused=float("nan"), detectable=float("nan"))
+    alone = sentences.watermark(few[lambda t: t["kind"] != "independent"])
+    assert "accuses nobody: too few independent encoders" in alone.title
+    assert "smallest effect" not in alone.details
+
+
+def test_the_key_is_described_by_its_verdicts_and_its_price() -> None:
+    keyed = (
+        owned()
+        .drop(columns=["head", "wsr"])
+        .assign(cosine=[0.9, 0.1, 0.3, 0.5, 0.1, -0.1], rate=0.5)
+    )
+    found = sentences.guard(keyed)
+    assert found.title == ("SSLGuard's key accuses 1 of 1 victims, 0 of 1 unmarked victims, 1 of 2 "
+                           "thieves, 0 of 2 independent encoders")  # fmt: skip
+    assert found.details.startswith(
+        "Mean cosine of answers with the key: victims 0.90, unmarked victims 0.10, thieves 0.40, "
+        "independent encoders 0.00. An excess of 0.09 in cosine over the mean of 2 independent ones"
+    )
+    assert found.details.endswith("Accuracy of the victim: 70.0 %, 72.0 % before the key")
+    rates = sentences.false_positive_rates(keyed.assign(p_keys=0.5))
+    assert ("SSLGuard, against random keys", "") in rates.index
 
 
 def test_accusations_and_false_positives_are_counted() -> None:
-    signed = suspects(effect=[0.3] * 6, p=[0.01, 0.01, 0.2, 0.5, 0.04, 0.4])
+    p = [0.01, 0.01, 0.2, 0.5, 0.04, 0.4]
+    signed = suspects(effect=[0.3] * 6, p=p, accused=[float(x <= 0.05) for x in p])
     inferred = pd.concat(
-        [signed.assign(form=f, gap=1.0, on="all") for f in ("signed", "published")]
+        [signed.assign(form=f, gap=1.0, on="all", detectable=0.15) for f in ("signed", "published")]
     )
     found = sentences.dataset_inference(inferred)
-    assert found.title == ("The signed test accuses 1 of 1 victim, 1 of 1 unmarked, 0 of 2 stolen, "
-                           "1 of 2 independent")  # fmt: skip
+    assert found.title == ("The signed test accuses 1 of 1 victims, 1 of 1 unmarked victims, 0 of 2 "
+                           "thieves, 1 of 2 independent encoders")  # fmt: skip
+    assert "An effect above 0.15 standard deviations" in found.details
     rates = sentences.false_positive_rates(owned(), inferred)
     row = rates.loc[("dataset inference", "published")]
     assert row.tolist() == [1, 2, "50.0 % [1, 99]"]
