@@ -127,8 +127,8 @@ class Suspect:
 
     `kind` is "victim"; "profile", another lab's victim; "unmarked", the victim before it was marked;
     "obfuscated", the victim's own weights behind a map of `obfuscation`; "stolen", by an attack's
-    `changes` on the query `images`, of other data where they name `query_data`; or "independent",
-    trained by the plan `strangers`.
+    `changes` on the query `images`, of other data where they name `query_data`; "stolen before", by an
+    attack on the victim before it was marked; or "independent", trained by the plan `strangers`.
     """
 
     kind: str
@@ -143,10 +143,11 @@ class Suspect:
 
         `lab` is the one whose victim was attacked. The rows of a surrogate have its `steps` of training.
         """
-        if self.kind == "stolen":
+        if self.kind.startswith("stolen"):
             elsewhere = {k: v for k, v in self.changes if k in sweeps.OF_LAB}
             knobs = {k: v for k, v in self.changes if k not in elsewhere}
             attacked = lab.but(**sweeps.of_lab(lab, **elsewhere))
+            attacked = attacked.but(watermark={}) if self.kind == "stolen before" else attacked
             changes = {"queries": self.images, "seed": self.seed} | knobs
             stolen = attacked.steal(**cast(dict[str, Any], changes))
             return stolen.encoder, self.about | {"steps": stolen.queries["steps"]}
@@ -226,16 +227,27 @@ class Lineup:
         """Return victims and obfuscated copies of these seeds, thieves, and independent encoders."""
         known = [("victim", "victim"), *(("obfuscated", name) for name in OBFUSCATIONS)]
         suspects = [Suspect(*known_as, seed) for known_as in known for seed in seeds]
+        return suspects + self.stolen("stolen") + _independent(self.strangers)
+
+    def stolen(self, kind: str) -> list[Suspect]:
+        """Return the thieves, by budget, seed and length of training."""
+        suspects = []
         for (name, attack), images, seed in product(self.thieves.items(), self.budgets, self.seeds):
             given = {k: v for k, v in attack.items() if k != "steps"}
             for length in sweeps.lengths(attack.get("steps", ())):
                 knobs = tuple(sorted((given | length).items()))
-                suspects.append(Suspect("stolen", name, seed, images, knobs))
-        return suspects + _independent(self.strangers)
+                suspects.append(Suspect(kind, name, seed, images, knobs))
+        return suspects
 
     def examine(self, lab: Lab, test: Test, changes: Pairs) -> pd.DataFrame:
-        """Run a test on everybody around a marked victim, and on it before marking, side by side."""
-        suspects = [Suspect("unmarked", "before marking"), *self.suspects()]
+        """Run a test on everybody around a marked victim, and on it before marking, side by side.
+
+        The first thief, at the largest budget, also steals the victim before marking: what it has of the
+        mark is no inheritance of it, but of coordinates that marking has left alone.
+        """
+        first = dict(list(self.thieves.items())[:1])
+        before = replace(self, thieves=first, budgets=[max(self.budgets)]).stolen("stolen before")
+        suspects = [Suspect("unmarked", "before marking"), *self.suspects(), *before]
         return pd.DataFrame(sweeps.run(lab, [Examination(s, test, changes) for s in suspects]))
 
     def examine_marked(self, lab: Lab, mark: Plan, test: Test, measure: str) -> pd.DataFrame:

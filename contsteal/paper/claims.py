@@ -243,6 +243,16 @@ def carriers(t: DataFrame, a: str, b: str) -> Sides:
     return where(thieves, suspect=a), where(thieves, suspect=b)
 
 
+def inherited(t: DataFrame) -> dict[str, Sides]:
+    """Pair the first thief of the marked victim with the same of the victim before marking, by head."""
+    pairs: dict[str, Sides] = {}
+    for head, rows in split(t, "head").items():
+        before = where(rows, kind="stolen before")
+        if len(before):
+            pairs[head] = (like(before, where(rows, kind="stolen"), "suspect", "images"), before)
+    return pairs
+
+
 def obfuscated(t: DataFrame, *how: str) -> dict[str, Sides]:
     """Return the rows of a disguised victim and of independent encoders, by the disguise."""
     return {h: (where(t, kind="obfuscated", suspect=h), where(t, kind="independent")) for h in how}
@@ -670,6 +680,9 @@ CLAIMS = [
           "of independent encoders.",
           lambda t: each(largest(where(t, kind="stolen")), "head", "suspect"), DETECTS,
           metric="accused"),
+    Claim("watermark-inherited", "05c_watermark", f"{OURS}, notebook 05c",
+          "A thief of the marked victim takes over more of the mark than the same thief of the victim "
+          "before marking, whose coordinates the head reads, too.", inherited, metric="wsr"),
     Claim("watermark-few", "05c_watermark", f"{ICML}, Table 17, whose least budget is 10,000",
           "The watermark accuses thieves with the fewest queries.",
           lambda t: each(smallest(where(first(t, "head"), kind="stolen")), "suspect"), DETECTS,
@@ -761,6 +774,7 @@ PREDICTIONS = [
         "inference-independent", "guard-victim", "guard-transfers",
     )),
     ("2026-11-29", OPEN, ("watermark-few", "inference-stolen")),
+    ("2026-11-29", HOLDS, ("watermark-inherited",)),
 ]  # fmt: skip
 
 

@@ -83,13 +83,12 @@ def interval(values: Any) -> tuple[float, float]:
 
 
 def legend(fig: Figure, **options: Any) -> None:
-    """Put the legend that all axes of a figure share, or one of given `handles`, to its right."""
+    """Put the legend that all axes of a figure share to its right."""
     each = [ax.get_legend_handles_labels() for ax in fig.axes]
     for drawn in filter(None, (ax.get_legend() for ax in fig.axes)):
         drawn.remove()
-    if "handles" not in options:
-        options["handles"], options["labels"] = max(each, key=lambda pair: len(pair[0]))
-    fig.legend(loc="outside right center", **options)
+    handles, labels = max(each, key=lambda pair: len(pair[0]))
+    fig.legend(handles, labels, loc="outside right center", **options)
 
 
 def frame(
@@ -496,31 +495,32 @@ def defence_curves(table: pd.DataFrame, title: str) -> Figure:
     rows = rows.assign(adapts=rows["adapts"].fillna(""))
     free, kinds = rows[rows["kind"] == "none"], [k for k in rows["kind"].unique() if k != "none"]
     columns = min(3, len(kinds))
-    height = 2.1 * -(-len(kinds) // columns) + 0.6
-    fig, axes = canvas(-(-len(kinds) // columns), columns, height, title, sharex=True, sharey=True)
+    lines = -(-len(kinds) // columns)
+    fig, axes = canvas(lines, columns, 2.0 * lines + 0.9, title, sharex=True, sharey=True)
     for ax, kind in zip(axes.flat, kinds, strict=False):
         _works(ax, free)
-        for (attack, adapts), runs in rows[rows["kind"] == kind].groupby(
-            ["attack", "adapts"], sort=False
-        ):
+        own = rows[rows["kind"] == kind]
+        for (attack, adapts), runs in own.groupby(["attack", "adapts"], sort=False):
             start = free[free["attack"] == (attack if not adapts else free["attack"].iloc[0])]
-            _strengths(ax, start, runs, COLOURS.get(attack, DARK), adapts)
+            first = attack == free["attack"].iloc[0] and not adapts
+            _strengths(ax, start, runs, COLOURS.get(attack, DARK), bool(adapts), first)
         frame(ax, table, "accuracy", vertical=False, alone=True)
         ax.set_title(sentences.kind_name(kind), size=7.5)
-        ax.set(xlim=(0, 1), ylim=(0, 1))
+        ax.set(xlim=(0, 0.1 + free["legitimate"].mean()), ylim=(0, None))
         ax.xaxis.set_tick_params(labelbottom=True)
         in_percent(ax.xaxis, ax.yaxis)
     for ax in axes.flat[len(kinds) :]:
         ax.set_visible(False)
-    fig.supxlabel("paying user's accuracy", size=8)
-    fig.supylabel("thief's accuracy", size=8)
-    colours = palette(free["attack"])
-    legend(
-        fig,
-        handles=[
-            Line2D([], [], color=c, marker="o", ms=4, label=who) for who, c in colours.items()
-        ],
-    )
+    for ax in axes[:, 0]:
+        ax.set_ylabel("thief's accuracy")
+    for ax in axes[-1]:
+        ax.set_xlabel("paying user's accuracy")
+    known = [Line2D([], [], color=c, marker="o", ms=4, label=who)
+             for who, c in palette(free["attack"]).items()]  # fmt: skip
+    known += [Line2D([], [], color=COLOURS.get(attack, DARK), marker="D", ms=4, linestyle="--",
+                     markerfacecolor="white", label=f"{name(attack)} that adapts")
+              for attack in rows.loc[rows["adapts"] != "", "attack"].unique()]  # fmt: skip
+    fig.legend(handles=known, loc="outside lower left", ncols=4, fontsize=7)
     return fig
 
 
@@ -533,17 +533,19 @@ def _works(ax: Axes, free: pd.DataFrame) -> None:
     )
 
 
-def _strengths(ax: Axes, start: pd.DataFrame, runs: pd.DataFrame, colour: str, adapts: str) -> None:
+def _strengths(
+    ax: Axes, start: pd.DataFrame, runs: pd.DataFrame, colour: str, adapts: bool, labels: bool
+) -> None:
     """Draw a curve from no defence through the strengths of one, with intervals of the accuracy."""
-    points = [start, *(part for _, part in runs.groupby("defence", sort=False))]
-    x, y = ([part[column].mean() for part in points] for column in ("legitimate", "accuracy"))
+    each = sorted((part for _, part in runs.groupby("defence", sort=False)),
+                  key=lambda part: -part["legitimate"].mean())  # fmt: skip
+    x, y = ([part[c].mean() for part in (start, *each)] for c in ("legitimate", "accuracy"))
     ax.plot(x, y, "--D" if adapts else "-o", color=colour, ms=3.5, linewidth=1, alpha=0.9,
             markerfacecolor="white" if adapts else colour)  # fmt: skip
-    spans = np.array([interval(part["accuracy"]) for part in points[1:]])
+    spans = np.array([interval(part["accuracy"]) for part in each])
     ax.vlines(x[1:], *spans.T, color=colour, linewidth=2, alpha=0.3)
-    texts = [adapts] if adapts else [f"{part['strength'].iloc[0]:g}" for part in points[1:]]
-    for text, place in zip(texts, range(1, len(points)), strict=False):
-        ax.annotate(text, (x[place], y[place]), xytext=(4, 3 if adapts else -7), size=6, color=colour,
+    for part, right, up in zip(each, x[1:], y[1:], strict=True) if labels else ():
+        ax.annotate(f"{part['strength'].iloc[0]:g}", (right, up), xytext=(3, -8), size=6, color=colour,
                     textcoords="offset points")  # fmt: skip
 
 
@@ -554,7 +556,8 @@ def defence_matrix(table: pd.DataFrame, title: str) -> Figure:
     for the provider: a thief's loss, a customer's gain.
     """
     known = names(table["defence"])
-    who = table["who"].map(name) + "\n" + table["party"]
+    who = table["who"].map(lambda w: name(w).replace(", ", ",\n").replace(":", ":\n"))
+    who += "\n" + table["party"]
     gain = table["change"].where(table["party"] == "customer", -table["change"])
     cells = table.assign(row=table["defence"].map(known), column=who, gain=gain,
                          sure=(table["low"] > 0) | (table["high"] < 0))  # fmt: skip
@@ -716,23 +719,26 @@ def refused_dots(table: pd.DataFrame, title: str) -> Figure:
 
 
 def coverage_curves(table: pd.DataFrame, title: str) -> Figure:
-    """Draw the share of the embedding space that users' answers cover, and the noise of each B4B."""
+    """Draw the share of the embedding space that users' answers cover, and the noise that it brings.
+
+    The noise is that of the first B4B and of the last; dotted is what customers can bear.
+    """
     import seaborn as sns
 
-    shares = table[table["defence"] == table["defence"].iloc[0]]
-    panels = {"share of buckets": (shares, "coverage")}
-    panels |= {
-        f"noise, {name(d)}": (rows, "noise") for d, rows in table.groupby("defence", sort=False)
-    }
-    fig, axes = canvas(1, len(panels), 2.4, title)
-    for ax, (label, (rows, column)) in zip(axes[0], panels.items(), strict=True):
+    known = table["defence"].unique()
+    panels = [("share of buckets", known[0], "coverage")]
+    panels += [(name(d).replace(", ", ",\n", 1), d, "noise") for d in dict.fromkeys(known[[0, -1]])]
+    fig, axes = canvas(1, len(panels), 2.6, title)
+    for ax, (label, defence, column) in zip(axes[0], panels, strict=True):
+        rows = table[table["defence"] == defence]
         sns.lineplot(rows, x="queries", y=column, hue="user", palette=palette(table["user"]),
                      errorbar=None, ax=ax)  # fmt: skip
-        ax.set(ylabel="", ylim=(0, None) if column == "coverage" else (1e-7, 10))
-        ax.set_title(label, size=7.5)
+        ax.set(ylabel="" if column == "coverage" else "noise", title=label)
+        ax.title.set_size(7)
         if column == "noise":
-            ax.set_yscale("log")
-            ax.axhline(rows["bearable"].iloc[0], color=DARK, linestyle=":", linewidth=0.8)
+            ax.set(yscale="log", ylim=(1e-7, 10))
+            ax.axhline(rows["bearable"].mean(), color=DARK, linestyle=":", linewidth=0.8)
+    axes[0][0].set(ylim=(0, None))
     in_percent(axes[0][0].yaxis)
     legend(fig, fontsize=6.5)
     return fig
@@ -802,6 +808,10 @@ def watermark_curves(table: pd.DataFrame, title: str) -> Figure:
                 "palette": palette(stolen["suspect"])}  # fmt: skip
         sns.scatterplot(**same, s=12, alpha=0.5, linewidth=0, legend=False)
         sns.lineplot(**same, errorbar=None, marker="o", markersize=4)
+        before = rows[rows["kind"] == "stolen before"]
+        ax.plot(
+            before["images"], before["wsr"], "x", color=DARK, label="MSE, victim before marking"
+        )
         ax.set(xlabel="query images", ylabel="watermark success rate", xscale="log")
         ax.set_xticks(images, [f"{n:g}" for n in images])
         ax.minorticks_off()

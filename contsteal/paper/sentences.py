@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from contsteal import evaluate
@@ -34,7 +35,8 @@ DEFENCES = {"GaussianNoise": "noise", "Rounding": "rounding", "TopK": "top-k",
             "PredictionPoisoning": "poisoning", "Normalise": "normalised"}  # fmt: skip
 P_VALUES = ["p_chance", "p_rank", "p_controls"]
 KINDS = {"victim": "victims", "unmarked": "unmarked victims", "obfuscated": "disguised copies",
-         "stolen": "thieves", "independent": "independent encoders",
+         "stolen": "thieves", "stolen before": "thieves of the victim before marking",
+         "independent": "independent encoders",
          "profile": "splits of the profile's victim"}  # fmt: skip
 TESTS = {
     "p_chance": "against chance",
@@ -508,15 +510,17 @@ def _adapting(table: pd.DataFrame) -> dict[str, Difference]:
 
 
 def coverage(table: pd.DataFrame) -> Summary:
-    """Say what share of the embedding space users have covered after as many queries as all send."""
+    """Say what share of the embedding space users cover with as many queries as the first sends."""
     table = table[table["defence"] == table["defence"].iloc[0]]
-    sent = table.groupby("user")["queries"].max().min()
-    rows = table[table["queries"] == sent]
-    shares = rows.groupby("user", sort=False)["coverage"].mean()
-    each = "; ".join(f"{user} {100 * share:.1f} %" for user, share in shares.items())
-    ends = table[table["queries"] == table.groupby("user")["queries"].transform("max")]
-    last = ends.groupby("user", sort=False)[["queries", "coverage"]].mean()
-    return Summary(f"Buckets covered after {sent:g} queries: {each}", last.round(3))
+    means = table.groupby(["user", "queries"], sort=False)["coverage"].mean().reset_index()
+    sent = means.loc[means["user"] == means["user"].iloc[0], "queries"].max()
+    parts = []
+    for user, own in means.groupby("user", sort=False):
+        if own["queries"].max() >= sent:
+            share = np.interp(sent, own["queries"], own["coverage"])
+            parts.append(f"{user} {100 * share:.1f} %")
+    last = means.groupby("user", sort=False).last().round(3)
+    return Summary(f"Buckets covered after {sent:g} queries: {'; '.join(parts)}", last)
 
 
 def matrix(table: pd.DataFrame) -> Summary:
@@ -704,7 +708,7 @@ def watermark(table: pd.DataFrame) -> Summary:
     titles, parts = [], []
     for head, rows in table.groupby("head", sort=False):
         victim, before = (rows[rows["kind"] == kind].iloc[0] for kind in ("victim", "unmarked"))
-        suspects = rows[rows["kind"].isin(["stolen", "independent"])]
+        suspects = rows[rows["kind"].isin(["stolen", "stolen before", "independent"])]
         counts = _accusations(suspects, by_budget=True) or "nobody: too few independent encoders"
         titles.append(f"The mark ({head}) accuses {counts}")
         highest = rows.groupby("kind")["wsr"].max()

@@ -102,7 +102,8 @@ def test_every_suspect_has_a_row_per_head(marked: pd.DataFrame) -> None:
     heads = list(marked["head"].unique())
     assert heads == list(owner.HEADS.values())
     counts = marked[marked["head"] == heads[0]]["kind"].value_counts().to_dict()
-    assert counts == {"stolen": 8, "obfuscated": 4, "independent": 3, "victim": 1, "unmarked": 1}
+    assert counts == {"stolen": 8, "obfuscated": 4, "independent": 3, "stolen before": 2, "victim": 1,
+                      "unmarked": 1}  # fmt: skip
     other = marked[(marked["head"] == heads[1]) & (marked["kind"] == "stolen")]
     assert set(other["images"]) == {32}, "the largest budget alone"
     assert set(other["suspect"]) == {"embedding"}, "the first thief alone"
@@ -118,6 +119,11 @@ def test_every_suspect_has_a_row_per_head(marked: pd.DataFrame) -> None:
 def test_rates_are_those_of_the_verdict_functions(lab: Lab, marked: pd.DataFrame) -> None:
     victim = lab.but(watermark=MARK).victim
     images = owner.trained_on(lab.but(watermark=MARK), 32)
+    before = marked[marked["kind"] == "stolen before"].iloc[0]
+    surrogate = lab.steal("embedding", 32, int(before["seed"])).encoder
+    assert before["wsr"] == rate(victim.mark, surrogate, images), (
+        "it stole from the victim unmarked"
+    )
     first = marked[marked["head"] == owner.HEADS[True]].set_index(["kind", "seed"])["wsr"]
     assert first["victim", 0] == rate(victim.mark, victim.encoder, images)
     plan = Strangers.read(HOW)
@@ -188,7 +194,9 @@ def test_a_thief_may_query_with_what_carries_the_mark(lab: Lab) -> None:
 def test_a_key_is_tried_on_all_suspects(lab: Lab) -> None:
     plan, thief = {"epochs": 1, "images": 128}, {"embedding": {"attack": "embedding"}}
     table = owner.guard(lab, plan, thief, [16], [0], HOW, images=32)
-    assert set(table["kind"]) == {"victim", "unmarked", "obfuscated", "stolen", "independent"}
+    assert set(table["kind"]) == {
+        "victim", "unmarked", "obfuscated", "stolen", "stolen before", "independent",
+    }  # fmt: skip
     read = table[table["applies"] == "yes"]
     assert read[["rate", "p_keys"]].apply(lambda c: c.between(0, 1)).all(axis=None)
     assert set(read["on"]) == {"32 training images of the victim, stamped"}

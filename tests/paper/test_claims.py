@@ -529,7 +529,7 @@ ADAPTS = {NOISE: ["averages 4 answers"], POISON: ["averages 4 answers"], OFFSET:
 SUSPECTS = {"victim": "victim", "independent": "independent", "embedding": "stolen",
             "embedding, turned": "stolen", "embedding, digits": "stolen",
             "embedding, digits, turned": "stolen", "shuffle": "obfuscated",
-            "pad": "obfuscated", "affine": "obfuscated"}  # fmt: skip
+            "pad": "obfuscated", "affine": "obfuscated", "before": "stolen before"}  # fmt: skip
 
 
 def grid(**values: Sequence[Any]) -> pd.DataFrame:
@@ -547,7 +547,9 @@ def grid(**values: Sequence[Any]) -> pd.DataFrame:
 def suspects(**values: Sequence[Any]) -> pd.DataFrame:
     table = grid(suspect=[*SUSPECTS], images=[64, 256], **values)
     table = table.assign(kind=table["suspect"].map(SUSPECTS))
-    return table.query("kind == 'stolen' or images == 64")
+    table["suspect"] = table["suspect"].replace("before", "embedding")
+    budget = np.where(table["kind"] == "stolen before", 256, 64)
+    return table[(table["kind"] == "stolen") | (table["images"] == budget)]
 
 
 def defended() -> pd.DataFrame:

@@ -201,7 +201,7 @@ def test_what_needs_no_victim_stands_in_every_stored_table_of_attacks(
     table = figures.FIGURES[stem].shown(figures.read(STORED.with_name(profile), stem)[0])
     alone = table[table["attack"].isin(sweeps.ALONE)]
     assert set(alone["attack"]) == {*sweeps.ALONE}
-    assert alone.groupby("attack")["seed"].nunique().eq(5).all()
+    assert alone.groupby("attack")["seed"].nunique().ge(5).all()
     attacks = table[~table["attack"].isin([*sweeps.ALONE, "random", "victim"])]
     assert alone["steps"].max() == attacks["steps"].max(), "as many steps as the attacks"
 

@@ -294,24 +294,15 @@ def test_defences_are_counted_by_whom_they_reliably_harm() -> None:
     assert "top-k 2: x -21.0 points" in found.details
 
 
-def test_coverage_is_compared_after_equal_queries_alone() -> None:
-    rows = [
-        ("a", 8, 0.1),
-        ("a", 16, 0.2),
-        ("b", 8, 0.9),
-        ("b", 32, 0.95),
-        ("c", 16, 0.3),
-        ("c", 8, 0.1),
-    ]
+def test_coverage_is_compared_after_as_many_queries_as_the_first_user_sends() -> None:
+    rows = [("a", 8, 0.1), ("a", 16, 0.2), ("b", 8, 0.4), ("b", 24, 0.6), ("c", 8, 0.3)]
     table = pd.DataFrame(rows, columns=["user", "queries", "coverage"]).assign(
         noise=0.0, defence="D"
     )
     other = table.assign(defence="E", coverage=1.0)
     found = sentences.coverage(pd.concat([table, other]))
-    assert found.title == "Buckets covered after 16 queries: a 20.0 %; c 30.0 %", (
-        "of the first alone"
-    )
-    assert found.numbers["queries"].to_dict() == {"a": 16, "b": 32, "c": 16}
+    assert found.title == "Buckets covered after 16 queries: a 20.0 %; b 50.0 %", "c sends fewer"
+    assert found.numbers["queries"].to_dict() == {"a": 16, "b": 24, "c": 8}
 
 
 def stake() -> pd.DataFrame:
