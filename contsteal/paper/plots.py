@@ -634,7 +634,12 @@ def _by_detector(
 
 def detector_dots(table: pd.DataFrame, title: str) -> Figure:
     """Draw each detector's statistic per user, a dot per seed, filled where the user was flagged."""
-    return _by_detector(table, title, "statistic", "flagged")[0]
+    fig, panels = _by_detector(table, title, "statistic", "flagged")
+    for detector, (ax, _) in panels.items():
+        kinds = {"PRADA": "W, low is suspicious", "proof of work": "seconds"}
+        label = next((text for kind, text in kinds.items() if detector.startswith(kind)), "")
+        ax.set_xlabel(label or "share of similar queries", size=6.5)
+    return fig
 
 
 def account_dots(table: pd.DataFrame, title: str) -> Figure:

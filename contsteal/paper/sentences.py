@@ -546,11 +546,15 @@ def matrix(table: pd.DataFrame) -> Summary:
 
 
 def detectors(table: pd.DataFrame) -> Summary:
-    """Say how often each detector flags each user, and which flag everybody or nobody."""
+    """Say which detector does best, how often each flags each user, and which flag all or nobody."""
     known = table.dropna(subset=["flagged"]).astype({"flagged": float})
     thief = known["user"].str.startswith("thief")
+    sides = [known[rows].groupby("detector")["flagged"].agg(["mean", "sum", "size"])
+             for rows in (thief, ~thief)]  # fmt: skip
+    lead = sides[0]["mean"] - sides[1]["mean"]
+    best = lead.idxmax() if len(lead) else "none"
     thieves, customers = (
-        f"{rows['flagged'].sum():.0f} of {len(rows)} runs" for rows in (known[thief], known[~thief])
+        f"{s['sum'].get(best, 0):.0f} of {s['size'].get(best, 0):.0f}" for s in sides
     )
     shares = known.groupby("detector", sort=False)["flagged"].mean()
     details = "; ".join(
@@ -562,7 +566,7 @@ def detectors(table: pd.DataFrame) -> Summary:
         flags = runs["flagged"].dropna().astype(bool)
         rows.append({"detector": detector, "user": user, "flagged": _rate(flags), "n": len(runs),
                      "statistic": f"{runs['statistic'].mean():.3g}"})  # fmt: skip
-    title = f"Detectors flag thieves in {thieves} and customers in {customers} (filled dots)"
+    title = f"The best detector ({best}) flags {thieves} thieves and {customers} customers"
     return Summary(title, pd.DataFrame(rows).set_index(["detector", "user"]), details)
 
 
@@ -592,11 +596,11 @@ def accounts(table: pd.DataFrame) -> Summary:
     thief = table["user"].str.startswith("thief")
     counts = [
         f"{(rows['refusals'] > 0).sum()} of {len(rows)} {who}"
-        for who, rows in (("runs of thieves", table[thief]), ("of customers", table[~thief]))
+        for who, rows in (("thieves", table[thief]), ("customers", table[~thief]))
     ]
     by = table.groupby(["detector", "user"], sort=False)
     numbers = by[["queries", "answers", "accounts", "answered"]].mean().round(1).assign(n=by.size())
-    return Summary(f"Detectors that act refuse {' and '.join(counts)} (filled dots)", numbers)
+    return Summary(f"Acting detectors refuse {' and '.join(counts)} (filled dots)", numbers)
 
 
 def refused(table: pd.DataFrame) -> Summary:

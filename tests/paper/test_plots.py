@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from contsteal.lab import artifacts, detection
+from contsteal.lab import artifacts, detection, provider
 from contsteal.paper import figures, plots, sentences
 
 
@@ -37,11 +37,12 @@ def test_floor_and_ceiling_are_labelled_once_per_scale(shared: bool, labels: lis
 def test_the_matrix_shows_every_change_and_bold_where_it_is_reliable() -> None:
     table = stored("05a_matrix")
     fig = figures.draw("05a_matrix", table)
-    cells = {(t.get_text(), t.get_weight() == "bold") for t in fig.axes[0].texts}
+    texts, verdicts = fig.axes[0].texts[: len(table)], fig.axes[0].texts[len(table) :]
+    cells = {(t.get_text(), t.get_weight() == "bold") for t in texts}
     bold = (table["low"] > 0) | (table["high"] < 0)
     change = (100 * table["change"]).round().astype(int).map("{:+d}".format)
     assert cells == set(zip(change, bold, strict=True))
-    assert len(fig.axes[0].texts) == len(table)
+    assert [t.get_text() for t in verdicts] == list(provider.worth(table)["verdict"])
 
 
 def test_the_map_shows_every_setting_once() -> None:

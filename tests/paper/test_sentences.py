@@ -346,7 +346,7 @@ def test_detectors_are_counted_and_need_no_verdict() -> None:
             for s in (0, 1)]  # fmt: skip
     table = pd.DataFrame(rows)
     found = sentences.detectors(table)
-    assert found.title.startswith("Detectors flag thieves in 4 of 6 runs and customers in 2 of 6")
+    assert found.title == "The best detector (W) flags 2 of 2 thieves and 0 of 2 customers"
     assert found.details == "everybody is flagged by: all; nobody is flagged by: none"
     assert found.numbers.loc[("W", "customer"), "flagged"] == "0.0 % [0, 84]"
     bills = sentences.detectors(table.assign(flagged=math.nan))
@@ -378,7 +378,7 @@ def test_refusals_are_counted_and_what_a_thief_ends_with_is_said() -> None:
     table = pd.DataFrame(users, columns=["user", "refusals", "accounts", "answers"])
     found = sentences.accounts(table.assign(detector="D", queries=96, answered=96, seed=0))
     assert found.title == (
-        "Detectors that act refuse 1 of 2 runs of thieves and 0 of 1 of customers (filled dots)"
+        "Acting detectors refuse 1 of 2 thieves and 0 of 1 customers (filled dots)"
     )
     assert found.numbers.loc[("D", "thief, four views"), "accounts"] == 3
     ends = [("single images, stops", 96, 1, 0.6), ("four views, stops", 32, 1, 0.4),
