@@ -279,7 +279,8 @@ def left_out(answers: Sequence[Tensor]) -> tuple[float, bool]:
     """Return what rounding and truncation have taken from answers (N, D), as the answers show it.
 
     First half of the step from 1e-6 to 1e6 that all coordinates are multiples of, 0 where there is none;
-    then whether zeros stand for what was not sent: nine answers in ten have as many other coordinates.
+    then whether zeros stand for what was not sent: nine answers in ten have as many other coordinates,
+    and fewer than are ever sent.
     """
     values = torch.cat(list(answers)).double()
 
@@ -288,12 +289,13 @@ def left_out(answers: Sequence[Tensor]) -> tuple[float, bool]:
         whole = 1e-3 * min(
             1.0, float(scaled.abs().max())
         )  # what is far below 1 is no multiple of it
-        return bool((scaled - scaled.round()).abs().max() <= whole)
+        return whole > 0 and bool((scaled - scaled.round()).abs().max() <= whole)
 
     half = next((0.5 * 10.0**-decimals for decimals in range(-6, 7) if multiples(decimals)), 0.0)
     sent = (values != 0).sum(1)
     usual = int(sent.mode().values)
-    return half, usual < values.shape[1] and bool((sent == usual).double().mean() >= 0.9)
+    live = int((values != 0).any(0).sum())
+    return half, usual < live and bool((sent == usual).double().mean() >= 0.9)
 
 
 def possible(surrogate: Tensor, answers: Tensor, half: float, truncated: bool) -> Tensor:
@@ -381,7 +383,7 @@ def _check_adaptation(config: Config, n: int) -> None:
     if config.recipe.answer not in ("embedding", "projection"):
         raise ValueError(
             f"adapt={config.adapt!r}, accounts={config.accounts} of {config.attack}: only answers that "
-            "are vectors can be averaged, centred or mapped"
+            "are vectors can be averaged, centred, bounded or mapped"
         )
     if config.adapt == "average" and config.mode in ("shared", "independent", "pair"):
         raise ValueError(

@@ -19,7 +19,8 @@ from contsteal.victim import finite, named
 TRANSFORMS = ("affine", "scale", "pad", "shuffle", "binary")
 Padding = Annotated[int, {"least": 1, "most": 2**16}]  # more would be most of what is sent
 MOST_BITS = 24  # 2 MB per user; with more, no user covers a noticeable share
-MOST_BETAS = 2  # of coverage, from which on noise stays as it is: its square must be a float32
+MOST_BETAS = 2  # of coverage, from which on noise stays as it is
+MOST_LOG = 44  # of the largest noise: its square must be a float32
 
 
 # Secrets follow from seed, user and place in the chain, so none is stored. A dense one takes longer to
@@ -144,6 +145,9 @@ class B4B(Transforming, PerUser[Visited]):
     def __post_init__(self) -> None:
         super().__post_init__()
         number(self.alpha, f"B4B lam={self.lam}, alpha", above=self.lam)
+        if 2 * math.log(self.alpha) - math.log(self.lam) > MOST_LOG:
+            raise ValueError(f"B4B lam={self.lam}, alpha={self.alpha}: the noise at twice beta, alpha^2 "
+                             "/ lam, would overflow; take a smaller alpha or a larger lam")  # fmt: skip
         if self.families << self.bits > 1 << MOST_BITS:
             raise ValueError(f"B4B families={self.families}, bits={self.bits}: families 2^bits may be "
                              f"2^{MOST_BITS}, 2 MB per user, at most")  # fmt: skip

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from itertools import product
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from contsteal import attacks as recipes
-from contsteal import data, steal
+from contsteal import steal
 from contsteal.defenses import detectors
 from contsteal.defenses.detectors import FEWEST_QUERIES, Detector, Prada, Refused, SimilarQueries
 from contsteal.lab import sweeps
 from contsteal.lab.experiment import Lab, pixels
-from contsteal.lab.provider import CUSTOMERS, Senders, bought_images, customer_images
+from contsteal.lab.provider import Senders, class_images, customer_images
 from contsteal.lab.sweeps import Job, Names, Numbers
 from contsteal.victim import BlackBox, finite
 
@@ -49,22 +49,17 @@ def senders(
         images = lab.queries(queries // VIEWS, seed)
         return torch.cat([steal.view(config, images, k) for k in range(VIEWS)])
 
+    @cache
+    def some(classes: int, seed: int) -> Tensor:
+        return pixels(class_images(lab, tasks[0], classes, queries, seed))
+
     return {
         **{f"customer, {task}": partial(customer_images, lab, task, queries) for task in tasks},
-        **{f"customer, {tasks[0]}, {n} classes": cache(partial(_narrow, lab, tasks[0], queries, n))
-           for n in few},
+        **{f"customer, {tasks[0]}, {n} classes": partial(some, n) for n in few},
         "thief, single images": partial(lab.queries, queries),
         "thief, four views": views,
         "thief, photographs": partial(other.queries, queries),
     }  # fmt: skip
-
-
-def _narrow(lab: Lab, task: str, queries: int, classes: int, seed: int) -> Tensor:
-    """Return up to `queries` images of some classes of a task, drawn by the seed."""
-    known = len(data.load(task, "train", 1, CUSTOMERS, lab.settings["image_size"]).classes)
-    images = bought_images(lab, task, queries * known // classes, seed)
-    chosen = data.order(known, seed)[:classes].to(lab.device)
-    return pixels(images)[torch.isin(cast(Tensor, images.labels), chosen)]
 
 
 def watched(
@@ -149,7 +144,8 @@ def bills(
     """Return what each user would owe in proof of work, in seconds: rows as those of `watched`.
 
     The cost is the entropy of the posteriors, and its line that of `customers` at the seeds
-    `calibration`. A price accuses nobody: `flagged` is empty.
+    `calibration`. All are billed for as many answers, those of whoever sends fewest. A price accuses
+    nobody: `flagged` is empty.
     """
 
     def posteriors(images: Tensor) -> Tensor:
@@ -160,9 +156,12 @@ def bills(
     fewest = min(map(len, costs))
     intercept, slope = detectors.price_line(torch.stack([cost[:fewest] for cost in costs]))
     rows = []
-    for (user, images), seed in product(users.items(), seeds):
+    asked = {(user, seed): posteriors(images(seed))
+             for (user, images), seed in product(users.items(), seeds)}  # fmt: skip
+    queries = min(map(len, asked.values()))
+    for (user, seed), answers in asked.items():
         bill = detectors.ProofOfWork("entropy", intercept, slope)
-        queries = len(bill(posteriors(images(seed)), user))
+        bill(answers[:queries], user)
         rows.append({"detector": "proof of work, seconds", "user": user, "seed": seed, "queries": queries,
                      "statistic": bill.bill(user), "flagged": np.nan})  # fmt: skip
     return pd.DataFrame(rows)
@@ -230,29 +229,31 @@ def refusals(
         for name, watcher in watchers.items():
             fresh = copy.deepcopy(watcher)
             fresh.action = "refuse"
-            got = _persist(lab.api([fresh]), parts)
+            got, refused = _persist(lab.api([fresh]), parts)
             rows.append({"detector": name, "user": user, "seed": seed, "queries": sum(map(len, parts)),
                          "answers": got[0], "accounts": len(got), "answered": sum(got),
-                         "refusals": len(got) - len(parts)})  # fmt: skip
+                         "refusals": refused})  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def _persist(api: BlackBox, parts: Sequence[Tensor]) -> list[int]:
-    """Send all images, under a new name after each refusal; return the answers of each account."""
+def _persist(api: BlackBox, parts: Sequence[Tensor]) -> tuple[list[int], int]:
+    """Send all images, under a new name after each refusal; return answers by account, and refusals."""
     got: list[int] = []
+    refusals = 0
     for part in parts:
         got.append(0)
         for request in part.split(REQUEST):
             try:
                 api.embed(request, f"account {len(got)}")
             except Refused:
+                refusals += 1
                 got.append(0)
                 try:
                     api.embed(request, f"account {len(got)}")
                 except Refused:
-                    return got
+                    return got, refusals + 1
             got[-1] += len(request)
-    return got
+    return got, refusals
 
 
 def refused(

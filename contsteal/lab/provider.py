@@ -4,7 +4,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from itertools import product
 from statistics import mean
 from types import MappingProxyType
@@ -22,7 +22,7 @@ from contsteal.defenses.state import PerUser
 from contsteal.lab import sweeps, tables
 from contsteal.lab.experiment import Lab, pixels
 from contsteal.lab.sweeps import Job, Names, Numbers, Pairs, Row
-from contsteal.seeds import derive, generator
+from contsteal.seeds import derive
 from contsteal.victim import Defense
 
 Chain = Sequence[Defense]
@@ -114,31 +114,30 @@ FEW_TEST = 4  # test images of a customer with few classes, for each labelled on
 def few_classes(lab: Lab, task: str, classes: int, seed: int) -> tuple[ImageSet, ImageSet]:
     """Return labelled and test images of a customer whose task has a few classes, drawn by `seed`.
 
-    It has as many labelled images as other customers, and four times as many to test on, all drawn anew
-    where the set is endless. ValueError where the set has too few classes, or images of them.
+    It has as many labelled images as other customers, and four times as many to test on. ValueError
+    where the set has too few classes, or images of them.
     """
-    n, size = lab.settings["probe_images"], lab.settings["image_size"]
-    pool = _drawn(task, 8 * (1 + FEW_TEST) * n if task in data.ENDLESS else None, size)
-    labels = _labels(pool)
-    if not 1 < classes <= len(pool.classes):
-        raise ValueError(f"{classes} classes of {task}: it has {len(pool.classes)}, take 2 or more")
-    draws = generator("few classes", seed)
-    chosen = torch.randperm(len(pool.classes), generator=draws)[:classes]
-    rows = torch.isin(labels, chosen).nonzero()[:, 0]
-    rows = rows[torch.randperm(len(rows), generator=draws)][: (1 + FEW_TEST) * n]
-    if len(rows) <= n:
+    n = lab.settings["probe_images"]
+    pool = class_images(lab, task, classes, (1 + FEW_TEST) * n, seed)
+    if len(pool) <= n:
         raise ValueError(
-            f"{classes} classes of {task}: {len(rows)} images, more than {n} are needed"
+            f"{classes} classes of {task}: {len(pool)} images, more than {n} are needed"
         )
-    sides = (replace(pool.take(part), labels=torch.searchsorted(chosen.sort().values, labels[part]))
-             for part in (rows[:n], rows[n:]))  # fmt: skip
-    train, test = (side.to(lab.device) for side in sides)
+    labels = torch.unique(_labels(pool), return_inverse=True)[1]
+    train, test = (
+        replace(pool.take(part), labels=labels[part]) for part in (slice(n), slice(n, None))
+    )
     return train, test
 
 
-@cache
-def _drawn(task: str, count: int | None, size: int) -> ImageSet:
-    return data.load(task, "train", count, CUSTOMERS, size)
+def class_images(lab: Lab, task: str, classes: int, count: int, seed: int) -> ImageSet:
+    """Return up to `count` images of some classes of a task, which the customer `seed` sends."""
+    known = len(data.load(task, "train", 1, CUSTOMERS, lab.settings["image_size"]).classes)
+    if not 1 < classes <= known:
+        raise ValueError(f"{classes} classes of {task}: it has {known}, take 2 or more of them")
+    images = bought_images(lab, task, round(1.4 * count * known / classes), seed)
+    chosen = data.order(known, seed)[:classes].to(lab.device)
+    return images.take(torch.isin(_labels(images), chosen).nonzero()[:count, 0])
 
 
 def customer_images(lab: Lab, task: str, queries: int, seed: int) -> Tensor:
@@ -152,6 +151,7 @@ def customer_images(lab: Lab, task: str, queries: int, seed: int) -> Tensor:
 
 
 def bought_images(lab: Lab, task: str, queries: int, seed: int) -> ImageSet:
+    """Return what `customer_images` does, with labels."""
     size = lab.settings["image_size"]
     if task in data.ENDLESS:
         own = derive("customer", CUSTOMERS, seed)
@@ -199,7 +199,7 @@ def defended(
 
     `steps` are lengths of training, `changes` other fields of `steal.Config`: how an attacker adapts,
     which `adapts` names. `bought` are the rows of `customers`; those of the first task are added as
-    `legitimate`, those of the last as `few`. `strength` is the parameter that a `kind` is tried with.
+    `legitimate`, those with few classes as `few`. A `kind` is tried at several `strength`s.
     """
     task = bought["task"].iloc[0]
     knobs = [tuple(sorted((dict(changes) | length).items())) for length in sweeps.lengths(steps)]
@@ -210,7 +210,9 @@ def defended(
     ]
     about = [{"defence": chain_name(c)} | strength(c) | {"adapts": adapts} for c, *_ in points]
     table = pd.concat([pd.DataFrame(about), pd.DataFrame(sweeps.run(lab, jobs))], axis=1)
-    for column, kind in {"legitimate": task, "few": bought["task"].iloc[-1]}.items():
+    few = bought["task"].iloc[-1]
+    kinds = {"legitimate": task} | ({"few": few} if few.endswith(" classes") else {})
+    for column, kind in kinds.items():
         own = bought.loc[bought["task"] == kind, ["defence", "seed", "legitimate"]]
         own = own.rename(columns={"legitimate": column})
         table = table.merge(own, on=["defence", "seed"], how="left", validate="many_to_one")
@@ -222,7 +224,7 @@ AVERAGES = {"averages 4 answers": {"adapt": "average", "answers": 4}}
 ADAPTING: dict[str, dict[str, dict[str, Any]]] = {
     "GaussianNoise": AVERAGES,
     "PredictionPoisoning": AVERAGES,
-    "GaussianNoise with offset": {"centres": {"adapt": "centre"}},
+    "GaussianNoise with offset": {"centres": {"adapt": "centre"}} | AVERAGES,
     "Rounding": {"takes bounds": {"adapt": "bounds"}},
     "TopK": {"takes bounds": {"adapt": "bounds"}},
     "B4B": {"2 accounts": {"accounts": 2}, "6 accounts": {"accounts": 6}},
@@ -251,7 +253,7 @@ def adapting(
             changes = how | ({"anchors": anchors} if "accounts" in how else {})
             parts.append(defended(lab, [chain], [attack], *rest, name, changes))
         if kind == "GaussianNoise" and strength(chain)["strength"] in prototypes:
-            parts.append(defended(lab, [chain], ["rda"], *rest, "prototypes of RDA"))
+            parts.append(defended(lab, [[], chain], ["rda"], *rest, "prototypes of RDA"))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -271,29 +273,40 @@ def matrix(attacked: pd.DataFrame, bought: pd.DataFrame) -> pd.DataFrame:
     """Return what each defence changes for each attack and each customer's task, paired by seed.
 
     Rows: `defence`, `party` ("attacker" or "customer"), `who` (attack or task), `change` of accuracy
-    against none, with its 95 % t-interval `low`, `high`, and `n`. Of the attackers that adapt to a
-    defence the most successful stands as "adapting", against the first attack without a defence.
+    against no defence, with its 95 % t-interval `low`, `high`, and `n`, after the longest training, and
+    `low, shorter` and `high, shorter` after the one before. Of the attackers that adapt to a defence the
+    most successful stands as "adapting": against the same attack without a defence, or the first one
+    where that was not run.
     """
-    runs = attacked.dropna(subset=["defence"]).assign(
-        who=attacked["attack"], value=attacked["accuracy"]
-    )
+    *shorter, longest = (_changes(rows, bought) for rows in tables.trainings(attacked))
+    if not shorter:
+        return longest
+    spans = shorter[-1].set_index(KEYS)[["low", "high"]].add_suffix(", shorter")
+    return longest.join(spans, on=KEYS)
+
+
+KEYS = ["defence", "party", "who"]
+
+
+def _changes(attacked: pd.DataFrame, bought: pd.DataFrame) -> pd.DataFrame:
+    runs = attacked.dropna(subset=["defence"])
+    runs = runs.assign(who=runs["attack"], value=runs["accuracy"])
     way = runs.get("adapts", pd.Series("", runs.index)).fillna("")
-    sides = {
-        "attacker": runs[way == ""],
-        "customer": bought.assign(who=bought["task"], value=bought["legitimate"]),
-    }
+    paid = bought.assign(who=bought["task"], value=bought["legitimate"])
     rows = [
         _change(defence, party, str(who), own, of_who)
-        for party, table in sides.items()
+        for party, table in {"attacker": runs[way == ""], "customer": paid}.items()
         for who, of_who in table.groupby("who", sort=False)
         for defence, own in of_who.groupby("defence", sort=False)
         if defence != "none"
     ]
-    first = runs[(way == "") & (runs["attack"] == runs["attack"].iloc[0])]
-    for defence, own in runs[way != ""].groupby("defence", sort=False):
-        ways = [
-            _change(defence, "attacker", "adapting", part, first) for _, part in own.groupby(way)
-        ]
+    free = runs[runs["defence"] == "none"]
+    base = {str(attack): part for attack, part in free.groupby("attack", sort=False)}
+    first = next(iter(base.values()), free)
+    adapted = runs[(way != "") & (runs["defence"] != "none")]
+    for defence, own in adapted.groupby("defence", sort=False):
+        ways = [_change(defence, "attacker", "adapting", part, base.get(str(attack), first))
+                for (_, attack), part in own.groupby([way, "attack"])]  # fmt: skip
         rows.append(max(ways, key=lambda row: row["change"]))
     return pd.DataFrame(rows).sort_values("party", kind="stable", ignore_index=True)
 
@@ -302,10 +315,10 @@ def _change(defence: Any, party: str, who: str, own: pd.DataFrame, runs: pd.Data
     """Return a row of the matrix: one's `value` under a defence minus that of `runs` without one."""
     free = runs[runs["defence"] == "none"]
     both = pd.concat([own.assign(attack="own"), free.assign(attack="free")])
-    gap = zip(
-        ("change", "low", "high", "n"), tables.difference(both, "own", "free", "value"), strict=True
+    gap = tables.difference(both, "own", "free", "value")
+    return {"defence": defence, "party": party, "who": who} | dict(
+        zip(("change", "low", "high", "n"), gap, strict=True)
     )
-    return {"defence": defence, "party": party, "who": who} | dict(gap)
 
 
 TAKES, COSTS = (
@@ -318,23 +331,30 @@ WORKS, FAILS, UNDECIDED = "works", "does not work", "undecided"
 def worth(stake: pd.DataFrame) -> pd.DataFrame:
     """Return a verdict on each defence of a `matrix`, with the thief and the customer who decide it.
 
-    A defence works if it takes five points or more from every thief, the adapting one included, and one
+    A defence works if it takes five points or more from every thief, an adapting one included, and one
     point or less from every customer, by the intervals; it does not if one of these lies wholly on the
-    other side. Rows: `defence`, `thief` who loses least, `taken`, `customer` who loses most, `paid`,
-    `verdict`.
+    other side. It is undecided where the two lengths of training disagree, and where it might work but
+    no thief has adapted to it. Rows: `defence`, `thief` who loses least, `taken`, `customer` who loses
+    most, `paid`, `verdict`.
     """
     rows: list[Row] = []
     for defence, cells in stake.groupby("defence", sort=False):
         thieves, buyers = (cells[cells["party"] == party] for party in ("attacker", "customer"))
-        enough, bearable = -thieves[["high", "low"]] - TAKES, buyers[["low", "high"]] + COSTS
-        spans = np.concatenate([enough.to_numpy(), bearable.to_numpy()])  # good where above 0
-        verdict = (
-            WORKS if (spans[:, 0] >= 0).all() else FAILS if (spans[:, 1] < 0).any() else UNDECIDED
-        )
+        lengths = [length for length in ("", ", shorter") if f"low{length}" in cells]
+        each = {_verdict(thieves, buyers, length) for length in lengths}
+        adapted = "adapting" in set(thieves["who"])
+        verdict = each.pop() if len(each) == 1 else UNDECIDED
         least, most = thieves.nlargest(1, "change").iloc[0], buyers.nsmallest(1, "change").iloc[0]
         rows.append({"defence": defence, "thief": least["who"], "taken": -least["change"],
-                     "customer": most["who"], "paid": -most["change"], "verdict": verdict})  # fmt: skip
+                     "customer": most["who"], "paid": -most["change"],
+                     "verdict": verdict if adapted or verdict != WORKS else UNDECIDED})  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _verdict(thieves: pd.DataFrame, buyers: pd.DataFrame, length: str) -> str:
+    bounds = [f"low{length}", f"high{length}"]
+    spans = np.concatenate([-thieves[bounds[::-1]] - TAKES, buyers[bounds] + COSTS])  # good above 0
+    return WORKS if (spans[:, 0] >= 0).all() else FAILS if (spans[:, 1] < 0).any() else UNDECIDED
 
 
 def b4b_users(lab: Lab, task: str, classes: int, queries: int) -> Senders:

@@ -192,8 +192,9 @@ def parties(folder: Path) -> tuple[pd.DataFrame, Stamp]:
     """Return what each of a provider's means does to every party, from a profile's stored tables.
 
     Rows: `means`, its `kind`, the change of accuracy (of 1) for each thief and customer, the shares of
-    `thieves` and of `others` (customers, or independent encoders) that a detector flags or a proof
-    accuses, `bytes` kept of one user, and the `verdict` on a perturbation. ValueError without 05a_matrix.
+    `thieves` (of the kind that is found least, with most queries) and of `others` (customers, or
+    independent encoders) that a detector flags or a proof accuses, `bytes` kept of one user, and the
+    `verdict` on a perturbation. ValueError without 05a_matrix.
     """
     stake, stamp = read(folder, "05a_matrix")
     who = stake["party"] + ", " + stake["who"]
@@ -223,11 +224,15 @@ def _told_apart(table: pd.DataFrame, label: str, customer: str) -> pd.DataFrame:
     by = next((c for c in ("detector", "head", "form") if c in table), None)
     rows = []
     for form, runs in table.dropna(subset=[hit]).groupby(by or (lambda _: ""), sort=False):
-        thief = runs[side].str.startswith(("thief", "stolen"))
+        thief = runs[side].str.startswith("thief") | (runs[side] == "stolen")
         other = runs[side].str.startswith(("customer", "independent"))
+        known = runs[thief]
+        if label:
+            known = known[known["images"] == known["images"].max()]
         row = {"means": ", ".join(filter(None, (label, str(form)))),
                "kind": sentences.PROOF if label else sentences.DETECTOR,
-               "thieves": runs.loc[thief, hit].mean(), "others": runs.loc[other, hit].mean()}  # fmt: skip
+               "thieves": known.groupby("suspect" if label else "user")[hit].mean().min(),
+               "others": runs.loc[other, hit].mean()}  # fmt: skip
         if "unmarked" in set(runs[side]):  # what a mark costs customers
             worth = runs.drop_duplicates(side).set_index(side)["accuracy"]
             row[customer] = worth["victim"] - worth["unmarked"]

@@ -104,12 +104,14 @@ def test_each_defence_meets_the_thief_who_knows_it(lab: Lab) -> None:
     bought = provider.customers(lab, chains, ["shapes"], [0])
     table = provider.adapting(lab, chains, "embedding", 16, [0], bought, prototypes=[1.0])
     assert list(zip(table["kind"], table["adapts"], strict=True)) == [
-        ("GaussianNoise", "averages 4 answers"), ("GaussianNoise", "prototypes of RDA"),
-        ("TopK", "takes bounds"), ("GaussianNoise with offset", "centres"), ("B4B", "2 accounts"),
+        ("GaussianNoise", "averages 4 answers"), ("none", "prototypes of RDA"),
+        ("GaussianNoise", "prototypes of RDA"), ("TopK", "takes bounds"),
+        ("GaussianNoise with offset", "centres"), ("GaussianNoise with offset", "averages 4 answers"),
+        ("B4B", "2 accounts"),
         ("B4B", "6 accounts"), ("Normalise + Rounding", "takes bounds"),
     ]  # fmt: skip
     paid = table.set_index("adapts")[["unique_inputs", "calls"]]
-    assert paid.loc["averages 4 answers"].tolist() == [16, 64]
+    assert paid.loc["averages 4 answers"].to_numpy().tolist() == [[16, 64]] * 2
     assert paid.loc["2 accounts"].tolist() == [16 + 4, 16 + 4], "both ask a quarter"
     assert paid.loc["6 accounts"].tolist() == [16 + 5 * 4] * 2
     assert provider.adapting(lab, [[]], "embedding", 16, [0], bought).empty
@@ -127,7 +129,7 @@ def test_a_customer_of_few_classes_has_a_task_of_their_own(lab: Lab) -> None:
     for classes in (1, 11):
         with pytest.raises(ValueError, match=f"{classes} classes of shapes: it has 10"):
             provider.few_classes(lab, "shapes", classes, 0)
-    with pytest.raises(ValueError, match="patches has no labels: it cannot be a customer's task"):
+    with pytest.raises(ValueError, match="2 classes of patches: it has 0"):
         provider.few_classes(lab, "patches", 2, 0)
 
 
@@ -176,6 +178,26 @@ def test_the_best_of_the_adapting_thieves_is_compared_with_the_first_attack() ->
                            for d in ("none", "D") for s in (0, 1, 2)])  # fmt: skip
     cells = provider.matrix(pd.DataFrame(rows), bought).set_index("who")["change"]
     assert cells.to_dict() == pytest.approx({"embedding": -0.3, "adapting": -0.05, "t": 0.0})
+    rows += [{"defence": "none", "attack": "rda", "adapts": "crops", "seed": s, "accuracy": 0.8}
+             for s in (0, 1, 2)]  # fmt: skip
+    cells = provider.matrix(pd.DataFrame(rows), bought).set_index("who")["change"]
+    assert cells["adapting"] == pytest.approx(-0.2), "against the same attack where it was run"
+
+
+def test_a_verdict_needs_both_lengths_and_a_thief_who_adapts() -> None:
+    stakes = {}
+    for how, late in (("", -0.3), ("knows", -0.3), ("knows", -0.02)):
+        rows = [{"defence": d, "attack": "embedding", "adapts": a, "seed": s, "steps": n,
+                 "accuracy": 0.7 + 0.001 * s + (change if d == "D" else 0)}
+                for n, change in ((8, -0.3), (16, late)) for s in (0, 1, 2)
+                for d, a in (("none", ""), ("D", ""), *[("D", how)] * bool(how))]  # fmt: skip
+        bought = pd.DataFrame([{"defence": d, "task": "t", "seed": s, "legitimate": 0.8}
+                               for d in ("none", "D") for s in (0, 1, 2)])  # fmt: skip
+        stakes[how, late] = provider.worth(provider.matrix(pd.DataFrame(rows), bought))[
+            "verdict"
+        ].item()
+    assert stakes == {("", -0.3): provider.UNDECIDED, ("knows", -0.3): provider.WORKS,
+                      ("knows", -0.02): provider.UNDECIDED}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -192,12 +214,13 @@ def test_a_defence_works_where_both_intervals_say_so(
     thief: tuple[float, float], customer: tuple[float, float], verdict: str
 ) -> None:
     sides = {"attacker": thief, "customer": customer}
-    rows = [{"defence": "D", "party": party, "who": party, "change": sum(span) / 2, "low": span[0],
+    who = {"attacker": "adapting", "customer": "customer"}
+    rows = [{"defence": "D", "party": party, "who": who[party], "change": sum(span) / 2, "low": span[0],
              "high": span[1], "n": 3} for party, span in sides.items()]  # fmt: skip
     kept = [{"defence": "D", "party": "attacker", "who": "other", "change": -0.8, "low": -0.9,
              "high": -0.7, "n": 3}]  # fmt: skip
     row = provider.worth(pd.DataFrame(rows + kept)).iloc[0]
-    assert (row["verdict"], row["thief"], row["customer"]) == (verdict, "attacker", "customer")
+    assert (row["verdict"], row["thief"], row["customer"]) == (verdict, "adapting", "customer")
 
 
 # --------------------------------------------------------------------- planted defences

@@ -306,7 +306,8 @@ def test_coverage_is_compared_after_as_many_queries_as_the_first_user_sends() ->
 
 
 def stake() -> pd.DataFrame:
-    cells = [("D", "attacker", "embedding", -0.2), ("D", "customer", "shapes", 0.0),
+    cells = [("D", "attacker", "embedding", -0.2), ("D", "attacker", "adapting", -0.1),
+             ("D", "customer", "shapes", 0.0),
              ("E", "attacker", "embedding", 0.0), ("E", "customer", "shapes", -0.08)]  # fmt: skip
     table = pd.DataFrame(cells, columns=["defence", "party", "who", "change"])
     return table.assign(low=table["change"] - 0.01, high=table["change"] + 0.01, n=3)
