@@ -20,7 +20,7 @@ TRANSFORMS = ("affine", "scale", "pad", "shuffle", "binary")
 Padding = Annotated[int, {"least": 1, "most": 2**16}]  # more would be most of what is sent
 MOST_BITS = 24  # 2 MB per user; with more, no user covers a noticeable share
 MOST_BETAS = 2  # of coverage, from which on noise stays as it is
-MOST_LOG = 44  # of the largest noise: its square must be a float32
+MOST_LOG = 40  # of the largest noise: the square of an answer must be a float32
 
 
 # Secrets follow from seed, user and place in the chain, so none is stored. A dense one takes longer to

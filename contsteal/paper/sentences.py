@@ -35,7 +35,7 @@ DEFENCES = {"GaussianNoise": "noise", "Rounding": "rounding", "TopK": "top-k",
             "PredictionPoisoning": "poisoning", "Normalise": "normalised"}  # fmt: skip
 P_VALUES = ["p_chance", "p_rank", "p_controls"]
 KINDS = {"victim": "victims", "unmarked": "unmarked victims", "obfuscated": "disguised copies",
-         "stolen": "thieves", "stolen before": "thieves of the victim before marking",
+         "stolen": "thieves", "stolen before": "thieves of the unmarked victim",
          "independent": "independent encoders",
          "profile": "splits of the profile's victim"}  # fmt: skip
 TESTS = {
@@ -658,17 +658,16 @@ def _of(known: pd.DataFrame) -> str:
 
 
 def _accusations(rows: pd.DataFrame, by_budget: bool = False) -> str:
-    """Count the accused of each kind, and with several budgets thieves by theirs, the largest first."""
+    """Count the accused of each kind, and with several budgets thieves of the largest and least."""
     counts = []
     for kind in (k for k in KINDS if k in set(rows["kind"])):
         known = rows[rows["kind"] == kind].dropna(subset=["accused"])
         if not by_budget or kind != "stolen":
             counts += [f"{_of(known)} {KINDS[kind]}"] if len(known) else []
             continue
-        each = [f"{_of(part)} with {n:g}" for n, part in known.groupby("images")][::-1]
-        counts += [
-            text.replace(" with ", " thieves with ") + " queries" for text in each[:1]
-        ] + each[1:]
+        each = [f"{_of(part)} thieves with {n:g}" for n, part in known.groupby("images")]
+        each[-1:] = [f"{text} queries" for text in each[-1:]]
+        counts += each[-1:] + [text.replace(" thieves", "") for text in each[:-1][:1]]
     return ", ".join(counts)
 
 

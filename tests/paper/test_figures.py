@@ -1,6 +1,8 @@
 """Figures: drawn from their stored tables alone, equal bytes for equal numbers, stale ones named."""
 
 import io
+import json
+import math
 import shutil
 from pathlib import Path
 
@@ -223,3 +225,48 @@ def test_readings_without_a_rival_are_not_drawn() -> None:
     table = table_of("02_readings")
     with pytest.raises(plots.NothingToShow):
         figures.draw("02_readings", table[table["attack"] == "embedding"])
+
+
+def test_one_table_says_what_each_of_a_provider_s_means_does(home: Path) -> None:
+    folder = home / "demo"
+    folder.mkdir()
+    stamp = {"profile": "demo", "data": "d", "seeds": "0", "device": "CPU", "date": "today"}
+    stake = [("D()", "attacker", "embedding", -0.2), ("D()", "attacker", "adapting", -0.1),
+             ("D()", "customer", "t", 0.0), ("E()", "attacker", "embedding", 0.0),
+             ("E()", "customer", "t", 0.0)]  # fmt: skip
+    stake = pd.DataFrame(stake, columns=["defence", "party", "who", "change"])
+    users = [("W", "thief, a", 1.0), ("W", "thief, a", 1.0), ("W", "thief, b", 0.0),
+             ("W", "thief, b", 1.0), ("W", "customer, c", 0.0),
+             ("bill", "thief, a", math.nan)]  # fmt: skip
+    suspects = [("stolen", "x", 8, 0.0), ("stolen", "x", 16, 1.0), ("stolen", "y", 16, 0.0),
+                ("stolen before", "y", 16, 1.0), ("independent", "i", math.nan, 0.0),
+                ("victim", "v", math.nan, 1.0), ("unmarked", "u", math.nan, 1.0)]  # fmt: skip
+    marked = pd.DataFrame(suspects, columns=["kind", "suspect", "images", "accused"])
+    stored = {
+        "05a_matrix": stake.assign(low=stake["change"], high=stake["change"], n=3),
+        "05b_detectors": pd.DataFrame(users, columns=["detector", "user", "flagged"]),
+        "05c_watermark": marked.assign(head="h", accuracy=[*[math.nan] * 5, 0.7, 0.75]),
+    }
+    for stem, table in stored.items():
+        table.to_csv(folder / f"{stem}.csv", index=False)
+        (folder / f"{stem}.json").write_text(json.dumps(stamp))
+    (folder / "05a_price.json").write_text(json.dumps({"rows": {"D()": {"bytes": 8}}}))
+    table, found = figures.parties(folder)
+    assert found == stamp
+    rows = table.set_index("means")
+    assert list(rows["kind"]) == ["perturbation", "perturbation", "detector", "proof"]
+    assert rows["verdict"].tolist()[:2] == ["works", "does not work"]
+    assert rows.loc["D", ["attacker, embedding", "attacker, adapting", "bytes"]].tolist() == [
+        -0.2,
+        -0.1,
+        8,
+    ]
+    assert rows.loc["W", ["thieves", "others"]].tolist() == [0.5, 0.0], "of the kind found least"
+    assert rows.loc["watermark, h", ["thieves", "others"]].tolist() == [0.0, 0.0], (
+        "with most queries"
+    )
+    assert rows.loc["watermark, h", "customer, t"] == pytest.approx(-0.05)
+    fig = figures.draw("06_parties", figures.as_read(table))
+    assert "50 %" in [text.get_text() for text in fig.axes[0].texts]
+    with pytest.raises(ValueError, match=r"05a_matrix\.csv is missing: run notebook 05a"):
+        figures.parties(home)

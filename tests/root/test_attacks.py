@@ -266,6 +266,12 @@ def test_a_thief_sees_what_rounding_and_truncation_have_left_out(chain, gaps):
 def test_zeros_of_the_victim_s_own_are_no_truncation():
     answers = torch.randn(40, 24, generator=torch.Generator().manual_seed(0)).relu()
     assert steal.left_out([answers]) == (0.0, False)
+    dead = 1 + torch.rand(40, 24, generator=torch.Generator().manual_seed(1))
+    dead[:, 3] = 0
+    assert steal.left_out([dead]) == (0.0, False), (
+        "a coordinate that is always zero is the victim's"
+    )
+    assert steal.left_out([torch.zeros(40, 24)]) == (0.0, False)
 
 
 def test_taking_bounds_trains_on_what_is_possible_alone(shapes, victim, monkeypatch):
