@@ -549,6 +549,11 @@ def _strengths(
                     textcoords="offset points")  # fmt: skip
 
 
+def _party(who: str, party: str) -> str:
+    """Return a column's label, on lines of its own."""
+    return name(who).replace(", ", ",\n").replace(":", ":\n") + f"\n{party}"
+
+
 def defence_matrix(table: pd.DataFrame, title: str) -> Figure:
     """Draw the change of accuracy by each defence (rows) for each attack and customer's task (columns).
 
@@ -556,8 +561,7 @@ def defence_matrix(table: pd.DataFrame, title: str) -> Figure:
     for the provider: a thief's loss, a customer's gain.
     """
     known = names(table["defence"])
-    who = table["who"].map(lambda w: name(w).replace(", ", ",\n").replace(":", ":\n"))
-    who += "\n" + table["party"]
+    who = pd.Series(list(map(_party, table["who"], table["party"])), table.index)
     gain = table["change"].where(table["party"] == "customer", -table["change"])
     cells = table.assign(row=table["defence"].map(known), column=who, gain=gain,
                          sure=(table["low"] > 0) | (table["high"] < 0))  # fmt: skip
@@ -596,7 +600,7 @@ def parties_sheet(table: pd.DataFrame, title: str) -> Figure:
         form = (lambda v: f"{100 * v:+.0f}") if change else (lambda v: f"{100 * v:.0f} %")
         text[column] = values[column].map(form, na_action="ignore")
     labels = {"thieves": "thieves\nfound", "others": "others\nfound"}
-    good.columns = [labels.get(c) or "\n".join(map(name, c.split(", ", 1)[::-1])) for c in columns]
+    good.columns = [labels.get(c) or _party(*c.split(", ", 1)[::-1]) for c in columns]
     fig, ((ax,),) = canvas(1, 1, 0.24 * len(table) + 1.3, title)
     _heatmap(ax, good, good.isna(), 1, cmap="PiYG", alpha=0.75, linewidths=1)
     for drawn, shown in zip(ax.texts, text.to_numpy()[values.notna().to_numpy()], strict=True):

@@ -633,7 +633,7 @@ PERTURBATION, DETECTOR, PROOF = "perturbation", "detector", "proof"  # kinds of 
 
 
 def parties(table: pd.DataFrame) -> Summary:
-    """Say how many perturbations work, and how well the best detector and the best proof tell thieves."""
+    """Say how many perturbations work, and whether a detector or a proof finds every kind of thief."""
     kinds = {kind: table[table["kind"] == kind] for kind in (PERTURBATION, DETECTOR, PROOF)}
     works = (kinds[PERTURBATION]["verdict"] == provider.WORKS).sum()
     parts = [f"{works} of {len(kinds[PERTURBATION])} perturbations work"]
@@ -642,11 +642,13 @@ def parties(table: pd.DataFrame) -> Summary:
         (PROOF, "accuses", "independent encoders"),
     ):
         rows = kinds[kind].dropna(subset=["thieves", "others"])
-        if len(rows):
-            best = rows.loc[[(rows["thieves"] - rows["others"]).idxmax()]].iloc[0]
-            found, wrong = percent(best["thieves"]), percent(best["others"])
-            text = f"the best {kind} ({best['means']}) {verb} {found} of thieves and {wrong} of {others}"
-            parts.append(text)
+        lead = rows["thieves"] - rows["others"]
+        if len(rows) and lead.max() <= 0:
+            parts.append(f"no {kind} finds each kind of thief more often than {others}")
+        elif len(rows):
+            best = rows.loc[[lead.idxmax()]].iloc[0]
+            found, wrong = (f"{100 * best[who]:.0f} %" for who in ("thieves", "others"))
+            parts.append(f"{best['means']} {verb} {found} of thieves, {wrong} of {others}")
     return Summary("; ".join(parts), table.set_index("means"))
 
 

@@ -331,11 +331,15 @@ def test_the_best_means_of_each_kind_are_named() -> None:
             ("D", "detector", 0.5, 0.4, None), ("E", "detector", 0.4, 0.0, None),
             ("W", "proof", 1.0, 0.25, None), ("X", "proof", None, 0.0, None)]  # fmt: skip
     table = pd.DataFrame(rows, columns=["means", "kind", "thieves", "others", "verdict"])
-    found = sentences.parties(table).title
-    assert found == (
-        "1 of 2 perturbations work; the best detector (E) flags 40.0 % of thieves and 0.0 % of "
-        "customers; the best proof (W) accuses 100.0 % of thieves and 25.0 % of independent encoders"
+    assert sentences.parties(table).title == (
+        "1 of 2 perturbations work; E flags 40 % of thieves, 0 % of customers; W accuses 100 % of thieves, "
+        "25 % of independent encoders"
     )
+    useless = table.assign(others=1.0).iloc[:4]
+    text = (
+        "1 of 2 perturbations work; no detector finds each kind of thief more often than customers"
+    )
+    assert sentences.parties(useless).title == text
     alone = sentences.parties(table.iloc[:2]).title
     assert alone == "1 of 2 perturbations work"
 
