@@ -597,7 +597,7 @@ def parties_sheet(table: pd.DataFrame, title: str) -> Figure:
         good[column] = sign * (values[column] / MOST_SHADED if change else values[column]).clip(
             -1, 1
         )
-        form = (lambda v: f"{100 * v:+.0f}") if change else (lambda v: f"{100 * v:.0f} %")
+        form = (lambda v: f"{round(100 * v) + 0:+d}") if change else (lambda v: f"{100 * v:.0f} %")
         text[column] = values[column].map(form, na_action="ignore")
     labels = {"thieves": "thieves\nfound", "others": "others\nfound"}
     good.columns = [labels.get(c) or _party(*c.split(", ", 1)[::-1]) for c in columns]
@@ -736,7 +736,7 @@ def coverage_curves(table: pd.DataFrame, title: str) -> Figure:
 
     known = table["defence"].unique()
     panels = [("share of buckets", known[0], "coverage")]
-    panels += [(name(d).replace(", ", ",\n", 1), d, "noise") for d in dict.fromkeys(known[[0, -1]])]
+    panels += [(textwrap.fill(name(d), 22), d, "noise") for d in dict.fromkeys(known[[0, -1]])]
     fig, axes = canvas(1, len(panels), 2.6, title)
     for ax, (label, defence, column) in zip(axes[0], panels, strict=True):
         rows = table[table["defence"] == defence]
