@@ -747,7 +747,8 @@ def guard(table: pd.DataFrame) -> Summary:
     groups = table.groupby(by, sort=False, dropna=False)
     numbers = groups[["rate", "cosine", "accuracy"]].mean().round(3)
     numbers = numbers.assign(n=groups.size()).join(_detection(table, by))
-    counts = _accusations(table) or "nobody: too few independent encoders"
+    suspects = table[table["kind"].isin(["stolen", "stolen before", "independent"])]
+    counts = _accusations(suspects) or "nobody: too few independent encoders"
     return Summary(f"SSLGuard's key accuses {counts}", numbers, ". ".join(filter(None, parts)))
 
 

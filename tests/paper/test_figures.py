@@ -23,7 +23,7 @@ SHOWN = {
     "00_samples": "pixels", "01_views": "pixels", "01_training": "loss", "03_pulls": "pull",
     "01_embedding_map": "label", "03_embedding_map": "label", "03_geometry": "gain",
     "05a_coverage": "coverage", "05a_matrix": "change", "05b_detectors": "statistic",
-    "05b_roc": "tpr", "05b_accounts": "answers",
+    "05b_roc": "tpr", "05b_accounts": "answers", "06_parties": "others",
     "05c_inference": "effect", "05c_sslguard": "cosine", "05c_watermark": "wsr", "03_rates": "loss",
 }  # fmt: skip
 LANDS = pd.DataFrame({  # victims and query sets, more than the demo has and enough for a correlation

@@ -445,8 +445,7 @@ def test_the_key_is_described_by_its_verdicts_and_its_price() -> None:
         .assign(cosine=[0.9, 0.1, 0.3, 0.5, 0.1, -0.1], rate=0.5)
     )
     found = sentences.guard(keyed)
-    assert found.title == ("SSLGuard's key accuses 1 of 1 victims, 0 of 1 unmarked victims, 1 of 2 "
-                           "thieves, 0 of 2 independent encoders")  # fmt: skip
+    assert found.title == "SSLGuard's key accuses 1 of 2 thieves, 0 of 2 independent encoders"
     assert found.details.startswith(
         "Mean cosine of answers with the key: victims 0.90, unmarked victims 0.10, thieves 0.40, "
         "independent encoders 0.00. An excess of 0.09 in cosine over the mean of 2 independent ones"
