@@ -450,12 +450,18 @@ def finish(profile: str, since: float) -> None:
     folder, figures = artifacts.runs_dir() / profile, artifacts.figures_dir() / profile
     with _locked(folder / ".keys" / "finish.lock", "summary"):
         records = {s: r for s in stems() if (r := _record(folder / f"{s}.ipynb"))}
-        if len(records) == len(stems()) and all(r["started"] >= since for r in records.values()):
+        complete = len(records) == len(stems()) and all(
+            r["started"] >= since for r in records.values()
+        )
+        made = (artifacts.runs_dir() / "artifacts").glob("*/manifest.json")
+        cold = complete and all(path.stat().st_mtime >= since for path in made)
+        if complete:
             records[WHOLE] = {
                 "seconds": round(time.time() - since, 1), "device": artifacts.processor(),
                 "artifacts": max(r["artifacts"] for r in records.values()),
             }  # fmt: skip
-        known = _times(figures)
+        # A cold run of all notebooks is the measure, though it may have fewer rows than an earlier one.
+        known = {} if cold else {n: t for n, t in _times(figures).items() if n in (*stems(), WHOLE)}
         for name, record in records.items():
             # A run that made fewer artifacts read the others back: its time is not the notebook's.
             if record["artifacts"] >= known.get(name, {}).get("artifacts", 0):

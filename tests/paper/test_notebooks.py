@@ -418,6 +418,25 @@ def test_a_time_is_kept_unless_artifacts_were_read_back(desk: Path) -> None:
     assert "in all" not in notebooks.timings_table(figures)
 
 
+def test_a_cold_run_of_all_replaces_times_of_more_rows_and_of_notebooks_that_are_gone(
+    desk: Path,
+) -> None:
+    figures, runs = desk / "figures" / "tiny", desk / "runs"
+    old = {"seconds": 99.0, "artifacts": 9, "device": "CPU"}
+    manifest = runs / "artifacts" / "attack-1" / "manifest.json"
+    for made_at, expected in ((5.0, 99.0), (15.0, 3.0)):  # before and after the run's start
+        files.write_json(figures / notebooks.TIMINGS, dict.fromkeys([FIRST, LAST, "09_gone"], old))
+        for stem in (FIRST, LAST):
+            record = {"seconds": 3.0, "artifacts": 2, "device": "CPU", "started": 11.0}
+            files.write_json(runs / "tiny" / f"{stem}.json", record | {"key": {}, "outputs": {}})
+        files.write_json(manifest, {})
+        os.utime(manifest, (made_at, made_at))
+        notebooks.finish("tiny", since=10.0)
+        times = files.read_json(figures / notebooks.TIMINGS)
+        assert times[FIRST]["seconds"] == expected
+        assert set(times) == {FIRST, LAST, notebooks.WHOLE}
+
+
 def test_the_table_of_times_in_closed_values(tmp_path: Path) -> None:
     assert notebooks.timings_table(tmp_path) == "No durations are recorded."
     times = {"b": {"seconds": 30.0, "device": "CPU"}, "a": {"seconds": 20.5}}
