@@ -286,9 +286,8 @@ def left_out(answers: Sequence[Tensor]) -> tuple[float, bool]:
 
     def multiples(decimals: int) -> bool:
         scaled = values * 10.0**decimals
-        whole = 1e-3 * min(
-            1.0, float(scaled.abs().max())
-        )  # what is far below 1 is no multiple of it
+        # What is far below 1 is no multiple of it.
+        whole = 1e-3 * min(1.0, float(scaled.abs().max()))
         return whole > 0 and bool((scaled - scaled.round()).abs().max() <= whole)
 
     half = next((0.5 * 10.0**-decimals for decimals in range(-6, 7) if multiples(decimals)), 0.0)

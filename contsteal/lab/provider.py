@@ -88,7 +88,9 @@ class Purchase:
         if not self.classes:
             return [{"legitimate": lab.legitimate(self.task, self.chain, self.seed)}]
         api, sides = lab.api(self.chain), few_classes(lab, self.task, self.classes, self.seed)
-        (x, a), (y, b) = ((api.embed(pixels(s), user="customer"), _labels(s)) for s in sides)
+        (x, a), (y, b) = (
+            (api.embed(pixels(s), user="customer"), cast(Tensor, s.labels)) for s in sides
+        )
         return [{"legitimate": evaluate.linear_probe(x, a, y, b).accuracy}]
 
 
@@ -123,7 +125,7 @@ def few_classes(lab: Lab, task: str, classes: int, seed: int) -> tuple[ImageSet,
         raise ValueError(
             f"{classes} classes of {task}: {len(pool)} images, more than {n} are needed"
         )
-    labels = torch.unique(_labels(pool), return_inverse=True)[1]
+    labels = torch.unique(cast(Tensor, pool.labels), return_inverse=True)[1]
     train, test = (
         replace(pool.take(part), labels=labels[part]) for part in (slice(n), slice(n, None))
     )
@@ -137,7 +139,7 @@ def class_images(lab: Lab, task: str, classes: int, count: int, seed: int) -> Im
         raise ValueError(f"{classes} classes of {task}: it has {known}, take 2 or more of them")
     images = bought_images(lab, task, round(1.4 * count * known / classes), seed)
     chosen = data.order(known, seed)[:classes].to(lab.device)
-    return images.take(torch.isin(_labels(images), chosen).nonzero()[:count, 0])
+    return images.take(torch.isin(cast(Tensor, images.labels), chosen).nonzero()[:count, 0])
 
 
 def customer_images(lab: Lab, task: str, queries: int, seed: int) -> Tensor:
@@ -159,12 +161,6 @@ def bought_images(lab: Lab, task: str, queries: int, seed: int) -> ImageSet:
     pool = data.load(task, "train", None, CUSTOMERS, size).to(lab.device)
     half = data.order(len(pool), CUSTOMERS).chunk(2)[seed >= CALIBRATION]
     return pool.take(half[data.order(len(half), seed)[: min(queries, len(half) // 2)]])
-
-
-def _labels(images: ImageSet) -> Tensor:
-    if images.labels is None:
-        raise ValueError(f"{images.name} has no labels: it cannot be a customer's task")
-    return images.labels
 
 
 def calibrated(lab: Lab, defense: B4B, task: str, classes: int, seeds: Numbers) -> B4B:
@@ -269,6 +265,9 @@ def strength(chain: Chain) -> Row:
     return {"kind": " + ".join(kinds), "strength": values.get(first)}
 
 
+KEYS = ["defence", "party", "who"]  # of a row of the matrix
+
+
 def matrix(attacked: pd.DataFrame, bought: pd.DataFrame) -> pd.DataFrame:
     """Return what each defence changes for each attack and each customer's task, paired by seed.
 
@@ -283,9 +282,6 @@ def matrix(attacked: pd.DataFrame, bought: pd.DataFrame) -> pd.DataFrame:
         return longest
     spans = shorter[-1].set_index(KEYS)[["low", "high"]].add_suffix(", shorter")
     return longest.join(spans, on=KEYS)
-
-
-KEYS = ["defence", "party", "who"]
 
 
 def _changes(attacked: pd.DataFrame, bought: pd.DataFrame) -> pd.DataFrame:
@@ -321,10 +317,8 @@ def _change(defence: Any, party: str, who: str, own: pd.DataFrame, runs: pd.Data
     )
 
 
-TAKES, COSTS = (
-    0.05,
-    0.01,
-)  # of accuracy: the least that a thief must lose, the most that a customer may
+TAKES = 0.05  # of accuracy: the least that a defence must take from every thief
+COSTS = 0.01  # of accuracy: the most that it may take from a customer
 WORKS, FAILS, UNDECIDED = "works", "does not work", "undecided"
 
 

@@ -182,7 +182,7 @@ def sheet(folder: Path) -> Path:
     with files.atomic(folder / "contact_sheet.pdf") as path:
         # Pillow would note the time and the temporary name, and no two runs would agree.
         same = {"title": "contact_sheet", "creationDate": None, "modDate": None}
-        page.save(path, "PDF", resolution=200, quality=85, **same)
+        page.save(path, "PDF", resolution=200, quality=60, **same)
     with files.atomic(folder / "contact_sheet.png") as path:
         page.quantize(256).save(path, "PNG", optimize=True)
     return folder / "contact_sheet.png"

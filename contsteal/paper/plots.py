@@ -818,9 +818,9 @@ def watermark_curves(table: pd.DataFrame, title: str) -> Figure:
         sns.scatterplot(**same, s=12, alpha=0.5, linewidth=0, legend=False)
         sns.lineplot(**same, errorbar=None, marker="o", markersize=4)
         before = rows[rows["kind"] == "stolen before"]
-        ax.plot(
-            before["images"], before["wsr"], "x", color=DARK, label="MSE, victim before marking"
-        )
+        first = name(before["suspect"].iloc[0]) if len(before) else ""
+        label = f"{first}, victim before marking"
+        ax.plot(before["images"], before["wsr"], "x", color=DARK, label=label)
         ax.set(xlabel="query images", ylabel="watermark success rate", xscale="log")
         ax.set_xticks(images, [f"{n:g}" for n in images])
         ax.minorticks_off()
