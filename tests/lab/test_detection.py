@@ -227,6 +227,15 @@ def test_the_bill_is_that_of_a_line_calibrated_on_customers(lab: Lab) -> None:
     assert table["flagged"].isna().all()
 
 
+def test_all_users_are_billed_for_as_many_answers(lab: Lab) -> None:
+    images = lab.images("shapes").images[:96]
+    users = {"short": lambda seed: images[:40], "long": lambda seed: images}
+    known = {"customer": lambda seed: images[40:]}
+    table = detection.bills(lab, users, [0], known, calibration=[1]).set_index("user")
+    assert table["queries"].tolist() == [40, 40]
+    assert table.loc["short", "statistic"] == table.loc["long", "statistic"]
+
+
 def test_the_similarity_threshold_leaves_the_share_of_customers_queries() -> None:
     answers = torch.randn(801, 8, generator=torch.Generator().manual_seed(0)).split([401, 400])
     nearest: list[float] = []

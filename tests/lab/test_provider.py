@@ -135,6 +135,19 @@ def test_a_customer_of_few_classes_has_a_task_of_their_own(lab: Lab) -> None:
 
 def test_b4b_is_calibrated_on_customers_who_get_a_twentieth_of_the_spread(lab: Lab) -> None:
     fitted = provider.calibrated(lab, defenses.B4B(bits=6), "shapes", 3, [0, 1])
+    tested = [provider.few_classes(lab, "shapes", 3, seed) for seed in (0, 1)]
+    known = [provider.few_classes(lab, "shapes", 3, provider.CALIBRATION + seed) for seed in (0, 1)]
+    sent = [set.union(*(rows_of(side.images) for pair in pairs for side in pair))
+            for pairs in (tested, known)]  # fmt: skip
+    assert not sent[0] & sent[1], "it is not tested on what it was calibrated on"
+    seen, spread = defenses.B4B(bits=6), []
+    for k, pair in enumerate(known):
+        for side in pair:
+            answers = lab.api().embed(side.images)
+            seen(answers, f"customer {k}")
+            spread.append(float(answers.std(0).mean()))
+    covered = (seen.coverage("customer 0") + seen.coverage("customer 1")) / 2
+    assert repr(fitted) == repr(seen.calibrated(covered, 0.05 * sum(spread) / len(spread)))
     users = provider.b4b_users(lab, "shapes", 3, 64)
     table = provider.coverage(lab, [fitted, defenses.B4B(bits=6)], users, [0, 1])
     own = table[(table["user"] == "customer, 3 classes") & (table["defence"] == repr(fitted))]

@@ -238,7 +238,7 @@ def test_one_table_says_what_each_of_a_provider_s_means_does(home: Path) -> None
     users = [("W", "thief, a", 1.0), ("W", "thief, a", 1.0), ("W", "thief, b", 0.0),
              ("W", "thief, b", 1.0), ("W", "customer, c", 0.0),
              ("bill", "thief, a", math.nan)]  # fmt: skip
-    suspects = [("stolen", "x", 8, 0.0), ("stolen", "x", 16, 1.0), ("stolen", "y", 16, 0.0),
+    suspects = [("stolen", "x", 8, 0.0), ("stolen", "x", 16, 1.0), ("stolen", "y", 16, 1.0),
                 ("stolen before", "y", 16, 1.0), ("independent", "i", math.nan, 0.0),
                 ("victim", "v", math.nan, 1.0), ("unmarked", "u", math.nan, 1.0)]  # fmt: skip
     marked = pd.DataFrame(suspects, columns=["kind", "suspect", "images", "accused"])
@@ -262,7 +262,7 @@ def test_one_table_says_what_each_of_a_provider_s_means_does(home: Path) -> None
         8,
     ]
     assert rows.loc["W", ["thieves", "others"]].tolist() == [0.5, 0.0], "of the kind found least"
-    assert rows.loc["watermark, h", ["thieves", "others"]].tolist() == [0.0, 0.0], (
+    assert rows.loc["watermark, h", ["thieves", "others"]].tolist() == [1.0, 0.0], (
         "with most queries"
     )
     assert rows.loc["watermark, h", "customer, t"] == pytest.approx(-0.05)
