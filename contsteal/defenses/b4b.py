@@ -127,14 +127,14 @@ def _planes(seed: int, dim: int, planes: int, device: torch.device) -> Tensor:
 class B4B(Transforming, PerUser[Visited]):
     """Add N(0, sigma^2), sigma = lambda (exp(ln(alpha/lambda) E/beta) - 1), then map per user.
 
-    E is the share of the 2^`bits` buckets, signs of random projections, that a user's answers have
+    E is the share of the 2^bits buckets, signs of random projections, that a user's answers have
     occupied so far. It never falls, and an answer meets the E of the answers up to itself, however
     they are batched. Repeats of an input do not raise E and get fresh noise.
 
     The published code departs from its paper: lambda is 1e-7, the noise lags behind E and is equal in
     each epoch, E is of one pass over a file and not per user, and the first account has no transform.
 
-    A user takes `families` 2^`bits` / 8 bytes, 512 by default and 2^21 at most.
+    A user takes families 2^bits / 8 bytes, 512 by default and 2^21 at most.
 
     Raises:
         ValueError: for parameters out of range, an alpha not above lambda, and too much noise or memory.
