@@ -250,7 +250,7 @@ def test_a_citation_against_the_schema_is_seen(change: dict[str, Any], fault: st
 
 # ------------------------------------------------------------------------------- documents
 
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "benchmarks/README.md",
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md",
              *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]  # fmt: skip
 # Each command as it is written, what is run for it (once), and what it must print; in this order.
 COMMANDS = {
