@@ -74,9 +74,10 @@ bench: $(READY) ## measure speed against its bars, into benchmarks/results
 	@$(PYTHON) benchmarks/defenses.py
 	@$(PYTHON) -m benchmarks
 
-lint: $(READY) ## check style, types and imports, and that notebooks are stripped
+lint: $(READY) ## check style, spelling, types and imports, and that notebooks are stripped
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m codespell_lib *.md docs contsteal notebooks benchmarks .github
 	@$(PYTHON) -m nbstripout --verify notebooks/*.ipynb
 	@$(PYTHON) -c "from importlinter.cli import lint_imports_command as lint; lint()" --no-cache --no-logo
 	@$(PYTHON) -m mypy contsteal

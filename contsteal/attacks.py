@@ -30,19 +30,19 @@ class Recipe:
     surrogate a view, the victim several, whose normalised answers are averaged.
     """
 
-    loss: Callable[..., Tensor]  # surrogate's and victim's vectors (N, D) to a scalar
-    answer: Answer  # what the victim is asked for
+    loss: Callable[..., Tensor]  #: surrogate's and victim's vectors (N, D) to a scalar
+    answer: Answer  #: what the victim is asked for
     views: Views
-    temperature: float | None  # of the loss; None where it has none
-    source: str  # the publication, and where in it
-    description: str  # the loss in a few words, for tables
-    answers: int = 1  # how often each image is answered
-    policies: tuple[str, str] = ("simclr", "simclr")  # augmentations for victim and surrogate
-    patches: int = 1  # views of the surrogate's per step
-    labels: bool = False  # whether the loss takes the true labels of the queries
-    fixed: bool = False  # whether the loss is defined for these views alone
-    negatives: bool = False  # whether some of the loss's negatives can be left out
-    recreate: bool = False  # whether a head, learnt from the answers, stands before the loss
+    temperature: float | None  #: of the loss; None where it has none
+    source: str  #: the publication, and where in it
+    description: str  #: the loss in a few words, for tables
+    answers: int = 1  #: how often each image is answered
+    policies: tuple[str, str] = ("simclr", "simclr")  #: augmentations for victim and surrogate
+    patches: int = 1  #: views of the surrogate's per step
+    labels: bool = False  #: whether the loss takes the true labels of the queries
+    fixed: bool = False  #: whether the loss is defined for these views alone
+    negatives: bool = False  #: whether some of the loss's negatives can be left out
+    recreate: bool = False  #: whether a head, learnt from the answers, stands before the loss
 
 
 ICML = "Dziedzic et al., ICML 2022"
@@ -139,30 +139,35 @@ class Config:
 
     Raises:
         ValueError: for an unknown adaptation or no account; each property below names its own.
+
+    Example:
+        >>> config = Config("info-nce", views="surrogate", steps=640, batch=64)
+        >>> config.tau, config.for_images(1024).epochs, config.distinct(1024)
+        (0.07, 40, 1024)
     """
 
-    attack: str = "cont-steal"  # a row of ATTACKS
+    attack: str = "cont-steal"  #: a row of ATTACKS
     views: Views | None = None
-    answers: int | None = None  # how often each image is answered; 0: anew in every epoch
+    answers: int | None = None  #: how often each image is answered; 0: anew in every epoch
     temperature: float | None = None
-    policy: str | None = None  # one augmentation for victim and surrogate
-    negatives: Literal["both", "victim", "self"] = "both"  # of Cont-Steal's loss
+    policy: str | None = None  #: one augmentation for victim and surrogate
+    negatives: Literal["both", "victim", "self"] = "both"  #: of Cont-Steal's loss
     encoder: str = "resnet18"
     width: float = 1.0
     image_size: int = 32
-    epochs: int = 100  # where `steps` is 0
-    steps: int = 0  # of the optimizer, however many the query images
+    epochs: int = 100  #: where `steps` is 0
+    steps: int = 0  #: of the optimizer, however many the query images
     batch: int = 128
     lr: float = 1e-3
     weight_decay: float = 1e-4
-    seed: int = 0  # of views, first weights and batches
-    shuffled: bool = False  # a control: each image is given the answer to another one
-    output_layer: bool = True  # a linear layer into the victim's space ends every surrogate
+    seed: int = 0  #: of views, first weights and batches
+    shuffled: bool = False  #: a control: each image is given the answer to another one
+    output_layer: bool = True  #: a linear layer into the victim's space ends every surrogate
     #: "average" and "centre" the answers before training, or take from rounded and truncated ones
     #: only the "bounds" that they are
     adapt: Adaptation = "none"
-    accounts: int = 1  # that share the queries, each defended as a user of its own
-    anchors: int = 128  # images that every account sends, to map its answers to the first one's
+    accounts: int = 1  #: that share the queries, each defended as a user of its own
+    anchors: int = 128  #: images that every account sends, to map its answers to the first one's
 
     def __post_init__(self) -> None:
         known = get_args(Adaptation)

@@ -315,14 +315,23 @@ POLICIES: dict[str, Callable[[Tensor, Draw], Tensor]] = {
 
 
 def apply(policy: str, images: Tensor, g: Draw) -> Tensor:
-    """Return one view of each uint8 image (N, 3, H, W) as float32 in [0, 1], also inside autocast.
+    """Return one view of each image, also inside autocast.
 
     Args:
         policy: a name of POLICIES.
+        images: uint8 (N, 3, H, W).
         g: CPU generator of the draws.
+
+    Returns:
+        The views, float32 (N, 3, H, W) in [0, 1], on the images' device.
 
     Raises:
         ValueError: for an unknown policy, or other images.
+
+    Example:
+        >>> draws = torch.Generator().manual_seed(0)
+        >>> apply("simclr", torch.zeros(4, 3, 32, 32, dtype=torch.uint8), draws).shape
+        torch.Size([4, 3, 32, 32])
     """
     if policy not in POLICIES:
         raise ValueError(f"unknown augmentation {policy!r}: choose one of {', '.join(POLICIES)}")

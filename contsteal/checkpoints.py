@@ -43,8 +43,12 @@ class CheckpointError(ValueError):
 class Report:
     """The record of an import: the file, where in it the encoder stands, and what became of its keys.
 
-    `used` counts the tensors taken, `left_out` maps reasons to keys, `notes` say what was changed, and
-    what the file does not state.
+    Attributes:
+        path, sha256: the file.
+        layout: where in it the encoder stands.
+        used: how many tensors were taken.
+        left_out: reasons, and the keys that each left out.
+        notes: what was changed, and what the file does not state.
     """
 
     path: Path
@@ -68,6 +72,9 @@ def import_weights(path: Path, net: Any) -> Report:
     Args:
         path: a file of `torch.save` or safetensors.
         net: an `encoders.Encoder`; unchanged after an error.
+
+    Returns:
+        The record of the import.
 
     Raises:
         CheckpointError: for a damaged file, Python objects, and keys unknown, missing or misshapen.

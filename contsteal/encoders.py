@@ -49,8 +49,13 @@ class Conv4(nn.Sequential):
 class Encoder(nn.Module):
     """A backbone with its input normalisation and, where asked for, a linear output layer.
 
-    `spec` are the arguments of `build` that describe it, `dim` is the features' dimension, `licence` that
-    of the weights, `report` the record of an import of foreign weights.
+    It takes images (N, 3, H, W), uint8 or floats in [0, 1], and returns features (N, D); made by `build`.
+
+    Attributes:
+        spec: the arguments of `build` that describe it.
+        dim: dimension D of the features.
+        licence: of the weights.
+        report: the record of an import of foreign weights, else None.
     """
 
     backbone: Any  # a module; its layers are those of its architecture
@@ -110,10 +115,18 @@ def build(
         inputs: how that project treats images: mean, std, and padding and relu of the CIFAR stem.
         seed: of the first weights, which depend on nothing else.
 
+    Returns:
+        The encoder, images (N, 3, H, W) to features (N, D), on the CPU and in train mode.
+
     Raises:
         ValueError: for unknown names, and for what does not fit together.
         CheckpointError: for a file that does not fit.
         DownloadError: for pretrained weights that cannot be had.
+
+    Example:
+        >>> net = build("conv4", image_size=32, out_dim=64)
+        >>> net(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 64])
     """
     if pretrained and weights is not None:
         raise ValueError(f"weights={weights} and pretrained exclude each other: give one of them")
@@ -193,7 +206,11 @@ def _create(name: str, image_size: int, width: float, pretrained: bool) -> nn.Mo
 
 
 def check(name: str, width: float = 1.0) -> None:
-    """Raise ValueError for a name that timm does not know (with the nearest) or an unfit width."""
+    """Check an encoder's name and width without building it.
+
+    Raises:
+        ValueError: for a name that timm does not know (with the nearest ones), or an unfit width.
+    """
     if name == SMALL:
         _channels(name, width)
         return
@@ -280,8 +297,13 @@ def _check_runs(net: Encoder) -> None:
 def describe(net: Encoder) -> dict[str, Any]:
     """Return what a table of encoders says about one.
 
-    `parameters` are in millions, `features` their dimension, `image_size` in pixels; `gmac` counts 10^9
-    multiply-adds of products and convolutions per image. `licence` is that of the weights.
+    Args:
+        net: an encoder of `build`.
+
+    Returns:
+        `name`; `licence` of the weights; `parameters` in millions; `features`, their dimension;
+        `image_size` in pixels; `mean` and `std` of the input; `gmac`, 10^9 multiply-adds of products and
+        convolutions per image.
     """
     return {
         "name": net.spec["name"],
@@ -312,10 +334,25 @@ def identity(net: Encoder) -> str:
 
 
 def save(net: Encoder, path: Path, **metadata: str | int | float) -> str:
-    """Write weights as safetensors with their architecture and `metadata`; return their sha256.
+    """Write weights as safetensors with their architecture.
+
+    Args:
+        net: an encoder of `build`.
+        path: the file to write; its folder is made.
+        **metadata: more entries of the file's header.
+
+    Returns:
+        The weights' sha256.
 
     Raises:
         files.StorageError: where the file cannot be written; an older one is kept then.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     sha = save(build("conv4"), Path(folder) / "victim.safetensors")
+        ...     load(Path(folder) / "victim.safetensors").dim
+        128
     """
     state = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
     sha, spec = digest(state.items()), json.dumps(net.spec)
@@ -329,7 +366,12 @@ def save(net: Encoder, path: Path, **metadata: str | int | float) -> str:
 def load(path: Path, into: Encoder | None = None) -> Encoder:
     """Read an encoder written by `save`; every key must fit, and the hash must be the stored one.
 
-    Without `into`, an encoder to fill, the architecture is built as the file names it.
+    Args:
+        path: the file.
+        into: an encoder to fill; None builds the architecture that the file names.
+
+    Returns:
+        The encoder, with the file's weights and licence.
 
     Raises:
         CheckpointError: with the file, and what is missing, unexpected, misshapen or altered.
@@ -356,10 +398,22 @@ def _seal(sha: str, spec: str) -> str:
 
 @torch.no_grad()
 def embed(net: nn.Module, images: Tensor, batch: int = 512) -> Tensor:
-    """Return features (N, D) in float32, the network in eval mode and left in its former mode.
+    """Embed images with a frozen network: in eval mode, without gradients, left in its former mode.
+
+    Args:
+        net: an encoder, or any module from images (N, 3, H, W) to features (N, D).
+        images: (N, 3, H, W), uint8 or floats in [0, 1].
+        batch: images at a time.
+
+    Returns:
+        Features (N, D) in float32, on the network's device.
 
     Raises:
         ValueError: for images of another shape, dtype or range than `as_uint8` takes.
+
+    Example:
+        >>> embed(build("conv4"), torch.zeros(3, 3, 32, 32, dtype=torch.uint8)).shape
+        torch.Size([3, 128])
     """
     images, device = as_uint8(images), next(net.parameters()).device
     with evaluating(net):
@@ -369,7 +423,8 @@ def embed(net: nn.Module, images: Tensor, batch: int = 512) -> Tensor:
 def as_uint8(images: Tensor) -> Tensor:
     """Return images as a service receives them: 8 bits a channel, (N, 3, H, W).
 
-    Floats must lie in [0, 1] and are rounded to 8 bits.
+    Args:
+        images: (N, 3, H, W), uint8 or floats in [0, 1], which are rounded to 8 bits.
 
     Raises:
         ValueError: for another shape, dtype or range, or no image at all.

@@ -47,7 +47,14 @@ class Linear:
 
 @dataclass(frozen=True)
 class Probe:
-    """A fitted probe: test accuracy in [0, 1], its test predictions (N,), and what it chose."""
+    """A fitted probe.
+
+    Attributes:
+        accuracy: on all test features, from 0 to 1.
+        predictions: test classes (M,).
+        head: the linear classifier; None of `knn`.
+        l2: the penalty that was chosen; None of `knn`.
+    """
 
     accuracy: float
     predictions: Tensor
@@ -93,8 +100,16 @@ def linear_probe(
         train_y, test_y: labels, (N,) and (M,) int64.
         seed: of the held-out fifth.
 
+    Returns:
+        The probe, with its accuracy from 0 to 1 and its predictions (M,).
+
     Raises:
         ValueError: for shapes that do not fit, NaN, or fewer than five training features.
+
+    Example:
+        >>> x, y = torch.eye(2).repeat(10, 1), torch.arange(2).repeat(10)
+        >>> linear_probe(x, y, x, y).accuracy
+        1.0
     """
     _check_task(train_x, train_y, test_x, test_y)
     if len(train_x) < 5:
@@ -137,8 +152,16 @@ def knn(
         k: neighbours that vote, at most the training set.
         temperature: below 1, near neighbours count more.
 
+    Returns:
+        The accuracy from 0 to 1 and the predictions (M,).
+
     Raises:
         ValueError: for shapes that do not fit, NaN, k below 1 or a temperature of 0 or below.
+
+    Example:
+        >>> x, y = torch.eye(2).repeat(10, 1), torch.arange(2).repeat(10)
+        >>> knn(x, y, torch.tensor([[0.1, 2.0]]), torch.tensor([1]), k=5).predictions
+        tensor([1])
     """
     _check_task(train_x, train_y, test_x, test_y)
     if k < 1 or not temperature > 0:
@@ -158,16 +181,32 @@ def knn(
 
 
 def nearest(x: Tensor, row: int, count: int) -> Tensor:
-    """Return the rows (count,) of the features nearest to `row` by cosine, itself first."""
+    """Return the rows (count,) of the features nearest to `row` by cosine, itself first.
+
+    Args:
+        x: features (N, D).
+        row: whose neighbours are asked for.
+        count: how many, itself included.
+    """
     unit = F.normalize(x, dim=1)
     return (unit @ unit[row]).topk(count).indices
 
 
 def agreement(predictions_a: Tensor, predictions_b: Tensor) -> float:
-    """Return the share of inputs, in [0, 1], on which two classifiers predict the same class.
+    """Return the share of inputs on which two classifiers predict the same class.
+
+    Args:
+        predictions_a, predictions_b: classes of the same inputs, (N,) each.
+
+    Returns:
+        The share, from 0 to 1.
 
     Raises:
         ValueError: where the numbers of predictions differ.
+
+    Example:
+        >>> agreement(torch.tensor([0, 1, 2, 2]), torch.tensor([0, 1, 2, 0]))
+        0.75
     """
     if predictions_a.shape != predictions_b.shape:
         raise ValueError(
@@ -184,8 +223,16 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
     Args:
         x, y: features of the same N inputs, (N, D) and (N, E).
 
+    Returns:
+        The similarity, 1 for features that differ by a rotation.
+
     Raises:
         ValueError: where the numbers of rows differ, or for NaN.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 2.0]])
+        >>> round(linear_cka(x, 3 * x.flip(1)), 6)
+        1.0
     """
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
         raise ValueError(
@@ -199,7 +246,7 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
 
 
 def mean_cosine(x: Tensor, y: Tensor) -> float:
-    """Return the mean cosine of matching rows; NaN where the dimensions differ."""
+    """Return the mean cosine of matching rows (N, D) of `x` and `y`; NaN where the dimensions differ."""
     return F.cosine_similarity(x, y).mean().item() if x.shape == y.shape else float("nan")
 
 
@@ -236,10 +283,21 @@ def geometry(x: Tensor) -> dict[str, float]:
 
 
 def mean_interval(values: Iterable[float], level: float = 0.95) -> tuple[float, float, float]:
-    """Return the mean and t-interval (low, high) of a few runs; the bounds are NaN for one run.
+    """Return the mean of a few runs and its t-interval.
+
+    Args:
+        values: one per run.
+        level: of confidence, between 0 and 1.
+
+    Returns:
+        Mean, lower and upper bound; the bounds are NaN for one run.
 
     Raises:
         ValueError: for no value.
+
+    Example:
+        >>> print("{:.1f} [{:.1f}, {:.1f}]".format(*mean_interval([70, 72, 74])))
+        72.0 [67.0, 77.0]
     """
     sample = torch.tensor(list(values), dtype=torch.float64)
     if not len(sample):

@@ -48,7 +48,13 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast: linear warm-up, then one cosine to zero over the whole run."""
+    """How long and how fast: linear warm-up, then one cosine to zero over the whole run.
+
+    Example:
+        >>> schedule = Schedule(epochs=40, batch=64, lr=1e-2)
+        >>> schedule.check(1024), schedule.total(1024)
+        (16, 640)
+    """
 
     epochs: int
     batch: int  # incomplete batches are dropped
@@ -102,7 +108,10 @@ def fit(
     """Train `model` in place on `n` samples; it ends in eval mode.
 
     Args:
+        model: the module to train; frozen weights stay as they are.
         loss: maps the indices (B,) of a batch, the epoch and a generator to a scalar.
+        n: number of samples.
+        schedule: how long and how fast.
         seed: decides the order of the samples, and with the epoch what `loss` draws.
         checkpoint: a file to save the state to after an epoch, at most every SAVE_EVERY seconds: a
             killed run continues from it to the same weights. A CSV beside it gets a row per epoch.
@@ -116,6 +125,13 @@ def fit(
     Raises:
         ValueError: for fewer samples than a batch, or a checkpoint of another run.
         Diverged: for the first NaN or infinite loss, with its epoch and step.
+
+    Example:
+        >>> net, x = nn.Linear(2, 1), torch.randn(8, 2)
+        >>> history = fit(net, lambda rows, epoch, draws: net(x[rows]).square().mean(), 8,
+        ...               Schedule(epochs=3, batch=4, lr=0.1), seed=0)
+        >>> len(history)
+        3
     """
     set_mode()
     epochs = math.ceil(schedule.total(n) / schedule.check(n))
@@ -297,8 +313,13 @@ def forced(
 ) -> Iterator[None]:
     """Force mode, precision and compilation in this process: for tests and benchmarks.
 
-    `backend` is one of torch.compile's, for every device and length of a training; "none" compiles
-    nothing. Raises ValueError for an unknown mode or precision.
+    Args:
+        mode: "fast" or "exact".
+        precision: "auto", "bf16" or "fp32".
+        backend: one of torch.compile's, whatever the device and length of a training; or "none".
+
+    Raises:
+        ValueError: for an unknown mode or precision.
     """
     before = dict(_forced)
     given = {"mode": mode, "precision": precision, "backend": backend}

@@ -21,12 +21,42 @@ WHOLE = 2048  # rows up to which all pairs are kept at once: 16 MB, no slower th
 
 
 def mse(surrogate: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error, (1 / N D) sum (s - t)^2: the conventional embedding attack."""
+    """Mean squared error, (1 / N D) sum (s - t)^2: the conventional embedding attack.
+
+    Args:
+        surrogate, target: embeddings of the same images, (N, D) each.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: for shapes that differ.
+
+    Example:
+        >>> mse(torch.zeros(2, 3), torch.full((2, 3), 2.0))
+        tensor(4.)
+    """
     return F.mse_loss(*_pair(surrogate, target))
 
 
 def cosine(surrogate: Tensor, target: Tensor) -> Tensor:
-    """One minus the mean cosine of matching rows, 1 - (1 / N) sum_i cos(s_i, t_i)."""
+    """One minus the mean cosine of matching rows, 1 - (1 / N) sum_i cos(s_i, t_i).
+
+    The surrogate's loss in SSLGuard's code (Cong et al., CCS 2022).
+
+    Args:
+        surrogate, target: embeddings of the same images, (N, D) each.
+
+    Returns:
+        A scalar from 0 to 2.
+
+    Raises:
+        ValueError: for shapes that differ.
+
+    Example:
+        >>> cosine(torch.eye(2), 5 * torch.eye(2))
+        tensor(0.)
+    """
     return 1 - F.cosine_similarity(*_pair(surrogate, target)).mean()
 
 
@@ -35,6 +65,19 @@ def wasserstein(surrogate: Tensor, target: Tensor) -> Tensor:
 
     A row x is read as the distribution relu(x) / (sum + 1e-14): negative coordinates count as 0 and get
     no gradient. The order of the features matters, a row's scale does not.
+
+    Args:
+        surrogate, target: embeddings of the same images, (N, D) each.
+
+    Returns:
+        A scalar from 0 to D - 1.
+
+    Raises:
+        ValueError: for shapes that differ.
+
+    Example:
+        >>> wasserstein(torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, 7.0]]))
+        tensor(2.)
     """
     s, t = _pair(surrogate, target)
     p, q = (x / (x.sum(1, keepdim=True) + 1e-14) for x in (F.relu(s), F.relu(t)))
@@ -51,6 +94,17 @@ def stolen_encoder(surrogate: Tensor, target: Tensor, weight: float = 20.0) -> T
         surrogate: embeddings of [clean; augmented] images, (2N, D).
         target: answers to the clean images alone, (N, D).
         weight: of the augmented images' term.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: unless the surrogate has twice as many rows as the target.
+
+    Example:
+        >>> clean, augmented = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+        >>> stolen_encoder(torch.cat([clean, augmented]), clean, weight=1.0)
+        tensor(1.4142)
     """
     if target.ndim != 2 or surrogate.shape != (2 * len(target), target.shape[1]):
         raise ValueError(
@@ -68,6 +122,16 @@ def cross_entropy(logits: Tensor, answers: Tensor) -> Tensor:
     Args:
         logits: of the surrogate, (N, C).
         answers: the victim's labels (N,) or posteriors (N, C).
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: for answers that do not fit the logits.
+
+    Example:
+        >>> cross_entropy(torch.zeros(1, 4), torch.tensor([2]))
+        tensor(1.3863)
     """
     _fitting(logits, answers, logits.shape if answers.ndim == 2 else logits.shape[:1])
     return F.cross_entropy(logits.float() if logits.dtype != torch.float64 else logits, answers)
@@ -78,6 +142,12 @@ def logits_mse(logits: Tensor, answers: Tensor) -> Tensor:
 
     Args:
         logits, answers: of surrogate and victim, (N, C) each.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: for shapes that differ.
     """
     _fitting(logits, answers, logits.shape)
     return mse(logits, answers)
@@ -104,6 +174,20 @@ def cont_steal(
         form: "paper" or "code".
         negatives: of the paper's form, which sum of the denominator is kept: the victim's (t_k), the
             surrogate's own (s_k), or both.
+
+    Returns:
+        A scalar; the paper's form may be below 0.
+
+    Raises:
+        ValueError: for shapes that differ, one row, a temperature of 0, an unknown form or negatives.
+
+    Example:
+        Orthogonal embeddings that match: the N - 1 others of each side have cosine 0.
+
+        >>> cont_steal(torch.eye(32), torch.eye(32))  # ln(62 e^-2)
+        tensor(2.1271)
+        >>> cont_steal(torch.eye(32), torch.eye(32), form="code")  # ln(1 + 62 e^-2)
+        tensor(2.2397)
     """
     _known("form", form, "cont_steal", "paper", "code")
     allowed = ("both", "victim", "self") if form == "paper" else ("both",)
@@ -127,6 +211,12 @@ def info_nce(surrogate: Tensor, target: Tensor, temperature: float = 0.07) -> Te
     Args:
         surrogate, target: embeddings of the same images, (N, D) each, N at least 2.
         temperature: divides the cosines.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: for shapes that differ, one row, or a temperature of 0 or below.
 
     Example:
         >>> info_nce(torch.eye(2), torch.eye(2), temperature=1.0)
@@ -154,6 +244,13 @@ def info_nce_views(
         surrogate, target: embeddings of [view 1; view 2], (2N, D) each.
         temperature: divides the cosines.
         form: "corrected" or "published".
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: for shapes that differ, an odd number of rows or fewer than four, a temperature of 0
+            or below, or an unknown form.
     """
     _known("form", form, "info_nce_views", "corrected", "published")
     s, t = _pair(surrogate, target, least=4)
@@ -176,6 +273,16 @@ def sup_con(
         surrogate, target: embeddings of the same images, (N, D) each, N at least 2.
         labels: the images' TRUE labels, (N,).
         temperature: divides the cosines.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: for shapes that differ, one row, a temperature of 0 or below, or missing labels.
+
+    Example:
+        >>> sup_con(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), temperature=1.0)
+        tensor(7.8778)
     """
     s, t = _pair(surrogate, target, least=2)
     if labels is None or labels.shape != (len(s),):
@@ -197,7 +304,17 @@ def soft_nn(surrogate: Tensor, target: Tensor, temperature: float = 100.0) -> Te
 
     Args:
         surrogate, target: embeddings of the same images, (N, D) each, N at least 2.
-        temperature: divides squared distances.
+        temperature: divides squared distances, in the units of the embeddings.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: for shapes that differ, one row, or a temperature of 0 or below.
+
+    Example:
+        >>> soft_nn(torch.eye(2), torch.eye(2), temperature=2.0)
+        tensor(0.5514)
     """
     s, t = _pair(surrogate, target, least=2)
     z = torch.cat([s, t]).double()
@@ -225,6 +342,19 @@ def barlow(
         surrogate, target: embeddings of the same images, (N, D) each, N at least 2.
         off_diagonal: weight of the redundancy term.
         form: "cross" or "published".
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: for shapes that differ, one row, an odd number in the published form, an unknown form.
+
+    Example:
+        Features that do not vary together, in both encoders:
+
+        >>> square = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> barlow(square, square).round(decimals=2), barlow(square, -square).round(decimals=2)
+        (tensor(0.), tensor(8.))
     """
     _known("form", form, "barlow", "cross", "published")
     s, t = _pair(surrogate, target, least=2)
@@ -244,9 +374,20 @@ def rda(surrogate: Tensor, prototypes: Tensor, temperature: float = 0.07) -> Ten
     two quantities in the log count as 1e-8, without gradient: where s_i equals p_i the log is log 2e8.
 
     Args:
-        surrogate: embeddings (N, D).
+        surrogate: embeddings (N, D), N at least 2.
         prototypes: means of the victim's normalised answers to several views, (N, D).
         temperature: divides the cosines of the first term.
+
+    Returns:
+        A scalar; it may be below 0.
+
+    Raises:
+        ValueError: for shapes that differ, one row, or a temperature of 0 or below.
+
+    Example:
+        >>> prototypes = torch.eye(2)
+        >>> rda(torch.eye(2), prototypes) < rda(torch.eye(2).flip(0), prototypes)
+        tensor(True)
     """
     s, p = (F.normalize(x, dim=1) for x in _pair(surrogate, prototypes))
     toward = (1 + (s * p).sum(1)).clamp_min(1e-8)
@@ -263,6 +404,12 @@ def moco(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.1) ->
         query, key: projections of two views, (N, D) each; give keys without gradients.
         queue: negatives n, (K, D).
         temperature: divides the cosines.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: for shapes that differ, or a temperature of 0 or below.
     """
     q, k = (F.normalize(x, dim=1) for x in _pair(query, key))
     matching = (q * k).sum(1, keepdim=True)  # (N, 1)

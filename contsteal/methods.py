@@ -26,31 +26,36 @@ from contsteal.encoders import Encoder
 
 @dataclass(frozen=True)
 class Config:
-    """What to train and how."""
+    """What a victim is trained on, and how.
 
-    method: str = "simclr"  # a name of METHODS, or "ready": nothing is trained
-    encoder: str = "resnet18"  # as `encoders.build` takes it
-    width: float = 1.0  # scales a ResNet's channels
-    image_size: int = 32  # pixels
-    epochs: int = 200  # [L]; 800 to 1,000 in the papers' tables; where `steps` is 0
-    steps: int = 0  # of the optimizer, however many the images
-    batch: int = 512  # images per step [L]
-    optimizer: str = "sgd"  # with momentum 0.9 [L], or "adamw"
-    lr: float | None = None  # at the peak; None: the recipe's, scaled to the batch
-    weight_decay: float = 5e-4  # [L]
-    temperature: float | None = None  # None: the method's, 0.5 for SimCLR and 0.1 for MoCo
-    policy: str = "simclr"  # the views of every method; SimSiam's on CIFAR (appendix D)
-    hidden: int | None = None  # width of the heads' hidden layers; None: the method's
-    projection: int | None = None  # dimension that the loss is computed in; None: the method's
-    momentum: float = 0.99  # of the key or target encoder, MoCo and BYOL [L]
-    queue: int = 4096  # MoCo's negatives [L]; 8,192 there at batch 512
-    symmetric: bool = True  # MoCo: each view is query and key once [L]
-    key_groups: int = 8  # MoCo: parts of a batch of keys, each normalised by itself [L]
-    held_out: int = 1024  # training images kept for the monitor, at most a tenth of the set
-    monitor_every: int = 1  # epochs between two measurements on them
-    seed: int = 0  # of first weights, order and views
-    weights: str | None = None  # of method "ready": "timm", or a file of weights
-    inputs: dict[str, Any] | None = None  # of such a file: mean, std, padding, relu
+    Example:
+        >>> Config("byol", "conv4", steps=4480, batch=128, optimizer="adamw", lr=1e-2).method
+        'byol'
+    """
+
+    method: str = "simclr"  #: a name of METHODS, or "ready": nothing is trained
+    encoder: str = "resnet18"  #: as `encoders.build` takes it
+    width: float = 1.0  #: scales a ResNet's channels
+    image_size: int = 32  #: pixels
+    epochs: int = 200  #: [L]; 800 to 1,000 in the papers' tables; where `steps` is 0
+    steps: int = 0  #: of the optimizer, however many the images
+    batch: int = 512  #: images per step [L]
+    optimizer: str = "sgd"  #: with momentum 0.9 [L], or "adamw"
+    lr: float | None = None  #: at the peak; None: the recipe's, scaled to the batch
+    weight_decay: float = 5e-4  #: [L]
+    temperature: float | None = None  #: None: the method's, 0.5 for SimCLR and 0.1 for MoCo
+    policy: str = "simclr"  #: the views of every method; SimSiam's on CIFAR (appendix D)
+    hidden: int | None = None  #: width of the heads' hidden layers; None: the method's
+    projection: int | None = None  #: dimension that the loss is computed in; None: the method's
+    momentum: float = 0.99  #: of the key or target encoder, MoCo and BYOL [L]
+    queue: int = 4096  #: MoCo's negatives [L]; 8,192 there at batch 512
+    symmetric: bool = True  #: MoCo: each view is query and key once [L]
+    key_groups: int = 8  #: MoCo: parts of a batch of keys, each normalised by itself [L]
+    held_out: int = 1024  #: training images kept for the monitor, at most a tenth of the set
+    monitor_every: int = 1  #: epochs between two measurements on them
+    seed: int = 0  #: of first weights, order and views
+    weights: str | None = None  #: of method "ready": "timm", or a file of weights
+    inputs: dict[str, Any] | None = None  #: of such a file: mean, std, padding, relu
 
 
 # ------------------------------------------------------------------------- heads and copies
@@ -128,7 +133,15 @@ class Momentum(nn.Module):
 
 
 class Method(nn.Module):
-    """What all methods share: an encoder with a head behind it, and two views of a batch."""
+    """What all methods share: an encoder with a head behind it, and two views of a batch.
+
+    A subclass gives `loss`, and where it needs another projector, `head`.
+
+    Args:
+        encoder: what is kept after training.
+        config: of the training.
+        classes: of the labels, 0 where there are none.
+    """
 
     hidden = 0  # default width of the heads; 0 is the encoder's dimension
     projection = 0  # default dimension that the loss is computed in
@@ -141,13 +154,19 @@ class Method(nn.Module):
         self.online = nn.Sequential(encoder, self.head(encoder.dim, self.hidden, self.projection))
 
     def head(self, dim: int, hidden: int, out: int) -> nn.Module:
-        """Return the projector."""
+        """Return the projector, from the encoder's `dim` over `hidden` to `out` dimensions."""
         return Head(dim, hidden, out, norm=False)
 
     def views(
         self, images: Tensor, labels: Tensor | None, draws: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Return what `loss` compares: two float views (B, 3, H, W) of uint8 images (B, 3, H, W)."""
+        """Return what `loss` compares: two float views (B, 3, H, W) of uint8 images (B, 3, H, W).
+
+        Args:
+            images: uint8 (B, 3, H, W).
+            labels: (B,) or None.
+            draws: CPU generator of the views.
+        """
         one, two = augment.apply(self.config.policy, images.repeat(2, 1, 1, 1), draws).chunk(2)
         return one, two
 
@@ -317,7 +336,7 @@ class Recipe(NamedTuple):
 
     build: Callable[[Encoder, Config, int], Method]
     lr: float
-    scaled: bool  # whether the learning rate grows with the batch
+    scaled: bool  #: whether the learning rate grows with the batch
     source: str
 
 

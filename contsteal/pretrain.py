@@ -39,7 +39,26 @@ class Fitted(NamedTuple):
 
 
 def train(config: Config, images: ImageSet, checkpoint: Path | None = None) -> encoders.Encoder:
-    """Train an encoder as `fit` does and return it alone."""
+    """Train an encoder as `fit` does and return it alone.
+
+    Args:
+        config: what to train and how.
+        images: uint8 (N, 3, H, W), such as a `data.ImageSet`.
+        checkpoint: a file to resume from and to save to; None saves nothing.
+
+    Returns:
+        The encoder in eval mode, on the images' device.
+
+    Raises:
+        ValueError: for an unknown method, missing labels, or fewer images than a batch.
+        loop.Diverged: for a NaN loss.
+
+    Example:
+        >>> from contsteal import data
+        >>> config = Config("simclr", "conv4", steps=2, batch=16, optimizer="adamw", lr=1e-2)
+        >>> train(config, data.load("shapes", n=64)).dim
+        128
+    """
     return fit(config, images, checkpoint).encoder
 
 
@@ -133,8 +152,10 @@ def build(config: Config, classes: int) -> Method:
 def adopt(method: Method, trained: Fitted) -> None:
     """Put a trained encoder and its projector into a method, and into the copy that follows them.
 
-    What a `Fitted` does not hold (predictors, a queue) stays fresh. Raises ValueError for another
-    architecture.
+    What a `Fitted` does not hold (predictors, a queue) stays fresh.
+
+    Raises:
+        ValueError: for another architecture.
     """
     for ours, given in [(method.encoder, trained.encoder), (method.projector, trained.projector)]:
         if ours is None or given is None:
@@ -169,8 +190,10 @@ def _monitor(model: Method, held: ImageSet, kept: ImageSet, last: int) -> Callab
 def origin(config: Config) -> str | None:
     """Return what identifies the weights of a ready encoder: "timm", or its file's sha256.
 
-    None for an encoder that is trained. Raises ValueError where `weights` and `method` do not fit,
-    or the file does not exist.
+    None for an encoder that is trained.
+
+    Raises:
+        ValueError: where `weights` and `method` do not fit, or the file does not exist.
     """
     if config.method != READY and (config.weights or config.inputs):
         raise ValueError(

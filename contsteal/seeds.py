@@ -10,7 +10,12 @@ import torch
 
 
 def derive(*key: str | int) -> int:
-    """Return the 63-bit seed that belongs to `key`, such as `derive("views", seed, epoch)`."""
+    """Return the 63-bit seed that belongs to `key`, such as `derive("views", seed, epoch)`.
+
+    Example:
+        >>> derive("views", 0, 1) == derive("views", 0, 1), derive("views", 0) == derive("queries", 0)
+        (True, False)
+    """
     digest = hashlib.sha256(repr(key).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 

@@ -68,9 +68,20 @@ def train(
         user: the name that the queries are counted under.
         labels: true labels (N,), for the attacks that use them.
 
+    Returns:
+        The surrogate in eval mode, its history, and what it cost in distinct inputs and answers.
+
     Raises:
         ValueError: before any query, for unknown names, too few images, or missing labels.
         BudgetExceeded, loop.Diverged: where the budget does not suffice, or for a NaN loss.
+
+    Example:
+        >>> from contsteal import data
+        >>> api = BlackBox(encoders.build("conv4"), budget=64)
+        >>> config = Config("embedding", encoder="conv4", steps=2, batch=16)
+        >>> result = train(config, api, data.load("shapes", n=64).images)
+        >>> result.encoder.dim, result.unique_inputs, result.calls
+        (128, 64, 64)
     """
     config = config.for_images(len(images))
     schedule = _check(config, api, images, user, labels)
@@ -148,9 +159,16 @@ def _surrogate(
 def recreate_head(one: Tensor, two: Tensor, epochs: int, batch: int, seed: int) -> Frozen:
     """Recreate a victim's projection head from its answers (Dziedzic et al., ICML 2022, Algorithm 2).
 
-    Returns the projector g, (N, D) to (N, 128), without gradient for its weights. The loss is SimSiam's
-    between g(one) and g(two), answers (N, D) to two views of the same images; Adam at 1e-3 as in the
-    published code, whose own head cannot run. No query is made: the answers are paid for already.
+    The loss is SimSiam's between g(one) and g(two); Adam at 1e-3 as in the published code, whose own
+    head cannot run. No query is made: the answers are paid for already.
+
+    Args:
+        one, two: answers (N, D) to two views of the same images.
+        epochs, batch: length of the training, and rows per step.
+        seed: of the head's first weights and the batches.
+
+    Returns:
+        The projector g, (N, D) to (N, 128), without gradient for its weights.
     """
     dim = one.shape[1]
     with torch.random.fork_rng(devices=[]):
@@ -181,8 +199,17 @@ def ask(
 ) -> list[Tensor]:
     """Return the victim's answers as the attacker uses them, one (N, D) per round and view.
 
-    They are averaged, centred or shuffled where the config says so. `view_of` are the views to send,
-    where the caller needs them again.
+    They are averaged, centred or shuffled where the config says so.
+
+    Args:
+        config: the attack and its knobs.
+        api: the only access to the victim.
+        images: the queries, uint8 (N, 3, H, W).
+        user: the name that the queries are counted under.
+        view_of: the views to send, where the caller needs them again.
+
+    Raises:
+        BudgetExceeded: where the budget does not suffice.
     """
     config = config.for_images(len(images))
     view_of = view_of or _views(config, images)
@@ -207,6 +234,11 @@ def view(config: Config, images: Tensor, k: int) -> Tensor:
 
     The view of image i depends on seed, `k` and i alone: views are drawn in whole blocks, so those of
     a smaller budget are a prefix of those of a larger one.
+
+    Args:
+        config: whose policy and seed draw the views.
+        images: uint8 (N, 3, H, W).
+        k: number of the view, from 0.
     """
     parts = []
     for block, part in enumerate(images.split(BLOCK)):
@@ -276,11 +308,15 @@ def subtract_mean(answers: Tensor) -> Tensor:
 
 
 def left_out(answers: Sequence[Tensor]) -> tuple[float, bool]:
-    """Return what rounding and truncation have taken from answers (N, D), as the answers show it.
+    """Return what rounding and truncation have taken from answers, as the answers show it.
 
-    First half of the step from 1e-6 to 1e6 that all coordinates are multiples of, 0 where there is none;
-    then whether zeros stand for what was not sent: nine answers in ten have as many other coordinates,
-    and fewer than are ever sent.
+    Args:
+        answers: one (N, D) per round.
+
+    Returns:
+        Half of the step from 1e-6 to 1e6 that all coordinates are multiples of, 0 where there is none;
+        then whether zeros stand for what was not sent: nine answers in ten have as many other
+        coordinates, and fewer than are ever sent.
     """
     values = torch.cat(list(answers)).double()
 
@@ -301,7 +337,12 @@ def possible(surrogate: Tensor, answers: Tensor, half: float, truncated: bool) -
     """Return the vectors (N, D) closest to the surrogate's that can have given these answers.
 
     What was left out teaches nothing: there the surrogate's own value is taken as the answer, up to the
-    smallest coordinate that was sent. `half` and `truncated` are those of `left_out`.
+    smallest coordinate that was sent.
+
+    Args:
+        surrogate: its embeddings (N, D).
+        answers: rounded or truncated ones to the same images, (N, D).
+        half, truncated: those of `left_out`.
     """
     low, high = answers - half, answers + half
     if truncated:
@@ -324,6 +365,12 @@ def learn_remap(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
     Raises:
         ValueError: where rows do not match or hold NaN.
+
+    Example:
+        >>> x = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
+        >>> weight, bias = learn_remap(x, 3 * x + 1)
+        >>> torch.allclose(remap(x, weight, bias), 3 * x + 1, atol=1e-4)
+        True
     """
     matching = source.ndim == target.ndim == 2 and len(source) == len(target) > 0
     if not (matching and source.isfinite().all() and target.isfinite().all()):
@@ -339,7 +386,7 @@ def learn_remap(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def remap(answers: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return answers (N, D) of one account in the other's space, (N, E)."""
+    """Return answers (N, D) of one account in the other's space, (N, E), by the map of `learn_remap`."""
     return answers @ weight + bias
 
 

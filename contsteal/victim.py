@@ -176,20 +176,26 @@ class BlackBox:
     """A victim behind an API: it answers, counts what it answered, and gives away nothing else.
 
     Args:
-        net: the victim, or its `AnswerCache`, which several black boxes may share.
+        net: the victim, or its `AnswerCache`, which several black boxes may share. Any module from uint8
+            images (N, 3, H, W) to features (N, D) does.
         defenses: change every vector that leaves, in order.
         budget: distinct inputs (by content) that each user may send; None is unlimited.
         head: features (N, D) to logits (N, C), which `classify` uses.
         projector: features (N, D) to projections (N, P), which `project` gives.
 
+    Attributes:
+        ledger: what was answered: `ledger.unique_inputs` distinct images, `ledger.calls` answers in all,
+            and `ledger.account(user)` has both of one user.
+        budget: as given.
+
     Raises:
         ValueError: for a budget below 1.
 
     Example:
-        >>> api = BlackBox(encoders.build("test_resnet"), budget=8)
+        >>> api = BlackBox(encoders.build("conv4"), budget=8)
         >>> answers = api.embed(torch.zeros(4, 3, 32, 32, dtype=torch.uint8))
         >>> answers.shape, api.ledger.unique_inputs, api.ledger.calls
-        (torch.Size([4, 96]), 1, 4)
+        (torch.Size([4, 128]), 1, 4)
     """
 
     def __init__(
@@ -231,8 +237,18 @@ class BlackBox:
 
         Defences act on the logits where these are the answer, else on the posterior.
 
+        Args:
+            images: (N, 3, H, W), uint8 or floats in [0, 1].
+            answer: "label", "posterior" or "logits".
+            user: who is billed.
+
         Raises:
             ValueError: where the victim has no head or does not give this answer; else as `embed`.
+
+        Example:
+            >>> api = BlackBox(encoders.build("conv4"), head=nn.Linear(128, 10))
+            >>> api.classify(torch.zeros(4, 3, 32, 32), "posterior").shape
+            torch.Size([4, 10])
         """
         if answer not in ("label", "posterior", "logits"):
             raise ValueError(f"unknown answer {answer!r}: choose 'label', 'posterior' or 'logits'")
@@ -255,6 +271,10 @@ class BlackBox:
     def project(self, images: Tensor, user: str = "adversary") -> Tensor:
         """Return projections z = g(f(x)) (N, P) float32, defended: what the victim's loss compared.
 
+        Args:
+            images: (N, 3, H, W), uint8 or floats in [0, 1].
+            user: who is billed.
+
         Raises:
             ValueError: where the provider does not give away its projector's output; else as `embed`.
         """
@@ -266,7 +286,15 @@ class BlackBox:
         return self._answer(images, user, self._projector)
 
     def require(self, count: int, user: str = "adversary") -> None:
-        """Raise BudgetExceeded where `count` new distinct inputs of a user would not fit."""
+        """Check that a user's budget has room for so many new distinct inputs, and bill nothing.
+
+        Args:
+            count: new distinct inputs.
+            user: whose budget is meant.
+
+        Raises:
+            BudgetExceeded: where they would not fit.
+        """
         used = self.ledger.account(named(user)).unique_inputs
         if self.budget is not None and used + count > self.budget:
             raise BudgetExceeded(

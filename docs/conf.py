@@ -24,9 +24,9 @@ from contsteal import defenses, steal
 from contsteal.lab import artifacts
 from contsteal.paper import claims
 from contsteal.paper.notebooks import number
+from contsteal.paper.plots import FIGURES
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("data", "defenses", "ownership")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 project = html_title = "contsteal"
@@ -41,7 +41,11 @@ nb_merge_streams = True
 nb_mime_priority_overrides = [("html", WIDGET, None)]  # a widget's static image is shown
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
+napoleon_numpy_docstring = (
+    False  # both parsers in turn would take a colon in a sentence for a type's
+)
 autodoc_member_order = "bysource"
+autodoc_default_options = {"exclude-members": "record"}  # of defences: what they remember of a user
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 default_role = "code"
@@ -50,8 +54,10 @@ ABOUT = {
     path.stem: yaml.safe_load(path.read_text())["about"]
     for path in sorted((ROOT / "notebooks" / "profiles").glob("*.yaml"))
 }
-RESULTS = [p for p in ABOUT if (artifacts.figures_dir() / p / "summary.md").is_file()]
+HOME = artifacts.figures_dir()
+RESULTS = [p for p in ABOUT if (HOME / p / "summary.md").is_file()]
 SHOWN = RESULTS or ["demo"]  # without any results, the notebooks still have their pages
+NONE = "No results are stored: `make paper` makes them."
 LINKS = (  # from places in the repository to pages of the site; of other files only the name is shown
     (r"\]\(\.\./figures/(\w+)/summary\.md", r"](/results/\1/index.md"),
     (r"\]\(\.\./figures/", "](/results/"),
@@ -72,6 +78,18 @@ def summary(documented: object) -> str:
     return " ".join((inspect.getdoc(documented) or "").split("\n\n")[0].split())
 
 
+def gallery(profile: str) -> str:
+    """Return a profile's figures, small and in the order of the notebooks; each leads to its numbers."""
+    shown = [
+        f"```{{figure}} /results/{profile}/{stem}.png\n:alt: {row.shows}\n"
+        f":target: results/{profile}/index.html#{nodes.make_id(row.shows)}\n\n{row.shows} `{stem}`\n```"
+        for stem, row in FIGURES.items()
+        if (HOME / profile / f"{stem}.png").is_file()
+    ]
+    text = "\n".join(shown) or "No figure is stored: `make figures` draws them from their tables."
+    return f"## `{profile}`\n\n````{{container}} gallery\n{text}\n````"
+
+
 TABLES = {  # in place of the comment of that name in a page
     "profiles": table({"profile": f"`{p}`", "purpose": about} for p, about in ABOUT.items()),
     "attacks": table({"attack": f"`{name}`", "loss": a.description, "answer": a.answer,
@@ -82,7 +100,8 @@ TABLES = {  # in place of the comment of that name in a page
     "defenses": table({"defence": f"`{d.__name__}`", "name": f"`{name}`",
                        "what it does": summary(d)} for name, d in defenses.DEFENSES.items()),
     "verdicts": "\n\n".join(f"## `{p}`\n\n{table(claims.frame(p).to_dict('records'))}"
-                            for p in RESULTS) or "No results are stored: `make paper` makes them.",
+                            for p in RESULTS) or NONE,
+    "gallery": "\n\n".join(map(gallery, RESULTS)) or NONE,
 }  # fmt: skip
 
 
@@ -90,7 +109,17 @@ def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     for pattern, place in LINKS:
         text = re.sub(pattern, place, text)
-    path.write_text(re.sub(r"<!-- table: (\w+) -->", lambda match: TABLES[match[1]], text))
+    text = re.sub(r"<!-- table: (\w+) -->", lambda match: TABLES[match[1]], text)
+    path.write_text(re.sub(r"!?\[([^][]*)\]\(/results/(\w+)/(\w+\.\w+)[^)]*\)", stored, text))
+
+
+def stored(link: re.Match[str]) -> str:
+    """Keep a link to results that are there; of others keep the text, and say what is missing."""
+    text, profile, name = link.groups()
+    there = (
+        profile in SHOWN if name.endswith((".md", ".ipynb")) else (HOME / profile / name).is_file()
+    )
+    return link[0] if there else f"{text} (not run: `make paper PROFILE={profile}`)"
 
 
 def stage(app: Sphinx) -> None:
@@ -100,9 +129,7 @@ def stage(app: Sphinx) -> None:
     for path in Path(app.confdir).rglob("*.md"):
         write(source / path.relative_to(app.confdir), path.read_text())
     write(source / "contributing.md", (ROOT / "CONTRIBUTING.md").read_text())
-    for name in app.config.api_modules:
-        directive = f".. automodule:: contsteal.{name}\n   :members:"
-        write(source / "api" / f"{name}.md", f"# {name}\n\n```{{eval-rst}}\n{directive}\n```\n")
+    write(source / "changelog.md", (ROOT / "CHANGELOG.md").read_text())
     for profile in SHOWN:
         stage_results(profile, source / "results" / profile)
         for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"):
@@ -111,8 +138,7 @@ def stage(app: Sphinx) -> None:
 
 def stage_results(profile: str, folder: Path) -> None:
     """Write a profile's page: its notebooks, its summary, and below each figure the figure's files."""
-    figures = artifacts.figures_dir() / profile
-    text = f"# Results of the `{profile}` profile\nNo results are stored: `make paper` makes them."
+    figures, text = HOME / profile, f"# Results of the `{profile}` profile\n{NONE}"
     if profile in RESULTS:
         copytree(figures, folder, ignore=ignore_patterns("*.md", "*.json"), dirs_exist_ok=True)
         text = (figures / "summary.md").read_text()
@@ -125,13 +151,18 @@ def stage_results(profile: str, folder: Path) -> None:
 
 
 def stage_notebook(profile: str, source: Path, path: Path) -> None:
-    """Write a notebook, executed if it was; of its widgets, only those with a static image remain."""
+    """Write a notebook as it was executed, or as it is with the stored figures behind their cells.
+
+    Of its widgets, only those with a static image remain.
+    """
     command = f"`make paper PROFILE={profile} NB={number(source.stem)}`"
     executed = artifacts.runs_dir() / profile / source.name
-    note = f"Not executed here, so without outputs: {command} runs this notebook."
     if executed.is_file():
-        source, note = executed, f"Executed by {command}."
-    book = nbformat.read(source, as_version=4)
+        book, note = nbformat.read(executed, as_version=4), f"Executed by {command}."
+    else:
+        book = nbformat.read(source, as_version=4)
+        book.cells = [shown for cell in book.cells for shown in (cell, *figures_of(profile, cell))]
+        note = f"Not executed here: {command} runs this notebook. The figures are the stored ones."
     book.metadata.pop("widgets", None)
     for cell in (c for c in book.cells if "outputs" in c):
         data = [output.get("data", {}) for output in cell.outputs]
@@ -143,6 +174,15 @@ def stage_notebook(profile: str, source: Path, path: Path) -> None:
         )
     book.cells.insert(1, nbformat.v4.new_markdown_cell(f"```{{note}}\n{note}\n```"))
     write(path, nbformat.writes(book))
+
+
+def figures_of(profile: str, cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """Return a cell with the stored figures that a code cell publishes, those that there are."""
+    stems = re.findall(r"figures\.publish\(\"(\w+)\"", cell.source)
+    stems += ["contact_sheet"] * ("figures.sheet(" in cell.source)
+    stems = [stem for stem in stems if (HOME / profile / f"{stem}.png").is_file()]
+    text = "\n\n".join(f"![{stem}]({stem}.png)" for stem in stems)
+    return [nbformat.v4.new_markdown_cell(text)] if stems and cell.cell_type == "code" else []
 
 
 def formula(translator: Any, node: nodes.Element) -> None:
@@ -159,16 +199,24 @@ def escape(match: re.Match[str]) -> str:
     return f"{match[1]}\\ " if match[1] else f"\\{match[2]}"
 
 
-def plain(*arguments: Any) -> None:
+def plain(app: Sphinx, what: str, *others: Any) -> None:
     """Docstrings are plain text: keep reST from reading emphasis or references into formulas."""
-    lines: list[str] = arguments[-1]
-    text = re.sub(r"(`+[^`]+`+)|([*|]|_(?=\W|$))", escape, "\n".join(lines))
-    lines[:] = text.split("\n")
+    lines: list[str] = others[-1]
+    if what in ("attribute", "property"):  # napoleon takes what precedes a colon for the type
+        lines[0] = f": {lines[0]}"
+    parts = re.split(r"(^ *>>>.*?(?:\n *\n|\Z))", "\n".join(lines), flags=re.MULTILINE | re.DOTALL)
+    parts[::2] = [re.sub(r"(`+[^`]+`+)|([*|]|_(?=\W|$))", escape, text) for text in parts[::2]]
+    lines[:] = "".join(parts).split("\n")  # examples stay as they are
+
+
+def without_limits(*arguments: Any) -> tuple[str | None, str | None]:
+    """Leave the limits of parameters out of a signature; each parameter's own line has them."""
+    signature, returned = arguments[-2:]
+    return signature and re.sub(r"Annotated\[(\w+), \{[^}]*\}\]", r"\1", signature), returned
 
 
 def setup(app: Sphinx) -> None:
-    modules = [p.stem for p in sorted((ROOT / "contsteal").glob("[a-z]*.py"))]
-    app.add_config_value("api_modules", [*modules, *ROOMS], "env")
     app.add_html_math_renderer("mathml", (formula, None), (formula, None))
     app.connect("builder-inited", stage)
     app.connect("autodoc-process-docstring", plain, priority=400)
+    app.connect("autodoc-process-signature", without_limits)

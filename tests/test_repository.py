@@ -96,18 +96,41 @@ def test_every_profile_has_checked_parameters(profile: str) -> None:
 
 
 def functions() -> Iterator[tuple[str, int]]:
-    """Yield every function of the package with its number of lines."""
+    """Yield every function of the package with its number of lines, without its docstring."""
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                yield f"{path.stem}.{node.name}", node.end_lineno - node.lineno + 1
+                yield f"{path.stem}.{node.name}", span(node) - documented_lines(node)
 
 
 def test_the_package_has_few_modules_and_a_small_root() -> None:
     root = [path for path in MODULES if path.parent == ROOT / "contsteal"]
     assert len(MODULES) <= 45
     assert len(root) <= 14
-    assert sum(len(path.read_text().splitlines()) for path in root) <= 3600
+    assert sum(map(code_lines, root)) <= 2933
+
+
+def span(node: ast.stmt) -> int:
+    return node.end_lineno - node.lineno + 1
+
+
+def documented_lines(node: ast.AST) -> int:
+    """Count the lines of all docstrings in a module, class or function."""
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef
+    nodes = [n for n in ast.walk(node) if isinstance(n, documented)]
+    return sum(span(n.body[0]) for n in nodes if ast.get_docstring(n) is not None)
+
+
+def code_lines(path: Path) -> int:
+    """Count the lines of a module without those of its docstrings."""
+    text = path.read_text()
+    return len(text.splitlines()) - documented_lines(ast.parse(text))
+
+
+def test_docstrings_are_not_counted_as_code(tmp_path: Path) -> None:
+    path = tmp_path / "module.py"
+    path.write_text('"""One."""\n\ndef f():\n    """Two\n    three."""\n    return "four"\n')
+    assert code_lines(path) == 3
 
 
 def test_functions_are_short() -> None:
@@ -227,7 +250,7 @@ def test_a_citation_against_the_schema_is_seen(change: dict[str, Any], fault: st
 
 # ------------------------------------------------------------------------------- documents
 
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "benchmarks/README.md",
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md",
              *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]  # fmt: skip
 # Each command as it is written, what is run for it (once), and what it must print; in this order.
 COMMANDS = {

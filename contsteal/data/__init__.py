@@ -31,11 +31,11 @@ Read = tuple["Tensor | Packed", Tensor | None, tuple[str, ...]]
 class ImageSet:
     """Images with their labels, the names of the classes, and where they come from."""
 
-    images: "Tensor | Packed"  # uint8 (N, 3, H, W), in memory or on disk
-    labels: Tensor | None  # int64 (N,)
+    images: "Tensor | Packed"  #: uint8 (N, 3, H, W), in memory or on disk
+    labels: Tensor | None  #: int64 (N,)
     name: str
     split: str
-    classes: tuple[str, ...]  # in the order of the labels
+    classes: tuple[str, ...]  #: in the order of the labels
 
     def __len__(self) -> int:
         return len(self.images)
@@ -46,7 +46,11 @@ class ImageSet:
         return replace(self, images=self.images.to(device), labels=labels)
 
     def take(self, chosen: Tensor | slice) -> "ImageSet":
-        """Return the chosen images with their labels, in that order."""
+        """Return the chosen images with their labels, in that order.
+
+        Args:
+            chosen: a slice, or indices (M,).
+        """
         labels = None if self.labels is None else self.labels[chosen]
         return replace(self, images=self.images[chosen], labels=labels)
 
@@ -63,13 +67,17 @@ def load(
         seed: draws embedded images, and the order of stored ones.
         image_size: pixels of a side. A stored set that would exceed 8 GiB is resized as it is read.
 
+    Returns:
+        Images uint8 (N, 3, H, W), labels int64 (N,) or None, the name, the split and the classes.
+
     Raises:
         ValueError: for a name, split, n or size that does not exist.
         MissingData, CorruptData, FolderError, PackError: for files that are missing or damaged.
 
     Example:
-        >>> load("shapes", n=2).images.shape
-        torch.Size([2, 3, 32, 32])
+        >>> images = load("shapes", n=2)
+        >>> images.images.shape, images.labels.shape, images.classes[:2]
+        (torch.Size([2, 3, 32, 32]), torch.Size([2]), ('disc', 'square'))
     """
     if n is not None and n < 1:
         raise ValueError(f"n={n} images of {name}: ask for at least 1")
@@ -130,7 +138,12 @@ def _resized(images: "Tensor | Packed", size: int, name: str) -> "Tensor | Packe
 
 
 def order(n: int, seed: int) -> Tensor:
-    """Return the one permutation of `n` images whose prefixes are the query budgets of `seed`."""
+    """Return the one permutation of `n` images whose prefixes are the query budgets of `seed`.
+
+    Example:
+        >>> order(4, seed=0).sort().values
+        tensor([0, 1, 2, 3])
+    """
     return torch.randperm(n, generator=generator("query order", seed))
 
 

@@ -40,9 +40,16 @@ class Listing(NamedTuple):
 
 
 def listing(root: Path, keep: Collection[str] | None = None) -> Listing:
-    """List the images of a folder, at any depth of its class folders, restricted to `keep`.
+    """List the images of a folder, at any depth of its class folders.
 
     Labels count the class folders in sorted order. Other files are a warning.
+
+    Args:
+        root: the folder.
+        keep: class folders to restrict it to.
+
+    Raises:
+        FolderError: for no folder, no image, or a layout that is not one of classes.
     """
     folders, beside = _subfolders(root), list(_files(root, deep=False))
     classes = folders if keep is None else sorted(set(keep))
@@ -98,6 +105,9 @@ def splits(root: Path, keep: Collection[str] | None = None) -> dict[str, Path]:
     """Return the folder of every split; a folder without split folders is all `train`.
 
     All splits have the same class folders (`keep` at least), or none: ImageNet's test images.
+
+    Raises:
+        FolderError: for images beside the splits, and for classes that a split lacks.
     """
     names = _subfolders(root)
     places = {split: root / split for split in SPLITS if split in names}
@@ -114,7 +124,11 @@ def splits(root: Path, keep: Collection[str] | None = None) -> dict[str, Path]:
 
 
 def choose(root: Path, split: str, places: Mapping[str, Path]) -> Path:
-    """Return the folder of a split among the `places` in `root`; `test` falls back to `val`."""
+    """Return the folder of a split among the `places` in `root`; `test` falls back to `val`.
+
+    Raises:
+        FolderError: for a split that does not exist.
+    """
     name = "val" if split == "test" and "test" not in places else split
     if name not in places:
         raise FolderError(f"no split {split!r} in {root}: choose one of {', '.join(places)}")
@@ -191,10 +205,18 @@ def _box(sides: Sequence[float], size: int) -> tuple[float, float, float, float]
 def decode_all(
     folder: Path, files: Sequence[Path], out: np.ndarray, workers: int = -1
 ) -> tuple[dict[int, str], str]:
-    """Decode N files of a folder into `out`, uint8 (N, 3, S, S); unreadable ones become black.
+    """Decode N files of a folder into `out`; unreadable ones become black.
 
-    Returns the rows that were skipped and why, which is a warning, too, and a sha256 of all pixels.
-    Threads, -1 for one a core, do: Pillow and sha256 release the interpreter's lock.
+    Args:
+        folder, files: the files are relative to the folder.
+        out: uint8 (N, 3, S, S), filled in place.
+        workers: threads, -1 for one a core: Pillow and sha256 release the interpreter's lock.
+
+    Returns:
+        The rows that were skipped and why, which is a warning, too, and a sha256 of all pixels.
+
+    Raises:
+        FolderError: where no file could be read, or the disk fails.
     """
     from joblib import Parallel, delayed
     from tqdm.auto import tqdm
@@ -221,7 +243,19 @@ def decode_all(
 
 
 def read(root: Path, split: str, size: int) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
-    """Read a split into memory: uint8 (N, 3, size, size), labels int64 (N,) or None, classes."""
+    """Read a split into memory.
+
+    Args:
+        root: an image folder.
+        split: "train", "test" or "val".
+        size: pixels of a side.
+
+    Returns:
+        Images uint8 (N, 3, size, size), labels int64 (N,) or None, classes.
+
+    Raises:
+        FolderError: for what cannot be listed or read, or exceeds the memory.
+    """
     folder = choose(root, split, splits(root))
     files, labels, classes = listing(folder)
     try:

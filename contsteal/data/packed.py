@@ -133,10 +133,19 @@ def resize(images: Tensor, size: int) -> Tensor:
 
 
 def open_pack(path: Path, split: str) -> tuple[Packed, Tensor | None, tuple[str, ...]]:
-    """Open images, labels, int64 (N,) or None, and classes of a split that `pack` has written.
+    """Open a split that `pack` has written.
 
-    PackError where it is missing, unfinished or damaged: the manifest and the shape of the images
-    are checked; FolderError for an unknown split.
+    Args:
+        path: the pack.
+        split: "train", "test" or "val".
+
+    Returns:
+        Images on disk, labels int64 (N,) or None, and classes.
+
+    Raises:
+        PackError: where it is missing, unfinished or damaged: the manifest and the shape of the images
+            are checked.
+        FolderError: for an unknown split.
     """
     places = {s: path / s for s in folders.SPLITS if (path / s / MANIFEST).exists()}
     if (path / MANIFEST).exists():
@@ -171,10 +180,19 @@ def _sealed(manifest: dict[str, Any]) -> dict[str, Any]:
 def pack(
     src: Path, dst: Path, size: int, workers: int = -1, keep: Collection[str] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Decode the folder `src` into `dst`, or its splits into `dst/<split>`; return their manifests.
+    """Decode the folder `src` into `dst`, or its splits into `dst/<split>`.
 
-    A split appears when all of it is written; one that is there already is not done again. `size` is in
-    pixels, `workers` are threads, -1 for one a core; `keep` has the class folders to restrict it to.
+    A split appears when all of it is written; one that is there already is not done again.
+
+    Args:
+        src: a folder of images, of classes, or of splits.
+        dst: the folder to write.
+        size: pixels of a side.
+        workers: threads; -1 for one a core.
+        keep: class folders to restrict it to.
+
+    Returns:
+        The manifest of each split.
 
     Raises:
         FolderError, PackError: for a `src` that cannot be packed, a `dst` of other files or size.

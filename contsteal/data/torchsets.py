@@ -97,7 +97,11 @@ def missing(name: str, splits: Collection[str]) -> list[Archive]:
 
 
 def require(name: str, splits: Collection[str]) -> None:
-    """Raise MissingData where files are missing: how large they are, and what to do."""
+    """Check that the files of splits are there.
+
+    Raises:
+        MissingData: where files are missing: how large they are, and what to do.
+    """
     if archives := missing(name, splits):
         raise MissingData(f"{name} is not complete in {data_dir()}: {_remedy(archives)}")
 
@@ -187,9 +191,14 @@ def _open(name: str, split: str, **options: object) -> Any:
 def read(name: str, split: str, image_size: int = 32) -> Read:
     """Read one split of a data set; it takes twice the split's size in memory.
 
+    Args:
+        name: of SPLITS.
+        split: one of them.
+        image_size: side in pixels that GTSRB's images, which differ in size, are squeezed to.
+
     Returns:
-        Images, uint8 (N, 3, H, W), GTSRB's squeezed to `image_size`, gray ones repeated three times;
-        labels, int64 (N,), None for STL10's `unlabeled`; the names of the classes.
+        Images, uint8 (N, 3, H, W), gray ones repeated three times; labels, int64 (N,), None for STL10's
+        `unlabeled`; the names of the classes.
 
     Raises:
         MissingData, CorruptData: for files that are not there, or not the published ones.
@@ -222,7 +231,11 @@ def _signs(split: str, size: int) -> Read:
 
 
 def imagenet(name: str, size: int) -> Path:
-    """Return the pack of an ImageNet; MissingData with how to make it where it is missing."""
+    """Return the pack of an ImageNet at a size in pixels.
+
+    Raises:
+        MissingData: where it was not packed, with how to make it.
+    """
     pack, home = data_dir() / f"{name}-{size}", data_dir() / "imagenet"
     if pack.is_dir():
         return pack

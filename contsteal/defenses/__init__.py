@@ -42,8 +42,16 @@ DEFENSES: dict[str, Callable[..., Defense]] = {
 def build(name: str, **options: object) -> Defense:
     """Build a defence by its name in `DEFENSES`.
 
+    Args:
+        name: of the defence.
+        **options: its parameters.
+
     Raises:
         ValueError: for an unknown name, and for parameters that the defence does not take.
+
+    Example:
+        >>> build("rounding", decimals=1)
+        Rounding(1)
     """
     if not isinstance(name, str) or name not in DEFENSES:
         raise ValueError(f"unknown defence {name!r}: choose one of {', '.join(DEFENSES)}")

@@ -92,6 +92,13 @@ class UserTransform(Transforming):
     "affine" for vectors. "pad" appends constants from N(0, 1), so that D grows. "shuffle" permutes the
     coordinates. "binary" gives D bits, each the side of a random plane through a random point of
     [0, 1]^D, as in the code.
+
+    Raises:
+        ValueError: for an unknown step, and a padding below 1.
+
+    Example:
+        >>> UserTransform("pad+shuffle", padding=2)(torch.zeros(4, 3), "user").shape
+        torch.Size([4, 5])
     """
 
     title, positional = "user transform, {transform}", ("transform",)
@@ -120,14 +127,23 @@ def _planes(seed: int, dim: int, planes: int, device: torch.device) -> Tensor:
 class B4B(Transforming, PerUser[Visited]):
     """Add N(0, sigma^2), sigma = lambda (exp(ln(alpha/lambda) E/beta) - 1), then map per user.
 
-    E is the share of the 2^`bits` buckets, signs of random projections, that a user's answers have
+    E is the share of the 2^bits buckets, signs of random projections, that a user's answers have
     occupied so far. It never falls, and an answer meets the E of the answers up to itself, however
     they are batched. Repeats of an input do not raise E and get fresh noise.
 
     The published code departs from its paper: lambda is 1e-7, the noise lags behind E and is equal in
     each epoch, E is of one pass over a file and not per user, and the first account has no transform.
 
-    A user takes `families` 2^`bits` / 8 bytes, 512 by default and 2^21 at most.
+    A user takes families 2^bits / 8 bytes, 512 by default and 2^21 at most.
+
+    Raises:
+        ValueError: for parameters out of range, an alpha not above lambda, and too much noise or memory.
+
+    Example:
+        >>> defence = B4B(bits=4, transform="none")
+        >>> answers = defence(torch.eye(8), "user")
+        >>> 0 < defence.coverage("user") <= 8 / 16
+        True
     """
 
     title, record = "B4B, {bits} bits", Visited
@@ -160,7 +176,7 @@ class B4B(Transforming, PerUser[Visited]):
         return self._to_space(answers + torch.from_numpy(stds).to(answers)[:, None] * noise, user)
 
     def sigma(self, coverage: float | np.ndarray) -> np.ndarray:
-        """Return the noise's standard deviation at a coverage from 0 to 1."""
+        """Return the noise's deviation at a coverage from 0 to 1, in the units of the answers."""
         betas = np.minimum(np.asarray(coverage) / self.beta, MOST_BETAS)
         return self.lam * np.expm1(math.log(self.alpha / self.lam) * betas)
 
@@ -171,7 +187,10 @@ class B4B(Transforming, PerUser[Visited]):
 
         Args:
             coverage: the share of the buckets that customers occupy, above 0.
-            noise: the standard deviation that is bearable for them, above 0.
+            noise: the standard deviation that is bearable for them, above 0, in the units of the answers.
+
+        Raises:
+            ValueError: for 0 or below.
         """
         number(coverage, "B4B coverage", above=0)
         number(noise, "B4B noise", above=0)

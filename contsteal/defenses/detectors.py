@@ -118,6 +118,17 @@ class SimilarQueries(Detector[Recent]):
     cosine 0.5, l2 13 on projections, l2 18 on answers. Its code has cosine 0.6, forgets the user after
     every batch, and has no verdict on users. Repeated inputs are similar too. Attacks with one view, or
     with views split over accounts, are missed. A user takes up to 4 `memory` D bytes.
+
+    Raises:
+        ValueError: for parameters out of range, and a `projection` without a name.
+        Refused: on a flagged user's answers, where `action` is "refuse".
+
+    Example:
+        >>> watcher = SimilarQueries(threshold=0.9, action="record")
+        >>> answers = watcher(torch.eye(200), "customer")  # no two alike
+        >>> answers = watcher(torch.ones(200, 8), "thief")  # all alike
+        >>> watcher.flagged("customer"), watcher.flagged("thief")
+        (False, True)
     """
 
     title, optional, record = "similar queries", ("projection", "seed"), Recent
@@ -211,6 +222,16 @@ class Prada(Detector[Growing]):
     PRADA measures distances between inputs; a defence sees answers, so they are measured there.
     Natural images sent by an encoder thief look like a customer's (Dziedzic et al., ICML 2022, 5.3).
     A user takes up to 4 `memory` D bytes and 0.3 MB; the paper's sets never stop growing.
+
+    Raises:
+        ValueError: for parameters out of range.
+        Refused: on a flagged user's answers, where `action` is "refuse".
+
+    Example:
+        >>> watcher = Prada(action="record")
+        >>> answers = watcher(torch.randn(50, 8, generator=torch.Generator().manual_seed(0)), "user")
+        >>> watcher.statistic("user"), watcher.flagged("user")  # too few queries for a test
+        (1.0, False)
     """
 
     title, record = "PRADA", Growing
@@ -324,9 +345,20 @@ def solve(puzzle: Puzzle) -> int:
 
 
 def price_line(costs: Tensor) -> tuple[float, float]:
-    """Return intercept and slope, by least squares, of customers' summed costs (U, Q) over queries.
+    """Fit a customer's line: summed costs over queries, by least squares.
 
-    ValueError for costs that are not finite, no customer, or fewer than 2 queries.
+    Args:
+        costs: summed costs of U customers after each of Q queries, (U, Q).
+
+    Returns:
+        Intercept, and slope per query.
+
+    Raises:
+        ValueError: for costs that are not finite, no customer, or fewer than 2 queries.
+
+    Example:
+        >>> [round(x, 6) for x in price_line(torch.tensor([[2.0, 4.0, 6.0]]))]
+        [0.0, 2.0]
     """
     if costs.ndim != 2 or not len(costs) or costs.shape[1] < 2 or not costs.isfinite().all():
         size = tuple(costs.shape)
@@ -365,6 +397,15 @@ class ProofOfWork(PerUser[Bill]):
 
     The paper's cost is the privacy cost of PATE, from an ensemble's votes. Encoders have no votes and no
     usual mix of queries to calibrate by (Dziedzic et al., ICML 2022, 5.5): "flat" charges x = 0.
+
+    Raises:
+        ValueError: for parameters out of range, a function without a name, and costs of another shape.
+
+    Example:
+        >>> meter = ProofOfWork(least=0.1)
+        >>> answers = meter(torch.zeros(64, 8), "user")
+        >>> round(meter.bill("user"), 2)  # seconds: base^0 for 64 answers
+        1.0
     """
 
     title, record = "proof of work", Bill

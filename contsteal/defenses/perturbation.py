@@ -14,7 +14,12 @@ from contsteal.victim import finite
 
 
 class Normalise(Described):
-    """Scale each answer (N, D) to length 1, which hides its norm."""
+    """Scale each answer (N, D) to length 1, which hides its norm.
+
+    Example:
+        >>> Normalise()(torch.tensor([[3.0, 4.0]]), "user")
+        tensor([[0.6000, 0.8000]])
+    """
 
     title = "normalised"
 
@@ -28,6 +33,13 @@ class GaussianNoise(PerUser[Answered]):
 
     The draws depend on `seed`, the user and how often the user was answered: a run repeats exactly,
     and a repeated query gets fresh noise.
+
+    Raises:
+        ValueError: for a negative std, and parameters that are no finite numbers.
+
+    Example:
+        >>> GaussianNoise(std=0.0, mean=10.0)(torch.tensor([[1.0, 2.0]]), "user")
+        tensor([[11., 12.]])
     """
 
     title, optional, record = "noise", ("mean", "seed"), Answered
@@ -44,7 +56,15 @@ class GaussianNoise(PerUser[Answered]):
 
 @dataclass(repr=False, eq=False)
 class Rounding(Described):
-    """Round every coordinate to `decimals` places, from -6 (millions) to 12."""
+    """Round every coordinate to `decimals` places, from -6 (millions) to 12.
+
+    Raises:
+        ValueError: for other numbers of places.
+
+    Example:
+        >>> Rounding(1)(torch.tensor([[0.123, 0.987]]), "user")
+        tensor([[0.1000, 1.0000]])
+    """
 
     positional = ("decimals",)
     decimals: Annotated[int, {"least": -6, "most": 12}]
@@ -59,7 +79,15 @@ class Rounding(Described):
 
 @dataclass(repr=False, eq=False)
 class TopK(Described):
-    """Keep the `k` largest coordinates of each answer, at most all, and set the others to 0."""
+    """Keep the `k` largest coordinates of each answer, at most all, and set the others to 0.
+
+    Raises:
+        ValueError: for k below 1, and on answers with fewer coordinates than k.
+
+    Example:
+        >>> TopK(1)(torch.tensor([[1.0, 3.0, 2.0]]), "user")
+        tensor([[0., 3., 0.]])
+    """
 
     title, positional = "top {k}", ("k",)
     k: Count
@@ -84,6 +112,15 @@ class PredictionPoisoning(PerUser[Answered]):
 
     Made for classifiers, where y~ keeps the largest class and customers lose nothing. Embeddings have
     none, and a contrastive surrogate sees angles, not y - F (Dziedzic et al., ICML 2022, E.1).
+
+    Raises:
+        ValueError: for a negative eps or scale.
+
+    Example:
+        >>> answers = torch.eye(4)
+        >>> moved = PredictionPoisoning(eps=0.5)(answers, "user")
+        >>> (moved - answers).norm(dim=1)
+        tensor([0.5000, 0.5000, 0.5000, 0.5000])
     """
 
     title, optional, record = "prediction poisoning", ("scale", "seed"), Answered

@@ -74,6 +74,15 @@ class Described:
 
     A subclass keeps each parameter in an attribute of the same name, and needs no more than these and
     `__call__(answers, user)`. Dataclasses refuse, with a ValueError, what their annotations exclude.
+
+    Example:
+        >>> class Clip(Described):
+        ...     def __init__(self, limit: float) -> None:
+        ...         self.limit = limit
+        ...     def __call__(self, answers: Tensor, user: str) -> Tensor:
+        ...         return answers.clamp(-self.limit, self.limit)
+        >>> Clip(0.5), Clip(0.5)(torch.tensor([[1.0, -2.0]]), "user")
+        (Clip(limit=0.5), tensor([[ 0.5000, -0.5000]]))
     """
 
     title: str = ""  # the label's beginning; "{bits}" is replaced by that parameter
@@ -150,7 +159,10 @@ R = TypeVar("R", bound=Record)
 
 
 class PerUser(Described, Generic[R]):
-    """A defence that remembers a `record` of each user; users share nothing."""
+    """A defence that remembers a `record` of each user; users share nothing.
+
+    Subclasses name their record, a dataclass derived from `Record`, and change what `_of(user)` returns.
+    """
 
     record: type[R]
 
@@ -188,7 +200,11 @@ class PerUser(Described, Generic[R]):
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Replace all records by those of a `state_dict`; ValueError for another defence's or damage."""
+        """Replace all records by those of a `state_dict`.
+
+        Raises:
+            ValueError: for another defence's state, or a damaged one.
+        """
         if "defence" not in state or int(state["defence"]) != derive(repr(self)):
             raise ValueError(f"the state was not saved by {self!r}: build the defence with the "
                              "parameters and the seed it had when it was saved")  # fmt: skip

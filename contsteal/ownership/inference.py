@@ -27,11 +27,13 @@ class Verdict:
     """The result of one test of one suspect; a large statistic and a small p-value accuse."""
 
     test: str
-    measure: float  # what tables show, in the test's unit: a share of images from 0 to 1, or nats
-    statistic: float  # what `p_value` belongs to
-    p_value: float  # one-sided; the null hypothesis is an independent suspect
-    effect: float  # distance from the null: a difference of shares, or a gap in standard deviations
-    samples: int  # observations behind the p-value
+    measure: float  #: what tables show, in the test's unit: a share of images from 0 to 1, or nats
+    statistic: float  #: what `p_value` belongs to
+    p_value: float  #: one-sided; the null hypothesis is an independent suspect
+    effect: (
+        float  #: distance from the null: a difference of shares, or a gap in standard deviations
+    )
+    samples: int  #: observations behind the p-value
 
     def accuses(self, alpha: float = ALPHA) -> bool:
         """Return whether the null hypothesis is rejected at the level `alpha`."""
@@ -52,7 +54,17 @@ class Rate:
 def proportion(hits: int, trials: int, level: float = 0.95) -> Rate:
     """Return hits / trials with the exact interval of Clopper and Pearson (Biometrika, 1934).
 
-    ValueError for no trial, more hits than trials, or a level outside (0, 1).
+    Args:
+        hits, trials: counts.
+        level: of confidence, between 0 and 1.
+
+    Raises:
+        ValueError: for no trial, more hits than trials, or a level outside (0, 1).
+
+    Example:
+        >>> rate = proportion(0, 20)
+        >>> rate.rate, round(rate.high, 3)
+        (0.0, 0.168)
     """
     from scipy import stats
 
@@ -67,6 +79,14 @@ def false_positives(verdicts: Iterable[Verdict], alpha: float = ALPHA, level: fl
     """Return how often verdicts on *independently trained* encoders accuse at the level `alpha`.
 
     None of 20 accused still leaves up to 17 % at 95 % confidence: one p-value proves no such rate.
+
+    Args:
+        verdicts: one per encoder.
+        alpha: the level of the test.
+        level: of the interval.
+
+    Raises:
+        ValueError: for no verdict, or a level outside (0, 1).
     """
     accused = [verdict.accuses(alpha) for verdict in verdicts]
     return proportion(sum(accused), len(accused), level)
@@ -79,7 +99,20 @@ def against_controls(measure: float, controls: Iterable[float], test: str = "con
     The encoder is the unit, so a head that happens to lean one way accuses nobody. The verdict's `effect`
     is in the controls' standard deviations.
 
-    ValueError for fewer than two controls, controls that are all the same, NaN or infinity.
+    Args:
+        measure: of the suspect.
+        controls: of independently trained encoders, at least two.
+        test: the verdict's name.
+
+    Returns:
+        The verdict.
+
+    Raises:
+        ValueError: for fewer than two controls, controls that are all the same, NaN or infinity.
+
+    Example:
+        >>> against_controls(0.8, [0.49, 0.50, 0.52, 0.48]).accuses()
+        True
     """
     from scipy import stats
 
@@ -92,8 +125,18 @@ def against_controls(measure: float, controls: Iterable[float], test: str = "con
 def least_excess(controls: Iterable[float], alpha: float = ALPHA) -> float:
     """Return by how much a suspect must exceed the mean of m controls for `against_controls` to accuse.
 
-    It is t(1 - alpha, m - 1) s sqrt(1 + 1/m), in the unit of the measure: a suspect whose true excess is
-    just that is accused every second time. Errors are those of `against_controls`.
+    It is t(1 - alpha, m - 1) s sqrt(1 + 1/m): a suspect whose true excess is just that is accused every
+    second time.
+
+    Args:
+        controls: measures of m independently trained encoders.
+        alpha: the level of the test.
+
+    Returns:
+        The excess, in the unit of the measure.
+
+    Raises:
+        ValueError: as `against_controls`.
     """
     from scipy import stats
 
@@ -103,10 +146,20 @@ def least_excess(controls: Iterable[float], alpha: float = ALPHA) -> float:
 
 
 def least_gap(suspect: int, null: int, alpha: float = ALPHA) -> float:
-    """Return the Cohen's d above which `welch` accuses, for so many images on both sides.
+    """Return the Cohen's d above which `welch` accuses.
 
-    It is t(1 - alpha, n + m - 2) sqrt(1/n + 1/m), exact where both sides vary alike. ValueError for fewer
-    than two images on a side.
+    It is t(1 - alpha, n + m - 2) sqrt(1/n + 1/m), exact where both sides vary alike.
+
+    Args:
+        suspect, null: numbers of images n and m on both sides.
+        alpha: the level of the test.
+
+    Raises:
+        ValueError: for fewer than two images on a side.
+
+    Example:
+        >>> round(least_gap(100, 100), 3)
+        0.234
     """
     from scipy import stats
 
@@ -130,12 +183,25 @@ def _spread(controls: Iterable[float]) -> Tensor:
 def welch(suspect: Tensor, null: Tensor, test: str = "welch", form: Form = "signed") -> Verdict:
     """Test H0: mean(suspect) <= mean(null) by Welch's t.
 
-    The samples have one number per image, (N,) and (M,). The verdict's `measure` is the gap of the means,
-    its `effect` Cohen's d, the gap over the root of the mean variance. The form "published" is the
-    dataset inference code's: equal variances, and half of the *two-sided* p, so that a gap in the wrong
-    direction accuses too.
+    The verdict's `measure` is the gap of the means, its `effect` Cohen's d, the gap over the root of the
+    mean variance.
 
-    ValueError for fewer than two samples, NaN or infinity, no variance at all, an unknown form.
+    Args:
+        suspect, null: one number per image, (N,) and (M,).
+        test: the verdict's name.
+        form: "signed", or "published", the dataset inference code's: equal variances, and half of the
+            *two-sided* p, so that a gap in the wrong direction accuses too.
+
+    Returns:
+        The verdict.
+
+    Raises:
+        ValueError: for fewer than two samples, NaN or infinity, no variance at all, an unknown form.
+
+    Example:
+        >>> low, high = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([8.0, 9.0, 10.0])
+        >>> welch(low, high).accuses(), welch(low, high, form="published").accuses()
+        (False, True)
     """
     from scipy import stats
 
@@ -195,6 +261,19 @@ def dataset_inference(
         public: images of the same distribution that no encoder was trained on, (M, 3, H, W).
         seed: of the halves and the mixture.
         **options: as of `mixture_test`.
+
+    Returns:
+        The verdict; its p-value is over images.
+
+    Raises:
+        ValueError: as `mixture_scores`.
+
+    Example:
+        >>> from contsteal import data
+        >>> private, public = (data.load("shapes", n=64, seed=s).images for s in (0, 1))
+        >>> stranger = encoders.build("conv4")
+        >>> dataset_inference(stranger, private, public, components=2).accuses()
+        False
     """
     fitted, tested = split(private, seed)
     features = [encoders.embed(suspect, part) for part in (fitted, tested, public)]
@@ -206,8 +285,15 @@ def mixture_test(
 ) -> Verdict:
     """Test H0: E log p(private) <= E log p(public), p a mixture of Gaussians.
 
-    The verdict's `measure` is the gap of the mean log-likelihoods in nats. Arguments and errors are those
-    of `mixture_scores`, and `form` that of `welch`.
+    The verdict's `measure` is the gap of the mean log-likelihoods in nats.
+
+    Args:
+        fitted, private, public: features of one encoder, as of `mixture_scores`.
+        form: as of `welch`.
+        **options: as of `mixture_scores`.
+
+    Raises:
+        ValueError: as `mixture_scores`.
     """
     scores = mixture_scores(fitted, private, public, **options)
     return welch(*scores, test="dataset inference", form=form)
@@ -231,8 +317,10 @@ def mixture_scores(
         covariance: "full" or "diag".
         standardise: whether to standardise features first, by mean and deviation of `fitted`.
         ridge: added to each variance.
+        seed: of the mixture's start.
 
-    ValueError for fewer features than components, shapes that do not fit, NaN or infinity.
+    Raises:
+        ValueError: for fewer features than components, shapes that do not fit, NaN or infinity.
     """
     from sklearn.mixture import GaussianMixture  # takes seconds to import
 

@@ -18,7 +18,13 @@ from contsteal.seeds import generator
 class Obfuscated(nn.Module):
     """An encoder behind a fixed affine map: images (N, 3, H, W) to features (N, `dim`).
 
-    `weight` is (`dim`, D) for an encoder of D features, else ValueError; `bias` is (`dim`,).
+    Args:
+        encoder: of D features.
+        weight: (`dim`, D).
+        bias: (`dim`,).
+
+    Raises:
+        ValueError: for a weight of another shape.
     """
 
     dim: int
@@ -66,7 +72,11 @@ def affine(encoder: Net, seed: int = 0, shift: float = 1.0) -> Obfuscated:
 
 
 def pad(encoder: Net, extra: int = 16, seed: int = 0) -> Obfuscated:
-    """Return the features and `extra` zeros, shuffled: no watermark head reads that dimension."""
+    """Return the features and `extra` zeros, shuffled: no watermark head reads that dimension.
+
+    Raises:
+        ValueError: for extra below 1.
+    """
     if extra < 1:
         raise ValueError(f"extra={extra}: at least one feature is added")
     order = torch.randperm(encoder.dim + extra, generator=generator("pad", seed))

@@ -28,18 +28,18 @@ Optimizers = dict[str, torch.optim.Optimizer]
 class Config:
     """How the key is embedded; defaults are the published code's, but for the batch (2 there)."""
 
-    shadow: str = "resnet18"  # the encoder that plays the thief
-    key: int = 256  # dimension of the secret vector
-    masked: float = 0.35  # share of the pixel values that the trigger replaces
-    hidden: tuple[int, ...] = (512, 256)  # of the decoder
+    shadow: str = "resnet18"  #: the encoder that plays the thief
+    key: int = 256  #: dimension of the secret vector
+    masked: float = 0.35  #: share of the pixel values that the trigger replaces
+    hidden: tuple[int, ...] = (512, 256)  #: of the decoder
     epochs: int = 50
     batch: int = 64
     lr_encoder: float = 1e-5
-    lr_shadow: float = 1e-2  # times 0.96 after each epoch
+    lr_shadow: float = 1e-2  #: times 0.96 after each epoch
     lr_decoder: float = 1e-3
     lr_trigger: float = 1e-3
     image_size: int = 32
-    gradients: Literal["own", "published"] = "own"  # "published": the encoder follows all losses
+    gradients: Literal["own", "published"] = "own"  #: "published": the encoder follows all losses
     seed: int = 0
 
 
@@ -129,12 +129,25 @@ def embed(config: Config, victim: encoders.Encoder, images: Tensor, private: Ten
     Each step updates the shadow, then trigger and decoder, then the encoder without its batch norm.
 
     Args:
+        config: how the key is embedded.
+        victim: a trained encoder, which stays as it is.
         images: uint8 (N, 3, H, W), what the shadow steals with and the copy stays faithful on.
         private: uint8 (M, 3, H, W), the owner's images to stamp.
+
+    Returns:
+        The watermarked copy, the owner's key, the shadow, and losses per epoch.
 
     Raises:
         ValueError: for a config out of range, and images that do not fit it.
         loop.Diverged: for a NaN loss.
+
+    Example:
+        >>> from contsteal import data
+        >>> images, private = (data.load("shapes", n=n).images for n in (32, 16))
+        >>> config = Config(shadow="conv4", epochs=1, batch=16)
+        >>> guarded = embed(config, encoders.build("conv4"), images, private)
+        >>> verify(guarded.key, guarded.encoder, private).samples
+        16
     """
     _check(config, images, private)
     model = KeyEmbedding(victim, config).to(images.device)
@@ -236,7 +249,13 @@ def decoded(key: Key, answers: Tensor) -> Tensor:
 def rate(key: Key, answers: Tensor, threshold: float = 0.5) -> float:
     """Return the watermark rate: the share of answers whose cosine with the key exceeds `threshold`.
 
-    ValueError for another dimension than the victim's, naming the test that applies, and for NaN.
+    Args:
+        key: the owner's.
+        answers: a suspect's (N, D) to `questions`.
+        threshold: of the cosine.
+
+    Raises:
+        ValueError: for another dimension than the victim's, naming the test that applies, and for NaN.
     """
     cosines = decoded(key, answers) @ F.normalize(key.secret.double().cpu(), dim=0)
     return (cosines > threshold).double().mean().item()
@@ -253,8 +272,18 @@ def verify(
     |m| c is the mean cosine, the `effect`. The decoder was trained for its key, though, and may lean to
     it whatever it reads: with two or more controls H0 is that the suspect's mean cosine is one of theirs.
 
-    The verdict's `measure` is the watermark rate on the owner's `private` images, uint8 (N, 3, H, W), or
-    with controls, independently trained encoders, the mean cosine. Errors are those of `rate`.
+    Args:
+        key: the owner's.
+        suspect: images (N, 3, H, W) to features (N, D).
+        private: the owner's images, uint8 (N, 3, H, W).
+        threshold: as of `rate`.
+        controls: encoders that were trained independently of the victim.
+
+    Returns:
+        The verdict; its `measure` is the watermark rate, or with controls the mean cosine.
+
+    Raises:
+        ValueError: as `rate` and `against_controls`.
     """
     from scipy import stats
 

@@ -34,8 +34,8 @@ class Config:
 
     victim: pretrain.Config = field(default_factory=pretrain.Config)
     trained_head: bool = True
-    weight: float = 1.0  # of the rotation task; the paper alternates epochs of the two tasks
-    hidden: tuple[int, ...] = (256, 128)  # the code's; the paper says "two-layer"
+    weight: float = 1.0  #: of the rotation task; the paper alternates epochs of the two tasks
+    hidden: tuple[int, ...] = (256, 128)  #: the code's; the paper says "two-layer"
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,20 @@ def fit(
         carriers: the owner's images to turn, uint8 (N, 3, H, W), in place of the training images, which
             are the paper's choice. The rate is then over held-out carriers.
 
+    Returns:
+        The watermarked victim, the owner's mark, and one row per epoch.
+
     Raises:
         ValueError: as `pretrain.fit` does, and for a negative weight.
         loop.Diverged: for a NaN loss.
+
+    Example:
+        >>> from contsteal import data
+        >>> images = data.load("shapes", n=64)
+        >>> config = Config(pretrain.Config("simclr", "conv4", steps=2, batch=16))
+        >>> owned = fit(config, images)
+        >>> verify(owned.mark, owned.encoder, images.images).samples
+        128
     """
     victim, schedule = config.victim, pretrain.schedule(config.victim)
     held = min(victim.held_out, len(images.images) // 10)
@@ -184,19 +195,31 @@ def _margins(mark: Mark, answers: Tensor) -> Tensor:
 
 
 def success(mark: Mark, answers: Tensor) -> Tensor:
-    """Return which answers (2N, D) to `questions` the head classifies rightly, 0 or 1, float64 (2N,).
+    """Return which answers to `questions` the head classifies rightly, 0 or 1, float64 (2N,).
 
-    ValueError for another dimension than the victim's, an odd number of answers, or NaN.
+    Args:
+        mark: the owner's.
+        answers: a suspect's, (2N, D).
+
+    Raises:
+        ValueError: for another dimension than the victim's, an odd number of answers, or NaN.
     """
     return (_margins(mark, answers).argmax(1) == half_planes(len(answers) // 2)).double()
 
 
 def ranked(mark: Mark, answers: Tensor) -> Verdict:
-    """Test answers (2N, D) to `questions` by the order of the head's margins, not by their sign.
+    """Test answers to `questions` by the order of the head's margins, not by their sign.
 
     If a surrogate's features are shifted, the head may see one half-plane throughout, at a rate of 1/2;
     the order survives. H0: the area under the ROC curve, the verdict's `measure`, is at most 1/2 (Mann
-    and Whitney, 1947). Errors are those of `success`.
+    and Whitney, 1947).
+
+    Args:
+        mark: the owner's.
+        answers: a suspect's, (2N, D).
+
+    Raises:
+        ValueError: as `success`.
     """
     from scipy import stats
 
@@ -215,14 +238,25 @@ def rate(mark: Mark, suspect: nn.Module, images: Tensor, seed: int = 0) -> float
 def verify(
     mark: Mark, suspect: nn.Module, images: Tensor, *, controls: Sequence[nn.Module] = (), seed: int = 0
 ) -> Verdict:  # fmt: skip
-    """Test a suspect's watermark success rate on the victim's training images (N, 3, H, H).
+    """Test a suspect's watermark success rate on the victim's training images.
 
     Without controls H0 is a rate of at most 1/2. An independent encoder may depart from 1/2 too, if the
     head happens to lean one way in its coordinates. With two or more controls, independently trained
     encoders, H0 is that the suspect's rate is one of theirs. The paper's own test (table 5) is
     `welch(success(mark, suspect), success(mark, control))` on answers to `questions`.
 
-    ValueError for a suspect of another dimension, naming the test that applies.
+    Args:
+        mark: the owner's.
+        suspect: images (N, 3, H, H) to features (N, D).
+        images: what the victim was trained on, (N, 3, H, H).
+        controls: encoders that were trained independently of the victim.
+        seed: of the angles.
+
+    Returns:
+        The verdict; its `measure` is the rate from 0 to 1.
+
+    Raises:
+        ValueError: for a suspect of another dimension, naming the test that applies.
     """
     right = success(mark, encoders.embed(suspect, questions(images, seed)))
     if controls:

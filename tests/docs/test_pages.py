@@ -1,0 +1,80 @@
+"""README and docs: examples that run, a README of two screens, and the files that GitHub reads."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from contsteal import encoders
+from contsteal.lab import profiles
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# What examples are cut down to, and the weights that a test cannot download.
+SMALL = (
+    (r"\bsteps=\d+", "steps=2"),
+    (r"\bbatch=\d+", "batch=16"),
+    (r"\bn=\d+", "n=64"),
+    (r'"vit_small_patch14_dinov2\.lvd142m", image_size=518, pretrained=True', '"test_vit", 160'),
+)
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.+?)```", path.read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the file of weights that examples read."""
+    monkeypatch.chdir(tmp_path)
+    weights = encoders.build("resnet18").backbone.state_dict()
+    state = {f"backbone.{name}": value for name, value in weights.items()}
+    torch.save({"state_dict": state}, tmp_path / "checkpoint.pth")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in PAGES if blocks(p, "python")], ids=lambda path: path.stem
+)
+def test_examples_run_one_after_another(path: Path, desk: Path) -> None:
+    names: dict[str, object] = {"__name__": "__main__"}
+    for block in blocks(path, "python"):
+        for pattern, small in SMALL:
+            block = re.sub(pattern, small, block)
+        exec(compile(block, str(path), "exec"), names)
+
+
+@pytest.mark.parametrize("block", blocks(ROOT / "docs" / "victims-and-data.md", "yaml"))
+def test_settings_that_are_shown_are_ones_that_profiles_take(
+    block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = yaml.safe_load((ROOT / "notebooks" / "profiles" / "demo.yaml").read_text())
+    tables["common"] |= yaml.safe_load(block)
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(tables))
+    monkeypatch.setattr(profiles, "PROFILES", tmp_path)
+    assert profiles.profile("mine")["common"]["victim"]["method"] == "ready"
+
+
+def test_the_readme_fits_two_screens_and_shows_one_figure() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 130
+    assert re.findall(r"!\[[^]]*\]\(([^)]+)\)", text) == ["figures/demo/03_attacks.png"]
+
+
+def test_the_hosted_workflow_runs_what_a_laptop_runs() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    steps = workflow["jobs"]["test"]["steps"]
+    assert [step["run"] for step in steps if "run" in step] == ["bash .ci/run"]
+    assert (ROOT / ".ci" / "run").is_file()
+
+
+@pytest.mark.parametrize("name", ["my-number-differs", "add-an-attack"])
+def test_issue_forms_have_what_github_needs(name: str) -> None:
+    form = yaml.safe_load((ROOT / ".github" / "ISSUE_TEMPLATE" / f"{name}.yml").read_text())
+    assert form["name"]
+    assert form["description"]
+    asked = [part for part in form["body"] if part["type"] != "markdown"]
+    assert all(part["attributes"]["label"] for part in asked)
+    assert len({part["id"] for part in asked}) == len(asked) > 3
