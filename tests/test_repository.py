@@ -1,6 +1,7 @@
 """The repository itself: notebooks in the house style, one environment, thin rooms, true documents."""
 
 import ast
+import builtins
 import datetime
 import os
 import re
@@ -62,6 +63,24 @@ def test_house_style(stem: str) -> None:
         assert part in text, part
     for target in links("\n".join(cell.source for cell in book.cells)):
         assert (ROOT / "notebooks" / target).exists(), target
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_solutions_of_exercises_use_only_what_their_notebook_defines(stem: str) -> None:
+    book = read(stem)
+    text = "\n".join(c.source for c in book.cells if c.cell_type == "markdown")
+    known = {*dir(builtins)}
+    for source in [
+        *(c.source for c in book.cells if c.cell_type == "code"),
+        *re.findall(r"```python\n(.+?)```", text, re.DOTALL),
+    ]:
+        nodes = list(ast.walk(ast.parse(source)))
+        names = [n for n in nodes if isinstance(n, ast.Name)]
+        known |= {n.id for n in names if isinstance(n.ctx, ast.Store)}
+        known |= {n.arg for n in nodes if isinstance(n, ast.arg)}
+        known |= {n.asname or n.name for n in nodes if isinstance(n, ast.alias)}
+        known |= {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.ExceptHandler)}
+        assert {n.id for n in names} <= known, source
 
 
 @pytest.mark.parametrize("stem", STEMS)

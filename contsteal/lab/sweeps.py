@@ -165,11 +165,13 @@ class Trial:
 
 
 def run(lab: Lab, jobs: Sequence[Work]) -> list[Row]:
-    """Run jobs, print what was computed and why, and return all rows."""
-    alone = len(jobs) < 2 or loop.QUIET in os.environ
-    done = list(tqdm(_results(lab, jobs), desc="runs", total=len(jobs), disable=alone))
+    """Run jobs, print what was computed and why (not where bars are off), and return all rows."""
+    quiet = loop.QUIET in os.environ
+    bar = tqdm(_results(lab, jobs), desc="runs", total=len(jobs), disable=quiet or len(jobs) < 2)
+    done = list(bar)
     for message, count in Counter(line for _, messages in done for line in messages).items():
-        print(f"{message} ({count})")
+        if not quiet:
+            print(f"{message} ({count})")
     return [row for rows, _ in done for row in rows]
 
 

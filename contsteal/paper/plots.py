@@ -753,38 +753,6 @@ def coverage_curves(table: pd.DataFrame, title: str) -> Figure:
     return fig
 
 
-def choice(
-    budgets: pd.DataFrame, defended: pd.DataFrame, attack: str, images: float, defence: str
-) -> Figure:
-    """Draw what a thief gets for a number of query images, and what a defence takes from whom."""
-    import seaborn as sns
-
-    fig, ((left, right),) = canvas(1, 2, 2.9)
-    attacks, colour = _attacks(budgets), COLOURS.get(attack, DARK)
-    greyed = dict.fromkeys(attacks["attack"], "#CCCCCC") | {attack: colour}
-    sns.lineplot(attacks, x="calls", y="accuracy", hue="attack", palette=greyed, errorbar=None,
-                 legend=False, ax=left)  # fmt: skip
-    runs = attacks[(attacks["attack"] == attack) & (attacks["images"] == images)]
-    left.plot(runs["calls"], runs["accuracy"], "o", color=colour)
-    cost = f"{runs['calls'].mean():.0f} answers, {runs['usd'].mean():.2f} US dollars"
-    left.set_title(f"{name(attack)}: {cost}", size=8)
-    left.set(xscale="log", xlabel="answers of the victim (log scale)", ylabel="thief's accuracy")
-    frame(left, budgets, "accuracy", vertical=False)
-    rows = _attacks(defended)
-    rows = rows[rows["defence"].isin(["none", defence])].replace(
-        {"defence": {defence: name(defence)}}
-    )
-    parties = rows.melt(["defence"], ["accuracy", "legitimate"])
-    parties = parties.replace({"accuracy": "thief", "legitimate": "paying user"})
-    sns.barplot(parties, x="variable", y="value", hue="defence", errorbar=None, saturation=1,
-                palette=["#BBBBBB", colour], ax=right)  # fmt: skip
-    right.set(xlabel="", ylabel="accuracy", ylim=(0, 1.2), yticks=np.linspace(0, 1, 6))
-    right.set_title("mean over attacks and seeds", size=8)
-    right.legend(loc="upper left")
-    in_percent(left.yaxis, right.yaxis)
-    return fig
-
-
 # --------------------------------------------------------------------------------- ownership
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from contsteal import encoders, evaluate, steal
+from contsteal import encoders, evaluate, loop, steal
 from contsteal.defenses.b4b import B4B
 from contsteal.lab import artifacts, experiment, sweeps, tables
 from contsteal.lab.experiment import Lab
@@ -255,7 +255,7 @@ def test_a_grid_over_epochs_or_steps_is_trained_for_them(lab: Lab) -> None:
 
 
 def test_workers_give_the_numbers_of_a_single_process(
-    lab: Lab, capsys: pytest.CaptureFixture[str]
+    lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = artifacts.runs_dir() / "artifacts"
     attacks = ["embedding", "label"]
@@ -263,7 +263,8 @@ def test_workers_give_the_numbers_of_a_single_process(
     for folder in [*kept.glob("attack-*"), *kept.glob("score-*")]:
         shutil.rmtree(folder)
     victims = len(list(kept.glob("victim-*")))
-    capsys.readouterr()
+    assert "computing attack" not in capsys.readouterr().out, "nobody watches where bars are off"
+    monkeypatch.delenv(loop.QUIET)
     torch.set_num_threads(2)  # workers have one: that must not make them train their own victim
     try:
         together = sweeps.sweep(lab.but(workers=2), attacks, [16], [0], ["shapes"])

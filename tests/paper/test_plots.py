@@ -181,24 +181,6 @@ def test_a_line_has_its_methods_colour_and_no_two_names_share_one() -> None:
     assert len(set(colours.values())) == 3
 
 
-def test_a_choice_shows_its_bill_and_both_parties() -> None:
-    budgets, defended = stored("04_budget"), stored("05a_defenses")
-    defence = next(d for d in defended["defence"].dropna() if d != "none")
-    images = budgets["images"].min()
-    left, right = plots.choice(budgets, defended, "cont-steal", images, defence).axes
-    usd = budgets.loc[budgets["images"] == images, "usd"].iloc[0]
-    cost = f"{images:.0f} answers, {usd:.2f} US dollars"
-    assert left.get_title(loc="left") == f"Cont-Steal: {cost}"
-    heights = [bar.get_height() for bars in right.containers for bar in bars]
-    means = defended.groupby("defence")[["accuracy", "legitimate"]].mean()
-    expected = [*means.loc["none"], *means.loc[defence]]
-    assert heights[:4] == pytest.approx(expected)
-    assert [t.get_text() for t in right.get_legend().get_texts()] == [
-        "none",
-        sentences.name(defence),
-    ]
-
-
 def test_the_first_notebooks_exercises_can_be_solved_as_shown(
     tmp_path, monkeypatch, capsys
 ) -> None:
