@@ -150,3 +150,14 @@ def test_the_table_of_contents_has_every_heading(opened) -> None:
     ]
     headings = [line.lstrip("# ") for line in lines if line.startswith("#")]
     assert {heading for heading in headings if heading} <= set(shown)
+
+
+@pytest.mark.parametrize("opened", [FIRST], indirect=True, scope="module")
+def test_the_picture_of_vectors_on_a_circle_moves(opened) -> None:
+    cells = opened.evaluate(BOOK)["cells"]
+    place = next(k for k, cell in enumerate(cells) if "<iframe" in str(cell.get("outputs")))
+    opened.evaluate("k => jupyterapp.shell.currentWidget.content.scrollToItem(k)", place)
+    picture = opened.frame_locator(".jp-OutputArea-output iframe")
+    for number in ("1", "2"):
+        picture.locator("#step").click()
+        assert f"Step {number}." in picture.locator("#state").inner_text()
