@@ -398,7 +398,7 @@ def dataset_inference(
     lineup = Lineup(thieves, budgets, seeds, strangers)
     jobs = [
         Examination(s, partial(_inference, images, options, s.seed),
-                    memorising(lab, s.seed, train_images, victim))
+                    _memorises(lab, s.seed, train_images, victim))
         for s in lineup.suspects(seeds)
     ]  # fmt: skip
     if victim is not None:
@@ -410,7 +410,7 @@ def dataset_inference(
     return pd.DataFrame(sweeps.run(lab, jobs))
 
 
-def memorising(lab: Lab, seed: int, train_images: int, victim: Plan | None) -> Pairs:
+def _memorises(lab: Lab, seed: int, train_images: int, victim: Plan | None) -> Pairs:
     """Return the changes of a lab whose victim memorises; none for the profile's own."""
     if victim is None:
         return ()
