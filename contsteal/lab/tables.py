@@ -17,15 +17,21 @@ Difference = tuple[float, float, float, int]  # mean, bounds of the interval, nu
 
 
 def summary(table: pd.DataFrame, by: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
-    """Return mean, 95 % t-interval over seeds and n of each metric per group, in order of appearance."""
+    """Return mean, 95 % t-interval over seeds and n of each metric per group, in order of appearance.
+
+    One run, or equal ones, have no interval; floor and victim have no views, budget or defence.
+    """
 
     def line(values: pd.Series) -> str:
-        if values.isna().all():
-            return "-"
         mean, low, high = evaluate.mean_interval(values)
-        return f"{100 * mean:.1f}{_interval(low, high)}"
+        interval = f" [{100 * low:.1f}, {100 * high:.1f}]" if high - low > SAME else ""
+        return "-" if values.isna().all() else f"{100 * mean:.1f}{interval}"
 
-    table = table.assign(**{name: table[name].map(_word) for name in by})
+    def word(value: Any) -> object:
+        whole = isinstance(value, float) and value.is_integer()
+        return "-" if pd.isna(value) else int(value) if whole else value
+
+    table = table.assign(**{name: table[name].map(word) for name in by})
     groups = table.groupby(list(by), sort=False)
     costs = COSTS | {"usd": "US dollars"}
     spent = groups[[c for c in costs if c in table]].mean().round(3).rename(columns=costs)
@@ -91,63 +97,18 @@ def readings(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["reading", "attack", "seed", "gain"])
 
 
-def _word(value: Any) -> object:
-    """Return a group's name; floor and victim have no views, budget or defence."""
-    if pd.isna(value):
-        return "-"
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _interval(low: float, high: float) -> str:
-    """Format an interval; nothing for one run, or equal runs."""
-    return f" [{100 * low:.1f}, {100 * high:.1f}]" if high - low > SAME else ""
-
-
-def _pairs(table: pd.DataFrame, a: str, b: str, metric: str) -> pd.Series:
-    wide = table.pivot_table(index="seed", columns="attack", values=metric)
-    return (wide[a] - wide[b]).dropna()
-
-
 def difference(
     table: pd.DataFrame, a: str, b: str, metric: str = "accuracy", level: float = 0.95
 ) -> Difference:
     """Return mean, t-interval (95 %, or `level`) and n of a's minus b's metric, paired by seed."""
-    pairs = _pairs(table, a, b, metric)
+    wide = table.pivot_table(index="seed", columns="attack", values=metric)
+    pairs = (wide[a] - wide[b]).dropna()
     return *evaluate.mean_interval(pairs, level), len(pairs)
-
-
-def effect(table: pd.DataFrame, a: str, b: str, metric: str = "accuracy") -> float:
-    """Return the effect size of paired runs, Cohen's d_z: mean over standard deviation of a - b."""
-    pairs = _pairs(table, a, b, metric)
-    return float(pairs.mean() / pairs.std()) if len(pairs) > 1 and pairs.std() > 0 else np.nan
-
-
-def points(gap: Difference) -> str:
-    """Format a difference in percentage points with its interval."""
-    mean, low, high, _ = gap
-    return f"{100 * mean:+.1f} points{_interval(low, high)}"
-
-
-def verdict(table: pd.DataFrame, a: str, b: str, metric: str = "accuracy") -> str:
-    """Return in one sentence whether a beats b, as measured, with the paired interval and n."""
-    gap = difference(table, a, b, metric)
-    _, low, high, n = gap
-    if n < 2:
-        return f"{a} against {b}: {points(gap)}; one seed is not enough for a verdict"
-    if low <= 0 <= high or np.isnan(low):
-        return f"no reliable difference between {a} and {b}: {points(gap)}, {n} seeds"
-    return f"{a} {'beats' if low > 0 else 'loses to'} {b}: {points(gap)}, {n} seeds"
 
 
 def percentages(table: pd.DataFrame) -> pd.DataFrame:
     """Return shares as percentages with one decimal."""
     return (100 * table).round(1)
-
-
-def sentences(parts: Iterable[str]) -> str:
-    """Join parts into one sentence; empty ones are left out."""
-    kept = list(filter(None, parts))
-    return "; ".join(kept) + "." if kept else ""
 
 
 def shares(table: pd.DataFrame, alone: Iterable[str]) -> pd.Series:
@@ -196,8 +157,8 @@ def layout(table: pd.DataFrame) -> pd.DataFrame:
     known = published(table)
     if known.empty:
         return wide.fillna("-")
-    names = _named(known) + ", " + known["source"]
-    theirs = known.assign(attack=names, accuracy=known["accuracy"].map("{:.1f}".format))
+    theirs = known.assign(attack=_named(known) + ", " + known["source"],
+                          accuracy=known["accuracy"].map("{:.1f}".format))  # fmt: skip
     theirs = theirs.pivot(index="attack", columns=["victim", "task"], values="accuracy")
     return pd.concat([wide, theirs]).fillna("-")
 
@@ -260,11 +221,9 @@ def _crossing(run: pd.DataFrame, goal: float) -> float:
     """Return the distinct inputs at which one seed's accuracy first meets a goal, NaN for nowhere."""
     run = run.sort_values("unique_inputs")
     inputs, accuracy = run["unique_inputs"].to_numpy(float), run["accuracy"].to_numpy(float)
-    enough = np.flatnonzero(accuracy >= goal)
-    if not len(enough):
+    if not (enough := accuracy >= goal).any():
         return np.nan
-    k = enough[0]
-    if k == 0:
+    if (k := int(enough.argmax())) == 0:
         return float(inputs[0])
     part = (goal - accuracy[k - 1]) / (accuracy[k] - accuracy[k - 1])
     return float(inputs[k - 1] * (inputs[k] / inputs[k - 1]) ** part)
