@@ -11,17 +11,18 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from scipy.spatial import KDTree
+from scipy.stats import spearmanr
 
 from contsteal.evaluate import mean_interval
 from contsteal.lab import profiles, provider, sweeps, tables
 from contsteal.ownership import proportion
 from contsteal.paper import sentences
 from contsteal.paper.sentences import REFERENCES, Summary, name, names
-
-# seaborn takes a second to import: each function that needs it imports it.
 
 STYLE = Path(__file__).with_name("contsteal.mplstyle")
 WIDTH, WIDEST = 6.75, 90  # inches of a figure, and characters of its title that fit
@@ -64,6 +65,23 @@ def canvas(
     return fig, axes
 
 
+def panels(
+    table: pd.DataFrame, by: Any, title: str, height: float, more: float = 0.0, columns: int = 9,
+    **options: Any,
+) -> tuple[Figure, list[tuple[Axes, Any, pd.DataFrame]]]:  # fmt: skip
+    """Return a figure with a panel per value of `by`, and of each its axes, the value and its rows.
+
+    A line of at most `columns` panels is `height` inches high, and the figure `more` than its lines.
+    """
+    parts = list(table.groupby(by, sort=False))
+    lines = -(-len(parts) // columns)
+    fig, axes = canvas(lines, min(len(parts), columns), height * lines + more, title, **options)
+    for ax in axes.flat[len(parts) :]:
+        ax.axis("off")
+    drawn = zip(axes.flat, parts, strict=False)
+    return fig, [(ax, value, rows) for ax, (value, rows) in drawn]
+
+
 def in_percent(*axes: Any) -> None:
     """Show shares on these axes (`ax.xaxis`, `ax.yaxis`) as percentages."""
     for axis in axes:
@@ -84,11 +102,11 @@ def interval(values: Any) -> tuple[float, float]:
 
 def legend(fig: Figure, **options: Any) -> None:
     """Put the legend that all axes of a figure share to its right."""
-    each = [ax.get_legend_handles_labels() for ax in fig.axes]
+    entries = {label: handle for ax in fig.axes  # methods of one panel may be missing in another
+               for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}  # fmt: skip
     for drawn in filter(None, (ax.get_legend() for ax in fig.axes)):
         drawn.remove()
-    handles, labels = max(each, key=lambda pair: len(pair[0]))
-    fig.legend(handles, labels, loc="outside right center", **options)
+    fig.legend([*entries.values()], [*entries], loc="outside right center", **options)
 
 
 def frame(
@@ -124,8 +142,6 @@ def _attacks(table: pd.DataFrame) -> pd.DataFrame:
 
 def _dots(ax: Axes, rows: pd.DataFrame, x: str, colours: Mapping[str, str]) -> None:
     """Draw a dot per seed, the mean as a tick and its 95 % t-interval as a band, per attack."""
-    import seaborn as sns
-
     same = {"data": rows, "x": x, "y": "attack", "hue": "attack", "palette": colours, "ax": ax,
             "legend": False}  # fmt: skip
     sns.pointplot(**same, errorbar=interval, linestyle="none", marker="|", markersize=11,
@@ -157,8 +173,6 @@ def sample_sheet(table: pd.DataFrame, title: str = "") -> Figure:
 
 def training_curves(table: pd.DataFrame, title: str) -> Figure:
     """Draw loss, kNN accuracy and spread against epochs, a line per method."""
-    import seaborn as sns
-
     loss = table["loss"] / table.groupby("method")["loss"].transform("first")
     rows = table.assign(loss=loss, method=table["method"].map(name))
     colours = palette(table["method"])
@@ -175,8 +189,6 @@ def training_curves(table: pd.DataFrame, title: str) -> Figure:
 
 def worth_bars(table: pd.DataFrame, title: str) -> Figure:
     """Draw linear-probe accuracy per task, a bar per encoder."""
-    import seaborn as sns
-
     rows = table.assign(encoder=table["encoder"].map(name))
     fig, ((ax,),) = canvas(1, 1, 2.5, title)
     sns.barplot(rows, x="task", y="accuracy", hue="encoder", errorbar=None, saturation=1, width=0.85,
@@ -192,9 +204,8 @@ def worth_bars(table: pd.DataFrame, title: str) -> Figure:
 
 def stake_dots(table: pd.DataFrame, title: str) -> Figure:
     """Draw what a thief gets without the victim between random features and victim, a panel per set."""
-    panels = list(table.groupby("data", sort=False))
-    fig, axes = canvas(1, len(panels), 1.9, title, sharey=True)
-    for ax, (data, rows) in zip(axes[0], panels, strict=True):
+    fig, each = panels(table, "data", title, 1.9, sharey=True)
+    for ax, data, rows in each:
         _dots(ax, _attacks(rows), "accuracy", COLOURS)
         frame(ax, rows, "accuracy")
         ax.set(xlim=(0, 1), xlabel=f"accuracy on {data}")
@@ -204,8 +215,6 @@ def stake_dots(table: pd.DataFrame, title: str) -> Figure:
 
 def same_class(rows: pd.DataFrame) -> float:
     """Return how often the nearest neighbour of a point on a map is of its class."""
-    from scipy.spatial import KDTree
-
     labels, xy = rows["label"].to_numpy(), rows[["x", "y"]]
     nearest = KDTree(xy).query(xy, k=2)[1]
     other = np.where(nearest[:, 0] == np.arange(len(xy)), nearest[:, 1], nearest[:, 0])
@@ -214,15 +223,10 @@ def same_class(rows: pd.DataFrame) -> float:
 
 def embedding_map(table: pd.DataFrame, title: str = "") -> Figure:
     """Draw a two-dimensional map of the same images per encoder, coloured by class."""
-    import seaborn as sns
-
-    panels = list(table.groupby("encoder", sort=False))
     many = table["label"].nunique() > 10  # whose names in one column would not fit beside the maps
-    lines = -(-len(panels) // 3)
-    fig, axes = canvas(lines, min(len(panels), 3), 2.3 * lines + 0.4, title)
-    for ax in axes.flat:
+    fig, each = panels(table, "encoder", title, 2.3, 0.4, columns=3)
+    for ax, encoder, rows in each:
         ax.axis("off")
-    for ax, (encoder, rows) in zip(axes.flat, panels, strict=False):
         sns.scatterplot(rows.sort_values("label"), x="x", y="y", hue="label", s=7, linewidth=0,
                         palette="tab20" if many else "tab10", ax=ax)  # fmt: skip
         ax.set_title(f"{name(encoder)} ({100 * same_class(rows):.0f} %)", size=7.5)
@@ -239,11 +243,10 @@ def attack_dots(table: pd.DataFrame, title: str) -> Figure:
     if "victim" in rows:
         rows = rows[rows["victim"].isna() | (rows["victim"] == rows["victim"].iloc[0])]
     known = names(_attacks(rows)["attack"])
-    named = _attacks(rows).replace({"attack": known})
     colours = {n: COLOURS.get(a.split(", ")[0], DARK) for a, n in known.items()}
     fig, axes = canvas(1, 2, 0.28 * len(known) + 1.5, title, sharey=True)
     for ax, metric in zip(axes[0], ("accuracy", "agreement"), strict=True):
-        _dots(ax, named, metric, colours)
+        _dots(ax, _attacks(rows).replace({"attack": known}), metric, colours)
         frame(ax, rows, metric)
         ax.set(xlabel=f"{metric} on the main task")
         in_percent(ax.xaxis)
@@ -255,10 +258,8 @@ def reading_dots(table: pd.DataFrame, title: str) -> Figure:
     rows = tables.readings(table)
     if rows.empty:
         raise NothingToShow(title)
-    panels = list(rows.groupby("attack", sort=False))
-    count = rows["reading"].nunique()
-    fig, axes = canvas(1, len(panels), 0.3 * count + 1.2, title, sharey=True)
-    for ax, (rival, part) in zip(axes[0], panels, strict=True):
+    fig, each = panels(rows, "attack", title, 0.3 * rows["reading"].nunique(), 1.2, sharey=True)
+    for ax, rival, part in each:
         ax.axvline(0, color="#999999", linewidth=0.8)
         named = part.assign(attack=part["reading"])
         _dots(ax, named, "gain", dict.fromkeys(named["attack"], COLOURS["embedding"]))
@@ -276,8 +277,6 @@ def query_dots(table: pd.DataFrame, title: str) -> Figure:
 
 def rate_curves(table: pd.DataFrame, title: str) -> Figure:
     """Draw each attack's loss on held-out queries, over its least, against the learning rate."""
-    import seaborn as sns
-
     means = table.groupby(["attack", "rate"], sort=False)["loss"].mean().reset_index()
     each = means.groupby("attack")["loss"]
     span = (each.transform("max") - each.transform("min")).replace(0, 1)
@@ -294,8 +293,6 @@ def rate_curves(table: pd.DataFrame, title: str) -> Figure:
 
 def step_curves(table: pd.DataFrame, title: str) -> Figure:
     """Draw accuracy against the steps of training, a line per attack with its 95 % t-interval."""
-    import seaborn as sns
-
     rows = _attacks(sentences.main_task(table)).assign(name=lambda t: t["attack"].map(name))
     shapes = {n: (2, 1) if n in sweeps.ALONE else "" for n in rows["name"].unique()}
     fig, ((ax,),) = canvas(1, 1, 3.2, title)
@@ -327,8 +324,6 @@ def victims_dots(table: pd.DataFrame, title: str) -> Figure:
 
 def views_dots(table: pd.DataFrame, title: str) -> Figure:
     """Draw accuracy by what both sides see, a colour per loss, a dot per seed and the 95 % t-interval."""
-    import seaborn as sns
-
     attacks = sentences.by_views(_attacks(table)).dropna(subset=["views"])
     attacks["loss"] = attacks["loss"].map(name)
     order = [v for v in profiles.VARIANTS if v in set(attacks["views"])]
@@ -349,8 +344,6 @@ def views_dots(table: pd.DataFrame, title: str) -> Figure:
 
 def budget_curves(table: pd.DataFrame, title: str) -> Figure:
     """Draw accuracy and agreement against distinct inputs and against answers, which cost money."""
-    import seaborn as sns
-
     costs = {"unique_inputs": "distinct inputs", "calls": "answers"}
     attacks = _attacks(table).dropna(subset=["unique_inputs"])
     means = attacks.groupby(["attack", "images"])[[*costs]].transform("mean")
@@ -381,16 +374,15 @@ def budget_curves(table: pd.DataFrame, title: str) -> Figure:
 
 def pull_maps(table: pd.DataFrame, title: str) -> Figure:
     """Draw whether each loss moves a surrogate's vector towards (blue) or away from every other one."""
-    groups = list(table.groupby("loss", sort=False))
-    fig, axes = canvas(1, len(groups), 2.1, title, sharey=True)
-    for ax, (loss, rows) in zip(axes[0], groups, strict=True):
+    fig, each = panels(table, "loss", title, 2.1, sharey=True)
+    for ax, loss, rows in each:
         wide = rows.pivot(index="anchor", columns="other", values="pull")
         _heatmap(ax, wide, None, cmap="RdBu", square=True)
         ax.set(xlabel="all vectors", ylabel="")
         ax.set_title(name(loss), size=7.5)
         ax.axvline(len(wide), color=DARK, linewidth=0.8)
         ax.tick_params(axis="x", labelsize=6)
-    axes[0][0].set_ylabel("surrogate's vector")
+    fig.axes[0].set_ylabel("surrogate's vector")
     return fig
 
 
@@ -398,8 +390,6 @@ def _heatmap(
     ax: Axes, values: pd.DataFrame, sure: pd.DataFrame | None, bound: float = 0.0, **options: Any
 ) -> None:
     """Draw a heat map centred at zero; cells hold points where `sure` says which are bold."""
-    import seaborn as sns
-
     bound = max(bound, values.abs().to_numpy(na_value=0).max())
     shown = values.map(lambda v: "" if pd.isna(v) else f"{round(100 * v) + 0:+d}")
     sns.heatmap(values, vmin=-bound, vmax=bound, annot=False if sure is None else shown, fmt="",
@@ -436,11 +426,11 @@ def boundary_maps(table: pd.DataFrame, title: str) -> Figure:
     gains["images"] = gains["images"].astype(int)
     gains["setting"] = gains["method"].map(name) + ", " + gains["steps"].map("{:g} steps".format)
     views = gains["views"].replace("surrogate", "own views")
-    panels = list(gains.groupby([gains["query_data"], views], sort=False))
     order = gains.sort_values(["method", "steps"])["setting"].unique()
-    fig, axes = canvas(1, len(panels), 0.32 * len(order) + 1.3, title, sharey=True)
+    by = [gains["query_data"], views]
+    fig, each = panels(gains, by, title, 0.32 * len(order), 1.3, sharey=True)
     bound = max(0.05, gains["gain"].abs().max())
-    for ax, ((data, view), part) in zip(axes[0], panels, strict=True):
+    for ax, (data, view), part in each:
         gain, sure, weak = (part.pivot(index="setting", columns="images", values=v).loc[order]
                             for v in ("gain", "sure", "weak"))  # fmt: skip
         _heatmap(ax, gain, sure, bound, cmap="RdBu_r")
@@ -463,9 +453,6 @@ def _grey(ax: Axes, cells: np.ndarray) -> None:
 
 def geometry_dots(table: pd.DataFrame, title: str) -> Figure:
     """Draw Cont-Steal's gain over MSE against three measures of the victim's embeddings."""
-    import seaborn as sns
-    from scipy.stats import spearmanr
-
     if len(table) < sentences.LEAST_POINTS:
         raise NothingToShow(title)
     rows = table.assign(method=table["method"].map(name), gain=100 * table["gain"],
@@ -493,44 +480,33 @@ def defence_curves(table: pd.DataFrame, title: str) -> Figure:
     """
     rows = _attacks(table).dropna(subset=["defence"])
     rows = rows.assign(adapts=rows["adapts"].fillna(""))
-    free, kinds = rows[rows["kind"] == "none"], [k for k in rows["kind"].unique() if k != "none"]
-    columns = min(3, len(kinds))
-    lines = -(-len(kinds) // columns)
-    fig, axes = canvas(lines, columns, 2.0 * lines + 0.9, title, sharex=True, sharey=True)
-    for ax, kind in zip(axes.flat, kinds, strict=False):
-        _works(ax, free)
-        own = rows[rows["kind"] == kind]
+    free = rows[rows["kind"] == "none"]
+    main = free["attack"].iloc[0]
+    base = free.loc[free["attack"] == main, ["accuracy", "legitimate"]].mean()
+    known = rows[rows["kind"] != "none"]
+    fig, each = panels(known, "kind", title, 2.0, 0.9, 3, sharex=True, sharey=True)
+    for ax, kind, own in each:  # a defence works where it takes enough, and not too much
+        ax.fill_between([base["legitimate"] - provider.COSTS, 1], 0, base["accuracy"] - provider.TAKES,
+                        color=CYCLE[2], alpha=0.12, linewidth=0)  # fmt: skip
         for (attack, adapts), runs in own.groupby(["attack", "adapts"], sort=False):
-            start = free[free["attack"] == (attack if not adapts else free["attack"].iloc[0])]
-            first = attack == free["attack"].iloc[0] and not adapts
-            _strengths(ax, start, runs, COLOURS.get(attack, DARK), bool(adapts), first)
+            start = free[free["attack"] == (main if adapts else attack)]
+            labels = attack == main and not adapts
+            _strengths(ax, start, runs, COLOURS.get(attack, DARK), bool(adapts), labels)
         frame(ax, table, "accuracy", vertical=False, alone=True)
         ax.set_title(sentences.kind_name(kind), size=7.5)
         ax.set(xlim=(0, 0.1 + free["legitimate"].mean()), ylim=(0, None))
         ax.xaxis.set_tick_params(labelbottom=True)
         in_percent(ax.xaxis, ax.yaxis)
-    for ax in axes.flat[len(kinds) :]:
-        ax.set_visible(False)
-    for ax in axes[:, 0]:
-        ax.set_ylabel("thief's accuracy")
-    for ax in axes[-1]:
-        ax.set_xlabel("paying user's accuracy")
-    known = [Line2D([], [], color=c, marker="o", ms=4, label=who)
+        place = ax.get_subplotspec()
+        ax.set_xlabel("paying user's accuracy" if place.is_last_row() else "")
+        ax.set_ylabel("thief's accuracy" if place.is_first_col() else "")
+    lines = [Line2D([], [], color=c, marker="o", ms=4, label=who)
              for who, c in palette(free["attack"]).items()]  # fmt: skip
-    known += [Line2D([], [], color=COLOURS.get(attack, DARK), marker="D", ms=4, linestyle="--",
+    lines += [Line2D([], [], color=COLOURS.get(attack, DARK), marker="D", ms=4, linestyle="--",
                      markerfacecolor="white", label=f"{name(attack)} that adapts")
               for attack in rows.loc[rows["adapts"] != "", "attack"].unique()]  # fmt: skip
-    fig.legend(handles=known, loc="outside lower left", ncols=4, fontsize=7)
+    fig.legend(handles=lines, loc="outside lower left", ncols=4, fontsize=7)
     return fig
-
-
-def _works(ax: Axes, free: pd.DataFrame) -> None:
-    """Shade where a defence takes enough from the first attack, and not too much from customers."""
-    means = free.groupby("attack", sort=False)[["accuracy", "legitimate"]].mean().iloc[0]
-    span = [means["legitimate"] - provider.COSTS, 1]
-    ax.fill_between(
-        span, 0, means["accuracy"] - provider.TAKES, color=CYCLE[2], alpha=0.12, linewidth=0
-    )
 
 
 def _strengths(
@@ -615,14 +591,11 @@ def parties_sheet(table: pd.DataFrame, title: str) -> Figure:
 
 def _by_detector(
     table: pd.DataFrame, title: str, x: str, filled: str
-) -> tuple[Figure, dict[str, tuple[Axes, pd.DataFrame]]]:
+) -> tuple[Figure, list[tuple[Axes, Any, pd.DataFrame]]]:
     """Draw a panel per detector, a dot per user and seed, filled where the column `filled` is not 0."""
-    panels, users = list(table.groupby("detector", sort=False)), list(table["user"].unique())[::-1]
-    lines = -(-len(panels) // 4)
-    fig, axes = canvas(lines, 4, lines * (0.15 * len(users) + 0.85) + 0.3, title, sharey=True)
-    for ax in axes.flat[len(panels) :]:
-        ax.axis("off")
-    for ax, (detector, rows) in zip(axes.flat, panels, strict=False):
+    users = list(table["user"].unique())[::-1]
+    fig, each = panels(table, "detector", title, 0.15 * len(users) + 0.85, 0.3, 4, sharey=True)
+    for ax, detector, rows in each:
         for row in rows.to_dict("records"):
             colour = CYCLE[0] if row["user"].startswith("customer") else CYCLE[1]
             face, y = colour if row[filled] > 0 else "white", users.index(row["user"])
@@ -632,15 +605,14 @@ def _by_detector(
         ax.set_title(str(detector).replace(", ", ",\n"), size=7.5)
         ax.tick_params(labelsize=6.5)
         ax.locator_params(axis="x", nbins=3)
-    drawn = zip(axes.flat, panels, strict=False)
-    return fig, {str(detector): (ax, rows) for ax, (detector, rows) in drawn}
+    return fig, each
 
 
 def detector_dots(table: pd.DataFrame, title: str) -> Figure:
     """Draw each detector's statistic per user, a dot per seed, filled where the user was flagged."""
-    fig, panels = _by_detector(table, title, "statistic", "flagged")
-    for detector, (ax, _) in panels.items():
-        kinds = {"PRADA": "W, low is suspicious", "proof of work": "seconds"}
+    fig, each = _by_detector(table, title, "statistic", "flagged")
+    kinds = {"PRADA": "W, low is suspicious", "proof of work": "seconds"}
+    for ax, detector, _ in each:
         label = next((text for kind, text in kinds.items() if detector.startswith(kind)), "")
         ax.set_xlabel(label or "share of similar queries", size=6.5)
     return fig
@@ -652,11 +624,11 @@ def account_dots(table: pd.DataFrame, title: str) -> Figure:
     The number at the right is the mean of the accounts that all answers take.
     """
     shares = table.assign(share=table["answers"] / table["queries"])
-    fig, panels = _by_detector(shares, title, "share", "refusals")
+    fig, each = _by_detector(shares, title, "share", "refusals")
     users = list(table["user"].unique())[::-1]
-    for ax, rows in panels.values():
-        for user, each in rows.groupby("user"):
-            ax.annotate(f"{each['accounts'].mean():.2g}", (1, users.index(str(user))), size=6.5,
+    for ax, _, rows in each:
+        for user, accounts in rows.groupby("user")["accounts"].mean().items():
+            ax.annotate(f"{accounts:.2g}", (1, users.index(str(user))), size=6.5,
                         va="center", xytext=(4, 0), xycoords=("axes fraction", "data"),
                         textcoords="offset points")  # fmt: skip
         ax.set(xlim=(0, 1.05), xlabel="answers to one account")
@@ -709,19 +681,18 @@ def _rates(ax: Axes, row: Mapping[Any, Any], colour: str) -> None:
 def refused_dots(table: pd.DataFrame, title: str) -> Figure:
     """Draw what refused thieves end with, on one account and on all, a panel per detector."""
     runs = table.dropna(subset=["detector"])
-    panels, frame_rows = list(runs.groupby("detector", sort=False)), table[table["detector"].isna()]
-    fig, axes = canvas(len(panels), 1, 0.34 * runs["attack"].nunique() * len(panels) + 1.2, title,
-                       sharex=True)  # fmt: skip
-    for ax, (detector, rows) in zip(axes[:, 0], panels, strict=True):
-        means = rows.groupby("attack", sort=False)[["answers", "accounts"]].mean()
+    height = 0.34 * runs["attack"].nunique()
+    fig, each = panels(runs, "detector", title, height, 1.2, columns=1, sharex=True)
+    for ax, detector, rows in each:
+        means = rows.groupby("attack", sort=False)[["answers", "accounts"]].mean().iterrows()
         names = {
             attack: f"{attack}: {row['answers']:.0f} answers, {row['accounts']:.3g} "
             f"account{'s' * bool(row['accounts'] > 1)}"
-            for attack, row in means.iterrows()
+            for attack, row in means
         }
         colours = {n: CYCLE[1] if str(a).endswith("stops") else CYCLE[0] for a, n in names.items()}
         _dots(ax, rows.replace({"attack": names}), "accuracy", colours)
-        frame(ax, frame_rows, "accuracy", alone=True)
+        frame(ax, table[table["detector"].isna()], "accuracy", alone=True)
         ax.set(xlabel=f"accuracy on the main task; refused by {detector}")
         in_percent(ax.xaxis)
     return fig
@@ -732,8 +703,6 @@ def coverage_curves(table: pd.DataFrame, title: str) -> Figure:
 
     The noise is that of the first B4B and of the last; dotted is what customers can bear.
     """
-    import seaborn as sns
-
     known = table["defence"].unique()
     panels = [("share of buckets", known[0], "coverage")]
     panels += [(textwrap.fill(name(d), 22), d, "noise") for d in dict.fromkeys(known[[0, -1]])]
@@ -757,8 +726,6 @@ def choice(
     budgets: pd.DataFrame, defended: pd.DataFrame, attack: str, images: float, defence: str
 ) -> Figure:
     """Draw what a thief gets for a number of query images, and what a defence takes from whom."""
-    import seaborn as sns
-
     fig, ((left, right),) = canvas(1, 2, 2.9)
     attacks, colour = _attacks(budgets), COLOURS.get(attack, DARK)
     greyed = dict.fromkeys(attacks["attack"], "#CCCCCC") | {attack: colour}
@@ -771,11 +738,11 @@ def choice(
     left.set(xscale="log", xlabel="answers of the victim (log scale)", ylabel="thief's accuracy")
     frame(left, budgets, "accuracy", vertical=False)
     rows = _attacks(defended)
-    rows = rows[rows["defence"].isin(["none", defence])].replace(
-        {"defence": {defence: name(defence)}}
+    parties = rows[rows["defence"].isin(["none", defence])].melt(
+        ["defence"], ["accuracy", "legitimate"]
     )
-    parties = rows.melt(["defence"], ["accuracy", "legitimate"])
-    parties = parties.replace({"accuracy": "thief", "legitimate": "paying user"})
+    words = {"accuracy": "thief", "legitimate": "paying user", defence: name(defence)}
+    parties = parties.replace(words)
     sns.barplot(parties, x="variable", y="value", hue="defence", errorbar=None, saturation=1,
                 palette=["#BBBBBB", colour], ax=right)  # fmt: skip
     right.set(xlabel="", ylabel="accuracy", ylim=(0, 1.2), yticks=np.linspace(0, 1, 6))
@@ -794,12 +761,10 @@ def watermark_curves(table: pd.DataFrame, title: str) -> Figure:
     Lines mark the victim's own rate and its rate before marking; the band holds the independent encoders,
     and a suspect above the dotted line is accused.
     """
-    import seaborn as sns
-
     stolen = table[table["kind"] == "stolen"]
-    groups, images = list(table.groupby("head", sort=False)), sorted(stolen["images"].unique())
-    fig, axes = canvas(1, len(groups), 2.9, title, sharex=True, sharey=True)
-    for ax, (head, rows) in zip(axes[0], groups, strict=True):
+    images = sorted(stolen["images"].unique())
+    fig, each = panels(table, "head", title, 2.9, sharex=True, sharey=True)
+    for ax, head, rows in each:
         known = rows.dropna(subset=["wsr"]).groupby("kind")["wsr"]
         rates = known.agg(["first", "mean", "min", "max", "size"])
         levels = [(rates.loc["victim", "first"], "--", CEILING, "victim"),
@@ -826,11 +791,7 @@ def watermark_curves(table: pd.DataFrame, title: str) -> Figure:
         ax.minorticks_off()
         ax.set_title(str(head).replace(", ", ",\n"), size=7.5)
         in_percent(ax.yaxis)
-    entries = {label: handle for ax in axes[0]  # thieves of one panel may be missing in another
-             for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}  # fmt: skip
-    for ax in axes[0]:
-        ax.legend().remove()
-    fig.legend([*entries.values()], [*entries], loc="outside right center", fontsize=6.5)
+    legend(fig, fontsize=6.5)
     return fig
 
 
@@ -857,9 +818,9 @@ def inference_dots(table: pd.DataFrame, title: str) -> Figure:
 
     Dots are filled where the encoder is accused; orange are the victim, its copies and its thieves.
     """
-    order, groups = list(table["suspect"].unique())[::-1], list(table.groupby("form", sort=False))
-    fig, axes = canvas(1, len(groups), 0.24 * len(order) + 1.3, title, sharex=True, sharey=True)
-    for ax, (form, rows) in zip(axes[0], groups, strict=True):
+    order = list(table["suspect"].unique())[::-1]
+    fig, each = panels(table, "form", title, 0.24 * len(order), 1.3, sharex=True, sharey=True)
+    for ax, form, rows in each:
         ax.axvline(0, color="#999999", linewidth=0.8)
         _accused_dots(ax, rows, "effect", order)
         least = rows["detectable"].mean()

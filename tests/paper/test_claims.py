@@ -400,10 +400,7 @@ def test_a_classifiers_thief_may_use_its_own_head() -> None:
 # -------------------------------------------------------------------- many claims at once
 
 
-@given(
-    st.lists(st.integers(-1000, 1000), min_size=3, max_size=8, unique=True),
-    st.floats(-1, 1),
-)
+@given(st.lists(st.integers(-1000, 1000), min_size=3, max_size=8, unique=True), st.floats(-1, 1))
 def test_p_values_are_those_of_scipy_and_agree_with_the_interval(
     thousandths: list[int], bound: float
 ) -> None:
