@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.stats import spearmanr
 
 from contsteal import evaluate
 from contsteal.lab import profiles, provider, sweeps, tables
+from contsteal.lab.tables import Difference
 from contsteal.ownership import inference
-
-Difference = tuple[float, float, float, int]  # mean, bounds of its interval, number of seeds
 
 ALPHA = 0.05
 LEAST_POINTS = 5  # below which a rank correlation says nothing
@@ -33,7 +33,6 @@ NAMES = {
 }  # fmt: skip
 DEFENCES = {"GaussianNoise": "noise", "Rounding": "rounding", "TopK": "top-k",
             "PredictionPoisoning": "poisoning", "Normalise": "normalised"}  # fmt: skip
-P_VALUES = ["p_chance", "p_rank", "p_controls"]
 KINDS = {"victim": "victims", "unmarked": "unmarked victims", "obfuscated": "disguised copies",
          "stolen": "thieves", "stolen before": "thieves of the unmarked victim",
          "independent": "independent encoders",
@@ -58,7 +57,7 @@ class Summary(NamedTuple):
     @property
     def text(self) -> str:
         """Title and details as sentences."""
-        return ". ".join(_capital(part) for part in (self.title, self.details) if part) + "."
+        return _joined(_capital(self.title), _capital(self.details)) + "."
 
 
 def name(value: object) -> str:
@@ -129,16 +128,13 @@ def reliable(differences: Iterable[Difference]) -> tuple[int, int]:
     return sum(d[1] > 0 for d in known), sum(d[2] < 0 for d in known)
 
 
-def _changes(each: dict[str, Difference]) -> str:
-    """Say how many changes reliably help or harm, and name one that stands alone."""
-    if each and max(d[3] for d in each.values()) < 2:
-        return "one seed, so no interval"
-    helpful = [key for key, d in each.items() if d[1] > 0]
-    harmful = [key for key, d in each.items() if d[2] < 0]
-    counts = [f"{len(helpful)} reliably help", f"{len(harmful)} harm"]
-    for k, known in enumerate((helpful, harmful)):
-        counts[k] += f"s ({known[0]})" if len(known) == 1 else ""
-    return ", ".join(counts)
+def _listed(each: dict[str, Difference]) -> str:
+    return "; ".join(f"{who}: {points(difference)}" for who, difference in each.items())
+
+
+def _joined(*sentences: str) -> str:
+    """Join sentences; empty ones are left out."""
+    return ". ".join(filter(None, sentences))
 
 
 def main_task(table: pd.DataFrame) -> pd.DataFrame:
@@ -155,7 +151,7 @@ def changed(table: pd.DataFrame) -> pd.DataFrame:
 def _verdicts(table: pd.DataFrame, *pairs: tuple[str, str]) -> tuple[str, str]:
     """Compare the attacks of the first pair, and those of the others."""
     first, *others = (verdict(main_task(table), a, b) for a, b in pairs)
-    return first or "Attacks with equal queries", ". ".join(filter(None, others))
+    return first or "Attacks with equal queries", _joined(*others)
 
 
 # ----------------------------------------------------------------------------- victims (01)
@@ -188,9 +184,8 @@ def stake(table: pd.DataFrame) -> Summary:
     means = table.groupby(by, sort=False)["accuracy"].mean().unstack("attack", sort=False)
     gap = means["victim"] - means.drop(columns="victim").max(axis=1)
     each = ", ".join(f"{_points(points)} on {data}" for data, points in gap.items())
-    length = f"after {table['steps'].max():g} steps"
-    numbers = tables.summary(table, by, ["accuracy"])
-    return Summary(f"Points of the victim above the best without it, {length}: {each}", numbers)
+    title = f"Points of the victim above the best without it, after {table['steps'].max():g} steps"
+    return Summary(f"{title}: {each}", tables.summary(table, by, ["accuracy"]))
 
 
 def judge(worth: pd.DataFrame, expectations: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -218,8 +213,7 @@ def conventional(table: pd.DataFrame) -> Summary:
     """Say whether embeddings give away more than labels and posteriors."""
     title, details = _verdicts(table, ("embedding", "label"), ("embedding", "posterior"))
     metrics = [m for m in ("accuracy", "own_head", "agreement", "knn") if m in table]
-    numbers = tables.summary(table, ["task", "attack"], metrics)
-    return Summary(title, numbers, details)
+    return Summary(title, tables.summary(table, ["task", "attack"], metrics), details)
 
 
 def readings(table: pd.DataFrame) -> Summary:
@@ -251,7 +245,7 @@ def losses(table: pd.DataFrame) -> Summary:
             worst += f" on {victim}" if several else ""
             parts.append(compare(difference, f"the best ({name(order[-1])})", worst, level))
     first, *others = parts or ["Accuracy and agreement of one loss"]
-    return Summary(first, tables.layout(table), ". ".join(others))
+    return Summary(first, tables.layout(table), _joined(*others))
 
 
 def queries(table: pd.DataFrame) -> Summary:
@@ -263,10 +257,8 @@ def queries(table: pd.DataFrame) -> Summary:
     first, *others = means["query_data"].unique()
     differences = [tables.difference(by, first, other) for other in others]
     ahead, behind = reliable(differences)
-    title = (
-        f"Queries from {first} reliably beat {ahead} of {len(others)} other query sets and lose to "
-    )
-    title += f"{behind} ({count} each)"
+    title = f"Queries from {first} reliably beat {ahead} of {len(others)} other query sets "
+    title += f"and lose to {behind} ({count} each)"
     if len(others) == 1:
         pair = f"queries from {first}", f"queries from {others[0]}, {count} each"
         title = compare(differences[0], *pair)
@@ -295,19 +287,15 @@ def attacks(table: pd.DataFrame) -> Summary:
 
 def control(table: pd.DataFrame) -> Summary:
     """Say what the right answers gain over other images', and which attacks steal nothing."""
-    pairs = [
-        (a.removesuffix(", shuffled"), a)
-        for a in table["attack"].unique()
-        if a.endswith("shuffled")
-    ]
-    title, details = _verdicts(table, *pairs)
+    shuffled = [attack for attack in table["attack"].unique() if attack.endswith("shuffled")]
+    title, details = _verdicts(table, *((a.removesuffix(", shuffled"), a) for a in shuffled))
     numbers = tables.summary(table, ["attack"], ["accuracy", "agreement", "cka"])
     means = table.groupby("attack", sort=False)["accuracy"].mean()
     means = means.drop([*REFERENCES, *sweeps.ALONE], errors="ignore")
     stolen = means > tables.floor(table, sweeps.ALONE)
     above, below = (", ".join(map(name, means.index[some])) or "none" for some in (stolen, ~stolen))
     found = f"Above the best that needs no victim: {above}; not above it: {below}"
-    return Summary(title, numbers, ". ".join(filter(None, (details, found))))
+    return Summary(title, numbers, _joined(details, found))
 
 
 def best_rates(table: pd.DataFrame) -> dict[str, float]:
@@ -326,9 +314,8 @@ def rates(table: pd.DataFrame) -> Summary:
     )
     losses = table.pivot_table(index="attack", columns="rate", values="loss", sort=False)
     losses.columns = [f"{rate:g}" for rate in losses.columns]
-    return Summary(
-        "Learning rates by the loss on held-out queries", losses.round(4), f"Least: {each}"
-    )
+    title = "Learning rates by the loss on held-out queries"
+    return Summary(title, losses.round(4), f"Least: {each}")
 
 
 def steps(table: pd.DataFrame) -> Summary:
@@ -341,7 +328,7 @@ def steps(table: pd.DataFrame) -> Summary:
         leaders.setdefault(name(best), []).append(f"{runs['steps'].iloc[0]:g}")
     parts = [f"{who} after {' and '.join(lengths)} steps" for who, lengths in leaders.items()]
     pairs = ("embedding, own views", "embedding"), ("cont-steal", "embedding, own views")
-    last = ". ".join(filter(None, (verdict(trained[-1], a, b) for a, b in pairs)))
+    last = _joined(*(verdict(trained[-1], a, b) for a, b in pairs))
     details = f"After {trained[-1]['steps'].max():g} steps: {last}" if last else ""
     numbers = tables.summary(main_task(table), ["attack", "steps"], ["accuracy"])
     return Summary(f"The best mean accuracy: {', '.join(parts)}", numbers, details)
@@ -349,18 +336,15 @@ def steps(table: pd.DataFrame) -> Summary:
 
 def victims(table: pd.DataFrame) -> Summary:
     """Compare Cont-Steal with MSE on each victim; of several, count the reliable differences."""
-    parts = table.groupby("victim_seed", sort=False)
-    each = {
-        f"victim {seed:g}": tables.difference(t, "cont-steal", "embedding") for seed, t in parts
-    }
+    pair = "cont-steal", "embedding"
+    each = {f"victim {seed:g}": tables.difference(rows, *pair)
+            for seed, rows in table.groupby("victim_seed", sort=False)}  # fmt: skip
     numbers = tables.summary(table, ["victim_seed", "attack"], ["accuracy"])
     if len(each) == 1:
-        return Summary(verdict(table, "cont-steal", "embedding"), numbers)
+        return Summary(verdict(table, *pair), numbers)
     ahead, behind = reliable(each.values())
-    title = (
-        f"Cont-Steal is reliably ahead of MSE on {ahead} of {len(each)} victims, behind on {behind}"
-    )
-    return Summary(title, numbers, "; ".join(f"{who}: {points(d)}" for who, d in each.items()))
+    title = f"Cont-Steal is reliably ahead of MSE on {ahead} of {len(each)} victims"
+    return Summary(f"{title}, behind on {behind}", numbers, _listed(each))
 
 
 def by_views(table: pd.DataFrame) -> pd.DataFrame:
@@ -378,24 +362,27 @@ def views(table: pd.DataFrame) -> Summary:
         if {a, b} <= set(runs["attack"]):
             each[str(view)] = tables.difference(runs, a, b)
     shown = (f"{v} {_points(d[0])}{' (reliable)' * any(reliable([d]))}" for v, d in each.items())
-    details = "; ".join(f"{view}: {points(d)}" for view, d in each.items())
+    title = f"Cont-Steal's loss minus MSE, in points: {', '.join(shown)}"
     numbers = tables.summary(rows, ["loss", "views"], ["accuracy", "agreement"])
-    return Summary(f"Cont-Steal's loss minus MSE, in points: {', '.join(shown)}", numbers, details)
+    return Summary(title, numbers, _listed(each))
 
 
 def ablations(table: pd.DataFrame) -> Summary:
-    """Say what each change of a knob does to Cont-Steal, paired by seed."""
+    """Say what each change of a knob does to Cont-Steal, paired by seed, and name a single one."""
     rows = changed(table)
-    names = [n for n in rows["attack"].unique() if n != sweeps.AS_GIVEN]
-    each = {n: tables.difference(rows, n, sweeps.AS_GIVEN) for n in names}
-    title = f"Of {len(each)} changes to Cont-Steal, one at a time: {_changes(each)}"
-    details = "; ".join(f"{change}: {points(d)}" for change, d in each.items())
+    each = {n: tables.difference(rows, n, sweeps.AS_GIVEN)
+            for n in rows["attack"].unique() if n != sweeps.AS_GIVEN}  # fmt: skip
+    numbers = tables.summary(rows, ["knob", "value"], ["accuracy", "agreement", "cka"])
     if len(each) == 1:
-        ((change, difference),) = each.items()
-        title = compare(difference, f"Cont-Steal with {change}", "the default")
-        details = ""
-    by = tables.summary(rows, ["knob", "value"], ["accuracy", "agreement", "cka"])
-    return Summary(title, by, details)
+        ((change, gap),) = each.items()
+        return Summary(compare(gap, f"Cont-Steal with {change}", "the default"), numbers)
+    sides = [k for k, d in each.items() if d[1] > 0], [k for k, d in each.items() if d[2] < 0]
+    counts = (f"{len(known)} {verb}" + (f"s ({known[0]})" if len(known) == 1 else "")
+              for verb, known in zip(("reliably help", "harm"), sides, strict=True))  # fmt: skip
+    once = each and max(d[3] for d in each.values()) < 2
+    title = f"Of {len(each)} changes to Cont-Steal, one at a time: "
+    title += "one seed, so no interval" if once else ", ".join(counts)
+    return Summary(title, numbers, _listed(each))
 
 
 def not_stolen(table: pd.DataFrame, gains: pd.DataFrame) -> pd.Series:
@@ -421,7 +408,7 @@ def boundary(table: pd.DataFrame) -> Summary:
         means += [f"{axis}: {changes}"] if len(each) > 1 else []
     grey = f"In {weak.sum()} settings neither is above the best that needs no victim (grey)"
     mean = f"Mean difference in points by {'; '.join(means)}"
-    details = ". ".join([mean] * bool(means) + [grey] * bool(weak.any()))
+    details = _joined(mean * bool(means), grey * bool(weak.any()))
     shown = gains.set_index(axes)
     numbers = tables.percentages(shown[["gain", "low", "high"]]).assign(n=shown["n"])
     return Summary(f"Cont-Steal minus MSE in points: {counts}", numbers, details)
@@ -429,8 +416,6 @@ def boundary(table: pd.DataFrame) -> Summary:
 
 def geometry(table: pd.DataFrame) -> Summary:
     """Name what goes with Cont-Steal's gain: rank correlations, corrected for how many are tried."""
-    from scipy.stats import spearmanr
-
     n, numbers = len(table), table.round(3).set_index(["method", "query_data"])
     if n < LEAST_POINTS:
         title = f"A correlation needs {LEAST_POINTS} victims or query sets, there are {n}"
@@ -453,7 +438,7 @@ def budget(table: pd.DataFrame) -> Summary:
         parts += [f"{sentence} with {count:g} images" for sentence in verdicts if sentence]
     first, *others = parts or ["Accuracy against both query budgets"]
     numbers = tables.summary(table, ["attack", "images"], ["accuracy", "agreement"])
-    return Summary(first, numbers, ". ".join(others))
+    return Summary(first, numbers, _joined(*others))
 
 
 # ----------------------------------------------------------------------------- defences (05)
@@ -461,8 +446,7 @@ def budget(table: pd.DataFrame) -> Summary:
 
 def kind_name(kind: str) -> str:
     """Return how figures call a kind of defence: a chain of classes, perhaps "with offset"."""
-    words = (part.partition(" ") for part in kind.split(" + "))
-    return " + ".join(f"{DEFENCES.get(first, first)} {rest}".strip() for first, _, rest in words)
+    return re.sub("|".join(DEFENCES), lambda match: DEFENCES[match[0]], kind)
 
 
 def _defended(table: pd.DataFrame, attack: str, metric: str) -> dict[str, Difference]:
@@ -480,33 +464,21 @@ def defenses(table: pd.DataFrame) -> Summary:
     attacks = list(plain.dropna(subset=["defence"])["attack"].unique())
     changes = {name(a): _defended(plain, a, "accuracy") for a in attacks}
     changes["the paying user"] = user = _defended(plain, attacks[0], "legitimate")
-    each = [(reliable(d.values())[1], who) for who, d in changes.items()]
-    verb = "harms" if each[0][0] == 1 else "harm"
-    counts = [f"{count} {who}" for count, who in each]
-    counts[0] = f"{each[0][0]} reliably {verb} {each[0][1]}"
-    details = [
-        f"{name(defence)}: "
-        + ", ".join(f"{who} {points(d[defence])}" for who, d in changes.items() if defence in d)
-        for defence in user
-    ]
-    details += [f"{way}: {points(gap)}" for way, gap in _adapting(table).items()]
-    by = tables.summary(
-        table, ["defence", "attack", "adapts"], ["legitimate", "accuracy", "agreement"]
-    )
-    return Summary(f"Of {len(user)} defences, {', '.join(counts)}", by, "; ".join(details))
-
-
-def _adapting(table: pd.DataFrame) -> dict[str, Difference]:
-    """Return what each way to adapt gains over the same attack as it is, under the same defence."""
-    gains: dict[str, Difference] = {}
-    for (defence, attack), rows in table.dropna(subset=["defence"]).groupby(
-        ["defence", "attack"], sort=False
-    ):
-        by = rows.assign(attack=rows["adapts"])
-        if "" in set(rows["adapts"]):
-            gains |= {f"{name(attack)}, {way}, against {name(defence)}": tables.difference(by, way, "")
-                      for way in rows["adapts"].unique() if way}  # fmt: skip
-    return gains
+    (first, who), *others = ((reliable(d.values())[1], who) for who, d in changes.items())
+    counts = [f"{first} reliably {'harms' if first == 1 else 'harm'} {who}"]
+    counts += [f"{count} {who}" for count, who in others]
+    details = [f"{name(defence)}: " + ", ".join(f"{who} {points(d[defence])}" for who, d
+                                                in changes.items() if defence in d)
+               for defence in user]  # fmt: skip
+    gains: dict[str, Difference] = {}  # of each way to adapt over the same attack as it is
+    both = ["defence", "attack"]
+    for (defence, attack), rows in table.dropna(subset=["defence"]).groupby(both, sort=False):
+        ways, by = [*rows["adapts"].unique()], rows.assign(attack=rows["adapts"])
+        gains |= {f"{name(attack)}, {way}, against {name(defence)}": tables.difference(by, way, "")
+                  for way in ways if way and "" in ways}  # fmt: skip
+    numbers = tables.summary(table, [*both, "adapts"], ["legitimate", "accuracy", "agreement"])
+    return Summary(f"Of {len(user)} defences, {', '.join(counts)}", numbers,
+                   "; ".join([*details, *filter(None, [_listed(gains)])]))  # fmt: skip
 
 
 def coverage(table: pd.DataFrame) -> Summary:
@@ -530,8 +502,8 @@ def matrix(table: pd.DataFrame) -> Summary:
     counts = {word: len(each.get(word, ())) for word in (provider.WORKS, provider.FAILS)}
     left = len(verdicts) - sum(counts.values())
     works, fails = counts[provider.WORKS], counts[provider.FAILS]
-    title = f"{works} of {len(verdicts)} defences take 5 points from every thief and at most 1 from every"
-    title += f" customer; {fails} do not"
+    title = f"{works} of {len(verdicts)} defences take 5 points from every thief and at most 1 "
+    title += f"from every customer; {fails} do not"
     title += f", {left} {'is' if left == 1 else 'are'} undecided" if left else ""
     details = "; ".join(f"{word}: {', '.join(map(name, found))}" for word, found in each.items())
     order = list(verdicts["defence"])
@@ -557,10 +529,9 @@ def detectors(table: pd.DataFrame) -> Summary:
         f"{s['sum'].get(best, 0):.0f} of {s['size'].get(best, 0):.0f}" for s in sides
     )
     shares = known.groupby("detector", sort=False)["flagged"].mean()
-    details = "; ".join(
-        f"{who} flagged by: {' and '.join(shares.index[shares == share]) or 'no detector'}"
-        for who, share in (("everybody is", 1), ("nobody is", 0))
-    )
+    all_or_nobody = (shares.index[shares == share] for share in (1, 0))
+    details = "; ".join(f"{who} is flagged by: {' and '.join(which) or 'no detector'}" for who, which
+                        in zip(("everybody", "nobody"), all_or_nobody, strict=True))  # fmt: skip
     rows = []
     for (detector, user), runs in table.groupby(["detector", "user"], sort=False):
         flags = runs["flagged"].dropna().astype(bool)
@@ -606,16 +577,13 @@ def accounts(table: pd.DataFrame) -> Summary:
 def refused(table: pd.DataFrame) -> Summary:
     """Say what each refused thief ends with, on one account and on all, by the detector that refuses."""
     runs = table.dropna(subset=["detector"])
-    means = runs.groupby(["detector", "attack"], sort=False)[
-        ["answers", "accounts", "accuracy"]
-    ].mean()
-    parts = [
-        f"{row['attack']} {100 * row['accuracy']:.0f} % ({row['answers']:.0f} answers, "
-        f"{row['accounts']:.3g} account{'s' * (row['accounts'] > 1)})"
-        for row in means.reset_index().to_dict("records")
-    ]
+    by, metrics = ["detector", "attack"], ["answers", "accounts", "accuracy"]
+    means = runs.groupby(by, sort=False)[metrics].mean().reset_index()
+    parts = [f"{row['attack']} {100 * row['accuracy']:.0f} % ({row['answers']:.0f} answers, "
+             f"{row['accounts']:.3g} account{'s' * (row['accounts'] > 1)})"
+             for row in means.to_dict("records")]  # fmt: skip
     whole = table.assign(detector=table["detector"].fillna("-"))
-    numbers = tables.summary(whole, ["detector", "attack"], ["accuracy"])
+    numbers = tables.summary(whole, by, ["accuracy"])
     views = [part for part in parts if "views" in part] or parts
     details = "; ".join(part for part in parts if part not in views[:2])
     return Summary(f"Refused thieves: {', '.join(views[:2])}", numbers, details)
@@ -637,10 +605,8 @@ def parties(table: pd.DataFrame) -> Summary:
     kinds = {kind: table[table["kind"] == kind] for kind in (PERTURBATION, DETECTOR, PROOF)}
     works = (kinds[PERTURBATION]["verdict"] == provider.WORKS).sum()
     parts = [f"{works} of {len(kinds[PERTURBATION])} perturbations work"]
-    for kind, verb, others in (
-        (DETECTOR, "flags", "customers"),
-        (PROOF, "accuses", "independent encoders"),
-    ):
+    found_by = (DETECTOR, "flags", "customers"), (PROOF, "accuses", "independent encoders")
+    for kind, verb, others in found_by:
         rows = kinds[kind].dropna(subset=["thieves", "others"])
         lead = rows["thieves"] - rows["others"]
         if len(rows) and lead.max() <= 0:
@@ -686,16 +652,13 @@ def dataset_inference(table: pd.DataFrame) -> Summary:
              for form, rows in table.groupby("form", sort=False)}  # fmt: skip
     by = ["form", "suspect", "images", "on"]
     groups = table.groupby(by, sort=False, dropna=False)
-    means = (
-        groups[["gap", "effect"]].mean().round(3).assign(p=groups["p"].median(), n=groups.size())
+    numbers = groups[["gap", "effect"]].mean().round(3)
+    numbers = numbers.assign(p=groups["p"].median(), n=groups.size()).join(_detection(table, by))
+    power = (
+        f"An effect above {table['detectable'].max():.2f} standard deviations would be accused, "
     )
-    least = f"{table['detectable'].max():.2f} standard deviations"
-    parts["power"] = (
-        f"An effect above {least} would be accused, a true one of that size every second time"
-    )
-    return Summary(
-        parts.pop("signed"), means.join(_detection(table, by)), ". ".join(parts.values())
-    )
+    power += "a true one of that size every second time"
+    return Summary(parts.pop("signed"), numbers, _joined(*parts.values(), power))
 
 
 def _least_excess(rows: pd.DataFrame, unit: str = "points", scale: float = 100) -> str:
@@ -726,12 +689,11 @@ def watermark(table: pd.DataFrame) -> Summary:
                   f"Accuracy of the victim ({victim['mark']}): {accuracies}"]  # fmt: skip
     read_on = ("on " + table["on"]).where(table["applies"] == "yes", table["applies"])
     shown, by = table.assign(read=read_on), ["head", "suspect", "images", "read"]
-    p_values = shown.groupby(by, sort=False, dropna=False)[P_VALUES].median()
+    groups = shown.groupby(by, sort=False, dropna=False)
+    more = groups[["p_chance", "p_rank", "p_controls"]].median().join(_detection(shown, by))
     numbers = tables.summary(shown, by, ["wsr", "auc", "accuracy"])
-    more = p_values.join(_detection(shown, by))
-    for column in more:
-        numbers[column] = more[column].to_numpy()
-    return Summary(titles[0], numbers, ". ".join(filter(None, titles[1:] + parts)))
+    numbers = numbers.join(more.set_axis(numbers.index))
+    return Summary(titles[0], numbers, _joined(*titles[1:], *parts))
 
 
 def guard(table: pd.DataFrame) -> Summary:
@@ -749,7 +711,7 @@ def guard(table: pd.DataFrame) -> Summary:
     numbers = numbers.assign(n=groups.size()).join(_detection(table, by))
     suspects = table[table["kind"].isin(["stolen", "stolen before", "independent"])]
     counts = _accusations(suspects) or "nobody: too few independent encoders"
-    return Summary(f"SSLGuard's key accuses {counts}", numbers, ". ".join(filter(None, parts)))
+    return Summary(f"SSLGuard's key accuses {counts}", numbers, _joined(*parts))
 
 
 def false_positive_rates(*verdicts: pd.DataFrame) -> pd.DataFrame:
