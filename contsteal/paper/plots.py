@@ -68,7 +68,7 @@ def canvas(
 def panels(
     table: pd.DataFrame, by: Any, title: str, height: float, more: float = 0.0, columns: int = 9,
     **options: Any,
-) -> tuple[Figure, list[tuple[Axes, Any, pd.DataFrame]]]:  # fmt: skip
+) -> tuple[Figure, list[tuple[Axes, Any, Any]]]:  # fmt: skip
     """Return a figure with a panel per value of `by`, and of each its axes, the value and its rows.
 
     A line of at most `columns` panels is `height` inches high, and the figure `more` than its lines.
@@ -495,11 +495,10 @@ def defence_curves(table: pd.DataFrame, title: str) -> Figure:
         frame(ax, table, "accuracy", vertical=False, alone=True)
         ax.set_title(sentences.kind_name(kind), size=7.5)
         ax.set(xlim=(0, 0.1 + free["legitimate"].mean()), ylim=(0, None))
+        ax.set(xlabel="paying user's accuracy", ylabel="thief's accuracy")
+        ax.label_outer()
         ax.xaxis.set_tick_params(labelbottom=True)
         in_percent(ax.xaxis, ax.yaxis)
-        place = ax.get_subplotspec()
-        ax.set_xlabel("paying user's accuracy" if place.is_last_row() else "")
-        ax.set_ylabel("thief's accuracy" if place.is_first_col() else "")
     lines = [Line2D([], [], color=c, marker="o", ms=4, label=who)
              for who, c in palette(free["attack"]).items()]  # fmt: skip
     lines += [Line2D([], [], color=COLOURS.get(attack, DARK), marker="D", ms=4, linestyle="--",
@@ -591,7 +590,7 @@ def parties_sheet(table: pd.DataFrame, title: str) -> Figure:
 
 def _by_detector(
     table: pd.DataFrame, title: str, x: str, filled: str
-) -> tuple[Figure, list[tuple[Axes, Any, pd.DataFrame]]]:
+) -> tuple[Figure, list[tuple[Axes, Any, Any]]]:
     """Draw a panel per detector, a dot per user and seed, filled where the column `filled` is not 0."""
     users = list(table["user"].unique())[::-1]
     fig, each = panels(table, "detector", title, 0.15 * len(users) + 0.85, 0.3, 4, sharey=True)
