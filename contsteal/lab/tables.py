@@ -1,5 +1,6 @@
 """What a few seeds say: means with intervals, paired differences, and the tables of the notebooks."""
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,47 @@ POINT = ("method", "query_data", "views", "images", "epochs", "steps")
 COSTS = {"unique_inputs": "distinct inputs", "calls": "answers"}
 PUBLISHED = Path(__file__).with_name("published.csv")
 Difference = tuple[float, float, float, int]  # mean, bounds of the interval, number of pairs
+NAMES = {  # of attacks, methods and suspects
+    "label": "label stealing", "posterior": "posterior stealing", "embedding": "MSE", "mse": "MSE",
+    "cosine": "cosine loss", "info-nce": "InfoNCE", "soft-nn": "soft nearest neighbours",
+    "sup-con": "SupCon", "wasserstein": "Wasserstein", "barlow": "Barlow",
+    "barlow-published": "Barlow (published code)", "cont-steal": "Cont-Steal",
+    "cont-steal-code": "Cont-Steal (official code)", "stolen-encoder": "StolenEncoder", "rda": "RDA",
+    "recreate-head": "recreated head", "access-head": "outputs of the head", "simclr": "SimCLR",
+    "moco": "MoCo", "byol": "BYOL", "simsiam": "SimSiam", "shuffle": "victim, shuffled",
+    "scale": "victim, scaled", "affine": "victim, mixed", "pad": "victim, padded",
+    "before marking": "victim before marking", "independent": "independent encoders",
+}  # fmt: skip
+VARIANTS = {  # what follows the name of an attack
+    "clean": " on clean images", "own views": " on own views", "shared views": " on shared views",
+    "independent views": " on independent views", "shuffled": " with shuffled answers",
+    "anew": " asked anew", "code": " (official code)", "no learning": " without learning",
+}  # fmt: skip
+DEFENCES = {"GaussianNoise": "noise", "Rounding": "rounding", "TopK": "top-k",
+            "PredictionPoisoning": "poisoning", "Normalise": "normalised"}  # fmt: skip
+
+
+def name(value: object) -> str:
+    """Return how figures, tables and sentences call an attack, a method, a suspect or a defence."""
+    text = re.sub(r"(\w+)\(([^()]*)\)", _defence, str(value))
+    first, *rest = text.split(", ")
+    words = (VARIANTS.get(word, f", {NAMES.get(word, word)}") for word in rest)
+    return NAMES.get(first, first) + "".join(words)
+
+
+def _defence(match: re.Match[str]) -> str:
+    """Name a defence with its parameters; of more than three none fits into a figure."""
+    kind, given = match.groups()
+    values = given.split(", ") if given and given.count(",") < 3 else []
+    shown = (f", {v.replace('=', ' ')}" if "=" in v else f" {v}" for v in values)
+    return DEFENCES.get(kind, kind) + "".join(shown)
+
+
+def names(values: Iterable[Any]) -> dict[Any, str]:
+    """Return the name of each value, and the value itself where two would have the same name."""
+    short = {value: name(value) for value in values}
+    taken = list(short.values())
+    return {v: text if taken.count(text) == 1 else str(v) for v, text in short.items()}
 
 
 def summary(table: pd.DataFrame, by: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
@@ -27,11 +69,12 @@ def summary(table: pd.DataFrame, by: Sequence[str], metrics: Sequence[str]) -> p
         interval = f" [{100 * low:.1f}, {100 * high:.1f}]" if high - low > SAME else ""
         return "-" if values.isna().all() else f"{100 * mean:.1f}{interval}"
 
-    def word(value: Any) -> object:
-        whole = isinstance(value, float) and value.is_integer()
-        return "-" if pd.isna(value) else int(value) if whole else value
+    def words(values: pd.Series) -> pd.Series:
+        known: dict[Any, Any] = names(v for v in values.unique() if isinstance(v, str))
+        known |= {v: int(v) for v in values.unique() if isinstance(v, float) and v.is_integer()}
+        return values.map(lambda v: "-" if pd.isna(v) else known.get(v, v))
 
-    table = table.assign(**{name: table[name].map(word) for name in by})
+    table = table.assign(**{column: words(table[column]) for column in by})
     groups = table.groupby(list(by), sort=False)
     costs = COSTS | {"usd": "US dollars"}
     spent = groups[[c for c in costs if c in table]].mean().round(3).rename(columns=costs)
@@ -164,8 +207,8 @@ def layout(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _named(table: pd.DataFrame) -> pd.Series:
-    """Return attacks with what they were queried with, where a table has several query sets."""
-    attack = table["attack"]
+    """Return names of attacks, with what they were queried with where a table has several query sets."""
+    attack = table["attack"].map(name)
     if "query_data" not in table:
         return attack
     if len(table[["query_data", "images"]].dropna().drop_duplicates()) < 2:
@@ -203,7 +246,7 @@ def reached(table: pd.DataFrame, share: float, trained_on: int) -> pd.DataFrame:
     """
     goals = share * table[table["attack"] == "victim"].groupby("seed")["accuracy"].mean()
     rows = {}
-    for name, runs in table.dropna(subset=["unique_inputs"]).groupby("attack", sort=False):
+    for attack, runs in table.dropna(subset=["unique_inputs"]).groupby("attack", sort=False):
         if runs["images"].nunique() < 2:
             continue
         each = runs.groupby("seed")
@@ -211,7 +254,7 @@ def reached(table: pd.DataFrame, share: float, trained_on: int) -> pd.DataFrame:
         hits, n = budgets.notna().sum(), len(budgets)
         first = (budgets <= each["unique_inputs"].min().to_numpy()).sum()
         mean, low, high = evaluate.mean_interval(budgets) if hits == n else [np.nan] * 3
-        rows[name] = {"seeds that reach it": f"{hits} of {n}", "at the smallest budget": first,
+        rows[name(attack)] = {"seeds that reach it": f"{hits} of {n}", "at the smallest budget": first,
                       "distinct inputs": mean, "low": low, "high": high,
                       "share of training set": mean / trained_on}  # fmt: skip
     return pd.DataFrame(rows).T

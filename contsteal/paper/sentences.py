@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 
 from contsteal import evaluate
 from contsteal.lab import profiles, provider, sweeps, tables
-from contsteal.lab.tables import Difference
+from contsteal.lab.tables import DEFENCES, Difference, name
 from contsteal.ownership import inference
 
 ALPHA = 0.05
@@ -22,17 +22,6 @@ LEAST_POINTS = 5  # below which a rank correlation says nothing
 REFERENCES = ("random", "victim")
 GEOMETRY = {"norm_spread": "spread of norms", "anisotropy": "anisotropy",
             "effective_rank": "effective rank"}  # fmt: skip
-NAMES = {
-    "label": "label stealing", "posterior": "posterior stealing", "embedding": "MSE", "mse": "MSE",
-    "cosine": "cosine loss", "info-nce": "InfoNCE", "soft-nn": "soft nearest neighbours",
-    "sup-con": "SupCon", "wasserstein": "Wasserstein", "barlow": "Barlow",
-    "barlow-published": "Barlow (published code)", "cont-steal": "Cont-Steal",
-    "cont-steal-code": "Cont-Steal (official code)", "stolen-encoder": "StolenEncoder", "rda": "RDA",
-    "shuffled": "shuffled answers", "simclr": "SimCLR", "moco": "MoCo", "byol": "BYOL",
-    "simsiam": "SimSiam",
-}  # fmt: skip
-DEFENCES = {"GaussianNoise": "noise", "Rounding": "rounding", "TopK": "top-k",
-            "PredictionPoisoning": "poisoning", "Normalise": "normalised"}  # fmt: skip
 KINDS = {"victim": "victims", "unmarked": "unmarked victims", "obfuscated": "disguised copies",
          "stolen": "thieves", "stolen before": "thieves of the unmarked victim",
          "independent": "independent encoders",
@@ -58,28 +47,6 @@ class Summary(NamedTuple):
     def text(self) -> str:
         """Title and details as sentences."""
         return _joined(_capital(self.title), _capital(self.details)) + "."
-
-
-def name(value: object) -> str:
-    """Return how figures and sentences call an attack, a method or a defence."""
-    text = re.sub(r"(\w+)\(([^()]*)\)", _defence, str(value))
-    first, comma, rest = text.partition(", ")
-    return NAMES.get(first, first) + comma + NAMES.get(rest, rest)
-
-
-def _defence(match: re.Match[str]) -> str:
-    """Name a defence with its parameters; of more than three none fits into a figure."""
-    kind, given = match.groups()
-    values = given.split(", ") if given and given.count(",") < 3 else []
-    shown = (f", {v.replace('=', ' ')}" if "=" in v else f" {v}" for v in values)
-    return DEFENCES.get(kind, kind) + "".join(shown)
-
-
-def names(values: Iterable[Any]) -> dict[Any, str]:
-    """Return the name of each value, and the value itself where two would have the same name."""
-    short = {value: name(value) for value in values}
-    taken = list(short.values())
-    return {v: text if taken.count(text) == 1 else str(v) for v, text in short.items()}
 
 
 def percent(value: float) -> str:
@@ -145,7 +112,7 @@ def main_task(table: pd.DataFrame) -> pd.DataFrame:
 def changed(table: pd.DataFrame) -> pd.DataFrame:
     """Return an ablation's rows with the changed knob and its value in place of the attack."""
     values = table["value"].astype(object).fillna("").astype(str)
-    return table.assign(value=values, attack=(table["knob"] + " " + values).str.strip())
+    return table.assign(value=values, attack=(table["knob"] + ": " + values).str.removesuffix(": "))
 
 
 def _verdicts(table: pd.DataFrame, *pairs: tuple[str, str]) -> tuple[str, str]:
@@ -163,7 +130,7 @@ def training(table: pd.DataFrame) -> Summary:
     each = ", ".join(f"{name(k)} {100 * r['knn']:.0f} %" for k, r in last.iterrows())
     collapsed = " and ".join(name(k) for k in last.index[last["spread"] < 0.1])
     each += f"; collapsed: {collapsed}" if collapsed else ""
-    return Summary(f"kNN accuracy after training: {each}")
+    return Summary(f"kNN accuracy of held-out images after training: {each}")
 
 
 def worth(table: pd.DataFrame) -> Summary:
@@ -171,11 +138,14 @@ def worth(table: pd.DataFrame) -> Summary:
     wide = table.pivot_table(index="encoder", columns="task", values="accuracy", sort=False)
     victim = next(n for n in wide.index if n not in ("random", "supervised"))
     gains = wide.loc[victim] - wide.loc["random"]
-    gain, side = 100 * abs(gains.iloc[0]), "above" if gains.iloc[0] >= 0 else "below"
-    title = f"{name(victim)} features are {gain:.0f} points {side} random ones on {gains.index[0]}"
+    gain, side = 100 * abs(gains.iloc[0]), "better" if gains.iloc[0] >= 0 else "worse"
+    title = (
+        f"A linear probe is {gain:.0f} points {side} on features of {name(victim)} than on random "
+    )
+    title += f"ones ({gains.index[0]})"
     each = ", ".join(f"`{task}` {_points(value)}" for task, value in gains.items())
     details = f"Points above random features, one encoder each: {each}"
-    return Summary(title, tables.percentages(wide), details)
+    return Summary(title, tables.percentages(wide.rename(name)), details)
 
 
 def stake(table: pd.DataFrame) -> Summary:
@@ -183,9 +153,12 @@ def stake(table: pd.DataFrame) -> Summary:
     by = ["data", "attack"]
     means = table.groupby(by, sort=False)["accuracy"].mean().unstack("attack", sort=False)
     gap = means["victim"] - means.drop(columns="victim").max(axis=1)
-    each = ", ".join(f"{_points(points)} on {data}" for data, points in gap.items())
-    title = f"Points of the victim above the best without it, after {table['steps'].max():g} steps"
-    return Summary(f"{title}: {each}", tables.summary(table, by, ["accuracy"]))
+    each = ", ".join(f"{100 * abs(value):.1f} points {'below' if value > 0 else 'above'} the victim on "
+                     f"{data}" for data, value in gap.items())  # fmt: skip
+    title = (
+        f"Without the victim's answers, a thief ends after {table['steps'].max():g} steps {each}"
+    )
+    return Summary(title, tables.summary(table, by, ["accuracy"]))
 
 
 def judge(worth: pd.DataFrame, expectations: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -211,9 +184,9 @@ def judge(worth: pd.DataFrame, expectations: Sequence[dict[str, Any]]) -> pd.Dat
 
 def conventional(table: pd.DataFrame) -> Summary:
     """Say whether embeddings give away more than labels and posteriors."""
-    title, details = _verdicts(table, ("embedding", "label"), ("embedding", "posterior"))
+    parts = _verdicts(table, ("embedding", "label"), ("embedding", "posterior"))
     metrics = [m for m in ("accuracy", "own_head", "agreement", "knn") if m in table]
-    return Summary(title, tables.summary(table, ["task", "attack"], metrics), details)
+    return Summary(_joined(*parts), tables.summary(table, ["task", "attack"], metrics))
 
 
 def readings(table: pd.DataFrame) -> Summary:
@@ -222,8 +195,10 @@ def readings(table: pd.DataFrame) -> Summary:
     each = {f"{name(rival)}, {reading}": (*evaluate.mean_interval(gains), len(gains))
             for (reading, rival), gains in by}  # fmt: skip
     ahead, behind = reliable(each.values())
-    title = f"The embedding thief is reliably ahead in {ahead} of {len(each)} readings, "
-    title += f"behind in {behind}"
+    title = (
+        f"A thief of embeddings (MSE) reliably beats thieves of labels or posteriors in {ahead} of "
+    )
+    title += f"{len(each)} comparisons, and loses in {behind}"
     rows = {who: {"embedding thief's lead": points(d), "n": d[3]} for who, d in each.items()}
     return Summary(title, pd.DataFrame(rows).T.rename_axis("rival, reading"))
 
@@ -260,8 +235,8 @@ def queries(table: pd.DataFrame) -> Summary:
     title = f"Queries from {first} reliably beat {ahead} of {len(others)} other query sets "
     title += f"and lose to {behind} ({count} each)"
     if len(others) == 1:
-        pair = f"queries from {first}", f"queries from {others[0]}, {count} each"
-        title = compare(differences[0], *pair)
+        far = f"stealing with as many from {others[0]}"
+        title = compare(differences[0], f"stealing with {count} from {first}", far)
     return Summary(title, tables.layout(table))
 
 
@@ -281,7 +256,8 @@ def attacks(table: pd.DataFrame) -> Summary:
     title, details = _verdicts(table, *((a, "embedding") for a in contrastive))
     metrics = ["accuracy", "agreement", "knn", "cka", "cosine"]
     numbers = tables.summary(table, ["attack"], metrics)
-    numbers.insert(len(numbers.columns) - 1, "share of the way", tables.shares(table, sweeps.ALONE))
+    shares = tables.shares(table, sweeps.ALONE).rename(name)
+    numbers.insert(len(numbers.columns) - 1, "share of the way", shares)
     return Summary(title, numbers, details)
 
 
@@ -308,14 +284,15 @@ def best_rates(table: pd.DataFrame) -> dict[str, float]:
 def rates(table: pd.DataFrame) -> Summary:
     """Name the learning rates with the least loss on held-out queries."""
     best = best_rates(table)
-    each = "; ".join(
-        f"{rate:g} for " + ", ".join(name(attack) for attack in best if best[attack] == rate)
-        for rate in sorted(set(best.values()))
-    )
+    rates = sorted(set(best.values()))
+    each = (f"{rate:g} for " + ", ".join(name(attack) for attack in best if best[attack] == rate)
+            for rate in rates)  # fmt: skip
     losses = table.pivot_table(index="attack", columns="rate", values="loss", sort=False)
     losses.columns = [f"{rate:g}" for rate in losses.columns]
-    title = "Learning rates by the loss on held-out queries"
-    return Summary(title, losses.round(4), f"Least: {each}")
+    least = " or ".join(f"{rate:g}" for rate in rates)
+    title = f"The loss on held-out queries is least at a learning rate of {least}"
+    title += ", by attack" * (len(rates) > 1)
+    return Summary(title, losses.round(4).rename(name), f"Least: {'; '.join(each)}")
 
 
 def steps(table: pd.DataFrame) -> Summary:
@@ -331,7 +308,7 @@ def steps(table: pd.DataFrame) -> Summary:
     last = _joined(*(verdict(trained[-1], a, b) for a, b in pairs))
     details = f"After {trained[-1]['steps'].max():g} steps: {last}" if last else ""
     numbers = tables.summary(main_task(table), ["attack", "steps"], ["accuracy"])
-    return Summary(f"The best mean accuracy: {', '.join(parts)}", numbers, details)
+    return Summary(f"The most accurate thief: {', '.join(parts)}", numbers, details)
 
 
 def victims(table: pd.DataFrame) -> Summary:
@@ -361,8 +338,11 @@ def views(table: pd.DataFrame) -> Summary:
         a, b = (f"{loss}, {view}" for loss in ("cont-steal", "embedding"))
         if {a, b} <= set(runs["attack"]):
             each[str(view)] = tables.difference(runs, a, b)
-    shown = (f"{v} {_points(d[0])}{' (reliable)' * any(reliable([d]))}" for v, d in each.items())
-    title = f"Cont-Steal's loss minus MSE, in points: {', '.join(shown)}"
+    sure = {view for view, d in each.items() if any(reliable([d]))}
+    shown = (f"{view} {_points(d[0])}{' (reliable)' * (view in sure != {*each})}"
+             for view, d in each.items())  # fmt: skip
+    title = f"Lead of Cont-Steal's loss over MSE at equal views, in points: {', '.join(shown)}"
+    title += " (all reliable)" * (sure == {*each})
     numbers = tables.summary(rows, ["loss", "views"], ["accuracy", "agreement"])
     return Summary(title, numbers, _listed(each))
 
@@ -399,7 +379,7 @@ def boundary(table: pd.DataFrame) -> Summary:
     weak, axes = not_stolen(table, gains), [axis for axis in tables.POINT if axis in gains]
     kept = gains.loc[~weak, ["gain", "low", "high", "n"]]
     better, worse = reliable(kept.itertuples(index=False, name=None))
-    counts = f"reliably ahead in {better} of {len(kept)} settings, behind in {worse}"
+    counts = f"reliably ahead of MSE in {better} of {len(kept)} settings, behind in {worse}"
     means = []
     for axis in axes:
         each = gains.groupby(axis, sort=False)["gain"].mean()
@@ -411,12 +391,12 @@ def boundary(table: pd.DataFrame) -> Summary:
     details = _joined(mean * bool(means), grey * bool(weak.any()))
     shown = gains.set_index(axes)
     numbers = tables.percentages(shown[["gain", "low", "high"]]).assign(n=shown["n"])
-    return Summary(f"Cont-Steal minus MSE in points: {counts}", numbers, details)
+    return Summary(f"Cont-Steal is {counts} (cells: its lead over MSE in points)", numbers, details)
 
 
 def geometry(table: pd.DataFrame) -> Summary:
     """Name what goes with Cont-Steal's gain: rank correlations, corrected for how many are tried."""
-    n, numbers = len(table), table.round(3).set_index(["method", "query_data"])
+    n, numbers = len(table), table.round(3).set_index(["method", "query_data"]).rename(name)
     if n < LEAST_POINTS:
         title = f"A correlation needs {LEAST_POINTS} victims or query sets, there are {n}"
         return Summary(title, numbers)
@@ -465,8 +445,8 @@ def defenses(table: pd.DataFrame) -> Summary:
     changes = {name(a): _defended(plain, a, "accuracy") for a in attacks}
     changes["the paying user"] = user = _defended(plain, attacks[0], "legitimate")
     (first, who), *others = ((reliable(d.values())[1], who) for who, d in changes.items())
-    counts = [f"{first} reliably {'harms' if first == 1 else 'harm'} {who}"]
-    counts += [f"{count} {who}" for count, who in others]
+    counts = [f"{first} reliably {'lowers' if first == 1 else 'lower'} the accuracy of {who}"]
+    counts += [f"{count} that of {who}" for count, who in others]
     details = [f"{name(defence)}: " + ", ".join(f"{who} {points(d[defence])}" for who, d
                                                 in changes.items() if defence in d)
                for defence in user]  # fmt: skip
@@ -492,7 +472,8 @@ def coverage(table: pd.DataFrame) -> Summary:
             share = np.interp(sent, own["queries"], own["coverage"])
             parts.append(f"{user} {100 * share:.1f} %")
     last = means.groupby("user", sort=False).last().round(3)
-    return Summary(f"Buckets covered after {sent:g} queries: {'; '.join(parts)}", last)
+    title = f"Share of the embedding space (of B4B's buckets) that the answers to {sent:g} queries reach"
+    return Summary(f"{title}: {'; '.join(parts)}", last)
 
 
 def matrix(table: pd.DataFrame) -> Summary:
@@ -502,19 +483,22 @@ def matrix(table: pd.DataFrame) -> Summary:
     counts = {word: len(each.get(word, ())) for word in (provider.WORKS, provider.FAILS)}
     left = len(verdicts) - sum(counts.values())
     works, fails = counts[provider.WORKS], counts[provider.FAILS]
-    title = f"{works} of {len(verdicts)} defences take 5 points from every thief and at most 1 "
-    title += f"from every customer; {fails} do not"
+    title = (
+        f"{works} of {len(verdicts)} defences work: 5 points or more from every thief, 1 or less "
+    )
+    title += f"from every customer; {fails} do not work"
     title += f", {left} {'is' if left == 1 else 'are'} undecided" if left else ""
     details = "; ".join(f"{word}: {', '.join(map(name, found))}" for word, found in each.items())
     order = list(verdicts["defence"])
     bounded = table["high"] - table["low"] > 1e-9  # equal runs have no interval
     spans = (100 * table[["low", "high"]]).map("{:.1f}".format).agg(", ".join, axis=1)
     cells = table["change"].map(_points) + (" [" + spans + "]").where(bounded, "")
-    who = table["party"] + " " + table["who"]
+    who = table["party"] + " " + table["who"].map(name)
     wide = table.assign(cell=cells, who=who)
     shown = wide.pivot(index="defence", columns="who", values="cell").loc[order]
     numbers = shown[list(dict.fromkeys(who))].fillna("-")
-    return Summary(title, numbers.join(verdicts.set_index("defence")["verdict"]), details)
+    numbers = numbers.join(verdicts.set_index("defence")["verdict"]).rename(tables.names(order))
+    return Summary(title, numbers, details)
 
 
 def detectors(table: pd.DataFrame) -> Summary:
@@ -554,7 +538,8 @@ def roc(table: pd.DataFrame) -> Summary:
         else:
             cells |= {f"{user}, flagged": "-", f"{user}, AUC": f"{point['auc']:.2f}"}
     numbers = pd.DataFrame(rows).T.rename_axis("detector")
-    return Summary(f"Largest area under the ROC curve of any detector: {each}", numbers)
+    title = "Area under the best detector's ROC curve (0.5 is chance), by what the thief sends"
+    return Summary(f"{title}: {each}", numbers)
 
 
 def _share(rate: float, trials: int) -> str:
@@ -571,7 +556,8 @@ def accounts(table: pd.DataFrame) -> Summary:
     ]
     by = table.groupby(["detector", "user"], sort=False)
     numbers = by[["queries", "answers", "accounts", "answered"]].mean().round(1).assign(n=by.size())
-    return Summary(f"Acting detectors refuse {' and '.join(counts)} (filled dots)", numbers)
+    title = f"Detectors that act refuse {' and '.join(counts)} (filled)"
+    return Summary(f"{title}; at the right: accounts that all answers take", numbers)
 
 
 def refused(table: pd.DataFrame) -> Summary:
@@ -586,7 +572,7 @@ def refused(table: pd.DataFrame) -> Summary:
     numbers = tables.summary(whole, by, ["accuracy"])
     views = [part for part in parts if "views" in part] or parts
     details = "; ".join(part for part in parts if part not in views[:2])
-    return Summary(f"Refused thieves: {', '.join(views[:2])}", numbers, details)
+    return Summary(f"Accuracy of refused thieves: {'; '.join(views[:2])}", numbers, details)
 
 
 def _rate(hits: pd.Series) -> str:
@@ -615,7 +601,7 @@ def parties(table: pd.DataFrame) -> Summary:
             best = rows.loc[[lead.idxmax()]].iloc[0]
             found, wrong = (f"{100 * best[who]:.0f} %" for who in ("thieves", "others"))
             parts.append(f"{best['means']} {verb} {found} of thieves, {wrong} of {others}")
-    return Summary("; ".join(parts), table.set_index("means"))
+    return Summary("; ".join(parts), table.set_index("means").rename(columns=name))
 
 
 # ---------------------------------------------------------------------------- ownership (05)
@@ -654,6 +640,7 @@ def dataset_inference(table: pd.DataFrame) -> Summary:
     groups = table.groupby(by, sort=False, dropna=False)
     numbers = groups[["gap", "effect"]].mean().round(3)
     numbers = numbers.assign(p=groups["p"].median(), n=groups.size()).join(_detection(table, by))
+    numbers = numbers.rename(name, level="suspect")
     power = (
         f"An effect above {table['detectable'].max():.2f} standard deviations would be accused, "
     )
@@ -709,6 +696,7 @@ def guard(table: pd.DataFrame) -> Summary:
     groups = table.groupby(by, sort=False, dropna=False)
     numbers = groups[["rate", "cosine", "accuracy"]].mean().round(3)
     numbers = numbers.assign(n=groups.size()).join(_detection(table, by))
+    numbers = numbers.rename(name, level="suspect")
     suspects = table[table["kind"].isin(["stolen", "stolen before", "independent"])]
     counts = _accusations(suspects) or "nobody: too few independent encoders"
     return Summary(f"SSLGuard's key accuses {counts}", numbers, _joined(*parts))

@@ -137,8 +137,8 @@ def test_published_numbers_stand_beside_the_same_data_and_budget_only() -> None:
     assert tables.published(loss_table("shapes", 9000)).empty
     assert tables.published(loss_table("cifar10", 512)).empty
     wide = tables.layout(loss_table("cifar10", 9000))
-    assert wide.loc["embedding", ("cifar10", "cifar10")] == "70.0"
-    theirs = wide.loc["embedding, ICML 2022 Tables 1 and 2"]
+    assert wide.loc["MSE", ("cifar10", "cifar10")] == "70.0"
+    theirs = wide.loc["MSE, ICML 2022 Tables 1 and 2"]
     assert theirs.tolist() == ["-", "-", "75.5", "64.8"]
     ceiling = wide.loc["victim, ICML 2022 Tables 1 and 2"].tolist()
     assert ceiling == ["-", "-", "79.0", "67.9"], "the published ceiling, whatever was sent"
@@ -159,9 +159,9 @@ def test_a_layout_names_query_sets_where_there_are_several() -> None:
         [{"victim": "v", "attack": "victim", "task": "t", "accuracy": 0.9, "seed": 0}]
     )
     wide = tables.layout(pd.concat([one, far, victim], ignore_index=True))
-    assert list(wide.index) == ["embedding, 8 own", "embedding, 80 far", "victim"]
+    assert list(wide.index) == ["MSE, 8 own", "MSE, 80 far", "victim"]
     assert list(wide["answers"]) == ["8", "80", "-"], "references are asked nothing"
-    assert list(tables.layout(one).index) == ["embedding"]
+    assert list(tables.layout(one).index) == ["MSE"]
 
 
 def test_the_budget_that_reaches_a_goal_lies_on_the_line_between_two_budgets() -> None:
