@@ -775,7 +775,7 @@ PREDICTIONS = [
     ("2026-11-29", OPEN, ("watermark-few", "inference-stolen")),
     ("2026-11-29", HOLDS, ("watermark-inherited",)),
     # of twice the length, after 2,560 steps had been seen; and of ten seeds, after five
-    ("2026-11-29", FAILS, ("cont-steal-mse-own", "contrastive-mse")),
+    ("2026-11-29", FAILS, ("cont-steal-mse-own", "contrastive-mse", "fresh-views")),
 ]  # fmt: skip
 
 
