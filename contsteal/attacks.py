@@ -1,4 +1,4 @@
-"""The attacks as data: one row each with its loss, answer, views and source; and the knobs of a run.
+"""The attacks, a row each with its loss, answer, views and source, and the settings of a run.
 
 To add an attack, write its loss (in `losses` or a module of its own) and add its row to `ATTACKS`.
 """
@@ -132,7 +132,7 @@ ATTACKS: dict[str, Recipe] = {
 
 @dataclass(frozen=True)
 class Config:
-    """The knobs of one attack; `None` takes what the recipe says.
+    """The settings of one attack; `None` takes what the recipe says.
 
     An image under an augmented victim view is a new distinct input per answer; a clean image sent again
     is the same input and one more answer.

@@ -61,7 +61,7 @@ def train(
     All queries are sent before the first step: a resumed run pays what an uninterrupted one does.
 
     Args:
-        config: the attack and its knobs.
+        config: the attack and its settings.
         api: the only access to the victim.
         images: the queries, uint8 (N, 3, H, W); a `Packed` for views that need no new inputs.
         checkpoint: a file to resume from and to save to.
@@ -202,7 +202,7 @@ def ask(
     They are averaged, centred or shuffled where the config says so.
 
     Args:
-        config: the attack and its knobs.
+        config: the attack and its settings.
         api: the only access to the victim.
         images: the queries, uint8 (N, 3, H, W).
         user: the name that the queries are counted under.

@@ -1,4 +1,4 @@
-"""The only door to a victim: answers without gradients, counted, cached, defended."""
+"""The only way to query a victim: answers are counted, cached and defended, and have no gradients."""
 
 import hashlib
 from collections.abc import Callable, Sequence

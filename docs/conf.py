@@ -63,6 +63,7 @@ LINKS = (  # from places in the repository to pages of the site; of other files 
     (r"\]\(\.\./figures/", "](/results/"),
     (r"\]\(\.\./notebooks/(\w+\.ipynb)", rf"](/results/{SHOWN[0]}/\1"),
     (r"\]\(\.\./CONTRIBUTING\.md", "](/contributing.md"),
+    (r"\]\(CHANGELOG\.md", "](/changelog.md"),  # of CONTRIBUTING.md
     (r"\]\(docs/", "](/"),  # of CONTRIBUTING.md
     (r"\[([^][]*)\]\(\.\./([^)]*)\)", r"\1 (`\2`)"),
 )

@@ -1,4 +1,4 @@
-"""Embedded data sets: real pixels through the real code, without a download.
+"""Embedded data sets: images that a program draws or scikit-learn ships, without a download.
 
 `glyphs` are procedural scenes of random closed curves, the main testbed: at equal, short lengths of
 training, answers teach a thief more than it could learn without the victim. `shapes` are procedural

@@ -1,4 +1,4 @@
-"""Detectors, a verdict on each user from what their queries have in common, and a price on it.
+"""Detectors, which judge each user by what their queries have in common, and a price on queries.
 
 `SimilarQueries` looks for views of one image (Dziedzic et al., ICML 2022, 5.3), `Prada` for distances
 between queries that are not normal (Juuti et al., EuroS&P 2019; code
