@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from itertools import product
 from typing import Any
@@ -43,10 +43,8 @@ def senders(
 
     def views(seed: int) -> Tensor:
         """Return what Cont-Steal with four answers sends: a view of all images after the other."""
-        config = recipes.Config(
-            "cont-steal", seed=seed, image_size=lab.settings["image_size"], **given
-        )
-        images = lab.queries(queries // VIEWS, seed)
+        size, images = lab.settings["image_size"], lab.queries(queries // VIEWS, seed)
+        config = recipes.Config("cont-steal", seed=seed, image_size=size, **given)
         return torch.cat([steal.view(config, images, k) for k in range(VIEWS)])
 
     @cache
@@ -72,14 +70,22 @@ def watched(
     suspicious: from the 100th query on, before which nobody is judged.
     """
     rows = []
-    for (user, images), seed in product(users.items(), seeds):
-        answers = lab.api().embed(images(seed))
+    for user, seed, images in _sent(users, seeds):
+        answers = lab.api().embed(images)
         for name, watcher in watchers.items():
             seen, flagged = _suspicion(watcher, answers)
             worst = min(seen) if name.startswith(LOW) else max(seen)
             rows.append({"detector": name, "user": user, "seed": seed, "queries": len(answers),
                          "statistic": worst, "flagged": float(flagged)})  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _sent(users: Mapping[str, Callable[[int], Any]], seeds: Numbers) -> Iterator[Any]:
+    """Yield user, seed and what it sends, one after the other; ValueError where there is nobody."""
+    if not users or not len(seeds):
+        raise ValueError(f"{len(users)} users, {len(seeds)} seeds: at least one of each is needed")
+    for (user, images), seed in product(users.items(), seeds):
+        yield user, seed, images(seed)
 
 
 def _suspicion(watcher: Watcher, answers: Tensor) -> tuple[list[float], bool]:
@@ -107,7 +113,7 @@ def calibrated(
     1 / (m + 1). `SimilarQueries` first needs the cosine that `share` of their queries exceed. Errors: as
     `similarity`.
     """
-    answers = [lab.api().embed(images(s)) for images in customers.values() for s in seeds]
+    answers = [lab.api().embed(images) for *_, images in _sent(customers, seeds)]
     watchers: dict[str, Watcher] = {}
     with torch.no_grad():
         heads = {"projections": projection} if projection else {}
@@ -151,15 +157,14 @@ def bills(
     def posteriors(images: Tensor) -> Tensor:
         return lab.api().classify(images, "posterior")
 
-    sent = [images(seed) for images in customers.values() for seed in calibration]
-    costs = [detectors.entropy(posteriors(images)).cumsum(0) for images in sent]
+    sent = [posteriors(images) for *_, images in _sent(customers, calibration)]
+    costs = [detectors.entropy(answers).cumsum(0) for answers in sent]
     fewest = min(map(len, costs))
     intercept, slope = detectors.price_line(torch.stack([cost[:fewest] for cost in costs]))
     rows = []
-    asked = {(user, seed): posteriors(images(seed))
-             for (user, images), seed in product(users.items(), seeds)}  # fmt: skip
-    queries = min(map(len, asked.values()))
-    for (user, seed), answers in asked.items():
+    asked = [(user, seed, posteriors(images)) for user, seed, images in _sent(users, seeds)]
+    queries = min(len(answers) for *_, answers in asked)
+    for user, seed, answers in asked:
         bill = detectors.ProofOfWork("entropy", intercept, slope)
         bill(answers[:queries], user)
         rows.append({"detector": "proof of work, seconds", "user": user, "seed": seed, "queries": queries,
@@ -185,8 +190,10 @@ def roc(watch: pd.DataFrame) -> pd.DataFrame:
 
     `watch` is of `watched` and `bills`. `at` is "curve" for the points of the statistic, every threshold
     there is, and "verdict" for the detector's own. Beside `fpr` and `tpr` stand the curve's `auc` and
-    how many `customers` and `thieves` were watched.
+    how many `customers` and `thieves` were watched. ValueError for a table of nobody.
     """
+    if watch.empty:
+        raise ValueError("no user was watched: an ROC curve needs customers and thieves")
     rows = []
     for detector, seen in watch.groupby("detector", sort=False):
         sign = -1 if str(detector).startswith(LOW) else 1
@@ -222,8 +229,7 @@ def refusals(
     refused at its first request gives up. `refusals` counts the accounts that were refused.
     """
     rows = []
-    for (user, images), seed in product(users.items(), seeds):
-        sent = images(seed)
+    for user, seed, sent in _sent(users, seeds):
         parts = [sent] if isinstance(sent, Tensor) else list(sent)
         lab.api().embed(torch.cat(parts))  # at once, and cached: requests are small
         for name, watcher in watchers.items():
@@ -257,11 +263,7 @@ def _persist(api: BlackBox, parts: Sequence[Tensor]) -> tuple[list[int], int]:
 
 
 def refused(
-    lab: Lab,
-    seen: pd.DataFrame,
-    attacks: Mapping[str, str],
-    task: str,
-    steps: Numbers,
+    lab: Lab, seen: pd.DataFrame, attacks: Mapping[str, str], task: str, steps: Numbers
 ) -> pd.DataFrame:
     """Train what a refused thief ends with: a surrogate on one account's answers, and one on all.
 
@@ -272,30 +274,18 @@ def refused(
     """
     named = seen.assign(thief=seen["user"].str.removeprefix("thief, "))
     rows = named[named["thief"].isin([*attacks])].to_dict("records")
-    points = [
-        (row, end, length)
-        for row, end, length in product(rows, ("stops", "all answers"), sweeps.lengths(steps))
-        if (row["answers"] if end == "stops" else row["answered"] == row["queries"])
-    ]
-    jobs = [
-        _training(lab, attacks[row["thief"]], row, end == "stops", task, length)
-        for row, end, length in points
-    ]
-    about = [
-        {"attack": f"{row['thief']}, {end}", "detector": row["detector"],
-         "answers": row["answers" if end == "stops" else "answered"],
-         "accounts": 1 if end == "stops" else row["accounts"]} for row, end, _ in points
-    ]  # fmt: skip
+    largest = lab.settings["surrogate"].get("batch", recipes.Config.batch)
+    jobs, about = [], []
+    for row, stops, length in product(rows, (True, False), sweeps.lengths(steps)):
+        thief, answers = row["thief"], row["answers" if stops else "queries"]
+        if not (answers if stops else row["answered"] == answers):
+            continue
+        images = min(row["queries"] // (VIEWS if "views" in thief else 1), answers)
+        changes = {"answers": answers // images, "batch": min(largest, images)} | length
+        knobs = tuple(sorted(changes.items()))
+        jobs.append(Job(attacks[thief], images, row["seed"], (task,), (), knobs))
+        about.append({"attack": f"{thief}, {'stops' if stops else 'all answers'}",
+                      "detector": row["detector"], "answers": answers,
+                      "accounts": 1 if stops else row["accounts"]})  # fmt: skip
     done = sweeps.run(lab, jobs)
     return pd.DataFrame([run | facts for run, facts in zip(done, about, strict=True)])
-
-
-def _training(
-    lab: Lab, attack: str, row: Mapping[Any, Any], stops: bool, task: str, length: dict[str, int]
-) -> Job:
-    """Return the attack on a thief's answers: how many images, and how often each was answered."""
-    answers = row["answers" if stops else "queries"]
-    images = min(row["queries"] // (VIEWS if "views" in row["thief"] else 1), answers)
-    batch = lab.settings["surrogate"].get("batch", recipes.Config.batch)
-    changes = {"answers": answers // images, "batch": min(batch, images)} | length
-    return Job(attack, images, row["seed"], (task,), (), tuple(sorted(changes.items())))

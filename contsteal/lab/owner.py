@@ -45,9 +45,8 @@ def trained_on(lab: Lab, count: int) -> Tensor:
         images = carrier_images(lab)
     images = private(images, lab.recipe)
     if not 1 <= count <= len(images):
-        raise ValueError(
-            f"{count} images to test on: victim and mark were trained on {len(images)}"
-        )
+        known = f"victim and mark were trained on {len(images)}"
+        raise ValueError(f"{count} images to test on: {known}")
     return images[torch.arange(count)]  # read, where they lie on disk
 
 
@@ -97,25 +96,21 @@ class Strangers:
         Errors: ValueError for the stored data and split that the victim was trained on.
         """
         name, size = self.data or lab.settings["data"], lab.settings["image_size"]
-        count = self.images or lab.settings["train_images"] or None
-        if name in data.ENDLESS:
-            return data.load(name, self.split, count, FIRST + index, size).to(lab.device)
-        if (name, self.split) == (lab.settings["data"], lab.settings["train_split"]):
-            raise ValueError(
-                f"strangers: {name}, split {self.split!r}, is what the victim was trained on, and "
-                "cannot be drawn anew: name other `data` or another `split`"
-            )
-        images = data.load(name, self.split, None, FIRST + index, size)
+        count, endless = self.images or lab.settings["train_images"] or None, name in data.ENDLESS
+        own = lab.settings["data"], lab.settings["train_split"]
+        if (name, self.split) == own and not endless:
+            seen = f"{name}, split {self.split!r}, is what the victim was trained on"
+            remedy = "cannot be drawn anew: name other `data` or another `split`"
+            raise ValueError(f"strangers: {seen}, and {remedy}")
+        images = data.load(name, self.split, count if endless else None, FIRST + index, size)
         return images.take(slice(count)).to(lab.device)
 
 
 def train_independent(lab: Lab, plan: Strangers, index: int) -> Trained:
     """Train an encoder independently of the victim, on one thread, or return it where that was done."""
     if lab.recipe.method == pretrain.READY:
-        raise ValueError(
-            f"strangers of a victim of method {lab.recipe.method!r}: its recipe is not known; "
-            "count: 0 does without them"
-        )
+        raise ValueError(f"strangers of a victim of method {lab.recipe.method!r}: its recipe is not "
+                         "known; count: 0 does without them")  # fmt: skip
     given = {k: getattr(plan, k) for k in ("epochs", "batch") if getattr(plan, k)}
     config = replace(lab.recipe, **profiles.lengthened(given), seed=FIRST + index)
     return lab.fit("independent", config, plan.load(lab, index), report=lab.messages.append)
@@ -151,23 +146,19 @@ class Suspect:
             changes = {"queries": self.images, "seed": self.seed} | knobs
             stolen = attacked.steal(**cast(dict[str, Any], changes))
             return stolen.encoder, self.about | {"steps": stolen.queries["steps"]}
-        return self._own_or_independent(lab), self.about | {"steps": None}
-
-    def _own_or_independent(self, lab: Lab) -> nn.Module:
         if self.kind == "independent":
-            return train_independent(lab, self.strangers, self.seed).encoder
-        if self.kind == "unmarked":
-            return lab.train("victim", lab.method).encoder
-        victim = lab.victim.encoder
-        return OBFUSCATIONS[self.name](victim) if self.kind == "obfuscated" else victim
+            net = train_independent(lab, self.strangers, self.seed).encoder
+        elif self.kind == "unmarked":
+            net = lab.train("victim", lab.method).encoder
+        else:
+            net = lab.victim.encoder
+        other = OBFUSCATIONS[self.name](net) if self.kind == "obfuscated" else net
+        return other, self.about | {"steps": None}
 
     @property
     def about(self) -> Row:
         """What each of its rows says of it."""
         return {"kind": self.kind, "suspect": self.name, "seed": self.seed, "images": self.images}
-
-
-VICTIM = Suspect("victim", "victim")
 
 
 @dataclass(frozen=True)
@@ -181,6 +172,10 @@ class Examination:
     def run(self, lab: Lab) -> list[Row]:
         """Return the test's rows, each beside what identifies the suspect."""
         net, about = self.suspect.find(lab)
+        mark = getattr(lab.victim, "mark", None)  # of dimensions that the owner's head or key reads
+        if mark is not None and net.dim != mark.dim:
+            no = f"does not apply: {net.dim} features, the owner reads {mark.dim}"
+            return [about | {"applies": no}]
         with artifacts.single_thread():
             return [about | row for row in self.test(lab, net)]
 
@@ -209,7 +204,7 @@ def _independent(strangers: Plan) -> list[Suspect]:
 
 def train_suspects(lab: Lab, strangers: Plan, marks: Sequence[Plan] = ()) -> pd.DataFrame:
     """Train the independent encoders, and marks into the victim, side by side; return their seconds."""
-    jobs = [Training(VICTIM, tuple(mark.items())) for mark in marks]
+    jobs = [Training(Suspect("victim", "victim"), tuple(mark.items())) for mark in marks]
     jobs += map(Training, _independent(strangers))
     return pd.DataFrame(sweeps.run(lab, jobs), columns=["kind", "suspect", "seed", "seconds"])
 
@@ -290,22 +285,16 @@ def watermark(
         plan = profiles.watermark(mark)
         head = HEADS[plan["trained_head"]]
         head += f", carried by {plan['data']}" if plan["data"] else ""
-        parts.append(table.assign(head=head, mark=_described(plan, len(lab.train_images()))))
+        start = "tuned into the victim" if plan["start"] == "victim" else "trained from the start"
+        epochs = f"{plan['epochs']} epoch{'s' * (plan['epochs'] > 1)}"
+        shown = plan["images"] or len(lab.train_images())
+        parts.append(table.assign(head=head, mark=f"{start}, {epochs} of {shown} images"))
     return pd.concat(parts, ignore_index=True)
-
-
-def _described(plan: Plan, training_images: int) -> str:
-    """Return how a mark came into the victim."""
-    start = "tuned into the victim" if plan["start"] == "victim" else "trained from the start"
-    epochs = f"{plan['epochs']} epoch{'s' * (plan['epochs'] > 1)}"
-    return f"{start}, {epochs} of {plan['images'] or training_images} images"
 
 
 def _rotation(images: int, lab: Lab, net: nn.Module) -> list[Row]:
     """Return how a suspect's answers to turned training images are read by the owner's head."""
     mark = cast(Mark, cast(MarkedVictim, lab.victim).mark)
-    if net.dim != mark.dim:
-        return [_not_read(net, mark.dim)]
     answers = encoders.embed(net, questions(trained_on(lab, images)))
     right, order = success(mark, answers), ranked(mark, answers)
     carriers = lab.watermark["data"] or "training"
@@ -316,26 +305,24 @@ def _rotation(images: int, lab: Lab, net: nn.Module) -> list[Row]:
     }]  # fmt: skip
 
 
-def _not_read(net: nn.Module, dim: int) -> Row:
-    return {"applies": f"does not apply: {net.dim} features, the owner reads {dim}"}
-
-
 def _judged(table: pd.DataFrame, measure: str) -> pd.DataFrame:
     """Add the verdicts against independent encoders: NaN where there are too few of them."""
     independent = table[table["kind"] == "independent"]
     rows: list[dict[str, float]] = []
     for place, row in table.iterrows():
         others = independent.drop(index=cast(int, place), errors="ignore")
-        found = {"controls": float(len(others))}
-        if row["applies"] == "yes":
-            found["p_controls"] = p = _p(inference.against_controls, row[measure], others[measure])
-            if not math.isnan(p):
-                found["accused"] = float(p <= inference.ALPHA)
-                found["detectable"] = inference.least_excess(others[measure])
-        if row["applies"] == "yes" and "right" in table and len(others):
+        rows.append(found := {"controls": float(len(others))})
+        if row["applies"] != "yes":
+            continue
+        found["p_controls"] = p = _p(inference.against_controls, row[measure], others[measure])
+        if not math.isnan(p):
+            found["accused"] = float(p <= inference.ALPHA)
+            found["detectable"] = inference.least_excess(others[measure])
+        if "right" in table and len(others):
             other = others.iloc[row["seed"] % len(others) if place in independent.index else 0]
-            found["p_paper"] = _p(inference.welch, _answers(row), _answers(other))
-        rows.append(found)
+            answers = ((torch.arange(int(side["answers"])) < int(side["right"])).double()
+                       for side in (row, other))  # fmt: skip
+            found["p_paper"] = _p(inference.welch, *answers)
     columns = ["p_controls", "p_paper", "accused", "detectable", "controls"]
     return table.join(pd.DataFrame(rows, index=table.index).reindex(columns=columns).astype(float))
 
@@ -346,10 +333,6 @@ def _p(test: Callable[..., Verdict], *samples: Any) -> float:
         return test(*samples).p_value
     except ValueError:
         return math.nan
-
-
-def _answers(row: pd.Series) -> Tensor:
-    return (torch.arange(int(row["answers"])) < int(row["right"])).double()
 
 
 def _priced(lab: Lab, table: pd.DataFrame, mark: Plan) -> pd.DataFrame:
@@ -395,29 +378,22 @@ def dataset_inference(
         A row per suspect and form of the test: `gap` in nats, `effect` (Cohen's d), `p`, `accused` (1 or
         0), and `detectable`, the least effect that would be.
     """
-    lineup = Lineup(thieves, budgets, seeds, strangers)
-    jobs = [
-        Examination(s, partial(_inference, images, options, s.seed),
-                    _memorises(lab, s.seed, train_images, victim))
-        for s in lineup.suspects(seeds)
-    ]  # fmt: skip
+    suspects = Lineup(thieves, budgets, seeds, strangers).suspects(seeds)
     if victim is not None:
         who = f"{lab.recipe.method}, {len(lab.train_images())} images"
-        own = (Suspect("profile", who, seed) for seed in seeds)
-        jobs += [Examination(s, partial(_inference, images, options, s.seed)) for s in own]
+        suspects += [Suspect("profile", who, seed) for seed in seeds]
+    jobs = []
+    for s in suspects:
+        changes: dict[str, Any] = {}  # of a lab whose victim memorises
+        if victim is not None and s.kind != "profile":  # where images are few, none is held out
+            recipe = lab.settings["victim"] | {"held_out": 0} | profiles.lengthened(dict(victim))
+            changes = {"train_images": train_images or lab.settings["train_images"],
+                       "victim": recipe | {"seed": s.seed}}  # fmt: skip
+        test = partial(_inference, images, options, s.seed)
+        jobs.append(Examination(s, test, tuple(changes.items())))
     trained = [job for job in jobs if job.suspect.kind in ("victim", "independent")]
     sweeps.run(lab, [Training(job.suspect, lab=job.lab) for job in trained])
     return pd.DataFrame(sweeps.run(lab, jobs))
-
-
-def _memorises(lab: Lab, seed: int, train_images: int, victim: Plan | None) -> Pairs:
-    """Return the changes of a lab whose victim memorises; none for the profile's own."""
-    if victim is None:
-        return ()
-    few = {"held_out": 0}  # where images are few
-    recipe = lab.settings["victim"] | few | profiles.lengthened(dict(victim)) | {"seed": seed}
-    count = train_images or lab.settings["train_images"]
-    return (("train_images", count), ("victim", recipe))
 
 
 def _inference(images: int, options: Plan, seed: int, lab: Lab, net: nn.Module) -> list[Row]:
@@ -474,8 +450,6 @@ def guard(
 def _key(images: int, lab: Lab, net: nn.Module) -> list[Row]:
     """Return how a suspect's answers to stamped training images agree with the owner's key."""
     key = cast(sslguard.Key, cast(MarkedVictim, lab.victim).mark)
-    if net.dim != key.dim:
-        return [_not_read(net, key.dim)]
     verdict = sslguard.verify(key, net, trained_on(lab, images))
     return [{
         "applies": "yes", "rate": verdict.measure, "cosine": verdict.effect, "p_keys": verdict.p_value,

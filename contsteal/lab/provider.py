@@ -1,12 +1,12 @@
 """What defending costs: the thieves, the customers, and the provider's time and memory."""
 
 import copy
-import time
+import timeit
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from statistics import mean
+from statistics import mean, median
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -60,10 +60,8 @@ def seeded(chain: Chain, seed: int) -> tuple[Defense, ...]:
     """Return copies of the defences whose draws belong to this seed and to their place in the chain."""
     copies = tuple(copy.copy(defense) for defense in chain)
     for place, defense in enumerate(copies):
-        if hasattr(defense, "seed"):
-            defense.seed += 1000 * place + int(
-                seed
-            )  # int: a NumPy seed would be drawn from otherwise
+        if hasattr(defense, "seed"):  # int: a NumPy seed would be drawn from otherwise
+            defense.seed += 1000 * place + int(seed)
     return copies
 
 
@@ -88,9 +86,8 @@ class Purchase:
         if not self.classes:
             return [{"legitimate": lab.legitimate(self.task, self.chain, self.seed)}]
         api, sides = lab.api(self.chain), few_classes(lab, self.task, self.classes, self.seed)
-        (x, a), (y, b) = (
-            (api.embed(pixels(s), user="customer"), cast(Tensor, s.labels)) for s in sides
-        )
+        x, y = (api.embed(pixels(side), user="customer") for side in sides)
+        a, b = (cast(Tensor, side.labels) for side in sides)
         return [{"legitimate": evaluate.linear_probe(x, a, y, b).accuracy}]
 
 
@@ -110,9 +107,6 @@ def customers(
     ])  # fmt: skip
 
 
-FEW_TEST = 4  # test images of a customer with few classes, for each labelled one
-
-
 def few_classes(lab: Lab, task: str, classes: int, seed: int) -> tuple[ImageSet, ImageSet]:
     """Return labelled and test images of a customer whose task has a few classes, drawn by `seed`.
 
@@ -120,16 +114,13 @@ def few_classes(lab: Lab, task: str, classes: int, seed: int) -> tuple[ImageSet,
     where the set has too few classes, or images of them.
     """
     n = lab.settings["probe_images"]
-    pool = class_images(lab, task, classes, (1 + FEW_TEST) * n, seed)
+    pool = class_images(lab, task, classes, 5 * n, seed)
     if len(pool) <= n:
         raise ValueError(
             f"{classes} classes of {task}: {len(pool)} images, more than {n} are needed"
         )
-    labels = torch.unique(cast(Tensor, pool.labels), return_inverse=True)[1]
-    train, test = (
-        replace(pool.take(part), labels=labels[part]) for part in (slice(n), slice(n, None))
-    )
-    return train, test
+    pool = replace(pool, labels=torch.unique(cast(Tensor, pool.labels), return_inverse=True)[1])
+    return pool.take(slice(n)), pool.take(slice(n, None))
 
 
 def class_images(lab: Lab, task: str, classes: int, count: int, seed: int) -> ImageSet:
@@ -200,10 +191,8 @@ def defended(
     task = bought["task"].iloc[0]
     knobs = [tuple(sorted((dict(changes) | length).items())) for length in sweeps.lengths(steps)]
     points = list(product(chains, attacks, seeds, knobs))
-    jobs = [
-        Job(attack, queries, seed, (task,), seeded(chain, seed), knob)
-        for chain, attack, seed, knob in points
-    ]
+    jobs = [Job(attack, queries, seed, (task,), seeded(chain, seed), knob)
+            for chain, attack, seed, knob in points]  # fmt: skip
     about = [{"defence": chain_name(c)} | strength(c) | {"adapts": adapts} for c, *_ in points]
     table = pd.concat([pd.DataFrame(about), pd.DataFrame(sweeps.run(lab, jobs))], axis=1)
     few = bought["task"].iloc[-1]
@@ -384,15 +373,19 @@ def coverage(lab: Lab, defences: Sequence[B4B], users: Senders, seeds: Numbers) 
     Rows: `defence`, `user`, `seed`, `queries` so far, `coverage` from 0 to 1, the `noise` of the next
     answer, and `bearable`, the noise that customers can bear.
     """
-    parts = []
+    rows = []
     for (user, images), seed in product(users.items(), seeds):
         answers = lab.api().embed(images(seed))
-        bearable = BEARABLE * float(answers.std(0).mean())
-        step = max(len(answers) // 16, 1)
+        about = {"seed": seed, "bearable": BEARABLE * float(answers.std(0).mean())}
         for defence in defences:
-            rows = sweeps.coverage(defence, {user: answers}, step)
-            parts.append(rows.assign(defence=chain_name([defence]), seed=seed, bearable=bearable))
-    return pd.concat(parts, ignore_index=True)
+            watching, queries = copy.deepcopy(defence), 0
+            for part in answers.split(max(len(answers) // 16, 1)):
+                watching(part, user)
+                queries, share = queries + len(part), watching.coverage(user)
+                rows.append({"user": user, "queries": queries, "coverage": share,
+                             "noise": float(watching.sigma(share)),
+                             "defence": chain_name([defence])} | about)  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 # -------------------------------------------------------------------------------- price
@@ -437,12 +430,11 @@ def _bytes(chain: Chain, requests: Sequence[Tensor]) -> int:
 
 def _median(call: Callable[[], object], rounds: int) -> float:
     """Return the median seconds of a call, on a GPU until it is done."""
-    call()  # warm: secrets are drawn, memory is allocated
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
+
+    def finished() -> None:
         call()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return sorted(times)[rounds // 2]
+
+    finished()  # warm: secrets are drawn, memory is allocated
+    return median(timeit.repeat(finished, number=1, repeat=rounds))

@@ -1,6 +1,5 @@
 """Comparisons that change one thing at a time, run side by side: tables with one row per run and task."""
 
-import copy
 import json
 import os
 from collections import Counter
@@ -15,11 +14,9 @@ from unittest.mock import patch
 import joblib
 import pandas as pd
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from contsteal import encoders, evaluate, loop, steal
-from contsteal.defenses.b4b import B4B
 from contsteal.lab import artifacts
 from contsteal.lab.experiment import Lab
 from contsteal.lab.profiles import variant
@@ -68,9 +65,15 @@ class Job:
         about = {"attack": self.attack, "images": self.queries, "seed": self.seed, **stolen.queries}
         about["usd"] = round(stolen.queries["calls"] * lab.settings.get("price", PRICE) / 1000, 6)
         about["seconds"] = stolen.seconds
-        net = stolen.encoder
-        return [about | {"task": task, **lab.score(net, task, self.seed), **lab.own_head(stolen, task)}
-                for task in self.tasks]  # fmt: skip
+        rows = _scored(lab, about, stolen.encoder, self.tasks, self.seed)
+        return [row | lab.own_head(stolen, row["task"]) for row in rows]
+
+
+def _scored(
+    lab: Lab, about: Row, net: encoders.Encoder, tasks: Names, seed: int, draws: int | None = None
+) -> list[Row]:
+    """Return what rows say of an encoder, and its scores, once per task."""
+    return [about | {"task": task, **lab.score(net, task, seed, draws)} for task in tasks]
 
 
 @dataclass(frozen=True)
@@ -92,15 +95,8 @@ class Alone:
         net = lab.alone(ALONE[self.name], self.queries, self.seed, self.steps).encoder
         # Supervision has seen the labels of one set: with those of another it would have twice as many.
         draws = 1 if ALONE[self.name] == "supervised" else None
-        about = {
-            "attack": self.name,
-            "images": self.queries,
-            "seed": self.seed,
-            "steps": self.steps,
-        }
-        return [
-            about | {"task": task, **lab.score(net, task, self.seed, draws)} for task in self.tasks
-        ]
+        about = {"attack": self.name, "images": self.queries, "seed": self.seed}
+        return _scored(lab, about | {"steps": self.steps}, net, self.tasks, self.seed, draws)
 
 
 @dataclass(frozen=True)
@@ -115,10 +111,7 @@ class Exam:
 
     def run(self, lab: Lab) -> list[Row]:
         """Score, and return one row per task."""
-        return [
-            self.about | {"task": task, **lab.score(self.net, task, self.seed)}
-            for task in self.tasks
-        ]
+        return _scored(lab, self.about, self.net, self.tasks, self.seed)
 
 
 @dataclass(frozen=True)
@@ -128,6 +121,7 @@ class Pretraining:
     part: str
     method: str | None = None
     lab: Pairs = ()
+    tasks: tuple[str, ...] = ()
 
     def run(self, lab: Lab) -> list[Row]:
         """Train, or find that it was done; there is no row."""
@@ -182,12 +176,8 @@ def _results(lab: Lab, jobs: Sequence[Work]) -> Iterator[tuple[list[Row], list[s
     if workers < 2 or lab.device.type != "cpu":
         yield from (_run(lab, job) for job in jobs)
         return
-    needing = [
-        job
-        for job in jobs
-        if not (isinstance(job, Pretraining) or (isinstance(job, Alone) and not job.tasks))
-    ]
-    for changes in {repr(job.lab): job.lab for job in needing}.values():
+    scored = [job for job in jobs if getattr(job, "tasks", True)]  # without tasks: training alone
+    for changes in {repr(job.lab): job.lab for job in scored}.values():
         _ = lab.but(**dict(changes)).victim  # made here, once, not by every worker
     settings = json.dumps(lab.changes)  # settings are what YAML holds; some cannot be hashed
     quiet = patch.dict(os.environ, {loop.QUIET: "1"})  # workers would share one terminal
@@ -200,8 +190,7 @@ def _results(lab: Lab, jobs: Sequence[Work]) -> Iterator[tuple[list[Row], list[s
 def _run(lab: Lab, job: Work) -> tuple[list[Row], list[str]]:
     """Run a job in the lab of its changes; return its rows, and messages of what was computed."""
     changed = lab.but(**dict(job.lab))
-    rows = job.run(changed)
-    messages = list(changed.messages)
+    rows, messages = job.run(changed), list(changed.messages)
     changed.messages.clear()
     return rows, messages
 
@@ -322,11 +311,8 @@ def stake(lab: Lab, data: Names, queries: int, seeds: Numbers, steps: Numbers) -
     parts = []
     for name in data:
         other = lab.but(**_on(lab, name))
-        rows = (
-            without_victim(other, [queries], seeds, [name], steps),
-            references(other, [name], seeds),
-        )
-        parts += [part.assign(data=name) for part in rows]
+        rows = without_victim(other, [queries], seeds, [name], steps)
+        parts.append(_framed(other, rows, [name], seeds).assign(data=name))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -341,14 +327,12 @@ def victims(
     recipe = lab.settings["victim"]
     changes = {seed: {"victim": recipe | {"seed": seed}} for seed in victim_seeds}
     run(lab, [Pretraining("victim", lab=tuple(change.items())) for change in changes.values()])
-    parts = []
+    parts = [pd.DataFrame()]
     for seed, change in changes.items():
         other = lab.but(**change)
         rows = sweep(other, attacks, [queries], seeds, [task], steps=steps)
-        parts += [
-            part.assign(victim_seed=seed) for part in (rows, references(other, [task], seeds))
-        ]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+        parts.append(_framed(other, rows, [task], seeds).assign(victim_seed=seed))
+    return pd.concat(parts, ignore_index=True)
 
 
 def references(lab: Lab, tasks: Iterable[str], seeds: Iterable[int]) -> pd.DataFrame:
@@ -359,6 +343,10 @@ def references(lab: Lab, tasks: Iterable[str], seeds: Iterable[int]) -> pd.DataF
     return pd.DataFrame(run(lab, exams))
 
 
+def _framed(lab: Lab, rows: pd.DataFrame, tasks: Names, seeds: Numbers) -> pd.DataFrame:
+    return pd.concat([rows, references(lab, tasks, seeds)], ignore_index=True)
+
+
 def of_lab(lab: Lab, **given: Any) -> dict[str, Any]:
     """Return those changes of the profile that differ from what it says already, for `lab.but`."""
     return dict(_split(lab, given)[1])
@@ -367,19 +355,16 @@ def of_lab(lab: Lab, **given: Any) -> dict[str, Any]:
 def _split(lab: Lab, given: Mapping[str, Any]) -> tuple[Pairs, Pairs]:
     """Return an attack's changes, and those of the profile that differ from what it says already."""
     settings = lab.settings | {"method": lab.method or lab.settings["victim"].get("method")}
-    knobs = {k: v for knob in given.items() for k, v in _unfolded(*knob)}
+    knobs = dict(given)
+    for knob, split in (("data", "train_split"), ("query_data", "query_split")):
+        if (
+            knob in given
+        ):  # `name@split` is a set and its split; a set without one means its `train`
+            name, _, part = given[knob].partition("@")
+            knobs |= {knob: name, split: given.get(split, part or "train")}
     attack = sorted((k, v) for k, v in knobs.items() if k not in OF_LAB)
     profile = sorted((k, v) for k, v in knobs.items() if k in OF_LAB and v != settings[k])
     return tuple(attack), tuple(profile)
-
-
-def _unfolded(knob: str, value: Any) -> Pairs:
-    """Return `name@split` as a set and its split; a set without one means its `train`."""
-    if knob not in ("data", "query_data"):
-        return ((knob, value),)
-    name, _, split = value.partition("@")
-    splits = {"data": "train_split", "query_data": "query_split"}
-    return (knob, name), (splits[knob], split or "train")
 
 
 Point = tuple[Row, str, int, int, Mapping[str, Any]]  # what rows say; attack, images, seed, changes
@@ -460,7 +445,7 @@ def classifiers(
         settings = lab.settings[name]
         other = lab.but(**({} if name == "victim" else {"victim": settings}))
         rows = sweep(other, attacks, [queries], seeds, tasks, steps=steps)
-        part = pd.concat([rows, references(other, tasks, seeds)], ignore_index=True)
+        part = _framed(other, rows, tasks, seeds)
         ceiling = part[part["attack"] == "victim"].set_index(["seed", "task"])["accuracy"]
         own = [ceiling[point] for point in zip(part["seed"], part["task"], strict=True)]
         parts.append(part.assign(victim=settings.get("method", name), share=part["accuracy"] / own))
@@ -515,21 +500,4 @@ def landscapes(lab: Lab, methods: Names, query_data: Names, count: int) -> pd.Da
         with artifacts.single_thread():
             geometry = evaluate.geometry(encoders.embed(changed.victim.encoder, images))
         rows.append(about | geometry)
-    return pd.DataFrame(rows)
-
-
-def coverage(defense: B4B, users: Mapping[str, Tensor], step: int) -> pd.DataFrame:
-    """Return how much of the embedding space each user's answers (N, D) cover, every `step` answers.
-
-    Rows have the user, `queries`, `coverage` from 0 to 1 and the `noise` that it brings (B4B).
-    """
-    rows = []
-    for user, answers in users.items():
-        watching, queries = copy.deepcopy(defense), 0
-        for part in answers.split(step):
-            watching(part, user)
-            queries += len(part)
-            share = watching.coverage(user)
-            noise = float(watching.sigma(share))
-            rows.append({"user": user, "queries": queries, "coverage": share, "noise": noise})
     return pd.DataFrame(rows)

@@ -1,5 +1,6 @@
 """What a few seeds say: means with intervals, paired differences, and the tables of the notebooks."""
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,66 @@ POINT = ("method", "query_data", "views", "images", "epochs", "steps")
 COSTS = {"unique_inputs": "distinct inputs", "calls": "answers"}
 PUBLISHED = Path(__file__).with_name("published.csv")
 Difference = tuple[float, float, float, int]  # mean, bounds of the interval, number of pairs
+NAMES = {  # of attacks, methods and suspects
+    "label": "label stealing", "posterior": "posterior stealing", "embedding": "MSE", "mse": "MSE",
+    "cosine": "cosine loss", "info-nce": "InfoNCE", "soft-nn": "soft nearest neighbours",
+    "sup-con": "SupCon", "wasserstein": "Wasserstein", "barlow": "Barlow",
+    "barlow-published": "Barlow (published code)", "cont-steal": "Cont-Steal",
+    "cont-steal-code": "Cont-Steal (official code)", "stolen-encoder": "StolenEncoder", "rda": "RDA",
+    "recreate-head": "recreated head", "access-head": "outputs of the head", "simclr": "SimCLR",
+    "moco": "MoCo", "byol": "BYOL", "simsiam": "SimSiam", "shuffle": "victim, shuffled",
+    "scale": "victim, scaled", "affine": "victim, mixed", "pad": "victim, padded",
+    "before marking": "victim before marking", "independent": "independent encoders",
+}  # fmt: skip
+VARIANTS = {  # what follows the name of an attack
+    "clean": " on clean images", "own views": " on own views", "shared views": " on shared views",
+    "independent views": " on independent views", "shuffled": " with shuffled answers",
+    "anew": " asked anew", "code": " (official code)", "no learning": " without learning",
+}  # fmt: skip
+DEFENCES = {"GaussianNoise": "noise", "Rounding": "rounding", "TopK": "top-k",
+            "PredictionPoisoning": "poisoning", "Normalise": "normalised"}  # fmt: skip
+
+
+def name(value: object) -> str:
+    """Return how figures, tables and sentences call an attack, a method, a suspect or a defence."""
+    text = re.sub(r"(\w+)\(([^()]*)\)", _defence, str(value))
+    first, *rest = text.split(", ")
+    words = (VARIANTS.get(word, f", {NAMES.get(word, word)}") for word in rest)
+    return NAMES.get(first, first) + "".join(words)
+
+
+def _defence(match: re.Match[str]) -> str:
+    """Name a defence with its parameters; of more than three none fits into a figure."""
+    kind, given = match.groups()
+    values = given.split(", ") if given and given.count(",") < 3 else []
+    shown = (f", {v.replace('=', ' ')}" if "=" in v else f" {v}" for v in values)
+    return DEFENCES.get(kind, kind) + "".join(shown)
+
+
+def names(values: Iterable[Any]) -> dict[Any, str]:
+    """Return the name of each value, and the value itself where two would have the same name."""
+    short = {value: name(value) for value in values}
+    taken = list(short.values())
+    return {v: text if taken.count(text) == 1 else str(v) for v, text in short.items()}
 
 
 def summary(table: pd.DataFrame, by: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
-    """Return mean, 95 % t-interval over seeds and n of each metric per group, in order of appearance."""
+    """Return mean, 95 % t-interval over seeds and n of each metric per group, in order of appearance.
+
+    One run, or equal ones, have no interval; floor and victim have no views, budget or defence.
+    """
 
     def line(values: pd.Series) -> str:
-        if values.isna().all():
-            return "-"
         mean, low, high = evaluate.mean_interval(values)
-        return f"{100 * mean:.1f}{_interval(low, high)}"
+        interval = f" [{100 * low:.1f}, {100 * high:.1f}]" if high - low > SAME else ""
+        return "-" if values.isna().all() else f"{100 * mean:.1f}{interval}"
 
-    table = table.assign(**{name: table[name].map(_word) for name in by})
+    def words(values: pd.Series) -> pd.Series:
+        known: dict[Any, Any] = names(v for v in values.unique() if isinstance(v, str))
+        known |= {v: int(v) for v in values.unique() if isinstance(v, float) and v.is_integer()}
+        return values.map(lambda v: "-" if pd.isna(v) else known.get(v, v))
+
+    table = table.assign(**{column: words(table[column]) for column in by})
     groups = table.groupby(list(by), sort=False)
     costs = COSTS | {"usd": "US dollars"}
     spent = groups[[c for c in costs if c in table]].mean().round(3).rename(columns=costs)
@@ -91,63 +140,18 @@ def readings(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["reading", "attack", "seed", "gain"])
 
 
-def _word(value: Any) -> object:
-    """Return a group's name; floor and victim have no views, budget or defence."""
-    if pd.isna(value):
-        return "-"
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _interval(low: float, high: float) -> str:
-    """Format an interval; nothing for one run, or equal runs."""
-    return f" [{100 * low:.1f}, {100 * high:.1f}]" if high - low > SAME else ""
-
-
-def _pairs(table: pd.DataFrame, a: str, b: str, metric: str) -> pd.Series:
-    wide = table.pivot_table(index="seed", columns="attack", values=metric)
-    return (wide[a] - wide[b]).dropna()
-
-
 def difference(
     table: pd.DataFrame, a: str, b: str, metric: str = "accuracy", level: float = 0.95
 ) -> Difference:
     """Return mean, t-interval (95 %, or `level`) and n of a's minus b's metric, paired by seed."""
-    pairs = _pairs(table, a, b, metric)
+    wide = table.pivot_table(index="seed", columns="attack", values=metric)
+    pairs = (wide[a] - wide[b]).dropna()
     return *evaluate.mean_interval(pairs, level), len(pairs)
-
-
-def effect(table: pd.DataFrame, a: str, b: str, metric: str = "accuracy") -> float:
-    """Return the effect size of paired runs, Cohen's d_z: mean over standard deviation of a - b."""
-    pairs = _pairs(table, a, b, metric)
-    return float(pairs.mean() / pairs.std()) if len(pairs) > 1 and pairs.std() > 0 else np.nan
-
-
-def points(gap: Difference) -> str:
-    """Format a difference in percentage points with its interval."""
-    mean, low, high, _ = gap
-    return f"{100 * mean:+.1f} points{_interval(low, high)}"
-
-
-def verdict(table: pd.DataFrame, a: str, b: str, metric: str = "accuracy") -> str:
-    """Return in one sentence whether a beats b, as measured, with the paired interval and n."""
-    gap = difference(table, a, b, metric)
-    _, low, high, n = gap
-    if n < 2:
-        return f"{a} against {b}: {points(gap)}; one seed is not enough for a verdict"
-    if low <= 0 <= high or np.isnan(low):
-        return f"no reliable difference between {a} and {b}: {points(gap)}, {n} seeds"
-    return f"{a} {'beats' if low > 0 else 'loses to'} {b}: {points(gap)}, {n} seeds"
 
 
 def percentages(table: pd.DataFrame) -> pd.DataFrame:
     """Return shares as percentages with one decimal."""
     return (100 * table).round(1)
-
-
-def sentences(parts: Iterable[str]) -> str:
-    """Join parts into one sentence; empty ones are left out."""
-    kept = list(filter(None, parts))
-    return "; ".join(kept) + "." if kept else ""
 
 
 def shares(table: pd.DataFrame, alone: Iterable[str]) -> pd.Series:
@@ -196,15 +200,15 @@ def layout(table: pd.DataFrame) -> pd.DataFrame:
     known = published(table)
     if known.empty:
         return wide.fillna("-")
-    names = _named(known) + ", " + known["source"]
-    theirs = known.assign(attack=names, accuracy=known["accuracy"].map("{:.1f}".format))
+    theirs = known.assign(attack=_named(known) + ", " + known["source"],
+                          accuracy=known["accuracy"].map("{:.1f}".format))  # fmt: skip
     theirs = theirs.pivot(index="attack", columns=["victim", "task"], values="accuracy")
     return pd.concat([wide, theirs]).fillna("-")
 
 
 def _named(table: pd.DataFrame) -> pd.Series:
-    """Return attacks with what they were queried with, where a table has several query sets."""
-    attack = table["attack"]
+    """Return names of attacks, with what they were queried with where a table has several query sets."""
+    attack = table["attack"].map(name)
     if "query_data" not in table:
         return attack
     if len(table[["query_data", "images"]].dropna().drop_duplicates()) < 2:
@@ -242,7 +246,7 @@ def reached(table: pd.DataFrame, share: float, trained_on: int) -> pd.DataFrame:
     """
     goals = share * table[table["attack"] == "victim"].groupby("seed")["accuracy"].mean()
     rows = {}
-    for name, runs in table.dropna(subset=["unique_inputs"]).groupby("attack", sort=False):
+    for attack, runs in table.dropna(subset=["unique_inputs"]).groupby("attack", sort=False):
         if runs["images"].nunique() < 2:
             continue
         each = runs.groupby("seed")
@@ -250,7 +254,7 @@ def reached(table: pd.DataFrame, share: float, trained_on: int) -> pd.DataFrame:
         hits, n = budgets.notna().sum(), len(budgets)
         first = (budgets <= each["unique_inputs"].min().to_numpy()).sum()
         mean, low, high = evaluate.mean_interval(budgets) if hits == n else [np.nan] * 3
-        rows[name] = {"seeds that reach it": f"{hits} of {n}", "at the smallest budget": first,
+        rows[name(attack)] = {"seeds that reach it": f"{hits} of {n}", "at the smallest budget": first,
                       "distinct inputs": mean, "low": low, "high": high,
                       "share of training set": mean / trained_on}  # fmt: skip
     return pd.DataFrame(rows).T
@@ -260,11 +264,9 @@ def _crossing(run: pd.DataFrame, goal: float) -> float:
     """Return the distinct inputs at which one seed's accuracy first meets a goal, NaN for nowhere."""
     run = run.sort_values("unique_inputs")
     inputs, accuracy = run["unique_inputs"].to_numpy(float), run["accuracy"].to_numpy(float)
-    enough = np.flatnonzero(accuracy >= goal)
-    if not len(enough):
+    if not (enough := accuracy >= goal).any():
         return np.nan
-    k = enough[0]
-    if k == 0:
+    if (k := int(enough.argmax())) == 0:
         return float(inputs[0])
     part = (goal - accuracy[k - 1]) / (accuracy[k] - accuracy[k - 1])
     return float(inputs[k - 1] * (inputs[k] / inputs[k - 1]) ** part)

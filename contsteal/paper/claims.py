@@ -19,6 +19,7 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from scipy.stats import binom, ttest_1samp
 
 from contsteal import defenses, files
 from contsteal.evaluate import mean_interval
@@ -138,9 +139,9 @@ def at(budget: Callable[[DataFrame], DataFrame], a: str, b: str) -> Pick:
     }
 
 
-def largest(t: DataFrame, column: str = "images") -> DataFrame:
+def largest(t: DataFrame) -> DataFrame:
     """Return the rows of the largest budget."""
-    return where(t, **{column: t[column].max()})
+    return where(t, images=t["images"].max())
 
 
 def smallest(t: DataFrame) -> DataFrame:
@@ -156,19 +157,16 @@ def split(t: DataFrame, *columns: str) -> dict[str, DataFrame]:
     }
 
 
-def own_head(rows: DataFrame) -> DataFrame:
-    """Return a classifier's thieves with the accuracy of the head that they were trained with."""
-    return rows.assign(accuracy=rows["own_head"])
+def own(t: DataFrame, rival: str, metric: str, column: str) -> Sides:
+    """Return embedding thieves, and a classifier's with their own head's `column` as the metric."""
+    thieves, rivals = attacks(t, "embedding", rival)
+    return thieves, rivals.assign(**{metric: rivals[column]})
 
 
-def served(rows: DataFrame) -> DataFrame:
-    """Return a classifier's thieves with how often their own head predicts what the provider's does."""
-    return rows.assign(agreement=rows["own_agreement"])
-
-
-def supervised(t: DataFrame, attack: str) -> DataFrame:
-    """Return the rows of an attack on the supervised classifier, on the main task."""
-    return where(first(t, "task"), victim="supervised", attack=attack)
+def of_supervised(t: DataFrame, rival: str) -> Sides:
+    """Return embedding thieves, and a rival's that attack the supervised classifier."""
+    rows = where(first(t, "task"), victim="supervised", attack=rival)
+    return where(main_task(t), attack="embedding"), rows
 
 
 def without_answers(t: DataFrame, attack: str) -> dict[str, Sides]:
@@ -186,11 +184,6 @@ def mse(t: DataFrame, **values: object) -> DataFrame:
     """Return the rows of the conventional attack, which does not adapt, that have these values."""
     rows = where(main_task(t), attack="embedding", **values)
     return rows[rows["adapts"].isna()]
-
-
-def undefended(t: DataFrame) -> DataFrame:
-    """Return the rows of the conventional attack without a defence."""
-    return mse(t, defence="none")
 
 
 def defended(t: DataFrame, *kinds: str) -> dict[str, DataFrame]:
@@ -211,20 +204,14 @@ def adapted(t: DataFrame, how: str, *kinds: str) -> dict[str, Sides]:
             if d in set(each["defence"])}  # fmt: skip
 
 
-def six_accounts(t: DataFrame) -> dict[str, Sides]:
-    """Pair MSE with six accounts under each calibrated B4B with MSE without a defence."""
-    each = where(main_task(t), attack="embedding", adapts="6 accounts")
-    return {d: (rows, undefended(t)) for d, rows in split(each, "defence").items()}
-
-
 def against_none(each: Mapping[str, DataFrame], t: DataFrame) -> dict[str, Sides]:
-    """Pair the rows under each defence with those without one: what is left."""
-    return {name: (rows, undefended(t)) for name, rows in each.items()}
+    """Pair the rows under each defence with those of MSE without one: what is left."""
+    return {name: (rows, mse(t, defence="none")) for name, rows in each.items()}
 
 
 def harmed(each: Mapping[str, DataFrame], t: DataFrame) -> dict[str, Sides]:
-    """Pair the rows without a defence with those under each: what is lost."""
-    return {name: (undefended(t), rows) for name, rows in each.items()}
+    """Pair the rows of MSE without a defence with those under each: what is lost."""
+    return {name: (mse(t, defence="none"), rows) for name, rows in each.items()}
 
 
 def kinds(t: DataFrame, a: str, b: str = "independent") -> Sides:
@@ -245,60 +232,37 @@ def carriers(t: DataFrame, a: str, b: str) -> Sides:
 
 def inherited(t: DataFrame) -> dict[str, Sides]:
     """Pair the first thief of the marked victim with the same of the victim before marking, by head."""
-    pairs: dict[str, Sides] = {}
-    for head, rows in split(t, "head").items():
-        before = where(rows, kind="stolen before")
-        if len(before):
-            pairs[head] = (like(before, where(rows, kind="stolen"), "suspect", "images"), before)
-    return pairs
-
-
-def obfuscated(t: DataFrame, *how: str) -> dict[str, Sides]:
-    """Return the rows of a disguised victim and of independent encoders, by the disguise."""
-    return {h: (where(t, kind="obfuscated", suspect=h), where(t, kind="independent")) for h in how}
+    each = {head: where(rows, kind="stolen before") for head, rows in split(t, "head").items()}
+    thieves = where(t, kind="stolen")
+    return {head: (like(before, thieves, "head", "suspect", "images"), before)
+            for head, before in each.items() if len(before)}  # fmt: skip
 
 
 def equal_coverage(t: DataFrame, a: str, b: str) -> Sides:
     """Return the rows of two users of the first B4B after the most queries that both have sent."""
     t = first(t, "defence").rename(columns={"user": "who"})
     t = t.assign(who=t["who"].str.replace(r"\d+", "few", regex=True))
-    sides = [where(t, who=user) for user in (a, b)]
-    sent = min(side["queries"].max() for side in sides)
-    near = [
-        side.loc[(side["queries"] - sent).abs().groupby(side["seed"]).idxmin()] for side in sides
-    ]
-    return near[0], near[1]
-
-
-def watched(t: DataFrame, user: str, detector: str = "") -> dict[str, DataFrame]:
-    """Return the users whose kind begins with a name, by the detectors whose name has a word in it.
-
-    Each user counts once, whatever kind and seed: a rate is of all of them.
-    """
-    rows = t[t["user"].str.startswith(user) & t["detector"].str.contains(detector, regex=False)]
-    return {d: each.assign(seed=range(len(each))) for d, each in split(rows, "detector").items()}
+    one, two = (where(t, who=user) for user in (a, b))
+    sent = min(one["queries"].max(), two["queries"].max())
+    away = [(side["queries"] - sent).abs().groupby(side["seed"]).idxmin() for side in (one, two)]
+    return one.loc[away[0]], two.loc[away[1]]
 
 
 def flagged(t: DataFrame, user: str, detector: str = "") -> dict[str, Sides]:
-    """Return `watched` as sides of their own, of the detectors that flag users at all."""
-    return {
-        d: (rows,)
-        for d, rows in watched(t, user, detector).items()
-        if rows["flagged"].notna().all()
-    }
+    """Return the users whose kind begins with a name, by the detectors whose name has a word in it.
 
-
-def beside_customers(t: DataFrame, thief: str, detector: str) -> dict[str, Sides]:
-    """Pair a kind of thief with the customers whom a table lists first, by detector."""
-    pairs = where(t, user=thief), first(t, "user")
-    one, two = (split(rows[rows["detector"].str.contains(detector)], "detector") for rows in pairs)
-    return {name: (one[name], two[name]) for name in one}
+    Each user counts once, whatever kind and seed: a rate is of all of them. A price flags nobody.
+    """
+    rows = t[t["user"].str.startswith(user) & t["detector"].str.contains(detector, regex=False)]
+    return {d: (each.assign(seed=range(len(each))),) for d, each in split(rows, "detector").items()
+            if each["flagged"].notna().all()}  # fmt: skip
 
 
 def bills(t: DataFrame, *thieves: str) -> dict[str, Sides]:
     """Pair what thieves owe in proof of work with what the customers owe whom a table lists first."""
-    return {thief: sides for thief in thieves
-            for sides in beside_customers(t, thief, "proof of work").values()}  # fmt: skip
+    owed = t[t["detector"].str.contains("proof of work")]
+    known = set(owed["user"])
+    return {who: (where(owed, user=who), first(owed, "user")) for who in thieves if who in known}
 
 
 def ends(t: DataFrame, a: str, b: str) -> dict[str, Sides]:
@@ -306,15 +270,6 @@ def ends(t: DataFrame, a: str, b: str) -> dict[str, Sides]:
     known = split(t.dropna(subset=["detector"]), "detector")
     frame = t[t["detector"].isna()]
     return {name: attacks(pd.concat([rows, frame]), a, b) for name, rows in known.items()}
-
-
-def on_each_victim(t: DataFrame) -> dict[str, Sides]:
-    """Pair Cont-Steal with MSE on each victim of one recipe, where there are three or more."""
-    each = split(t, "victim_seed")
-    pairs = {
-        f"victim {seed}": attacks(rows, "cont-steal", "embedding") for seed, rows in each.items()
-    }
-    return pairs if len(pairs) > 2 else {}
 
 
 def own_and_other_queries(t: DataFrame) -> Picked:
@@ -346,7 +301,7 @@ BROKEN = ("cont-steal, no learning", "cont-steal, temperature 100")
 RIGHT_ANSWERS_STEAL = ("the same attack with the right answers ends 5 points above random features",
                        versus("info-nce, own views", "random"))
 UNDEFENDED_STEALS = ("MSE without a defence ends 5 points above random features",
-                     lambda t: (undefended(t), where(main_task(t), attack="random")))
+                     lambda t: (mse(t, defence="none"), where(main_task(t), attack="random")))
 MARKED = ("the victim's own rate is 5 points above that of independent encoders",
           lambda t: kinds(first(t, "head"), "victim"))
 NO_VICTIM = ("random", *sweeps.ALONE)
@@ -392,9 +347,7 @@ CLAIMS = [
           "vulnerable than classifiers).", versus("embedding", "label")),
     Claim("embedding-label-head", "02_conventional", f"{SHA}, abstract; {ICML}, Table 4",
           "An embedding thief, with a probe of its own, gets a better main task than a label thief "
-          "with the head it was trained with.",
-          lambda t: (where(main_task(t), attack="embedding"),
-                     own_head(where(main_task(t), attack="label")))),
+          "with the head it was trained with.", lambda t: own(t, "label", "accuracy", "own_head")),
     Claim("embedding-posterior", "02_conventional", f"{SHA}, abstract",
           "An embedding thief gets a better main task than a posterior thief.",
           versus("embedding", "posterior"),
@@ -406,8 +359,7 @@ CLAIMS = [
     Claim("embedding-label-served", "02_readings", f"{SHA}, abstract",
           "An embedding thief's probe agrees with the victim's more often than a label thief's own "
           "classifier agrees with the provider's.",
-          lambda t: (where(main_task(t), attack="embedding"),
-                     served(where(main_task(t), attack="label"))), metric="agreement"),
+          lambda t: own(t, "label", "agreement", "own_agreement"), metric="agreement"),
     Claim("embedding-label-elsewhere", "02_conventional", f"{ICML}, Table 4",
           "On tasks that its classifier was not made for, an embedding thief is ahead of a label "
           "thief.",
@@ -416,12 +368,11 @@ CLAIMS = [
     Claim("embedding-label-supervised", "02_readings", f"{SHA}, abstract",
           "An embedding thief gets a larger share of its victim's accuracy than a label thief who "
           "attacks a classifier on an encoder that was trained with supervision.",
-          lambda t: (where(main_task(t), attack="embedding"), supervised(t, "label")), metric="share"),
+          lambda t: of_supervised(t, "label"), metric="share"),
     Claim("embedding-posterior-supervised", "02_readings", f"{SHA}, abstract",
           "An embedding thief gets a larger share of its victim's accuracy than a posterior thief who "
           "attacks a classifier on an encoder that was trained with supervision.",
-          lambda t: (where(main_task(t), attack="embedding"), supervised(t, "posterior")),
-          metric="share"),
+          lambda t: of_supervised(t, "posterior"), metric="share"),
     Claim("embedding-label-cka", "03_attacks", f"{OURS}, notebook 02",
           "An embedding thief's features are more like the victim's (linear CKA) than a label thief's.",
           versus("embedding", "label"), metric="cka"),
@@ -484,7 +435,8 @@ CLAIMS = [
           says={"demo": HOLDS, "study": HOLDS}),
     Claim("cont-steal-victims", "03_victims", f"{SHA}, abstract",
           "Cont-Steal is ahead of MSE on each of at least three victims of one recipe.",
-          on_each_victim),
+          lambda t: {f"victim {seed}": attacks(rows, "cont-steal", "embedding") for seed, rows
+                     in split(t, "victim_seed").items() if t["victim_seed"].nunique() > 2}),
     Claim("cont-steal-mse-own", "03_steps", f"{OURS}, notebook 03; {CODE}",
           "Cont-Steal steals better than MSE whose surrogate sees its own views.",
           versus("cont-steal", "embedding, own views")),
@@ -620,8 +572,10 @@ CLAIMS = [
           "Two accounts, mapped onto each other, get more through B4B than one, with as many images.",
           lambda t: adapted(t, "2 accounts", "B4B"), budgets=["images"]),  # both ask the anchors
     Claim("six-accounts", "05a_defenses", f"{OURS}, notebook 05a",
-          "Six accounts lose at most 5 points to B4B.", six_accounts, NOT_WORSE, budgets=["images"],
-          premise=UNDEFENDED_STEALS),
+          "Six accounts lose at most 5 points to B4B.",
+          lambda t: against_none(split(where(main_task(t), attack="embedding", adapts="6 accounts"),
+                                       "defence"), t),
+          NOT_WORSE, budgets=["images"], premise=UNDEFENDED_STEALS),
     Claim("b4b-coverage", "05a_coverage", f"{B4B}, Figure 3",
           "A thief covers more of the embedding space than a customer of few classes with as many "
           "queries.", lambda t: equal_coverage(t, "thief", FEW), metric="coverage", budgets=[]),
@@ -708,9 +662,9 @@ CLAIMS = [
           f"{OURS}, notebook 05c; the owner's head reads features in the victim's order",
           "A thief who shuffles or mixes the features hides the watermark, to at most 5 points "
           "above independent encoders.",
-          lambda t: {how: (b, a) for how, (a, b)
-                     in obfuscated(first(t, "head"), "shuffle", "affine").items()}, NOT_WORSE,
-          metric="wsr", premise=MARKED),
+          lambda t: {how: (where(first(t, "head"), kind="independent"),
+                           where(first(t, "head"), kind="obfuscated", suspect=how))
+                     for how in ("shuffle", "affine")}, NOT_WORSE, metric="wsr", premise=MARKED),
     Claim("inference-victim", "05c_inference", INFERENCE,
           "Dataset inference accuses a victim that memorised its training set.",
           lambda t: (where(t, form="signed", kind="victim"),), DETECTS, metric="accused"),
@@ -811,14 +765,14 @@ class Finding:
     few: bool = False
     p: float = 1.0
 
+    def open(self, why: str) -> "Finding":
+        """Return this finding without its verdict, for one more reason."""
+        return replace(self, verdict=OPEN, why="; ".join(filter(None, (self.why, why))))
+
 
 def p_value(values: Series, bound: float) -> float:
     """Return the two-sided p-value of a t-test of the mean against a bound, 0 for an infinite one."""
-    if isinf(bound):
-        return 0.0
-    from scipy.stats import ttest_1samp
-
-    return float(ttest_1samp(values, bound).pvalue)
+    return 0.0 if isinf(bound) else float(ttest_1samp(values, bound).pvalue)
 
 
 def exact_interval(values: Series, level: float = 0.95) -> tuple[float, float, float]:
@@ -834,8 +788,6 @@ def exact_p_value(values: Series, bound: float) -> float:
     """
     if not 0 <= bound <= 1:
         return 0.0
-    from scipy.stats import binom
-
     hits, n = int(values.sum()), len(values)
     tail = min(binom.cdf(hits, n, bound), binom.sf(hits - 1, n, bound))
     return float(min(1.0, 2 * tail))
@@ -891,8 +843,7 @@ def correct(findings: Sequence[Finding]) -> list[Finding]:
         open_from_here |= finding.p > RISK / (len(tested) - rank)
         if open_from_here and finding.verdict in (HOLDS, FAILS):
             why = f"{finding.verdict} by itself, not as one of {len(tested)} claims"
-            why = "; ".join(filter(None, (finding.why, why)))
-            corrected[k] = replace(finding, verdict=OPEN, why=why)
+            corrected[k] = finding.open(why)
     return corrected
 
 
@@ -912,11 +863,9 @@ def by_seed(claim: Claim, sides: Sides) -> Series:
         if rows.empty:
             raise NotComparable("no such rows")
         if rows.index.has_duplicates:
-            again = rows.index[rows.index.duplicated()][0]
-            raise ValueError(
-                f"claim {claim.id!r}, {claim.table}.csv: several rows for {', '.join(index)} = {again}; "
-                "pick one of them"
-            )
+            again = f"{', '.join(index)} = {rows.index[rows.index.duplicated()][0]}"
+            place = f"claim {claim.id!r}, {claim.table}.csv"
+            raise ValueError(f"{place}: several rows for {again}; pick one of them")
     values = indexed[0][claim.metric]
     if len(indexed) == 2:
         a, b = _aligned(*indexed)
@@ -932,17 +881,15 @@ def by_seed(claim: Claim, sides: Sides) -> Series:
 
 def _aligned(a: DataFrame, b: DataFrame) -> tuple[DataFrame, DataFrame]:
     """Return both sides with the same seeds and points, the one victim beside each of them."""
-    if _one_for_all(a):
+    one, two = (len(rows) == 1 and any(rows[column].iloc[0] in ONE_FOR_ALL
+                                       for column in ("attack", "kind") if column in rows)
+                for rows in (a, b))  # fmt: skip
+    if one:
         return a.iloc[[0] * len(b)].set_axis(b.index), b
-    if _one_for_all(b):
+    if two:
         return a, b.iloc[[0] * len(a)].set_axis(a.index)
     both = a.index.intersection(b.index)
     return a.loc[both], b.loc[both]
-
-
-def _one_for_all(rows: DataFrame) -> bool:
-    names = [rows[column].iloc[0] for column in ("attack", "kind") if column in rows]
-    return len(rows) == 1 and any(name in ONE_FOR_ALL for name in names)
 
 
 def _check_budgets(claim: Claim, a: DataFrame, b: DataFrame) -> None:
@@ -967,16 +914,13 @@ def assess(claim: Claim, table: DataFrame, train_images: int) -> Finding:
     measured = [k for k, finding in enumerate(findings) if finding.verdict != ABSENT]
     if not measured:
         return findings[0]
-    finding, why = findings[measured[0]], ""
+    finding = findings[measured[0]]
     if finding.verdict not in (HOLDS, FAILS) or not _of_surrogates(claim, trained[measured[0]]):
         return finding
     if len(measured) == 1:
-        why = f"{finding.verdict} after one length of training, which is not enough"
-    elif findings[measured[1]].verdict != finding.verdict:
-        steps = trained[measured[1]]["steps"].max()
-        why = f"after {steps:g} steps: {findings[measured[1]].verdict}"
-    if why:
-        return replace(finding, verdict=OPEN, why="; ".join(filter(None, (finding.why, why))))
+        return finding.open(f"{finding.verdict} after one length of training, which is not enough")
+    if (shorter := findings[measured[1]].verdict) != finding.verdict:
+        return finding.open(f"after {trained[measured[1]]['steps'].max():g} steps: {shorter}")
     return finding
 
 
@@ -1014,23 +958,21 @@ def _assess(claim: Claim, table: DataFrame, train_images: int) -> Finding:
     criterion = claim.criterion if points else replace(claim.criterion, margin=0.0)
     finding = decide(samples, criterion, conclusive)
     many = f"of {len(samples)} comparisons" if len(samples) > 1 else ""
-    premise = _missing_premise(claim, table)
-    why = "; ".join(filter(None, (finding.name, many, *notes, finding.why, premise)))
-    return replace(finding, verdict=OPEN if premise else finding.verdict, why=why)
+    why = "; ".join(filter(None, (finding.name, many, *notes, finding.why)))
+    finding = replace(finding, why=why)
+    text, pick = claim.premise or ("", None)
+    if pick is None or _shown(claim, pick(table)):
+        return finding
+    return finding.open(f"nothing to test: it is not shown that {text}")
 
 
-def _missing_premise(claim: Claim, table: DataFrame) -> str:
-    """Say why there is nothing to test, or nothing: what a claim takes for granted must be shown."""
-    if claim.premise is None:
-        return ""
-    text, pick = claim.premise
+def _shown(claim: Claim, sides: Sides) -> bool:
+    """Say whether a premise holds: what was not measured does not show it."""
     try:
-        values = by_seed(replace(claim, criterion=CLEARLY_AHEAD), pick(table))
-        if decide({"": values}, CLEARLY_AHEAD).verdict == HOLDS:
-            return ""
-    except NotComparable:  # nor is it shown by what was not measured
-        pass
-    return f"nothing to test: it is not shown that {text}"
+        values = by_seed(replace(claim, criterion=CLEARLY_AHEAD), sides)
+    except NotComparable:
+        return False
+    return decide({"": values}, CLEARLY_AHEAD).verdict == HOLDS
 
 
 # ------------------------------------------------------------------------------ stored results
@@ -1047,11 +989,6 @@ class Judgement:
     claim: Claim
     profile: str
     finding: Finding
-
-    @property
-    def says(self) -> str:
-        """What this repository says about the claim for this profile, or nothing."""
-        return self.claim.says.get(self.profile, "")
 
     @property
     def effect(self) -> str:
@@ -1131,10 +1068,8 @@ def frame(profile: str, judgements: Sequence[Judgement] | None = None) -> DataFr
 def counted(judgements: Sequence[Judgement]) -> str:
     """Say how many claims got which verdict."""
     count = Counter(j.finding.verdict for j in judgements)
-    return (
-        f"{len(judgements)} claims: {count[HOLDS]} hold, {count[FAILS]} do not hold, for {count[OPEN]} "
-        f"there is not enough evidence, {count[ABSENT]} are not measured"
-    )
+    decided = f"{len(judgements)} claims: {count[HOLDS]} hold, {count[FAILS]} do not hold"
+    return f"{decided}, for {count[OPEN]} there is not enough evidence, {count[ABSENT]} are not measured"
 
 
 def markdown(profile: str, short: bool = False) -> list[str]:
@@ -1153,12 +1088,13 @@ def contradictions(judgements: Sequence[Judgement]) -> list[str]:
 
     Nothing contradicts too few seeds, rows that were not measured, or "not enough evidence".
     """
-    known = (j for j in judgements if j.finding.verdict != ABSENT and not j.finding.few)
+    known = ((j, j.claim.says.get(j.profile)) for j in judgements)
     return [
-        f"{j.profile}, claim {j.claim.id}: the repository says '{j.says}', its results say "
+        f"{j.profile}, claim {j.claim.id}: the repository says '{says}', its results say "
         f"'{j.finding.verdict}' ({j.effect}, {j.finding.n} seeds): correct `says` in claims.py and "
         "the text, or find what went wrong"
-        for j in known if j.says in (HOLDS, FAILS) and j.says != j.finding.verdict
+        for j, says in known if says in (HOLDS, FAILS)
+        and j.finding.verdict not in (says, ABSENT) and not j.finding.few
     ]  # fmt: skip
 
 

@@ -67,7 +67,7 @@ def save(fig: Figure | None, folder: Path, stem: str, table: pd.DataFrame, stamp
         png.unlink(missing_ok=True)
         pdf.unlink(missing_ok=True)
         return
-    run = f"{stamp['profile']} profile, {stamp['data']}, seeds {stamp['seeds']}"
+    run = f"{stamp['profile']} profile, {stamp['data']}, seeds {_range(stamp['seeds'])}"
     run = f"{run}; {stamp['device']}; {stamp['date']}"
     fig.supxlabel(run, size=6, color="#888888", x=0.99, ha="right")
     before = png.read_bytes() if png.is_file() and pdf.is_file() else None
@@ -78,6 +78,14 @@ def save(fig: Figure | None, folder: Path, stem: str, table: pd.DataFrame, stamp
     fig.set_layout_engine("none")  # it is laid out now; each further drawing would do it again
     with files.atomic(pdf) as path:
         fig.savefig(path, format="pdf", metadata={"CreationDate": None})
+
+
+def _range(seeds: str) -> str:
+    """Return "0 to 3" for "0, 1, 2, 3": as many seeds as a figure is wide would not fit."""
+    each = seeds.split(", ")
+    if len(each) < 4 or each != [str(int(each[0]) + k) for k in range(len(each))]:
+        return seeds
+    return f"{each[0]} to {each[-1]}"
 
 
 def read(folder: Path, stem: str) -> tuple[pd.DataFrame, Stamp]:
@@ -129,7 +137,7 @@ def costs(stem: str, table: pd.DataFrame, stamp: Stamp) -> pd.DataFrame:
     spent = table.drop_duplicates([c for c in SPENT if c in table])
     columns = ["unique_inputs", "calls", "usd", *VARYING]
     means = spent.groupby("attack", sort=False)[columns].mean().dropna(how="all").round(2)
-    return note(stem, means, stamp)
+    return note(stem, means, stamp).rename(sentences.name)
 
 
 # ----------------------------------------------------------------------- stored figures
@@ -282,7 +290,8 @@ def section(folder: Path, stem: str, table: pd.DataFrame, stamp: Stamp) -> list[
     """Return what `summary.md` says of a figure: heading, picture, origin, sentences and numbers."""
     row = FIGURES[stem]
     picture = [f"![{row.shows}]({stem}.png)"] if (folder / f"{stem}.png").is_file() else []
-    origin = "; ".join(f"{k} {stamp[k]}" for k in ("data", "seeds", "device", "torch", "date"))
+    shown = stamp | {"seeds": _range(stamp["seeds"])}
+    origin = "; ".join(f"{k} {shown[k]}" for k in ("data", "seeds", "device", "torch", "date"))
     parts = [f"## {row.shows}", *picture, f"`{stem}`: {origin}."]
     if not isinstance(row.summary, str):
         result = row.summarise(table)
@@ -309,7 +318,7 @@ def readme(profile: str = "demo") -> str:
         f"Measured with the `{profile}` profile on {stamp['device']}, {stamp['date']}; {images:g} query "
         f"images and, where nothing else is said, {steps:g} steps of training per attack.",
         "\n".join(titles.values()),
-        main_result.rename(sentences.name).reset_index().to_markdown(index=False),
+        main_result.reset_index().to_markdown(index=False),
         "Percentages; in brackets 95 % t-intervals over seeds. The share of the way goes from the best "
         "encoder that needs no victim to the victim. A claim about attacks is decided only where two "
         "lengths of training agree.",

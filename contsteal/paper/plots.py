@@ -11,23 +11,28 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from scipy.spatial import KDTree
+from scipy.stats import spearmanr
 
 from contsteal.evaluate import mean_interval
-from contsteal.lab import profiles, provider, sweeps, tables
+from contsteal.lab import detection, profiles, provider, sweeps, tables
+from contsteal.lab.tables import name, names
 from contsteal.ownership import proportion
 from contsteal.paper import sentences
-from contsteal.paper.sentences import REFERENCES, Summary, name, names
-
-# seaborn takes a second to import: each function that needs it imports it.
+from contsteal.paper.sentences import REFERENCES, Summary
 
 STYLE = Path(__file__).with_name("contsteal.mplstyle")
 WIDTH, WIDEST = 6.75, 90  # inches of a figure, and characters of its title that fit
 DARK, FLOOR, CEILING = "#333333", "#777777", "#000000"
 # Okabe and Ito's colours, which colour-blind readers can distinguish; one method, one colour.
 MOST_SHADED = 0.25  # change of accuracy from which on colours stay: else one cell hides the others
+NEAR = 0.06  # distance of two accuracies below which numbers would overlap
+STRENGTHS = {"GaussianNoise": "std", "GaussianNoise with offset": "std", "Rounding": "decimals",
+             "TopK": "k", "PredictionPoisoning": "eps", "B4B": "beta"}  # fmt: skip
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
 COLOURS = {
     "label": "#999999", "posterior": "#56B4E9", "embedding": "#0072B2", "info-nce": "#009E73",
@@ -57,17 +62,38 @@ def canvas(
     if len(plt.get_fignums()) > 9:
         plt.close(plt.get_fignums()[0])
     fig, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), squeeze=False, **options)
-    if title:  # what stands in brackets is not broken over two lines
+    if (
+        title
+    ):  # in lines of about equal length; what stands in brackets is not broken over two of them
         whole = re.sub(r"\(.*?\)| %", lambda m: m[0].replace(" ", "\N{NO-BREAK SPACE}"), title)
-        lines = textwrap.wrap(whole, WIDEST)
+        wrapped = [textwrap.wrap(whole, width, break_on_hyphens=False)
+                   for width in range(WIDEST, 0, -1)]  # fmt: skip
+        lines = [lines for lines in wrapped if len(lines) == len(wrapped[0])][-1]
         fig.suptitle("\n".join(lines), x=0.01, ha="left", size=8.5, weight="bold")
     return fig, axes
 
 
-def in_percent(*axes: Any) -> None:
-    """Show shares on these axes (`ax.xaxis`, `ax.yaxis`) as percentages."""
+def panels(
+    table: pd.DataFrame, by: Any, title: str, height: float, more: float = 0.0, columns: int = 9,
+    **options: Any,
+) -> tuple[Figure, list[tuple[Axes, Any, Any]]]:  # fmt: skip
+    """Return a figure with a panel per value of `by`, and of each its axes, the value and its rows.
+
+    A line of at most `columns` panels is `height` inches high, and the figure `more` than its lines.
+    """
+    parts = list(table.groupby(by, sort=False))
+    lines = -(-len(parts) // columns)
+    fig, axes = canvas(lines, min(len(parts), columns), height * lines + more, title, **options)
+    for ax in axes.flat[len(parts) :]:
+        ax.axis("off")
+    drawn = zip(axes.flat, parts, strict=False)
+    return fig, [(ax, value, rows) for ax, (value, rows) in drawn]
+
+
+def in_percent(*axes: Any, unit: str = " %") -> None:
+    """Show shares on these axes (`ax.xaxis`, `ax.yaxis`) as percentages, differences in points."""
     for axis in axes:
-        axis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
+        axis.set_major_formatter(lambda value, _: f"{100 * value:.3g}{unit}")
 
 
 def palette(values: Any) -> dict[str, str]:
@@ -82,40 +108,46 @@ def interval(values: Any) -> tuple[float, float]:
     return mean_interval(values)[1:]
 
 
-def legend(fig: Figure, **options: Any) -> None:
-    """Put the legend that all axes of a figure share to its right."""
-    each = [ax.get_legend_handles_labels() for ax in fig.axes]
+def legend(fig: Figure, inside: Axes | None = None, **options: Any) -> None:
+    """Put the legend that all axes of a figure share to its right, or where some axes are empty."""
+    entries = {label: handle for ax in fig.axes  # methods of one panel may be missing in another
+               for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}  # fmt: skip
     for drawn in filter(None, (ax.get_legend() for ax in fig.axes)):
         drawn.remove()
-    handles, labels = max(each, key=lambda pair: len(pair[0]))
-    fig.legend(handles, labels, loc="outside right center", **options)
+    place: Any = inside or fig
+    options = {"loc": "best" if inside else "outside right center"} | options
+    place.legend([*entries.values()], [*entries], **options)
 
 
-def frame(
-    ax: Axes, table: pd.DataFrame, metric: str, vertical: bool = True, alone: bool = False
-) -> None:
-    """Draw the random floor and the victim's ceiling, labelled at their ends outside the axes.
+def frame(ax: Axes, table: pd.DataFrame, metric: str, vertical: bool = True) -> None:
+    """Draw the random floor, the best that needs no victim, and the victim, labelled at their ends.
 
-    With `alone` also the best that needs no victim, where the table has it. Of axes that share a scale
-    the rightmost has the labels of horizontal lines, for all.
+    The axis begins at 0. Labels stand outside the axes, those of near lines apart. Of axes that share a
+    scale the rightmost has the labels of horizontal lines, for all.
     """
-    same = ax.get_shared_y_axes().get_siblings(ax)
-    last = max(same, key=lambda other: other.get_position().x0)
     means = table.groupby("attack")[metric].mean()
-    lines = [("random", "random", FLOOR, ":"), ("victim", "victim", CEILING, "--")]
-    if alone and len(without := means[means.index.isin(sweeps.ALONE)]):
-        lines.insert(1, (str(without.idxmax()), "no victim", FLOOR, "-."))
-    for row, which, colour, style in lines:
-        value = means.get(row, np.nan)
+    lines = [(means.get("random"), "random", FLOOR, ":"), (means.get("victim"), "victim", CEILING, "--"),
+             (means[means.index.isin(sweeps.ALONE)].max(), "no victim", FLOOR, "-.")]  # fmt: skip
+    known = sorted(line for line in lines if pd.notna(line[0]))
+    for value, _, colour, style in known:
         line = ax.axvline if vertical else ax.axhline
         line(value, color=colour, linestyle=style, linewidth=1)
-        text: dict[str, Any] = {"size": 6.5, "textcoords": "offset points", "color": colour}
+    (ax.set_xlim if vertical else ax.set_ylim)(0)
+    same = ax.get_shared_y_axes().get_siblings(ax)
+    if not vertical and ax is not max(same, key=lambda other: other.get_position().x0):
+        return
+    far, sides = 0.2 * (ax.get_xlim() if vertical else ax.get_ylim())[1], ["center"] * len(known)
+    for k in range(1, len(known)):
+        if known[k][0] - known[k - 1][0] < far:
+            sides[k - 1 : k + 1] = ["right", "left"] if vertical else ["top", "bottom"]
+    for (value, which, colour, _), side in zip(known, sides, strict=True):
+        text: dict[str, Any] = {"xy": (1, value), "xytext": (3, 0), "va": side,
+                                "xycoords": ("axes fraction", "data")}  # fmt: skip
         if vertical:
-            ax.annotate(f"{which} {100 * value:.0f} %", (value, 1), xytext=(2, 1), ha="center",
-                        xycoords=("data", "axes fraction"), **text)  # fmt: skip
-        elif ax is last:
-            ax.annotate(f"{which}\n{100 * value:.0f} %", (1, value), xytext=(3, 0), va="center",
-                        xycoords=("axes fraction", "data"), **text)  # fmt: skip
+            text = {"xy": (value, 1), "xytext": (0, 2), "ha": side,
+                    "xycoords": ("data", "axes fraction")}  # fmt: skip
+        ax.annotate(f"{which}\n{100 * value:.0f} %", textcoords="offset points", size=6.5, color=colour,
+                    linespacing=0.95, **text)  # fmt: skip
 
 
 def _attacks(table: pd.DataFrame) -> pd.DataFrame:
@@ -124,8 +156,6 @@ def _attacks(table: pd.DataFrame) -> pd.DataFrame:
 
 def _dots(ax: Axes, rows: pd.DataFrame, x: str, colours: Mapping[str, str]) -> None:
     """Draw a dot per seed, the mean as a tick and its 95 % t-interval as a band, per attack."""
-    import seaborn as sns
-
     same = {"data": rows, "x": x, "y": "attack", "hue": "attack", "palette": colours, "ax": ax,
             "legend": False}  # fmt: skip
     sns.pointplot(**same, errorbar=interval, linestyle="none", marker="|", markersize=11,
@@ -157,26 +187,23 @@ def sample_sheet(table: pd.DataFrame, title: str = "") -> Figure:
 
 def training_curves(table: pd.DataFrame, title: str) -> Figure:
     """Draw loss, kNN accuracy and spread against epochs, a line per method."""
-    import seaborn as sns
-
     loss = table["loss"] / table.groupby("method")["loss"].transform("first")
     rows = table.assign(loss=loss, method=table["method"].map(name))
     colours = palette(table["method"])
-    labels = {"loss": "training loss / first epoch's", "knn": "kNN accuracy", "spread": "spread"}
-    fig, axes = canvas(1, 3, 2.6, title)
+    labels = {"loss": "training loss / first epoch's", "knn": "kNN accuracy",
+              "spread": "spread of features (0: collapsed)"}  # fmt: skip
+    fig, axes = canvas(1, 3, 2.4, title)
     for ax, (column, label) in zip(axes[0], labels.items(), strict=True):
         sns.lineplot(rows, x="epoch", y=column, hue="method", palette=colours, errorbar=None,
                      legend=column == "loss", ax=ax)  # fmt: skip
-        ax.set(ylabel=label, ylim=(0, None))
-        ax.set_title("" if column == "loss" else "held-out training images", size=7.5)
+        ax.set(ylim=(0, None))
+        ax.set_ylabel(label, size=7)
     legend(fig)
     return fig
 
 
 def worth_bars(table: pd.DataFrame, title: str) -> Figure:
     """Draw linear-probe accuracy per task, a bar per encoder."""
-    import seaborn as sns
-
     rows = table.assign(encoder=table["encoder"].map(name))
     fig, ((ax,),) = canvas(1, 1, 2.5, title)
     sns.barplot(rows, x="task", y="accuracy", hue="encoder", errorbar=None, saturation=1, width=0.85,
@@ -192,9 +219,8 @@ def worth_bars(table: pd.DataFrame, title: str) -> Figure:
 
 def stake_dots(table: pd.DataFrame, title: str) -> Figure:
     """Draw what a thief gets without the victim between random features and victim, a panel per set."""
-    panels = list(table.groupby("data", sort=False))
-    fig, axes = canvas(1, len(panels), 1.9, title, sharey=True)
-    for ax, (data, rows) in zip(axes[0], panels, strict=True):
+    fig, each = panels(table, "data", title, 1.9, sharey=True)
+    for ax, data, rows in each:
         _dots(ax, _attacks(rows), "accuracy", COLOURS)
         frame(ax, rows, "accuracy")
         ax.set(xlim=(0, 1), xlabel=f"accuracy on {data}")
@@ -204,8 +230,6 @@ def stake_dots(table: pd.DataFrame, title: str) -> Figure:
 
 def same_class(rows: pd.DataFrame) -> float:
     """Return how often the nearest neighbour of a point on a map is of its class."""
-    from scipy.spatial import KDTree
-
     labels, xy = rows["label"].to_numpy(), rows[["x", "y"]]
     nearest = KDTree(xy).query(xy, k=2)[1]
     other = np.where(nearest[:, 0] == np.arange(len(xy)), nearest[:, 1], nearest[:, 0])
@@ -214,17 +238,13 @@ def same_class(rows: pd.DataFrame) -> float:
 
 def embedding_map(table: pd.DataFrame, title: str = "") -> Figure:
     """Draw a two-dimensional map of the same images per encoder, coloured by class."""
-    import seaborn as sns
-
-    panels = list(table.groupby("encoder", sort=False))
     many = table["label"].nunique() > 10  # whose names in one column would not fit beside the maps
-    lines = -(-len(panels) // 3)
-    fig, axes = canvas(lines, min(len(panels), 3), 2.3 * lines + 0.4, title)
-    for ax in axes.flat:
+    order = sorted(table["label"].unique(), key=lambda label: (len(str(label)), str(label)))
+    fig, each = panels(table, "encoder", title, 2.3, 0.4, columns=3)
+    for ax, encoder, rows in each:
         ax.axis("off")
-    for ax, (encoder, rows) in zip(axes.flat, panels, strict=False):
         sns.scatterplot(rows.sort_values("label"), x="x", y="y", hue="label", s=7, linewidth=0,
-                        palette="tab20" if many else "tab10", ax=ax)  # fmt: skip
+                        palette="tab20" if many else "tab10", hue_order=order, ax=ax)  # fmt: skip
         ax.set_title(f"{name(encoder)} ({100 * same_class(rows):.0f} %)", size=7.5)
     legend(fig, markerscale=2, handletextpad=0, ncols=1 + many, columnspacing=0.5, fontsize=6)
     return fig
@@ -239,11 +259,10 @@ def attack_dots(table: pd.DataFrame, title: str) -> Figure:
     if "victim" in rows:
         rows = rows[rows["victim"].isna() | (rows["victim"] == rows["victim"].iloc[0])]
     known = names(_attacks(rows)["attack"])
-    named = _attacks(rows).replace({"attack": known})
     colours = {n: COLOURS.get(a.split(", ")[0], DARK) for a, n in known.items()}
     fig, axes = canvas(1, 2, 0.28 * len(known) + 1.5, title, sharey=True)
     for ax, metric in zip(axes[0], ("accuracy", "agreement"), strict=True):
-        _dots(ax, named, metric, colours)
+        _dots(ax, _attacks(rows).replace({"attack": known}), metric, colours)
         frame(ax, rows, metric)
         ax.set(xlabel=f"{metric} on the main task")
         in_percent(ax.xaxis)
@@ -255,15 +274,13 @@ def reading_dots(table: pd.DataFrame, title: str) -> Figure:
     rows = tables.readings(table)
     if rows.empty:
         raise NothingToShow(title)
-    panels = list(rows.groupby("attack", sort=False))
-    count = rows["reading"].nunique()
-    fig, axes = canvas(1, len(panels), 0.3 * count + 1.2, title, sharey=True)
-    for ax, (rival, part) in zip(axes[0], panels, strict=True):
+    fig, each = panels(rows, "attack", title, 0.3 * rows["reading"].nunique(), 1.2, sharey=True)
+    for ax, rival, part in each:
         ax.axvline(0, color="#999999", linewidth=0.8)
         named = part.assign(attack=part["reading"])
         _dots(ax, named, "gain", dict.fromkeys(named["attack"], COLOURS["embedding"]))
-        ax.set(xlabel=f"lead over {name(rival)}")
-        in_percent(ax.xaxis)
+        ax.set(xlabel=f"lead over {name(rival)}, points")
+        in_percent(ax.xaxis, unit="")
     return fig
 
 
@@ -276,39 +293,41 @@ def query_dots(table: pd.DataFrame, title: str) -> Figure:
 
 def rate_curves(table: pd.DataFrame, title: str) -> Figure:
     """Draw each attack's loss on held-out queries, over its least, against the learning rate."""
-    import seaborn as sns
-
     means = table.groupby(["attack", "rate"], sort=False)["loss"].mean().reset_index()
     each = means.groupby("attack")["loss"]
     span = (each.transform("max") - each.transform("min")).replace(0, 1)
     rows = sentences.by_views(means.assign(excess=(means["loss"] - each.transform("min")) / span))
-    rows = rows.assign(views=rows["views"].fillna("as published"), name=rows["loss"].map(name))
-    fig, ((ax,),) = canvas(1, 1, 2.8, title)
-    sns.lineplot(rows, x="rate", y="excess", hue="name", style="views", markers=True,
-                 palette=palette(rows["loss"]), errorbar=None, ax=ax)  # fmt: skip
-    ax.set(xscale="log", xlabel="learning rate (log scale)", yticks=[0, 1])
-    ax.set(ylabel="loss on held-out queries\n(least to greatest)")
+    colours = palette(rows["loss"])
+    rows = rows.assign(views=rows["views"].fillna("as published"), loss=rows["loss"].map(name))
+    fig, ((ax,),) = canvas(1, 1, 2.6, title)
+    sns.lineplot(rows, x="rate", y="excess", hue="loss", style="views", markers=True,
+                 palette=colours, errorbar=None, ax=ax)  # fmt: skip
+    ax.set(xscale="log", xlabel="learning rate (log scale)")
+    ax.set_yticks([0, 1], ["least", "greatest"])
+    ax.set(ylabel="loss on held-out queries")
     legend(fig)
     return fig
 
 
 def step_curves(table: pd.DataFrame, title: str) -> Figure:
     """Draw accuracy against the steps of training, a line per attack with its 95 % t-interval."""
-    import seaborn as sns
-
     rows = _attacks(sentences.main_task(table)).assign(name=lambda t: t["attack"].map(name))
     shapes = {n: (2, 1) if n in sweeps.ALONE else "" for n in rows["name"].unique()}
+    ends = rows[rows["steps"] == rows.groupby("name")["steps"].transform("max")]
+    order = (
+        ends.groupby("name")["accuracy"].mean().sort_values(ascending=False).index
+    )  # as lines end
     fig, ((ax,),) = canvas(1, 1, 3.2, title)
-    sns.lineplot(rows, x="steps", y="accuracy", hue="name", style="name", dashes=shapes,
+    sns.lineplot(rows, x="steps", y="accuracy", hue="name", style="name", dashes=shapes, hue_order=order,
                  palette=palette(rows["attack"]), errorbar=interval, marker="o", markersize=4,
                  err_kws={"alpha": 0.12}, ax=ax)  # fmt: skip
-    frame(ax, table, "accuracy", vertical=False)
+    frame(ax, table[~table["attack"].isin(sweeps.ALONE)], "accuracy", vertical=False)  # lines here
     lengths = sorted(rows["steps"].unique())
     ax.set(xscale="log", xlabel="steps of training", ylabel="accuracy on the main task")
     ax.set_xticks(lengths, [f"{n:g}" for n in lengths])
     ax.minorticks_off()
     in_percent(ax.yaxis)
-    legend(fig)
+    legend(fig, fontsize=6.5)
     return fig
 
 
@@ -320,15 +339,13 @@ def victims_dots(table: pd.DataFrame, title: str) -> Figure:
     fig, ((ax,),) = canvas(1, 1, 0.3 * rows["attack"].nunique() + 1.0, title)
     ax.axvline(0, color="#999999", linewidth=0.8)
     _dots(ax, rows, "gain", dict.fromkeys(rows["attack"], COLOURS["cont-steal"]))
-    ax.set(xlabel="Cont-Steal minus MSE, accuracy on the main task")
-    in_percent(ax.xaxis)
+    ax.set(xlabel="Cont-Steal minus MSE: accuracy on the main task, points")
+    in_percent(ax.xaxis, unit="")
     return fig
 
 
 def views_dots(table: pd.DataFrame, title: str) -> Figure:
     """Draw accuracy by what both sides see, a colour per loss, a dot per seed and the 95 % t-interval."""
-    import seaborn as sns
-
     attacks = sentences.by_views(_attacks(table)).dropna(subset=["views"])
     attacks["loss"] = attacks["loss"].map(name)
     order = [v for v in profiles.VARIANTS if v in set(attacks["views"])]
@@ -340,17 +357,15 @@ def views_dots(table: pd.DataFrame, title: str) -> Figure:
     sns.pointplot(**same, errorbar=interval, dodge=width, marker="_", markersize=12, linestyle="none",
                   err_kws={"linewidth": 4, "alpha": 0.3}, ax=ax)  # fmt: skip
     sns.stripplot(**same, dodge=True, jitter=False, size=3.5, alpha=0.8, legend=False, ax=ax)
-    frame(ax, table, "accuracy", vertical=False, alone=True)
-    ax.set(xlabel="", ylabel="accuracy on the main task")
+    frame(ax, table, "accuracy", vertical=False)
+    ax.set(xlabel="what the surrogate sees of each image", ylabel="accuracy on the main task")
     in_percent(ax.yaxis)
-    legend(fig)
+    legend(fig, ax, ncols=count)
     return fig
 
 
 def budget_curves(table: pd.DataFrame, title: str) -> Figure:
     """Draw accuracy and agreement against distinct inputs and against answers, which cost money."""
-    import seaborn as sns
-
     costs = {"unique_inputs": "distinct inputs", "calls": "answers"}
     attacks = _attacks(table).dropna(subset=["unique_inputs"])
     means = attacks.groupby(["attack", "images"])[[*costs]].transform("mean")
@@ -363,9 +378,8 @@ def budget_curves(table: pd.DataFrame, title: str) -> Figure:
                     "palette": palette(attacks["attack"])}  # fmt: skip
             sns.scatterplot(**same, s=10, alpha=0.5, linewidth=0, legend=False)
             sns.lineplot(**same, style="name", dashes=anew, errorbar=None)
-            frame(ax, table, metric, vertical=False, alone=True)
-            ax.set(xscale="log", xlabel=f"{label} (log scale)", ylabel=f"{metric} on the main task")
-            ax.margins(y=0.12)
+            frame(ax, table, metric, vertical=False)
+            ax.set(xscale="log", xlabel=f"{label} (log scale)", ylabel=metric)
             in_percent(ax.yaxis)
     for ax in axes[:, 0]:
         ax.set_xticks(budgets := sorted(attacks["images"].unique()), [f"{n:g}" for n in budgets])
@@ -375,22 +389,21 @@ def budget_curves(table: pd.DataFrame, title: str) -> Figure:
     top = axes[0][1].secondary_xaxis("top", functions=(lambda x: np.multiply(x, price),
                                                        lambda x: np.divide(x, price)))  # fmt: skip
     top.set_xlabel(f"US dollars, at {1000 * price:g} for 1,000 answers", size=7)
-    legend(fig)
+    legend(fig, loc="outside lower left", ncols=2, fontsize=7)
     return fig
 
 
 def pull_maps(table: pd.DataFrame, title: str) -> Figure:
     """Draw whether each loss moves a surrogate's vector towards (blue) or away from every other one."""
-    groups = list(table.groupby("loss", sort=False))
-    fig, axes = canvas(1, len(groups), 2.1, title, sharey=True)
-    for ax, (loss, rows) in zip(axes[0], groups, strict=True):
+    fig, each = panels(table, "loss", title, 2.1, sharey=True)
+    for ax, loss, rows in each:
         wide = rows.pivot(index="anchor", columns="other", values="pull")
         _heatmap(ax, wide, None, cmap="RdBu", square=True)
-        ax.set(xlabel="all vectors", ylabel="")
+        ax.set(xlabel="surrogate's s, victim's t", ylabel="")
         ax.set_title(name(loss), size=7.5)
         ax.axvline(len(wide), color=DARK, linewidth=0.8)
         ax.tick_params(axis="x", labelsize=6)
-    axes[0][0].set_ylabel("surrogate's vector")
+    fig.axes[0].set_ylabel("surrogate's vector")
     return fig
 
 
@@ -398,8 +411,6 @@ def _heatmap(
     ax: Axes, values: pd.DataFrame, sure: pd.DataFrame | None, bound: float = 0.0, **options: Any
 ) -> None:
     """Draw a heat map centred at zero; cells hold points where `sure` says which are bold."""
-    import seaborn as sns
-
     bound = max(bound, values.abs().to_numpy(na_value=0).max())
     shown = values.map(lambda v: "" if pd.isna(v) else f"{round(100 * v) + 0:+d}")
     sns.heatmap(values, vmin=-bound, vmax=bound, annot=False if sure is None else shown, fmt="",
@@ -434,13 +445,15 @@ def boundary_maps(table: pd.DataFrame, title: str) -> Figure:
     gains["sure"] = (gains["low"] > 0) | (gains["high"] < 0)
     gains["weak"] = sentences.not_stolen(table, gains)
     gains["images"] = gains["images"].astype(int)
-    gains["setting"] = gains["method"].map(name) + ", " + gains["steps"].map("{:g} steps".format)
+    gains["setting"] = gains["method"].map(name)
+    if len(gains["steps"].unique()) > 1:
+        gains["setting"] += ", " + gains["steps"].map("{:g} steps".format)
     views = gains["views"].replace("surrogate", "own views")
-    panels = list(gains.groupby([gains["query_data"], views], sort=False))
     order = gains.sort_values(["method", "steps"])["setting"].unique()
-    fig, axes = canvas(1, len(panels), 0.32 * len(order) + 1.3, title, sharey=True)
+    by = [gains["query_data"], views]
+    fig, each = panels(gains, by, title, 0.32 * len(order), 1.3, sharey=True)
     bound = max(0.05, gains["gain"].abs().max())
-    for ax, ((data, view), part) in zip(axes[0], panels, strict=True):
+    for ax, (data, view), part in each:
         gain, sure, weak = (part.pivot(index="setting", columns="images", values=v).loc[order]
                             for v in ("gain", "sure", "weak"))  # fmt: skip
         _heatmap(ax, gain, sure, bound, cmap="RdBu_r")
@@ -463,9 +476,6 @@ def _grey(ax: Axes, cells: np.ndarray) -> None:
 
 def geometry_dots(table: pd.DataFrame, title: str) -> Figure:
     """Draw Cont-Steal's gain over MSE against three measures of the victim's embeddings."""
-    import seaborn as sns
-    from scipy.stats import spearmanr
-
     if len(table) < sentences.LEAST_POINTS:
         raise NothingToShow(title)
     rows = table.assign(method=table["method"].map(name), gain=100 * table["gain"],
@@ -493,65 +503,62 @@ def defence_curves(table: pd.DataFrame, title: str) -> Figure:
     """
     rows = _attacks(table).dropna(subset=["defence"])
     rows = rows.assign(adapts=rows["adapts"].fillna(""))
-    free, kinds = rows[rows["kind"] == "none"], [k for k in rows["kind"].unique() if k != "none"]
-    columns = min(3, len(kinds))
-    lines = -(-len(kinds) // columns)
-    fig, axes = canvas(lines, columns, 2.0 * lines + 0.9, title, sharex=True, sharey=True)
-    for ax, kind in zip(axes.flat, kinds, strict=False):
-        _works(ax, free)
-        own = rows[rows["kind"] == kind]
+    free = rows[rows["kind"] == "none"]
+    main = free["attack"].iloc[0]
+    base = free.loc[free["attack"] == main, ["accuracy", "legitimate"]].mean()
+    known, colours = rows[rows["kind"] != "none"], palette(rows["attack"])
+    columns = 2 if known["kind"].nunique() in (2, 4) else 3
+    fig, each = panels(known, "kind", title, 2.0, 0.9, columns, sharex=True, sharey=True)
+    for ax, kind, own in each:  # a defence works where it takes enough, and not too much
+        ax.fill_between([base["legitimate"] - provider.COSTS, 1], 0, base["accuracy"] - provider.TAKES,
+                        color=CYCLE[2], alpha=0.12, linewidth=0)  # fmt: skip
         for (attack, adapts), runs in own.groupby(["attack", "adapts"], sort=False):
-            start = free[free["attack"] == (attack if not adapts else free["attack"].iloc[0])]
-            first = attack == free["attack"].iloc[0] and not adapts
-            _strengths(ax, start, runs, COLOURS.get(attack, DARK), bool(adapts), first)
-        frame(ax, table, "accuracy", vertical=False, alone=True)
-        ax.set_title(sentences.kind_name(kind), size=7.5)
-        ax.set(xlim=(0, 0.1 + free["legitimate"].mean()), ylim=(0, None))
+            start = free[free["attack"] == (main if adapts else attack)]
+            labels = attack == main and not adapts
+            _strengths(ax, start, runs, name(attack), colours[name(attack)], bool(adapts), labels)
+        frame(ax, table, "accuracy", vertical=False)
+        knob = STRENGTHS.get(kind.split(" + ")[-1], "")
+        ax.set_title(sentences.kind_name(kind) + f" ({knob})" * bool(knob), size=7.5)
+        ax.set(xlim=(0, 0.1 + free["legitimate"].mean()))
+        ax.set(xlabel="paying user's accuracy", ylabel="thief's accuracy")
+        ax.label_outer()
         ax.xaxis.set_tick_params(labelbottom=True)
         in_percent(ax.xaxis, ax.yaxis)
-    for ax in axes.flat[len(kinds) :]:
-        ax.set_visible(False)
-    for ax in axes[:, 0]:
-        ax.set_ylabel("thief's accuracy")
-    for ax in axes[-1]:
-        ax.set_xlabel("paying user's accuracy")
-    known = [Line2D([], [], color=c, marker="o", ms=4, label=who)
-             for who, c in palette(free["attack"]).items()]  # fmt: skip
-    known += [Line2D([], [], color=COLOURS.get(attack, DARK), marker="D", ms=4, linestyle="--",
-                     markerfacecolor="white", label=f"{name(attack)} that adapts")
-              for attack in rows.loc[rows["adapts"] != "", "attack"].unique()]  # fmt: skip
-    fig.legend(handles=known, loc="outside lower left", ncols=4, fontsize=7)
+    legend(fig, loc="outside lower left", ncols=2, fontsize=7)
     return fig
 
 
-def _works(ax: Axes, free: pd.DataFrame) -> None:
-    """Shade where a defence takes enough from the first attack, and not too much from customers."""
-    means = free.groupby("attack", sort=False)[["accuracy", "legitimate"]].mean().iloc[0]
-    span = [means["legitimate"] - provider.COSTS, 1]
-    ax.fill_between(
-        span, 0, means["accuracy"] - provider.TAKES, color=CYCLE[2], alpha=0.12, linewidth=0
-    )
-
-
 def _strengths(
-    ax: Axes, start: pd.DataFrame, runs: pd.DataFrame, colour: str, adapts: bool, labels: bool
+    ax: Axes,
+    start: pd.DataFrame,
+    runs: pd.DataFrame,
+    who: str,
+    colour: str,
+    adapts: bool,
+    labels: bool,
 ) -> None:
     """Draw a curve from no defence through the strengths of one, with intervals of the accuracy."""
     each = sorted((part for _, part in runs.groupby("defence", sort=False)),
                   key=lambda part: -part["legitimate"].mean())  # fmt: skip
     x, y = ([part[c].mean() for part in (start, *each)] for c in ("legitimate", "accuracy"))
     ax.plot(x, y, "--D" if adapts else "-o", color=colour, ms=3.5, linewidth=1, alpha=0.9,
-            markerfacecolor="white" if adapts else colour)  # fmt: skip
+            markerfacecolor="white" if adapts else colour,
+            label=f"{who} that adapts" if adapts else who)  # fmt: skip
     spans = np.array([interval(part["accuracy"]) for part in each])
     ax.vlines(x[1:], *spans.T, color=colour, linewidth=2, alpha=0.3)
-    for part, right, up in zip(each, x[1:], y[1:], strict=True) if labels else ():
-        ax.annotate(f"{part['strength'].iloc[0]:g}", (right, up), xytext=(3, -8), size=6, color=colour,
+    last = [x[0], y[0]]
+    for part, *point in zip(each, x[1:], y[1:], strict=True) if labels else ():
+        if np.hypot(*np.subtract(point, last)) < NEAR:
+            continue  # its number would lie on another
+        last = point
+        ax.annotate(f"{part['strength'].iloc[0]:g}", (last[0], last[1]), (4, -8), size=6, color=colour,
                     textcoords="offset points")  # fmt: skip
 
 
 def _party(who: str, party: str) -> str:
     """Return a column's label, on lines of its own."""
-    return name(who).replace(", ", ",\n").replace(":", ":\n") + f"\n{party}"
+    parts = (textwrap.fill(part, 12) for part in re.split(r"(?<=[,:])\s*", name(who)))
+    return "\n".join([*parts, party])
 
 
 def defence_matrix(table: pd.DataFrame, title: str) -> Figure:
@@ -563,6 +570,7 @@ def defence_matrix(table: pd.DataFrame, title: str) -> Figure:
     known = names(table["defence"])
     who = pd.Series(list(map(_party, table["who"], table["party"])), table.index)
     gain = table["change"].where(table["party"] == "customer", -table["change"])
+    gain = np.sign(gain) * np.sqrt(gain.abs().clip(upper=MOST_SHADED) / MOST_SHADED)
     cells = table.assign(row=table["defence"].map(known), column=who, gain=gain,
                          sure=(table["low"] > 0) | (table["high"] < 0))  # fmt: skip
     columns = list(who.unique())
@@ -571,13 +579,12 @@ def defence_matrix(table: pd.DataFrame, title: str) -> Figure:
         for v in ("change", "gain", "sure")
     )
     fig, ((ax,),) = canvas(1, 1, 0.34 * len(known) + 1.2, title)
-    _heatmap(
-        ax, good.clip(-MOST_SHADED, MOST_SHADED), sure, 0.05, cmap="PiYG", alpha=0.75, linewidths=1
-    )
+    _heatmap(ax, good, sure, 1, cmap="PiYG", alpha=0.75, linewidths=1)
     for text, value in zip(ax.texts, change.to_numpy()[change.notna().to_numpy()], strict=True):
         text.set_text(f"{round(100 * value) + 0:+d}")
     ax.xaxis.tick_top()
     ax.set(xlabel="", ylabel="")
+    ax.grid(False)
     ax.axvline(sum(c.endswith("attacker") for c in columns), color=DARK, linewidth=1.5)
     for place, verdict in enumerate(provider.worth(table)["verdict"]):  # in the order of the rows
         ax.annotate(verdict, (len(columns), place + 0.5), xytext=(4, 0), va="center", size=7,
@@ -593,10 +600,9 @@ def parties_sheet(table: pd.DataFrame, title: str) -> Figure:
     good, text = values.copy(), values.astype(object)
     for column in columns:
         change = column.startswith(("attacker", "customer"))
+        share = (values[column] / MOST_SHADED if change else values[column]).clip(-1, 1)
         sign = -1 if column.startswith(("attacker", "others")) else 1
-        good[column] = sign * (values[column] / MOST_SHADED if change else values[column]).clip(
-            -1, 1
-        )
+        good[column] = sign * np.sign(share) * np.sqrt(share.abs())
         form = (lambda v: f"{round(100 * v) + 0:+d}") if change else (lambda v: f"{100 * v:.0f} %")
         text[column] = values[column].map(form, na_action="ignore")
     labels = {"thieves": "thieves\nfound", "others": "others\nfound"}
@@ -608,6 +614,7 @@ def parties_sheet(table: pd.DataFrame, title: str) -> Figure:
     ax.xaxis.tick_top()
     ax.tick_params(labelsize=6.5)
     ax.set(xlabel="", ylabel="")
+    ax.grid(False)
     for border in np.flatnonzero(table["kind"].to_numpy()[1:] != table["kind"].to_numpy()[:-1]):
         ax.axhline(border + 1, color=DARK, linewidth=1.5)
     return fig
@@ -615,14 +622,11 @@ def parties_sheet(table: pd.DataFrame, title: str) -> Figure:
 
 def _by_detector(
     table: pd.DataFrame, title: str, x: str, filled: str
-) -> tuple[Figure, dict[str, tuple[Axes, pd.DataFrame]]]:
+) -> tuple[Figure, list[tuple[Axes, Any, Any]]]:
     """Draw a panel per detector, a dot per user and seed, filled where the column `filled` is not 0."""
-    panels, users = list(table.groupby("detector", sort=False)), list(table["user"].unique())[::-1]
-    lines = -(-len(panels) // 4)
-    fig, axes = canvas(lines, 4, lines * (0.15 * len(users) + 0.85) + 0.3, title, sharey=True)
-    for ax in axes.flat[len(panels) :]:
-        ax.axis("off")
-    for ax, (detector, rows) in zip(axes.flat, panels, strict=False):
+    users = list(table["user"].unique())[::-1]
+    fig, each = panels(table, "detector", title, 0.15 * len(users) + 0.85, 0.3, 4, sharey=True)
+    for ax, detector, rows in each:
         for row in rows.to_dict("records"):
             colour = CYCLE[0] if row["user"].startswith("customer") else CYCLE[1]
             face, y = colour if row[filled] > 0 else "white", users.index(row["user"])
@@ -632,17 +636,28 @@ def _by_detector(
         ax.set_title(str(detector).replace(", ", ",\n"), size=7.5)
         ax.tick_params(labelsize=6.5)
         ax.locator_params(axis="x", nbins=3)
-    drawn = zip(axes.flat, panels, strict=False)
-    return fig, {str(detector): (ax, rows) for ax, (detector, rows) in drawn}
+    return fig, each
 
 
 def detector_dots(table: pd.DataFrame, title: str) -> Figure:
-    """Draw each detector's statistic per user, a dot per seed, filled where the user was flagged."""
-    fig, panels = _by_detector(table, title, "statistic", "flagged")
-    for detector, (ax, _) in panels.items():
-        kinds = {"PRADA": "W, low is suspicious", "proof of work": "seconds"}
+    """Draw each detector's statistic per user, a dot per seed, filled where the user was flagged.
+
+    Shaded is the side on which users are flagged; its border lies between them and the others.
+    """
+    fig, each = _by_detector(table, title, "statistic", "flagged")
+    kinds = {"PRADA": "W, low is suspicious", "proof of work": "seconds"}
+    for ax, detector, rows in each:
         label = next((text for kind, text in kinds.items() if detector.startswith(kind)), "")
         ax.set_xlabel(label or "share of similar queries", size=6.5)
+        sign = -1 if detector.startswith(detection.LOW) else 1
+        suspicion, flagged = sign * rows["statistic"], rows["flagged"] > 0
+        least, most = suspicion[flagged].min(), suspicion[~flagged].max()
+        ends = ax.get_xlim()
+        if flagged.any() and not least < most:  # where all are flagged the border lies outside
+            border = ends[sign < 0] if flagged.all() else sign * (least + most) / 2
+            ax.axvspan(border, ends[sign > 0], color=CYCLE[1], alpha=0.12, linewidth=0)
+            ax.axvline(border, color=DARK, linestyle="--", linewidth=0 if flagged.all() else 1)
+        ax.set_xlim(ends)
     return fig
 
 
@@ -652,11 +667,13 @@ def account_dots(table: pd.DataFrame, title: str) -> Figure:
     The number at the right is the mean of the accounts that all answers take.
     """
     shares = table.assign(share=table["answers"] / table["queries"])
-    fig, panels = _by_detector(shares, title, "share", "refusals")
+    fig, each = _by_detector(shares, title, "share", "refusals")
     users = list(table["user"].unique())[::-1]
-    for ax, rows in panels.values():
-        for user, each in rows.groupby("user"):
-            ax.annotate(f"{each['accounts'].mean():.2g}", (1, users.index(str(user))), size=6.5,
+    for ax, _, rows in each:
+        ax.annotate("accounts", (1, len(users) - 0.4), (3, 1), size=5.5, textcoords="offset points",
+                    xycoords=("axes fraction", "data"))  # fmt: skip
+        for user, accounts in rows.groupby("user")["accounts"].mean().items():
+            ax.annotate(f"{accounts:.2g}", (1, users.index(str(user))), size=6.5,
                         va="center", xytext=(4, 0), xycoords=("axes fraction", "data"),
                         textcoords="offset points")  # fmt: skip
         ax.set(xlim=(0, 1.05), xlabel="answers to one account")
@@ -684,15 +701,14 @@ def roc_curves(table: pd.DataFrame, title: str) -> Figure:
         ax.set(ylabel="thieves flagged")
         ax.set_title(user, size=7.5)
         in_percent(ax.xaxis, ax.yaxis)
-    areas = table.drop_duplicates(["detector", "user"]).groupby("detector", sort=False)["auc"]
-    lines = [
-        Line2D([], [], color=colours[str(detector)],
-               label=f"{detector}:\n{', '.join(map('{:.2f}'.format, each))}")
-        for detector, each in areas
-    ]  # fmt: skip
+        areas = part.groupby("detector", sort=False)["auc"].first()
+        lines = [Line2D([], [], color=colours[str(detector)], label=f"{area:.2f}")
+                 for detector, area in areas.items()]  # fmt: skip
+        ax.legend(handles=lines, loc="best", fontsize=6.5, title="area", title_fontsize=6.5,
+                  labelspacing=0.2, handlelength=1)  # fmt: skip
+    lines = [Line2D([], [], color=c, label=detector) for detector, c in colours.items()]
     axes[1][1].axis("off")
-    axes[1][1].legend(handles=lines, loc="center", fontsize=6.5, title="areas, in the panels' order",
-                      title_fontsize=7)  # fmt: skip
+    axes[1][1].legend(handles=lines, loc="center left", title="detector (dots: at its threshold)")
     return fig
 
 
@@ -709,19 +725,18 @@ def _rates(ax: Axes, row: Mapping[Any, Any], colour: str) -> None:
 def refused_dots(table: pd.DataFrame, title: str) -> Figure:
     """Draw what refused thieves end with, on one account and on all, a panel per detector."""
     runs = table.dropna(subset=["detector"])
-    panels, frame_rows = list(runs.groupby("detector", sort=False)), table[table["detector"].isna()]
-    fig, axes = canvas(len(panels), 1, 0.34 * runs["attack"].nunique() * len(panels) + 1.2, title,
-                       sharex=True)  # fmt: skip
-    for ax, (detector, rows) in zip(axes[:, 0], panels, strict=True):
-        means = rows.groupby("attack", sort=False)[["answers", "accounts"]].mean()
+    height = 0.34 * runs["attack"].nunique()
+    fig, each = panels(runs, "detector", title, height, 1.2, columns=1, sharex=True)
+    for ax, detector, rows in each:
+        means = rows.groupby("attack", sort=False)[["answers", "accounts"]].mean().iterrows()
         names = {
             attack: f"{attack}: {row['answers']:.0f} answers, {row['accounts']:.3g} "
             f"account{'s' * bool(row['accounts'] > 1)}"
-            for attack, row in means.iterrows()
+            for attack, row in means
         }
         colours = {n: CYCLE[1] if str(a).endswith("stops") else CYCLE[0] for a, n in names.items()}
         _dots(ax, rows.replace({"attack": names}), "accuracy", colours)
-        frame(ax, frame_rows, "accuracy", alone=True)
+        frame(ax, table[table["detector"].isna()], "accuracy")
         ax.set(xlabel=f"accuracy on the main task; refused by {detector}")
         in_percent(ax.xaxis)
     return fig
@@ -732,21 +747,24 @@ def coverage_curves(table: pd.DataFrame, title: str) -> Figure:
 
     The noise is that of the first B4B and of the last; dotted is what customers can bear.
     """
-    import seaborn as sns
-
     known = table["defence"].unique()
-    panels = [("share of buckets", known[0], "coverage")]
-    panels += [(textwrap.fill(name(d), 22), d, "noise") for d in dict.fromkeys(known[[0, -1]])]
-    fig, axes = canvas(1, len(panels), 2.6, title)
-    for ax, (label, defence, column) in zip(axes[0], panels, strict=True):
+    shown = [
+        ("", known[0], "coverage"),
+        *((name(d), d, "noise") for d in dict.fromkeys(known[[0, -1]])),
+    ]
+    fig, axes = canvas(1, len(shown), 2.4, title)
+    for ax, (label, defence, column) in zip(axes[0], shown, strict=True):
         rows = table[table["defence"] == defence]
         sns.lineplot(rows, x="queries", y=column, hue="user", palette=palette(table["user"]),
                      errorbar=None, ax=ax)  # fmt: skip
-        ax.set(ylabel="" if column == "coverage" else "noise", title=label)
-        ax.title.set_size(7)
+        ax.set(ylabel="share of buckets" if column == "coverage" else "noise")
+        ax.set_title(label.replace(", bits", ",\nbits"), size=7)
         if column == "noise":
             ax.set(yscale="log", ylim=(1e-7, 10))
-            ax.axhline(rows["bearable"].mean(), color=DARK, linestyle=":", linewidth=0.8)
+            ax.axhline(
+                bearable := rows["bearable"].mean(), color=DARK, linestyle=":", linewidth=0.8
+            )
+            ax.annotate("bearable", (0, bearable), (2, 2), textcoords="offset points", size=6)
     axes[0][0].set(ylim=(0, None))
     in_percent(axes[0][0].yaxis)
     legend(fig, fontsize=6.5)
@@ -762,12 +780,10 @@ def watermark_curves(table: pd.DataFrame, title: str) -> Figure:
     Lines mark the victim's own rate and its rate before marking; the band holds the independent encoders,
     and a suspect above the dotted line is accused.
     """
-    import seaborn as sns
-
     stolen = table[table["kind"] == "stolen"]
-    groups, images = list(table.groupby("head", sort=False)), sorted(stolen["images"].unique())
-    fig, axes = canvas(1, len(groups), 2.9, title, sharex=True, sharey=True)
-    for ax, (head, rows) in zip(axes[0], groups, strict=True):
+    images = sorted(stolen["images"].unique())
+    fig, each = panels(table, "head", title, 2.9, sharex=True, sharey=True)
+    for ax, head, rows in each:
         known = rows.dropna(subset=["wsr"]).groupby("kind")["wsr"]
         rates = known.agg(["first", "mean", "min", "max", "size"])
         levels = [(rates.loc["victim", "first"], "--", CEILING, "victim"),
@@ -794,11 +810,7 @@ def watermark_curves(table: pd.DataFrame, title: str) -> Figure:
         ax.minorticks_off()
         ax.set_title(str(head).replace(", ", ",\n"), size=7.5)
         in_percent(ax.yaxis)
-    entries = {label: handle for ax in axes[0]  # thieves of one panel may be missing in another
-             for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}  # fmt: skip
-    for ax in axes[0]:
-        ax.legend().remove()
-    fig.legend([*entries.values()], [*entries], loc="outside right center", fontsize=6.5)
+    legend(fig, fontsize=6.5)
     return fig
 
 
@@ -825,9 +837,9 @@ def inference_dots(table: pd.DataFrame, title: str) -> Figure:
 
     Dots are filled where the encoder is accused; orange are the victim, its copies and its thieves.
     """
-    order, groups = list(table["suspect"].unique())[::-1], list(table.groupby("form", sort=False))
-    fig, axes = canvas(1, len(groups), 0.24 * len(order) + 1.3, title, sharex=True, sharey=True)
-    for ax, (form, rows) in zip(axes[0], groups, strict=True):
+    order = list(table["suspect"].unique())[::-1]
+    fig, each = panels(table, "form", title, 0.24 * len(order), 1.3, sharex=True, sharey=True)
+    for ax, form, rows in each:
         ax.axvline(0, color="#999999", linewidth=0.8)
         _accused_dots(ax, rows, "effect", order)
         least = rows["detectable"].mean()
@@ -856,7 +868,9 @@ def key_dots(table: pd.DataFrame, title: str) -> Figure:
 
 # ------------------------------------------------------------------------------ the registry
 
-MAP = "Test images (t-SNE); in brackets: nearest neighbour is of the same class"
+MAP = (
+    "Maps of test images (t-SNE); in brackets: how often the nearest neighbour is of the same class"
+)
 
 
 class Row(NamedTuple):
@@ -923,7 +937,7 @@ FIGURES = {
                     views_dots, sentences.views),
     "03_ablations": Row("Cont-Steal with one knob changed at a time.",
                         ablation_dots, sentences.ablations),
-    "03_boundary": Row("When contrastive stealing beats regression.",
+    "03_boundary": Row("When contrastive stealing beats regression (bold: reliably; grey: no theft).",
                        boundary_maps, sentences.boundary),
     "03_geometry": Row("The victims' embeddings, and what Cont-Steal gains on them.",
                        geometry_dots, sentences.geometry),
@@ -931,22 +945,24 @@ FIGURES = {
                             embedding_map, MAP),
     "04_budget": Row("Accuracy against both query budgets.", budget_curves, sentences.budget),
     "05a_coverage": Row("What B4B sees of its users.", coverage_curves, sentences.coverage),
-    "05a_defenses": Row("Defences by strength: thieves, those that adapt, and the paying user.",
-                        defence_curves, sentences.defenses),
-    "05a_matrix": Row("What each defence changes for attacks and for customers.",
-                     defence_matrix, sentences.matrix),
-    "05b_detectors": Row("What detectors see of their users, and which users they flag.",
+    "05a_defenses": Row("Defences by strength: thieves, those that adapt, and the paying user. In the "
+                        "green corner a defence works.", defence_curves, sentences.defenses),
+    "05a_matrix": Row("What each defence changes for attacks and for customers, in points (bold: "
+                      "reliably; green: good for the provider).", defence_matrix, sentences.matrix),
+    "05b_detectors": Row("What detectors see of their users, and which they flag (filled, in the shade).",
                         detector_dots, sentences.detectors),
     "05b_roc": Row("ROC curves of the detectors' statistics, for each kind of thief.",
                    roc_curves, sentences.roc),
     "05b_accounts": Row("Answers before a refusal, and accounts that all answers take.",
                         account_dots, sentences.accounts),
-    "05b_refused": Row("What a refused thief ends with.", refused_dots, sentences.refused),
-    "05c_inference": Row("Dataset inference: does an encoder know the victim's training set?",
+    "05b_refused": Row("What a refused thief ends with: it stops, or goes on under new names.",
+                       refused_dots, sentences.refused),
+    "05c_inference": Row("Dataset inference: does an encoder know the victim's training set (filled)?",
                         inference_dots, sentences.dataset_inference),
-    "05c_sslguard": Row("SSLGuard: which encoders answer the secret key.", key_dots, sentences.guard),
-    "05c_watermark": Row("The rotation watermark: which encoders carry it.",
+    "05c_sslguard": Row("SSLGuard: which encoders answer the secret key (filled).", key_dots,
+                        sentences.guard),
+    "05c_watermark": Row("The rotation watermark: which encoders carry it (above the dotted line).",
                         watermark_curves, sentences.watermark),
-    "06_parties": Row("What each of a provider's means does to thieves, customers and others.",
-                      parties_sheet, sentences.parties),
+    "06_parties": Row("What each of a provider's means does to thieves, customers and others (green: "
+                      "good for the provider).", parties_sheet, sentences.parties),
 }  # fmt: skip

@@ -10,30 +10,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.stats import spearmanr
 
 from contsteal import evaluate
 from contsteal.lab import profiles, provider, sweeps, tables
+from contsteal.lab.tables import DEFENCES, Difference, name
 from contsteal.ownership import inference
-
-Difference = tuple[float, float, float, int]  # mean, bounds of its interval, number of seeds
 
 ALPHA = 0.05
 LEAST_POINTS = 5  # below which a rank correlation says nothing
 REFERENCES = ("random", "victim")
 GEOMETRY = {"norm_spread": "spread of norms", "anisotropy": "anisotropy",
             "effective_rank": "effective rank"}  # fmt: skip
-NAMES = {
-    "label": "label stealing", "posterior": "posterior stealing", "embedding": "MSE", "mse": "MSE",
-    "cosine": "cosine loss", "info-nce": "InfoNCE", "soft-nn": "soft nearest neighbours",
-    "sup-con": "SupCon", "wasserstein": "Wasserstein", "barlow": "Barlow",
-    "barlow-published": "Barlow (published code)", "cont-steal": "Cont-Steal",
-    "cont-steal-code": "Cont-Steal (official code)", "stolen-encoder": "StolenEncoder", "rda": "RDA",
-    "shuffled": "shuffled answers", "simclr": "SimCLR", "moco": "MoCo", "byol": "BYOL",
-    "simsiam": "SimSiam",
-}  # fmt: skip
-DEFENCES = {"GaussianNoise": "noise", "Rounding": "rounding", "TopK": "top-k",
-            "PredictionPoisoning": "poisoning", "Normalise": "normalised"}  # fmt: skip
-P_VALUES = ["p_chance", "p_rank", "p_controls"]
 KINDS = {"victim": "victims", "unmarked": "unmarked victims", "obfuscated": "disguised copies",
          "stolen": "thieves", "stolen before": "thieves of the unmarked victim",
          "independent": "independent encoders",
@@ -58,29 +46,7 @@ class Summary(NamedTuple):
     @property
     def text(self) -> str:
         """Title and details as sentences."""
-        return ". ".join(_capital(part) for part in (self.title, self.details) if part) + "."
-
-
-def name(value: object) -> str:
-    """Return how figures and sentences call an attack, a method or a defence."""
-    text = re.sub(r"(\w+)\(([^()]*)\)", _defence, str(value))
-    first, comma, rest = text.partition(", ")
-    return NAMES.get(first, first) + comma + NAMES.get(rest, rest)
-
-
-def _defence(match: re.Match[str]) -> str:
-    """Name a defence with its parameters; of more than three none fits into a figure."""
-    kind, given = match.groups()
-    values = given.split(", ") if given and given.count(",") < 3 else []
-    shown = (f", {v.replace('=', ' ')}" if "=" in v else f" {v}" for v in values)
-    return DEFENCES.get(kind, kind) + "".join(shown)
-
-
-def names(values: Iterable[Any]) -> dict[Any, str]:
-    """Return the name of each value, and the value itself where two would have the same name."""
-    short = {value: name(value) for value in values}
-    taken = list(short.values())
-    return {v: text if taken.count(text) == 1 else str(v) for v, text in short.items()}
+        return _joined(_capital(self.title), _capital(self.details)) + "."
 
 
 def percent(value: float) -> str:
@@ -129,16 +95,13 @@ def reliable(differences: Iterable[Difference]) -> tuple[int, int]:
     return sum(d[1] > 0 for d in known), sum(d[2] < 0 for d in known)
 
 
-def _changes(each: dict[str, Difference]) -> str:
-    """Say how many changes reliably help or harm, and name one that stands alone."""
-    if each and max(d[3] for d in each.values()) < 2:
-        return "one seed, so no interval"
-    helpful = [key for key, d in each.items() if d[1] > 0]
-    harmful = [key for key, d in each.items() if d[2] < 0]
-    counts = [f"{len(helpful)} reliably help", f"{len(harmful)} harm"]
-    for k, known in enumerate((helpful, harmful)):
-        counts[k] += f"s ({known[0]})" if len(known) == 1 else ""
-    return ", ".join(counts)
+def _listed(each: dict[str, Difference]) -> str:
+    return "; ".join(f"{who}: {points(difference)}" for who, difference in each.items())
+
+
+def _joined(*sentences: str) -> str:
+    """Join sentences; empty ones are left out."""
+    return ". ".join(filter(None, sentences))
 
 
 def main_task(table: pd.DataFrame) -> pd.DataFrame:
@@ -149,13 +112,13 @@ def main_task(table: pd.DataFrame) -> pd.DataFrame:
 def changed(table: pd.DataFrame) -> pd.DataFrame:
     """Return an ablation's rows with the changed knob and its value in place of the attack."""
     values = table["value"].astype(object).fillna("").astype(str)
-    return table.assign(value=values, attack=(table["knob"] + " " + values).str.strip())
+    return table.assign(value=values, attack=(table["knob"] + ": " + values).str.removesuffix(": "))
 
 
 def _verdicts(table: pd.DataFrame, *pairs: tuple[str, str]) -> tuple[str, str]:
     """Compare the attacks of the first pair, and those of the others."""
     first, *others = (verdict(main_task(table), a, b) for a, b in pairs)
-    return first or "Attacks with equal queries", ". ".join(filter(None, others))
+    return first or "Attacks with equal queries", _joined(*others)
 
 
 # ----------------------------------------------------------------------------- victims (01)
@@ -167,7 +130,7 @@ def training(table: pd.DataFrame) -> Summary:
     each = ", ".join(f"{name(k)} {100 * r['knn']:.0f} %" for k, r in last.iterrows())
     collapsed = " and ".join(name(k) for k in last.index[last["spread"] < 0.1])
     each += f"; collapsed: {collapsed}" if collapsed else ""
-    return Summary(f"kNN accuracy after training: {each}")
+    return Summary(f"kNN accuracy of held-out images after training: {each}")
 
 
 def worth(table: pd.DataFrame) -> Summary:
@@ -175,11 +138,14 @@ def worth(table: pd.DataFrame) -> Summary:
     wide = table.pivot_table(index="encoder", columns="task", values="accuracy", sort=False)
     victim = next(n for n in wide.index if n not in ("random", "supervised"))
     gains = wide.loc[victim] - wide.loc["random"]
-    gain, side = 100 * abs(gains.iloc[0]), "above" if gains.iloc[0] >= 0 else "below"
-    title = f"{name(victim)} features are {gain:.0f} points {side} random ones on {gains.index[0]}"
+    gain, side = 100 * abs(gains.iloc[0]), "better" if gains.iloc[0] >= 0 else "worse"
+    title = (
+        f"A linear probe is {gain:.0f} points {side} on features of {name(victim)} than on random "
+    )
+    title += f"ones ({gains.index[0]})"
     each = ", ".join(f"`{task}` {_points(value)}" for task, value in gains.items())
     details = f"Points above random features, one encoder each: {each}"
-    return Summary(title, tables.percentages(wide), details)
+    return Summary(title, tables.percentages(wide.rename(name)), details)
 
 
 def stake(table: pd.DataFrame) -> Summary:
@@ -187,10 +153,12 @@ def stake(table: pd.DataFrame) -> Summary:
     by = ["data", "attack"]
     means = table.groupby(by, sort=False)["accuracy"].mean().unstack("attack", sort=False)
     gap = means["victim"] - means.drop(columns="victim").max(axis=1)
-    each = ", ".join(f"{_points(points)} on {data}" for data, points in gap.items())
-    length = f"after {table['steps'].max():g} steps"
-    numbers = tables.summary(table, by, ["accuracy"])
-    return Summary(f"Points of the victim above the best without it, {length}: {each}", numbers)
+    each = ", ".join(f"{100 * abs(value):.1f} points {'below' if value > 0 else 'above'} the victim on "
+                     f"{data}" for data, value in gap.items())  # fmt: skip
+    title = (
+        f"Without the victim's answers, a thief ends after {table['steps'].max():g} steps {each}"
+    )
+    return Summary(title, tables.summary(table, by, ["accuracy"]))
 
 
 def judge(worth: pd.DataFrame, expectations: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -216,10 +184,9 @@ def judge(worth: pd.DataFrame, expectations: Sequence[dict[str, Any]]) -> pd.Dat
 
 def conventional(table: pd.DataFrame) -> Summary:
     """Say whether embeddings give away more than labels and posteriors."""
-    title, details = _verdicts(table, ("embedding", "label"), ("embedding", "posterior"))
+    parts = _verdicts(table, ("embedding", "label"), ("embedding", "posterior"))
     metrics = [m for m in ("accuracy", "own_head", "agreement", "knn") if m in table]
-    numbers = tables.summary(table, ["task", "attack"], metrics)
-    return Summary(title, numbers, details)
+    return Summary(_joined(*parts), tables.summary(table, ["task", "attack"], metrics))
 
 
 def readings(table: pd.DataFrame) -> Summary:
@@ -228,8 +195,10 @@ def readings(table: pd.DataFrame) -> Summary:
     each = {f"{name(rival)}, {reading}": (*evaluate.mean_interval(gains), len(gains))
             for (reading, rival), gains in by}  # fmt: skip
     ahead, behind = reliable(each.values())
-    title = f"The embedding thief is reliably ahead in {ahead} of {len(each)} readings, "
-    title += f"behind in {behind}"
+    title = (
+        f"A thief of embeddings (MSE) reliably beats thieves of labels or posteriors in {ahead} of "
+    )
+    title += f"{len(each)} comparisons, and loses in {behind}"
     rows = {who: {"embedding thief's lead": points(d), "n": d[3]} for who, d in each.items()}
     return Summary(title, pd.DataFrame(rows).T.rename_axis("rival, reading"))
 
@@ -251,7 +220,7 @@ def losses(table: pd.DataFrame) -> Summary:
             worst += f" on {victim}" if several else ""
             parts.append(compare(difference, f"the best ({name(order[-1])})", worst, level))
     first, *others = parts or ["Accuracy and agreement of one loss"]
-    return Summary(first, tables.layout(table), ". ".join(others))
+    return Summary(first, tables.layout(table), _joined(*others))
 
 
 def queries(table: pd.DataFrame) -> Summary:
@@ -263,13 +232,11 @@ def queries(table: pd.DataFrame) -> Summary:
     first, *others = means["query_data"].unique()
     differences = [tables.difference(by, first, other) for other in others]
     ahead, behind = reliable(differences)
-    title = (
-        f"Queries from {first} reliably beat {ahead} of {len(others)} other query sets and lose to "
-    )
-    title += f"{behind} ({count} each)"
+    title = f"Queries from {first} reliably beat {ahead} of {len(others)} other query sets "
+    title += f"and lose to {behind} ({count} each)"
     if len(others) == 1:
-        pair = f"queries from {first}", f"queries from {others[0]}, {count} each"
-        title = compare(differences[0], *pair)
+        far = f"stealing with as many from {others[0]}"
+        title = compare(differences[0], f"stealing with {count} from {first}", far)
     return Summary(title, tables.layout(table))
 
 
@@ -289,25 +256,22 @@ def attacks(table: pd.DataFrame) -> Summary:
     title, details = _verdicts(table, *((a, "embedding") for a in contrastive))
     metrics = ["accuracy", "agreement", "knn", "cka", "cosine"]
     numbers = tables.summary(table, ["attack"], metrics)
-    numbers.insert(len(numbers.columns) - 1, "share of the way", tables.shares(table, sweeps.ALONE))
+    shares = tables.shares(table, sweeps.ALONE).rename(name)
+    numbers.insert(len(numbers.columns) - 1, "share of the way", shares)
     return Summary(title, numbers, details)
 
 
 def control(table: pd.DataFrame) -> Summary:
     """Say what the right answers gain over other images', and which attacks steal nothing."""
-    pairs = [
-        (a.removesuffix(", shuffled"), a)
-        for a in table["attack"].unique()
-        if a.endswith("shuffled")
-    ]
-    title, details = _verdicts(table, *pairs)
+    shuffled = [attack for attack in table["attack"].unique() if attack.endswith("shuffled")]
+    title, details = _verdicts(table, *((a.removesuffix(", shuffled"), a) for a in shuffled))
     numbers = tables.summary(table, ["attack"], ["accuracy", "agreement", "cka"])
     means = table.groupby("attack", sort=False)["accuracy"].mean()
     means = means.drop([*REFERENCES, *sweeps.ALONE], errors="ignore")
     stolen = means > tables.floor(table, sweeps.ALONE)
     above, below = (", ".join(map(name, means.index[some])) or "none" for some in (stolen, ~stolen))
     found = f"Above the best that needs no victim: {above}; not above it: {below}"
-    return Summary(title, numbers, ". ".join(filter(None, (details, found))))
+    return Summary(title, numbers, _joined(details, found))
 
 
 def best_rates(table: pd.DataFrame) -> dict[str, float]:
@@ -320,15 +284,15 @@ def best_rates(table: pd.DataFrame) -> dict[str, float]:
 def rates(table: pd.DataFrame) -> Summary:
     """Name the learning rates with the least loss on held-out queries."""
     best = best_rates(table)
-    each = "; ".join(
-        f"{rate:g} for " + ", ".join(name(attack) for attack in best if best[attack] == rate)
-        for rate in sorted(set(best.values()))
-    )
+    rates = sorted(set(best.values()))
+    each = (f"{rate:g} for " + ", ".join(name(attack) for attack in best if best[attack] == rate)
+            for rate in rates)  # fmt: skip
     losses = table.pivot_table(index="attack", columns="rate", values="loss", sort=False)
     losses.columns = [f"{rate:g}" for rate in losses.columns]
-    return Summary(
-        "Learning rates by the loss on held-out queries", losses.round(4), f"Least: {each}"
-    )
+    least = " or ".join(f"{rate:g}" for rate in rates)
+    title = f"The loss on held-out queries is least at a learning rate of {least}"
+    title += ", by attack" * (len(rates) > 1)
+    return Summary(title, losses.round(4).rename(name), f"Least: {'; '.join(each)}")
 
 
 def steps(table: pd.DataFrame) -> Summary:
@@ -341,26 +305,23 @@ def steps(table: pd.DataFrame) -> Summary:
         leaders.setdefault(name(best), []).append(f"{runs['steps'].iloc[0]:g}")
     parts = [f"{who} after {' and '.join(lengths)} steps" for who, lengths in leaders.items()]
     pairs = ("embedding, own views", "embedding"), ("cont-steal", "embedding, own views")
-    last = ". ".join(filter(None, (verdict(trained[-1], a, b) for a, b in pairs)))
+    last = _joined(*(verdict(trained[-1], a, b) for a, b in pairs))
     details = f"After {trained[-1]['steps'].max():g} steps: {last}" if last else ""
     numbers = tables.summary(main_task(table), ["attack", "steps"], ["accuracy"])
-    return Summary(f"The best mean accuracy: {', '.join(parts)}", numbers, details)
+    return Summary(f"The most accurate thief: {', '.join(parts)}", numbers, details)
 
 
 def victims(table: pd.DataFrame) -> Summary:
     """Compare Cont-Steal with MSE on each victim; of several, count the reliable differences."""
-    parts = table.groupby("victim_seed", sort=False)
-    each = {
-        f"victim {seed:g}": tables.difference(t, "cont-steal", "embedding") for seed, t in parts
-    }
+    pair = "cont-steal", "embedding"
+    each = {f"victim {seed:g}": tables.difference(rows, *pair)
+            for seed, rows in table.groupby("victim_seed", sort=False)}  # fmt: skip
     numbers = tables.summary(table, ["victim_seed", "attack"], ["accuracy"])
     if len(each) == 1:
-        return Summary(verdict(table, "cont-steal", "embedding"), numbers)
+        return Summary(verdict(table, *pair), numbers)
     ahead, behind = reliable(each.values())
-    title = (
-        f"Cont-Steal is reliably ahead of MSE on {ahead} of {len(each)} victims, behind on {behind}"
-    )
-    return Summary(title, numbers, "; ".join(f"{who}: {points(d)}" for who, d in each.items()))
+    title = f"Cont-Steal is reliably ahead of MSE on {ahead} of {len(each)} victims"
+    return Summary(f"{title}, behind on {behind}", numbers, _listed(each))
 
 
 def by_views(table: pd.DataFrame) -> pd.DataFrame:
@@ -377,25 +338,31 @@ def views(table: pd.DataFrame) -> Summary:
         a, b = (f"{loss}, {view}" for loss in ("cont-steal", "embedding"))
         if {a, b} <= set(runs["attack"]):
             each[str(view)] = tables.difference(runs, a, b)
-    shown = (f"{v} {_points(d[0])}{' (reliable)' * any(reliable([d]))}" for v, d in each.items())
-    details = "; ".join(f"{view}: {points(d)}" for view, d in each.items())
+    sure = {view for view, d in each.items() if any(reliable([d]))}
+    shown = (f"{view} {_points(d[0])}{' (reliable)' * (view in sure != {*each})}"
+             for view, d in each.items())  # fmt: skip
+    title = f"Lead of Cont-Steal's loss over MSE at equal views, in points: {', '.join(shown)}"
+    title += " (all reliable)" * (sure == {*each})
     numbers = tables.summary(rows, ["loss", "views"], ["accuracy", "agreement"])
-    return Summary(f"Cont-Steal's loss minus MSE, in points: {', '.join(shown)}", numbers, details)
+    return Summary(title, numbers, _listed(each))
 
 
 def ablations(table: pd.DataFrame) -> Summary:
-    """Say what each change of a knob does to Cont-Steal, paired by seed."""
+    """Say what each change of a knob does to Cont-Steal, paired by seed, and name a single one."""
     rows = changed(table)
-    names = [n for n in rows["attack"].unique() if n != sweeps.AS_GIVEN]
-    each = {n: tables.difference(rows, n, sweeps.AS_GIVEN) for n in names}
-    title = f"Of {len(each)} changes to Cont-Steal, one at a time: {_changes(each)}"
-    details = "; ".join(f"{change}: {points(d)}" for change, d in each.items())
+    each = {n: tables.difference(rows, n, sweeps.AS_GIVEN)
+            for n in rows["attack"].unique() if n != sweeps.AS_GIVEN}  # fmt: skip
+    numbers = tables.summary(rows, ["knob", "value"], ["accuracy", "agreement", "cka"])
     if len(each) == 1:
-        ((change, difference),) = each.items()
-        title = compare(difference, f"Cont-Steal with {change}", "the default")
-        details = ""
-    by = tables.summary(rows, ["knob", "value"], ["accuracy", "agreement", "cka"])
-    return Summary(title, by, details)
+        ((change, gap),) = each.items()
+        return Summary(compare(gap, f"Cont-Steal with {change}", "the default"), numbers)
+    sides = [k for k, d in each.items() if d[1] > 0], [k for k, d in each.items() if d[2] < 0]
+    counts = (f"{len(known)} {verb}" + (f"s ({known[0]})" if len(known) == 1 else "")
+              for verb, known in zip(("reliably help", "harm"), sides, strict=True))  # fmt: skip
+    once = each and max(d[3] for d in each.values()) < 2
+    title = f"Of {len(each)} changes to Cont-Steal, one at a time: "
+    title += "one seed, so no interval" if once else ", ".join(counts)
+    return Summary(title, numbers, _listed(each))
 
 
 def not_stolen(table: pd.DataFrame, gains: pd.DataFrame) -> pd.Series:
@@ -412,7 +379,7 @@ def boundary(table: pd.DataFrame) -> Summary:
     weak, axes = not_stolen(table, gains), [axis for axis in tables.POINT if axis in gains]
     kept = gains.loc[~weak, ["gain", "low", "high", "n"]]
     better, worse = reliable(kept.itertuples(index=False, name=None))
-    counts = f"reliably ahead in {better} of {len(kept)} settings, behind in {worse}"
+    counts = f"reliably ahead of MSE in {better} of {len(kept)} settings, behind in {worse}"
     means = []
     for axis in axes:
         each = gains.groupby(axis, sort=False)["gain"].mean()
@@ -421,17 +388,15 @@ def boundary(table: pd.DataFrame) -> Summary:
         means += [f"{axis}: {changes}"] if len(each) > 1 else []
     grey = f"In {weak.sum()} settings neither is above the best that needs no victim (grey)"
     mean = f"Mean difference in points by {'; '.join(means)}"
-    details = ". ".join([mean] * bool(means) + [grey] * bool(weak.any()))
+    details = _joined(mean * bool(means), grey * bool(weak.any()))
     shown = gains.set_index(axes)
     numbers = tables.percentages(shown[["gain", "low", "high"]]).assign(n=shown["n"])
-    return Summary(f"Cont-Steal minus MSE in points: {counts}", numbers, details)
+    return Summary(f"Cont-Steal is {counts} (cells: its lead over MSE in points)", numbers, details)
 
 
 def geometry(table: pd.DataFrame) -> Summary:
     """Name what goes with Cont-Steal's gain: rank correlations, corrected for how many are tried."""
-    from scipy.stats import spearmanr
-
-    n, numbers = len(table), table.round(3).set_index(["method", "query_data"])
+    n, numbers = len(table), table.round(3).set_index(["method", "query_data"]).rename(name)
     if n < LEAST_POINTS:
         title = f"A correlation needs {LEAST_POINTS} victims or query sets, there are {n}"
         return Summary(title, numbers)
@@ -453,7 +418,7 @@ def budget(table: pd.DataFrame) -> Summary:
         parts += [f"{sentence} with {count:g} images" for sentence in verdicts if sentence]
     first, *others = parts or ["Accuracy against both query budgets"]
     numbers = tables.summary(table, ["attack", "images"], ["accuracy", "agreement"])
-    return Summary(first, numbers, ". ".join(others))
+    return Summary(first, numbers, _joined(*others))
 
 
 # ----------------------------------------------------------------------------- defences (05)
@@ -461,8 +426,7 @@ def budget(table: pd.DataFrame) -> Summary:
 
 def kind_name(kind: str) -> str:
     """Return how figures call a kind of defence: a chain of classes, perhaps "with offset"."""
-    words = (part.partition(" ") for part in kind.split(" + "))
-    return " + ".join(f"{DEFENCES.get(first, first)} {rest}".strip() for first, _, rest in words)
+    return re.sub("|".join(DEFENCES), lambda match: DEFENCES[match[0]], kind)
 
 
 def _defended(table: pd.DataFrame, attack: str, metric: str) -> dict[str, Difference]:
@@ -480,33 +444,21 @@ def defenses(table: pd.DataFrame) -> Summary:
     attacks = list(plain.dropna(subset=["defence"])["attack"].unique())
     changes = {name(a): _defended(plain, a, "accuracy") for a in attacks}
     changes["the paying user"] = user = _defended(plain, attacks[0], "legitimate")
-    each = [(reliable(d.values())[1], who) for who, d in changes.items()]
-    verb = "harms" if each[0][0] == 1 else "harm"
-    counts = [f"{count} {who}" for count, who in each]
-    counts[0] = f"{each[0][0]} reliably {verb} {each[0][1]}"
-    details = [
-        f"{name(defence)}: "
-        + ", ".join(f"{who} {points(d[defence])}" for who, d in changes.items() if defence in d)
-        for defence in user
-    ]
-    details += [f"{way}: {points(gap)}" for way, gap in _adapting(table).items()]
-    by = tables.summary(
-        table, ["defence", "attack", "adapts"], ["legitimate", "accuracy", "agreement"]
-    )
-    return Summary(f"Of {len(user)} defences, {', '.join(counts)}", by, "; ".join(details))
-
-
-def _adapting(table: pd.DataFrame) -> dict[str, Difference]:
-    """Return what each way to adapt gains over the same attack as it is, under the same defence."""
-    gains: dict[str, Difference] = {}
-    for (defence, attack), rows in table.dropna(subset=["defence"]).groupby(
-        ["defence", "attack"], sort=False
-    ):
-        by = rows.assign(attack=rows["adapts"])
-        if "" in set(rows["adapts"]):
-            gains |= {f"{name(attack)}, {way}, against {name(defence)}": tables.difference(by, way, "")
-                      for way in rows["adapts"].unique() if way}  # fmt: skip
-    return gains
+    (first, who), *others = ((reliable(d.values())[1], who) for who, d in changes.items())
+    counts = [f"{first} reliably {'lowers' if first == 1 else 'lower'} the accuracy of {who}"]
+    counts += [f"{count} that of {who}" for count, who in others]
+    details = [f"{name(defence)}: " + ", ".join(f"{who} {points(d[defence])}" for who, d
+                                                in changes.items() if defence in d)
+               for defence in user]  # fmt: skip
+    gains: dict[str, Difference] = {}  # of each way to adapt over the same attack as it is
+    both = ["defence", "attack"]
+    for (defence, attack), rows in table.dropna(subset=["defence"]).groupby(both, sort=False):
+        ways, by = [*rows["adapts"].unique()], rows.assign(attack=rows["adapts"])
+        gains |= {f"{name(attack)}, {way}, against {name(defence)}": tables.difference(by, way, "")
+                  for way in ways if way and "" in ways}  # fmt: skip
+    numbers = tables.summary(table, [*both, "adapts"], ["legitimate", "accuracy", "agreement"])
+    return Summary(f"Of {len(user)} defences, {', '.join(counts)}", numbers,
+                   "; ".join([*details, *filter(None, [_listed(gains)])]))  # fmt: skip
 
 
 def coverage(table: pd.DataFrame) -> Summary:
@@ -520,7 +472,8 @@ def coverage(table: pd.DataFrame) -> Summary:
             share = np.interp(sent, own["queries"], own["coverage"])
             parts.append(f"{user} {100 * share:.1f} %")
     last = means.groupby("user", sort=False).last().round(3)
-    return Summary(f"Buckets covered after {sent:g} queries: {'; '.join(parts)}", last)
+    title = f"Share of the embedding space (of B4B's buckets) that the answers to {sent:g} queries reach"
+    return Summary(f"{title}: {'; '.join(parts)}", last)
 
 
 def matrix(table: pd.DataFrame) -> Summary:
@@ -530,19 +483,22 @@ def matrix(table: pd.DataFrame) -> Summary:
     counts = {word: len(each.get(word, ())) for word in (provider.WORKS, provider.FAILS)}
     left = len(verdicts) - sum(counts.values())
     works, fails = counts[provider.WORKS], counts[provider.FAILS]
-    title = f"{works} of {len(verdicts)} defences take 5 points from every thief and at most 1 from every"
-    title += f" customer; {fails} do not"
+    title = (
+        f"{works} of {len(verdicts)} defences work: 5 points or more from every thief, 1 or less "
+    )
+    title += f"from every customer; {fails} do not work"
     title += f", {left} {'is' if left == 1 else 'are'} undecided" if left else ""
     details = "; ".join(f"{word}: {', '.join(map(name, found))}" for word, found in each.items())
     order = list(verdicts["defence"])
     bounded = table["high"] - table["low"] > 1e-9  # equal runs have no interval
     spans = (100 * table[["low", "high"]]).map("{:.1f}".format).agg(", ".join, axis=1)
     cells = table["change"].map(_points) + (" [" + spans + "]").where(bounded, "")
-    who = table["party"] + " " + table["who"]
+    who = table["party"] + " " + table["who"].map(name)
     wide = table.assign(cell=cells, who=who)
     shown = wide.pivot(index="defence", columns="who", values="cell").loc[order]
     numbers = shown[list(dict.fromkeys(who))].fillna("-")
-    return Summary(title, numbers.join(verdicts.set_index("defence")["verdict"]), details)
+    numbers = numbers.join(verdicts.set_index("defence")["verdict"]).rename(tables.names(order))
+    return Summary(title, numbers, details)
 
 
 def detectors(table: pd.DataFrame) -> Summary:
@@ -557,10 +513,9 @@ def detectors(table: pd.DataFrame) -> Summary:
         f"{s['sum'].get(best, 0):.0f} of {s['size'].get(best, 0):.0f}" for s in sides
     )
     shares = known.groupby("detector", sort=False)["flagged"].mean()
-    details = "; ".join(
-        f"{who} flagged by: {' and '.join(shares.index[shares == share]) or 'no detector'}"
-        for who, share in (("everybody is", 1), ("nobody is", 0))
-    )
+    all_or_nobody = (shares.index[shares == share] for share in (1, 0))
+    details = "; ".join(f"{who} is flagged by: {' and '.join(which) or 'no detector'}" for who, which
+                        in zip(("everybody", "nobody"), all_or_nobody, strict=True))  # fmt: skip
     rows = []
     for (detector, user), runs in table.groupby(["detector", "user"], sort=False):
         flags = runs["flagged"].dropna().astype(bool)
@@ -583,7 +538,8 @@ def roc(table: pd.DataFrame) -> Summary:
         else:
             cells |= {f"{user}, flagged": "-", f"{user}, AUC": f"{point['auc']:.2f}"}
     numbers = pd.DataFrame(rows).T.rename_axis("detector")
-    return Summary(f"Largest area under the ROC curve of any detector: {each}", numbers)
+    title = "Area under the best detector's ROC curve (0.5 is chance), by what the thief sends"
+    return Summary(f"{title}: {each}", numbers)
 
 
 def _share(rate: float, trials: int) -> str:
@@ -600,25 +556,23 @@ def accounts(table: pd.DataFrame) -> Summary:
     ]
     by = table.groupby(["detector", "user"], sort=False)
     numbers = by[["queries", "answers", "accounts", "answered"]].mean().round(1).assign(n=by.size())
-    return Summary(f"Acting detectors refuse {' and '.join(counts)} (filled dots)", numbers)
+    title = f"Detectors that act refuse {' and '.join(counts)} (filled)"
+    return Summary(f"{title}; at the right: accounts that all answers take", numbers)
 
 
 def refused(table: pd.DataFrame) -> Summary:
     """Say what each refused thief ends with, on one account and on all, by the detector that refuses."""
     runs = table.dropna(subset=["detector"])
-    means = runs.groupby(["detector", "attack"], sort=False)[
-        ["answers", "accounts", "accuracy"]
-    ].mean()
-    parts = [
-        f"{row['attack']} {100 * row['accuracy']:.0f} % ({row['answers']:.0f} answers, "
-        f"{row['accounts']:.3g} account{'s' * (row['accounts'] > 1)})"
-        for row in means.reset_index().to_dict("records")
-    ]
+    by, metrics = ["detector", "attack"], ["answers", "accounts", "accuracy"]
+    means = runs.groupby(by, sort=False)[metrics].mean().reset_index()
+    parts = [f"{row['attack']} {100 * row['accuracy']:.0f} % ({row['answers']:.0f} answers, "
+             f"{row['accounts']:.3g} account{'s' * (row['accounts'] > 1)})"
+             for row in means.to_dict("records")]  # fmt: skip
     whole = table.assign(detector=table["detector"].fillna("-"))
-    numbers = tables.summary(whole, ["detector", "attack"], ["accuracy"])
+    numbers = tables.summary(whole, by, ["accuracy"])
     views = [part for part in parts if "views" in part] or parts
     details = "; ".join(part for part in parts if part not in views[:2])
-    return Summary(f"Refused thieves: {', '.join(views[:2])}", numbers, details)
+    return Summary(f"Accuracy of refused thieves: {'; '.join(views[:2])}", numbers, details)
 
 
 def _rate(hits: pd.Series) -> str:
@@ -637,10 +591,8 @@ def parties(table: pd.DataFrame) -> Summary:
     kinds = {kind: table[table["kind"] == kind] for kind in (PERTURBATION, DETECTOR, PROOF)}
     works = (kinds[PERTURBATION]["verdict"] == provider.WORKS).sum()
     parts = [f"{works} of {len(kinds[PERTURBATION])} perturbations work"]
-    for kind, verb, others in (
-        (DETECTOR, "flags", "customers"),
-        (PROOF, "accuses", "independent encoders"),
-    ):
+    found_by = (DETECTOR, "flags", "customers"), (PROOF, "accuses", "independent encoders")
+    for kind, verb, others in found_by:
         rows = kinds[kind].dropna(subset=["thieves", "others"])
         lead = rows["thieves"] - rows["others"]
         if len(rows) and lead.max() <= 0:
@@ -649,7 +601,7 @@ def parties(table: pd.DataFrame) -> Summary:
             best = rows.loc[[lead.idxmax()]].iloc[0]
             found, wrong = (f"{100 * best[who]:.0f} %" for who in ("thieves", "others"))
             parts.append(f"{best['means']} {verb} {found} of thieves, {wrong} of {others}")
-    return Summary("; ".join(parts), table.set_index("means"))
+    return Summary("; ".join(parts), table.set_index("means").rename(columns=name))
 
 
 # ---------------------------------------------------------------------------- ownership (05)
@@ -686,16 +638,14 @@ def dataset_inference(table: pd.DataFrame) -> Summary:
              for form, rows in table.groupby("form", sort=False)}  # fmt: skip
     by = ["form", "suspect", "images", "on"]
     groups = table.groupby(by, sort=False, dropna=False)
-    means = (
-        groups[["gap", "effect"]].mean().round(3).assign(p=groups["p"].median(), n=groups.size())
+    numbers = groups[["gap", "effect"]].mean().round(3)
+    numbers = numbers.assign(p=groups["p"].median(), n=groups.size()).join(_detection(table, by))
+    numbers = numbers.rename(name, level="suspect")
+    power = (
+        f"An effect above {table['detectable'].max():.2f} standard deviations would be accused, "
     )
-    least = f"{table['detectable'].max():.2f} standard deviations"
-    parts["power"] = (
-        f"An effect above {least} would be accused, a true one of that size every second time"
-    )
-    return Summary(
-        parts.pop("signed"), means.join(_detection(table, by)), ". ".join(parts.values())
-    )
+    power += "a true one of that size every second time"
+    return Summary(parts.pop("signed"), numbers, _joined(*parts.values(), power))
 
 
 def _least_excess(rows: pd.DataFrame, unit: str = "points", scale: float = 100) -> str:
@@ -726,12 +676,11 @@ def watermark(table: pd.DataFrame) -> Summary:
                   f"Accuracy of the victim ({victim['mark']}): {accuracies}"]  # fmt: skip
     read_on = ("on " + table["on"]).where(table["applies"] == "yes", table["applies"])
     shown, by = table.assign(read=read_on), ["head", "suspect", "images", "read"]
-    p_values = shown.groupby(by, sort=False, dropna=False)[P_VALUES].median()
+    groups = shown.groupby(by, sort=False, dropna=False)
+    more = groups[["p_chance", "p_rank", "p_controls"]].median().join(_detection(shown, by))
     numbers = tables.summary(shown, by, ["wsr", "auc", "accuracy"])
-    more = p_values.join(_detection(shown, by))
-    for column in more:
-        numbers[column] = more[column].to_numpy()
-    return Summary(titles[0], numbers, ". ".join(filter(None, titles[1:] + parts)))
+    numbers = numbers.join(more.set_axis(numbers.index))
+    return Summary(titles[0], numbers, _joined(*titles[1:], *parts))
 
 
 def guard(table: pd.DataFrame) -> Summary:
@@ -747,9 +696,10 @@ def guard(table: pd.DataFrame) -> Summary:
     groups = table.groupby(by, sort=False, dropna=False)
     numbers = groups[["rate", "cosine", "accuracy"]].mean().round(3)
     numbers = numbers.assign(n=groups.size()).join(_detection(table, by))
+    numbers = numbers.rename(name, level="suspect")
     suspects = table[table["kind"].isin(["stolen", "stolen before", "independent"])]
     counts = _accusations(suspects) or "nobody: too few independent encoders"
-    return Summary(f"SSLGuard's key accuses {counts}", numbers, ". ".join(filter(None, parts)))
+    return Summary(f"SSLGuard's key accuses {counts}", numbers, _joined(*parts))
 
 
 def false_positive_rates(*verdicts: pd.DataFrame) -> pd.DataFrame:

@@ -183,6 +183,23 @@ def test_no_area_without_thieves_or_customers() -> None:
         detection.auc([], [1.0])
 
 
+def test_nobody_is_no_user_to_watch_bill_or_refuse(lab: Lab) -> None:
+    known = {"customer": lambda seed: lab.images("shapes").images[:32]}
+    calls = (partial(detection.watched, lab, {}), partial(detection.refusals, lab, {}),
+             partial(detection.bills, lab, customers=known, calibration=[0]))  # fmt: skip
+    for call in calls:
+        for users, seeds, count in (({}, [0], "0 users, 1 seeds"), (known, [], "1 users, 0 seeds")):
+            with pytest.raises(ValueError, match=f"{count}: at least one of each is needed"):
+                call(users=users, seeds=seeds)
+    for customers, calibration in (({}, [0]), (known, [])):
+        with pytest.raises(ValueError, match="at least one of each is needed"):
+            detection.bills(lab, known, [0], customers, calibration)
+        with pytest.raises(ValueError, match="at least one of each is needed"):
+            detection.calibrated(lab, customers, calibration)
+    with pytest.raises(ValueError, match="no user was watched"):
+        detection.roc(detection.watched(lab, {}, known, [0]))
+
+
 def test_a_user_is_judged_where_it_was_most_suspicious(lab: Lab) -> None:
     """Repeats first, then 200 other images: the share of similar queries falls again."""
     pool = data.load("shapes", "train", 300, 78, 32).images

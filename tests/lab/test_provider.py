@@ -159,6 +159,21 @@ def test_b4b_is_calibrated_on_customers_who_get_a_twentieth_of_the_spread(lab: L
     assert ends["one of 6 accounts"] == 16 + 8
 
 
+def test_coverage_is_b4b_s_own_after_every_step(lab: Lab) -> None:
+    guard, images = defenses.B4B(bits=4, transform="none"), lab.images("shapes").images
+    users = {"a": lambda seed: images[:48], "b": lambda seed: images[:4].repeat(12, 1, 1, 1)}
+    table = provider.coverage(lab, [guard], users, [0])
+    assert list(table["queries"]) == [*range(3, 49, 3)] * 2
+    watch = copy.deepcopy(guard)
+    watch(lab.api().embed(images[:48]), "a")
+    last = table.groupby("user")["coverage"].last()
+    assert last["a"] == watch.coverage("a") > last["b"]
+    assert last["b"] <= 4 / 16, "four inputs repeated cover no more than four buckets"
+    assert guard.coverage("a") == 0, "the given defence has seen nobody"
+    noise = watch.sigma(table["coverage"].to_numpy()).tolist()
+    assert table["noise"].tolist() == pytest.approx(noise)
+
+
 def test_the_matrix_holds_paired_changes_for_every_attack_and_customer() -> None:
     attacked = pd.DataFrame([
         {"defence": d, "attack": a, "seed": s, "accuracy": base + 0.01 * s}

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from contsteal import encoders, evaluate, loop, steal
-from contsteal.defenses.b4b import B4B
 from contsteal.lab import artifacts, experiment, sweeps, tables
 from contsteal.lab.experiment import Lab
 
@@ -414,21 +413,6 @@ def test_landscapes_are_the_victims_geometry_on_the_queries(lab: Lab) -> None:
     expected = evaluate.geometry(encoders.embed(other.victim.encoder, other.queries(16)))
     row = table.query("method == 'byol' and query_data == 'patches'").iloc[0]
     assert row[list(expected)].to_dict() == pytest.approx(expected, rel=1e-4)
-
-
-def test_coverage_is_b4b_s_own_after_every_step() -> None:
-    torch.manual_seed(0)
-    guard, answers = B4B(bits=4, transform="none"), torch.randn(24, 6)
-    table = sweeps.coverage(guard, {"a": answers, "b": answers[:4].repeat(6, 1)}, step=8)
-    assert list(table["queries"]) == [8, 16, 24] * 2
-    watch = B4B(bits=4, transform="none")
-    watch(answers, "a")
-    last = table.groupby("user")["coverage"].last()
-    assert last["a"] == watch.coverage("a")
-    assert last["b"] <= 4 / 16, "four inputs repeated cover no more than four buckets"
-    assert guard.coverage("a") == 0, "the given defence has seen nobody"
-    noise = watch.sigma(table["coverage"].to_numpy()).tolist()
-    assert table["noise"].tolist() == pytest.approx(noise)
 
 
 def test_no_data_set_is_refused(lab: Lab) -> None:

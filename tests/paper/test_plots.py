@@ -1,6 +1,7 @@
 """Plots: what stands in the cells, at the ends of lines and in the panel of the first notebook."""
 
 import re
+from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -32,6 +33,19 @@ def test_floor_and_ceiling_are_labelled_once_per_scale(shared: bool, labels: lis
     assert [len(ax.texts) for ax in axes[0]] == labels
     assert [t.get_text() for t in axes[0][1].texts] == ["random\n40 %", "victim\n80 %"]
     assert [[line.get_ydata()[0] for line in ax.lines] for ax in axes[0]] == [[0.4, 0.8]] * 2
+
+
+@pytest.mark.parametrize("vertical", [True, False])
+def test_labels_of_near_lines_stand_apart_on_an_axis_from_zero(vertical: bool) -> None:
+    levels = {"random": 0.1, "labelled images": 0.6, "SimCLR on the queries": 0.4, "victim": 0.7}
+    table = pd.DataFrame(levels.items(), columns=["attack", "accuracy"])
+    fig, ((ax,),) = plots.canvas()
+    plots.frame(ax, table, "accuracy", vertical)
+    assert [t.get_text() for t in ax.texts] == ["random\n10 %", "no victim\n60 %", "victim\n70 %"]
+    assert (ax.get_xlim() if vertical else ax.get_ylim())[0] == 0
+    fig.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert not any(a.overlaps(b) for a, b in pairwise(boxes))
 
 
 def test_the_matrix_shows_every_change_and_bold_where_it_is_reliable() -> None:
@@ -82,11 +96,12 @@ def test_a_roc_panel_has_every_curve_and_the_verdicts_of_detectors() -> None:
     table = detection.roc(pd.concat([watch, watch.assign(detector="bill", flagged=None)]))
     fig = figures.draw("05b_roc", table)
     panel, *_, key = fig.axes
+    assert [t.get_text() for t in panel.get_legend().get_texts()] == ["0.75", "0.75"]
     curves = [line for line in panel.lines if len(line.get_xdata()) == 5]
     assert [list(line.get_ydata()) for line in curves] == [[0, 0.5, 0.5, 1, 1]] * 2
     (verdict,) = [bars[0] for bars in panel.containers]
     assert (verdict.get_xdata()[0], verdict.get_ydata()[0]) == (0.5, 0.5)
-    assert [t.get_text() for t in key.get_legend().get_texts()] == ["D:\n0.75", "bill:\n0.75"]
+    assert [t.get_text() for t in key.get_legend().get_texts()] == ["D", "bill"]
 
 
 def test_refused_users_have_filled_dots_and_the_mean_of_their_accounts() -> None:
@@ -96,7 +111,25 @@ def test_refused_users_have_filled_dots_and_the_mean_of_their_accounts() -> None
     (panel, *_) = figures.draw("05b_accounts", table).axes
     filled = [tuple(dot.get_facecolor()[0]) != (1, 1, 1, 1) for dot in panel.collections]
     assert filled == [False, True, False]
-    assert {t.get_text() for t in panel.texts} == {"1", "2"}
+    assert {t.get_text() for t in panel.texts} == {"accounts", "1", "2"}
+
+
+@pytest.mark.parametrize(
+    ("detector", "statistics", "border"),
+    [("W", (0.1, 0.4, 0.6), 0.5), ("PRADA", (0.9, 0.8, 0.6), 0.7), ("W", (0.6, 0.4, 0.1), None)],
+)
+def test_the_side_on_which_a_detector_flags_is_shaded(detector, statistics, border) -> None:
+    table = pd.DataFrame({"detector": detector, "user": ["customer", "thief", "thief"], "seed": [0, 0, 1],
+                          "statistic": statistics, "flagged": [0, 0, 1]})  # fmt: skip
+    (panel, *_) = figures.draw("05b_detectors", table).axes
+    drawn = [line.get_xdata()[0] for line in panel.lines]
+    assert drawn == ([] if border is None else [pytest.approx(border)])
+    assert len(panel.patches) == len(drawn), (
+        "where verdict and statistic disagree there is no border"
+    )
+    everybody = figures.draw("05b_detectors", table.assign(flagged=1)).axes[0]
+    low, high = everybody.get_xlim()
+    assert abs(everybody.patches[0].get_width()) == pytest.approx(high - low)
 
 
 def drawn(fig: Figure) -> dict[str, Line2D]:

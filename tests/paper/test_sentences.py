@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from contsteal.lab import detection
+from contsteal.lab import detection, tables
 from contsteal.paper import plots, sentences
 
 GOOD, NEAR = (0.2, 0.21, 0.22), (-0.02, 0.0, 0.03)
@@ -43,7 +43,9 @@ def test_an_attack_that_was_not_run_is_not_compared() -> None:
     ("value", "name"),
     [
         ("embedding", "MSE"),
-        ("embedding, shuffled", "MSE, shuffled answers"),
+        ("embedding, shuffled", "MSE with shuffled answers"),
+        ("info-nce, own views, shuffled", "InfoNCE on own views with shuffled answers"),
+        ("attacker, embedding", "attacker, MSE"),
         ("not known", "not known"),
         ("GaussianNoise(std=1.0, mean=5.0)", "noise, std 1.0, mean 5.0"),
         ("Normalise() + TopK(8)", "normalised + top-k 8"),
@@ -57,8 +59,8 @@ def test_attacks_and_defences_have_names(value: str, name: str) -> None:
 
 def test_two_values_never_share_a_name() -> None:
     long, other = "B4B(a=1, b=2, c=3, d=4)", "B4B(a=1, b=2, c=3, d=5)"
-    assert sentences.names([long, "TopK(8)", "TopK(8)"]) == {long: "B4B", "TopK(8)": "top-k 8"}
-    assert sentences.names([long, other]) == {long: long, other: other}
+    assert tables.names([long, "TopK(8)", "TopK(8)"]) == {long: "B4B", "TopK(8)": "top-k 8"}
+    assert tables.names([long, other]) == {long: long, other: other}
 
 
 def test_the_stake_is_the_victim_minus_the_best_without_it() -> None:
@@ -69,9 +71,14 @@ def test_the_stake_is_the_victim_minus_the_best_without_it() -> None:
             for r in runs((value,) * 3, attack=name)]  # fmt: skip
     found = sentences.stake(pd.DataFrame(rows))
     assert found.title == (
-        "Points of the victim above the best without it, after 640 steps: +60.0 on far, +2.0 on near"
+        "Without the victim's answers, a thief ends after 640 steps 60.0 points below the victim on far, "
+        "2.0 points below the victim on near"
     )
     assert list(found.numbers.index) == [(data, name) for data in levels for name in names]
+    ahead = sentences.stake(pd.DataFrame(rows).replace({"accuracy": {1.4: 1.0}})).title
+    assert ahead.endswith(
+        "20.0 points below the victim on far, 38.0 points above the victim on near"
+    )
 
 
 def test_losses_are_compared_at_equal_views() -> None:
@@ -85,8 +92,8 @@ def test_losses_are_compared_at_equal_views() -> None:
     rows = [r for r in rows if r["attack"] != "cont-steal, shared views"]
     rows += runs((0.3,), attack="victim", **about)
     found = sentences.views(pd.DataFrame(rows))
-    title = "Cont-Steal's loss minus MSE, in points: clean +21.0 (reliable), own views +0.3"
-    assert found.title == title
+    lead = "Lead of Cont-Steal's loss over MSE at equal views, in points: clean +21.0"
+    assert found.title == f"{lead} (reliable), own views +0.3"
     assert found.details == ("clean: +21.0 points (95 % CI 18.5 to 23.5); "
                              "own views: +0.3 points (95 % CI -5.9 to 6.6)")  # fmt: skip
     assert [*found.numbers["n"]] == [3] * 5, "each loss and each kind of views has a row"
@@ -119,10 +126,10 @@ def test_controls_say_which_attacks_steal_nothing(victim: float) -> None:
     rows = [r for name, level in levels.items()
             for r in runs((level, level + 0.01, level - 0.01), attack=name, **about)]  # fmt: skip
     found = sentences.control(pd.DataFrame(rows))
-    assert found.title.startswith("InfoNCE, own views beats InfoNCE, own views, shuffled by 30.0")
+    broken = "InfoNCE on own views with shuffled answers"
+    assert found.title.startswith(f"InfoNCE on own views beats {broken} by 30.0")
     assert found.details == (
-        "Above the best that needs no victim: InfoNCE, own views; not above it: InfoNCE, own views, "
-        "shuffled, broken"
+        f"Above the best that needs no victim: InfoNCE on own views; not above it: {broken}, broken"
     )
 
 
@@ -133,7 +140,7 @@ def test_the_attack_that_leads_is_named_for_each_length_of_training() -> None:
     frame = runs((0.5,), attack="victim") + runs((0.5,) * 3, attack="random")
     rows += [r | about | {"steps": None} for r in frame]
     found = sentences.steps(pd.DataFrame(rows))
-    assert found.title == "The best mean accuracy: MSE after 10 steps, Cont-Steal after 20 steps"
+    assert found.title == "The most accurate thief: MSE after 10 steps, Cont-Steal after 20 steps"
     assert [*found.numbers["n"]] == [3, 3, 3, 3, 1, 3]
 
 
@@ -154,12 +161,12 @@ def test_the_best_learning_rate_has_the_least_mean_loss_of_its_attack() -> None:
 
 def test_chosen_learning_rates_are_named_and_all_losses_shown() -> None:
     found = sentences.rates(RATES)
-    assert "Learning rates" in found.title
-    assert found.details == "Least: 0.001 for Cont-Steal, own views; 0.003 for MSE"
+    assert found.title.endswith("is least at a learning rate of 0.001 or 0.003, by attack")
+    assert found.details == "Least: 0.001 for Cont-Steal on own views; 0.003 for MSE"
     same = pd.concat([RATES, RATES.replace({"attack": {"embedding": "cosine"}})])
     assert sentences.rates(same).details.endswith("0.003 for MSE, cosine loss")
     assert [*found.numbers.columns] == ["0.001", "0.003", "0.01"]
-    assert found.numbers.loc["embedding"].tolist() == pytest.approx([1.8, 1.6, 1.7])
+    assert found.numbers.loc["MSE"].tolist() == pytest.approx([1.8, 1.6, 1.7])
 
 
 def knobs(*shifts: tuple[float, ...]) -> pd.DataFrame:
@@ -171,11 +178,13 @@ def knobs(*shifts: tuple[float, ...]) -> pd.DataFrame:
 def test_ablations_are_counted_and_a_reliable_one_is_named() -> None:
     found = sentences.ablations(knobs(GOOD, NEAR, BAD, BAD))
     assert found.title.endswith("4 changes to Cont-Steal, one at a time: "
-                                "1 reliably helps (lr 0.0), 2 harm")  # fmt: skip
-    assert "lr 0.1: +0.3 points (95 % CI -5.9 to 6.6); lr 0.2: -21.0" in found.details
+                                "1 reliably helps (lr: 0.0), 2 harm")  # fmt: skip
+    assert "lr: 0.1: +0.3 points (95 % CI -5.9 to 6.6); lr: 0.2: -21.0" in found.details
     assert list(found.numbers["n"]) == [3] * 5, "knobs of numbers alone stay apart"
     alone = sentences.ablations(knobs(BAD)).title
-    assert alone == "The default beats Cont-Steal with lr 0.0 by 21.0 points (95 % CI 18.5 to 23.5)"
+    assert (
+        alone == "The default beats Cont-Steal with lr: 0.0 by 21.0 points (95 % CI 18.5 to 23.5)"
+    )
 
 
 def test_an_ablation_of_no_knob_is_said_without_a_warning(recwarn) -> None:
@@ -211,8 +220,10 @@ def test_query_sets_are_compared_at_one_number_of_images() -> None:
     ]
     table = pd.DataFrame(rows)
     found = sentences.queries(table)
-    assert found.title == ("Queries from own beats queries from far, 8 images each by 21.0 points "
-                           "(95 % CI 18.5 to 23.5)")  # fmt: skip
+    gap = "by 21.0 points (95 % CI 18.5 to 23.5)"
+    assert (
+        found.title == f"Stealing with 8 images from own beats stealing with as many from far {gap}"
+    )
     assert list(found.numbers.index) == ["x, 8 own", "x, 8 far", "x, 80 far"]
     third = table[table["query_data"] == "far"].assign(query_data="near", accuracy=0.9)
     title = sentences.queries(pd.concat([table, third])).title
@@ -229,7 +240,9 @@ def test_settings_of_a_grid_are_counted_and_averaged_along_its_axes() -> None:
         for r in duel(shift, images=images, query_data=data, **about)
     ]
     found = sentences.boundary(pd.DataFrame(rows))
-    assert found.title.endswith("reliably ahead in 1 of 3 settings, behind in 1")
+    assert found.title.startswith(
+        "Cont-Steal is reliably ahead of MSE in 1 of 3 settings, behind in 1 ("
+    )
     assert found.details.endswith("query_data: a +10.7, b -21.0; images: 8 +0.0, 16 +0.3")
     assert found.numbers["gain"].tolist() == pytest.approx([21, -21, 0.3])
 
@@ -290,7 +303,9 @@ def test_defences_are_counted_by_whom_they_reliably_harm() -> None:
     rows += [r | {"legitimate": 0.7} for r in runs((0.0, 0.01, 0.02), **wise)]
     found = sentences.defenses(pd.DataFrame(rows))
     assert "x, takes bounds, against top-k 2: +2" in found.details
-    assert found.title == "Of 2 defences, 1 reliably harms x, 1 the paying user"
+    assert found.title == (
+        "Of 2 defences, 1 reliably lowers the accuracy of x, 1 that of the paying user"
+    )
     assert "top-k 2: x -21.0 points" in found.details
 
 
@@ -301,7 +316,7 @@ def test_coverage_is_compared_after_as_many_queries_as_the_first_user_sends() ->
     )
     other = table.assign(defence="E", coverage=1.0)
     found = sentences.coverage(pd.concat([table, other]))
-    assert found.title == "Buckets covered after 16 queries: a 20.0 %; b 50.0 %", "c sends fewer"
+    assert found.title.endswith("answers to 16 queries reach: a 20.0 %; b 50.0 %"), "c sends fewer"
     assert found.numbers["queries"].to_dict() == {"a": 16, "b": 24, "c": 8}
 
 
@@ -315,15 +330,13 @@ def stake() -> pd.DataFrame:
 
 def test_the_matrix_names_what_harms_thieves_and_what_harms_customers() -> None:
     found = sentences.matrix(stake())
-    title = (
-        "1 of 2 defences take 5 points from every thief and at most 1 from every customer; 1 do not"
-    )
-    assert found.title == title
+    limits = "5 points or more from every thief, 1 or less from every customer"
+    assert found.title == f"1 of 2 defences work: {limits}; 1 do not work"
     assert found.details == "does not work: E; works: D"
     assert found.numbers["verdict"].to_dict() == {"D": "works", "E": "does not work"}
     open_ = stake().assign(low=-0.3)
-    assert sentences.matrix(open_).title.endswith("; 1 do not, 1 is undecided")
-    assert found.numbers.loc["D", "attacker embedding"] == "-20.0 [-21.0, -19.0]"
+    assert sentences.matrix(open_).title.endswith("; 1 do not work, 1 is undecided")
+    assert found.numbers.loc["D", "attacker MSE"] == "-20.0 [-21.0, -19.0]"
 
 
 def test_the_best_means_of_each_kind_are_named() -> None:
@@ -369,7 +382,8 @@ def test_a_roc_is_told_by_its_area_and_its_verdict_by_exact_rates() -> None:
     watch = pd.DataFrame(seen, columns=["user", "statistic", "flagged"]).assign(detector="D")
     price = watch.assign(detector="bill", flagged=math.nan)
     found = sentences.roc(detection.roc(pd.concat([watch, price])))
-    assert found.title == "Largest area under the ROC curve of any detector: x 0.75"
+    assert found.title.startswith("Area under the best detector's ROC curve (0.5 is chance)")
+    assert found.title.endswith(": x 0.75")
     assert found.numbers.loc["D"].tolist() == ["50.0 % [1, 99]", "50.0 % [1, 99]", "0.75"]
     assert found.numbers.loc["bill"].tolist() == ["-", "-", "0.75"]
 
@@ -382,9 +396,7 @@ def test_refusals_are_counted_and_what_a_thief_ends_with_is_said() -> None:
     ]
     table = pd.DataFrame(users, columns=["user", "refusals", "accounts", "answers"])
     found = sentences.accounts(table.assign(detector="D", queries=96, answered=96, seed=0))
-    assert found.title == (
-        "Acting detectors refuse 1 of 2 thieves and 0 of 1 customers (filled dots)"
-    )
+    assert found.title.startswith("Detectors that act refuse 1 of 2 thieves and 0 of 1 customers (")
     assert found.numbers.loc[("D", "thief, four views"), "accounts"] == 3
     ends = [("single images, stops", 96, 1, 0.6), ("four views, stops", 32, 1, 0.4),
             ("four views, all answers", 96, 3, 0.5)]  # fmt: skip
@@ -394,8 +406,8 @@ def test_refusals_are_counted_and_what_a_thief_ends_with_is_said() -> None:
     found = sentences.refused(
         pd.concat([rows, pd.DataFrame([{"attack": "victim", "accuracy": 0.9}])])
     )
-    assert found.title == ("Refused thieves: four views, stops 40 % (32 answers, 1 account), four views, "
-                           "all answers 50 % (96 answers, 3 accounts)")  # fmt: skip
+    assert found.title == ("Accuracy of refused thieves: four views, stops 40 % (32 answers, 1 account); "
+                           "four views, all answers 50 % (96 answers, 3 accounts)")  # fmt: skip
     assert found.details == "single images, stops 60 % (96 answers, 1 account)"
     assert found.numbers.index.tolist()[-1] == ("-", "victim")
 
@@ -482,11 +494,12 @@ def test_readings_count_where_the_embedding_thief_leads_and_where_it_trails() ->
     ]  # fmt: skip
     table = pd.DataFrame(rows).assign(share=1.0)
     found = sentences.readings(table)
-    assert found.title == "The embedding thief is reliably ahead in 1 of 4 readings, behind in 1"
+    thief = "A thief of embeddings (MSE) reliably beats thieves of labels or posteriors in"
+    assert found.title == f"{thief} 1 of 4 comparisons, and loses in 1"
     lead = found.numbers.loc["label stealing, new probe on a"]
     assert lead.to_dict() == {
         "embedding thief's lead": "+10.0 points (95 % CI 10.0 to 10.0)",
         "n": 3,
     }
     alone = sentences.readings(table[table["attack"] == "embedding"])
-    assert alone.title.startswith("The embedding thief is reliably ahead in 0 of 0 readings")
+    assert alone.title.startswith(f"{thief} 0 of 0 comparisons")

@@ -25,7 +25,7 @@ def test_a_summary_has_numbers_intervals_n_and_origin(folder: Path) -> None:
     stamp = files.read_json(folder / "03_attacks.json")
     assert f"`03_attacks`: data {stamp['data']}; seeds {stamp['seeds']}; device " in text
     numbers = figures.FIGURES["03_attacks"].summarise(figures.read(folder, "03_attacks")[0]).numbers
-    assert numbers.loc["cont-steal", "accuracy"] in text
+    assert numbers.loc["Cont-Steal", "accuracy"] in text
     pictures = {stem for stem in figures.FIGURES if f"({stem}.png)" in text}
     absent = {"03_ablations", "04_budget", "05c_sslguard", "05c_watermark"}
     assert pictures == figures.FIGURES.keys() - absent - {"03_geometry"}
