@@ -89,10 +89,13 @@ def _range(seeds: str) -> str:
 
 
 def read(folder: Path, stem: str) -> tuple[pd.DataFrame, Stamp]:
-    """Return a figure's table and stamp; ValueError where the run that makes them is missing."""
+    """Return a figure's table and stamp; ValueError where they are missing, or another profile's."""
     stamp, path = files.read_json(folder / f"{stem}.json"), folder / f"{stem}.csv"
     if stamp is None or not path.is_file():
         raise ValueError(f"{path} is missing: run notebook {number(stem)} of this profile first")
+    if stamp["profile"] != folder.name:
+        raise ValueError(f"{path} holds results of the profile {stamp['profile']!r}: run notebook "
+                         f"{number(stem)} of the profile {folder.name!r} again")  # fmt: skip
     return pd.read_csv(path), stamp
 
 
@@ -219,7 +222,9 @@ def parties(folder: Path) -> tuple[pd.DataFrame, Stamp]:
     for stem, label in PROVEN.items():
         if stem in stored(folder):
             parts.append(_told_apart(FIGURES[stem].shown(read(folder, stem)[0]), label, first))
-    return pd.concat(parts, ignore_index=True), stamp
+    table = pd.concat(parts, ignore_index=True)
+    found = dict.fromkeys([*table, "thieves", "others"])  # also where no detector was measured
+    return table.reindex(columns=list(found)), stamp
 
 
 PROVEN = {"05b_detectors": "", "05c_watermark": "watermark", "05c_inference": "dataset inference",

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -117,6 +118,24 @@ def test_unknown_figures_and_missing_results_say_what_to_do(home: Path) -> None:
         figures.draw("07_x", pd.DataFrame())
     with pytest.raises(ValueError, match=r"04_budget.csv is missing: run notebook 04"):
         figures.read(home / "smoke", "04_budget")
+    (home / "smoke").mkdir()
+    for kind in ("csv", "json"):
+        shutil.copy(STORED / f"04_budget.{kind}", home / "smoke")
+    with pytest.raises(ValueError, match=r"04_budget.csv holds results of the profile 'demo': run"):
+        figures.read(home / "smoke", "04_budget")
+
+
+def test_the_last_notebook_says_which_results_are_missing(desk: Path, capsys) -> None:
+    book = nbformat.read(artifacts.ROOT / "notebooks" / "06_figures.ipynb", as_version=4)
+    _, setup, parties, *_ = [cell.source for cell in book.cells if cell.cell_type == "code"]
+    with pytest.raises(ValueError, match=r"no results in .*make paper PROFILE=paper.* of: demo$"):
+        exec(setup, {"profile": "paper"})
+    names: dict[str, object] = {"profile": "demo"}
+    exec(setup, names)
+    exec(parties, names)
+    told = capsys.readouterr().out
+    assert told.startswith("3 tables of the profile demo\n")
+    assert "The profile demo has no results of notebook 05a: run that notebook first." in told
 
 
 def test_too_few_points_are_stored_and_not_drawn(home: Path, capsys) -> None:
@@ -268,5 +287,9 @@ def test_one_table_says_what_each_of_a_provider_s_means_does(home: Path) -> None
     assert rows.loc["watermark, h", "customer, t"] == pytest.approx(-0.05)
     fig = figures.draw("06_parties", figures.as_read(table))
     assert "50 %" in [text.get_text() for text in fig.axes[0].texts]
+    for stem in ("05b_detectors", "05c_watermark"):
+        (folder / f"{stem}.csv").unlink()
+    title = figures.draw("06_parties", figures.parties(folder)[0]).get_suptitle()
+    assert title == "1 of 2 perturbations work", "perturbations alone are drawn, too"
     with pytest.raises(ValueError, match=r"05a_matrix\.csv is missing: run notebook 05a"):
         figures.parties(home)
