@@ -38,6 +38,7 @@ html_show_search_summary = False  # it would fetch pages, which browsers refuse 
 html_copy_source = html_show_copyright = False
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # generated findings hold tables
 nb_mime_priority_overrides = [("html", WIDGET, None)]  # a widget's static image is shown
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3

@@ -91,11 +91,11 @@ def _range(seeds: str) -> str:
 def read(folder: Path, stem: str) -> tuple[pd.DataFrame, Stamp]:
     """Return a figure's table and stamp; ValueError where they are missing, or another profile's."""
     stamp, path = files.read_json(folder / f"{stem}.json"), folder / f"{stem}.csv"
-    if stamp is None or not path.is_file():
-        raise ValueError(f"{path} is missing: run notebook {number(stem)} of this profile first")
-    if stamp["profile"] != folder.name:
+    if stamp and stamp["profile"] != folder.name:
         raise ValueError(f"{path} holds results of the profile {stamp['profile']!r}: run notebook "
                          f"{number(stem)} of the profile {folder.name!r} again")  # fmt: skip
+    if stamp is None or not path.is_file():
+        raise ValueError(f"{path} is missing: run notebook {number(stem)} of this profile first")
     return pd.read_csv(path), stamp
 
 
