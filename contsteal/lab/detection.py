@@ -283,7 +283,8 @@ def refused(
         images = min(row["queries"] // (VIEWS if "views" in thief else 1), answers)
         changes = {"answers": answers // images, "batch": min(largest, images)} | length
         knobs = tuple(sorted(changes.items()))
-        jobs.append(Job(attacks[thief], images, row["seed"], (task,), (), knobs))
+        given = attacks[thief], images, row["seed"], (task,), (), knobs
+        jobs.append(Job(sweeps.steal_rows, given))
         about.append({"attack": f"{thief}, {'stops' if stops else 'all answers'}",
                       "detector": row["detector"], "answers": answers,
                       "accounts": 1 if stops else row["accounts"]})  # fmt: skip

@@ -17,7 +17,7 @@ from contsteal.data import ImageSet
 from contsteal.lab import artifacts, profiles, sweeps
 from contsteal.lab.artifacts import Trained
 from contsteal.lab.experiment import Lab, MarkedVictim, carrier_images, modes, pixels, private
-from contsteal.lab.sweeps import Numbers, Pairs, Row
+from contsteal.lab.sweeps import Job, Numbers, Pairs, Row
 from contsteal.ownership import inference, sslguard
 from contsteal.ownership.inference import Form, Verdict
 from contsteal.ownership.obfuscation import OBFUSCATIONS
@@ -161,40 +161,24 @@ class Suspect:
         return {"kind": self.kind, "suspect": self.name, "seed": self.seed, "images": self.images}
 
 
-@dataclass(frozen=True)
-class Examination:
-    """One suspect, made where need be, and a test of it."""
-
-    suspect: Suspect
-    test: Test
-    lab: Pairs = ()
-
-    def run(self, lab: Lab) -> list[Row]:
-        """Return the test's rows, each beside what identifies the suspect."""
-        net, about = self.suspect.find(lab)
-        mark = getattr(lab.victim, "mark", None)  # of dimensions that the owner's head or key reads
-        if mark is not None and net.dim != mark.dim:
-            no = f"does not apply: {net.dim} features, the owner reads {mark.dim}"
-            return [about | {"applies": no}]
-        with artifacts.single_thread():
-            return [about | row for row in self.test(lab, net)]
+def examine(lab: Lab, suspect: Suspect, test: Test) -> list[Row]:
+    """Return a test's rows of a suspect, made where need be, each beside what identifies it."""
+    net, about = suspect.find(lab)
+    mark = getattr(lab.victim, "mark", None)  # of dimensions that the owner's head or key reads
+    if mark is not None and net.dim != mark.dim:
+        no = f"does not apply: {net.dim} features, the owner reads {mark.dim}"
+        return [about | {"applies": no}]
+    with artifacts.single_thread():
+        return [about | row for row in test(lab, net)]
 
 
-@dataclass(frozen=True)
-class Training:
-    """An independent encoder, or the victim, with its `mark` if any, to be trained beside others."""
-
-    suspect: Suspect
-    mark: Pairs = ()
-    lab: Pairs = ()
-
-    def run(self, lab: Lab) -> list[Row]:
-        """Train, or read back; return the seconds that it took."""
-        if self.suspect.kind == "independent":
-            trained = train_independent(lab, self.suspect.strangers, self.suspect.seed)
-        else:
-            trained = lab.but(**{"watermark": dict(self.mark)} if self.mark else {}).victim
-        return [self.suspect.about | {"seconds": trained.seconds}]
+def train_suspect(lab: Lab, suspect: Suspect, mark: Plan | None = None) -> list[Row]:
+    """Train an independent encoder, or the victim with its `mark`; return the seconds that it took."""
+    if suspect.kind == "independent":
+        trained = train_independent(lab, suspect.strangers, suspect.seed)
+    else:
+        trained = lab.but(**{"watermark": dict(mark)} if mark else {}).victim
+    return [suspect.about | {"seconds": trained.seconds}]
 
 
 def _independent(strangers: Plan) -> list[Suspect]:
@@ -204,8 +188,8 @@ def _independent(strangers: Plan) -> list[Suspect]:
 
 def train_suspects(lab: Lab, strangers: Plan, marks: Sequence[Plan] = ()) -> pd.DataFrame:
     """Train the independent encoders, and marks into the victim, side by side; return their seconds."""
-    jobs = [Training(Suspect("victim", "victim"), tuple(mark.items())) for mark in marks]
-    jobs += map(Training, _independent(strangers))
+    jobs = [Job(train_suspect, (Suspect("victim", "victim"), mark)) for mark in marks]
+    jobs += [Job(train_suspect, (suspect,)) for suspect in _independent(strangers)]
     return pd.DataFrame(sweeps.run(lab, jobs), columns=["kind", "suspect", "seed", "seconds"])
 
 
@@ -243,7 +227,8 @@ class Lineup:
         first = dict(list(self.thieves.items())[:1])
         before = replace(self, thieves=first, budgets=[max(self.budgets)]).stolen("stolen before")
         suspects = [Suspect("unmarked", "before marking"), *self.suspects(), *before]
-        return pd.DataFrame(sweeps.run(lab, [Examination(s, test, changes) for s in suspects]))
+        jobs = [Job(examine, (suspect, test), changes) for suspect in suspects]
+        return pd.DataFrame(sweeps.run(lab, jobs))
 
     def examine_marked(self, lab: Lab, mark: Plan, test: Test, measure: str) -> pd.DataFrame:
         """Examine all around a marked victim, against the independent encoders, with the mark's price."""
@@ -339,8 +324,8 @@ def _priced(lab: Lab, table: pd.DataFrame, mark: Plan) -> pd.DataFrame:
     """Add what marked and unmarked victim are worth on the main task: a legitimate user's price."""
     nets = {"victim": lab.but(watermark=mark).victim, "unmarked": lab.train("victim", lab.method)}
     task = lab.settings["data"]
-    exams = [sweeps.Exam({"kind": kind}, v.encoder, (task,)) for kind, v in nets.items()]
-    worth = pd.DataFrame(sweeps.run(lab, exams))[["kind", "accuracy", "agreement"]]
+    jobs = [Job(sweeps.score_rows, ({"kind": k}, v.encoder, (task,))) for k, v in nets.items()]
+    worth = pd.DataFrame(sweeps.run(lab, jobs))[["kind", "accuracy", "agreement"]]
     return table.merge(worth, on="kind", how="left")
 
 
@@ -382,7 +367,7 @@ def dataset_inference(
     if victim is not None:
         who = f"{lab.recipe.method}, {len(lab.train_images())} images"
         suspects += [Suspect("profile", who, seed) for seed in seeds]
-    jobs = []
+    jobs, trained = [], []
     for s in suspects:
         changes: dict[str, Any] = {}  # of a lab whose victim memorises
         if victim is not None and s.kind != "profile":  # where images are few, none is held out
@@ -390,9 +375,10 @@ def dataset_inference(
             changes = {"train_images": train_images or lab.settings["train_images"],
                        "victim": recipe | {"seed": s.seed}}  # fmt: skip
         test = partial(_inference, images, options, s.seed)
-        jobs.append(Examination(s, test, tuple(changes.items())))
-    trained = [job for job in jobs if job.suspect.kind in ("victim", "independent")]
-    sweeps.run(lab, [Training(job.suspect, lab=job.lab) for job in trained])
+        jobs.append(Job(examine, (s, test), tuple(changes.items())))
+        if s.kind in ("victim", "independent"):
+            trained.append(Job(train_suspect, (s,), tuple(changes.items())))
+    sweeps.run(lab, trained)
     return pd.DataFrame(sweeps.run(lab, jobs))
 
 

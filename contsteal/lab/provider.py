@@ -3,7 +3,7 @@
 import copy
 import timeit
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from statistics import mean, median
@@ -21,7 +21,7 @@ from contsteal.defenses import B4B, DEFENSES, Described, build
 from contsteal.defenses.state import PerUser
 from contsteal.lab import sweeps, tables
 from contsteal.lab.experiment import Lab, pixels
-from contsteal.lab.sweeps import Job, Names, Numbers, Pairs, Row
+from contsteal.lab.sweeps import Job, Names, Numbers, Row
 from contsteal.seeds import derive
 from contsteal.victim import Defense
 
@@ -68,27 +68,19 @@ def seeded(chain: Chain, seed: int) -> tuple[Defense, ...]:
 # ---------------------------------------------------------------- thieves and customers
 
 
-@dataclass(frozen=True)
-class Purchase:
-    """Paying users who fit a probe on defended answers and test it on defended answers.
+def purchase(
+    lab: Lab, chain: tuple[Defense, ...], task: str, seed: int = 0, classes: int = 0
+) -> list[Row]:
+    """Return the accuracy of paying users who fit and test a probe on defended answers, as one row.
 
     With `classes` the one user's task has so many classes of the data set, drawn by `seed`.
     """
-
-    chain: tuple[Defense, ...]
-    task: str
-    seed: int = 0
-    classes: int = 0
-    lab: Pairs = ()
-
-    def run(self, lab: Lab) -> list[Row]:
-        """Return one row with the users' mean accuracy."""
-        if not self.classes:
-            return [{"legitimate": lab.legitimate(self.task, self.chain, self.seed)}]
-        api, sides = lab.api(self.chain), few_classes(lab, self.task, self.classes, self.seed)
-        x, y = (api.embed(pixels(side), user="customer") for side in sides)
-        a, b = (cast(Tensor, side.labels) for side in sides)
-        return [{"legitimate": evaluate.linear_probe(x, a, y, b).accuracy}]
+    if not classes:
+        return [{"legitimate": lab.legitimate(task, chain, seed)}]
+    api, sides = lab.api(chain), few_classes(lab, task, classes, seed)
+    x, y = (api.embed(pixels(side), user="customer") for side in sides)
+    a, b = (cast(Tensor, side.labels) for side in sides)
+    return [{"legitimate": evaluate.linear_probe(x, a, y, b).accuracy}]
 
 
 def customers(
@@ -100,7 +92,8 @@ def customers(
     """
     kinds = [(task, 0) for task in tasks] + [(tasks[0], classes)] * bool(classes)
     points = list(product(chains, kinds, seeds))
-    rows = sweeps.run(lab, [Purchase(seeded(c, s), task, s, few) for c, (task, few), s in points])
+    jobs = [Job(purchase, (seeded(c, s), task, s, few)) for c, (task, few), s in points]
+    rows = sweeps.run(lab, jobs)
     return pd.DataFrame([
         {"defence": chain_name(chain), "task": f"{task}, {few} classes" if few else task, "seed": seed}
         | row for (chain, (task, few), seed), row in zip(points, rows, strict=True)
@@ -191,7 +184,7 @@ def defended(
     task = bought["task"].iloc[0]
     knobs = [tuple(sorted((dict(changes) | length).items())) for length in sweeps.lengths(steps)]
     points = list(product(chains, attacks, seeds, knobs))
-    jobs = [Job(attack, queries, seed, (task,), seeded(chain, seed), knob)
+    jobs = [Job(sweeps.steal_rows, (attack, queries, seed, (task,), seeded(chain, seed), knob))
             for chain, attack, seed, knob in points]  # fmt: skip
     about = [{"defence": chain_name(c)} | strength(c) | {"adapts": adapts} for c, *_ in points]
     table = pd.concat([pd.DataFrame(about), pd.DataFrame(sweeps.run(lab, jobs))], axis=1)

@@ -3,12 +3,12 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from numbers import Integral
-from typing import Any, Protocol
+from typing import Any
 from unittest.mock import patch
 
 import joblib
@@ -38,127 +38,75 @@ Pairs = tuple[tuple[str, Any], ...]  # changes of settings, hashable
 # ---------------------------------------------------------------------------- running jobs
 
 
-class Work(Protocol):
-    """What `run` runs, side by side on a CPU; `lab` holds changes of the profile's settings."""
-
-    @property
-    def lab(self) -> Pairs: ...
-    def run(self, lab: Lab) -> list[Row]: ...
-
-
 @dataclass(frozen=True)
 class Job:
-    """One attack, by its name and variants, and the tasks it is scored on."""
+    """What `run` runs, side by side on a CPU: `make(lab, *given)` in a lab with changed settings.
 
-    attack: str
-    queries: int
-    seed: int
-    tasks: tuple[str, ...]
-    defenses: tuple[Defense, ...] = ()
-    changes: Pairs = ()
+    One that only `trains` needs no victim.
+    """
+
+    make: Callable[..., list[Row]]
+    given: tuple[Any, ...]
     lab: Pairs = ()
-
-    def run(self, lab: Lab) -> list[Row]:
-        """Steal, score, and return one row per task with what it cost in queries."""
-        changes = dict(self.changes)
-        stolen = lab.steal(self.attack, self.queries, self.seed, self.defenses, **changes)
-        about = {"attack": self.attack, "images": self.queries, "seed": self.seed, **stolen.queries}
-        about["usd"] = round(stolen.queries["calls"] * lab.settings.get("price", PRICE) / 1000, 6)
-        about["seconds"] = stolen.seconds
-        rows = _scored(lab, about, stolen.encoder, self.tasks, self.seed)
-        return [row | lab.own_head(stolen, row["task"]) for row in rows]
+    trains: bool = False
 
 
-def _scored(
-    lab: Lab, about: Row, net: encoders.Encoder, tasks: Names, seed: int, draws: int | None = None
-) -> list[Row]:
-    """Return what rows say of an encoder, and its scores, once per task."""
+def steal_rows(
+    lab: Lab, attack: str, queries: int, seed: int, tasks: Names, defenses: Sequence[Defense] = (),
+    changes: Pairs = (),
+) -> list[Row]:  # fmt: skip
+    """Run an attack, by its name and variants; return a row per task with what it cost in queries."""
+    stolen = lab.steal(attack, queries, seed, defenses, **dict(changes))
+    about = {"attack": attack, "images": queries, "seed": seed, **stolen.queries}
+    about["usd"] = round(stolen.queries["calls"] * lab.settings.get("price", PRICE) / 1000, 6)
+    about["seconds"] = stolen.seconds
+    rows = score_rows(lab, about, stolen.encoder, tasks, seed)
+    return [row | lab.own_head(stolen, row["task"]) for row in rows]
+
+
+def score_rows(
+    lab: Lab, about: Row, net: encoders.Encoder, tasks: Names, seed: int = 0, draws: int | None = None
+) -> list[Row]:  # fmt: skip
+    """Score an encoder with a seed's labelled images; return a row per task, with what it is."""
     return [about | {"task": task, **lab.score(net, task, seed, draws)} for task in tasks]
 
 
-@dataclass(frozen=True)
-class Alone:
-    """What a thief gets without the victim: by a name of ALONE, from its queries or labelled images.
+def alone_rows(lab: Lab, name: str, queries: int, seed: int, tasks: Names, steps: int) -> list[Row]:
+    """Return what a thief gets without the victim: by a name of ALONE, from queries or labelled images.
 
     Without tasks it is trained and not scored, which needs no victim at all.
     """
-
-    name: str
-    queries: int
-    seed: int
-    tasks: tuple[str, ...]
-    steps: int
-    lab: Pairs = ()
-
-    def run(self, lab: Lab) -> list[Row]:
-        """Train, score, and return one row per task."""
-        net = lab.alone(ALONE[self.name], self.queries, self.seed, self.steps).encoder
-        # Supervision has seen the labels of one set: with those of another it would have twice as many.
-        draws = 1 if ALONE[self.name] == "supervised" else None
-        about = {"attack": self.name, "images": self.queries, "seed": self.seed}
-        return _scored(lab, about | {"steps": self.steps}, net, self.tasks, self.seed, draws)
+    net = lab.alone(ALONE[name], queries, seed, steps).encoder
+    # Supervision has seen the labels of one set: with those of another it would have twice as many.
+    draws = 1 if ALONE[name] == "supervised" else None
+    about = {"attack": name, "images": queries, "seed": seed, "steps": steps}
+    return score_rows(lab, about, net, tasks, seed, draws)
 
 
-@dataclass(frozen=True)
-class Exam:
-    """An encoder to be scored on tasks with a seed's labelled images, and what its rows say of it."""
-
-    about: Row
-    net: encoders.Encoder
-    tasks: tuple[str, ...]
-    seed: int = 0
-    lab: Pairs = ()
-
-    def run(self, lab: Lab) -> list[Row]:
-        """Score, and return one row per task."""
-        return _scored(lab, self.about, self.net, self.tasks, self.seed)
+def pretrain_victim(lab: Lab, part: str, method: str | None = None) -> list[Row]:
+    """Train a victim by a method, or the supervised encoder, or find that it was done; no row."""
+    lab.train(part, method, report=lab.messages.append)
+    return []
 
 
-@dataclass(frozen=True)
-class Pretraining:
-    """A victim by one method, or the supervised encoder, to be trained beside others."""
-
-    part: str
-    method: str | None = None
-    lab: Pairs = ()
-    tasks: tuple[str, ...] = ()
-
-    def run(self, lab: Lab) -> list[Row]:
-        """Train, or find that it was done; there is no row."""
-        lab.train(self.part, self.method, report=lab.messages.append)
-        return []
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One attack at one learning rate, judged by its own loss on queries that it was not trained on."""
-
-    attack: str
-    rate: float
-    queries: int
-    held_out: int
-    seed: int
-    steps: int
-    lab: Pairs = ()
-
-    def run(self, lab: Lab) -> list[Row]:
-        """Train on the first queries, and return the loss on those after them, all of them clean."""
-        attack, _ = variant(self.attack)
-        stolen = lab.steal(self.attack, self.queries, self.seed, lr=self.rate, steps=self.steps)
-        recipe, images = steal.ATTACKS[attack], lab.queries(self.queries + self.held_out, self.seed)
-        rest = images[self.queries :]
-        (answers,) = steal.ask(steal.Config(attack, views="clean", answers=1), lab.api(), rest)
-        outputs = encoders.embed(stolen.encoder, rest)
-        if stolen.projector is not None:
-            outputs = stolen.projector(outputs)
-        tau = {} if recipe.temperature is None else {"temperature": recipe.temperature}
-        with torch.no_grad():
-            loss = recipe.loss(outputs, answers, **tau).item()
-        about = {"attack": self.attack, "rate": self.rate, "seed": self.seed, "steps": self.steps}
-        return [about | {"images": self.queries, "held_out": self.held_out, "loss": loss}]
+def trial_rows(
+    lab: Lab, attack: str, rate: float, queries: int, held_out: int, seed: int, steps: int
+) -> list[Row]:
+    """Train an attack on the first queries; return its own loss on those after them, all clean."""
+    stolen, (kind, _) = lab.steal(attack, queries, seed, lr=rate, steps=steps), variant(attack)
+    recipe, rest = steal.ATTACKS[kind], lab.queries(queries + held_out, seed)[queries:]
+    (answers,) = steal.ask(steal.Config(kind, views="clean", answers=1), lab.api(), rest)
+    outputs = encoders.embed(stolen.encoder, rest)
+    if stolen.projector is not None:
+        outputs = stolen.projector(outputs)
+    tau = {} if recipe.temperature is None else {"temperature": recipe.temperature}
+    with torch.no_grad():
+        loss = recipe.loss(outputs, answers, **tau).item()
+    return [{"attack": attack, "rate": rate, "seed": seed, "steps": steps, "images": queries,
+             "held_out": held_out, "loss": loss}]  # fmt: skip
 
 
-def run(lab: Lab, jobs: Sequence[Work]) -> list[Row]:
+def run(lab: Lab, jobs: Sequence[Job]) -> list[Row]:
     """Run jobs, print what was computed and why (not where bars are off), and return all rows."""
     quiet = loop.QUIET in os.environ
     bar = tqdm(_results(lab, jobs), desc="runs", total=len(jobs), disable=quiet or len(jobs) < 2)
@@ -169,15 +117,14 @@ def run(lab: Lab, jobs: Sequence[Work]) -> list[Row]:
     return [row for rows, _ in done for row in rows]
 
 
-def _results(lab: Lab, jobs: Sequence[Work]) -> Iterator[tuple[list[Row], list[str]]]:
+def _results(lab: Lab, jobs: Sequence[Job]) -> Iterator[tuple[list[Row], list[str]]]:
     """Run jobs, one process per core on a CPU (a run uses one thread), one by one on a GPU."""
     limit = lab.settings.get("workers", int(os.environ.get(WORKERS, joblib.cpu_count())))
     workers = min(limit, len(jobs))
     if workers < 2 or lab.device.type != "cpu":
         yield from (_run(lab, job) for job in jobs)
         return
-    scored = [job for job in jobs if getattr(job, "tasks", True)]  # without tasks: training alone
-    for changes in {repr(job.lab): job.lab for job in scored}.values():
+    for changes in {repr(job.lab): job.lab for job in jobs if not job.trains}.values():
         _ = lab.but(**dict(changes)).victim  # made here, once, not by every worker
     settings = json.dumps(lab.changes)  # settings are what YAML holds; some cannot be hashed
     quiet = patch.dict(os.environ, {loop.QUIET: "1"})  # workers would share one terminal
@@ -187,10 +134,10 @@ def _results(lab: Lab, jobs: Sequence[Work]) -> Iterator[tuple[list[Row], list[s
         )
 
 
-def _run(lab: Lab, job: Work) -> tuple[list[Row], list[str]]:
+def _run(lab: Lab, job: Job) -> tuple[list[Row], list[str]]:
     """Run a job in the lab of its changes; return its rows, and messages of what was computed."""
     changed = lab.but(**dict(job.lab))
-    rows, messages = job.run(changed), list(changed.messages)
+    rows, messages = job.make(changed, *job.given), list(changed.messages)
     changed.messages.clear()
     return rows, messages
 
@@ -200,7 +147,7 @@ def _worker_lab(profile: str, changes: str) -> Lab:
     return Lab(profile, **json.loads(changes))
 
 
-def _run_in_worker(profile: str, changes: str, job: Work) -> tuple[list[Row], list[str]]:
+def _run_in_worker(profile: str, changes: str, job: Job) -> tuple[list[Row], list[str]]:
     return _run(_worker_lab(profile, changes), job)
 
 
@@ -214,12 +161,14 @@ def train(
 
     `alone` (queries, seeds, steps) are trainings of `without_victim` that later cells read back.
     """
-    jobs = [Pretraining("victim", method) for method in methods]
-    others = [Pretraining("victim", lab=tuple(_on(lab, name).items())) for name in data]
-    victims = [*jobs, *(job for job in others if job.lab), Pretraining("supervised")]
+    jobs = [Job(pretrain_victim, ("victim", method), trains=True) for method in methods]
+    jobs += [Job(pretrain_victim, ("victim",), tuple(changes.items()), True)
+             for changes in (_on(lab, name) for name in data) if changes]  # fmt: skip
+    jobs.append(Job(pretrain_victim, ("supervised",), trains=True))
     queries, seeds, steps = alone or (0, (), ())
-    points = product(ALONE, seeds, steps)
-    run(lab, [*victims, *(Alone(name, queries, seed, (), n) for name, seed, n in points)])
+    jobs += [Job(alone_rows, (name, queries, seed, (), n), trains=True)
+             for name, seed, n in product(ALONE, seeds, steps)]  # fmt: skip
+    run(lab, jobs)
 
 
 def _on(lab: Lab, data: str) -> dict[str, Any]:
@@ -247,10 +196,9 @@ def sweep(
     `agreement`, `knn`, `cka`, `cosine`, and of a classifier's thief `own_head`, the accuracy of its own
     head, and `own_agreement` with the provider's classifier).
     """
-    chain, scored = tuple(defenses), tuple(tasks)
     jobs = [
-        Job(attack, count, seed, scored, chain, tuple(sorted((changes | length).items())))
-        for attack, count, seed, length in product(attacks, queries, seeds, lengths(steps))
+        Job(steal_rows, (*point, tasks, tuple(defenses), tuple(sorted((changes | length).items()))))
+        for *point, length in product(attacks, queries, seeds, lengths(steps))
     ]
     return pd.DataFrame(run(lab, jobs))
 
@@ -276,10 +224,8 @@ def search_rates(
     chosen with what a thief has.
     """
     held_out = queries // 4
-    jobs = [
-        Trial(attack, rate, queries - held_out, held_out, seed, steps)
-        for attack, rate, seed in product(attacks, rates, seeds)
-    ]
+    jobs = [Job(trial_rows, (attack, rate, queries - held_out, held_out, seed, steps))
+            for attack, rate, seed in product(attacks, rates, seeds)]  # fmt: skip
     return pd.DataFrame(run(lab, jobs))
 
 
@@ -294,10 +240,8 @@ def without_victim(
     if not steps:
         raise ValueError("steps=[]: at least one length of training is needed")
     lengths(steps)
-    jobs = [
-        Alone(name, count, seed, tuple(tasks), length)
-        for name, count, seed, length in product(ALONE, queries, seeds, steps)
-    ]
+    jobs = [Job(alone_rows, (name, count, seed, tasks, length))
+            for name, count, seed, length in product(ALONE, queries, seeds, steps)]  # fmt: skip
     return pd.DataFrame(run(lab, jobs))
 
 
@@ -326,7 +270,8 @@ def victims(
     """
     recipe = lab.settings["victim"]
     changes = {seed: {"victim": recipe | {"seed": seed}} for seed in victim_seeds}
-    run(lab, [Pretraining("victim", lab=tuple(change.items())) for change in changes.values()])
+    run(lab, [Job(pretrain_victim, ("victim",), tuple(change.items()), True)
+              for change in changes.values()])  # fmt: skip
     parts = [pd.DataFrame()]
     for seed, change in changes.items():
         other = lab.but(**change)
@@ -339,8 +284,8 @@ def references(lab: Lab, tasks: Iterable[str], seeds: Iterable[int]) -> pd.DataF
     """Return the rows that frame every table: random features and the victim, each per seed."""
     nets = [("random", s, lab.random(s)) for s in seeds]
     nets += [("victim", s, lab.victim.encoder) for s in seeds]
-    exams = [Exam({"attack": name, "seed": s}, net, tuple(tasks), s) for name, s, net in nets]
-    return pd.DataFrame(run(lab, exams))
+    jobs = [Job(score_rows, ({"attack": name, "seed": s}, net, tasks, s)) for name, s, net in nets]
+    return pd.DataFrame(run(lab, jobs))
 
 
 def _framed(lab: Lab, rows: pd.DataFrame, tasks: Names, seeds: Numbers) -> pd.DataFrame:
@@ -380,10 +325,10 @@ def _table(lab: Lab, tasks: Names, points: Sequence[Point], steps: Numbers = ())
             f"steps={list(steps)}: {named.pop()!r} is a knob already, leave one of them out"
         )
     runs = [(*point, length) for point, length in product(points, lengths(steps))]
-    jobs = [
-        Job(attack, images, seed, tuple(tasks), (), *_split(lab, {**changes, **length}))
-        for _, attack, images, seed, changes, length in runs
-    ]
+    jobs = []
+    for _, attack, images, seed, changes, length in runs:
+        knobs, elsewhere = _split(lab, {**changes, **length})
+        jobs.append(Job(steal_rows, (attack, images, seed, tasks, (), knobs), elsewhere))
     about = [row for row, *_ in runs for _ in tasks]
     return pd.DataFrame([a | row for a, row in zip(about, run(lab, jobs), strict=True)])
 

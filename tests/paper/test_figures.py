@@ -185,6 +185,23 @@ def test_stored_figures_are_what_their_tables_draw(stem: str, home: Path) -> Non
     assert (np.abs(stored - drawn).max(axis=2) > 8).mean() < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("seeds", "shown"),
+    [("0, 1, 2, 3", "0 to 3"), ("0, 1, 2", "0, 1, 2"), ("0, 2, 3, 4", "0, 2, 3, 4"), ("0", "0")],
+)
+def test_many_seeds_are_shown_as_a_range(seeds: str, shown: str) -> None:
+    stamp = {
+        "profile": "demo",
+        "data": "d",
+        "seeds": seeds,
+        "device": "CPU",
+        "torch": "2",
+        "date": "-",
+    }
+    parts = figures.section(Path(), "03_pulls", table_of("03_pulls"), stamp)
+    assert f"seeds {shown}; device" in parts[1]
+
+
 def test_the_sheet_shows_every_picture_under_its_name(tmp_path: Path) -> None:
     colours = {"00_samples": "red", "03_attacks": "lime", "04_budget": "blue", "notes": "cyan"}
     for stem, colour in colours.items():
