@@ -111,9 +111,10 @@ def pieces(profiles: Sequence[str], tiny: bool) -> list[Piece]:
         benchmark("gpu", seconds=short or 240, tiny=tiny),
     ]
     later = [
-        benchmark("stealing", "attack", seconds=short or 150, tiny=tiny),
+        benchmark("stealing", "attack", seconds=short or 240, tiny=tiny),
         tests("tests of compiled steps", "compiled or graphs", short or 300),
-        benchmark("fidelity", "growth", seconds=2 * short or 300, tiny=tiny),
+        benchmark("fidelity", seconds=short or 240, tiny=tiny),
+        benchmark("growth", seconds=short or 300, tiny=tiny),
     ]
     books = [Piece(_title(p, n), notebook=(p, n)) for p in profiles for n in ORDER]
     return [*first, *books[:1], *later[:1], *books[1:], *later[1:]]
@@ -197,6 +198,8 @@ def run(piece: Piece, limit: float) -> tuple[str, float, list[str]]:
         finally:
             _end(process)
     said = [line for line in log.read_text().splitlines() if line.strip()][-KEPT_LINES:]
+    if piece.notebook and outcome == "stopped":
+        said = []  # how its kernel was ended
     return outcome, time.monotonic() - start, said
 
 
@@ -224,7 +227,8 @@ def proceed(todo: Sequence[Piece], state: State, end: float, file: Path) -> None
         print(f"{piece.name}: begins, {left:.0f} s are left", flush=True)
         key = "" if piece.notebook else piece.key()
         outcome, took, said = run(piece, left)
-        print("\n".join(f"    {line}" for line in said))
+        for line in said:
+            print(f"    {line}")
         print(f"{piece.name}: {outcome} after {took:.0f} s", flush=True)
         before = known["seconds"] if piece.notebook and known.get("outcome") == "stopped" else 0.0
         state["pieces"][piece.name] = {

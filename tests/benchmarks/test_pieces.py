@@ -1,6 +1,7 @@
 """A GPU's record in pieces: what runs when, what is kept of it, and what the next call does."""
 
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,7 +49,7 @@ def code(text: str, name: str, seconds: float = 0.0) -> Piece:
 
 @pytest.fixture
 def call(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Lines:
-    """Calls the command: a notebook, the real GPU tests, one that fails, rates, and one that never fits."""
+    """Calls the command: a notebook, the real GPU tests, a failure, rates, and one that never fits."""
     wanted = [
         Piece("smoke 03", seconds=0.0, notebook=("smoke", "03")),
         pieces.tests("tests", "not compiled and not graphs", 1.0),
@@ -58,7 +59,9 @@ def call(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     ]
     monkeypatch.setattr(pieces, "pieces", lambda profiles, tiny: wanted)
     monkeypatch.setattr(
-        notebooks, "tasks", lambda *_: [SimpleNamespace(reason="never" if steps(home) < STEPS else "")]
+        notebooks,
+        "tasks",
+        lambda *_: [SimpleNamespace(reason="never" if steps(home) < STEPS else "")],
     )
     monkeypatch.setattr(notebooks, "finish", lambda profile, since: print(f"summary of {profile}"))
 
@@ -169,6 +172,19 @@ def test_pieces_come_in_the_order_of_their_value_and_each_fits_into_a_call() -> 
     assert given[2].line()[2:4] == ["paper", "PROFILE=synthetic"]
     assert all(path.is_file() for piece in given for name in piece.code
                if (path := artifacts.ROOT / name))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [("", "auto --seconds 540"), ("PROFILE=smoke SECONDS=7", "smoke --seconds 7")],
+)
+def test_make_record_calls_them(given: str, options: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MAKEFLAGS", raising=False)
+    command = f"make -n record PYTHON=python3 {given}"
+    told = subprocess.run(
+        command.split(), cwd=artifacts.ROOT, capture_output=True, text=True
+    ).stdout
+    assert told.strip() == f"python3 -m benchmarks.pieces --profile {options}"
 
 
 def test_without_a_gpu_a_profile_must_be_named(
