@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -109,9 +110,10 @@ def pieces(profiles: Sequence[str], tiny: bool) -> list[Piece]:
     first = [
         tests("tests", "not compiled and not graphs", short or 120),
         benchmark("gpu", seconds=short or 240, tiny=tiny),
+        benchmark("stealing", seconds=short or 60, tiny=tiny),
     ]
     later = [
-        benchmark("stealing", "attack", seconds=short or 240, tiny=tiny),
+        benchmark("attack", seconds=short or 200, tiny=tiny),
         tests("tests of compiled steps", "compiled or graphs", short or 300),
         benchmark("fidelity", seconds=short or 240, tiny=tiny),
         benchmark("growth", seconds=short or 300, tiny=tiny),
@@ -127,6 +129,7 @@ def _title(profile: str, number: str) -> str:
 # --------------------------------------------------------------------------- what is here
 
 
+@cache
 def versions() -> dict[str, str]:
     """Return what the numbers depend on beside the code: GPU, driver, CUDA, packages."""
     found = {"device": artifacts.processor(), "python": platform.python_version(),

@@ -163,13 +163,13 @@ def test_a_piece_is_finished_for_its_code_and_versions(
 def test_pieces_come_in_the_order_of_their_value_and_each_fits_into_a_call() -> None:
     given = pieces.pieces(["synthetic", "paper"], tiny=False)
     names = [piece.name for piece in given]
-    assert names[:5] == ["tests", "benchmark gpu", "synthetic 03", "benchmark stealing attack",
-                         "synthetic 01"]  # fmt: skip
+    assert names[:5] == ["tests", "benchmark gpu", "benchmark stealing", "synthetic 03",
+                         "benchmark attack"]  # fmt: skip
     assert len({*names}) == len(names)
     assert all(piece.seconds + pieces.GRACE <= 540 for piece in given)
     known = {notebooks.number(stem) for stem in notebooks.stems()}
     assert {number for number in ORDER if number} <= known
-    assert given[2].line()[2:4] == ["paper", "PROFILE=synthetic"]
+    assert given[3].line()[2:4] == ["paper", "PROFILE=synthetic"]
     assert all(path.is_file() for piece in given for name in piece.code
                if (path := artifacts.ROOT / name))  # fmt: skip
 
