@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from benchmarks import gpu, pieces, record, report, training
@@ -19,6 +20,7 @@ from contsteal.paper import notebooks
 STEPS = 8
 MAKE = f"""#!/bin/sh
 sh -c '
+echo $$ > "$LOG.pid"
 while [ $(wc -l < "$LOG") -lt {STEPS} ]; do
   if [ $(wc -l < "$LOG") -lt {STEPS // 2} ] || [ -e "$LOG.go" ]; then echo step >> "$LOG"; fi
   sleep 0.05
@@ -85,6 +87,7 @@ def test_a_record_is_made_in_several_calls(
     lines = call(1)
     assert begun(lines) == ["smoke 03", "tests", "failing", "rates"]
     assert steps(home) == STEPS // 2
+    assert not psutil.pid_exists(int((home / "steps.pid").read_text()))  # make's child ended, too
     assert {"summary of smoke", "done: tests, rates", "left: smoke 03, failing, long"} < {*lines}
     assert "goes on with smoke 03, for which it needs SECONDS=20 or more" in lines[-1]
     state = files.read_json(home / "runs" / "record.json")
@@ -97,7 +100,7 @@ def test_a_record_is_made_in_several_calls(
     (home / "steps.go").touch()
     lines = call(1)
     assert begun(lines) == ["smoke 03", "failing"]  # what is finished is not repeated
-    assert steps(home) == STEPS  # it went on, and nothing of the first call was still counting
+    assert steps(home) == STEPS  # it went on
     assert "    it cannot be" in lines
     assert "done: smoke 03, tests, rates" in lines
     again = files.read_json(home / "runs" / "record.json")["pieces"]["smoke 03"]
