@@ -24,7 +24,7 @@ PARTS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure the parts, print each change against what was stored, store it; 1 where a bar is missed."""
+    """Measure the parts, print each change against what was stored, store it; MISSED for a missed bar."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART",
                         help=f"some of {', '.join(PARTS)}")  # fmt: skip
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     short = bars.missed(record.rows_of(record.read(record.path())), on)
     for bar in short:
         print(f"misses its bar of {bar.asked}: {bar.text}")
-    return int(bool(short))
+    return bars.MISSED if short else 0
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ FILE = Path(__file__).with_name("bars.yaml")
 FIELDS = ("text", "part", "work", "who", "over", "of", "predicted", "at_least", "at_most", "device",
           "source")  # fmt: skip
 OF = ("value", "peak_mb", "outside")
+MISSED = 3  # the exit code of a run that misses a bar; an error has 1
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from contsteal import files
+from contsteal import files, loop
 from contsteal.lab import artifacts
 
 RESULTS = artifacts.ROOT / "benchmarks" / "results"
 US = "contsteal"
-PLAIN = ("s", "forwards", "points", "share", "slope", "weights")  # units that are no rates
+device = loop.card  # the name of this device's record
+PLAIN = ("s", "forwards", "points", "share", "slope", "weights", "steps")  # units that are no rates
 
 
 @dataclass(frozen=True)
@@ -166,16 +167,9 @@ def peak_mb(do: Callable[[], object]) -> float:
     return living.peak / 1e6
 
 
-def device() -> str:
-    """Return the name of this device's record: "cpu", or the GPU's."""
-    if not torch.cuda.is_available():
-        return "cpu"
-    return torch.cuda.get_device_name().lower().replace(" ", "-")
-
-
 def path() -> Path:
     """Return where this device's record is stored."""
-    return RESULTS / f"{device()}.json"
+    return RESULTS / f"{loop.card()}.json"
 
 
 def read(file: Path) -> dict[str, Any]:

@@ -5,9 +5,6 @@ from collections.abc import Callable
 
 import joblib
 import torch
-from lightly.loss import NTXentLoss
-from lightly.models.modules import SimCLRProjectionHead
-from lightly.transforms import SimCLRTransform
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import to_pil_image
@@ -25,7 +22,7 @@ ENCODER = {"encoder": "resnet10t", "width": 0.5}  # the demo's; a GPU's part has
 class Images(Dataset):
     """Images as a DataLoader's workers get them: Pillow images, augmented one by one."""
 
-    def __init__(self, images: Tensor, transform: SimCLRTransform) -> None:
+    def __init__(self, images: Tensor, transform: Callable[[object], list[Tensor]]) -> None:
         self.images, self.transform = [to_pil_image(image) for image in images], transform
 
     def __len__(self) -> int:
@@ -39,6 +36,10 @@ class Lightly:
     """SimCLR as lightly's examples train it: its transform, a DataLoader, its head and its loss."""
 
     def __init__(self, images: Tensor, workers: int, batch: int, name: str, width: float) -> None:
+        from lightly.loss import NTXentLoss
+        from lightly.models.modules import SimCLRProjectionHead
+        from lightly.transforms import SimCLRTransform
+
         size = images.shape[-1]
         # Without blur, as its CIFAR-10 benchmark; crop and jitter as this package's policy.
         policy = SimCLRTransform(input_size=size, cj_strength=0.5, min_scale=0.2, gaussian_blur=0.0)
@@ -85,12 +86,16 @@ class Trial:
         loss.backward()
         self.optimizer.step()
 
-    def rate(self) -> float:
-        """Return images per second of a second of steps, compiled where the package compiles them."""
-        with loop.compiled(self.model.loss, self.device, loop.COMPILE_FROM) as self.compare:
-            self.step()
-            self.step()  # CUDA graphs are recorded in the second
-            return self.config.batch * sustained(self.step, 1.0)
+    def timed(self, turns: int, least: float) -> tuple[float, list[float]]:
+        """Return the seconds of the first steps, and images per second in turns of `least` seconds.
+
+        The step has the form that `loop.forced` names; compiling it falls into the first steps.
+        """
+        torch.backends.cudnn.benchmark = loop.mode() == "fast"  # as `loop.fit` has it
+        with loop.compiled(self.model.loss, self.device, 0) as self.compare:
+            first = record.seconds(lambda: [self.step() for _ in range(3)])  # graphs: the second
+            rates = [self.config.batch * sustained(self.step, least) for _ in range(turns)]
+        return first, rates
 
 
 def own(method: str, batch: int, **changes: object) -> Trial:

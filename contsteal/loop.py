@@ -242,8 +242,11 @@ CHOICES = {  # variable and allowed values of each; the first is the default
     "mode": ("CONTSTEAL_MODE", ("fast", "exact")),
     "precision": ("CONTSTEAL_PRECISION", ("auto", "bf16", "fp32")),
 }
-# Steps from which compiling (20 to 130 s) pays for itself on a GPU: a prediction, not yet measured.
+# Steps from which compiling (20 to 130 s) pays for itself on a GPU: a prediction, for a card that has
+# no row PAYS in benchmarks/results.
 COMPILE_FROM = 5000
+PAYS = "steps from which compiling pays"
+RECORDS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"  # of a clone
 
 _forced: dict[str, Any] = {}
 
@@ -334,6 +337,20 @@ def forced(
         _forced.update(before)
 
 
+def card() -> str:
+    """Return this GPU's name as the files of `benchmarks/results` have it, "cpu" without one."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    return torch.cuda.get_device_name().lower().replace(" ", "-")
+
+
+def compile_from() -> float:
+    """Return the steps from which compiling pays: as timed on this card, else COMPILE_FROM."""
+    stored = files.read_json(RECORDS / f"{card()}.json") or {"rows": []}
+    timed = (row["value"] for row in stored["rows"] if row["work"] == PAYS)
+    return next(timed, COMPILE_FROM)
+
+
 class Compiled:
     """A function by torch.compile; where it cannot be compiled, itself, after one warning."""
 
@@ -372,7 +389,7 @@ def compiled(
     """
     c_compiler = os.environ.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang")))
     able = device.type == "cuda" and c_compiler and find_spec("triton")
-    pays = able and steps >= COMPILE_FROM
+    pays = able and steps >= compile_from()
     backend: Backend | None = _forced.get("backend") or ("inductor" if pays else None)
     if mode() == "exact" or backend == "none":
         backend = None

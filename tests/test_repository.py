@@ -295,7 +295,8 @@ REFUSED = {
     "DATA_DIR=/my/data make paper PROFILE=paper": ("", "/my/data"),
 }
 # Run by other means: CI itself; tests of JupyterLab, of every script and of the site.
-ELSEWHERE = {"make test", "make setup", "make lab", "make bench", "make html", "make lint"}
+ELSEWHERE = {"make test", "make setup", "make lab", "make bench", "make html", "make lint",
+             "make record", "make record SECONDS=540", "make record PROFILE=smoke"}  # fmt: skip
 LEFT_OUT = {"runs", ".git", ".venv", "study", ".pytest_cache", ".ruff_cache", ".mypy_cache"}
 
 
@@ -375,7 +376,18 @@ def test_make_bench_calls_scripts_that_exist() -> None:
 def test_make_alone_lists_the_commands() -> None:
     code, printed = run("make", ROOT)
     assert code == 0
-    for command in ("paper", "plan", "data", "figures", "html", "check", "test", "lint", "lab"):
+    for command in (
+        "paper",
+        "plan",
+        "data",
+        "figures",
+        "html",
+        "check",
+        "test",
+        "record",
+        "lint",
+        "lab",
+    ):
         assert re.search(rf"^  {command} ", printed, re.MULTILINE), command
 
 
