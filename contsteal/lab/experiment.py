@@ -74,7 +74,11 @@ class Lab:
 
     def stamp(self, seeds: Sequence[int]) -> dict[str, str]:
         """Return what figures of this lab carry; the device says which mode is not the default."""
-        stamp = artifacts.stamp(self.profile, self.settings["data"], ", ".join(map(str, seeds)))
+        stamp = artifacts.stamp(
+            self.profile,
+            self.settings["data"],
+            ", ".join(map(str, profiles.distinct(seeds, "seeds="))),
+        )
         return stamp | {"device": ", ".join([stamp["device"], *modes()])}
 
     @property

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import product
+from itertools import product as combinations
 from numbers import Integral
 from typing import Any, Protocol
 from unittest.mock import patch
@@ -22,7 +22,7 @@ from contsteal import encoders, evaluate, loop, steal
 from contsteal.defenses.b4b import B4B
 from contsteal.lab import artifacts
 from contsteal.lab.experiment import Lab
-from contsteal.lab.profiles import variant
+from contsteal.lab.profiles import distinct, variant
 from contsteal.victim import Defense
 
 PRICE = 1.0  # US dollars for 1,000 answers, where a profile states none
@@ -166,6 +166,8 @@ class Trial:
 
 def run(lab: Lab, jobs: Sequence[Work]) -> list[Row]:
     """Run jobs, print what was computed and why, and return all rows."""
+    for tasks in {getattr(job, "tasks", ()) for job in jobs}:
+        distinct(tasks)
     alone = len(jobs) < 2 or loop.QUIET in os.environ
     done = list(tqdm(_results(lab, jobs), desc="runs", total=len(jobs), disable=alone))
     for message, count in Counter(line for _, messages in done for line in messages).items():
@@ -214,6 +216,11 @@ def _run_in_worker(profile: str, changes: str, job: Work) -> tuple[list[Row], li
 
 
 # --------------------------------------------------------------------------------- sweeps
+
+
+def product(*lists: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
+    """Return every combination of values, one of each list; ValueError for a value named twice."""
+    return combinations(*map(distinct, lists))
 
 
 def train(

@@ -38,6 +38,27 @@ def test_rows_say_what_they_cost(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize(
+    ("lists", "twice"),
+    [
+        ({"seeds": [0, 0]}, "0"),
+        ({"queries": [16, 32, 16]}, "16"),
+        ({"attacks": ["embedding", "embedding"]}, "'embedding'"),
+        ({"tasks": ["shapes", "shapes"]}, "'shapes'"),
+    ],
+)
+def test_what_is_named_twice_is_refused_before_anything_runs(
+    lab: Lab, lists: dict[str, list], twice: str
+) -> None:
+    """A repeated row would count as independent evidence."""
+    given = {"attacks": ["embedding"], "queries": [16], "seeds": [0], "tasks": ["shapes"]} | lists
+    with pytest.raises(ValueError, match=f"names {twice} twice: name it once"):
+        sweeps.sweep(lab.but(train_images=65), **given)  # whose victim nobody has trained
+    if "seeds" in lists:
+        with pytest.raises(ValueError, match=r"^seeds=\[0, 0\] names 0 twice"):
+            lab.stamp([0, 0])
+
+
+@pytest.mark.parametrize(
     ("name", "expected"),
     [
         ("info-nce", ("info-nce", {})),

@@ -25,6 +25,7 @@ from contsteal.lab import artifacts, profiles
 from contsteal.paper import notebooks
 
 FIRST, LAST = "00_first", "01_last"
+SMOKE = profiles.profile("smoke")["common"]
 WRITE = """
 from pathlib import Path
 import os
@@ -50,9 +51,11 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def write_profile(desk: Path, extra: str = "", common: str = "{data: shapes}") -> None:
+def write_profile(desk: Path, extra: str = "", **common: object) -> None:
+    """Write the profile; `common` are settings that differ from those of `smoke`."""
     path = desk / "notebooks" / "profiles" / "tiny.yaml"
-    path.write_text(f"about: test\ncommon: {common}\n{extra}\n")
+    whole = {k: v for k, v in SMOKE.items() if k != "at_once"} | common
+    path.write_text(f"about: test\ncommon: {json.dumps(whole)}\n{extra}\n")
 
 
 def write_notebook(desk: Path, stem: str, *code: str) -> None:
@@ -160,7 +163,7 @@ def test_a_run_is_followed_by_none_until_something_changes(
     changes: list[tuple[str, Callable[[], object], Callable[[], object]]] = [
         ("parameters", lambda: write_profile(desk, f"notebooks: {{{FIRST}: {{lr: 0.2}}}}"),
          lambda: write_profile(desk)),
-        ("settings", lambda: write_profile(desk, common="{data: digits}"), lambda: write_profile(desk)),
+        ("settings", lambda: write_profile(desk, data="digits"), lambda: write_profile(desk)),
         ("settings", lambda: write_profile(desk, expected), lambda: write_profile(desk)),
         ("code", lambda: book("3"), lambda: book("assert lr == 0.1")),
         ("outputs", lambda: table.write_text("a\n2\n"), lambda: table.write_text(numbers)),
@@ -215,8 +218,8 @@ def test_parameters_reach_the_notebook_in_their_order(desk: Path, capsys) -> Non
 
 def test_weights_of_ready_victims_count(desk: Path, tmp_path: Path) -> None:
     weights = tmp_path / "weights.pt"
-    victim = f"{{method: ready, encoder: test_resnet, weights: {weights}}}"
-    write_profile(desk, common=f"{{data: shapes, image_size: 32, victim: {victim}}}")
+    victim = {"method": "ready", "encoder": "test_resnet", "weights": str(weights)}
+    write_profile(desk, victim=victim)
     torch.save({"a": torch.zeros(1)}, weights)
     before = notebooks.tasks("tiny")[0].key
     torch.save({"a": torch.ones(1)}, weights)
@@ -326,7 +329,7 @@ def test_missing_data_is_said_before_any_notebook_runs(
     desk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATA_DIR", str(desk / "data"))
-    write_profile(desk, common="{data: cifar10, query_data: shapes}")
+    write_profile(desk, data="cifar10")
     assert command("prepare") == 1
     printed = capsys.readouterr()
     assert re.search("cifar10 is not complete.*170.5 MB.*make data", printed.err)
@@ -342,7 +345,7 @@ def test_make_data_fetches_what_a_profile_and_its_notebooks_read_and_says_what_i
     monkeypatch.setattr(torchsets, "fetch", asked.append)
     monkeypatch.setattr(data, "locate", lambda name, splits, size: exec(f"raise ValueError('{size}')")
                         if name.startswith("folder") else desk)  # fmt: skip
-    write_profile(desk, common="{data: 'folder:/x', image_size: 16, query_data: svhn}")
+    write_profile(desk, data="folder:/x", image_size=16, query_data="svhn")
     assert command("data") == 1
     assert asked == [{"svhn": {"train"}}]
     printed = capsys.readouterr()
@@ -479,7 +482,7 @@ def copy(tmp_path: Path) -> Path:
     shutil.copytree(root / "contsteal", tmp_path / "contsteal")
     shutil.copy(root / "Makefile", tmp_path)
     (tmp_path / "notebooks" / "profiles").mkdir(parents=True)
-    write_profile(tmp_path, common="{data: shapes, at_once: 2}")
+    write_profile(tmp_path, at_once=2)
     for stem in STAGED:
         write_notebook(tmp_path, stem, NOTE.format(log=str(tmp_path / "log"), stem=stem[:2]))
     return tmp_path
