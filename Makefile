@@ -30,12 +30,10 @@ $(VENV)/ready: requirements.lock pyproject.toml
 	@touch $@
 
 paper: $(READY) ## run the notebooks of the profile that are out of date, redraw every figure
-	@since=$$(date +%s); todo=$$($(RUN) prepare --profile $(PROFILE) $(ARGS)) || exit 1; \
-	  test -z "$$todo" || { $(MAKE) --no-print-directory --silent $$todo && \
-	  $(RUN) finish --profile $(PROFILE) --since $$since; }
+	+@$(RUN) paper --profile $(PROFILE) $(ARGS)
 
-# `prepare` says which notebooks were chosen, and has made newer the files in .keys of those that must
-# run. The victim's comes first, and beside it the one that needs no victim; the last one draws the
+# `paper` calls make with the notebooks that were chosen, and has made newer the files in .keys of those
+# that must run. The victim's comes first, and beside it the one that needs no victim; the last one draws the
 # tables of all others, which run side by side.
 ifdef FOLDER
 CHOSEN := $(MAKECMDGOALS)

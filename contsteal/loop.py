@@ -5,11 +5,14 @@ $CONTSTEAL_PRECISION "auto" (default: what the hardware is fast in), "bf16" or "
 notebooks and workers inherit both.
 """
 
+import copy
 import csv
 import io
 import math
 import os
 import shutil
+import signal
+import threading
 import time
 import warnings
 import zipfile
@@ -19,6 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -32,6 +36,7 @@ Row = dict[str, float]
 Backend = str | Callable[..., Any]  # of torch.compile
 Loss = Callable[[Tensor, int, torch.Generator], Tensor]  # (indices (B,), epoch, draws) -> scalar
 SAVE_EVERY = 15.0  # seconds between checkpoints: what a killed run can lose
+KEEP_EVERY = 1.0  # seconds between copies in memory, which a run that is told to end still saves
 QUIET = "TQDM_DISABLE"  # which a notebook's bars do not read by themselves
 HIDDEN = ("epoch", "lr", "seconds")  # columns of a row that the progress bar leaves out
 
@@ -105,7 +110,9 @@ def fit(
         loss: maps the indices (B,) of a batch, the epoch and a generator to a scalar.
         seed: decides the order of the samples, and with the epoch what `loss` draws.
         checkpoint: a file to save the state to after an epoch, at most every SAVE_EVERY seconds: a
-            killed run continues from it to the same weights. A CSV beside it gets a row per epoch.
+            killed run continues from it to the same weights. One that is ended by Ctrl-C or SIGTERM
+            saves the last epoch that it kept, at most every KEEP_EVERY seconds. A CSV beside the file
+            gets a row per epoch.
         after_epoch: maps an epoch to more columns of its row, such as a monitor's.
         title: stands before the progress bar.
         identity: describes the run: the checkpoint of another one is refused.
@@ -122,11 +129,12 @@ def fit(
     optimizer = schedule.build(model)
     identity = f"{identity} {schedule} seed={seed} n={n}"
     history = _resume(checkpoint, model, optimizer, identity)
-    saved, done = time.monotonic(), len(history)
+    kept: dict[str, Any] = {}
+    saved, copied, done = time.monotonic(), 0.0, len(history)
     bar = tqdm(
         total=epochs, initial=done, desc=title, leave=False, delay=2, disable=QUIET in os.environ
     )
-    with _flags_restored(), bar:
+    with _flags_restored(), bar, _saved_if_ended(checkpoint, kept):
         torch.backends.cudnn.benchmark = mode() == "fast"  # tries its kernels on every shape
         for epoch in range(done, epochs):
             start, draws = time.monotonic(), generator("epoch", seed, epoch)
@@ -138,8 +146,11 @@ def fit(
             bar.update()
             if checkpoint:
                 _log(checkpoint.with_suffix(".csv"), history)
+            if checkpoint and time.monotonic() - copied > min(KEEP_EVERY, SAVE_EVERY):
+                kept["state"] = _state(model, optimizer, identity, history)
+                copied = time.monotonic()
             if checkpoint and time.monotonic() - saved > SAVE_EVERY:
-                _save(checkpoint, model, optimizer, identity, history)
+                _save(checkpoint, kept)
                 saved = time.monotonic()
     optimizer.zero_grad(set_to_none=True)  # gradients take as much memory as the weights
     model.eval()
@@ -188,14 +199,42 @@ def _log(path: Path, history: list[Row]) -> None:
     files.write_text(path, text.getvalue())
 
 
-def _save(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: str,
-    history: list[Row],
-) -> None:  # fmt: skip
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(),
-             "rng": torch.get_rng_state(), "history": history, "identity": identity}  # fmt: skip
-    with files.atomic(path) as partial, partial.open("wb") as file:
-        torch.save(state, file)  # into an open file: a full disk is an OSError then
+def _state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, identity: str, history: list[Row]
+) -> dict[str, Any]:
+    """Return a copy of all that a training continues from."""
+    return copy.deepcopy({
+        "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+        "rng": torch.get_rng_state(), "history": history, "identity": identity,
+    })  # fmt: skip
+
+
+def _save(path: Path | None, kept: dict[str, Any]) -> None:
+    """Write the state that was kept, if there is one."""
+    if path and "state" in kept:
+        with files.atomic(path) as partial, partial.open("wb") as file:
+            torch.save(kept["state"], file)  # into an open file: a full disk is an OSError then
+
+
+@contextmanager
+def _saved_if_ended(path: Path | None, kept: dict[str, Any]) -> Iterator[None]:
+    """Save what was kept where Ctrl-C ends the block, or SIGTERM the process."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        _save(path, kept)
+        signal.signal(number, before)
+        os.kill(os.getpid(), number)
+
+    able = path is not None and threading.current_thread() is threading.main_thread()
+    before = (signal.signal(signal.SIGTERM, end) if able else None) or signal.SIG_DFL
+    try:
+        yield
+    except KeyboardInterrupt:
+        _save(path, kept)
+        raise
+    finally:
+        if able:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _resume(

@@ -1,5 +1,6 @@
 """Load a data set by name as one set of uint8 images: embedded, the papers', a folder or a pack."""
 
+import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,10 +99,11 @@ def _open(name: str, split: str, size: int) -> Read:
     from contsteal.data import packed
 
     kind, _, path = name.partition(":")
+    home = Path(os.path.expanduser(path))  # an unknown user's ~name stays as it is
     if kind == "packed" and path:
-        return packed.open_pack(Path(path).expanduser(), split)
+        return packed.open_pack(home, split)
     if kind == "folder" and path:
-        return folders.read(Path(path).expanduser(), split, size)
+        return folders.read(home, split, size)
     if name in torchsets.FOLDERS:
         home = torchsets.imagenet(name, size)
         unlabelled = split == "test" and (home / "val").is_dir()  # as ImageNet's test images are
@@ -172,7 +174,7 @@ def locate(name: str, splits: Collection[str], image_size: int) -> Path:
     Raises what `load` would raise, but for damaged images, which only reading finds.
     """
     kind, _, path = name.partition(":")
-    home = Path(path).expanduser()
+    home = Path(os.path.expanduser(path))
     if name in torchsets.SPLITS:
         torchsets.require(name, splits)
         return data_dir()

@@ -3,6 +3,9 @@
 import copy
 import json
 import os
+import signal
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -193,7 +196,7 @@ def _results(lab: Lab, jobs: Sequence[Work]) -> Iterator[tuple[list[Row], list[s
     quiet = patch.dict(os.environ, {loop.QUIET: "1"})  # workers would share one terminal
     with quiet, joblib.parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
         yield from joblib.Parallel(return_as="generator")(
-            joblib.delayed(_run_in_worker)(lab.profile, settings, job) for job in jobs
+            joblib.delayed(_run_in_worker)(os.getpid(), lab.profile, settings, job) for job in jobs
         )
 
 
@@ -211,7 +214,22 @@ def _worker_lab(profile: str, changes: str) -> Lab:
     return Lab(profile, **json.loads(changes))
 
 
-def _run_in_worker(profile: str, changes: str, job: Work) -> tuple[list[Row], list[str]]:
+@cache
+def _end_with(parent: int) -> None:
+    """Watch the process that gives this worker its jobs, and end as by SIGTERM when it is gone."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _run_in_worker(
+    parent: int, profile: str, changes: str, job: Work
+) -> tuple[list[Row], list[str]]:
+    _end_with(parent)
     return _run(_worker_lab(profile, changes), job)
 
 

@@ -1,6 +1,10 @@
 """Sweeps: one thing changed at a time, at equal queries, the same numbers in one process or many."""
 
+import os
 import shutil
+import signal
+import threading
+import time
 from itertools import product
 from typing import Any
 
@@ -480,3 +484,20 @@ def test_a_learning_rate_belongs_to_what_is_seen_however_that_is_said(lab: Lab) 
     for views, name in (("clean", "embedding"), ("surrogate", "embedding, own views")):
         row = sweeps.sweep(changed, [name], [16], [0], ["shapes"], batch=16).iloc[0]
         assert table.set_index("views").loc[views, "cka"] == row["cka"]
+
+
+def test_a_worker_ends_when_its_kernel_was_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody reads what it computes, and the next run would wait for its artifacts."""
+    parents, sent = iter([7, 1]), []
+    ended = threading.Event()
+
+    def kill(*given: int) -> None:
+        sent.append(given)
+        ended.set()
+
+    monkeypatch.setattr(os, "getppid", lambda: next(parents))
+    monkeypatch.setattr(os, "kill", kill)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    sweeps._end_with.__wrapped__(7)
+    assert ended.wait(10)
+    assert sent == [(os.getpid(), signal.SIGTERM)]

@@ -81,13 +81,11 @@ def command(*arguments: str) -> int:
     return notebooks.main([*arguments, "--profile", "tiny"])
 
 
-def run(capsys: pytest.CaptureFixture[str], *options: str) -> int:
+def run(capsys: pytest.CaptureFixture[str], *only: str) -> int:
     """Do what `make paper` does, one notebook after another; return the exit code."""
-    capsys.readouterr()
-    if command("prepare", *options):
-        return 1
-    todo = capsys.readouterr().out.split()
+    todo = notebooks.prepare("tiny", only, False)
     copies = sorted(word for word in todo if word.endswith(".ipynb"))
+    capsys.readouterr()
     return next((code for copy in copies if (code := notebooks.main(["execute", copy]))), 0)
 
 
@@ -114,10 +112,10 @@ def test_misspelt_and_mistyped_parameters_are_refused_before_anything_runs(
     desk: Path, capsys: pytest.CaptureFixture[str], given: str, message: str
 ) -> None:
     write_profile(desk, f"notebooks:\n  {LAST}: {given}\n")
-    assert command("prepare") == 1
+    assert command("paper") == 1
     printed = capsys.readouterr()
     assert re.search(rf"error: tiny.yaml, {LAST}.*{message}", printed.err)
-    assert (printed.out, (desk / "runs").exists()) == ("", False)
+    assert not (desk / "runs").exists()
 
 
 def test_unknown_names_list_the_known(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -232,11 +230,11 @@ def test_results_that_a_notebook_no_longer_has_go(
 ) -> None:
     folder = desk / "figures" / "tiny"
     write_notebook(desk, FIRST, WRITE)
-    assert run(capsys, "--only", "00") == 0
+    assert run(capsys, "00") == 0
     for name in ("00_old.csv", "00_old.json", "01_other.csv", "summary.md"):
         (folder / name).write_text("kept from another run")
     write_notebook(desk, FIRST, WRITE, "1")
-    assert run(capsys, "--only", "00") == 0
+    assert run(capsys, "00") == 0
     assert {p.name for p in folder.iterdir()} >= {"00_numbers.csv", "01_other.csv", "summary.md"}
     assert not list(folder.glob("00_old.*"))
 
@@ -256,7 +254,7 @@ def test_a_failing_notebook_shows_its_cell_keeps_its_copy_and_fails_again(
 ) -> None:
     write_notebook(desk, FIRST, code)
     for _ in range(2):
-        assert run(capsys, "--only", "00") == 1
+        assert run(capsys, "00") == 1
         printed = capsys.readouterr().err
         assert all(message in printed for message in messages)
         assert (desk / "runs" / "tiny" / f"{FIRST}.partial.ipynb").is_file()
@@ -298,7 +296,7 @@ def test_no_other_error_starts_a_notebook_again(
 
 
 def test_a_damaged_record_is_a_reason(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(capsys, "--only", "00") == 0
+    assert run(capsys, "00") == 0
     for text in ("[]", "{", '{"key": {}}'):
         (desk / "runs" / "tiny" / f"{FIRST}.json").write_text(text)
         assert reasons()[FIRST] == "outputs"
@@ -318,7 +316,7 @@ def test_settings_that_cannot_work_are_named(
 ) -> None:
     (desk / "file").write_text("not a folder")
     monkeypatch.setenv(variable, value if value == "exakt" else str(desk / value))
-    assert command("prepare") == 1
+    assert command("paper") == 1
     assert message in capsys.readouterr().err
 
 
@@ -330,10 +328,10 @@ def test_missing_data_is_said_before_any_notebook_runs(
 ) -> None:
     monkeypatch.setenv("DATA_DIR", str(desk / "data"))
     write_profile(desk, data="cifar10")
-    assert command("prepare") == 1
+    assert command("paper") == 1
     printed = capsys.readouterr()
     assert re.search("cifar10 is not complete.*170.5 MB.*make data", printed.err)
-    assert (printed.out, (desk / "runs" / "tiny").exists()) == ("", False)
+    assert not (desk / "runs" / "tiny").exists()
     assert command("plan") == 0
     assert "missing: cifar10 is not complete" in capsys.readouterr().out
 
@@ -394,10 +392,9 @@ def test_jobs_are_the_profiles_unless_make_was_given_some(
     assert notebooks._jobs(2, 5) == expected
 
 
-def test_the_longest_notebook_starts_first(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_longest_notebook_starts_first(desk: Path) -> None:
     def order() -> list[str]:
-        assert command("prepare") == 0
-        words = capsys.readouterr().out.split()
+        words = notebooks.prepare("tiny", (), False)
         return [Path(word).stem for word in words if word.endswith(".ipynb")]
 
     assert order() == [LAST, FIRST], "later ones take longer where no times are known"
@@ -455,6 +452,24 @@ def test_the_table_of_times_in_closed_values(tmp_path: Path) -> None:
 
 def plain(table: str) -> str:
     return re.sub(" +", " ", re.sub(r"\|[-:|]+\|\n", "", table))
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    ["[]", "{", '"a"', '{"00_first": 3}', '{"00_first": {"device": "CPU"}}', '{"in all": {}}',
+     '{"00_first": {"seconds": "61"}}', '{"00_first": {"seconds": NaN}}',
+     '{"00_first": {"seconds": 1.0, "artifacts": null}}'],
+)  # fmt: skip
+def test_damaged_times_count_as_not_measured(
+    desk: Path, capsys: pytest.CaptureFixture[str], damaged: str
+) -> None:
+    files.write_text(desk / "figures" / "tiny" / notebooks.TIMINGS, damaged)
+    assert notebooks.timings_table(desk / "figures" / "tiny") == "No durations are recorded."
+    assert command("plan") == 0
+    assert f"{FIRST}: never\n" in capsys.readouterr().out
+    assert len(notebooks.prepare("tiny", (), False)) > 2
+    notebooks.finish("tiny", since=1.0)
+    assert files.read_json(desk / "figures" / "tiny" / notebooks.TIMINGS) == {}
 
 
 # --------------------------------------------------------------------------------- by make
@@ -533,10 +548,13 @@ def test_after_a_failure_no_notebook_begins_that_needs_a_victim(copy: Path) -> N
     assert [word[:2] for word in log] in ([], ["00"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "to"), [(signal.SIGINT, "all"), (signal.SIGTERM, "make"), (signal.SIGKILL, "runner")]
+)
 def test_an_interrupt_ends_kernels_and_leaves_nothing_half_done(
-    copy: Path, number: signal.Signals
+    copy: Path, number: signal.Signals, to: str
 ) -> None:
+    """Ctrl-C reaches all processes of the terminal, `kill` one of them."""
     for stem in STAGED[2:4]:
         write_notebook(copy, stem, f"open('{copy}/pid{stem}', 'w').write(str(__import__('os').getpid()))",
                        "import time; time.sleep(600)")  # fmt: skip
@@ -546,10 +564,19 @@ def test_an_interrupt_ends_kernels_and_leaves_nothing_half_done(
         assert process.poll() is None
         time.sleep(0.1)
     kernels = [psutil.Process(int(path.read_text())) for path in pids]
-    os.killpg(process.pid, number)
-    process.communicate(timeout=60)
-    assert psutil.wait_procs(kernels, timeout=20)[1] == []
-    assert process.returncode != 0
+    everybody = psutil.Process(process.pid).children(recursive=True)
+    if to == "runner":
+        for kernel in kernels:
+            kernel.parent().send_signal(number)
+    else:
+        (os.killpg if to == "all" else os.kill)(process.pid, number)
+    assert psutil.wait_procs(everybody, timeout=20)[1] == []
+    printed = process.communicate(timeout=60)[0].splitlines()
+    assert process.returncode == (2 if to == "runner" else -number)
+    if to != "runner":  # of which make says that it was killed
+        assert len(printed) == 5, printed
+        assert printed[3] == "interrupted: `make paper` continues from the last checkpoints"
+        assert printed[4].startswith("make: *** ")
     home = copy / "runs" / "tiny"
     assert all("partial" in path.name for path in home.glob("*.ipynb"))
     assert json.loads((home / ".keys" / STAGED[2]).read_text())["reason"] == "never"

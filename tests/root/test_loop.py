@@ -314,17 +314,43 @@ def test_kill_9_in_the_middle_of_an_epoch(tmp_path):
     assert fit(checkpoint=tmp_path / "c.pt") == fit()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_told_to_end_saves_its_last_epoch(tmp_path, monkeypatch, number):
+    """In the middle of the fourth, and before the first checkpoint was due."""
+    monkeypatch.setattr(loop, "KEEP_EVERY", -1.0)
+    model, loss = problem()
+
+    def ended(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def told(chosen, epoch, draws):
+        if epoch == 3:
+            os.kill(os.getpid(), number)
+        return loss(chosen, epoch, draws)
+
+    before = [signal.signal(each, ended) for each in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            loop.fit(model, told, N, SCHEDULE, seed=0, checkpoint=tmp_path / "c.pt")
+        assert signal.getsignal(signal.SIGTERM) is ended, "the handler of before"
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])
+    assert len(torch.load(tmp_path / "c.pt", weights_only=True)["history"]) == 3
+    assert fit(checkpoint=tmp_path / "c.pt") == fit()
+
+
 def test_a_crash_while_saving_keeps_the_checkpoint_before(tmp_path, always_save, monkeypatch):
     path, save, count = tmp_path / "c.pt", torch.save, itertools.count(1)
 
     def crashes(state: object, file: Any) -> None:
         if next(count) == 3:
             file.write(b"half a file")
-            raise KeyboardInterrupt
+            raise SystemExit
         save(state, file)
 
     monkeypatch.setattr(torch, "save", crashes)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit):
         fit(checkpoint=path)
     monkeypatch.undo()
     assert len(torch.load(path, weights_only=True)["history"]) == 2
