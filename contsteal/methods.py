@@ -132,15 +132,12 @@ class Method(nn.Module):
 
     hidden = 0  # default width of the heads; 0 is the encoder's dimension
     projection = 0  # default dimension that the loss is computed in
-    temperature = 0.5  # default; methods without one ignore it
 
     def __init__(self, encoder: Encoder, config: Config, classes: int) -> None:
         super().__init__()
         self.config, self.classes = config, classes
         self.hidden = config.hidden or self.hidden or encoder.dim
         self.projection = config.projection or self.projection
-        if config.temperature is not None:
-            self.temperature = config.temperature  # also 0, which the loss refuses
         self.online = nn.Sequential(encoder, self.head(encoder.dim, self.hidden, self.projection))
 
     def head(self, dim: int, hidden: int, out: int) -> nn.Module:
@@ -186,7 +183,7 @@ class SimCLR(Method):
 
     def loss(self, one: Tensor, two: Tensor) -> Tensor:
         z1, z2 = self.online(torch.cat([one, two])).chunk(2)  # (B, P), one batch norm over both
-        return losses.info_nce(z1, z2, self.temperature)
+        return losses.info_nce(z1, z2, self.config.temperature or 0.5)
 
 
 class MoCo(Method):
@@ -197,7 +194,7 @@ class MoCo(Method):
     random directions.
     """
 
-    projection, temperature = 128, 0.1
+    projection = 128
     queue: Tensor
     next: Tensor
 
@@ -222,7 +219,7 @@ class MoCo(Method):
         terms = []
         for (query, _), k in zip(pairs, keys, strict=True):
             q = self.online(query)  # (B, P)
-            terms.append(losses.moco(q, k, self.queue, self.temperature))
+            terms.append(losses.moco(q, k, self.queue, self.config.temperature or 0.1))
         self.enqueue(torch.cat(keys))
         return torch.stack(terms).mean()
 

@@ -312,10 +312,3 @@ def test_a_head_is_read_back_as_it_was_written(tmp_path):
     path.write_bytes(b"no head")
     with pytest.raises(checkpoints.CheckpointError, match="cannot be read"):
         Head.load(path)
-
-
-@pytest.mark.parametrize("method", ["simclr", "moco"])
-def test_a_temperature_of_zero_is_refused_and_not_taken_for_the_default(method: str, views) -> None:
-    assert build(method).temperature == {"simclr": 0.5, "moco": 0.1}[method]
-    with pytest.raises(ValueError, match="temperature"):
-        build(method, temperature=0.0).loss(*views)
