@@ -23,13 +23,23 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from contsteal import files
+from contsteal import (
+    Batch,
+    Checked,
+    Count,
+    Natural,
+    NotNegative,
+    Positive,
+    checkpoints,
+    choice,
+    files,
+)
 from contsteal.seeds import generator
 
 Row = dict[str, float]
@@ -52,34 +62,27 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(Checked):
     """How long and how fast: linear warm-up, then one cosine to zero over the whole run."""
 
-    epochs: int
-    batch: int  # incomplete batches are dropped
-    lr: float  # at the peak
-    weight_decay: float = 1e-4
-    warmup: float = 0.1  # share of all steps
+    epochs: Count
+    batch: Batch  # incomplete batches are dropped
+    lr: Positive  # at the peak
+    weight_decay: NotNegative = 1e-4
+    warmup: Annotated[float, ("least", 0), ("below", 1)] = 0.1  # share of all steps
     optimizer: str = "adamw"  # a name of OPTIMIZERS
-    steps: int = 0  # of the optimizer, which then cut the last epoch short; 0: all of the epochs'
+    steps: Natural = (
+        0  # of the optimizer, which then cut the last epoch short; 0: all of the epochs'
+    )
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         """Return the optimizer of the weights that are trained; ValueError for an unknown name."""
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(
-                f"unknown optimizer {self.optimizer!r}: choose one of {', '.join(OPTIMIZERS)}"
-            )
         trained = [p for p in model.parameters() if p.requires_grad]
-        return OPTIMIZERS[self.optimizer](trained, lr=self.lr, weight_decay=self.weight_decay)
+        make = OPTIMIZERS[choice(self.optimizer, "optimizer", OPTIMIZERS)]
+        return make(trained, lr=self.lr, weight_decay=self.weight_decay)
 
     def check(self, n: int) -> int:
         """Return the steps per epoch for `n` samples; ValueError where they fill no batch."""
-        if self.epochs < 1 or self.batch < 2 or not self.lr > 0 or not 0 <= self.warmup < 1:
-            raise ValueError(
-                f"{self}: epochs must be >= 1, batch >= 2, lr > 0 and warmup in [0, 1)"
-            )
-        if self.steps < 0:
-            raise ValueError(f"{self}: steps must be 0 (what the epochs need) or more")
         if n < self.batch:
             raise ValueError(
                 f"{n} images are fewer than one batch of {self.batch}: give more images "
@@ -125,6 +128,7 @@ def fit(
         Diverged: for the first NaN or infinite loss, with its epoch and step.
     """
     set_mode()
+    checkpoint = checkpoint_file(checkpoint)
     epochs = math.ceil(schedule.total(n) / schedule.check(n))
     optimizer = schedule.build(model)
     identity = f"{identity} {schedule} seed={seed} n={n}"
@@ -213,7 +217,7 @@ def _save(path: Path | None, kept: dict[str, Any]) -> None:
     """Write the state that was kept, if there is one."""
     if path and "state" in kept:
         with files.atomic(path) as partial, partial.open("wb") as file:
-            torch.save(kept["state"], file)  # into an open file: a full disk is an OSError then
+            torch.save(kept["state"], file)
 
 
 @contextmanager
@@ -221,9 +225,11 @@ def _saved_if_ended(path: Path | None, kept: dict[str, Any]) -> Iterator[None]:
     """Save what was kept where Ctrl-C ends the block, or SIGTERM the process."""
 
     def end(number: int, _: FrameType | None) -> None:
-        _save(path, kept)
-        signal.signal(number, before)
-        os.kill(os.getpid(), number)
+        try:
+            _save(path, kept)
+        finally:
+            signal.signal(number, before)
+            os.kill(os.getpid(), number)
 
     able = path is not None and threading.current_thread() is threading.main_thread()
     before = (signal.signal(signal.SIGTERM, end) if able else None) or signal.SIG_DFL
@@ -237,6 +243,13 @@ def _saved_if_ended(path: Path | None, kept: dict[str, Any]) -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
+def checkpoint_file(path: Path | str | None) -> Path | None:
+    """Return the file to resume from and to save to; ValueError for a folder."""
+    if path is not None and Path(path).is_dir():
+        raise ValueError(f"checkpoint={path} is a folder: give a file in it")
+    return None if path is None else Path(path)
+
+
 def _resume(
     path: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer, identity: str
 ) -> list[Row]:
@@ -248,9 +261,13 @@ def _resume(
             if bad := archive.testzip():
                 raise ValueError(f"{bad} is not what was written")
         state = torch.load(path, map_location="cpu", weights_only=True)
-        stored = state["identity"]
-    except Exception as error:  # torch.load raises many kinds for a damaged file
-        warnings.warn(f"{path} is damaged ({error}): moved aside, starting anew", stacklevel=3)
+        stored, problem = state["identity"], checkpoints.misfit(model.state_dict(), state["model"])
+        if stored == identity and problem:
+            raise ValueError(problem)
+    except (
+        Exception
+    ):  # torch.load raises many kinds for a damaged file, and advises to load it unsafely
+        warnings.warn(f"{path} is damaged: moved aside, starting anew", stacklevel=3)
         files.move_aside(path)
         return []
     if stored != identity:

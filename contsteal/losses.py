@@ -265,6 +265,10 @@ def moco(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.1) ->
         temperature: divides the cosines.
     """
     q, k = (F.normalize(x, dim=1) for x in _pair(query, key))
+    if queue.ndim != 2 or not len(queue) or queue.shape[1] != q.shape[1]:
+        raise ValueError(
+            f"queue {tuple(queue.shape)}: rows of {q.shape[1]} are needed, as queries have"
+        )
     matching = (q * k).sum(1, keepdim=True)  # (N, 1)
     negatives = products(q, F.normalize(queue.to(q.dtype), dim=1))  # (N, K)
     logits = torch.cat([matching, negatives], dim=1) / positive(temperature)

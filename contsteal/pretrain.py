@@ -62,6 +62,11 @@ def fit(config: Config, images: ImageSet, checkpoint: Path | None = None) -> Fit
         loop.Diverged: for a NaN loss.
     """
     origin(config)
+    if not hasattr(images, "images"):
+        raise ValueError(
+            f"images {type(images).__name__}: a set is needed, such as data.load returns"
+        )
+    encoders.check_images(images.images)
     device = images.images.device
     if config.method == READY:
         given: dict[str, Any] = {"pretrained": True}
@@ -77,6 +82,9 @@ def fit(config: Config, images: ImageSet, checkpoint: Path | None = None) -> Fit
             f"method 'supervised' needs labels, {images.name} has none in this split: choose another "
             "method, data set or train_split"
         )
+    if images.labels is not None:
+        count = len(images.classes) if config.method == "supervised" else evaluate.MOST_CLASSES
+        evaluate.classes(images.labels, len(images.images), count)
     held = min(config.held_out, len(images.images) // 10)
     kept, watched = images.take(slice(held, None)), images.take(slice(held))
     model = build(config, len(images.classes)).to(device)
@@ -111,8 +119,6 @@ def schedule(config: Config) -> loop.Schedule:
     if config.method not in METHODS:
         known = ", ".join([*METHODS, READY])
         raise ValueError(f"unknown method {config.method!r}: choose one of {known}")
-    if config.monitor_every < 1 or config.held_out < 0:
-        raise ValueError(f"{config}: monitor_every must be >= 1 and held_out >= 0")
     recipe = METHODS[config.method]
     lr = recipe.lr * (config.batch / 128 if recipe.scaled else 1)
     lr = lr if config.lr is None else config.lr

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contsteal import augment, encoders, loop, losses
+from contsteal import augment, encoders, evaluate, loop, losses
 from contsteal.attacks import ASKS_VIEWS, ATTACKS, Config, Recipe, Views
 from contsteal.methods import Frozen, Head
 from contsteal.seeds import derive, generator
-from contsteal.victim import BlackBox
+from contsteal.victim import BlackBox, finite
 
 __all__ = [
     "ATTACKS", "Config", "Recipe", "Result", "Views", "ask", "learn_remap",
@@ -72,6 +72,8 @@ def train(
         ValueError: before any query, for unknown names, too few images, or missing labels.
         BudgetExceeded, loop.Diverged: where the budget does not suffice, or for a NaN loss.
     """
+    encoders.check_images(images)
+    checkpoint = loop.checkpoint_file(checkpoint)
     config = config.for_images(len(images))
     schedule = _check(config, api, images, user, labels)
     recipe, options, view_of = config.recipe, config.options, _views(config, images)
@@ -184,6 +186,7 @@ def ask(
     They are averaged, centred or shuffled where the config says so. `view_of` are the views to send,
     where the caller needs them again.
     """
+    encoders.check_images(images)
     config = config.for_images(len(images))
     view_of = view_of or _views(config, images)
     answers = []
@@ -325,8 +328,7 @@ def learn_remap(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: where rows do not match or hold NaN.
     """
-    matching = source.ndim == target.ndim == 2 and len(source) == len(target) > 0
-    if not (matching and source.isfinite().all() and target.isfinite().all()):
+    if len(finite(source)) != len(finite(target)) or not len(source):
         raise ValueError(
             f"answers {tuple(source.shape)} and {tuple(target.shape)}: both accounts must have sent "
             "the same images, one finite row each"
@@ -350,28 +352,31 @@ def _check(
     config: Config, api: BlackBox, images: Tensor, user: str, labels: Tensor | None
 ) -> loop.Schedule:
     """Return the schedule; refuse whatever would fail later, before any query is paid for."""
-    encoders.check(config.encoder, config.width)
     _ = config.options  # refuses negatives that the loss does not have
     _check_adaptation(config, len(images))
-    if config.mode in ASKS_VIEWS or len(images) > REQUEST:
+    if config.mode in ASKS_VIEWS or len(images) > REQUEST or config.accounts > 1:
         anchors = config.anchors if config.accounts > 1 else 0
         for name, rows in _accounts(config, user, len(images)).items():
             api.require(config.distinct(rows.stop - rows.start + anchors), name)
     one = next(iter(images.split(1)))  # also of a set on disk
     for policy in config.policies:
         augment.apply(policy, one, generator("check"))
-    if config.tau is not None and not config.tau > 0:
-        raise ValueError(f"temperature={config.tau}: it must be above 0")
-    if config.recipe.labels and (labels is None or len(labels) != len(images)):
-        given = "none" if labels is None else f"{len(labels)}"
+    if config.recipe.labels and labels is None:
         raise ValueError(
-            f"attack {config.attack!r} uses the true labels of the {len(images)} query images, "
-            f"given are {given}: give labels=..., or take an attack without them"
+            f"attack {config.attack!r} uses the true labels of the {len(images)} query images: give "
+            "labels=..., or take an attack without them"
         )
+    if config.recipe.labels:
+        evaluate.classes(labels, len(images))
     schedule = loop.Schedule(
         config.epochs, config.batch, config.lr, config.weight_decay, steps=config.steps
     )
     schedule.check(len(images))
+    loop.mode_labels()  # refuses unknown modes
+    # Not the surrogate itself: the answers decide how wide its last layer is.
+    trial = encoders.build(config.encoder, config.image_size, width=config.width).to(one.device)
+    schedule.build(trial)
+    encoders.embed(trial, one)
     return schedule
 
 

@@ -4,7 +4,8 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
-from typing import Annotated, Any, Literal, Self, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import (
@@ -59,15 +60,8 @@ def variant(name: str) -> tuple[str, dict[str, Any]]:
 Rate = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
-# What no training can use, whatever its method or attack; None, where it is allowed, stays allowed.
-LIMITS = {
-    "epochs": Field(ge=1), "steps": Field(ge=0), "batch": Field(ge=2), "lr": Field(gt=0),
-    "weight_decay": Field(ge=0), "temperature": Field(gt=0), "width": Field(gt=0),
-    "image_size": Field(ge=8), "hidden": Field(ge=1), "projection": Field(ge=1),
-    "momentum": Field(ge=0, le=1), "queue": Field(ge=1), "key_groups": Field(ge=1),
-    "held_out": Field(ge=0), "monitor_every": Field(ge=1), "answers": Field(ge=0),
-    "accounts": Field(ge=1), "anchors": Field(ge=1),
-}  # fmt: skip
+# A dataclass's words for its limits, and pydantic's.
+BOUNDS = {"least": "ge", "most": "le", "above": "gt", "below": "lt"}
 
 
 class Strict(BaseModel):
@@ -93,9 +87,18 @@ def _model(name: str, types: dict[str, Any]) -> type[Strict]:
 
 def _fields(config: type) -> dict[str, Any]:
     """Return the fields of a dataclass, each with its type, its limits and its default."""
-    hints = get_type_hints(config)
-    types = {n: Annotated[hints[n], LIMITS[n]] if n in LIMITS else hints[n] for n in hints}
-    return {field.name: (types[field.name], field.default) for field in fields(config)}
+    hints = get_type_hints(config, include_extras=True)
+    return {field.name: (_bounded(hints[field.name]), field.default) for field in fields(config)}
+
+
+def _bounded(hint: Any) -> Any:
+    """Return a type whose limits, such as those of `contsteal.Count`, are pydantic's."""
+    if get_origin(hint) in (Union, UnionType):
+        return Union[tuple(map(_bounded, get_args(hint)))]  # noqa: UP007 the members are computed
+    if get_origin(hint) is Annotated:
+        limits: dict[str, Any] = {BOUNDS[word]: bound for word, bound in hint.__metadata__}
+        return Annotated[hint.__origin__, Field(**limits)]
+    return hint
 
 
 class Watermark(Strict):

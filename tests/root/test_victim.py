@@ -278,7 +278,7 @@ PAD = B4B(transform="pad", padding=4)
     ("options", "answer", "message"),
     [
         ({"head": None}, "label", "embeddings only"),
-        ({}, "gradient", r"'gradient'.*'label', 'posterior' or 'logits'"),
+        ({}, "gradient", "'gradient': choose one of label, posterior, logits"),
         ({"defenses": [TopK(DIM + 1)]}, "label", "TopK"),
         ({"defenses": [PAD]}, "label", "9 coordinates of 5 classes.*padding is for embeddings"),
     ],
