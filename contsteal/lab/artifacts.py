@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 import time
 import warnings
@@ -15,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,14 @@ import pandas as pd
 import psutil
 import torch
 
+import contsteal
 from contsteal import encoders, files, loop, methods
 
 PACKAGE = Path(__file__).resolve().parent.parent
 ROOT = PACKAGE.parent
 MANIFEST, HEAD = "manifest.json", "projector.safetensors"
+LIBRARIES = ("numpy", "pandas", "pillow", "scikit-learn", "scipy", "timm", "torchvision")
+NOTEBOOK = "CONTSTEAL_NOTEBOOK"  # which the runner sets
 UNTRAINED = ("epoch", "loss", "lr", "seconds")  # columns of a history without epochs
 
 
@@ -332,7 +337,38 @@ def processor() -> str:
     return f"{name}, {joblib.cpu_count()} threads"
 
 
+@cache
+def code_version() -> str:
+    """Return the package's version, the commit where there is one, and a key of its code."""
+    paths = sorted(PACKAGE.rglob("*.py"))
+    code = files.key([(str(p.relative_to(PACKAGE)), files.sha256(p)) for p in paths])
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    with suppress(OSError):
+        commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+        return " ".join(filter(None, (contsteal.__version__, commit, code)))
+    return f"{contsteal.__version__} {code}"
+
+
 def stamp(profile: str, data: str, seeds: str) -> dict[str, str]:
-    """Return what every figure and table carries: profile, data, seeds, device and date of run."""
+    """Return what every figure and table carries: what it was computed from, by which code, and where.
+
+    `notebook` has a key of the executed notebook's code and parameters, where the runner executed it.
+    """
+    versions = [f"{name} {version(name)}" for name in LIBRARIES]
     return {"profile": profile, "data": data, "seeds": seeds, "device": processor(),
-            "torch": torch.__version__, "date": date.today().isoformat()}  # fmt: skip
+            "torch": torch.__version__, "date": date.today().isoformat(), "code": code_version(),
+            "libraries": ", ".join([f"python {platform.python_version()}", *versions]),
+            "notebook": os.environ.get(NOTEBOOK, "interactive")}  # fmt: skip
+
+
+def sealed(stamp: dict[str, str], table: Path) -> dict[str, str]:
+    """Return a stamp with a key of itself and its table; one of before there were keys stays as it is."""
+    facts = {name: value for name, value in stamp.items() if name != "seal"}
+    return facts | ({"seal": files.key([facts, files.sha256(table)])} if "code" in facts else {})
+
+
+def check_table(table: Path, stamp: dict[str, str]) -> None:
+    """Raise ValueError where a stored table and its stamp are not what was written together."""
+    if "seal" in stamp and sealed(stamp, table) != stamp:
+        number = table.name.partition("_")[0]
+        raise ValueError(f"{table} is not what was written: run notebook {number} again")

@@ -189,7 +189,8 @@ def _record(executed: Path) -> dict[str, Any]:
     """Return what `execute` noted beside an executed copy, {} where that is missing or damaged."""
     record = files.read_json(executed.with_suffix(".json"))
     if isinstance(record, dict) and {"key", "outputs", "artifacts"} <= record.keys():
-        return record
+        seal = record.pop("seal", None)  # older ones have none
+        return record if seal in (None, files.key(record)) else {}
     return {}
 
 
@@ -364,7 +365,8 @@ def execute(executed: Path) -> None:
             order["key"]["tables"] = files.key(_tables(figures))
         before = {path: _changed(path) for path in figures.glob("*")}
         os.environ["CONTSTEAL_FIGURES"] = str(figures.parent)
-        os.environ["CONTSTEAL_NOTEBOOK"] = f"{executed.parent.name}/{stem}"
+        own = files.key([order["key"][part] for part in ("parameters", "code")])
+        os.environ["CONTSTEAL_NOTEBOOK"] = f"{stem} {own}"
         os.environ.setdefault("TQDM_DISABLE", "1")  # an executed copy is read, not watched
         if order["cores"]:  # more threads than cores would wait for each other
             for variable in ("OMP_NUM_THREADS", "CONTSTEAL_WORKERS"):
@@ -380,12 +382,13 @@ def execute(executed: Path) -> None:
                 path.unlink()
         # Those of the notebooks that ran beside this one count, too.
         artifacts = (executed.parent.parent / "artifacts").glob("*/manifest.json")
-        files.write_json(executed.with_suffix(".json"), {
+        record = {
             "key": order["key"], "outputs": {p.name: _digest(p) for p in sorted(made)},
             "seconds": round(time.time() - start, 1), "started": start, "device": order["device"],
             "date": date.today().isoformat(),
             "artifacts": sum(path.stat().st_mtime >= start for path in artifacts),
-        })  # fmt: skip
+        }  # fmt: skip
+        files.write_json(executed.with_suffix(".json"), record | {"seal": files.key(record)})
         print(f"{stem}: done in {time.time() - start:.1f} s", flush=True)
 
 
@@ -506,7 +509,7 @@ def finish(profile: str, since: float) -> None:
             # A run that made fewer artifacts read the others back: its time is not the notebook's.
             if record["artifacts"] >= known.get(name, {}).get("artifacts", 0):
                 known[name] = {k: record[k] for k in ("seconds", "device", "artifacts")}
-        files.write_json(figures / TIMINGS, known)
+        files.write_json(figures / TIMINGS, known | {"seal": files.key(known)})
         with suppress(ValueError):  # no results yet
             write_summary(profile)
     print(f"figures, numbers and {SUMMARY}: {figures}")
@@ -515,7 +518,9 @@ def finish(profile: str, since: float) -> None:
 def _times(figures: Path) -> dict[str, dict[str, Any]]:
     """Return what is stored of each notebook's duration; what is damaged was not measured."""
     known = files.read_json(figures / TIMINGS)
-    entries = known.items() if isinstance(known, dict) else ()
+    known = known if isinstance(known, dict) else {}
+    seal = known.pop("seal", None)  # older files have none
+    entries = known.items() if seal in (None, files.key(known)) else ()
     return {name: entry for name, entry in entries if _is_duration(entry)}
 
 

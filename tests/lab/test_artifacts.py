@@ -11,13 +11,16 @@ from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+import contsteal
 from contsteal import files
 from contsteal.defenses.b4b import B4B
 from contsteal.defenses.perturbation import GaussianNoise
 from contsteal.lab import artifacts
+from contsteal.victim import AnswerStore
 
 CONFIG = {"epochs": 3, "lr": 0.1}
 CODE = ["contsteal.losses"]
@@ -453,9 +456,49 @@ def test_the_environment_says_where_results_go_and_which_device_computes(
 
 def test_a_stamp_says_where_a_number_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONTSTEAL_DEVICE", "cpu")
+    monkeypatch.setenv(artifacts.NOTEBOOK, "03_cont_steal 1a2b")
     stamp = artifacts.stamp("demo", "shapes", "0, 1, 2")
+    code, libraries = stamp.pop("code"), stamp.pop("libraries")
     assert stamp == {
         "profile": "demo", "data": "shapes", "seeds": "0, 1, 2", "torch": torch.__version__,
         "device": artifacts.processor(), "date": date.today().isoformat(),
+        "notebook": "03_cont_steal 1a2b",
     }  # fmt: skip
     assert stamp["device"].endswith(" threads")
+    assert code.startswith(contsteal.__version__)
+    assert f"numpy {np.__version__}" in libraries.split(", ")
+
+
+def test_code_of_another_content_or_commit_is_another_version(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "a.py").write_text("1")
+    monkeypatch.setattr(artifacts, "PACKAGE", tmp_path)
+    one, two = artifacts.code_version.__wrapped__(), artifacts.code_version.__wrapped__()
+    (tmp_path / "a.py").write_text("2")
+    assert (one == two, one == artifacts.code_version.__wrapped__()) == (True, False)
+    monkeypatch.setattr(artifacts, "ROOT", tmp_path)  # which is no repository
+    assert len(artifacts.code_version.__wrapped__().split()) == 2
+
+
+def test_runs_that_moved_to_another_folder_continue_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing in an artifact, its key or its answers says where it lies."""
+    made = []
+
+    def make(folder: Path) -> None:
+        made.append(folder)
+        (folder / "a.txt").write_text("a result")
+
+    names = [b"1" * 16]
+    store = artifacts.runs_dir() / "answers" / "a-victim"
+    AnswerStore(store).put(names, torch.ones(1, 3))
+    before = artifacts.artifact("kind", CONFIG, CODE, make)
+    shutil.copytree(artifacts.runs_dir(), tmp_path / "b" / "c", copy_function=shutil.copyfile)
+    shutil.rmtree(artifacts.runs_dir())
+    monkeypatch.setenv("CONTSTEAL_RUNS", str(tmp_path / "b" / "c"))
+    after = artifacts.artifact("kind", CONFIG, CODE, make)
+    assert (len(made), before == after) == (1, False)
+    assert (after / "a.txt").read_text() == "a result"
+    assert AnswerStore(artifacts.runs_dir() / "answers" / "a-victim").get(names) is not None

@@ -177,6 +177,12 @@ def test_a_run_is_followed_by_none_until_something_changes(
         assert reasons() == none, word
     (desk / "figures" / "tiny" / "extra.csv").write_text("b\n1\n")
     assert reasons() == {FIRST: "", LAST: "tables"}
+    (desk / "figures" / "tiny" / "extra.csv").unlink()
+    for name in ("runs", "figures"):  # as to another machine
+        shutil.copytree(desk / name, desk / "elsewhere" / name, copy_function=shutil.copyfile)
+        shutil.rmtree(desk / name)
+        monkeypatch.setenv(f"CONTSTEAL_{name.upper()}", str(desk / "elsewhere" / name))
+    assert reasons() == none
 
 
 def test_a_module_that_a_notebook_imports_counts_and_others_do_not(
@@ -297,8 +303,11 @@ def test_no_other_error_starts_a_notebook_again(
 
 def test_a_damaged_record_is_a_reason(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "00") == 0
-    for text in ("[]", "{", '{"key": {}}'):
-        (desk / "runs" / "tiny" / f"{FIRST}.json").write_text(text)
+    path = desk / "runs" / "tiny" / f"{FIRST}.json"
+    altered = path.read_text().replace('"artifacts": 0', '"artifacts": 8')
+    assert altered != path.read_text()
+    for text in ("[]", "{", '{"key": {}}', altered):
+        path.write_text(text)
         assert reasons()[FIRST] == "outputs"
 
 
@@ -432,7 +441,7 @@ def test_a_cold_run_of_all_replaces_times_of_more_rows_and_of_notebooks_that_are
         files.write_json(manifest, {})
         os.utime(manifest, (made_at, made_at))
         notebooks.finish("tiny", since=10.0)
-        times = files.read_json(figures / notebooks.TIMINGS)
+        times = notebooks._times(figures)
         assert times[FIRST]["seconds"] == expected
         assert set(times) == {FIRST, LAST, notebooks.WHOLE}
 
@@ -469,7 +478,7 @@ def test_damaged_times_count_as_not_measured(
     assert f"{FIRST}: never\n" in capsys.readouterr().out
     assert len(notebooks.prepare("tiny", (), False)) > 2
     notebooks.finish("tiny", since=1.0)
-    assert files.read_json(desk / "figures" / "tiny" / notebooks.TIMINGS) == {}
+    assert notebooks._times(desk / "figures" / "tiny") == {}
 
 
 # --------------------------------------------------------------------------------- by make
@@ -532,7 +541,7 @@ def test_make_runs_the_graph_side_by_side_twice_at_once_each_notebook_once(copy:
     for process in printed:
         assert process.startswith(f"profile tiny on {artifacts.processor()}: asked for\n")
     assert "".join(printed).count(": done in") == 5
-    times = files.read_json(copy / "figures" / "tiny" / notebooks.TIMINGS)
+    times = notebooks._times(copy / "figures" / "tiny")
     assert times.keys() == {*STAGED, notebooks.WHOLE}
     again = make(copy)
     assert "nothing to do" in again.communicate()[0]
