@@ -75,3 +75,8 @@ class Checked:
             name = f"{type(self).__name__} {field.name}"
             value = fitting(getattr(self, field.name), name, field.type)
             object.__setattr__(self, field.name, value)
+
+
+def dense(values: Any) -> bool:
+    """Return whether a tensor holds its values in rows: none that is sparse, nested, or on "meta"."""
+    return str(values.layout) == "torch.strided" and not (values.is_meta or values.is_nested)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from contsteal import Count, Positive, Seed, encoders, fitting, number
+from contsteal import Count, Positive, Seed, dense, fitting, number
 from contsteal.seeds import generator
 
 MOST_CLASSES = 2**20  # a larger label is no class: a probe has a row of weights for each
@@ -21,9 +21,9 @@ STEPS = 100  # of L-BFGS at most; half as many where a fit only helps to choose 
 
 def _features(x: Tensor, rows: int = 1) -> Tensor:
     """Return features (N, D), N at least `rows`, without gradients; ValueError for what is not finite."""
-    dense = isinstance(x, Tensor) and encoders.dense(x)
-    if not dense or not x.is_floating_point() or x.ndim != 2 or len(x) < rows or not x.shape[1]:
-        given = f"{tuple(x.shape)} {x.dtype}" if dense else type(x).__name__
+    whole = isinstance(x, Tensor) and dense(x)
+    if not whole or not x.is_floating_point() or x.ndim != 2 or len(x) < rows or not x.shape[1]:
+        given = f"{tuple(x.shape)} {x.dtype}" if whole else type(x).__name__
         raise ValueError(f"features {given}: floats (N, D) are needed, in at least {rows} rows")
     if not (fine := x.norm(dim=1) < LARGEST).all():  # also refuses NaN
         first = (~fine).nonzero()[:5, 0].tolist()
@@ -61,7 +61,9 @@ def _task(
         )
     train_y, test_y = classes(train_y, len(train_x)), classes(test_y, len(test_x))
     if not torch.isin(test_y, train_y).any():
-        raise ValueError("no label of the test set occurs in training: both must number the same classes")
+        raise ValueError(
+            "no label of the test set occurs in training: both must number the same classes"
+        )
     return train_x, train_y, test_x, test_y, int(max(train_y.max(), test_y.max())) + 1
 
 

@@ -96,11 +96,14 @@ class Head(nn.Sequential):
 
     @staticmethod
     def load(path: Path) -> "Head":
-        """Return the head that `save` wrote, in eval mode; CheckpointError for a damaged file."""
+        """Return the head that `save` wrote, in eval mode; CheckpointError for any other file."""
         state, header = checkpoints.read_safetensors(path)
-        spec = json.loads(header["head"])
-        head = Head(*spec["sizes"], norm=spec["norm"], last=spec["last"])
-        head.load_state_dict(state)
+        try:
+            spec = json.loads(header["head"])
+            head = Head(*spec["sizes"], norm=spec["norm"], last=spec["last"])
+            head.load_state_dict(state)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise checkpoints.CheckpointError(f"{path} holds no head: save it again") from error
         return head.eval()
 
 

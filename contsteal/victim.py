@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from contsteal import Count, Natural, checkpoints, choice, encoders, files, fitting
+from contsteal import Count, Natural, checkpoints, choice, dense, encoders, files, fitting
 from contsteal.encoders import as_uint8
 
 LONGEST_NAME = 256  # characters of a user's name
@@ -44,9 +44,9 @@ def finite(answers: Tensor, rows: int | None = None) -> Tensor:
 
     `rows` is the N that is needed, where it is known.
     """
-    dense = isinstance(answers, Tensor) and encoders.dense(answers)
-    if not dense or answers.ndim != 2 or not answers.shape[1] or rows not in (None, len(answers)):
-        shape = tuple(answers.shape) if dense else type(answers).__name__
+    whole = isinstance(answers, Tensor) and dense(answers)
+    if not whole or answers.ndim != 2 or not answers.shape[1] or rows not in (None, len(answers)):
+        shape = tuple(answers.shape) if whole else type(answers).__name__
         needed = "N" if rows is None else rows
         raise ValueError(f"answers {shape}: a tensor ({needed}, D) is needed, one row per input")
     if not answers.is_floating_point():

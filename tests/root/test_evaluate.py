@@ -208,7 +208,11 @@ def test_mean_interval_of_one_value_has_no_bounds() -> None:
     ("index", "change", "message"),
     [
         (0, lambda x: x.index_fill(0, torch.tensor(7), math.nan), r"NaN, .*, first in rows \[7\]"),
-        (2, lambda x: x.index_fill(0, torch.tensor(7), math.inf), r"infinity .*, first in rows \[7\]"),
+        (
+            2,
+            lambda x: x.index_fill(0, torch.tensor(7), math.inf),
+            r"infinity .*, first in rows \[7\]",
+        ),
         (1, lambda y: y[:-1], r"labels \(19,\): \(20,\) are needed"),
         (3, lambda y: y[:-1], r"labels \(19,\): \(20,\) are needed"),
         (2, lambda x: x[:, :1], "4.*1"),  # these would even broadcast against a head of four
