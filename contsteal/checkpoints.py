@@ -108,7 +108,7 @@ def read_table(path: Path) -> Table:
     tree = tree if isinstance(tree, dict) else {type(tree).__name__: None}
     name = next((name for name in TABLES if isinstance(tree.get(name), dict)), "")
     weights = tree[name] if name else tree
-    is_table = all(isinstance(k, str) and _is_weight(v) for k, v in weights.items())
+    is_table = all(isinstance(k, str) and dense(v) for k, v in weights.items())
     if not weights or not is_table:
         raise CheckpointError(
             f"{path} holds {_listed(map(str, tree)) or 'nothing'}: a table of weights alone is "
@@ -117,14 +117,6 @@ def read_table(path: Path) -> Table:
     if bad := [k for k, v in weights.items() if v.is_floating_point() and not v.isfinite().all()]:
         raise CheckpointError(f"{path} holds NaN or infinity in {_listed(bad)}: fetch it again")
     return Table(weights, name, tuple(str(k) for k in tree if name and k != name))
-
-
-def _is_weight(value: object) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and dense(value)
-        and not (value.is_complex() or value.is_quantized)
-    )
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from contsteal import Count, Positive, Seed, checkpoints, dense, files, fitting, number
+from contsteal import Count, Positive, Seed, checkpoints, dense, files, fitting, number, shown
 from contsteal.checkpoints import CheckpointError
 from contsteal.files import digest
 
@@ -77,9 +77,9 @@ class Encoder(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        shape = images.shape if isinstance(images, Tensor) else ()
+        shape = tuple(images.shape) if isinstance(images, Tensor) else ()
         if len(shape) != 4 or shape[1] != 3 or 0 in shape[2:]:
-            raise ValueError(f"images {_shown(images)}: an encoder takes (N, 3, H, W)")
+            raise ValueError(f"images {shown(images)}: an encoder takes (N, 3, H, W)")
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise ValueError(f"images are {images.dtype}: give uint8, or floats in [0, 1]")
         x = images.to(self.mean.dtype)
@@ -395,16 +395,9 @@ def embed(net: nn.Module, images: Tensor, batch: int = 512) -> Tensor:
 
 def _features(net: nn.Module, images: Tensor) -> Tensor:
     out = net(images)
-    if (
-        not isinstance(out, Tensor)
-        or not out.is_floating_point()
-        or out.shape[:-1] != images.shape[:1]
-    ):
-        kind = f" {out.dtype}" if isinstance(out, Tensor) else ""
-        raise ValueError(
-            f"the network makes {_shown(out)}{kind} of {len(images)} images: floats ({len(images)}, D) "
-            "are needed"
-        )
+    if not dense(out) or not out.is_floating_point() or out.shape[:-1] != images.shape[:1]:
+        needed = f"floats ({len(images)}, D) are needed"
+        raise ValueError(f"the network makes {shown(out)} of {len(images)} images: {needed}")
     return out.float()
 
 
@@ -413,18 +406,13 @@ def device_of(net: nn.Module) -> torch.device:
     return next((x.device for x in (*net.parameters(), *net.buffers())), torch.device("cpu"))
 
 
-def _shown(value: object) -> object:
-    return (
-        tuple(value.shape) if isinstance(value, Tensor) and dense(value) else type(value).__name__
-    )
-
-
 def check_images(images: Tensor) -> None:
     """Raise ValueError for all but images (N, 3, H, W) in memory or on disk, at least one, of a pixel."""
-    stored = not isinstance(images, Tensor) and hasattr(images, "is_floating_point")
-    shape = tuple(images.shape) if stored else _shown(images)
-    if not isinstance(shape, tuple) or len(shape) != 4 or shape[1] != 3 or 0 in shape:
-        raise ValueError(f"images {shape}: a tensor of at least one of shape (3, H, W) is needed")
+    usable = dense(images) if isinstance(images, Tensor) else hasattr(images, "split")
+    shape = tuple(getattr(images, "shape", ())) if usable else ()
+    if len(shape) != 4 or shape[1] != 3 or 0 in shape:
+        needed = "a tensor of at least one of shape (3, H, W) is needed"
+        raise ValueError(f"images {shown(images)}: {needed}")
 
 
 def as_uint8(images: Tensor) -> Tensor:

@@ -127,8 +127,6 @@ class Momentum(nn.Module):
 
     def __init__(self, net: nn.Module, momentum: float) -> None:
         super().__init__()
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum={momentum}: it must be between 0 and 1")
         self.module, self.momentum = copy.deepcopy(net).requires_grad_(False), momentum
 
     @torch.no_grad()
