@@ -75,3 +75,17 @@ class Checked:
             name = f"{type(self).__name__} {field.name}"
             value = fitting(getattr(self, field.name), name, field.type)
             object.__setattr__(self, field.name, value)
+
+
+def dense(value: Any) -> bool:
+    """Return whether this is a tensor of real numbers: none that is sparse, nested or "meta"."""
+    odd = ("is_meta", "is_nested", "is_quantized")
+    real = str(getattr(value, "layout", "")) == "torch.strided" and not value.dtype.is_complex
+    return real and not any(getattr(value, name) for name in odd)
+
+
+def shown(value: Any) -> str:
+    """Return what an error says of a tensor, its shape and type; of anything else, what it is."""
+    return (
+        f"{tuple(value.shape)} {value.dtype}" if dense(value) else f"of kind {type(value).__name__}"
+    )

@@ -17,12 +17,13 @@ import torch
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from contsteal import Count, Positive, Seed, checkpoints, files, fitting, number
+from contsteal import Count, Positive, Seed, checkpoints, dense, files, fitting, number, shown
 from contsteal.checkpoints import CheckpointError
 from contsteal.files import digest
 
 CIFAR_STEM = ("resnet18", "resnet34", "resnet50")  # 3 x 3 first convolution up to 64 px
 STEM_INPUTS = ("padding", "relu")  # in which projects' CIFAR stems differ
+SPEC = ("name", "image_size", "width", "out_dim", "inputs")  # what describes an encoder
 SMALL = "conv4"  # the one network that is not timm's
 CHANNELS = {SMALL: (16, 32, 64, 128)}  # of each layer, at width 1
 
@@ -76,9 +77,9 @@ class Encoder(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        shape = images.shape if isinstance(images, Tensor) else ()
+        shape = tuple(images.shape) if isinstance(images, Tensor) else ()
         if len(shape) != 4 or shape[1] != 3 or 0 in shape[2:]:
-            raise ValueError(f"images {_shown(images)}: an encoder takes a tensor (N, 3, H, W)")
+            raise ValueError(f"images {shown(images)}: an encoder takes (N, 3, H, W)")
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise ValueError(f"images are {images.dtype}: give uint8, or floats in [0, 1]")
         x = images.to(self.mean.dtype)
@@ -335,7 +336,8 @@ def save(net: Encoder, path: Path, **metadata: str | int | float) -> str:
     state = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
     sha, spec = digest(state.items()), json.dumps(net.spec)
     header = {"licence": net.licence} | {k: str(v) for k, v in metadata.items()}
-    header |= {"spec": spec, "sha256": sha, "seal": _seal(sha, spec)}
+    header |= {"spec": spec, "sha256": sha}
+    header["seal"] = _seal(json.dumps(header, sort_keys=True))
     with files.atomic(path) as partial:
         partial.write_bytes(serialize(state, metadata=header))  # a full disk is an OSError here
     return sha
@@ -350,23 +352,32 @@ def load(path: Path, into: Encoder | None = None) -> Encoder:
         CheckpointError: with the file, and what is missing, unexpected, misshapen or altered.
     """
     state, header = checkpoints.read_safetensors(path)
-    sha, stored = digest(state.items()), header.get("spec", "")
-    if header.get("sha256") != sha or header.get("seal") != _seal(sha, stored):
+    sha, stored, seal = digest(state.items()), header.get("spec", ""), header.pop("seal", "")
+    unsealed = seal == _seal(sha, stored)  # as older files are: their licence may be anybody's word
+    if header.get("sha256") != sha or not (
+        unsealed or seal == _seal(json.dumps(header, sort_keys=True))
+    ):
         raise CheckpointError(f"{path} does not have the sha256 it was saved with: it was altered")
-    spec = json.loads(stored)
-    net = build(**spec) if into is None else into
+    try:
+        spec = {k: v for k, v in json.loads(stored).items() if k in SPEC}
+        name = spec.pop("name")
+    except (ValueError, AttributeError, KeyError):
+        raise CheckpointError(
+            f"{path} does not say which encoder it holds: save it again"
+        ) from None
+    net = build(name, **spec) if into is None else into
     problem = checkpoints.misfit(net.state_dict(), state)
     if spec.get("inputs") != json.loads(json.dumps(net.spec)).get("inputs"):
         problem = problem or "the same weights with other inputs are another network"
     if problem:
         raise CheckpointError(f"{path} is {stored}, which does not fit {net.spec}: {problem}")
     net.load_state_dict(state)
-    net.licence = header.get("licence", net.licence)
+    net.licence = "not stated" if unsealed else header.get("licence", net.licence)
     return net
 
 
-def _seal(sha: str, spec: str) -> str:
-    return hashlib.sha256(f"{sha} {spec}".encode()).hexdigest()
+def _seal(*parts: str) -> str:
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
 @torch.no_grad()
@@ -384,16 +395,9 @@ def embed(net: nn.Module, images: Tensor, batch: int = 512) -> Tensor:
 
 def _features(net: nn.Module, images: Tensor) -> Tensor:
     out = net(images)
-    if (
-        not isinstance(out, Tensor)
-        or not out.is_floating_point()
-        or out.shape[:-1] != images.shape[:1]
-    ):
-        kind = f" {out.dtype}" if isinstance(out, Tensor) else ""
-        raise ValueError(
-            f"the network makes {_shown(out)}{kind} of {len(images)} images: floats ({len(images)}, D) "
-            "are needed"
-        )
+    if not dense(out) or not out.is_floating_point() or out.shape[:-1] != images.shape[:1]:
+        needed = f"floats ({len(images)}, D) are needed"
+        raise ValueError(f"the network makes {shown(out)} of {len(images)} images: {needed}")
     return out.float()
 
 
@@ -402,23 +406,13 @@ def device_of(net: nn.Module) -> torch.device:
     return next((x.device for x in (*net.parameters(), *net.buffers())), torch.device("cpu"))
 
 
-def dense(values: Tensor) -> bool:
-    """Return whether a tensor holds its values: none that is sparse, nested, or without storage."""
-    return values.layout == torch.strided and not values.is_meta and not values.is_nested
-
-
-def _shown(value: object) -> object:
-    return (
-        tuple(value.shape) if isinstance(value, Tensor) and dense(value) else type(value).__name__
-    )
-
-
 def check_images(images: Tensor) -> None:
     """Raise ValueError for all but images (N, 3, H, W) in memory or on disk, at least one, of a pixel."""
-    stored = not isinstance(images, Tensor) and hasattr(images, "is_floating_point")
-    shape = tuple(images.shape) if stored else _shown(images)
-    if not isinstance(shape, tuple) or len(shape) != 4 or shape[1] != 3 or 0 in shape:
-        raise ValueError(f"images {shape}: a tensor of at least one of shape (3, H, W) is needed")
+    usable = dense(images) if isinstance(images, Tensor) else hasattr(images, "split")
+    shape = tuple(getattr(images, "shape", ())) if usable else ()
+    if len(shape) != 4 or shape[1] != 3 or 0 in shape:
+        needed = "a tensor of at least one of shape (3, H, W) is needed"
+        raise ValueError(f"images {shown(images)}: {needed}")
 
 
 def as_uint8(images: Tensor) -> Tensor:

@@ -5,12 +5,13 @@ Every function takes features (N, D) of a frozen encoder; none of them runs a ne
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from contsteal import Count, Positive, Seed, encoders, fitting, number
+from contsteal import Count, Positive, Seed, dense, fitting, number, shown
 from contsteal.seeds import generator
 
 MOST_CLASSES = 2**20  # a larger label is no class: a probe has a row of weights for each
@@ -21,10 +22,8 @@ STEPS = 100  # of L-BFGS at most; half as many where a fit only helps to choose 
 
 def _features(x: Tensor, rows: int = 1) -> Tensor:
     """Return features (N, D), N at least `rows`, without gradients; ValueError for what is not finite."""
-    dense = isinstance(x, Tensor) and encoders.dense(x)
-    if not dense or not x.is_floating_point() or x.ndim != 2 or len(x) < rows or not x.shape[1]:
-        given = f"{tuple(x.shape)} {x.dtype}" if dense else type(x).__name__
-        raise ValueError(f"features {given}: floats (N, D) are needed, in at least {rows} rows")
+    if not dense(x) or not x.is_floating_point() or x.ndim != 2 or len(x) < rows or not x.shape[1]:
+        raise ValueError(f"features {shown(x)}: floats (N, D) are needed, in at least {rows} rows")
     if not (fine := x.norm(dim=1) < LARGEST).all():  # also refuses NaN
         first = (~fine).nonzero()[:5, 0].tolist()
         raise ValueError(
@@ -33,13 +32,10 @@ def _features(x: Tensor, rows: int = 1) -> Tensor:
     return x.detach()
 
 
-def classes(labels: Tensor | None, n: int, count: int = MOST_CLASSES) -> Tensor:
+def classes(labels: Any, n: int, count: int = MOST_CLASSES) -> Tensor:
     """Return labels (n,) as int64; ValueError for all but whole numbers from 0 to `count` - 1."""
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
-        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise ValueError(f"labels {kind}: a tensor ({n},) of whole numbers is needed")
-    if labels.shape != (n,):
-        raise ValueError(f"labels {tuple(labels.shape)}: ({n},) are needed, one per image")
+    if not dense(labels) or labels.is_floating_point() or labels.shape != (n,):
+        raise ValueError(f"labels {shown(labels)}: whole numbers ({n},) are needed, one per image")
     labels = labels.long()
     if len(bad := ((labels < 0) | (labels >= count)).nonzero()):
         row = int(bad[0, 0])
@@ -56,8 +52,8 @@ def _task(
     train_x, test_x = _features(train_x, rows), _features(test_x)
     if (train_x.shape[1], train_x.dtype) != (test_x.shape[1], test_x.dtype):
         raise ValueError(
-            f"training features {tuple(train_x.shape)} {train_x.dtype} and test features "
-            f"{tuple(test_x.shape)} {test_x.dtype}: both must come from one encoder"
+            f"training features {shown(train_x)} and test features {shown(test_x)}: both must come from "
+            "one encoder"
         )
     train_y, test_y = classes(train_y, len(train_x)), classes(test_y, len(test_x))
     if not torch.isin(test_y, train_y).any():

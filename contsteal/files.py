@@ -119,6 +119,11 @@ def key(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest with a `key` of its own content as its `seal`."""
+    return manifest | {"seal": key(manifest | {"seal": None})}
+
+
 def digest(tensors: "Iterable[tuple[str, Tensor]]") -> str:
     """Return the sha256 over names, shapes and bytes of named tensors, in name order."""
     import torch

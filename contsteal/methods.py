@@ -96,11 +96,14 @@ class Head(nn.Sequential):
 
     @staticmethod
     def load(path: Path) -> "Head":
-        """Return the head that `save` wrote, in eval mode; CheckpointError for a damaged file."""
+        """Return the head that `save` wrote, in eval mode; CheckpointError for any other file."""
         state, header = checkpoints.read_safetensors(path)
-        spec = json.loads(header["head"])
-        head = Head(*spec["sizes"], norm=spec["norm"], last=spec["last"])
-        head.load_state_dict(state)
+        try:
+            spec = json.loads(header["head"])
+            head = Head(*spec["sizes"], norm=spec["norm"], last=spec["last"])
+            head.load_state_dict(state)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise checkpoints.CheckpointError(f"{path} holds no head: save it again") from error
         return head.eval()
 
 
@@ -124,8 +127,6 @@ class Momentum(nn.Module):
 
     def __init__(self, net: nn.Module, momentum: float) -> None:
         super().__init__()
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum={momentum}: it must be between 0 and 1")
         self.module, self.momentum = copy.deepcopy(net).requires_grad_(False), momentum
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from contsteal import checkpoints, encoders, evaluate, files, loop
+from contsteal import checkpoints, choice, encoders, evaluate, files, loop
 from contsteal.methods import METHODS, Config, Head, Method, Momentum
 
 READY = "ready"  # a method that trains nothing: the encoder comes from a hub or a file
@@ -116,9 +116,7 @@ def _learn(
 
 def schedule(config: Config) -> loop.Schedule:
     """Return how long and how fast a config trains; ValueError for a method or value not known."""
-    if config.method not in METHODS:
-        known = ", ".join([*METHODS, READY])
-        raise ValueError(f"unknown method {config.method!r}: choose one of {known}")
+    choice(config.method, "method", [*METHODS, READY])
     recipe = METHODS[config.method]
     lr = recipe.lr * (config.batch / 128 if recipe.scaled else 1)
     lr = lr if config.lr is None else config.lr

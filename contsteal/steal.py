@@ -376,8 +376,21 @@ def _check(
     # Not the surrogate itself: the answers decide how wide its last layer is.
     trial = encoders.build(config.encoder, config.image_size, width=config.width).to(one.device)
     schedule.build(trial)
-    encoders.embed(trial, one)
+    if one.shape[2:] != (config.image_size, config.image_size):
+        _check_size(config, trial, one)
     return schedule
+
+
+def _check_size(config: Config, net: encoders.Encoder, image: Tensor) -> None:
+    """Raise ValueError where a network does not run on an image of another size than it is made for."""
+    try:
+        encoders.embed(net, image)
+    except Exception as error:  # of any architecture
+        line = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise ValueError(
+            f"{config.encoder} with image_size={config.image_size} does not run on images of "
+            f"{image.shape[2]} x {image.shape[3]} px ({line}): set image_size to theirs"
+        ) from error
 
 
 def _check_adaptation(config: Config, n: int) -> None:

@@ -6,16 +6,17 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from contsteal import Count, Natural, checkpoints, choice, encoders, files, fitting
+from contsteal import Count, Natural, checkpoints, choice, dense, encoders, files, fitting, shown
 from contsteal.encoders import as_uint8
 
 LONGEST_NAME = 256  # characters of a user's name
+ANSWERING = threading.RLock()  # held from the check of a budget to its bill
 STORE_LIMIT = 1 << 30  # bytes of one victim's answers on disk; later answers are not stored
 
 
@@ -44,11 +45,16 @@ def finite(answers: Tensor, rows: int | None = None) -> Tensor:
 
     `rows` is the N that is needed, where it is known.
     """
-    dense = isinstance(answers, Tensor) and encoders.dense(answers)
-    if not dense or answers.ndim != 2 or not answers.shape[1] or rows not in (None, len(answers)):
-        shape = tuple(answers.shape) if dense else type(answers).__name__
+    if (
+        not dense(answers)
+        or answers.ndim != 2
+        or not answers.shape[1]
+        or rows not in (None, len(answers))
+    ):
         needed = "N" if rows is None else rows
-        raise ValueError(f"answers {shape}: a tensor ({needed}, D) is needed, one row per input")
+        raise ValueError(
+            f"answers {shown(answers)}: a tensor ({needed}, D) is needed, one row per input"
+        )
     if not answers.is_floating_point():
         raise ValueError(f"answers are {answers.dtype}: vectors of floats are needed, no labels")
     if not answers.isfinite().all():
@@ -160,7 +166,7 @@ class AnswerCache:
     """A frozen network that is never run twice on one input; share it between black boxes and threads.
 
     `forwards` counts the images that the network was really run on in this process; `store` shares
-    answers with other processes. `lock` is held by whoever asks: one request is answered at a time.
+    answers with other processes. Threads may share it: one request is answered at a time.
     """
 
     def __init__(self, net: nn.Module, store: AnswerStore | None = None) -> None:
@@ -169,19 +175,12 @@ class AnswerCache:
                 f"a victim is a torch.nn.Module or an AnswerCache of one, no {type(net)}"
             )
         self.net, self.store, self.forwards = net, store, 0
-        self.lock = threading.RLock()
         self._row: dict[bytes, int] = {}
         self._rows = torch.empty(0)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if k != "lock"}  # which cannot be copied
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, lock=threading.RLock())
-
     def __call__(self, images: Tensor, names: Sequence[bytes]) -> Tensor:
         """Return clean embeddings (N, D) in float32 of uint8 images with their `digests`."""
-        with self.lock:
+        with ANSWERING:
             return self._answers(images, names)
 
     def _answers(self, images: Tensor, names: Sequence[bytes]) -> Tensor:
@@ -190,9 +189,9 @@ class AnswerCache:
             fresh, start = self._fresh(images, new), len(self._row)
             end = start + len(fresh)
             if start and fresh.shape[1] != self._rows.shape[1]:
+                widths = f"{fresh.shape[1]} coordinates, of others {self._rows.shape[1]}"
                 raise ValueError(
-                    f"the victim answers images of this size by {fresh.shape[1]} coordinates, the ones "
-                    f"before by {self._rows.shape[1]}: send images of one size"
+                    f"the victim makes of these images {widths}: send images of one size"
                 )
             if end > len(self._rows):  # doubling keeps the cost of growth linear
                 grown = fresh.new_empty(max(end, 2 * len(self._rows)), fresh.shape[1])
@@ -321,7 +320,7 @@ class BlackBox:
         """Check the budget, answer, and only then bill: a request that fails is not billed."""
         images = as_uint8(images)
         names = digests(images)
-        with self._answers.lock:  # nobody may spend what is checked here before it is billed
+        with ANSWERING:  # nobody may spend what is checked here before it is billed
             account = self.ledger.account(named(user))
             total = len(account.seen.union(names))
             if self.budget is not None and total > self.budget:

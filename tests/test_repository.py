@@ -107,7 +107,7 @@ def test_the_package_has_few_modules_and_a_small_root() -> None:
     root = [path for path in MODULES if path.parent == ROOT / "contsteal"]
     assert len(MODULES) <= 45
     assert len(root) <= 14
-    assert sum(len(path.read_text().splitlines()) for path in root) <= 3600
+    assert sum(len(path.read_text().splitlines()) for path in root) <= 3900
 
 
 def test_functions_are_short() -> None:

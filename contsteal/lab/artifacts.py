@@ -200,7 +200,7 @@ def artifact(
         hashes = {file.name: files.sha256(file) for file in sorted(partial.iterdir())}
         seconds = round(time.monotonic() - start, 3)
         manifest = {"files": hashes, "seconds": seconds, **identity}
-        files.write_json(partial / MANIFEST, manifest | {"seal": files.key(manifest)})
+        files.write_json(partial / MANIFEST, files.sealed(manifest))
         if folder.exists() and damage(folder, identity) is None:
             raise _MadeMeanwhile  # by another process; somebody may be reading it
         shutil.rmtree(folder, ignore_errors=True)
@@ -226,7 +226,7 @@ def damage(folder: Path, identity: dict[str, Any] | None = None) -> str | None:
     manifest = files.read_json(folder / MANIFEST)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         return "its manifest is missing or damaged"
-    if manifest.pop("seal", None) != files.key(manifest):
+    if files.sealed(manifest) != manifest:
         return "its manifest is not what was written"
     if identity and files.key({name: manifest.get(name) for name in identity}) != files.key(
         identity

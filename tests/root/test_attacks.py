@@ -318,7 +318,7 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "answers": ({"answers": -1}, "answers=-1"),
     "batch": ({"batch": N + 1}, f"{N} images are fewer than one batch of {N + 1}"),
     "epochs": ({"epochs": 0}, "epochs"),
-    "steps": ({"steps": -3}, "steps=-3.*: steps must be 0"),
+    "steps": ({"steps": -3}, "steps=-3: a whole number of at least 0"),
     "policy": ({"policy": "simclear"}, "'simclear'.*simclr"),
     "negatives": (
         {"attack": "info-nce", "negatives": "self"},
@@ -334,14 +334,14 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "no head": (LABEL, "embeddings only"),
     "no head for posteriors": ({"attack": "posterior"}, "embeddings only"),
     "no projector": ({"attack": "access-head"}, "this API gives no projections"),
-    "no labels": ({"attack": "sup-con"}, "labels of the 32 query images, given are none"),
+    "no labels": ({"attack": "sup-con"}, "uses the true labels of the 32 query images"),
     "all anchors": ({**MSE, "accounts": 2, "anchors": N}, f"anchors={N} of {N} images"),
     "no anchors": ({**MSE, "accounts": 2, "anchors": 0}, "anchors=0 of"),
     "adaptation": (
         {"adapt": "subtract"},
-        "choose one of none, average, centre, bounds, and at least 1",
+        "unknown Config adapt 'subtract': choose one of none, average, centre, bounds",
     ),
-    "no account": ({"accounts": 0}, "choose one of none, average, centre, bounds, and at least 1"),
+    "no account": ({"accounts": 0}, "accounts=0: a whole number of at least 1"),
 }
 
 
@@ -357,8 +357,10 @@ def test_too_small_a_budget_and_labels_of_other_images_are_refused(shapes, victi
     api, small = BlackBox(victim), BlackBox(victim, budget=2 * N - 1)
     with pytest.raises(BudgetExceeded, match="would need 64 distinct inputs"):
         steal.train(replace(FAST, attack="barlow"), small, shapes.images)
-    with pytest.raises(ValueError, match="labels of the 32 query images, given are 3"):
-        steal.train(replace(FAST, attack="sup-con"), api, shapes.images, labels=torch.zeros(3))
+    with pytest.raises(ValueError, match=r"labels \(3,\): \(32,\) are needed"):
+        steal.train(
+            replace(FAST, attack="sup-con"), api, shapes.images, labels=torch.tensor([0, 1, 2])
+        )
     assert small.ledger.calls == api.ledger.calls == 0
 
 

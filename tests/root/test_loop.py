@@ -165,14 +165,14 @@ def test_epochs_and_steps_that_mean_the_same_give_the_same_weights(epochs, batch
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": -1}, "steps=-1.*steps must be 0"),
+        ({"steps": -1}, "steps=-1: a whole number of at least 0"),
         ({"steps": 3, "batch": 21}, "20 images .* batch of 21"),
         ({"batch": 21}, "20 images .* batch of 21.*budget.*set batch to 20"),
-        ({"epochs": 0}, "epochs must be >= 1"),
-        ({"batch": 1}, "batch >= 2"),
-        ({"lr": 0.0}, "lr > 0"),
-        ({"lr": float("nan")}, "lr > 0"),
-        ({"warmup": 1.0}, "warmup in"),
+        ({"epochs": 0}, "epochs=0: a whole number of at least 1"),
+        ({"batch": 1}, "batch=1: a whole number of at least 2"),
+        ({"lr": 0.0}, r"lr=0\.0: a finite number above 0"),
+        ({"lr": float("nan")}, "lr=nan: a finite number above 0"),
+        ({"warmup": 1.0}, "warmup=1.0: a finite number of at least 0 and below 1"),
         ({"optimizer": "lars"}, "unknown optimizer 'lars': choose one of adamw, sgd"),
     ],
 )
