@@ -70,6 +70,9 @@ def cross_entropy(logits: Tensor, answers: Tensor) -> Tensor:
         answers: the victim's labels (N,) or posteriors (N, C).
     """
     _fitting(logits, answers, logits.shape if answers.ndim == 2 else logits.shape[:1])
+    if answers.is_floating_point() != (answers.ndim == 2) or answers.dtype == torch.bool:
+        kinds = "posteriors (N, C) are floats, labels (N,) whole numbers"
+        raise ValueError(f"answers {tuple(answers.shape)} of {answers.dtype}: {kinds}")
     return F.cross_entropy(logits.float() if logits.dtype != torch.float64 else logits, answers)
 
 

@@ -4,11 +4,12 @@ import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor
 
+from contsteal import Seed, fitting
 from contsteal.data import folders, torchsets
 from contsteal.data.embedded import ENDLESS, SOURCES, Source
 from contsteal.data.folders import FolderError
@@ -25,6 +26,8 @@ __all__ = [
 SPLITS = ("train", "test")
 PATHS = ("folder", "packed")  # names that lead to a path: folder:PATH, packed:PATH
 LARGEST = 8 * 2**30  # bytes of a resized set that is held in memory
+Asked = Annotated[int, ("least", 1), ("most", 10**8)] | None
+Side = Annotated[int, ("least", 8), ("most", 2**15)]  # pixels
 Read = tuple["Tensor | Packed", Tensor | None, tuple[str, ...]]
 
 
@@ -72,10 +75,9 @@ def load(
         >>> load("shapes", n=2).images.shape
         torch.Size([2, 3, 32, 32])
     """
-    if n is not None and n < 1:
-        raise ValueError(f"n={n} images of {name}: ask for at least 1")
-    if image_size < 8:
-        raise ValueError(f"image_size={image_size}: at least 8 pixels are needed")
+    name, split = fitting(name, "data set", str), fitting(split, "split", str)
+    n = fitting(n, f"n images of {name!r:.60}: n", Asked)
+    seed, image_size = fitting(seed, "seed", Seed), fitting(image_size, "image_size", Side)
     images: Tensor | Packed
     chosen: Tensor | slice
     if name in SOURCES:

@@ -34,6 +34,7 @@ NOTEBOOKS = ROOT / "notebooks"
 VICTIM = "01"  # the notebook that comes before all that attack, with all cores
 NOT_STARTED = "Kernel died before replying"  # jupyter_client's words; no cell was run
 TIMINGS, SUMMARY, WHOLE = "timings.json", "summary.md", "in all"
+RECORD = {"key", "outputs", "seconds", "started", "device", "date", "artifacts", "seal"}
 PATIENCE = 3.0  # seconds that kernels and workers have to save their checkpoints
 
 
@@ -188,10 +189,13 @@ def _reason(executed: Path, key: dict[str, str], figures: Path) -> str:
 def _record(executed: Path) -> dict[str, Any]:
     """Return what `execute` noted beside an executed copy, {} where that is missing or damaged."""
     record = files.read_json(executed.with_suffix(".json"))
-    if isinstance(record, dict) and {"key", "outputs", "artifacts"} <= record.keys():
-        seal = record.pop("seal", None)  # older ones have none
-        return record if seal in (None, files.key(record)) else {}
-    return {}
+    if (
+        not isinstance(record, dict)
+        or not {"key", "outputs", "artifacts"} <= record.keys() <= RECORD
+    ):
+        return {}
+    seal = record.pop("seal", None)  # older ones have none
+    return record if seal in (None, files.key(record)) else {}
 
 
 def _partial(executed: Path) -> Path:
