@@ -10,7 +10,7 @@ READY := $(if $(filter $(VENV)/%,$(PYTHON)),$(VENV)/ready)
 ARGS := $(if $(NB),--only $(NB)) $(if $(FORCE),--force)
 RUN := $(PYTHON) -m contsteal.paper.notebooks
 
-.PHONY: help setup paper plan figures html check data test bench lint format lab lock clean
+.PHONY: help setup paper plan figures html check data test bench soak lint format lab lock clean
 
 help: ## list the commands
 	@echo "make <command> [PROFILE=smoke|demo|study|synthetic|paper|imagenet] [MODE=exact] [NB=03] [FORCE=1] [PYTHON=python3]"
@@ -71,6 +71,9 @@ bench: $(READY) ## measure speed against its bars, into benchmarks/results
 	@$(PYTHON) benchmarks/pack.py
 	@$(PYTHON) benchmarks/defenses.py
 	@$(PYTHON) -m benchmarks
+
+soak: $(READY) ## kill runs, fill disks, flip bits and give odd input, into benchmarks/results/soak.csv
+	@$(PYTHON) -m benchmarks.soak
 
 lint: $(READY) ## check style, types and imports, and that notebooks are stripped
 	@$(PYTHON) -m ruff check .

@@ -73,6 +73,7 @@ def cross_entropy(logits: Tensor, answers: Tensor) -> Tensor:
     if answers.is_floating_point() != (answers.ndim == 2) or answers.dtype == torch.bool:
         kinds = "posteriors (N, C) are floats, labels (N,) whole numbers"
         raise ValueError(f"answers {tuple(answers.shape)} of {answers.dtype}: {kinds}")
+    answers = answers if answers.is_floating_point() else answers.long()
     return F.cross_entropy(logits.float() if logits.dtype != torch.float64 else logits, answers)
 
 

@@ -257,7 +257,15 @@ REFUSED = {
     "DATA_DIR=/my/data make paper PROFILE=paper": ("", "/my/data"),
 }
 # Run by other means: CI itself; the test below that opens it; tests of every script and of the site.
-ELSEWHERE = {"make test", "make setup", "make lab", "make bench", "make html", "make lint"}
+ELSEWHERE = {
+    "make test",
+    "make setup",
+    "make lab",
+    "make bench",
+    "make soak",
+    "make html",
+    "make lint",
+}
 LEFT_OUT = {"runs", ".git", ".venv", "study", ".pytest_cache", ".ruff_cache", ".mypy_cache"}
 
 
