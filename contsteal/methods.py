@@ -21,18 +21,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from contsteal import (
-    Batch,
-    Checked,
-    Count,
-    Natural,
-    NotNegative,
-    Positive,
-    Seed,
-    Share,
-    augment,
-    checkpoints,
-    files,
-    losses,
+    Batch, Checked, Count, Natural, NotNegative, Positive, Seed, Share,
+    augment, checkpoints, files, losses,
 )  # fmt: skip
 from contsteal.encoders import Encoder
 

@@ -166,10 +166,10 @@ class AnswerStore:
 
 
 class AnswerCache:
-    """A frozen network that is never run twice on one input; share it between black boxes and threads.
+    """A frozen network that is never run twice on one input; share it between black boxes.
 
     `forwards` counts the images that the network was really run on in this process; `store` shares
-    answers with other processes. Threads may share it: one request is answered at a time.
+    answers with other processes. Black boxes answer one request at a time, in all threads.
     """
 
     def __init__(self, net: nn.Module, store: AnswerStore | None = None) -> None:
@@ -183,10 +183,6 @@ class AnswerCache:
 
     def __call__(self, images: Tensor, names: Sequence[bytes]) -> Tensor:
         """Return clean embeddings (N, D) in float32 of uint8 images with their `digests`."""
-        with ANSWERING:
-            return self._answers(images, names)
-
-    def _answers(self, images: Tensor, names: Sequence[bytes]) -> Tensor:
         new = {name: i for i, name in enumerate(names) if name not in self._row}
         if new:
             fresh, start = self._fresh(images, new), len(self._row)
