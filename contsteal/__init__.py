@@ -8,6 +8,7 @@ import operator
 import sys
 from collections.abc import Iterable
 from dataclasses import fields
+from math import inf
 from numbers import Integral, Real
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args
@@ -23,7 +24,6 @@ LIMITS = {
 Natural = Annotated[int, ("least", 0)]
 Count = Annotated[int, ("least", 1)]
 Batch = Annotated[int, ("least", 2)]
-Share = Annotated[float, ("least", 0), ("most", 1)]
 Seed = Annotated[int, ("least", -(2**63)), ("most", 2**63 - 1)]  # what torch takes
 Positive = Annotated[float, ("above", 0)]
 NotNegative = Annotated[float, ("least", 0)]
@@ -33,7 +33,8 @@ def number(value: Any, name: str, kind: type = float, /, **limits: float) -> Any
     """Return a parameter as a finite float, or an int, within LIMITS; ValueError with its `name`."""
     numeric = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
     inside = numeric and all(LIMITS[word][1](value, bound) for word, bound in limits.items())
-    if not inside or not abs(value) <= sys.float_info.max:  # infinity, NaN, 10**400
+    largest = sys.float_info.max if isinstance(value, int) else inf  # 10**400 is no float
+    if not inside or not abs(value) <= largest or abs(value) == inf:
         span = " and ".join(f"{LIMITS[word][0]} {bound:g}" for word, bound in limits.items())
         needed = f"a {'whole' if kind is int else 'finite'} number {span}".strip()
         raise ValueError(f"{name}={value!r:.60}: {needed} is needed")

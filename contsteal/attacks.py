@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from contsteal import Batch, Checked, Count, Natural, NotNegative, Positive, Seed, choice, losses
+from contsteal import Batch, Checked, Count, Natural, NotNegative, Positive, Seed, losses
 
 Answer = Literal["embedding", "projection", "label", "posterior", "logits"]
 Views = Literal["clean", "surrogate", "shared", "independent", "both", "pair", "prototype"]
@@ -173,7 +173,9 @@ class Config(Checked):
     @property
     def recipe(self) -> Recipe:
         """The attack's row; ValueError for an unknown name lists the known ones."""
-        return ATTACKS[choice(self.attack, "attack", ATTACKS)]
+        if self.attack not in ATTACKS:
+            raise ValueError(f"unknown attack {self.attack!r}: choose one of {', '.join(ATTACKS)}")
+        return ATTACKS[self.attack]
 
     @property
     def mode(self) -> Views:

@@ -66,6 +66,11 @@ def finite(answers: Tensor, rows: int | None = None) -> Tensor:
     return answers
 
 
+def _leaving(answers: Tensor, rows: int) -> Tensor:
+    """Return answers (N, D), N = `rows`, as float32 without gradient; ValueError as `finite`."""
+    return finite(finite(answers, rows).float()).detach()
+
+
 @dataclass
 class Account:
     """What one user was answered: distinct inputs, by content, and all answers."""
@@ -133,10 +138,8 @@ class AnswerStore:
         sealed = header.get("seal") == self._seal(file, answers)
         if sealed and answers.dtype == torch.float32 and answers.shape[:-1] == (len(names),):
             return answers
-        warnings.warn(
-            f"{file} is damaged or of another victim: moved aside, asking the victim again",
-            stacklevel=2,
-        )
+        why = "is not what was stored for this victim and these images"
+        warnings.warn(f"{file} {why}: moved aside, computing it again", stacklevel=2)
         files.move_aside(file)
         return None
 
@@ -163,10 +166,10 @@ class AnswerStore:
 
 
 class AnswerCache:
-    """A frozen network that is never run twice on one input; share it between black boxes and threads.
+    """A frozen network that is never run twice on one input; share it between black boxes.
 
     `forwards` counts the images that the network was really run on in this process; `store` shares
-    answers with other processes. Threads may share it: one request is answered at a time.
+    answers with other processes. Black boxes answer one request at a time, in all threads.
     """
 
     def __init__(self, net: nn.Module, store: AnswerStore | None = None) -> None:
@@ -180,10 +183,6 @@ class AnswerCache:
 
     def __call__(self, images: Tensor, names: Sequence[bytes]) -> Tensor:
         """Return clean embeddings (N, D) in float32 of uint8 images with their `digests`."""
-        with ANSWERING:
-            return self._answers(images, names)
-
-    def _answers(self, images: Tensor, names: Sequence[bytes]) -> Tensor:
         new = {name: i for i, name in enumerate(names) if name not in self._row}
         if new:
             fresh, start = self._fresh(images, new), len(self._row)
@@ -337,11 +336,10 @@ class BlackBox:
         self, clean: Tensor, user: str, head: Callable[[Tensor], Tensor] | None
     ) -> Tensor:
         """Return what leaves in place of clean answers (N, D): a row of float32 for each of them."""
-        rows = len(clean)
-        answers = finite(head(clean), rows).float() if head else clean
+        answers = _leaving(head(clean), len(clean)) if head else clean
         width = answers.shape[1]
         for defense in self._defenses:  # what one has seen stays seen where a later one refuses
-            answers = finite(finite(defense(answers, user), rows).float()).detach()
+            answers = _leaving(defense(answers, user), len(clean))
         if head is not None and answers.shape[1] != width:
             raise ValueError(
                 f"the defences made {answers.shape[1]} coordinates of {width} classes: padding is for "

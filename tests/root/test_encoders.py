@@ -1,5 +1,6 @@
 """Building, saving, loading and running encoders."""
 
+import hashlib
 import itertools
 import json
 import subprocess
@@ -16,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from contsteal import encoders, files
+from contsteal import checkpoints, encoders, files
 from contsteal.checkpoints import CheckpointError
 
 
@@ -218,6 +219,17 @@ VIT_14 = {"name": "vit_small_patch14_dinov2.lvd142m", "image_size": 224} | PRETR
         ({"inputs": {"mean": (1, 2)}}, r"mean \(1, 2\) must be three numbers"),
         ({"inputs": {"std": (1, 0, 1)}}, r"std=0: a finite number above 0"),
         ({"inputs": {"padding": -1}}, r"padding=-1: a whole number of at least 0"),
+        ({"inputs": {"mean": (1, 2, float("nan"))}}, "mean=nan: a finite number"),
+        ({"inputs": {"mean": "abc"}}, "mean 'abc' must be three numbers"),
+        ({"inputs": [1]}, r"inputs=\[1\]: names and values"),
+        ({"inputs": {"padding": 10**9}}, "padding=1000000000: a whole number of at least 0 and"),
+        ({"name": None}, "encoder=None: a text"),
+        ({"image_size": 1.5}, "image_size=1.5: a whole number"),
+        ({"out_dim": 0}, "out_dim=0: a whole number of at least 1"),
+        ({"out_dim": "a"}, "out_dim='a': a whole number"),
+        ({"width": float("inf")}, "width=inf: a finite number above 0"),
+        ({"seed": 2**70}, "seed=1180591620717411303424: a whole number of at least"),
+        ({"weights": 3}, "weights=3: a text"),
         ({"inputs": {"relu": "no"}}, r"relu='no': True or False"),
         (PRETRAINED, r"resnet18 at 32 px has a CIFAR stem.*resnet18.a1_in1k"),
         (PRETRAINED | {"name": "vit_small_patch16_224.dino"}, r"32 px: .*; set `image_size: 224`"),
@@ -437,6 +449,34 @@ def test_a_damaged_file_is_refused(saved, harm, message: str) -> None:
         encoders.load(path)
 
 
+def with_header(path: Path, **changes: str) -> None:
+    """Write a file's weights again under another header."""
+    state, header = checkpoints.read_safetensors(path)
+    path.write_bytes(save(state, metadata=header | changes))
+
+
+@pytest.mark.parametrize("field", ["licence", "method", "epochs"])
+def test_no_word_of_the_header_can_be_changed(saved, field: str) -> None:
+    path, _, _ = saved
+    with_header(path, **{field: "another"})
+    with pytest.raises(CheckpointError, match="it was altered"):
+        encoders.load(path)
+
+
+def test_an_older_file_is_read_and_its_licence_not_believed(saved) -> None:
+    path, net, sha = saved
+    spec = json.dumps(net.spec)
+    old = hashlib.sha256(f"{sha} {spec}".encode()).hexdigest()  # the seal did not cover the licence
+    with_header(path, seal=old, licence="anything goes")
+    again = encoders.load(path)
+    assert same(again, net)
+    assert again.licence == "not stated"
+    for spec in ("", "[]", "{}", "3"):
+        with_header(path, spec=spec, seal=hashlib.sha256(f"{sha} {spec}".encode()).hexdigest())
+        with pytest.raises(CheckpointError, match="does not say which encoder it holds"):
+            encoders.load(path)
+
+
 def test_flipped_byte_in_the_header(saved) -> None:
     """Whatever byte of the stored architecture and hash is altered, it is a CheckpointError."""
     path, _, _ = saved
@@ -472,3 +512,17 @@ def test_equal_weights_with_other_inputs_are_another_encoder() -> None:
     other = encoders.build("test_resnet", seed=0, inputs={"mean": (0.5, 0.5, 0.5)})
     assert same(plain, other)
     assert encoders.identity(plain) == encoders.identity(again) != encoders.identity(other)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [lambda x: None, lambda x: (x,), lambda x: x.flatten(1), lambda x: x[1:].float().flatten(1)],
+    ids=["nothing", "tuple", "whole numbers", "fewer rows"],
+)
+def test_a_network_that_makes_no_features_is_refused(answer) -> None:
+    class Odd(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return answer(images)
+
+    with pytest.raises(ValueError, match=r"of 5 images: floats \(5, D\) are needed"):
+        encoders.embed(Odd(), noise())

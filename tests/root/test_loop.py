@@ -4,6 +4,7 @@ import io
 import itertools
 import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from contsteal import loop
+from contsteal import files, loop
 
 SCHEDULE = loop.Schedule(epochs=5, batch=8, lr=1e-2)
 N = 20  # two full batches and an incomplete one, which is dropped
@@ -358,6 +359,34 @@ def test_a_crash_while_saving_keeps_the_checkpoint_before(tmp_path, always_save,
     assert fit(checkpoint=path) == fit()
 
 
+def test_a_full_disk_is_named_and_the_checkpoint_before_is_kept(tmp_path, always_save, monkeypatch):
+    path, normal = tmp_path / "c.pt", Path.open
+    with pytest.raises(KeyboardInterrupt):
+        fit(checkpoint=path, after_epoch=die_at(2))
+    kept = path.read_bytes()
+
+    def full(self: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
+        if "c.pt" in self.name and mode == "wb":
+            return normal(Path("/dev/full"), mode, buffering=0)  # refuses inside of torch's writer
+        return normal(self, mode, *args, **options)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(
+        files.StorageError, match=r"c\.pt cannot be written \(No space left on device"
+    ):
+        fit(checkpoint=path)
+    monkeypatch.undo()
+    assert path.read_bytes() == kept
+    assert fit(checkpoint=path) == fit()
+
+
+def test_a_folder_is_no_checkpoint_and_stays(tmp_path):
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ValueError, match="mine is a folder"):
+        fit(checkpoint=tmp_path / "mine")
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
 def flip(data: bytes) -> bytes:
     """Change one stored weight; the archive around it stays as it is."""
     weight = torch.load(io.BytesIO(data), weights_only=True)["model"]["0.weight"].numpy().tobytes()
@@ -365,17 +394,32 @@ def flip(data: bytes) -> bytes:
     return data.replace(weight, bytes([weight[0] ^ 0xFF]) + weight[1:])
 
 
+def resized(data: bytes) -> bytes:
+    """Give a checkpoint weights of another shape."""
+    state, file = torch.load(io.BytesIO(data), weights_only=True), io.BytesIO()
+    state["model"]["0.weight"] = torch.ones(9, 9)
+    torch.save(state, file)
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
     "harm",
-    [lambda d: b"", lambda d: b"no checkpoint", lambda d: d[: len(d) // 2], flip],
-    ids=["empty", "foreign", "truncated", "flipped"],
+    [
+        lambda d: b"",
+        lambda d: b"no checkpoint",
+        lambda d: d[: len(d) // 2],
+        flip,
+        resized,
+        pickle.dumps,
+    ],
+    ids=["empty", "foreign", "truncated", "flipped", "other weights", "pickle"],
 )
 def test_a_damaged_checkpoint_is_moved_aside(tmp_path, always_save, harm):
     path = tmp_path / "c.pt"
     with pytest.raises(KeyboardInterrupt):
         fit(checkpoint=path, after_epoch=die_at(3))
     path.write_bytes(harm(path.read_bytes()))
-    with pytest.warns(UserWarning, match=r"c\.pt is damaged"):
+    with pytest.warns(UserWarning, match=r"c\.pt is damaged: moved aside, starting anew$"):
         assert fit(checkpoint=path) == fit()
     assert len(list(tmp_path.glob("c.pt.corrupt-*"))) == 1
 

@@ -124,6 +124,24 @@ def test_what_does_not_fit_is_refused(shapes, changes, message):
         pretrain.fit(replace(TINY, **changes), replace(shapes.take(slice(64)), labels=None))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": -torch.ones(64, dtype=torch.int64)}, "label -1 of image 0: 10 classes"),
+        ({"labels": torch.full((64,), 10)}, "label 10 of image 0: 10 classes"),
+        ({"labels": torch.zeros(64)}, "float32: whole numbers"),
+        ({"labels": torch.zeros(63, dtype=torch.int64)}, r"labels \(63,\)"),
+        ({"images": torch.zeros(64, 3, 32, 0, dtype=torch.uint8)}, r"images \(64, 3, 32, 0\)"),
+        ({"images": None}, "images of kind NoneType"),
+    ],
+)
+def test_images_and_labels_that_cannot_be_trained_on(shapes, changes, message):
+    with pytest.raises(ValueError, match=message):
+        pretrain.fit(replace(TINY, method="supervised"), replace(shapes.take(slice(64)), **changes))
+    with pytest.raises(ValueError, match="images Tensor: a set is needed"):
+        pretrain.fit(TINY, shapes.images)
+
+
 def test_a_trained_encoder_and_its_projector_are_adopted(shapes):
     trained = pretrain.fit(replace(TINY, method="byol"), shapes)
     method: Any = pretrain.build(replace(TINY, method="byol", seed=1), 10)
