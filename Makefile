@@ -10,7 +10,7 @@ READY := $(if $(filter $(VENV)/%,$(PYTHON)),$(VENV)/ready)
 ARGS := $(if $(NB),--only $(NB)) $(if $(FORCE),--force)
 RUN := $(PYTHON) -m contsteal.paper.notebooks
 
-.PHONY: help setup paper plan figures html check data test bench record lint format lab lock clean
+.PHONY: help setup paper plan figures html check data test bench soak record lint format lab lock clean
 
 help: ## list the commands
 	@echo "make <command> [PROFILE=smoke|demo|study|synthetic|paper|imagenet] [MODE=exact] [NB=03] [FORCE=1] [PYTHON=python3]"
@@ -30,12 +30,10 @@ $(VENV)/ready: requirements.lock pyproject.toml
 	@touch $@
 
 paper: $(READY) ## run the notebooks of the profile that are out of date, redraw every figure
-	@since=$$(date +%s); todo=$$($(RUN) prepare --profile $(PROFILE) $(ARGS)) || exit 1; \
-	  test -z "$$todo" || { $(MAKE) --no-print-directory --silent $$todo && \
-	  $(RUN) finish --profile $(PROFILE) --since $$since; }
+	+@$(RUN) paper --profile $(PROFILE) $(ARGS)
 
-# `prepare` says which notebooks were chosen, and has made newer the files in .keys of those that must
-# run. The victim's comes first, and beside it the one that needs no victim; the last one draws the
+# `paper` calls make with the notebooks that were chosen, and has made newer the files in .keys of those
+# that must run. The victim's comes first, and beside it the one that needs no victim; the last one draws the
 # tables of all others, which run side by side.
 ifdef FOLDER
 CHOSEN := $(MAKECMDGOALS)
@@ -73,6 +71,9 @@ bench: $(READY) ## measure speed against its bars, into benchmarks/results
 	@$(PYTHON) benchmarks/pack.py
 	@$(PYTHON) benchmarks/defenses.py
 	@$(PYTHON) -m benchmarks
+
+soak: $(READY) ## kill runs, fill disks, flip bits and give odd input, into benchmarks/results/soak.csv
+	@$(PYTHON) -m benchmarks.soak
 
 record: $(READY) ## all of a GPU's results in pieces, again where it stopped: make record SECONDS=540
 	@$(PYTHON) -m benchmarks.pieces --profile $(PROFILE) --seconds $(or $(SECONDS),540)

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor
 
-from contsteal import losses
+from contsteal import Batch, Checked, Count, Natural, NotNegative, Positive, Seed, losses
 
 Answer = Literal["embedding", "projection", "label", "posterior", "logits"]
 Views = Literal["clean", "surrogate", "shared", "independent", "both", "pair", "prototype"]
@@ -131,14 +131,14 @@ ATTACKS: dict[str, Recipe] = {
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """The settings of one attack; `None` takes what the recipe says.
 
     An image under an augmented victim view is a new distinct input per answer; a clean image sent again
     is the same input and one more answer.
 
     Raises:
-        ValueError: for an unknown adaptation or no account; each property below names its own.
+        ValueError: for a value of another type or range; each property below names its own.
 
     Example:
         >>> config = Config("info-nce", views="surrogate", steps=640, batch=64)
@@ -148,38 +148,32 @@ class Config:
 
     attack: str = "cont-steal"  #: a row of ATTACKS
     views: Views | None = None
-    answers: int | None = None  #: how often each image is answered; 0: anew in every epoch
-    temperature: float | None = None
+    answers: Natural | None = None  #: how often each image is answered; 0: anew in every epoch
+    temperature: Positive | None = None
     policy: str | None = None  #: one augmentation for victim and surrogate
     negatives: Literal["both", "victim", "self"] = "both"  #: of Cont-Steal's loss
     encoder: str = "resnet18"
-    width: float = 1.0
-    image_size: int = 32
-    epochs: int = 100  #: where `steps` is 0
-    steps: int = 0  #: of the optimizer, however many the query images
-    batch: int = 128
-    lr: float = 1e-3
-    weight_decay: float = 1e-4
-    seed: int = 0  #: of views, first weights and batches
+    width: Positive = 1.0
+    image_size: Count = 32
+    epochs: Count = 100  #: where `steps` is 0
+    steps: Natural = 0  #: of the optimizer, however many the query images
+    batch: Batch = 128
+    lr: Positive = 1e-3
+    weight_decay: NotNegative = 1e-4
+    seed: Seed = 0  #: of views, first weights and batches
     shuffled: bool = False  #: a control: each image is given the answer to another one
     output_layer: bool = True  #: a linear layer into the victim's space ends every surrogate
     #: "average" and "centre" the answers before training, or take from rounded and truncated ones
     #: only the "bounds" that they are
     adapt: Adaptation = "none"
-    accounts: int = 1  #: that share the queries, each defended as a user of its own
-    anchors: int = 128  #: images that every account sends, to map its answers to the first one's
-
-    def __post_init__(self) -> None:
-        known = get_args(Adaptation)
-        if self.adapt not in known or self.accounts < 1:
-            raise ValueError(
-                f"adapt={self.adapt!r}, accounts={self.accounts}: choose one of {', '.join(known)}, and "
-                "at least 1 account"
-            )
+    accounts: Count = 1  #: that share the queries, each defended as a user of its own
+    anchors: Natural = (
+        128  #: images that every account sends, to map its answers to the first one's
+    )
 
     def for_images(self, n: int) -> "Config":
         """Return this config with the epochs that its `steps` need on `n` query images."""
-        if self.steps < 1 or n < self.batch or self.batch < 1:
+        if not self.steps or n < self.batch:
             return self
         return replace(self, epochs=ceil(self.steps / (n // self.batch)))
 
@@ -192,11 +186,9 @@ class Config:
 
     @property
     def mode(self) -> Views:
-        """The views in force; ValueError for unknown ones, and for those that the loss cannot take."""
+        """The views in force; ValueError for those that the loss cannot take."""
         own = self.recipe.views
         mode = self.views or own
-        if mode not in get_args(Views):
-            raise ValueError(f"unknown views {mode!r}: choose one of {', '.join(get_args(Views))}")
         if mode != own and self.recipe.fixed:
             raise ValueError(f"views {mode!r} of {self.attack}: its loss needs those of {own!r}")
         if mode != own and mode == "both":
@@ -209,8 +201,6 @@ class Config:
     def rounds(self) -> int:
         """How often each image (or pair of its views) is answered over the whole attack."""
         answers = self.recipe.answers if self.answers is None else self.answers
-        if answers < 0:
-            raise ValueError(f"answers={answers}: 0 (anew every epoch) or a number of answers")
         if self.mode == "prototype":  # averaged over all of them, however many epochs there are
             return max(answers, 1)
         if answers and self.adapt == "average":

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from contsteal import files
+from contsteal import dense, files
 
 TABLES = ("state_dict", "model")  # where a checkpoint keeps its weights, if not at the top
 LISTED = 12  # keys named in an error
@@ -115,7 +115,7 @@ def read_table(path: Path) -> Table:
     tree = tree if isinstance(tree, dict) else {type(tree).__name__: None}
     name = next((name for name in TABLES if isinstance(tree.get(name), dict)), "")
     weights = tree[name] if name else tree
-    is_table = all(isinstance(k, str) and torch.is_tensor(v) for k, v in weights.items())
+    is_table = all(isinstance(k, str) and dense(v) for k, v in weights.items())
     if not weights or not is_table:
         raise CheckpointError(
             f"{path} holds {_listed(map(str, tree)) or 'nothing'}: a table of weights alone is "
@@ -132,7 +132,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             keys = file.keys()
             return {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # a damaged file can fail anywhere in the reader
         raise CheckpointError(
             f"{path} cannot be read ({error}): train or fetch it again"
         ) from error
@@ -155,8 +155,10 @@ def _unpickle(path: Path) -> object:
                 "nothing was loaded. If you trust it, load it in the project that wrote it, and "
                 "save its weights alone: torch.save({'state_dict': net.state_dict()}, 'new.pth')"
             ) from None
-        line = str(error).partition("\n")[0]
-        raise CheckpointError(f"{path} cannot be read ({line}): fetch it again") from error
+        line = str(error).partition("\n")[0] or type(error).__name__
+        if "weights_only" in line:  # torch's advice to read it unsafely
+            line = "no table of weights as torch.save writes it"
+        raise CheckpointError(f"{path} cannot be read ({line}): fetch it again") from None
 
 
 class Match(NamedTuple):

@@ -17,12 +17,13 @@ import torch
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from contsteal import checkpoints, files
+from contsteal import Count, Positive, Seed, checkpoints, dense, files, fitting, number, shown
 from contsteal.checkpoints import CheckpointError
 from contsteal.files import digest
 
 CIFAR_STEM = ("resnet18", "resnet34", "resnet50")  # 3 x 3 first convolution up to 64 px
 STEM_INPUTS = ("padding", "relu")  # in which projects' CIFAR stems differ
+SPEC = ("name", "image_size", "width", "out_dim", "inputs")  # what describes an encoder
 SMALL = "conv4"  # the one network that is not timm's
 CHANNELS = {SMALL: (16, 32, 64, 128)}  # of each layer, at width 1
 
@@ -81,8 +82,9 @@ class Encoder(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images {tuple(images.shape)}: an encoder takes (N, 3, H, W)")
+        shape = tuple(images.shape) if isinstance(images, Tensor) else ()
+        if len(shape) != 4 or shape[1] != 3 or 0 in shape[2:]:
+            raise ValueError(f"images {shown(images)}: an encoder takes (N, 3, H, W)")
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise ValueError(f"images are {images.dtype}: give uint8, or floats in [0, 1]")
         x = images.to(self.mean.dtype)
@@ -119,7 +121,7 @@ def build(
         The encoder, images (N, 3, H, W) to features (N, D), on the CPU and in train mode.
 
     Raises:
-        ValueError: for unknown names, and for what does not fit together.
+        ValueError: for unknown names, values of another type, and for what does not fit together.
         CheckpointError: for a file that does not fit.
         DownloadError: for pretrained weights that cannot be had.
 
@@ -130,17 +132,24 @@ def build(
     """
     if pretrained and weights is not None:
         raise ValueError(f"weights={weights} and pretrained exclude each other: give one of them")
-    spec: dict[str, Any] = dict(name=name, image_size=image_size, width=width, out_dim=out_dim)
-    spec |= {"inputs": dict(inputs)} if inputs else {}  # absent by default, as in older files
     check(name, width)
-    _check_inputs(name, image_size, inputs or {})
+    image_size, out_dim = (
+        fitting(image_size, "image_size", Count),
+        fitting(out_dim, "out_dim", Count | None),
+    )
+    _check_inputs(name, image_size, {} if inputs is None else inputs)
+    spec: dict[str, Any] = dict(
+        name=name, image_size=image_size, width=float(width), out_dim=out_dim
+    )
+    spec |= {"inputs": dict(inputs)} if inputs else {}  # absent by default, as in older files
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
+        # torch.manual_seed would reseed GPUs too.
+        torch.default_generator.manual_seed(fitting(seed, "seed", Seed))
         net = _draw(spec, pretrained).to(memory_format=torch.channels_last)
     _check_runs(net)
     if weights is None:
         return net
-    path = Path(weights)
+    path = Path(fitting(str(weights) if isinstance(weights, Path) else weights, "weights", str))
     if path.suffix == ".safetensors" and "seal" in checkpoints.read_safetensors(path)[1]:
         return load(path, net)
     net.report, net.licence = checkpoints.import_weights(path, net), "not stated"
@@ -178,7 +187,7 @@ def _channels(name: str, width: float) -> tuple[int, ...]:
             f"width={width} of {name}: only {SMALL} and ResNets have a width; leave it at 1.0"
         )
     channels = tuple(int(c * width) for c in CHANNELS.get(name, (64, 128, 256, 512)))
-    if width <= 0 or min(channels) < 8 or any(c % 8 for c in channels):
+    if min(channels) < 8 or any(c % 8 for c in channels):
         least = CHANNELS.get(name, (64,))[0]
         raise ValueError(f"width={width} of {name}: {least} x width must be a multiple of 8")
     return channels
@@ -211,6 +220,7 @@ def check(name: str, width: float = 1.0) -> None:
     Raises:
         ValueError: for a name that timm does not know (with the nearest ones), or an unfit width.
     """
+    fitting(name, "encoder", str), fitting(width, "width", Positive)
     if name == SMALL:
         _channels(name, width)
         return
@@ -230,18 +240,24 @@ def check(name: str, width: float = 1.0) -> None:
 
 def _check_inputs(name: str, image_size: int, inputs: Mapping[str, Any]) -> None:
     """Raise ValueError for inputs other than `mean`, `std`, and those of a CIFAR stem."""
+    if not isinstance(inputs, Mapping):
+        raise ValueError(
+            f"inputs={inputs!r:.60}: names and values are needed, such as mean and std"
+        )
     known = ["mean", "std"] + list(STEM_INPUTS) * _has_cifar_stem(name, image_size)
-    if unknown := sorted(inputs.keys() - set(known)):
+    if unknown := sorted(map(str, inputs.keys() - set(known))):
         raise ValueError(
             f"inputs of {name} at {image_size} px: unknown {', '.join(unknown)}; "
             f"known are {', '.join(known)} ({', '.join(STEM_INPUTS)}: of the CIFAR stem)"
         )
-    for key in inputs.keys() & {"mean", "std"}:
-        if len(inputs[key]) != 3 or (key == "std" and min(inputs[key]) <= 0):
-            raise ValueError(f"inputs: {key} {inputs[key]} must be three numbers, std above 0")
-    padding, relu = inputs.get("padding", 1), inputs.get("relu", True)
-    if type(padding) is not int or padding < 0 or type(relu) is not bool:
-        raise ValueError(f"inputs: padding {padding!r} must be a count, relu {relu!r} a bool")
+    for key in sorted(inputs.keys() & {"mean", "std"}):
+        values = inputs[key]
+        if not isinstance(values, list | tuple) or len(values) != 3:
+            raise ValueError(f"inputs: {key} {values!r:.60} must be three numbers")
+        for value in values:
+            fitting(value, f"inputs: {key}", Positive if key == "std" else float)
+    number(inputs.get("padding", 1), "inputs: padding", int, least=0, most=image_size)
+    fitting(inputs.get("relu", True), "inputs: relu", bool)
 
 
 def _check_pretrained(name: str, image_size: int, width: float) -> None:
@@ -357,7 +373,8 @@ def save(net: Encoder, path: Path, **metadata: str | int | float) -> str:
     state = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
     sha, spec = digest(state.items()), json.dumps(net.spec)
     header = {"licence": net.licence} | {k: str(v) for k, v in metadata.items()}
-    header |= {"spec": spec, "sha256": sha, "seal": _seal(sha, spec)}
+    header |= {"spec": spec, "sha256": sha}
+    header["seal"] = _seal(json.dumps(header, sort_keys=True))
     with files.atomic(path) as partial:
         partial.write_bytes(serialize(state, metadata=header))  # a full disk is an OSError here
     return sha
@@ -377,23 +394,32 @@ def load(path: Path, into: Encoder | None = None) -> Encoder:
         CheckpointError: with the file, and what is missing, unexpected, misshapen or altered.
     """
     state, header = checkpoints.read_safetensors(path)
-    sha, stored = digest(state.items()), header.get("spec", "")
-    if header.get("sha256") != sha or header.get("seal") != _seal(sha, stored):
+    sha, stored, seal = digest(state.items()), header.get("spec", ""), header.pop("seal", "")
+    unsealed = seal == _seal(sha, stored)  # as older files are: their licence may be anybody's word
+    if header.get("sha256") != sha or not (
+        unsealed or seal == _seal(json.dumps(header, sort_keys=True))
+    ):
         raise CheckpointError(f"{path} does not have the sha256 it was saved with: it was altered")
-    spec = json.loads(stored)
-    net = build(**spec) if into is None else into
+    try:
+        spec = {k: v for k, v in json.loads(stored).items() if k in SPEC}
+        name = spec.pop("name")
+    except (ValueError, AttributeError, KeyError):
+        raise CheckpointError(
+            f"{path} does not say which encoder it holds: save it again"
+        ) from None
+    net = build(name, **spec) if into is None else into
     problem = checkpoints.misfit(net.state_dict(), state)
     if spec.get("inputs") != json.loads(json.dumps(net.spec)).get("inputs"):
         problem = problem or "the same weights with other inputs are another network"
     if problem:
         raise CheckpointError(f"{path} is {stored}, which does not fit {net.spec}: {problem}")
     net.load_state_dict(state)
-    net.licence = header.get("licence", net.licence)
+    net.licence = "not stated" if unsealed else header.get("licence", net.licence)
     return net
 
 
-def _seal(sha: str, spec: str) -> str:
-    return hashlib.sha256(f"{sha} {spec}".encode()).hexdigest()
+def _seal(*parts: str) -> str:
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
 @torch.no_grad()
@@ -415,9 +441,32 @@ def embed(net: nn.Module, images: Tensor, batch: int = 512) -> Tensor:
         >>> embed(build("conv4"), torch.zeros(3, 3, 32, 32, dtype=torch.uint8)).shape
         torch.Size([3, 128])
     """
-    images, device = as_uint8(images), next(net.parameters()).device
+    images, device = as_uint8(images), device_of(net)
+    parts = images.split(number(batch, "batch", int, least=1))
     with evaluating(net):
-        return torch.cat([net(part.to(device)).float() for part in images.split(batch)])
+        return torch.cat([_features(net, part.to(device)) for part in parts])
+
+
+def _features(net: nn.Module, images: Tensor) -> Tensor:
+    out = net(images)
+    if not dense(out) or not out.is_floating_point() or out.shape[:-1] != images.shape[:1]:
+        needed = f"floats ({len(images)}, D) are needed"
+        raise ValueError(f"the network makes {shown(out)} of {len(images)} images: {needed}")
+    return out.float()
+
+
+def device_of(net: nn.Module) -> torch.device:
+    """Return the device of a network's weights, the CPU for one without weights."""
+    return next((x.device for x in (*net.parameters(), *net.buffers())), torch.device("cpu"))
+
+
+def check_images(images: Tensor) -> None:
+    """Raise ValueError for all but images (N, 3, H, W) in memory or on disk, at least one, of a pixel."""
+    usable = dense(images) if isinstance(images, Tensor) else hasattr(images, "split")
+    shape = tuple(getattr(images, "shape", ())) if usable else ()
+    if len(shape) != 4 or shape[1] != 3 or 0 in shape:
+        needed = "a tensor of at least one of shape (3, H, W) is needed"
+        raise ValueError(f"images {shown(images)}: {needed}")
 
 
 def as_uint8(images: Tensor) -> Tensor:
@@ -429,8 +478,7 @@ def as_uint8(images: Tensor) -> Tensor:
     Raises:
         ValueError: for another shape, dtype or range, or no image at all.
     """
-    if images.ndim != 4 or images.shape[1] != 3 or not len(images):
-        raise ValueError(f"images {tuple(images.shape)}: at least one of shape (3, H, W) is needed")
+    check_images(images)
     if images.dtype == torch.uint8:
         return images
     if not images.is_floating_point():

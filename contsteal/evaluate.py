@@ -5,30 +5,62 @@ Every function takes features (N, D) of a frozen encoder; none of them runs a ne
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from contsteal import Count, Positive, Seed, dense, fitting, number, shown
 from contsteal.seeds import generator
 
+MOST_CLASSES = 2**20  # a larger label is no class: a probe has a row of weights for each
+LARGEST = 1e15  # norm of a feature: squares of larger ones overflow
 L2_GRID = (1e-1, 1e-2, 1e-3, 1e-4)
 STEPS = 100  # of L-BFGS at most; half as many where a fit only helps to choose the penalty
 
 
-def _check_task(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> None:
-    for x, y in ((train_x, train_y), (test_x, test_y)):
-        if x.ndim != 2 or y.shape != x.shape[:1]:
-            shapes = f"{tuple(x.shape)} need labels ({len(x)},), got {tuple(y.shape)}"
-            raise ValueError(f"features {shapes}")
-        if not x.isfinite().all():
-            rows = (~x.isfinite().all(1)).nonzero()[:5, 0].tolist()
-            raise ValueError(f"features hold NaN or infinity, first in rows {rows}")
-    if train_x.shape[1] != test_x.shape[1]:
+def _features(x: Tensor, rows: int = 1) -> Tensor:
+    """Return features (N, D), N at least `rows`, without gradients; ValueError for what is not finite."""
+    if not dense(x) or not x.is_floating_point() or x.ndim != 2 or len(x) < rows or not x.shape[1]:
+        raise ValueError(f"features {shown(x)}: floats (N, D) are needed, in at least {rows} rows")
+    if not (fine := x.norm(dim=1) < LARGEST).all():  # also refuses NaN
+        first = (~fine).nonzero()[:5, 0].tolist()
         raise ValueError(
-            f"training features {tuple(train_x.shape)} and test features {tuple(test_x.shape)}: "
-            "both must come from one encoder"
+            f"features hold NaN, infinity or more than {LARGEST:g}, first in rows {first}"
         )
+    return x.detach()
+
+
+def classes(labels: Any, n: int, count: int = MOST_CLASSES) -> Tensor:
+    """Return labels (n,) as int64; ValueError for all but whole numbers from 0 to `count` - 1."""
+    if not dense(labels) or labels.is_floating_point() or labels.shape != (n,):
+        raise ValueError(f"labels {shown(labels)}: whole numbers ({n},) are needed, one per image")
+    labels = labels.long()
+    if len(bad := ((labels < 0) | (labels >= count)).nonzero()):
+        row = int(bad[0, 0])
+        raise ValueError(
+            f"label {int(labels[row])} of image {row}: {count} classes are numbered from 0"
+        )
+    return labels
+
+
+def _task(
+    train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, rows: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+    """Return a task's features and labels, checked, and its number of classes."""
+    train_x, test_x = _features(train_x, rows), _features(test_x)
+    if (train_x.shape[1], train_x.dtype) != (test_x.shape[1], test_x.dtype):
+        raise ValueError(
+            f"training features {shown(train_x)} and test features {shown(test_x)}: both must come from "
+            "one encoder"
+        )
+    train_y, test_y = classes(train_y, len(train_x)), classes(test_y, len(test_x))
+    if not torch.isin(test_y, train_y).any():
+        raise ValueError(
+            "no label of the test set occurs in training: both must number the same classes"
+        )
+    return train_x, train_y, test_x, test_y, int(max(train_y.max(), test_y.max())) + 1
 
 
 @dataclass(frozen=True)
@@ -111,20 +143,18 @@ def linear_probe(
         >>> linear_probe(x, y, x, y).accuracy
         1.0
     """
-    _check_task(train_x, train_y, test_x, test_y)
-    if len(train_x) < 5:
-        raise ValueError(f"{len(train_x)} training features: a probe needs at least 5")
-    classes = int(max(train_y.max(), test_y.max())) + 1
+    train_x, train_y, test_x, test_y, count = _task(train_x, train_y, test_x, test_y, 5)
+    seed = fitting(seed, "seed", Seed)
     order = torch.randperm(len(train_x), generator=generator("probe", seed)).to(train_x.device)
     held, kept = order[: len(order) // 5], order[len(order) // 5 :]
     scores: list[float] = []
     heads: list[Linear] = []
     for l2 in L2_GRID:  # from the strongest penalty down: each fit starts where the last one ended
         start = heads[-1] if heads else None
-        heads.append(_logistic(train_x[kept], train_y[kept], classes, l2, start, STEPS // 2))
+        heads.append(_logistic(train_x[kept], train_y[kept], count, l2, start, STEPS // 2))
         scores.append(_accuracy(heads[-1](train_x[held]).argmax(1), train_y[held]))
     best = max(range(len(L2_GRID)), key=scores.__getitem__)
-    head = _logistic(train_x, train_y, classes, L2_GRID[best], heads[best])
+    head = _logistic(train_x, train_y, count, L2_GRID[best], heads[best])
     predictions = head(test_x).argmax(1)
     return Probe(_accuracy(predictions, test_y), predictions, head, L2_GRID[best])
 
@@ -163,17 +193,14 @@ def knn(
         >>> knn(x, y, torch.tensor([[0.1, 2.0]]), torch.tensor([1]), k=5).predictions
         tensor([1])
     """
-    _check_task(train_x, train_y, test_x, test_y)
-    if k < 1 or not temperature > 0:
-        raise ValueError(
-            f"k={k}, temperature={temperature}: k must be at least 1, temperature above 0"
-        )
-    k, classes = min(k, len(train_x)), int(max(train_y.max(), test_y.max())) + 1
+    train_x, train_y, test_x, test_y, count = _task(train_x, train_y, test_x, test_y, 1)
+    temperature = fitting(temperature, "temperature", Positive)
+    k = min(fitting(k, "k", Count), len(train_x))
     bank = F.normalize(train_x, dim=1)
     predictions = []
     for part in F.normalize(test_x, dim=1).split(2048):
         near, index = (part @ bank.T).topk(k, dim=1)  # (B, k)
-        votes = part.new_zeros(len(part), classes)
+        votes = part.new_zeros(len(part), count)
         votes.scatter_add_(1, train_y[index], ((near - 1) / temperature).exp())
         predictions.append(votes.argmax(1))
     predicted = torch.cat(predictions)
@@ -188,8 +215,9 @@ def nearest(x: Tensor, row: int, count: int) -> Tensor:
         row: whose neighbours are asked for.
         count: how many, itself included.
     """
-    unit = F.normalize(x, dim=1)
-    return (unit @ unit[row]).topk(count).indices
+    unit = F.normalize(_features(x), dim=1)
+    row = number(row, "row", int, least=0, most=len(x) - 1)
+    return (unit @ unit[row]).topk(number(count, "count", int, least=1, most=len(x))).indices
 
 
 def agreement(predictions_a: Tensor, predictions_b: Tensor) -> float:
@@ -202,16 +230,15 @@ def agreement(predictions_a: Tensor, predictions_b: Tensor) -> float:
         The share, from 0 to 1.
 
     Raises:
-        ValueError: where the numbers of predictions differ.
+        ValueError: where the numbers of predictions differ, or there are none.
 
     Example:
         >>> agreement(torch.tensor([0, 1, 2, 2]), torch.tensor([0, 1, 2, 0]))
         0.75
     """
-    if predictions_a.shape != predictions_b.shape:
-        raise ValueError(
-            f"{tuple(predictions_a.shape)} and {tuple(predictions_b.shape)} predictions"
-        )
+    a, b = (tuple(getattr(p, "shape", ())) for p in (predictions_a, predictions_b))
+    if a != b or len(a) != 1 or not a[0]:
+        raise ValueError(f"{a} and {b} predictions: the same number is needed, at least one")
     return _accuracy(predictions_a, predictions_b)
 
 
@@ -227,26 +254,30 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
         The similarity, 1 for features that differ by a rotation.
 
     Raises:
-        ValueError: where the numbers of rows differ, or for NaN.
+        ValueError: where the numbers of rows differ or are below two, or for NaN.
 
     Example:
         >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 2.0]])
         >>> round(linear_cka(x, 3 * x.flip(1)), 6)
         1.0
     """
-    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
-        raise ValueError(
-            f"features {tuple(x.shape)} and {tuple(y.shape)}: the same N rows are needed"
-        )
-    if not (x.isfinite().all() and y.isfinite().all()):
-        raise ValueError("features hold NaN or infinity: CKA is not defined")
+    x, y = _same_rows(_features(x, 2), _features(y, 2))
     x, y = x.double() - x.double().mean(0), y.double() - y.double().mean(0)
     cross = (y.T @ x).square().sum()
     return (cross / ((x.T @ x).norm() * (y.T @ y).norm()).clamp(min=1e-300)).item()
 
 
+def _same_rows(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    if len(x) != len(y):
+        raise ValueError(
+            f"features {tuple(x.shape)} and {tuple(y.shape)}: the same N rows are needed"
+        )
+    return x, y
+
+
 def mean_cosine(x: Tensor, y: Tensor) -> float:
     """Return the mean cosine of matching rows (N, D) of `x` and `y`; NaN where the dimensions differ."""
+    x, y = _same_rows(_features(x), _features(y))
     return F.cosine_similarity(x, y).mean().item() if x.shape == y.shape else float("nan")
 
 
@@ -255,7 +286,7 @@ def spread(x: Tensor) -> float:
 
     About 1 for directions spread evenly over the sphere, 0 for a collapsed encoder (SimSiam, sec. 4.1).
     """
-    return (F.normalize(x, dim=1).std(0).mean() * x.shape[1] ** 0.5).item()
+    return (F.normalize(_features(x, 2), dim=1).std(0).mean() * x.shape[1] ** 0.5).item()
 
 
 def geometry(x: Tensor) -> dict[str, float]:
@@ -267,11 +298,11 @@ def geometry(x: Tensor) -> dict[str, float]:
         exp of the entropy of the covariance's eigenvalues (Roy & Vetterli, EUSIPCO 2007), from 1 to D.
 
     Raises:
-        ValueError: for fewer than two rows.
+        ValueError: for fewer than two rows, NaN, or zeros alone.
     """
-    if x.ndim != 2 or len(x) < 2:
-        raise ValueError(f"features {tuple(x.shape)}: at least two rows (N, D) are needed")
-    x, n = x.double(), len(x)
+    x, n = _features(x, 2).double(), len(x)
+    if not x.any():
+        raise ValueError(f"features {tuple(x.shape)} are all 0: they have no geometry")
     norms, total = x.norm(dim=1), F.normalize(x, dim=1).sum(0)
     values = torch.linalg.eigvalsh(torch.cov(x.T).reshape(x.shape[1], -1)).clamp(min=0)
     share = values / values.sum().clamp(min=1e-300)
@@ -293,15 +324,18 @@ def mean_interval(values: Iterable[float], level: float = 0.95) -> tuple[float, 
         Mean, lower and upper bound; the bounds are NaN for one run.
 
     Raises:
-        ValueError: for no value.
+        ValueError: for no value, and for a level that is not between 0 and 1.
 
     Example:
         >>> print("{:.1f} [{:.1f}, {:.1f}]".format(*mean_interval([70, 72, 74])))
         72.0 [67.0, 77.0]
     """
+    level = number(level, "level", above=0, below=1)
     sample = torch.tensor(list(values), dtype=torch.float64)
     if not len(sample):
         raise ValueError("an interval needs at least one value")
+    if not sample.isfinite().all():
+        raise ValueError(f"values {sample.tolist()}: an interval needs finite ones")
     mean = sample.mean().item()
     if len(sample) < 2:
         return mean, float("nan"), float("nan")

@@ -1,8 +1,10 @@
 """Atomic writes, and hashes that identify files, values and tensors."""
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -12,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # of a disk, a quota, or a broken disk
 
 
 class StorageError(RuntimeError):
@@ -33,11 +38,11 @@ def atomic(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         partial.replace(path)
-    except OSError as error:
-        if isinstance(error, FileNotFoundError):
-            raise  # something that the block reads
+    except Exception as error:
+        if isinstance(error, StorageError) or (reason := _refused(error, path)) is None:
+            raise
         raise StorageError(
-            f"{path} cannot be written ({error.strerror or error}): free space or give permission, "
+            f"{path} cannot be written ({reason}): free space or give permission, "
             "or set CONTSTEAL_RUNS (CONTSTEAL_FIGURES for figures) to another folder; what was saved "
             "before is kept"
         ) from error
@@ -46,6 +51,24 @@ def atomic(path: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
         elif partial.exists():
             partial.unlink()
+
+
+def _refused(error: BaseException, path: Path) -> str | None:
+    """Return why a disk took no more, where that is behind an error; None for any other error.
+
+    Writers hide it: torch's ends in "unexpected pos", after an OSError or after none, and safetensors'
+    only names the number in its text.
+    """
+    if isinstance(error, FileNotFoundError) and Path(str(error.filename)) not in path.parents:
+        return None  # something that the block reads
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    cause = error.__cause__ or error.__context__
+    if isinstance(cause, OSError) and cause.errno in FULL:
+        return os.strerror(cause.errno)
+    if found := re.search(r"os error (\d+)\)", str(error)):
+        return os.strerror(int(found[1])) if int(found[1]) in FULL else None
+    return "the disk takes no more" if "unexpected pos" in str(error) else None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -68,9 +91,19 @@ def read_json(path: Path) -> Any:
 
 
 def move_aside(path: Path) -> Path:
-    """Rename a damaged file or folder to `<name>.corrupt-<time>` and return the new path."""
+    """Rename a damaged file or folder to `<name>.corrupt-<time>` and return the new path.
+
+    Raises StorageError where that is not permitted; another process may have done it already.
+    """
     aside = path.with_name(f"{path.name}.corrupt-{time.time_ns()}")
-    path.rename(aside)
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise StorageError(
+            f"{path} is damaged and cannot be moved aside ({error.strerror}): remove it"
+        ) from error
     return aside
 
 
@@ -84,6 +117,11 @@ def key(value: object) -> str:
     """Return 16 hexadecimal digits that identify a JSON-like value."""
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest with a `key` of its own content as its `seal`."""
+    return manifest | {"seal": key(manifest | {"seal": None})}
 
 
 def digest(tensors: "Iterable[tuple[str, Tensor]]") -> str:

@@ -5,11 +5,14 @@ $CONTSTEAL_PRECISION "auto" (default: what the hardware is fast in), "bf16" or "
 notebooks and workers inherit both.
 """
 
+import copy
 import csv
 import io
 import math
 import os
 import shutil
+import signal
+import threading
 import time
 import warnings
 import zipfile
@@ -19,19 +22,31 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from contsteal import files
+from contsteal import (
+    Batch,
+    Checked,
+    Count,
+    Natural,
+    NotNegative,
+    Positive,
+    checkpoints,
+    choice,
+    files,
+)
 from contsteal.seeds import generator
 
 Row = dict[str, float]
 Backend = str | Callable[..., Any]  # of torch.compile
 Loss = Callable[[Tensor, int, torch.Generator], Tensor]  # (indices (B,), epoch, draws) -> scalar
 SAVE_EVERY = 15.0  # seconds between checkpoints: what a killed run can lose
+KEEP_EVERY = 1.0  # seconds between copies in memory, which a run that is told to end still saves
 QUIET = "TQDM_DISABLE"  # which a notebook's bars do not read by themselves
 HIDDEN = ("epoch", "lr", "seconds")  # columns of a row that the progress bar leaves out
 
@@ -47,7 +62,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(Checked):
     """How long and how fast: linear warm-up, then one cosine to zero over the whole run.
 
     Example:
@@ -56,31 +71,24 @@ class Schedule:
         (16, 640)
     """
 
-    epochs: int
-    batch: int  # incomplete batches are dropped
-    lr: float  # at the peak
-    weight_decay: float = 1e-4
-    warmup: float = 0.1  # share of all steps
+    epochs: Count
+    batch: Batch  # incomplete batches are dropped
+    lr: Positive  # at the peak
+    weight_decay: NotNegative = 1e-4
+    warmup: Annotated[float, ("least", 0), ("below", 1)] = 0.1  # share of all steps
     optimizer: str = "adamw"  # a name of OPTIMIZERS
-    steps: int = 0  # of the optimizer, which then cut the last epoch short; 0: all of the epochs'
+    steps: Natural = (
+        0  # of the optimizer, which then cut the last epoch short; 0: all of the epochs'
+    )
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         """Return the optimizer of the weights that are trained; ValueError for an unknown name."""
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(
-                f"unknown optimizer {self.optimizer!r}: choose one of {', '.join(OPTIMIZERS)}"
-            )
         trained = [p for p in model.parameters() if p.requires_grad]
-        return OPTIMIZERS[self.optimizer](trained, lr=self.lr, weight_decay=self.weight_decay)
+        make = OPTIMIZERS[choice(self.optimizer, "optimizer", OPTIMIZERS)]
+        return make(trained, lr=self.lr, weight_decay=self.weight_decay)
 
     def check(self, n: int) -> int:
         """Return the steps per epoch for `n` samples; ValueError where they fill no batch."""
-        if self.epochs < 1 or self.batch < 2 or not self.lr > 0 or not 0 <= self.warmup < 1:
-            raise ValueError(
-                f"{self}: epochs must be >= 1, batch >= 2, lr > 0 and warmup in [0, 1)"
-            )
-        if self.steps < 0:
-            raise ValueError(f"{self}: steps must be 0 (what the epochs need) or more")
         if n < self.batch:
             raise ValueError(
                 f"{n} images are fewer than one batch of {self.batch}: give more images "
@@ -114,7 +122,9 @@ def fit(
         schedule: how long and how fast.
         seed: decides the order of the samples, and with the epoch what `loss` draws.
         checkpoint: a file to save the state to after an epoch, at most every SAVE_EVERY seconds: a
-            killed run continues from it to the same weights. A CSV beside it gets a row per epoch.
+            killed run continues from it to the same weights. One that is ended by Ctrl-C or SIGTERM
+            saves the last epoch that it kept, at most every KEEP_EVERY seconds. A CSV beside the file
+            gets a row per epoch.
         after_epoch: maps an epoch to more columns of its row, such as a monitor's.
         title: stands before the progress bar.
         identity: describes the run: the checkpoint of another one is refused.
@@ -134,15 +144,17 @@ def fit(
         3
     """
     set_mode()
+    checkpoint = checkpoint_file(checkpoint)
     epochs = math.ceil(schedule.total(n) / schedule.check(n))
     optimizer = schedule.build(model)
     identity = f"{identity} {schedule} seed={seed} n={n}"
     history = _resume(checkpoint, model, optimizer, identity)
-    saved, done = time.monotonic(), len(history)
+    kept: dict[str, Any] = {}
+    saved, copied, done = time.monotonic(), 0.0, len(history)
     bar = tqdm(
         total=epochs, initial=done, desc=title, leave=False, delay=2, disable=QUIET in os.environ
     )
-    with _flags_restored(), bar:
+    with _flags_restored(), bar, _saved_if_ended(checkpoint, kept):
         torch.backends.cudnn.benchmark = mode() == "fast"  # tries its kernels on every shape
         for epoch in range(done, epochs):
             start, draws = time.monotonic(), generator("epoch", seed, epoch)
@@ -154,8 +166,11 @@ def fit(
             bar.update()
             if checkpoint:
                 _log(checkpoint.with_suffix(".csv"), history)
+            if checkpoint and time.monotonic() - copied > min(KEEP_EVERY, SAVE_EVERY):
+                kept["state"] = _state(model, optimizer, identity, history)
+                copied = time.monotonic()
             if checkpoint and time.monotonic() - saved > SAVE_EVERY:
-                _save(checkpoint, model, optimizer, identity, history)
+                _save(checkpoint, kept)
                 saved = time.monotonic()
     optimizer.zero_grad(set_to_none=True)  # gradients take as much memory as the weights
     model.eval()
@@ -204,14 +219,51 @@ def _log(path: Path, history: list[Row]) -> None:
     files.write_text(path, text.getvalue())
 
 
-def _save(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: str,
-    history: list[Row],
-) -> None:  # fmt: skip
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(),
-             "rng": torch.get_rng_state(), "history": history, "identity": identity}  # fmt: skip
-    with files.atomic(path) as partial, partial.open("wb") as file:
-        torch.save(state, file)  # into an open file: a full disk is an OSError then
+def _state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, identity: str, history: list[Row]
+) -> dict[str, Any]:
+    """Return a copy of all that a training continues from."""
+    return copy.deepcopy({
+        "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+        "rng": torch.get_rng_state(), "history": history, "identity": identity,
+    })  # fmt: skip
+
+
+def _save(path: Path | None, kept: dict[str, Any]) -> None:
+    """Write the state that was kept, if there is one."""
+    if path and "state" in kept:
+        with files.atomic(path) as partial, partial.open("wb") as file:
+            torch.save(kept["state"], file)
+
+
+@contextmanager
+def _saved_if_ended(path: Path | None, kept: dict[str, Any]) -> Iterator[None]:
+    """Save what was kept where Ctrl-C ends the block, or SIGTERM the process."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        try:
+            _save(path, kept)
+        finally:
+            signal.signal(number, before)
+            os.kill(os.getpid(), number)
+
+    able = path is not None and threading.current_thread() is threading.main_thread()
+    before = (signal.signal(signal.SIGTERM, end) if able else None) or signal.SIG_DFL
+    try:
+        yield
+    except KeyboardInterrupt:
+        _save(path, kept)
+        raise
+    finally:
+        if able:
+            signal.signal(signal.SIGTERM, before)
+
+
+def checkpoint_file(path: Path | str | None) -> Path | None:
+    """Return the file to resume from and to save to; ValueError for a folder."""
+    if path is not None and Path(path).is_dir():
+        raise ValueError(f"checkpoint={path} is a folder: give a file in it")
+    return None if path is None else Path(path)
 
 
 def _resume(
@@ -225,9 +277,13 @@ def _resume(
             if bad := archive.testzip():
                 raise ValueError(f"{bad} is not what was written")
         state = torch.load(path, map_location="cpu", weights_only=True)
-        stored = state["identity"]
-    except Exception as error:  # torch.load raises many kinds for a damaged file
-        warnings.warn(f"{path} is damaged ({error}): moved aside, starting anew", stacklevel=3)
+        stored, problem = state["identity"], checkpoints.misfit(model.state_dict(), state["model"])
+        if stored == identity and problem:
+            raise ValueError(problem)
+    except (
+        Exception
+    ):  # torch.load raises many kinds for a damaged file, and advises to load it unsafely
+        warnings.warn(f"{path} is damaged: moved aside, starting anew", stacklevel=3)
         files.move_aside(path)
         return []
     if stored != identity:

@@ -134,6 +134,10 @@ def cross_entropy(logits: Tensor, answers: Tensor) -> Tensor:
         tensor(1.3863)
     """
     _fitting(logits, answers, logits.shape if answers.ndim == 2 else logits.shape[:1])
+    if answers.is_floating_point() != (answers.ndim == 2) or answers.dtype == torch.bool:
+        kinds = "posteriors (N, C) are floats, labels (N,) whole numbers"
+        raise ValueError(f"answers {tuple(answers.shape)} of {answers.dtype}: {kinds}")
+    answers = answers if answers.is_floating_point() else answers.long()
     return F.cross_entropy(logits.float() if logits.dtype != torch.float64 else logits, answers)
 
 
@@ -412,6 +416,10 @@ def moco(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.1) ->
         ValueError: for shapes that differ, or a temperature of 0 or below.
     """
     q, k = (F.normalize(x, dim=1) for x in _pair(query, key))
+    if queue.ndim != 2 or not len(queue) or queue.shape[1] != q.shape[1]:
+        raise ValueError(
+            f"queue {tuple(queue.shape)}: rows of {q.shape[1]} are needed, as queries have"
+        )
     matching = (q * k).sum(1, keepdim=True)  # (N, 1)
     negatives = products(q, F.normalize(queue.to(q.dtype), dim=1))  # (N, K)
     logits = torch.cat([matching, negatives], dim=1) / positive(temperature)

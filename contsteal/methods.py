@@ -13,19 +13,31 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from contsteal import augment, checkpoints, files, losses
+from contsteal import (
+    Batch,
+    Checked,
+    Count,
+    Natural,
+    NotNegative,
+    Positive,
+    Seed,
+    augment,
+    checkpoints,
+    files,
+    losses,
+)  # fmt: skip
 from contsteal.encoders import Encoder
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """How a victim is trained. [L] marks settings of lightly's CIFAR-10 benchmark of ResNet-18.
 
     Example:
@@ -35,25 +47,27 @@ class Config:
 
     method: str = "simclr"  #: a name of METHODS, or "ready": nothing is trained
     encoder: str = "resnet18"  #: as `encoders.build` takes it
-    width: float = 1.0  #: scales a ResNet's channels
-    image_size: int = 32  #: pixels
-    epochs: int = 200  #: [L]; 800 to 1,000 in the papers' tables; where `steps` is 0
-    steps: int = 0  #: of the optimizer, however many the images
-    batch: int = 512  #: images per step [L]
+    width: Positive = 1.0  #: scales a ResNet's channels
+    image_size: Count = 32  #: pixels
+    epochs: Count = 200  #: [L]; 800 to 1,000 in the papers' tables; where `steps` is 0
+    steps: Natural = 0  #: of the optimizer, however many the images
+    batch: Batch = 512  #: images per step [L]
     optimizer: str = "sgd"  #: with momentum 0.9 [L], or "adamw"
-    lr: float | None = None  #: at the peak; None: the recipe's, scaled to the batch
-    weight_decay: float = 5e-4  #: [L]
-    temperature: float | None = None  #: None: the method's, 0.5 for SimCLR and 0.1 for MoCo
+    lr: Positive | None = None  #: at the peak; None: the recipe's, scaled to the batch
+    weight_decay: NotNegative = 5e-4  #: [L]
+    temperature: Positive | None = None  #: None: the method's, 0.5 for SimCLR and 0.1 for MoCo
     policy: str = "simclr"  #: the views of every method; SimSiam's on CIFAR (appendix D)
-    hidden: int | None = None  #: width of the heads' hidden layers; None: the method's
-    projection: int | None = None  #: dimension that the loss is computed in; None: the method's
-    momentum: float = 0.99  #: of the key or target encoder, MoCo and BYOL [L]
-    queue: int = 4096  #: MoCo's negatives [L]; 8,192 there at batch 512
+    hidden: Count | None = None  #: width of the heads' hidden layers; None: the method's
+    projection: Count | None = None  #: dimension that the loss is computed in; None: the method's
+    momentum: Annotated[float, ("least", 0), ("most", 1)] = (
+        0.99  #: of the key or target encoder, MoCo and BYOL [L]
+    )
+    queue: Count = 4096  #: MoCo's negatives [L]; 8,192 there at batch 512
     symmetric: bool = True  #: MoCo: each view is query and key once [L]
-    key_groups: int = 8  #: MoCo: parts of a batch of keys, each normalised by itself [L]
-    held_out: int = 1024  #: training images kept for the monitor, at most a tenth of the set
-    monitor_every: int = 1  #: epochs between two measurements on them
-    seed: int = 0  #: of first weights, order and views
+    key_groups: Count = 8  #: MoCo: parts of a batch of keys, each normalised by itself [L]
+    held_out: Natural = 1024  #: training images kept for the monitor, at most a tenth of the set
+    monitor_every: Count = 1  #: epochs between two measurements on them
+    seed: Seed = 0  #: of first weights, order and views
     weights: str | None = None  #: of method "ready": "timm", or a file of weights
     inputs: dict[str, Any] | None = None  #: of such a file: mean, std, padding, relu
 
@@ -88,11 +102,14 @@ class Head(nn.Sequential):
 
     @staticmethod
     def load(path: Path) -> "Head":
-        """Return the head that `save` wrote, in eval mode; CheckpointError for a damaged file."""
+        """Return the head that `save` wrote, in eval mode; CheckpointError for any other file."""
         state, header = checkpoints.read_safetensors(path)
-        spec = json.loads(header["head"])
-        head = Head(*spec["sizes"], norm=spec["norm"], last=spec["last"])
-        head.load_state_dict(state)
+        try:
+            spec = json.loads(header["head"])
+            head = Head(*spec["sizes"], norm=spec["norm"], last=spec["last"])
+            head.load_state_dict(state)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise checkpoints.CheckpointError(f"{path} holds no head: save it again") from error
         return head.eval()
 
 
@@ -116,8 +133,6 @@ class Momentum(nn.Module):
 
     def __init__(self, net: nn.Module, momentum: float) -> None:
         super().__init__()
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum={momentum}: it must be between 0 and 1")
         self.module, self.momentum = copy.deepcopy(net).requires_grad_(False), momentum
 
     @torch.no_grad()
@@ -223,7 +238,7 @@ class MoCo(Method):
         if config.queue < sent:
             raise ValueError(f"queue={config.queue}: it must hold the {sent} keys of a batch of "
                              f"{config.batch}")  # fmt: skip
-        if config.key_groups < 1 or config.batch % config.key_groups:
+        if config.batch % config.key_groups:
             raise ValueError(f"key_groups={config.key_groups}: it must divide batch={config.batch}")
         self.keys = Momentum(self.online, config.momentum)
         queue = F.normalize(torch.randn(config.queue, self.projection), dim=1)
@@ -325,7 +340,7 @@ class Supervised(Method):
         """Return one view (B, 3, H, W), and the labels (B,)."""
         if labels is None:
             raise ValueError("method 'supervised' needs the labels of its images: give labels")
-        return augment.apply(self.config.policy, images, draws), labels
+        return augment.apply(self.config.policy, images, draws), labels.long()
 
     def loss(self, view: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(self.online(view).float(), labels)  # of logits (B, classes)

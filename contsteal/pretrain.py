@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from contsteal import checkpoints, encoders, evaluate, files, loop
+from contsteal import checkpoints, choice, encoders, evaluate, files, loop
 from contsteal.methods import METHODS, Config, Head, Method, Momentum
 
 READY = "ready"  # a method that trains nothing: the encoder comes from a hub or a file
@@ -81,6 +81,11 @@ def fit(config: Config, images: ImageSet, checkpoint: Path | None = None) -> Fit
         loop.Diverged: for a NaN loss.
     """
     origin(config)
+    if not hasattr(images, "images"):
+        raise ValueError(
+            f"images {type(images).__name__}: a set is needed, such as data.load returns"
+        )
+    encoders.check_images(images.images)
     device = images.images.device
     if config.method == READY:
         given: dict[str, Any] = {"pretrained": True}
@@ -96,6 +101,9 @@ def fit(config: Config, images: ImageSet, checkpoint: Path | None = None) -> Fit
             f"method 'supervised' needs labels, {images.name} has none in this split: choose another "
             "method, data set or train_split"
         )
+    if images.labels is not None:
+        count = len(images.classes) if config.method == "supervised" else evaluate.MOST_CLASSES
+        evaluate.classes(images.labels, len(images.images), count)
     held = min(config.held_out, len(images.images) // 10)
     kept, watched = images.take(slice(held, None)), images.take(slice(held))
     model = build(config, len(images.classes)).to(device)
@@ -127,11 +135,7 @@ def _learn(
 
 def schedule(config: Config) -> loop.Schedule:
     """Return how long and how fast a config trains; ValueError for a method or value not known."""
-    if config.method not in METHODS:
-        known = ", ".join([*METHODS, READY])
-        raise ValueError(f"unknown method {config.method!r}: choose one of {known}")
-    if config.monitor_every < 1 or config.held_out < 0:
-        raise ValueError(f"{config}: monitor_every must be >= 1 and held_out >= 0")
+    choice(config.method, "method", [*METHODS, READY])
     recipe = METHODS[config.method]
     lr = recipe.lr * (config.batch / 128 if recipe.scaled else 1)
     lr = lr if config.lr is None else config.lr

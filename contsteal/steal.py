@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contsteal import augment, encoders, loop, losses
+from contsteal import augment, encoders, evaluate, loop, losses
 from contsteal.attacks import ASKS_VIEWS, ATTACKS, Config, Recipe, Views
 from contsteal.methods import Frozen, Head
 from contsteal.seeds import derive, generator
-from contsteal.victim import BlackBox
+from contsteal.victim import BlackBox, finite
 
 __all__ = [
     "ATTACKS", "Config", "Recipe", "Result", "Views", "ask", "learn_remap",
@@ -83,6 +83,8 @@ def train(
         >>> result.encoder.dim, result.unique_inputs, result.calls
         (128, 64, 64)
     """
+    encoders.check_images(images)
+    checkpoint = loop.checkpoint_file(checkpoint)
     config = config.for_images(len(images))
     schedule = _check(config, api, images, user, labels)
     recipe, options, view_of = config.recipe, config.options, _views(config, images)
@@ -211,6 +213,7 @@ def ask(
     Raises:
         BudgetExceeded: where the budget does not suffice.
     """
+    encoders.check_images(images)
     config = config.for_images(len(images))
     view_of = view_of or _views(config, images)
     answers = []
@@ -372,8 +375,7 @@ def learn_remap(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         >>> torch.allclose(remap(x, weight, bias), 3 * x + 1, atol=1e-4)
         True
     """
-    matching = source.ndim == target.ndim == 2 and len(source) == len(target) > 0
-    if not (matching and source.isfinite().all() and target.isfinite().all()):
+    if len(finite(source)) != len(finite(target)) or not len(source):
         raise ValueError(
             f"answers {tuple(source.shape)} and {tuple(target.shape)}: both accounts must have sent "
             "the same images, one finite row each"
@@ -397,29 +399,45 @@ def _check(
     config: Config, api: BlackBox, images: Tensor, user: str, labels: Tensor | None
 ) -> loop.Schedule:
     """Return the schedule; refuse whatever would fail later, before any query is paid for."""
-    encoders.check(config.encoder, config.width)
     _ = config.options  # refuses negatives that the loss does not have
     _check_adaptation(config, len(images))
-    if config.mode in ASKS_VIEWS or len(images) > REQUEST:
+    if config.mode in ASKS_VIEWS or len(images) > REQUEST or config.accounts > 1:
         anchors = config.anchors if config.accounts > 1 else 0
         for name, rows in _accounts(config, user, len(images)).items():
             api.require(config.distinct(rows.stop - rows.start + anchors), name)
     one = next(iter(images.split(1)))  # also of a set on disk
     for policy in config.policies:
         augment.apply(policy, one, generator("check"))
-    if config.tau is not None and not config.tau > 0:
-        raise ValueError(f"temperature={config.tau}: it must be above 0")
-    if config.recipe.labels and (labels is None or len(labels) != len(images)):
-        given = "none" if labels is None else f"{len(labels)}"
+    if config.recipe.labels and labels is None:
         raise ValueError(
-            f"attack {config.attack!r} uses the true labels of the {len(images)} query images, "
-            f"given are {given}: give labels=..., or take an attack without them"
+            f"attack {config.attack!r} uses the true labels of the {len(images)} query images: give "
+            "labels=..., or take an attack without them"
         )
+    if config.recipe.labels:
+        evaluate.classes(labels, len(images))
     schedule = loop.Schedule(
         config.epochs, config.batch, config.lr, config.weight_decay, steps=config.steps
     )
     schedule.check(len(images))
+    loop.mode_labels()  # refuses unknown modes
+    # Not the surrogate itself: the answers decide how wide its last layer is.
+    trial = encoders.build(config.encoder, config.image_size, width=config.width).to(one.device)
+    schedule.build(trial)
+    if one.shape[2:] != (config.image_size, config.image_size):
+        _check_size(config, trial, one)
     return schedule
+
+
+def _check_size(config: Config, net: encoders.Encoder, image: Tensor) -> None:
+    """Raise ValueError where a network does not run on an image of another size than it is made for."""
+    try:
+        encoders.embed(net, image)
+    except Exception as error:  # of any architecture
+        line = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise ValueError(
+            f"{config.encoder} with image_size={config.image_size} does not run on images of "
+            f"{image.shape[2]} x {image.shape[3]} px ({line}): set image_size to theirs"
+        ) from error
 
 
 def _check_adaptation(config: Config, n: int) -> None:

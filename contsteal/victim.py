@@ -1,20 +1,22 @@
 """The only way to query a victim: answers are counted, cached and defended, and have no gradients."""
 
 import hashlib
+import threading
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from contsteal import encoders, files
+from contsteal import Count, Natural, checkpoints, choice, dense, encoders, files, fitting, shown
 from contsteal.encoders import as_uint8
 
 LONGEST_NAME = 256  # characters of a user's name
+ANSWERING = threading.RLock()  # held from the check of a budget to its bill
 STORE_LIMIT = 1 << 30  # bytes of one victim's answers on disk; later answers are not stored
 
 
@@ -38,11 +40,21 @@ def named(user: str) -> str:
     return user
 
 
-def finite(answers: Tensor) -> Tensor:
-    """Return answers (N, D) of floats, N = 0 included; ValueError for anything else, NaN and infinity."""
-    if not isinstance(answers, Tensor) or answers.ndim != 2 or not answers.shape[1]:
-        shape = tuple(answers.shape) if isinstance(answers, Tensor) else type(answers).__name__
-        raise ValueError(f"answers {shape}: a tensor (N, D) is needed, one row per input")
+def finite(answers: Tensor, rows: int | None = None) -> Tensor:
+    """Return answers (N, D) of floats, N = 0 included; ValueError for anything else, NaN and infinity.
+
+    `rows` is the N that is needed, where it is known.
+    """
+    if (
+        not dense(answers)
+        or answers.ndim != 2
+        or not answers.shape[1]
+        or rows not in (None, len(answers))
+    ):
+        needed = "N" if rows is None else rows
+        raise ValueError(
+            f"answers {shown(answers)}: a tensor ({needed}, D) is needed, one row per input"
+        )
     if not answers.is_floating_point():
         raise ValueError(f"answers are {answers.dtype}: vectors of floats are needed, no labels")
     if not answers.isfinite().all():
@@ -52,6 +64,11 @@ def finite(answers: Tensor) -> Tensor:
             "answered; look at the victim's weights and at the defences before this one"
         )
     return answers
+
+
+def _leaving(answers: Tensor, rows: int) -> Tensor:
+    """Return answers (N, D), N = `rows`, as float32 without gradient; ValueError as `finite`."""
+    return finite(finite(answers, rows).float()).detach()
 
 
 @dataclass
@@ -78,11 +95,11 @@ class Ledger:
 
     @property
     def unique_inputs(self) -> int:
-        return sum(a.unique_inputs for a in self.accounts.values())
+        return sum(a.unique_inputs for a in tuple(self.accounts.values()))
 
     @property
     def calls(self) -> int:
-        return sum(a.calls for a in self.accounts.values())
+        return sum(a.calls for a in tuple(self.accounts.values()))
 
 
 def digests(images: Tensor) -> list[bytes]:
@@ -107,29 +124,42 @@ class AnswerStore:
     def get(self, names: Sequence[bytes]) -> Tensor | None:
         """Return the answers (N, D) in the order of `names`, or None where they are not stored.
 
-        A damaged file is moved aside: its answers are computed again.
+        A damaged file, or one of another network or request, is moved aside: its answers are computed
+        again.
         """
         file = self._file(names)
+        if not file.exists():
+            return None
         try:
-            return load_file(file)["answers"]
-        except FileNotFoundError:
-            return None
-        except (SafetensorError, KeyError, OSError):
-            files.move_aside(file)
-            return None
+            tensors, header = checkpoints.read_safetensors(file)
+        except checkpoints.CheckpointError:
+            tensors, header = {}, {}
+        answers = tensors.get("answers", torch.empty(0))
+        sealed = header.get("seal") == self._seal(file, answers)
+        if sealed and answers.dtype == torch.float32 and answers.shape[:-1] == (len(names),):
+            return answers
+        why = "is not what was stored for this victim and these images"
+        warnings.warn(f"{file} {why}: moved aside, computing it again", stacklevel=2)
+        files.move_aside(file)
+        return None
 
     def put(self, names: Sequence[bytes], answers: Tensor) -> None:
         """Store the answers to a request, unless the limit is reached."""
-        data = save({"answers": answers.cpu().contiguous()})
+        answers, file = answers.cpu().contiguous(), self._file(names)
+        data = save({"answers": answers}, metadata={"seal": self._seal(file, answers)})
         if self.size() + len(data) > self.limit:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with files.atomic(self._file(names)) as partial:
+        with files.atomic(file) as partial:
             partial.write_bytes(data)
 
     def size(self) -> int:
         """Return how many bytes are stored."""
         return sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
+
+    def _seal(self, file: Path, answers: Tensor) -> str:
+        """Return a sha256 over the names of folder and file, which stand for the network and the request,
+        and over the shape, the type and the bytes of the answers."""
+        return files.digest([(f"{self.folder.name}/{file.name}", answers)])
 
     def _file(self, names: Sequence[bytes]) -> Path:
         return self.folder / f"{hashlib.sha256(b''.join(names)).hexdigest()[:32]}.safetensors"
@@ -139,10 +169,14 @@ class AnswerCache:
     """A frozen network that is never run twice on one input; share it between black boxes.
 
     `forwards` counts the images that the network was really run on in this process; `store` shares
-    answers with other processes.
+    answers with other processes. Black boxes answer one request at a time, in all threads.
     """
 
     def __init__(self, net: nn.Module, store: AnswerStore | None = None) -> None:
+        if not isinstance(net, nn.Module):
+            raise ValueError(
+                f"a victim is a torch.nn.Module or an AnswerCache of one, no {type(net)}"
+            )
         self.net, self.store, self.forwards = net, store, 0
         self._row: dict[bytes, int] = {}
         self._rows = torch.empty(0)
@@ -153,6 +187,11 @@ class AnswerCache:
         if new:
             fresh, start = self._fresh(images, new), len(self._row)
             end = start + len(fresh)
+            if start and fresh.shape[1] != self._rows.shape[1]:
+                widths = f"{fresh.shape[1]} coordinates, of others {self._rows.shape[1]}"
+                raise ValueError(
+                    f"the victim makes of these images {widths}: send images of one size"
+                )
             if end > len(self._rows):  # doubling keeps the cost of growth linear
                 grown = fresh.new_empty(max(end, 2 * len(self._rows)), fresh.shape[1])
                 grown[:start] = self._rows[:start] if start else 0
@@ -164,9 +203,9 @@ class AnswerCache:
     def _fresh(self, images: Tensor, new: dict[bytes, int]) -> Tensor:
         """Read the answers to new inputs, or compute and store them."""
         if self.store and (stored := self.store.get(list(new))) is not None:
-            return stored.to(next(self.net.parameters()).device)
+            return stored.to(encoders.device_of(self.net))
+        answers = finite(encoders.embed(self.net, images[list(new.values())]), len(new))
         self.forwards += len(new)
-        answers = encoders.embed(self.net, images[list(new.values())])
         if self.store:
             self.store.put(list(new), answers)
         return answers
@@ -189,7 +228,7 @@ class BlackBox:
         budget: as given.
 
     Raises:
-        ValueError: for a budget below 1.
+        ValueError: for a budget that is no whole number of at least 1, and for what is no network.
 
     Example:
         >>> api = BlackBox(encoders.build("conv4"), budget=8)
@@ -206,11 +245,9 @@ class BlackBox:
         head: Callable[[Tensor], Tensor] | None = None,
         projector: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        if budget is not None and budget < 1:
-            raise ValueError(f"budget={budget}: at least 1 query is needed, or None for no limit")
         self._answers = net if isinstance(net, AnswerCache) else AnswerCache(net)
         self._defenses, self._head, self._projector = tuple(defenses), head, projector
-        self.budget, self.ledger = budget, Ledger()
+        self.budget, self.ledger = fitting(budget, "budget", Count | None), Ledger()
 
     @torch.no_grad()
     def embed(self, images: Tensor, user: str = "adversary") -> Tensor:
@@ -250,8 +287,7 @@ class BlackBox:
             >>> api.classify(torch.zeros(4, 3, 32, 32), "posterior").shape
             torch.Size([4, 10])
         """
-        if answer not in ("label", "posterior", "logits"):
-            raise ValueError(f"unknown answer {answer!r}: choose 'label', 'posterior' or 'logits'")
+        choice(answer, "answer", ("label", "posterior", "logits"))
         head = self._head
         if head is None:
             raise ValueError(
@@ -261,7 +297,9 @@ class BlackBox:
         if answer == "logits":
             return self._answer(images, user, head)
         # Defences perturb: make rows non-negative with sum 1 again, uniform where nothing is left.
-        values = self._answer(images, user, lambda x: head(x).softmax(1)).clamp(min=0)
+        values = self._answer(images, user, lambda x: finite(head(x), len(x)).softmax(1)).clamp(
+            min=0
+        )
         total = values.sum(1, keepdim=True)
         uniform = torch.full_like(values, 1 / values.shape[1])
         posterior = torch.where(total > 0, values / total.clamp(min=1e-12), uniform)
@@ -295,7 +333,10 @@ class BlackBox:
         Raises:
             BudgetExceeded: where they would not fit.
         """
-        used = self.ledger.account(named(user)).unique_inputs
+        used, count = (
+            self.ledger.account(named(user)).unique_inputs,
+            fitting(count, "count", Natural),
+        )
         if self.budget is not None and used + count > self.budget:
             raise BudgetExceeded(
                 f"user {user!r} would need {used + count} distinct inputs in all, the budget is "
@@ -304,24 +345,32 @@ class BlackBox:
 
     def _answer(self, images: Tensor, user: str, head: Callable[[Tensor], Tensor] | None) -> Tensor:
         """Check the budget, answer, and only then bill: a request that fails is not billed."""
-        account, images = self.ledger.account(named(user)), as_uint8(images)
+        images = as_uint8(images)
         names = digests(images)
-        total = len(account.seen.union(names))
-        if self.budget is not None and total > self.budget:
-            raise BudgetExceeded(
-                f"user {user!r} asked for {total} distinct inputs in all, the budget is {self.budget} "
-                f"({account.unique_inputs} used): nothing was answered; send fewer images"
-            )
-        clean = self._answers(images, names)
-        answers = finite(head(clean) if head else clean)
+        with ANSWERING:  # nobody may spend what is checked here before it is billed
+            account = self.ledger.account(named(user))
+            total = len(account.seen.union(names))
+            if self.budget is not None and total > self.budget:
+                raise BudgetExceeded(
+                    f"user {user!r} asked for {total} distinct inputs in all, the budget is "
+                    f"{self.budget} ({account.unique_inputs} used): nothing was answered; send fewer"
+                )
+            answers = self._defended(self._answers(images, names), user, head)
+            account.seen.update(names)
+            account.calls += len(names)
+        return answers
+
+    def _defended(
+        self, clean: Tensor, user: str, head: Callable[[Tensor], Tensor] | None
+    ) -> Tensor:
+        """Return what leaves in place of clean answers (N, D): a row of float32 for each of them."""
+        answers = _leaving(head(clean), len(clean)) if head else clean
         width = answers.shape[1]
         for defense in self._defenses:  # what one has seen stays seen where a later one refuses
-            answers = finite(defense(answers, user))
+            answers = _leaving(defense(answers, user), len(clean))
         if head is not None and answers.shape[1] != width:
             raise ValueError(
                 f"the defences made {answers.shape[1]} coordinates of {width} classes: padding is for "
                 "embeddings; leave it out of an API that gives classes"
             )
-        account.seen.update(names)
-        account.calls += len(names)
         return answers

@@ -295,7 +295,7 @@ REFUSED = {
     "DATA_DIR=/my/data make paper PROFILE=paper": ("", "/my/data"),
 }
 # Run by other means: CI itself; tests of JupyterLab, of every script and of the site.
-ELSEWHERE = {"make test", "make setup", "make lab", "make bench", "make html", "make lint",
+ELSEWHERE = {"make test", "make setup", "make lab", "make bench", "make html", "make lint", "make soak",
              "make record", "make record SECONDS=540", "make record PROFILE=smoke"}  # fmt: skip
 LEFT_OUT = {"runs", ".git", ".venv", "study", ".pytest_cache", ".ruff_cache", ".mypy_cache"}
 

@@ -1,13 +1,15 @@
 """Load a data set by name as one set of uint8 images: embedded, the papers', a folder or a pack."""
 
+import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor
 
+from contsteal import Seed, fitting
 from contsteal.data import folders, torchsets
 from contsteal.data.embedded import ENDLESS, SOURCES, Source
 from contsteal.data.folders import FolderError
@@ -24,6 +26,8 @@ __all__ = [
 SPLITS = ("train", "test")
 PATHS = ("folder", "packed")  # names that lead to a path: folder:PATH, packed:PATH
 LARGEST = 8 * 2**30  # bytes of a resized set that is held in memory
+Asked = Annotated[int, ("least", 1), ("most", 10**8)] | None
+Side = Annotated[int, ("least", 8), ("most", 2**15)]  # pixels
 Read = tuple["Tensor | Packed", Tensor | None, tuple[str, ...]]
 
 
@@ -79,10 +83,9 @@ def load(
         >>> images.images.shape, images.labels.shape, images.classes[:2]
         (torch.Size([2, 3, 32, 32]), torch.Size([2]), ('disc', 'square'))
     """
-    if n is not None and n < 1:
-        raise ValueError(f"n={n} images of {name}: ask for at least 1")
-    if image_size < 8:
-        raise ValueError(f"image_size={image_size}: at least 8 pixels are needed")
+    name, split = fitting(name, "data set", str), fitting(split, "split", str)
+    n = fitting(n, f"n images of {name!r:.60}: n", Asked)
+    seed, image_size = fitting(seed, "seed", Seed), fitting(image_size, "image_size", Side)
     images: Tensor | Packed
     chosen: Tensor | slice
     if name in SOURCES:
@@ -106,10 +109,11 @@ def _open(name: str, split: str, size: int) -> Read:
     from contsteal.data import packed
 
     kind, _, path = name.partition(":")
+    home = Path(os.path.expanduser(path))  # an unknown user's ~name stays as it is
     if kind == "packed" and path:
-        return packed.open_pack(Path(path).expanduser(), split)
+        return packed.open_pack(home, split)
     if kind == "folder" and path:
-        return folders.read(Path(path).expanduser(), split, size)
+        return folders.read(home, split, size)
     if name in torchsets.FOLDERS:
         home = torchsets.imagenet(name, size)
         unlabelled = split == "test" and (home / "val").is_dir()  # as ImageNet's test images are
@@ -185,7 +189,7 @@ def locate(name: str, splits: Collection[str], image_size: int) -> Path:
     Raises what `load` would raise, but for damaged images, which only reading finds.
     """
     kind, _, path = name.partition(":")
-    home = Path(path).expanduser()
+    home = Path(os.path.expanduser(path))
     if name in torchsets.SPLITS:
         torchsets.require(name, splits)
         return data_dir()

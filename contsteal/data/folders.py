@@ -6,7 +6,9 @@ and `val` first. Hidden files do not count; files of other extensions are left o
 
 import errno
 import hashlib
+import math
 import os
+import stat
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +23,8 @@ if TYPE_CHECKING:  # Pillow is imported by the first image that is decoded
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 SPLITS = ("train", "test", "val")
+MOST_PIXELS = 2**26  # of an image as it is decoded, about 3 seconds and 0.2 GB; cameras take fewer
+TOO_LARGE = f"more than {MOST_PIXELS:,} pixels"
 
 
 class FolderError(ValueError):
@@ -42,7 +46,8 @@ class Listing(NamedTuple):
 def listing(root: Path, keep: Collection[str] | None = None) -> Listing:
     """List the images of a folder, at any depth of its class folders.
 
-    Labels count the class folders in sorted order. Other files are a warning.
+    Labels count the class folders in sorted order. Other files are a warning, and a folder that links
+    lead to twice is an error: its images would count twice, or have two labels.
 
     Args:
         root: the folder.
@@ -51,14 +56,17 @@ def listing(root: Path, keep: Collection[str] | None = None) -> Listing:
     Raises:
         FolderError: for no folder, no image, or a layout that is not one of classes.
     """
-    folders, beside = _subfolders(root), list(_files(root, deep=False))
+    seen: set[tuple[int, int]] = set()
+    folders, beside = _subfolders(root), list(_files(root, seen, deep=False))
     classes = folders if keep is None else sorted(set(keep))
     if folders and (loose := [name for name in beside if _is_image(name)]):
         both = f"images ({_some(loose, 2)}) and folders ({_some(folders, 2)})"
         raise FolderError(f"{root} holds {both}: move one away")
     if unknown := set(classes).difference(folders):
         raise FolderError(f"no class folders {_some(unknown)} in {root}: it has {_some(folders)}")
-    inside = [[f"{name}/{file}" for file in _files(root / name)] for name in classes]
+    if strange := [name for name in classes if _shown(name) != name]:
+        raise FolderError(f"class folder {_some(strange)} of {root}: rename it, to a name in UTF-8")
+    inside = [[f"{name}/{file}" for file in _files(root / name, seen)] for name in classes]
     groups = [sorted(Path(n) for n in names if _is_image(n)) for names in inside or [beside]]
     if not any(groups):
         raise FolderError(f"no image in {root}: files that end in {', '.join(EXTENSIONS)} count")
@@ -80,12 +88,17 @@ def _subfolders(root: Path) -> list[str]:
     return sorted(e.name for e in os.scandir(root) if e.is_dir() and e.name[0] != ".")
 
 
-def _files(root: Path, deep: bool = True) -> Iterator[str]:
-    """Yield the files below a folder, relative to it; links to folders are followed."""
+def _files(root: Path, seen: set[tuple[int, int]], deep: bool = True) -> Iterator[str]:
+    """Yield the files below a folder, relative to it; links to folders are followed, to none twice."""
     for folder, inside, files in os.walk(root, onerror=_raise, followlinks=True):
+        place = os.stat(folder)
+        if (place.st_dev, place.st_ino) in seen:
+            twice = f"{_shown(folder)} is reached twice, by a link"
+            raise FolderError(f"{twice}: its images would count twice; remove the link")
+        seen.add((place.st_dev, place.st_ino))
         inside[:] = [name for name in inside if deep and name[0] != "."]
-        place = Path(folder).relative_to(root)
-        yield from ((place / name).as_posix() for name in files if name[0] != ".")
+        below = Path(folder).relative_to(root)
+        yield from ((below / name).as_posix() for name in files if name[0] != ".")
 
 
 def _is_image(name: str) -> bool:
@@ -93,12 +106,17 @@ def _is_image(name: str) -> bool:
 
 
 def _raise(error: OSError) -> None:
-    raise FolderError(f"{error.filename} cannot be listed ({error.strerror})") from error
+    raise FolderError(f"{_shown(error.filename)} cannot be listed ({error.strerror})") from error
 
 
 def _some(names: Collection[str], most: int = 5) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return (", ".join(sorted(names)[:most]) or "none") + more
+    return (_shown(", ".join(sorted(names)[:most])) or "none") + more
+
+
+def _shown(name: object) -> str:
+    """Return a file's name, which need not be UTF-8, as text that can be printed and stored."""
+    return str(name).encode(errors="backslashreplace").decode()
 
 
 def splits(root: Path, keep: Collection[str] | None = None) -> dict[str, Path]:
@@ -112,7 +130,7 @@ def splits(root: Path, keep: Collection[str] | None = None) -> dict[str, Path]:
     names = _subfolders(root)
     places = {split: root / split for split in SPLITS if split in names}
     others = [name for name in names if places and name not in places]
-    if strange := [name for name in others if any(map(_is_image, _files(root / name)))]:
+    if strange := [name for name in others if any(map(_is_image, _files(root / name, set())))]:
         beside = f"{root} holds images in {_some(strange)} beside the splits {', '.join(places)}"
         raise FolderError(f"{beside}: put classes into splits, or rename a class called like one")
     classes = {split: set(_subfolders(place)) for split, place in places.items()}
@@ -143,28 +161,34 @@ def decode(path: Path, size: int) -> np.ndarray:
     at a half, a quarter or an eighth (`draft`), to no less than twice `size`.
 
     Raises:
-        Unreadable: for what is damaged, no image, animated, CMYK or of more than 8 bits.
+        Unreadable: for what is damaged, no image, animated, CMYK, of more than 8 bits or MOST_PIXELS.
         FolderError: where the disk fails.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
     from PIL.ExifTags import Base
 
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise Unreadable("not a file")  # opening a pipe would wait for ever
         with Image.open(path) as image:
             _refuse(image)
             drafted = image.draft(None, (2 * size, 2 * size))
+            if math.prod(image.size) > MOST_PIXELS:
+                raise Unreadable(TOO_LARGE)
             box = _box(drafted[1][2:] if drafted else image.size, size)
             square = _rgb(image).resize((size, size), Image.Resampling.BILINEAR, box)
             square.getexif()[Base.Orientation] = image.getexif().get(Base.Orientation, 1)
             ImageOps.exif_transpose(square, in_place=True)
     except (Unreadable, MemoryError):
         raise
+    except Image.DecompressionBombError as error:
+        raise Unreadable(TOO_LARGE) from error
     except UnidentifiedImageError as error:
         raise Unreadable("not an image") from error
     except Exception as error:  # decoders raise many kinds for a damaged file
         fault = error.errno if isinstance(error, OSError) else None
         if fault not in (None, errno.EINVAL):  # the disk's; seeking in a damaged file gives EINVAL
-            raise FolderError(f"{path} cannot be read ({os.strerror(fault)})") from error
+            raise FolderError(f"{_shown(path)} cannot be read ({os.strerror(fault)})") from error
         raise Unreadable(f"damaged ({error})") from error
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
 

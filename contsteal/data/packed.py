@@ -165,16 +165,11 @@ def open_pack(path: Path, split: str) -> tuple[Packed, Tensor | None, tuple[str,
 def _manifest(home: Path) -> dict[str, Any]:
     """Return the manifest of a split; PackError where it is damaged or the images do not fit it."""
     manifest = files.read_json(home / MANIFEST)
-    intact = isinstance(manifest, dict) and _sealed(manifest) == manifest
+    intact = isinstance(manifest, dict) and files.sealed(manifest) == manifest
     if intact and _map(home / IMAGES).shape == (manifest["rows"], 3, *2 * [manifest["size"]]):
         return dict(manifest)
     damaged = home / (IMAGES if intact else MANIFEST)
     raise PackError(f"{damaged} is not what was written: remove {home} and pack it again")
-
-
-def _sealed(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Return a manifest with a hash of itself."""
-    return manifest | {"seal": files.key(manifest | {"seal": None})}
 
 
 def pack(
@@ -225,7 +220,7 @@ def _pack(folder: Path, home: Path, listing: Listing, size: int, workers: int) -
         partial.mkdir()
         manifest = _write(folder, partial / IMAGES, listing, size, workers)
         manifest |= {"source": source, "rows": len(sizes), "size": size}
-        files.write_json(partial / MANIFEST, _sealed(manifest))
+        files.write_json(partial / MANIFEST, files.sealed(manifest))
     return _manifest(home)
 
 

@@ -79,10 +79,16 @@ Read = tuple[Tensor, Tensor | None, tuple[str, ...]]
 
 
 def data_dir() -> Path:
-    """Return the folder of all data sets, laid out as torchvision does: $DATA_DIR or `data/`."""
+    """Return the folder of all data sets, laid out as torchvision does: $DATA_DIR or `data/`.
+
+    Raises MissingData for the home of a user that this machine does not know.
+    """
     # An installed package has no repository: `data/` is that of the current folder.
     home = REPOSITORY if (REPOSITORY / "pyproject.toml").exists() else Path.cwd()
-    return Path(os.environ.get("DATA_DIR") or home / "data").expanduser().resolve()
+    place = os.path.expanduser(os.environ.get("DATA_DIR") or home / "data")
+    if str(place).startswith("~"):
+        raise MissingData(f"DATA_DIR={place!r}: this machine has no such user; give the whole path")
+    return Path(place).resolve()
 
 
 def missing(name: str, splits: Collection[str]) -> list[Archive]:

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from contsteal.defenses.state import Answered, Described, PerUser, Positive, fresh_draws, number
+from contsteal import Positive, number
+from contsteal.defenses.state import Answered, Described, PerUser, fresh_draws
 from contsteal.seeds import generator
 from contsteal.victim import finite, named
 
 TRANSFORMS = ("affine", "scale", "pad", "shuffle", "binary")
-Padding = Annotated[int, {"least": 1, "most": 2**16}]  # more would be most of what is sent
+Padding = Annotated[int, ("least", 1), ("most", 2**16)]  # more would be most of what is sent
 MOST_BITS = 24  # 2 MB per user; with more, no user covers a noticeable share
 MOST_BETAS = 2  # of coverage, from which on noise stays as it is
 MOST_LOG = 40  # of the largest noise: the square of an answer must be a float32
@@ -151,9 +152,9 @@ class B4B(Transforming, PerUser[Visited]):
     lam: Positive = 1e-6  #: lambda, the scale of the noise at low coverage, above 0
     alpha: float = 1.0  #: sigma reaches alpha - lambda at E = beta
     beta: Positive = 0.8  #: the coverage from which on answers are useless
-    bits: Annotated[int, {"least": 1, "most": MOST_BITS}] = 12  #: random projections of one hash
+    bits: Annotated[int, ("least", 1), ("most", MOST_BITS)] = 12  #: random projections of one hash
     #: hashes that E is averaged over, 1 in the paper, 20 in the code
-    families: Annotated[int, {"least": 1, "most": 100}] = 1
+    families: Annotated[int, ("least", 1), ("most", 100)] = 1
     transform: str = "affine"  #: as of `UserTransform`, applied after the noise
     padding: Padding = 64  #: as of `UserTransform`
     seed: int = 0  #: of projections, noise and secrets

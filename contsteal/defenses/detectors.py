@@ -22,18 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contsteal.defenses.state import (
-    Answered,
-    Count,
-    NotNegative,
-    PerUser,
-    Positive,
-    Record,
-    choice,
-    fresh_draws,
-    identity,
-    number,
-)
+from contsteal import Count, NotNegative, Positive, choice, number
+from contsteal.defenses.state import Answered, PerUser, Record, fresh_draws, identity
 from contsteal.seeds import derive
 from contsteal.victim import finite
 
@@ -141,7 +131,7 @@ class SimilarQueries(Detector[Recent]):
     std: NotNegative = 20.0
     memory: Count = 4096  #: queries of a user that a new one is compared with
     #: flagged is who has more similar ones among at least 100 queries
-    share: Annotated[float, {"least": 0, "below": 1}] = 0.5
+    share: Annotated[float, ("least", 0), ("below", 1)] = 0.5
     seed: int = 0  #: of replaced answers
 
     def __post_init__(self) -> None:
@@ -235,7 +225,7 @@ class Prada(Detector[Growing]):
     """
 
     title, record = "PRADA", Growing
-    threshold: Annotated[float, {"above": 0, "below": 1}] = 0.9  #: of W
+    threshold: Annotated[float, ("above", 0), ("below", 1)] = 0.9  #: of W
     classes: Literal["one", "argmax"] = "one"  #: "argmax" of the answer for posteriors and logits
     #: "shuffle" a flagged user's three largest coordinates, as in the code
     action: Literal["shuffle", "refuse", "record"] = "shuffle"
@@ -412,7 +402,7 @@ class ProofOfWork(PerUser[Bill]):
     cost: str | Callable[[Tensor], Tensor] = "flat"  #: or "entropy", or a function (N, D) -> (N,)
     intercept: float = 0.0  #: of the customer's line, in the measure of `cost`
     slope: float = 0.0  #: of the customer's line, per query
-    base: Annotated[float, {"least": 1}] = 1.0075  #: of the price; below 1 thieves would pay less
+    base: Annotated[float, ("least", 1)] = 1.0075  #: of the price; below 1 thieves would pay less
     least: Positive = 0.1  #: seconds that 64 answers cost at least, above 0
     most: float = 2948.0  #: seconds that 64 answers cost at most
     hashes_per_second: Positive = 1e6  #: that a user is assumed to try

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from contsteal.defenses.state import Answered, Count, Described, NotNegative, PerUser, fresh_draws
+from contsteal import Count, NotNegative
+from contsteal.defenses.state import Answered, Described, PerUser, fresh_draws
 from contsteal.seeds import generator
 from contsteal.victim import finite
 
@@ -67,7 +68,7 @@ class Rounding(Described):
     """
 
     positional = ("decimals",)
-    decimals: Annotated[int, {"least": -6, "most": 12}]
+    decimals: Annotated[int, ("least", -6), ("most", 12)]
 
     def __post_init__(self) -> None:
         super().__post_init__()

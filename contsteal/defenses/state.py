@@ -2,53 +2,20 @@
 
 import hashlib
 import inspect
-import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property
-from math import inf
-from numbers import Integral, Real
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from contsteal import fitting
 from contsteal.seeds import derive, generator
 from contsteal.victim import named
 
 # ------------------------------------------------------------------------- parameters
-
-
-LIMITS = {
-    "least": ("of at least", operator.ge),
-    "most": ("of at most", operator.le),
-    "above": ("above", operator.gt),
-    "below": ("below", operator.lt),
-}
-
-
-def number(value: float, name: str, kind: type = float, /, **limits: float) -> float:
-    """Return a parameter as a finite float, or an int, within LIMITS; ValueError with its `name`."""
-    numeric = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
-    inside = numeric and all(LIMITS[word][1](value, bound) for word, bound in limits.items())
-    if not inside or not abs(value) < inf:
-        span = " and ".join(f"{LIMITS[word][0]} {bound:g}" for word, bound in limits.items())
-        needed = f"a {'whole' if kind is int else 'finite'} number {span}".strip()
-        raise ValueError(f"{name}={value!r}: {needed} is needed")
-    return kind(value)
-
-
-Count = Annotated[int, {"least": 1}]
-Positive = Annotated[float, {"above": 0}]
-NotNegative = Annotated[float, {"least": 0}]
-
-
-def choice(value: str, name: str, known: Iterable[str]) -> str:
-    """Return a parameter that is one of the `known` words; ValueError lists them otherwise."""
-    if value not in (words := list(known)):
-        raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(words)}")
-    return value
 
 
 def identity(function: Callable[[Tensor], Tensor]) -> str:
@@ -90,15 +57,10 @@ class Described:
     positional: ClassVar[tuple[str, ...]] = ()  # written without their name in `repr`
 
     def __post_init__(self) -> None:
-        """Check each number's type and range, and that a word is one of its `Literal`'s."""
+        """Check that each parameter is `fitting` its annotation."""
         for name, parameter in inspect.signature(type(self)).parameters.items():
-            kind, value = parameter.annotation, getattr(self, name)
-            base = getattr(kind, "__origin__", kind)  # float of Annotated[float, limits]
-            if base in (int, float):
-                (limits,) = getattr(kind, "__metadata__", ({},))
-                setattr(self, name, number(value, f"{type(self).__name__} {name}", base, **limits))
-            elif base is Literal:
-                choice(value, name, get_args(kind))
+            label = f"{type(self).__name__} {name}"
+            setattr(self, name, fitting(getattr(self, name), label, parameter.annotation))
 
     def parameters(self) -> dict[str, Any]:
         """Return the values of the parameters by name, functions and modules as their `identity`."""

@@ -2,10 +2,12 @@
 
 import ast
 import hashlib
+import json
 import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 import time
 import warnings
@@ -14,7 +16,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import cloudpickle
 import joblib
@@ -22,11 +26,14 @@ import pandas as pd
 import psutil
 import torch
 
+import contsteal
 from contsteal import encoders, files, loop, methods
 
 PACKAGE = Path(__file__).resolve().parent.parent
 ROOT = PACKAGE.parent
 MANIFEST, HEAD = "manifest.json", "projector.safetensors"
+LIBRARIES = ("numpy", "pandas", "pillow", "scikit-learn", "scipy", "timm", "torchvision")
+NOTEBOOK = "CONTSTEAL_NOTEBOOK"  # which the runner sets
 UNTRAINED = ("epoch", "loss", "lr", "seconds")  # columns of a history without epochs
 
 
@@ -167,19 +174,20 @@ def artifact(
 
     The key covers the import closure of `code`, and the module alone that defines `make`, which gets a
     folder to write into. Checkpoints that it leaves in `work_dir` survive a kill and are removed on
-    success. A folder whose files do not have the stored hashes is moved aside and made again; one that
+    success. A folder that is damaged or another artifact's is moved aside and made again; one that
     another process is making is waited for. `report` gets a line on why the artifact is computed.
     Errors: StorageError where it cannot be written.
     """
     maker = [source_key(_file(name)) for name in defining_modules(make)] or [object_key(make)]
     identity = {"kind": kind, "config": config, "code": files.key([sources(*code), *maker])}
+    identity = json.loads(json.dumps(identity, default=str))  # as it will be read from the manifest
     name = f"{kind}-{files.key([kind, config])[:12]}-{files.key(identity['code'])[:8]}"
     folder = runs_dir() / "artifacts" / name
     while _made_by_others(folder):
         time.sleep(0.1)
     reason = _reason(kind, folder)
     if folder.exists():
-        problem = damage(folder)
+        problem = damage(folder, identity)
         if problem is None:
             return folder
         warnings.warn(f"{folder.name}: {problem}; moved aside, computing it again", stacklevel=2)
@@ -191,8 +199,9 @@ def artifact(
         make(partial)
         hashes = {file.name: files.sha256(file) for file in sorted(partial.iterdir())}
         seconds = round(time.monotonic() - start, 3)
-        files.write_json(partial / MANIFEST, {"files": hashes, "seconds": seconds, **identity})
-        if folder.exists() and damage(folder) is None:
+        manifest = {"files": hashes, "seconds": seconds, **identity}
+        files.write_json(partial / MANIFEST, files.sealed(manifest))
+        if folder.exists() and damage(folder, identity) is None:
             raise _MadeMeanwhile  # by another process; somebody may be reading it
         shutil.rmtree(folder, ignore_errors=True)
     shutil.rmtree(work_dir(folder), ignore_errors=True)
@@ -209,17 +218,25 @@ def _reason(kind: str, folder: Path) -> str:
     return "new settings" if others else "never computed"
 
 
-def damage(folder: Path) -> str | None:
-    """Return what is wrong with an artifact's folder, a file missing or altered, or None."""
+def damage(folder: Path, identity: dict[str, Any] | None = None) -> str | None:
+    """Return what is wrong with an artifact's folder: other files than were written, or another identity.
+
+    Its manifest is sealed by a hash of its own content, in which are the hashes of the files.
+    """
     manifest = files.read_json(folder / MANIFEST)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         return "its manifest is missing or damaged"
-    for name, digest in manifest["files"].items():
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-        if files.sha256(folder / name) != digest:
-            return f"{name} is not what was written"
-    return None
+    if files.sealed(manifest) != manifest:
+        return "its manifest is not what was written"
+    if identity and files.key({name: manifest.get(name) for name in identity}) != files.key(
+        identity
+    ):
+        return "it is another artifact's, by its manifest"
+    visible = {f.name for f in folder.iterdir() if f.is_file() and not f.name.startswith(".")}
+    if odd := sorted(visible ^ {MANIFEST, *manifest["files"]}):
+        return f"{odd[0]} is missing, or does not belong to it"
+    altered = (n for n, digest in manifest["files"].items() if files.sha256(folder / n) != digest)
+    return next((f"{name} is not what was written" for name in altered), None)
 
 
 def _made_by_others(folder: Path) -> bool:
@@ -285,9 +302,18 @@ def write(
 
 
 def device() -> torch.device:
-    """Return the device that runs use: $CONTSTEAL_DEVICE, or a CUDA GPU where one is visible."""
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(os.environ.get("CONTSTEAL_DEVICE", default))
+    """Return the device that runs use: $CONTSTEAL_DEVICE, or a CUDA GPU where one is visible.
+
+    Raises ValueError for a device that this machine does not have.
+    """
+    name = os.environ.get("CONTSTEAL_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    names, found = ["cpu"], torch.accelerator.current_accelerator(check_available=True)
+    if found is not None:
+        numbers = range(torch.accelerator.device_count())
+        names += [found.type, *(f"{found.type}:{k}" for k in numbers)]
+    if name not in names:
+        raise ValueError(f"CONTSTEAL_DEVICE={name!r}: this machine has {', '.join(names)}")
+    return torch.device(name)
 
 
 @contextmanager
@@ -311,7 +337,38 @@ def processor() -> str:
     return f"{name}, {joblib.cpu_count()} threads"
 
 
+@cache
+def code_version() -> str:
+    """Return the package's version, the commit where there is one, and a key of its code."""
+    paths = sorted(PACKAGE.rglob("*.py"))
+    code = files.key([(str(p.relative_to(PACKAGE)), files.sha256(p)) for p in paths])
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    with suppress(OSError):
+        commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+        return " ".join(filter(None, (contsteal.__version__, commit, code)))
+    return f"{contsteal.__version__} {code}"
+
+
 def stamp(profile: str, data: str, seeds: str) -> dict[str, str]:
-    """Return what every figure and table carries: profile, data, seeds, device and date of run."""
+    """Return what every figure and table carries: what it was computed from, by which code, and where.
+
+    `notebook` has a key of the executed notebook's code and parameters, where the runner executed it.
+    """
+    versions = [f"{name} {version(name)}" for name in LIBRARIES]
     return {"profile": profile, "data": data, "seeds": seeds, "device": processor(),
-            "torch": torch.__version__, "date": date.today().isoformat()}  # fmt: skip
+            "torch": torch.__version__, "date": date.today().isoformat(), "code": code_version(),
+            "libraries": ", ".join([f"python {platform.python_version()}", *versions]),
+            "notebook": os.environ.get(NOTEBOOK, "interactive")}  # fmt: skip
+
+
+def sealed(stamp: dict[str, str], table: Path) -> dict[str, str]:
+    """Return a stamp with a key of itself and its table; one of before there were keys stays as it is."""
+    facts = {name: value for name, value in stamp.items() if name != "seal"}
+    return facts | ({"seal": files.key([facts, files.sha256(table)])} if "code" in facts else {})
+
+
+def check_table(table: Path, stamp: dict[str, str]) -> None:
+    """Raise ValueError where a stored table and its stamp are not what was written together."""
+    if {"code", "seal"} & stamp.keys() and sealed(stamp, table) != stamp:
+        number = table.name.partition("_")[0]
+        raise ValueError(f"{table} is not what was written: run notebook {number} again")

@@ -4,7 +4,6 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from contsteal.defenses.detectors import FEWEST_QUERIES, Detector, Prada, Refuse
 from contsteal.lab import sweeps
 from contsteal.lab.experiment import Lab, pixels
 from contsteal.lab.provider import Senders, class_images, customer_images
-from contsteal.lab.sweeps import Job, Names, Numbers
+from contsteal.lab.sweeps import Job, Names, Numbers, product
 from contsteal.victim import BlackBox, finite
 
 Watcher = Detector[Any]

@@ -73,9 +73,23 @@ class Lab:
         return self._others[name]
 
     def stamp(self, seeds: Sequence[int]) -> dict[str, str]:
-        """Return what figures of this lab carry; the device says which mode is not the default."""
-        stamp = artifacts.stamp(self.profile, self.settings["data"], ", ".join(map(str, seeds)))
-        return stamp | {"device": ", ".join([stamp["device"], *modes()])}
+        """Return what figures of this lab carry; the device says which mode is not the default.
+
+        Beside what `artifacts.stamp` says there are keys of the settings and of the images: those that
+        the victim was trained on, those that are queried, and the main task's test images.
+        """
+        names = map(str, profiles.distinct(seeds, "seeds="))
+        stamp = artifacts.stamp(self.profile, self.settings["data"], ", ".join(names))
+        return stamp | {
+            "device": ", ".join([stamp["device"], *modes()]),
+            "configuration": files.key([self.settings, self.method]), "images": self._images_key(),
+        }  # fmt: skip
+
+    @cache  # noqa: B019 a lab lives as long as its notebook
+    def _images_key(self) -> str:
+        name, split, n = (self.settings[f"query_{part}"] for part in ("data", "split", "images"))
+        sets = self.train_images(), self._load(name, split, n, 1)
+        return files.key([*map(self.data_key, sets), self._test_key(self.settings["data"])])
 
     @property
     def machine(self) -> list[str]:

@@ -4,7 +4,6 @@ import base64
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import product
 from typing import cast
 
 import numpy as np
@@ -18,6 +17,7 @@ from contsteal.data import ImageSet
 from contsteal.lab import artifacts, profiles
 from contsteal.lab.artifacts import Trained
 from contsteal.lab.experiment import Lab, pixels
+from contsteal.lab.sweeps import product
 from contsteal.seeds import generator
 
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +16,7 @@ from contsteal.data import ImageSet
 from contsteal.lab import artifacts, profiles, sweeps
 from contsteal.lab.artifacts import Trained
 from contsteal.lab.experiment import Lab, MarkedVictim, carrier_images, modes, pixels, private
-from contsteal.lab.sweeps import Job, Numbers, Pairs, Row
+from contsteal.lab.sweeps import Job, Numbers, Pairs, Row, product
 from contsteal.ownership import inference, sslguard
 from contsteal.ownership.inference import Form, Verdict
 from contsteal.ownership.obfuscation import OBFUSCATIONS

@@ -1,8 +1,11 @@
 """Profiles: what `notebooks/profiles/<name>.yaml` may say, as strict models, and how it is read."""
 
+import math
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import (
@@ -20,6 +23,7 @@ from contsteal import attacks, methods
 from contsteal.lab import artifacts
 
 PROFILES = artifacts.ROOT / "notebooks" / "profiles"
+PAIRS = ("offset",)  # lists whose places differ in meaning: their values may be equal
 SPLITS = {"train_split": "train", "query_split": "train"}  # read of `data` and of `query_data`
 OF_METHOD = ("temperature", "hidden", "projection", "weights", "inputs")
 
@@ -54,12 +58,16 @@ def variant(name: str) -> tuple[str, dict[str, Any]]:
 
 
 Rate = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+# A dataclass's words for its limits, and pydantic's.
+BOUNDS = {"least": "ge", "most": "le", "above": "gt", "below": "lt"}
 
 
 class Strict(BaseModel):
     """A table whose names and types must be right; a whole number may stand for a float."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -78,9 +86,19 @@ def _model(name: str, types: dict[str, Any]) -> type[Strict]:
 
 
 def _fields(config: type) -> dict[str, Any]:
-    """Return the fields of a dataclass, each with its type and default."""
-    hints = get_type_hints(config)
-    return {field.name: (hints[field.name], field.default) for field in fields(config)}
+    """Return the fields of a dataclass, each with its type, its limits and its default."""
+    hints = get_type_hints(config, include_extras=True)
+    return {field.name: (_bounded(hints[field.name]), field.default) for field in fields(config)}
+
+
+def _bounded(hint: Any) -> Any:
+    """Return a type whose limits, such as those of `contsteal.Count`, are pydantic's."""
+    if get_origin(hint) in (Union, UnionType):
+        return Union[tuple(map(_bounded, get_args(hint)))]  # noqa: UP007 the members are computed
+    if get_origin(hint) is Annotated:
+        limits: dict[str, Any] = {BOUNDS[word]: bound for word, bound in hint.__metadata__}
+        return Annotated[hint.__origin__, Field(**limits)]
+    return hint
 
 
 class Watermark(Strict):
@@ -93,10 +111,10 @@ class Watermark(Strict):
     kind: Literal["rotation", "sslguard"] = "rotation"
     start: Literal["victim", "scratch"] = "victim"
     epochs: int = Field(default=0, ge=1)
-    images: int = 0
-    batch: int = 0
-    lr: float = 0.0
-    weight: float = 1.0
+    images: Count = 0
+    batch: Count = 0
+    lr: float = Field(default=0.0, ge=0)
+    weight: float = Field(default=1.0, ge=0)
     trained_head: bool = True
     data: str = ""
 
@@ -139,21 +157,21 @@ class Common(Strict):
     """The settings that all notebooks of a profile share."""
 
     data: str = ""
-    image_size: int = 0
-    train_images: int = 0
-    probe_images: int = Field(0, ge=0)
-    probe_draws: int = Field(1, ge=1)  # sets of so many images over which an accuracy is a mean
-    test_images: int = Field(0, ge=0)
+    image_size: int = Field(0, ge=8)
+    train_images: Count = 0
+    probe_images: Count = 0
+    probe_draws: Positive = 1  # sets of so many images over which an accuracy is a mean
+    test_images: Count = 0
     query_data: str = ""
-    query_images: int = 0
+    query_images: Count = 0
     victim: Victim = Victim()
     methods: Methods = Methods()
     supervised: Victim = Victim()
     surrogate: Surrogate = Surrogate()
     rates: dict[str, Rate] = {}  # of attacks, where they are not the surrogate's `lr`
-    workers: int = 0
-    at_once: int = 0
-    price: float = 0.0
+    workers: Positive = 1
+    at_once: Positive = 1
+    price: float = Field(0.0, ge=0)
     watermark: Watermark = Watermark()
     train_split: str = "train"
     query_split: str = "train"
@@ -177,11 +195,32 @@ class Changes(Common):
     method: Literal[*methods.METHODS] | None = None  # type: ignore[valid-type]
 
 
+class Thief(Surrogate):
+    """How every attack of a profile steals: by an encoder that is named."""
+
+    encoder: str
+
+
+class Whole(Common):
+    """The settings of a profile, which has those that every experiment reads."""
+
+    data: str
+    image_size: int = Field(ge=8)
+    train_images: Count
+    probe_images: Count
+    test_images: Count
+    query_data: str
+    query_images: Count
+    victim: Victim
+    supervised: Victim
+    surrogate: Thief
+
+
 class Profile(Strict):
     """A file of `notebooks/profiles`."""
 
     about: str = ""
-    common: Common
+    common: Whole
     notebooks: dict[str, dict[str, Any]] = {}
     expectations: list[Expectation] = []
 
@@ -191,18 +230,25 @@ def _validate(model: type[BaseModel], given: object, place: str) -> None:
     try:
         model.model_validate(given)
     except ValidationError as error:
-        raise ValueError("\n".join(_sentence(e, place) for e in error.errors())) from None
+        missing = [_name(e) for e in error.errors() if e["type"] == "missing"]
+        lines = [_sentence(e, place) for e in error.errors() if e["type"] != "missing"]
+        if missing:
+            needed = f"{', '.join(missing)} {'are' if missing[1:] else 'is'} needed"
+            lines.append(f"{place}: {needed}; demo.yaml shows how")
+        raise ValueError("\n".join(lines)) from None
+
+
+def _name(error: ErrorDetails) -> str:
+    name = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error["loc"])
+    return name.removeprefix(".").removeprefix("common.")
 
 
 def _sentence(error: ErrorDetails, place: str) -> str:
-    name = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error["loc"])
-    name = name.removeprefix(".").removeprefix("common.")
+    name = _name(error)
     message = error["msg"].replace("Input should", "should").partition(" or instance of")[0]
     if error["type"] in ("unknown", "mark", "value_error"):
         message = message.removeprefix("Value error, ")
         return f"{place}, {name}: {message}" if name else f"{place}: {message}"
-    if error["type"] == "missing":
-        return f"{place}: {name} is needed"
     if error["type"] == "too_short":
         return f"{place}: {name}={error['input']!r}: at least one value is needed"
     hint = "; YAML reads 1e-3 as text, write 1.0e-3" if error["type"] == "float_type" else ""
@@ -213,6 +259,42 @@ def check(given: dict[str, Any], known: dict[str, Any], place: str) -> None:
     """Raise ValueError for a name that is not known or a value of another type than its default's."""
     types = {name: (_type(default), default) for name, default in known.items()}
     _validate(_model("Parameters", types), given, place)
+    check_values(known | given, place)
+
+
+def distinct(values: Iterable[Any], name: str = "") -> list[Any]:
+    """Return a list; ValueError where it names a value twice: `name` stands before its values.
+
+    A repeated seed or task would count as independent evidence, and make intervals too short.
+    """
+    values = list(values)
+    texts = [repr(value) for value in values]
+    if repeated := [text for k, text in enumerate(texts) if text in texts[:k]]:
+        raise ValueError(f"{name}{values} names {repeated[0]} twice: name it once")
+    return values
+
+
+def check_values(given: dict[str, Any], place: str) -> None:
+    """Raise ValueError for NaN, an infinite number, or a list that names a value twice."""
+    given = given | {
+        "seeds and more_seeds": [*given.get("seeds", ()), *given.get("more_seeds", ())]
+    }
+    for name, value in _nested(given):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{place}: {name}={value!r}: a finite number is needed")
+        if isinstance(value, list) and name not in PAIRS and "[" not in name:
+            distinct(value, f"{place}: {name}=")
+
+
+def _nested(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield a value and all that lists and tables hold in it, each with its place."""
+    yield name, value
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _nested(inner, f"{name}.{key}".removeprefix("."))
+    elif isinstance(value, list | tuple):
+        for k, inner in enumerate(value):
+            yield from _nested(inner, f"{name}[{k}]")
 
 
 def _type(default: Any) -> Any:
@@ -235,7 +317,7 @@ def profile(name: str) -> dict[str, Any]:
     """Return a profile: `about`, `common` settings, parameters per notebook, expectations.
 
     Raises ValueError for a profile that does not exist (with those that do), for text that is not
-    YAML, and for unknown names and wrong types, with the place.
+    YAML, and for names that are unknown or missing, wrong types and values, with the place.
     """
     if name not in names():
         missing = f"none is in {PROFILES}: this needs a clone of the repository"
@@ -243,9 +325,9 @@ def profile(name: str) -> dict[str, Any]:
         raise ValueError(f"unknown profile {name!r}: {known}")
     place = f"{name}.yaml"
     try:
-        settings = yaml.safe_load((PROFILES / place).read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{place} is not YAML: {error}") from error
+        settings = yaml.safe_load((PROFILES / place).read_bytes())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{place} is not YAML in UTF-8: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict) or not isinstance(settings.get("common"), dict):
         raise ValueError(f"{place}: a section 'common' is needed; copy one from demo.yaml")
     _validate(Profile, settings, place)
@@ -283,5 +365,5 @@ def config(
         given = {k: v for k, v in given.items() if k not in OF_METHOD}
     given["method"] = method or own_method
     if given.get("weights") not in (None, "timm"):  # a relative path starts at the repository
-        given["weights"] = str(artifacts.ROOT / Path(given["weights"]).expanduser())
+        given["weights"] = str(artifacts.ROOT / os.path.expanduser(given["weights"]))
     return methods.Config(**given | lengthened(common.get("methods", {}).get(given["method"], {})))

@@ -5,7 +5,6 @@ import timeit
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import product
 from statistics import mean, median
 from types import MappingProxyType
 from typing import Any, cast
@@ -21,7 +20,7 @@ from contsteal.defenses import B4B, DEFENSES, Described, build
 from contsteal.defenses.state import PerUser
 from contsteal.lab import sweeps, tables
 from contsteal.lab.experiment import Lab, pixels
-from contsteal.lab.sweeps import Job, Names, Numbers, Row
+from contsteal.lab.sweeps import Job, Names, Numbers, Row, product
 from contsteal.seeds import derive
 from contsteal.victim import Defense
 

@@ -2,11 +2,14 @@
 
 import json
 import os
+import signal
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import product
+from itertools import product as combinations
 from numbers import Integral
 from typing import Any
 from unittest.mock import patch
@@ -19,7 +22,7 @@ from tqdm.auto import tqdm
 from contsteal import encoders, evaluate, loop, steal
 from contsteal.lab import artifacts
 from contsteal.lab.experiment import Lab
-from contsteal.lab.profiles import variant
+from contsteal.lab.profiles import distinct, variant
 from contsteal.victim import Defense
 
 PRICE = 1.0  # US dollars for 1,000 answers, where a profile states none
@@ -68,7 +71,7 @@ def score_rows(
     lab: Lab, about: Row, net: encoders.Encoder, tasks: Names, seed: int = 0, draws: int | None = None
 ) -> list[Row]:  # fmt: skip
     """Score an encoder with a seed's labelled images; return a row per task, with what it is."""
-    return [about | {"task": task, **lab.score(net, task, seed, draws)} for task in tasks]
+    return [about | {"task": task, **lab.score(net, task, seed, draws)} for task in distinct(tasks)]
 
 
 def alone_rows(lab: Lab, name: str, queries: int, seed: int, tasks: Names, steps: int) -> list[Row]:
@@ -130,7 +133,7 @@ def _results(lab: Lab, jobs: Sequence[Job]) -> Iterator[tuple[list[Row], list[st
     quiet = patch.dict(os.environ, {loop.QUIET: "1"})  # workers would share one terminal
     with quiet, joblib.parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
         yield from joblib.Parallel(return_as="generator")(
-            joblib.delayed(_run_in_worker)(lab.profile, settings, job) for job in jobs
+            joblib.delayed(_run_in_worker)(os.getpid(), lab.profile, settings, job) for job in jobs
         )
 
 
@@ -147,11 +150,31 @@ def _worker_lab(profile: str, changes: str) -> Lab:
     return Lab(profile, **json.loads(changes))
 
 
-def _run_in_worker(profile: str, changes: str, job: Job) -> tuple[list[Row], list[str]]:
+@cache
+def _end_with(parent: int) -> None:
+    """Watch the process that gives this worker its jobs, and end as by SIGTERM when it is gone."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _run_in_worker(
+    parent: int, profile: str, changes: str, job: Job
+) -> tuple[list[Row], list[str]]:
+    _end_with(parent)
     return _run(_worker_lab(profile, changes), job)
 
 
 # --------------------------------------------------------------------------------- sweeps
+
+
+def product(*lists: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
+    """Return every combination of values, one of each list; ValueError for a value named twice."""
+    return combinations(*map(distinct, lists))
 
 
 def train(

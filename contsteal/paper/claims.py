@@ -1016,6 +1016,7 @@ def read(folder: Path, stem: str) -> DataFrame | None:
         raise ValueError(f"{stamp} is missing or damaged: {again}")
     if facts["profile"] != folder.name:
         raise ValueError(f"{path} holds results of the profile {facts['profile']!r}: {again}")
+    artifacts.check_table(path, facts)
     try:
         table = pd.read_csv(path)
     except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:

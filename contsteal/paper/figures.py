@@ -59,9 +59,9 @@ def save(fig: Figure | None, folder: Path, stem: str, table: pd.DataFrame, stamp
     The stamp also goes into `<stem>.json`, with which the figure can be drawn again. Without a figure
     no picture stays. Equal inputs give equal bytes.
     """
-    files.write_json(folder / f"{stem}.json", stamp)
     with files.atomic(folder / f"{stem}.csv") as path:
         table.to_csv(path, index=False, float_format="%.6f")
+    files.write_json(folder / f"{stem}.json", artifacts.sealed(stamp, folder / f"{stem}.csv"))
     png, pdf = folder / f"{stem}.png", folder / f"{stem}.pdf"
     if fig is None:
         png.unlink(missing_ok=True)
@@ -96,6 +96,7 @@ def read(folder: Path, stem: str) -> tuple[pd.DataFrame, Stamp]:
                          f"{number(stem)} of the profile {folder.name!r} again")  # fmt: skip
     if stamp is None or not path.is_file():
         raise ValueError(f"{path} is missing: run notebook {number(stem)} of this profile first")
+    artifacts.check_table(path, stamp)
     return pd.read_csv(path), stamp
 
 

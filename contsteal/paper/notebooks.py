@@ -1,8 +1,8 @@
 """The notebooks of a profile: which must run and why, the execution of one, and how long each took.
 
-`make paper` calls `prepare`, which checks everything before any work and marks what must run; make then
-calls `execute` for each of these, in the order of its graph, and `finish` at the end. `make plan` and
-`make data` call the commands of those names.
+`make paper` calls `paper`, which checks everything before any work and marks what must run; a make of
+its own then calls `execute` for each of these, in the order of its graph. `make plan` and `make data`
+call the commands of those names.
 """
 
 import argparse
@@ -11,16 +11,17 @@ import fcntl
 import json
 import os
 import re
-import shlex
 import signal
+import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ NOTEBOOKS = ROOT / "notebooks"
 VICTIM = "01"  # the notebook that comes before all that attack, with all cores
 NOT_STARTED = "Kernel died before replying"  # jupyter_client's words; no cell was run
 TIMINGS, SUMMARY, WHOLE = "timings.json", "summary.md", "in all"
+RECORD = {"key", "outputs", "seconds", "started", "device", "date", "artifacts", "seal"}
+PATIENCE = 3.0  # seconds that kernels and workers have to save their checkpoints
 
 
 class NotebookFailed(RuntimeError):
@@ -186,9 +189,13 @@ def _reason(executed: Path, key: dict[str, str], figures: Path) -> str:
 def _record(executed: Path) -> dict[str, Any]:
     """Return what `execute` noted beside an executed copy, {} where that is missing or damaged."""
     record = files.read_json(executed.with_suffix(".json"))
-    if isinstance(record, dict) and {"key", "outputs", "artifacts"} <= record.keys():
-        return record
-    return {}
+    if (
+        not isinstance(record, dict)
+        or not {"key", "outputs", "artifacts"} <= record.keys() <= RECORD
+    ):
+        return {}
+    seal = record.pop("seal", None)  # older ones have none
+    return record if seal in (None, files.key(record)) else {}
 
 
 def _partial(executed: Path) -> Path:
@@ -247,8 +254,26 @@ def missing_data(profile: str) -> dict[str, str]:
     return problems
 
 
-def prepare(profile: str, only: Sequence[str], force: bool) -> None:
-    """Check everything, mark what must run, and print the arguments with which make runs it."""
+def paper(profile: str, only: Sequence[str], force: bool) -> None:
+    """Run what is out of date, side by side, and keep how long it took.
+
+    Ctrl-C and SIGTERM end every process of the run. Raises SystemExit with make's code where one failed.
+    """
+    since = time.time()
+    arguments = prepare(profile, only, force)
+    if not arguments:
+        return
+    command = ["make", "--no-print-directory", "--silent", *arguments]
+    # In a session of its own: Ctrl-C reaches this process alone, which then ends the others.
+    with _left_at_once("interrupted: `make paper` continues from the last checkpoints"):
+        code = subprocess.Popen(command, cwd=ROOT, start_new_session=True, close_fds=False).wait()
+    if code:
+        raise SystemExit(code)
+    finish(profile, since)
+
+
+def prepare(profile: str, only: Sequence[str], force: bool) -> list[str]:
+    """Check everything, mark what must run, and return make's arguments for it, [] for nothing."""
     import joblib
 
     from contsteal.lab import artifacts, profiles
@@ -256,8 +281,8 @@ def prepare(profile: str, only: Sequence[str], force: bool) -> None:
     chosen, figures = tasks(profile, only, force), artifacts.figures_dir() / profile
     todo = [task for task in chosen if task.reason]
     if not todo:
-        print(f"nothing to do; figures and numbers: {figures}", file=sys.stderr)
-        return
+        print(f"nothing to do; figures and numbers: {figures}")
+        return []
     if problems := missing_data(profile):
         raise ValueError("\n".join(problems.values()))
     folder = artifacts.runs_dir() / profile
@@ -271,12 +296,9 @@ def prepare(profile: str, only: Sequence[str], force: bool) -> None:
         if task in beside and min(jobs, len(beside)) > 1:
             order["cores"] = max(1, joblib.cpu_count() // jobs)
         _mark(task, order)
-    times = _times(
-        figures
-    )  # the longest first; without times the later notebooks are the longer ones
+    times = _times(figures)  # the longest first; without times the later notebooks are the longer
     longest = sorted(chosen[::-1], key=lambda t: -times.get(t.stem, {}).get("seconds", 1e9))
-    arguments = [*given, f"FOLDER={_relative(folder)}", *(_relative(t.executed) for t in longest)]
-    print(shlex.join(arguments))
+    return [*given, f"FOLDER={_relative(folder)}", *(_relative(t.executed) for t in longest)]
 
 
 def _jobs(at_once: int, most: int) -> tuple[list[str], int]:
@@ -311,7 +333,7 @@ def plan(profile: str, only: Sequence[str], force: bool) -> None:
     times = _times(artifacts.figures_dir() / profile)
     for task in tasks(profile, only, force):
         took = times.get(task.stem)
-        time_taken = f", {took['seconds']:.0f} s on {took['device']}" if took else ""
+        time_taken = f", {took['seconds']:.0f} s on {took.get('device', '-')}" if took else ""
         print(f"  {task.stem}: {task.reason + time_taken if task.reason else 'up to date'}")
     for problem in missing_data(profile).values():
         print(f"  missing: {problem}")
@@ -347,7 +369,8 @@ def execute(executed: Path) -> None:
             order["key"]["tables"] = files.key(_tables(figures))
         before = {path: _changed(path) for path in figures.glob("*")}
         os.environ["CONTSTEAL_FIGURES"] = str(figures.parent)
-        os.environ["CONTSTEAL_NOTEBOOK"] = f"{executed.parent.name}/{stem}"
+        own = files.key([order["key"][part] for part in ("parameters", "code")])
+        os.environ["CONTSTEAL_NOTEBOOK"] = f"{stem} {own}"
         os.environ.setdefault("TQDM_DISABLE", "1")  # an executed copy is read, not watched
         if order["cores"]:  # more threads than cores would wait for each other
             for variable in ("OMP_NUM_THREADS", "CONTSTEAL_WORKERS"):
@@ -363,12 +386,13 @@ def execute(executed: Path) -> None:
                 path.unlink()
         # Those of the notebooks that ran beside this one count, too.
         artifacts = (executed.parent.parent / "artifacts").glob("*/manifest.json")
-        files.write_json(executed.with_suffix(".json"), {
+        record = {
             "key": order["key"], "outputs": {p.name: _digest(p) for p in sorted(made)},
             "seconds": round(time.time() - start, 1), "started": start, "device": order["device"],
             "date": date.today().isoformat(),
             "artifacts": sum(path.stat().st_mtime >= start for path in artifacts),
-        })  # fmt: skip
+        }  # fmt: skip
+        files.write_json(executed.with_suffix(".json"), record | {"seal": files.key(record)})
         print(f"{stem}: done in {time.time() - start:.1f} s", flush=True)
 
 
@@ -403,7 +427,7 @@ def _execute(stem: str, partial: Path, values: dict[str, Any]) -> None:
     from traitlets.config import Config
 
     try:
-        with _ended_children(), warnings.catch_warnings():
+        with _left_at_once(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # papermill's own, about its metadata
             papermill.execute_notebook(
                 NOTEBOOKS / f"{stem}.ipynb", partial, values, kernel_name="python3", cwd=ROOT,
@@ -422,21 +446,44 @@ def _execute(stem: str, partial: Path, values: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _ended_children() -> Iterator[None]:
-    """End the kernel and its workers at the end, which Ctrl-C does not reach."""
+def _left_at_once(message: str = "") -> Iterator[None]:
+    """On Ctrl-C or SIGTERM end every process below this one, print a line, and exit with 130 or 143.
+
+    The same where the process above this one is killed. Kernels and workers save their checkpoints at
+    SIGTERM. No exception is raised: what it passes through would wait for kernels that are gone, and
+    print a traceback.
+    """
     import psutil
 
-    before = {*psutil.Process().children(recursive=True)}
+    parent, done = os.getppid(), threading.Event()
+
+    def watch() -> None:
+        while not done.wait(1):
+            if os.getppid() != parent:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def leave(number: int, _: object) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        below = psutil.Process().children(recursive=True)
+        for process in below:
+            with suppress(psutil.NoSuchProcess):  # make would report, and start the next notebook
+                process.kill() if process.name() == "make" else process.terminate()
+        for process in psutil.wait_procs(below, timeout=PATIENCE)[1]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        if message:
+            print(message, file=sys.stderr, flush=True)
+        os._exit(128 + number)
+
+    before = {each: signal.signal(each, leave) for each in (signal.SIGINT, signal.SIGTERM)}
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     finally:
-        children = {*psutil.Process().children(recursive=True)} - before
-        for child in children:
-            with suppress(psutil.NoSuchProcess):
-                child.terminate()
-        for child in psutil.wait_procs(children, timeout=5)[1]:
-            with suppress(psutil.NoSuchProcess):
-                child.kill()
+        done.set()
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 # -------------------------------------------------------------------------------- durations
@@ -466,15 +513,26 @@ def finish(profile: str, since: float) -> None:
             # A run that made fewer artifacts read the others back: its time is not the notebook's.
             if record["artifacts"] >= known.get(name, {}).get("artifacts", 0):
                 known[name] = {k: record[k] for k in ("seconds", "device", "artifacts")}
-        files.write_json(figures / TIMINGS, known)
+        files.write_json(figures / TIMINGS, known | {"seal": files.key(known)})
         with suppress(ValueError):  # no results yet
             write_summary(profile)
     print(f"figures, numbers and {SUMMARY}: {figures}")
 
 
 def _times(figures: Path) -> dict[str, dict[str, Any]]:
+    """Return what is stored of each notebook's duration; what is damaged was not measured."""
     known = files.read_json(figures / TIMINGS)
-    return known if isinstance(known, dict) else {}
+    known = known if isinstance(known, dict) else {}
+    seal = known.pop("seal", None)  # older files have none
+    entries = known.items() if seal in (None, files.key(known)) else ()
+    return {name: entry for name, entry in entries if _is_duration(entry)}
+
+
+def _is_duration(entry: Any) -> bool:
+    if not isinstance(entry, dict):
+        return False
+    numbers = entry.get("seconds"), entry.get("artifacts", 0)
+    return all(isinstance(n, int | float) and isfinite(n) and n >= 0 for n in numbers)
 
 
 def timings_table(folder: Path) -> str:
@@ -498,12 +556,11 @@ def timings_table(folder: Path) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, do what it says, and return the exit code."""
     parser = argparse.ArgumentParser(prog="contsteal.paper.notebooks", description=__doc__)
-    parser.add_argument("command", choices=("prepare", "plan", "data", "execute", "finish"))
+    parser.add_argument("command", choices=("paper", "plan", "data", "execute"))
     parser.add_argument("executed", nargs="?", type=Path, help="of `execute`: the copy to make")
     parser.add_argument("--profile", default="auto", help="auto: what the machine allows")
     parser.add_argument("--only", nargs="*", default=[], help="notebooks by name or number")
     parser.add_argument("--force", action="store_true", help="run also what is up to date")
-    parser.add_argument("--since", type=float, default=0.0, help="of `finish`: when make began")
     try:
         _command(parser.parse_args(arguments))
     except KeyboardInterrupt:
@@ -516,22 +573,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _command(given: argparse.Namespace) -> None:
     if given.command == "execute":
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         execute(given.executed.resolve())
         return
     from contsteal.lab import artifacts
 
     profile, why = choose_profile(given.profile)
-    if given.command == "finish":
-        finish(profile, given.since)
-        return
-    # What `prepare` writes to the standard output goes to make.
-    out = sys.stderr if given.command == "prepare" else sys.stdout
-    print(f"profile {profile} on {artifacts.processor()}: {why}", file=out, flush=True)
+    print(f"profile {profile} on {artifacts.processor()}: {why}", flush=True)
     if given.command == "data":
         fetch(profile)
     else:
-        {"prepare": prepare, "plan": plan}[given.command](profile, given.only, given.force)
+        {"paper": paper, "plan": plan}[given.command](profile, given.only, given.force)
 
 
 if __name__ == "__main__":

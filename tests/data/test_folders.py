@@ -1,5 +1,6 @@
 """Image folders: what is listed, what a file decodes to, and what is refused, with the reason."""
 
+import os
 import struct
 import warnings
 import zlib
@@ -37,6 +38,16 @@ def tree(root: Path, *names: str) -> Path:
     for seed, name in enumerate(names):
         save(root / name, picture(12, 10, seed))
     return root
+
+
+def by_hand(path: Path, side: int, bits: int, colours: int, rows: bytes) -> Path:
+    """Write a PNG that Pillow would not write; `colours` is 0 for gray and 2 for RGB."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", side, side, bits, colours, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n"
+    for body in (header, b"IDAT" + zlib.compress(rows), b"IEND"):
+        png += struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    path.write_bytes(png)
+    return path
 
 
 def damaged(root: Path) -> dict[str, str]:
@@ -103,6 +114,41 @@ def test_links_are_followed_and_keep_restricts_to_class_folders(tmp_path: Path) 
     assert (got.classes, got.labels.tolist()) == (("cat", "pet"), [0, 1])
     with pytest.raises(FolderError, match=r"no class folders d in .*: it has cat, dog, pet"):
         folders.listing(tmp_path / "store", keep=["cat", "d"])
+
+
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [("a/loop", "a"), ("a/loop", "."), ("a/loop", "b"), ("a/x/loop", "a"), ("c", "b"), ("c", ".")],
+)
+def test_a_folder_that_a_link_leads_to_twice_is_refused(
+    tmp_path: Path, link: str, target: str
+) -> None:
+    """Its images would be listed many times, without end, or under another class's label."""
+    tree(tmp_path, "a/1.png", "b/1.png", "a/x/2.png")
+    (tmp_path / link).symlink_to(tmp_path / target)
+    with pytest.raises(FolderError, match=r"reached twice, by a link: .* remove the link$"):
+        folders.listing(tmp_path)
+
+
+def test_a_loop_beside_the_splits_ends(tmp_path: Path) -> None:
+    tree(tmp_path, "train/1.png")
+    for name in ("one", "two"):
+        (tmp_path / "notes" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "notes" / name).symlink_to(tmp_path / "notes")
+    with pytest.raises(FolderError, match="notes/one is reached twice"):
+        folders.splits(tmp_path)
+
+
+def test_names_need_not_be_utf_8_and_are_shown_so_that_they_can_be_stored(tmp_path: Path) -> None:
+    files = folders.listing(tree(tmp_path, "a/1.png", "a/\udce9.png")).files
+    assert len(files) == 2
+    (tmp_path / "a/\udce9.png").write_text("no image")
+    with pytest.warns(UserWarning, match=r"1 of 2 files .* skipped \(a/\\udce9.png") as caught:
+        assert len(folders.read(tmp_path, "train", 8)[0]) == 1
+    str(caught[0].message).encode()
+    tree(tmp_path, "\udce8/1.png")
+    with pytest.raises(FolderError, match=r"class folder \\udce8 of .*: rename it"):
+        folders.listing(tmp_path)
 
 
 def test_files_of_other_extensions_are_warned_about_and_hidden_ones_are_not(tmp_path: Path) -> None:
@@ -245,16 +291,28 @@ def test_what_cannot_be_decoded_has_a_reason(tmp_path: Path) -> None:
 
 
 def test_sixteen_bits_are_not_silently_cut(tmp_path: Path) -> None:
-    """Pillow writes no RGB of 16 bits: a PNG by hand."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
-    png = b"\x89PNG\r\n\x1a\n"
-    for body in (header, b"IDAT" + zlib.compress((b"\0" + bytes(24)) * 4), b"IEND"):
-        png += struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
-    (tmp_path / "x.png").write_bytes(png)
+    path = by_hand(tmp_path / "x.png", 4, 16, 2, (b"\0" + bytes(24)) * 4)
     with pytest.raises(Unreadable, match="more than 8 bits"):
-        folders.decode(tmp_path / "x.png", 8)
-    with Image.open(tmp_path / "x.png") as image:
+        folders.decode(path, 8)
+    with Image.open(path) as image:
         assert (image.mode, image.size) == ("RGB", (4, 4)), "Pillow reads it, and cuts it"
+
+
+@pytest.mark.parametrize("side", [8193, 14_000])
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: int
+) -> None:
+    """A PNG of a kilobyte may have 10^8 pixels; of the second size Pillow itself opens none."""
+    path = by_hand(tmp_path / "bomb.png", side, 8, 0, bytes(99))
+    monkeypatch.setattr(folders, "_rgb", lambda image: pytest.fail("it is decoded"))
+    with pytest.raises(Unreadable, match="more than 67,108,864 pixels"):
+        folders.decode(path, 8)
+
+
+def test_a_pipe_with_an_image_s_name_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.png")
+    with pytest.raises(Unreadable, match="not a file"):
+        folders.decode(tmp_path / "x.png", 8)
 
 
 def test_a_failing_disk_is_no_damaged_image(tmp_path: Path, monkeypatch) -> None:

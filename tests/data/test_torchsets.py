@@ -152,6 +152,9 @@ def test_the_folder_is_that_of_the_variable_or_of_the_repository(tmp_path, monke
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("DATA_DIR", "~/sets")
     assert torchsets.data_dir() == tmp_path.resolve() / "sets"
+    monkeypatch.setenv("DATA_DIR", "~no such user/sets")
+    with pytest.raises(torchsets.MissingData, match=r"DATA_DIR='~no such user/sets': .*whole path"):
+        torchsets.data_dir()
 
 
 # --------------------------------------------------------------------------------- damaged data

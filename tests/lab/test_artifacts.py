@@ -11,13 +11,16 @@ from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+import contsteal
 from contsteal import files
 from contsteal.defenses.b4b import B4B
 from contsteal.defenses.perturbation import GaussianNoise
 from contsteal.lab import artifacts
+from contsteal.victim import AnswerStore
 
 CONFIG = {"epochs": 3, "lr": 0.1}
 CODE = ["contsteal.losses"]
@@ -293,6 +296,11 @@ def test_the_module_of_make_counts_without_its_imports(
     assert makes[0] == makes[1] != makes[2]
 
 
+def edit_manifest(folder: Path, **changes: object) -> None:
+    manifest = files.read_json(folder / artifacts.MANIFEST)
+    files.write_json(folder / artifacts.MANIFEST, manifest | changes)
+
+
 HARMS = {
     "altered": lambda f: (f / "weights.bin").write_bytes(b"Weights" * 100),
     "truncated": lambda f: (f / "weights.bin").write_bytes(b"weights" * 99),
@@ -300,6 +308,10 @@ HARMS = {
     "no manifest": lambda f: (f / artifacts.MANIFEST).unlink(),
     "half a manifest": lambda f: (f / artifacts.MANIFEST).write_text('{"files": {"we'),
     "empty manifest": lambda f: (f / artifacts.MANIFEST).write_text("{}"),
+    "edited manifest": lambda f: edit_manifest(f, seconds=0),
+    "unsealed manifest": lambda f: edit_manifest(f, seal=None),
+    "foreign file": lambda f: (f / "projector.safetensors").write_bytes(b"x"),
+    "folder for a file": lambda f: ((f / "rows.json").unlink(), (f / "rows.json").mkdir()),
     "odd manifest": lambda f: (f / artifacts.MANIFEST).write_text("[1]"),
 }
 
@@ -317,6 +329,39 @@ def test_a_damaged_artifact_is_moved_aside_and_computed_again(
     assert artifacts.damage(folder) is None
     (aside,) = folder.parent.glob(f"{folder.name}.corrupt-*")
     assert artifacts.damage(aside), "what was damaged is kept to look at"
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "code"),
+    [
+        ("other", CONFIG, CODE),
+        ("probe", CONFIG | {"lr": 0.2}, CODE),
+        ("probe", CONFIG, ["contsteal.losses", "contsteal.loop"]),
+    ],
+)
+def test_a_folder_of_another_artifact_is_not_served(
+    make: Make, kind: str, config: dict, code: list[str]
+) -> None:
+    folder = artifacts.artifact("probe", CONFIG, CODE, make)
+    foreign = artifacts.artifact(kind, config, code, lambda f: write(f, "foreign"))
+    shutil.rmtree(folder)
+    shutil.copytree(foreign, folder)
+    assert artifacts.damage(folder) is None, "it is whole"
+    with pytest.warns(UserWarning, match="another artifact's.*moved aside"):
+        assert artifacts.artifact("probe", CONFIG, CODE, make) == folder
+    assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "rows.json", "weights.bin"]
+    (folder / ".DS_Store").write_text("of a file manager")
+    assert artifacts.artifact("probe", CONFIG, CODE, make) == folder
+    assert make.times == 2
+
+
+@pytest.mark.parametrize(
+    "config", [{"a": float("nan")}, {1: 2, 10: (3, Path("x"))}, {"ü": None, "b": {"c": [0.1]}}]
+)
+def test_a_config_is_known_again_whatever_it_holds(make: Make, config: dict) -> None:
+    for _ in range(2):
+        artifacts.artifact("probe", config, CODE, make)
+    assert make.times == 1
 
 
 def test_a_failure_leaves_no_artifact_but_its_checkpoints(make: Make, root: Path) -> None:
@@ -449,13 +494,62 @@ def test_the_environment_says_where_results_go_and_which_device_computes(
     assert artifacts.figures_dir() == artifacts.ROOT / "figures"
     monkeypatch.setenv("CONTSTEAL_DEVICE", "cpu")
     assert artifacts.device() == torch.device("cpu")
+    monkeypatch.setenv("CONTSTEAL_DEVICE", "")
+    assert artifacts.device().type in ("cpu", "cuda")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "cpu:3", "meta", "cuda:-1", "CPU"])
+def test_a_device_that_this_machine_does_not_have(name: str, monkeypatch) -> None:
+    monkeypatch.setenv("CONTSTEAL_DEVICE", name)
+    with pytest.raises(ValueError, match=f"CONTSTEAL_DEVICE='{name}': this machine has cpu"):
+        artifacts.device()
 
 
 def test_a_stamp_says_where_a_number_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONTSTEAL_DEVICE", "cpu")
+    monkeypatch.setenv(artifacts.NOTEBOOK, "03_cont_steal 1a2b")
     stamp = artifacts.stamp("demo", "shapes", "0, 1, 2")
+    code, libraries = stamp.pop("code"), stamp.pop("libraries")
     assert stamp == {
         "profile": "demo", "data": "shapes", "seeds": "0, 1, 2", "torch": torch.__version__,
         "device": artifacts.processor(), "date": date.today().isoformat(),
+        "notebook": "03_cont_steal 1a2b",
     }  # fmt: skip
     assert stamp["device"].endswith(" threads")
+    assert code.startswith(contsteal.__version__)
+    assert f"numpy {np.__version__}" in libraries.split(", ")
+
+
+def test_code_of_another_content_or_commit_is_another_version(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "a.py").write_text("1")
+    monkeypatch.setattr(artifacts, "PACKAGE", tmp_path)
+    one, two = artifacts.code_version.__wrapped__(), artifacts.code_version.__wrapped__()
+    (tmp_path / "a.py").write_text("2")
+    assert (one == two, one == artifacts.code_version.__wrapped__()) == (True, False)
+    monkeypatch.setattr(artifacts, "ROOT", tmp_path)  # which is no repository
+    assert len(artifacts.code_version.__wrapped__().split()) == 2
+
+
+def test_runs_that_moved_to_another_folder_continue_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing in an artifact, its key or its answers says where it lies."""
+    made = []
+
+    def make(folder: Path) -> None:
+        made.append(folder)
+        (folder / "a.txt").write_text("a result")
+
+    names = [b"1" * 16]
+    store = artifacts.runs_dir() / "answers" / "a-victim"
+    AnswerStore(store).put(names, torch.ones(1, 3))
+    before = artifacts.artifact("kind", CONFIG, CODE, make)
+    shutil.copytree(artifacts.runs_dir(), tmp_path / "b" / "c", copy_function=shutil.copyfile)
+    shutil.rmtree(artifacts.runs_dir())
+    monkeypatch.setenv("CONTSTEAL_RUNS", str(tmp_path / "b" / "c"))
+    after = artifacts.artifact("kind", CONFIG, CODE, make)
+    assert (len(made), before == after) == (1, False)
+    assert (after / "a.txt").read_text() == "a result"
+    assert AnswerStore(artifacts.runs_dir() / "answers" / "a-victim").get(names) is not None

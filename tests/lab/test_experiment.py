@@ -367,10 +367,19 @@ def test_exact_mode_is_part_of_every_key_and_of_the_stamp(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual, stamp = lab.machine, lab.stamp([0, 1])
-    assert stamp == artifacts.stamp("smoke", "shapes", "0, 1")
+    assert stamp == {**stamp, **artifacts.stamp("smoke", "shapes", "0, 1")}
     monkeypatch.setattr(experiment, "modes", lambda: ["exact mode"])
     assert lab.machine == [*usual, "exact mode"]
     assert lab.stamp([0, 1])["device"] == f"{stamp['device']}, exact mode"
+
+
+def test_a_stamp_follows_the_settings_and_the_images(lab: Lab) -> None:
+    names = ("configuration", "images")
+    changes = {"price": 2.0}, {"query_images": 100}, {"train_images": 100}
+    stamps = [lab.but(**change).stamp([0]) for change in ({}, *changes)]
+    settings, images = ([stamp[name] for stamp in stamps] for name in names)
+    assert len(set(settings)) == 4
+    assert (images[0] == images[1], len(set(images))) == (True, 3)
 
 
 def test_a_lab_in_exact_mode_makes_torch_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:

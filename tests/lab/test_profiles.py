@@ -6,9 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from contsteal import attacks, methods
 from contsteal.lab import profiles
+
+WHOLE = {
+    "data": "shapes", "image_size": 32, "train_images": 64, "probe_images": 32, "test_images": 32,
+    "query_data": "shapes", "query_images": 32, "victim": {}, "supervised": {},
+    "surrogate": {"encoder": "conv4"},
+}  # fmt: skip
+
+
+def write(folder: Path, text: str) -> None:
+    """Write a profile; its `common`, where it is a table, changes one that has all it needs."""
+    given = yaml.safe_load(text)
+    given["common"] = WHOLE | given.get("common", {})
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(given))
 
 
 @pytest.fixture
@@ -31,7 +45,7 @@ def test_stored_profiles_are_right_and_can_be_trained(name: str) -> None:
         ("notebook: {}", "tiny.yaml: no parameter 'notebook'; it has about, common, notebooks, exp"),
         ("common: {dta: shapes}", "tiny.yaml, common: no parameter 'dta'; it has data, image_size"),
         ("common: {victim: {epoch: 3}}", "tiny.yaml, victim: no parameter 'epoch'; it has method, "),
-        ("common: {surrogate: {epoch: 3}}", "tiny.yaml, surrogate: no parameter 'epoch'; it has att"),
+        ("common: {surrogate: {encoder: a, epoch: 3}}", "surrogate: no parameter 'epoch'; it has att"),
         ("common: {methods: {mocoo: {}}}", "tiny.yaml, methods: no parameter 'mocoo'; it has simclr"),
         ("common: {rates: {embedding: x}}", "rates.embedding='x' should be a valid number"),
         ("common: {methods: {moco: {lr: x}}}", "methods.moco.lr='x' should be a valid number"),
@@ -39,30 +53,94 @@ def test_stored_profiles_are_right_and_can_be_trained(name: str) -> None:
          "reads 1e-3 as text, write 1.0e-3"),
         ("common: {victim: {epochs: 3.0}}", "victim.epochs=3.0 should be a valid integer"),
         ("common: {victim: {epochs: true}}", "victim.epochs=True should be a valid integer"),
-        ("common: {surrogate: {negatives: all}}", "surrogate.negatives='all' should be 'both', 'vict"),
+        ("common: {surrogate: {encoder: a, negatives: all}}", "surrogate.negatives='all' should"),
         ("common: {victim: 3}", "tiny.yaml: victim=3 should be a valid dictionary"),
         ("common: {image_size: '32'}", "image_size='32' should be a valid integer"),
         ("notebooks: [a]", "notebooks=['a'] should be a valid dictionary"),
         ("expectations: [{encoder: a, task: b, metric: mrr}]",
          "expectations[0].metric='mrr' should be 'accuracy' or 'knn'"),
-        ("expectations: [{encoder: a, metric: knn}]", "expectations[0].task is needed"),
+        ("expectations: [{encoder: a, metric: knn}]", "expectations[0].task is needed; demo.yaml"),
+        ("expectations: [{encoder: a, task: b, metric: knn, low: .nan}]", "low=nan should be a finite"),
+        ("common: {surrogate: {lr: 0.1}}", "tiny.yaml: surrogate.encoder is needed"),
+        ("common: {at_once: 0}", "tiny.yaml: at_once=0 should be greater than or equal to 1"),
+        ("common: {workers: -1}", "tiny.yaml: workers=-1 should be greater than or equal to 1"),
+        ("common: {image_size: 7}", "tiny.yaml: image_size=7 should be greater than or equal to 8"),
+        ("common: {train_images: -1}", "train_images=-1 should be greater than or equal to 0"),
+        ("common: {price: .nan}", "tiny.yaml: price=nan should be a finite number"),
+        ("common: {price: -1}", "tiny.yaml: price=-1 should be greater than or equal to 0"),
+        ("common: {rates: {embedding: .inf}}", "rates.embedding=inf should be a finite number"),
+        ("common: {victim: {lr: .inf}}", "victim.lr=inf should be a finite number"),
+        ("common: {victim: {temperature: 0}}", "victim.temperature=0 should be greater than 0"),
+        ("common: {methods: {moco: {queue: 0}}}", "methods.moco.queue=0 should be greater than or"),
+        ("common: {surrogate: {encoder: conv4, batch: 1}}", "surrogate.batch=1 should be greater than"),
         ("common: {watermark: {kind: rotation}}", "watermark: epochs are needed, 1 or more"),
         ("common: {watermark: {epochs: 0}}", "watermark.epochs=0 should be greater than or equal to 1"),
         ("common: {watermark: {epochs: 1, kind: sslguard, start: scratch}}", "start is victim"),
-        ("common: [", "tiny.yaml is not YAML"),
-        ("- 1", "tiny.yaml: a section 'common' is needed; copy one from demo.yaml"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_named_with_its_place(folder: Path, text: str, message: str) -> None:
-    common = "" if "common" in text or text.startswith("-") else "common: {data: shapes}\n"
-    (folder / "tiny.yaml").write_text(common + text)
+    write(folder, text)
     with pytest.raises(ValueError) as raised:  # noqa: PT011 the message follows
         profiles.profile("tiny")
     assert message in str(raised.value)
+    assert str(raised.value).count("\n") == 0, "one mistake is one sentence"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"common: [", "tiny.yaml is not YAML in UTF-8: while parsing"),
+        (
+            "common: {data: \u00e9}".encode("latin-1"),
+            "tiny.yaml is not YAML in UTF-8: unacceptable character #x00e9",
+        ),
+        (b"common: {data: a}\0", "tiny.yaml is not YAML in UTF-8: unacceptable character"),
+        (b"- 1", "tiny.yaml: a section 'common' is needed; copy one from demo.yaml"),
+        (b"", "tiny.yaml: a section 'common' is needed"),
+        (
+            b"common: {}",
+            "tiny.yaml: data, image_size, train_images, .*, surrogate are needed; demo",
+        ),
+    ],
+)
+def test_a_file_that_is_no_profile_is_named_in_one_line(
+    folder: Path, content: bytes, message: str
+) -> None:
+    (folder / "tiny.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{message}") as raised:
+        profiles.profile("tiny")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_folder_in_the_place_of_a_profile_is_named(folder: Path) -> None:
+    (folder / "tiny.yaml").mkdir()
+    with pytest.raises(ValueError, match=r"^tiny.yaml is not YAML in UTF-8: .*Is a directory"):
+        profiles.profile("tiny")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"seeds": [0, 1, 0]}, r"seeds=\[0, 1, 0\] names 0 twice: name it once"),
+        ({"more_seeds": [1]}, r"seeds and more_seeds=\[0, 1, 1\] names 1 twice"),
+        ({"tasks": ["a", "a"]}, "tasks=.* names 'a' twice"),
+        ({"elsewhere": [["a", "b", 1]] * 2}, "elsewhere=.* twice"),
+        ({"strengths": {"top-k": [5, 5]}}, r"strengths.top-k=\[5, 5\] names 5 twice"),
+        ({"goals": [math.nan]}, r"goals\[0\]=nan should be a finite number"),
+        ({"mark": {"lr": math.inf}}, "mark.lr=inf: a finite number is needed"),
+        ({"offset": [math.nan, 1.0]}, r"offset\[0\]=nan should be a finite number"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused(values: dict[str, Any], message: str) -> None:
+    known = {"seeds": [0, 1], "more_seeds": [], "tasks": [""], "elsewhere": [["", "", 0]],
+             "strengths": {}, "goals": [0.5], "mark": {}, "offset": [0.2, 1.0]}  # fmt: skip
+    profiles.check({"offset": [1.0, 1.0], "elsewhere": [["a", "a", 1]]}, known, "here")
+    with pytest.raises(ValueError, match=f"^here: {message}"):
+        profiles.check(values, known, "here")
 
 
 def test_each_mistake_has_a_sentence(folder: Path) -> None:
-    (folder / "tiny.yaml").write_text("common: {workers: a, victim: {epochs: b}}\nabout: 3")
+    write(folder, "common: {workers: a, victim: {epochs: b}}\nabout: 3")
     with pytest.raises(ValueError, match="about=3") as raised:
         profiles.profile("tiny")
     assert len(str(raised.value).splitlines()) == 3
@@ -77,8 +155,8 @@ def test_only_profiles_of_the_folder_exist(folder: Path, name: str) -> None:
 
 def test_values_are_returned_as_written(folder: Path) -> None:
     """A whole number for a float stays one: it is part of the keys of stored artifacts."""
-    (folder / "tiny.yaml").write_text("common: {price: 1, victim: {lr: 1}}")
-    assert profiles.profile("tiny") == {"common": {"price": 1, "victim": {"lr": 1}}}
+    write(folder, "common: {price: 1, victim: {lr: 1}}")
+    assert profiles.profile("tiny") == {"common": WHOLE | {"price": 1, "victim": {"lr": 1}}}
     assert type(profiles.profile("tiny")["common"]["price"]) is int
 
 
@@ -89,6 +167,8 @@ def test_values_are_returned_as_written(folder: Path) -> None:
         ({"query_images": "9"}, "changes of smoke: query_images='9' should be a valid integer"),
         ({"method": "mocoo"}, "method='mocoo' should be 'simclr', 'moco'"),
         ({"watermark": {"lr": 0.1}}, "changes of smoke, watermark: epochs are needed"),
+        ({"watermark": {"epochs": 1, "batch": -1}}, "watermark.batch=-1 should be greater than"),
+        ({"surrogate": {"temperature": 0.0}}, "surrogate.temperature=0.0 should be greater than 0"),
     ],
 )
 def test_changes_are_checked_too(changes: dict[str, Any], message: str) -> None:
@@ -179,7 +259,7 @@ def test_a_value_is_of_its_defaults_type(default: object, right: list, wrong: li
             "rates: unknown variant 'own view' of embedding: choose one of",
         ),
         ({"embedding": 0.0}, "rates.embedding=0.0 should be greater than 0"),
-        ({"embedding": math.nan}, "rates.embedding=nan should be greater than 0"),
+        ({"embedding": math.nan}, "rates.embedding=nan should be a finite number"),
     ],
 )
 def test_learning_rates_are_of_attacks_that_exist(rates: dict[str, float], problem: str) -> None:

@@ -1,6 +1,10 @@
 """Sweeps: one thing changed at a time, at equal queries, the same numbers in one process or many."""
 
+import os
 import shutil
+import signal
+import threading
+import time
 from itertools import product
 from typing import Any
 
@@ -34,6 +38,27 @@ def test_rows_say_what_they_cost(lab: Lab) -> None:
     assert set(rows["forwards"]) <= set(range(25)), "at most one forward per distinct input"
     dear = sweeps.sweep(lab.but(price=5.0), ["info-nce"], [24], [0], ["shapes"], answers=2)
     assert set(dear["usd"]) == {48 * 5.0 / 1000}
+
+
+@pytest.mark.parametrize(
+    ("lists", "twice"),
+    [
+        ({"seeds": [0, 0]}, "0"),
+        ({"queries": [16, 32, 16]}, "16"),
+        ({"attacks": ["embedding", "embedding"]}, "'embedding'"),
+        ({"tasks": ["shapes", "shapes"]}, "'shapes'"),
+    ],
+)
+def test_what_is_named_twice_is_refused_before_anything_runs(
+    lab: Lab, lists: dict[str, list], twice: str
+) -> None:
+    """A repeated row would count as independent evidence."""
+    given = {"attacks": ["embedding"], "queries": [16], "seeds": [0], "tasks": ["shapes"]} | lists
+    with pytest.raises(ValueError, match=f"names {twice} twice: name it once"):
+        sweeps.sweep(lab.but(train_images=65), **given)  # whose victim nobody has trained
+    if "seeds" in lists:
+        with pytest.raises(ValueError, match=r"^seeds=\[0, 0\] names 0 twice"):
+            lab.stamp([0, 0])
 
 
 @pytest.mark.parametrize(
@@ -444,3 +469,20 @@ def test_a_learning_rate_belongs_to_what_is_seen_however_that_is_said(lab: Lab) 
     for views, name in (("clean", "embedding"), ("surrogate", "embedding, own views")):
         row = sweeps.sweep(changed, [name], [16], [0], ["shapes"], batch=16).iloc[0]
         assert table.set_index("views").loc[views, "cka"] == row["cka"]
+
+
+def test_a_worker_ends_when_its_kernel_was_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody reads what it computes, and the next run would wait for its artifacts."""
+    parents, sent = iter([7, 1]), []
+    ended = threading.Event()
+
+    def kill(*given: int) -> None:
+        sent.append(given)
+        ended.set()
+
+    monkeypatch.setattr(os, "getppid", lambda: next(parents))
+    monkeypatch.setattr(os, "kill", kill)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    sweeps._end_with.__wrapped__(7)
+    assert ended.wait(10)
+    assert sent == [(os.getpid(), signal.SIGTERM)]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from contsteal import files
 from contsteal.lab import artifacts, sweeps
-from contsteal.paper import figures, plots
+from contsteal.paper import claims, figures, plots
 
 STORED = artifacts.ROOT / "figures" / "demo"
 FEW = ("01_worth", "03_pulls", "03_victims")
@@ -103,6 +103,23 @@ def test_a_published_figure_lies_beside_its_table_and_stamp(stem: str, home: Pat
     later = content(home / "demo")
     changed = {name.rpartition(".")[2] for name in first if later[name] != first[name]}
     assert changed == {"pdf", "png", "json"}, "a picture never stays behind its table or stamp"
+
+
+def test_a_table_that_was_altered_is_not_shown(home: Path) -> None:
+    """One digit of a number; stamps of before there were hashes have none to compare with."""
+    table, stamp = figures.read(STORED, "03_pulls")
+    figures.publish("03_pulls", table, stamp | {"code": "0.1.0 1a2b"})
+    path = home / "demo" / "03_pulls.csv"
+    written = path.read_text()
+    figures.publish("03_pulls", *figures.read(home / "demo", "03_pulls"))
+    assert path.read_text() == written
+    place = max(k for k, letter in enumerate(written) if letter == "3")
+    path.write_text(f"{written[:place]}4{written[place + 1 :]}")
+    for read in (figures.read, claims.read):
+        with pytest.raises(
+            ValueError, match=r"03_pulls.csv is not what was written: run notebook 03"
+        ):
+            read(home / "demo", "03_pulls")
 
 
 @pytest.mark.parametrize("stem", figures.FIGURES)

@@ -25,6 +25,7 @@ from contsteal.lab import artifacts, profiles
 from contsteal.paper import notebooks
 
 FIRST, LAST = "00_first", "01_last"
+SMOKE = profiles.profile("smoke")["common"]
 WRITE = """
 from pathlib import Path
 import os
@@ -50,9 +51,11 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def write_profile(desk: Path, extra: str = "", common: str = "{data: shapes}") -> None:
+def write_profile(desk: Path, extra: str = "", **common: object) -> None:
+    """Write the profile; `common` are settings that differ from those of `smoke`."""
     path = desk / "notebooks" / "profiles" / "tiny.yaml"
-    path.write_text(f"about: test\ncommon: {common}\n{extra}\n")
+    whole = {k: v for k, v in SMOKE.items() if k != "at_once"} | common
+    path.write_text(f"about: test\ncommon: {json.dumps(whole)}\n{extra}\n")
 
 
 def write_notebook(desk: Path, stem: str, *code: str) -> None:
@@ -78,13 +81,11 @@ def command(*arguments: str) -> int:
     return notebooks.main([*arguments, "--profile", "tiny"])
 
 
-def run(capsys: pytest.CaptureFixture[str], *options: str) -> int:
+def run(capsys: pytest.CaptureFixture[str], *only: str) -> int:
     """Do what `make paper` does, one notebook after another; return the exit code."""
-    capsys.readouterr()
-    if command("prepare", *options):
-        return 1
-    todo = capsys.readouterr().out.split()
+    todo = notebooks.prepare("tiny", only, False)
     copies = sorted(word for word in todo if word.endswith(".ipynb"))
+    capsys.readouterr()
     return next((code for copy in copies if (code := notebooks.main(["execute", copy]))), 0)
 
 
@@ -111,10 +112,10 @@ def test_misspelt_and_mistyped_parameters_are_refused_before_anything_runs(
     desk: Path, capsys: pytest.CaptureFixture[str], given: str, message: str
 ) -> None:
     write_profile(desk, f"notebooks:\n  {LAST}: {given}\n")
-    assert command("prepare") == 1
+    assert command("paper") == 1
     printed = capsys.readouterr()
     assert re.search(rf"error: tiny.yaml, {LAST}.*{message}", printed.err)
-    assert (printed.out, (desk / "runs").exists()) == ("", False)
+    assert not (desk / "runs").exists()
 
 
 def test_unknown_names_list_the_known(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,7 +161,7 @@ def test_a_run_is_followed_by_none_until_something_changes(
     changes: list[tuple[str, Callable[[], object], Callable[[], object]]] = [
         ("parameters", lambda: write_profile(desk, f"notebooks: {{{FIRST}: {{lr: 0.2}}}}"),
          lambda: write_profile(desk)),
-        ("settings", lambda: write_profile(desk, common="{data: digits}"), lambda: write_profile(desk)),
+        ("settings", lambda: write_profile(desk, data="digits"), lambda: write_profile(desk)),
         ("settings", lambda: write_profile(desk, expected), lambda: write_profile(desk)),
         ("code", lambda: book("3"), lambda: book("assert lr == 0.1")),
         ("outputs", lambda: table.write_text("a\n2\n"), lambda: table.write_text(numbers)),
@@ -176,6 +177,12 @@ def test_a_run_is_followed_by_none_until_something_changes(
         assert reasons() == none, word
     (desk / "figures" / "tiny" / "extra.csv").write_text("b\n1\n")
     assert reasons() == {FIRST: "", LAST: "tables"}
+    (desk / "figures" / "tiny" / "extra.csv").unlink()
+    for name in ("runs", "figures"):  # as to another machine
+        shutil.copytree(desk / name, desk / "elsewhere" / name, copy_function=shutil.copyfile)
+        shutil.rmtree(desk / name)
+        monkeypatch.setenv(f"CONTSTEAL_{name.upper()}", str(desk / "elsewhere" / name))
+    assert reasons() == none
 
 
 def test_a_module_that_a_notebook_imports_counts_and_others_do_not(
@@ -215,8 +222,8 @@ def test_parameters_reach_the_notebook_in_their_order(desk: Path, capsys) -> Non
 
 def test_weights_of_ready_victims_count(desk: Path, tmp_path: Path) -> None:
     weights = tmp_path / "weights.pt"
-    victim = f"{{method: ready, encoder: test_resnet, weights: {weights}}}"
-    write_profile(desk, common=f"{{data: shapes, image_size: 32, victim: {victim}}}")
+    victim = {"method": "ready", "encoder": "test_resnet", "weights": str(weights)}
+    write_profile(desk, victim=victim)
     torch.save({"a": torch.zeros(1)}, weights)
     before = notebooks.tasks("tiny")[0].key
     torch.save({"a": torch.ones(1)}, weights)
@@ -229,11 +236,11 @@ def test_results_that_a_notebook_no_longer_has_go(
 ) -> None:
     folder = desk / "figures" / "tiny"
     write_notebook(desk, FIRST, WRITE)
-    assert run(capsys, "--only", "00") == 0
+    assert run(capsys, "00") == 0
     for name in ("00_old.csv", "00_old.json", "01_other.csv", "summary.md"):
         (folder / name).write_text("kept from another run")
     write_notebook(desk, FIRST, WRITE, "1")
-    assert run(capsys, "--only", "00") == 0
+    assert run(capsys, "00") == 0
     assert {p.name for p in folder.iterdir()} >= {"00_numbers.csv", "01_other.csv", "summary.md"}
     assert not list(folder.glob("00_old.*"))
 
@@ -253,7 +260,7 @@ def test_a_failing_notebook_shows_its_cell_keeps_its_copy_and_fails_again(
 ) -> None:
     write_notebook(desk, FIRST, code)
     for _ in range(2):
-        assert run(capsys, "--only", "00") == 1
+        assert run(capsys, "00") == 1
         printed = capsys.readouterr().err
         assert all(message in printed for message in messages)
         assert (desk / "runs" / "tiny" / f"{FIRST}.partial.ipynb").is_file()
@@ -295,9 +302,12 @@ def test_no_other_error_starts_a_notebook_again(
 
 
 def test_a_damaged_record_is_a_reason(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(capsys, "--only", "00") == 0
-    for text in ("[]", "{", '{"key": {}}'):
-        (desk / "runs" / "tiny" / f"{FIRST}.json").write_text(text)
+    assert run(capsys, "00") == 0
+    path = desk / "runs" / "tiny" / f"{FIRST}.json"
+    altered = path.read_text().replace('"artifacts": 0', '"artifacts": 8')
+    assert altered != path.read_text()
+    for text in ("[]", "{", '{"key": {}}', altered):
+        path.write_text(text)
         assert reasons()[FIRST] == "outputs"
 
 
@@ -315,7 +325,7 @@ def test_settings_that_cannot_work_are_named(
 ) -> None:
     (desk / "file").write_text("not a folder")
     monkeypatch.setenv(variable, value if value == "exakt" else str(desk / value))
-    assert command("prepare") == 1
+    assert command("paper") == 1
     assert message in capsys.readouterr().err
 
 
@@ -326,11 +336,11 @@ def test_missing_data_is_said_before_any_notebook_runs(
     desk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATA_DIR", str(desk / "data"))
-    write_profile(desk, common="{data: cifar10, query_data: shapes}")
-    assert command("prepare") == 1
+    write_profile(desk, data="cifar10")
+    assert command("paper") == 1
     printed = capsys.readouterr()
     assert re.search("cifar10 is not complete.*170.5 MB.*make data", printed.err)
-    assert (printed.out, (desk / "runs" / "tiny").exists()) == ("", False)
+    assert not (desk / "runs" / "tiny").exists()
     assert command("plan") == 0
     assert "missing: cifar10 is not complete" in capsys.readouterr().out
 
@@ -342,7 +352,7 @@ def test_make_data_fetches_what_a_profile_and_its_notebooks_read_and_says_what_i
     monkeypatch.setattr(torchsets, "fetch", asked.append)
     monkeypatch.setattr(data, "locate", lambda name, splits, size: exec(f"raise ValueError('{size}')")
                         if name.startswith("folder") else desk)  # fmt: skip
-    write_profile(desk, common="{data: 'folder:/x', image_size: 16, query_data: svhn}")
+    write_profile(desk, data="folder:/x", image_size=16, query_data="svhn")
     assert command("data") == 1
     assert asked == [{"svhn": {"train"}}]
     printed = capsys.readouterr()
@@ -391,10 +401,9 @@ def test_jobs_are_the_profiles_unless_make_was_given_some(
     assert notebooks._jobs(2, 5) == expected
 
 
-def test_the_longest_notebook_starts_first(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_longest_notebook_starts_first(desk: Path) -> None:
     def order() -> list[str]:
-        assert command("prepare") == 0
-        words = capsys.readouterr().out.split()
+        words = notebooks.prepare("tiny", (), False)
         return [Path(word).stem for word in words if word.endswith(".ipynb")]
 
     assert order() == [LAST, FIRST], "later ones take longer where no times are known"
@@ -432,7 +441,7 @@ def test_a_cold_run_of_all_replaces_times_of_more_rows_and_of_notebooks_that_are
         files.write_json(manifest, {})
         os.utime(manifest, (made_at, made_at))
         notebooks.finish("tiny", since=10.0)
-        times = files.read_json(figures / notebooks.TIMINGS)
+        times = notebooks._times(figures)
         assert times[FIRST]["seconds"] == expected
         assert set(times) == {FIRST, LAST, notebooks.WHOLE}
 
@@ -452,6 +461,24 @@ def test_the_table_of_times_in_closed_values(tmp_path: Path) -> None:
 
 def plain(table: str) -> str:
     return re.sub(" +", " ", re.sub(r"\|[-:|]+\|\n", "", table))
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    ["[]", "{", '"a"', '{"00_first": 3}', '{"00_first": {"device": "CPU"}}', '{"in all": {}}',
+     '{"00_first": {"seconds": "61"}}', '{"00_first": {"seconds": NaN}}',
+     '{"00_first": {"seconds": 1.0, "artifacts": null}}'],
+)  # fmt: skip
+def test_damaged_times_count_as_not_measured(
+    desk: Path, capsys: pytest.CaptureFixture[str], damaged: str
+) -> None:
+    files.write_text(desk / "figures" / "tiny" / notebooks.TIMINGS, damaged)
+    assert notebooks.timings_table(desk / "figures" / "tiny") == "No durations are recorded."
+    assert command("plan") == 0
+    assert f"{FIRST}: never\n" in capsys.readouterr().out
+    assert len(notebooks.prepare("tiny", (), False)) > 2
+    notebooks.finish("tiny", since=1.0)
+    assert notebooks._times(desk / "figures" / "tiny") == {}
 
 
 # --------------------------------------------------------------------------------- by make
@@ -479,7 +506,7 @@ def copy(tmp_path: Path) -> Path:
     shutil.copytree(root / "contsteal", tmp_path / "contsteal")
     shutil.copy(root / "Makefile", tmp_path)
     (tmp_path / "notebooks" / "profiles").mkdir(parents=True)
-    write_profile(tmp_path, common="{data: shapes, at_once: 2}")
+    write_profile(tmp_path, at_once=2)
     for stem in STAGED:
         write_notebook(tmp_path, stem, NOTE.format(log=str(tmp_path / "log"), stem=stem[:2]))
     return tmp_path
@@ -514,7 +541,7 @@ def test_make_runs_the_graph_side_by_side_twice_at_once_each_notebook_once(copy:
     for process in printed:
         assert process.startswith(f"profile tiny on {artifacts.processor()}: asked for\n")
     assert "".join(printed).count(": done in") == 5
-    times = files.read_json(copy / "figures" / "tiny" / notebooks.TIMINGS)
+    times = notebooks._times(copy / "figures" / "tiny")
     assert times.keys() == {*STAGED, notebooks.WHOLE}
     again = make(copy)
     assert "nothing to do" in again.communicate()[0]
@@ -530,10 +557,13 @@ def test_after_a_failure_no_notebook_begins_that_needs_a_victim(copy: Path) -> N
     assert [word[:2] for word in log] in ([], ["00"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "to"), [(signal.SIGINT, "all"), (signal.SIGTERM, "make"), (signal.SIGKILL, "runner")]
+)
 def test_an_interrupt_ends_kernels_and_leaves_nothing_half_done(
-    copy: Path, number: signal.Signals
+    copy: Path, number: signal.Signals, to: str
 ) -> None:
+    """Ctrl-C reaches all processes of the terminal, `kill` one of them."""
     for stem in STAGED[2:4]:
         write_notebook(copy, stem, f"open('{copy}/pid{stem}', 'w').write(str(__import__('os').getpid()))",
                        "import time; time.sleep(600)")  # fmt: skip
@@ -543,10 +573,19 @@ def test_an_interrupt_ends_kernels_and_leaves_nothing_half_done(
         assert process.poll() is None
         time.sleep(0.1)
     kernels = [psutil.Process(int(path.read_text())) for path in pids]
-    os.killpg(process.pid, number)
-    process.communicate(timeout=60)
-    assert psutil.wait_procs(kernels, timeout=20)[1] == []
-    assert process.returncode != 0
+    everybody = psutil.Process(process.pid).children(recursive=True)
+    if to == "runner":
+        for kernel in kernels:
+            kernel.parent().send_signal(number)
+    else:
+        (os.killpg if to == "all" else os.kill)(process.pid, number)
+    assert psutil.wait_procs(everybody, timeout=20)[1] == []
+    printed = process.communicate(timeout=60)[0].splitlines()
+    assert process.returncode == (2 if to == "runner" else -number)
+    if to != "runner":  # of which make says that it was killed
+        assert len(printed) == 5, printed
+        assert printed[3] == "interrupted: `make paper` continues from the last checkpoints"
+        assert printed[4].startswith("make: *** ")
     home = copy / "runs" / "tiny"
     assert all("partial" in path.name for path in home.glob("*.ipynb"))
     assert json.loads((home / ".keys" / STAGED[2]).read_text())["reason"] == "never"

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -318,7 +319,22 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "answers": ({"answers": -1}, "answers=-1"),
     "batch": ({"batch": N + 1}, f"{N} images are fewer than one batch of {N + 1}"),
     "epochs": ({"epochs": 0}, "epochs"),
-    "steps": ({"steps": -3}, "steps=-3.*: steps must be 0"),
+    "steps": ({"steps": -3}, "steps=-3: a whole number of at least 0"),
+    "half a step": ({"steps": 1.5}, "steps=1.5: a whole number"),
+    "half an epoch": ({"epochs": 1.5}, "epochs=1.5: a whole number"),
+    "endless": ({"epochs": math.inf}, "epochs=inf: a whole number"),
+    "infinite rate": ({"lr": math.inf}, "lr=inf: a finite number above 0"),
+    "weight decay": ({"weight_decay": math.nan}, "weight_decay=nan: a finite number of at least 0"),
+    "temperature": ({"temperature": 0.0}, "temperature=0.0: a finite number above 0"),
+    "no image": ({"image_size": 0}, "image_size=0: a whole number of at least 1"),
+    "half a pixel": ({"image_size": 1.5}, "image_size=1.5: a whole number"),
+    "small images": ({"image_size": 8}, "test_resnet at 8 px: it needs images of at least 32 px"),
+    "size": (
+        {"encoder": "vit_tiny_patch16_224", "image_size": 64},
+        r"64 does not run on images of 32 x 32 px",
+    ),
+    "width": ({"encoder": "conv4", "width": 0.3}, "width=0.3 of conv4: 16 x width must be"),
+    "seed": ({"seed": None}, "seed=None: a whole number"),
     "policy": ({"policy": "simclear"}, "'simclear'.*simclr"),
     "negatives": (
         {"attack": "info-nce", "negatives": "self"},
@@ -334,14 +350,14 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "no head": (LABEL, "embeddings only"),
     "no head for posteriors": ({"attack": "posterior"}, "embeddings only"),
     "no projector": ({"attack": "access-head"}, "this API gives no projections"),
-    "no labels": ({"attack": "sup-con"}, "labels of the 32 query images, given are none"),
+    "no labels": ({"attack": "sup-con"}, "uses the true labels of the 32 query images"),
     "all anchors": ({**MSE, "accounts": 2, "anchors": N}, f"anchors={N} of {N} images"),
     "no anchors": ({**MSE, "accounts": 2, "anchors": 0}, "anchors=0 of"),
     "adaptation": (
         {"adapt": "subtract"},
-        "choose one of none, average, centre, bounds, and at least 1",
+        "unknown Config adapt 'subtract': choose one of none, average, centre, bounds",
     ),
-    "no account": ({"accounts": 0}, "choose one of none, average, centre, bounds, and at least 1"),
+    "no account": ({"accounts": 0}, "accounts=0: a whole number of at least 1"),
 }
 
 
@@ -353,12 +369,46 @@ def test_what_cannot_work_is_refused_before_a_query_is_paid(shapes, victim, chan
     assert api.ledger.calls == 0
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"images": None}, "images of kind NoneType"),
+        ({"images": [1]}, "images of kind list"),
+        ({"images": torch.zeros(N, 3, 32, 32).to_sparse()}, "images of kind Tensor"),
+        ({"images": torch.zeros(N, 3, 32, 0, dtype=torch.uint8)}, r"images \(32, 3, 32, 0\)"),
+        ({"images": torch.zeros(N, 3, 32, 32)}, "uint8 of shape"),
+        ({"labels": torch.zeros(N)}, r"labels \(32,\) torch.float32: whole numbers \(32,\)"),
+        ({"labels": -torch.ones(N, dtype=torch.int64)}, "label -1 of image 0"),
+        ({"checkpoint": Path()}, "checkpoint=. is a folder"),
+        ({"user": ""}, "1 to 256 printable characters"),
+    ],
+)
+def test_what_is_no_query_or_label_is_refused_before_one_is_paid(shapes, victim, given, message):
+    api, config = BlackBox(victim), replace(FAST, attack="sup-con", steps=1)
+    labels = torch.arange(N) % 3
+    with pytest.raises(ValueError, match=message):
+        steal.train(config, api, **{"images": shapes.images, "labels": labels} | given)
+    assert api.ledger.calls == 0
+
+
+def test_an_unknown_mode_and_a_long_name_of_an_account_cost_no_query(shapes, victim, monkeypatch):
+    api, config = BlackBox(victim), replace(FAST, attack="embedding", accounts=2, anchors=8)
+    with pytest.raises(ValueError, match="printable characters"):
+        steal.train(config, api, shapes.images, user="x" * 256)  # the second would be "xxx... 2"
+    monkeypatch.setenv("CONTSTEAL_MODE", "slow")
+    with pytest.raises(ValueError, match="'slow'"):
+        steal.train(config, api, shapes.images)
+    assert api.ledger.calls == 0
+
+
 def test_too_small_a_budget_and_labels_of_other_images_are_refused(shapes, victim):
     api, small = BlackBox(victim), BlackBox(victim, budget=2 * N - 1)
     with pytest.raises(BudgetExceeded, match="would need 64 distinct inputs"):
         steal.train(replace(FAST, attack="barlow"), small, shapes.images)
-    with pytest.raises(ValueError, match="labels of the 32 query images, given are 3"):
-        steal.train(replace(FAST, attack="sup-con"), api, shapes.images, labels=torch.zeros(3))
+    with pytest.raises(ValueError, match=r"labels \(3,\) torch.int64: whole numbers \(32,\)"):
+        steal.train(
+            replace(FAST, attack="sup-con"), api, shapes.images, labels=torch.tensor([0, 1, 2])
+        )
     assert small.ledger.calls == api.ledger.calls == 0
 
 

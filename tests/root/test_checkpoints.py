@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import pickle
 import re
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from lightly.models import ResNetGenerator
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from contsteal import checkpoints, encoders
+from contsteal import checkpoints, encoders, methods
 from contsteal.checkpoints import CheckpointError
 
 State = dict[str, Tensor]
@@ -449,3 +450,32 @@ def test_a_width_of_the_stem_too_fits_none_of_timms(net: encoders.Encoder, tmp_p
     state = under("backbone.", plain(ResNetGenerator("resnet-18", width=0.125)))
     message = refused(net, write(tmp_path / "net.pth", state))
     assert message.endswith("no width fits: at any width timm's stem has 64 channels")
+
+
+@pytest.mark.parametrize(
+    "write_file",
+    [
+        lambda path: path.write_bytes(pickle.dumps({"a": 1})),
+        lambda path: torch.save({"a": bytearray(b"a")}, path, pickle_protocol=5),
+        lambda path: path.write_text("<html>"),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.mkdir(),
+        lambda path: torch.save({"a": torch.eye(3).to_sparse()}, path),
+        lambda path: torch.save({"a": torch.ones(3, device="meta")}, path),
+        lambda path: torch.save({"a": torch.ones(3) + 0j}, path),
+    ],
+    ids=["pickle", "opcode", "page", "empty", "folder", "sparse", "meta", "complex"],
+)
+def test_what_is_no_table_of_weights_is_refused_without_advice_to_trust_it(
+    write_file, net, tmp_path: Path
+) -> None:
+    write_file(tmp_path / "net.pth")
+    message = refused(net, tmp_path / "net.pth")
+    assert "net.pth" in message
+    assert not re.search(r"weights_only|PyTorch|\(\)", message)
+
+
+def test_a_file_without_a_head_holds_none(net, tmp_path: Path) -> None:
+    encoders.save(net, tmp_path / "net.safetensors")
+    with pytest.raises(CheckpointError, match="holds no head"):
+        methods.Head.load(tmp_path / "net.safetensors")

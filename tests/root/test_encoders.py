@@ -1,5 +1,6 @@
 """Building, saving, loading and running encoders."""
 
+import hashlib
 import itertools
 import json
 import subprocess
@@ -16,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from contsteal import encoders, files
+from contsteal import checkpoints, encoders, files
 from contsteal.checkpoints import CheckpointError
 
 
@@ -197,17 +198,17 @@ VIT_14 = {"name": "vit_small_patch14_dinov2.lvd142m", "image_size": 224} | PRETR
         ({"name": "%%%%"}, r"'%%%%'.*nearest names are none"),
         ({"name": "resnet18.a9_in1k"}, r"'resnet18.a9_in1k': timm has resnet18.a1_in1k, "),
         ({"width": 0.0625}, r"width=0.0625 of resnet18.*multiple of 8"),
-        ({"width": -1.0}, r"width=-1.0 of resnet18.*multiple of 8"),
+        ({"width": -1.0}, r"width=-1.0: a finite number above 0"),
         ({"name": "test_vit", "width": 0.5}, r"width=0.5 of test_vit: only conv4 and Res.*at 1.0"),
         ({"name": "conv"}, r"'conv'.*nearest names are .*conv4"),
         ({"name": "conv4", "image_size": 15}, r"conv4 at 15 px: .*at least 16 px"),
         ({"name": "conv4", "width": 0.25}, r"width=0.25 of conv4: 16 x width .* multiple of 8"),
-        ({"name": "conv4", "width": 0.0}, r"width=0.0 of conv4: 16 x width .* multiple of 8"),
+        ({"name": "conv4", "width": 0.0}, r"width=0.0: a finite number above 0"),
         (PRETRAINED | {"name": "conv4"}, "conv4: timm has no pretrained weights"),
         ({"name": "conv4", "inputs": {"padding": 2}}, "unknown padding; known are mean, std"),
         ({"name": "test_resnet", "image_size": 16}, r"test_resnet at 16 px: .*at least 32 px"),
         ({"name": "test_vit", "image_size": 8}, r"test_vit at 8 px: .*at least 16 px"),
-        ({"name": "test_vit", "image_size": 0}, r"cannot be built with \{'img_size': 0\}"),
+        ({"name": "test_vit", "image_size": 0}, r"image_size=0: a whole number of at least 1"),
         (
             {"name": "test_vit", "image_size": 40},
             r"test_vit does not run at 40 px \(.*divisible.*`image_size: 160`",
@@ -216,9 +217,20 @@ VIT_14 = {"name": "vit_small_patch14_dinov2.lvd142m", "image_size": 224} | PRETR
         ({"inputs": {"crop": 1}}, r"at 32 px: unknown crop; known are mean, std, padding, relu"),
         ({"image_size": 65, "inputs": {"padding": 2}}, r"unknown padding; known are mean, std \("),
         ({"inputs": {"mean": (1, 2)}}, r"mean \(1, 2\) must be three numbers"),
-        ({"inputs": {"std": (1, 0, 1)}}, r"std \(1, 0, 1\) must be three numbers, std above 0"),
-        ({"inputs": {"padding": -1}}, r"padding -1 must be a count"),
-        ({"inputs": {"relu": "no"}}, r"relu 'no' a bool"),
+        ({"inputs": {"std": (1, 0, 1)}}, r"std=0: a finite number above 0"),
+        ({"inputs": {"padding": -1}}, r"padding=-1: a whole number of at least 0"),
+        ({"inputs": {"mean": (1, 2, float("nan"))}}, "mean=nan: a finite number"),
+        ({"inputs": {"mean": "abc"}}, "mean 'abc' must be three numbers"),
+        ({"inputs": [1]}, r"inputs=\[1\]: names and values"),
+        ({"inputs": {"padding": 10**9}}, "padding=1000000000: a whole number of at least 0 and"),
+        ({"name": None}, "encoder=None: a text"),
+        ({"image_size": 1.5}, "image_size=1.5: a whole number"),
+        ({"out_dim": 0}, "out_dim=0: a whole number of at least 1"),
+        ({"out_dim": "a"}, "out_dim='a': a whole number"),
+        ({"width": float("inf")}, "width=inf: a finite number above 0"),
+        ({"seed": 2**70}, "seed=1180591620717411303424: a whole number of at least"),
+        ({"weights": 3}, "weights=3: a text"),
+        ({"inputs": {"relu": "no"}}, r"relu='no': True or False"),
         (PRETRAINED, r"resnet18 at 32 px has a CIFAR stem.*resnet18.a1_in1k"),
         (PRETRAINED | {"name": "vit_small_patch16_224.dino"}, r"32 px: .*; set `image_size: 224`"),
         (VIT_14, r"set `image_size: 518`"),
@@ -437,6 +449,34 @@ def test_a_damaged_file_is_refused(saved, harm, message: str) -> None:
         encoders.load(path)
 
 
+def with_header(path: Path, **changes: str) -> None:
+    """Write a file's weights again under another header."""
+    state, header = checkpoints.read_safetensors(path)
+    path.write_bytes(save(state, metadata=header | changes))
+
+
+@pytest.mark.parametrize("field", ["licence", "method", "epochs"])
+def test_no_word_of_the_header_can_be_changed(saved, field: str) -> None:
+    path, _, _ = saved
+    with_header(path, **{field: "another"})
+    with pytest.raises(CheckpointError, match="it was altered"):
+        encoders.load(path)
+
+
+def test_an_older_file_is_read_and_its_licence_not_believed(saved) -> None:
+    path, net, sha = saved
+    spec = json.dumps(net.spec)
+    old = hashlib.sha256(f"{sha} {spec}".encode()).hexdigest()  # the seal did not cover the licence
+    with_header(path, seal=old, licence="anything goes")
+    again = encoders.load(path)
+    assert same(again, net)
+    assert again.licence == "not stated"
+    for spec in ("", "[]", "{}", "3"):
+        with_header(path, spec=spec, seal=hashlib.sha256(f"{sha} {spec}".encode()).hexdigest())
+        with pytest.raises(CheckpointError, match="does not say which encoder it holds"):
+            encoders.load(path)
+
+
 def test_flipped_byte_in_the_header(saved) -> None:
     """Whatever byte of the stored architecture and hash is altered, it is a CheckpointError."""
     path, _, _ = saved
@@ -472,3 +512,17 @@ def test_equal_weights_with_other_inputs_are_another_encoder() -> None:
     other = encoders.build("test_resnet", seed=0, inputs={"mean": (0.5, 0.5, 0.5)})
     assert same(plain, other)
     assert encoders.identity(plain) == encoders.identity(again) != encoders.identity(other)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [lambda x: None, lambda x: (x,), lambda x: x.flatten(1), lambda x: x[1:].float().flatten(1)],
+    ids=["nothing", "tuple", "whole numbers", "fewer rows"],
+)
+def test_a_network_that_makes_no_features_is_refused(answer) -> None:
+    class Odd(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return answer(images)
+
+    with pytest.raises(ValueError, match=r"of 5 images: floats \(5, D\) are needed"):
+        encoders.embed(Odd(), noise())

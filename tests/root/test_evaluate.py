@@ -207,12 +207,29 @@ def test_mean_interval_of_one_value_has_no_bounds() -> None:
 @pytest.mark.parametrize(
     ("index", "change", "message"),
     [
-        (0, lambda x: x.index_fill(0, torch.tensor(7), math.nan), r"NaN .*, first in rows \[7\]"),
-        (2, lambda x: x.index_fill(0, torch.tensor(7), math.inf), r"infinity, first in rows \[7\]"),
-        (1, lambda y: y[:-1], r"features \(20, 4\) need labels \(20,\), got \(19,\)"),
-        (3, lambda y: y[:-1], r"features \(20, 4\) need labels \(20,\), got \(19,\)"),
+        (0, lambda x: x.index_fill(0, torch.tensor(7), math.nan), r"NaN, .*, first in rows \[7\]"),
+        (
+            2,
+            lambda x: x.index_fill(0, torch.tensor(7), math.inf),
+            r"infinity .*, first in rows \[7\]",
+        ),
+        (1, lambda y: y[:-1], r"labels \(19,\) torch.int64: whole numbers \(20,\)"),
+        (3, lambda y: y[:-1], r"labels \(19,\) torch.int64: whole numbers \(20,\)"),
         (2, lambda x: x[:, :1], "4.*1"),  # these would even broadcast against a head of four
         (2, lambda x: x[:, :3], "4.*3"),
+        (2, lambda x: x.double(), "float32 and test features .*float64"),
+        (0, lambda x: x.long(), "features .*int64: floats"),
+        (0, lambda x: x[:0], r"features \(0, 4\)"),
+        (2, lambda x: x[:0], r"features \(0, 4\)"),
+        (0, lambda x: x[:, :0], r"features \(20, 0\)"),
+        (0, lambda x: x.numpy(), "features of kind ndarray"),
+        (2, lambda x: x.to_sparse(), "features of kind Tensor"),
+        (0, lambda x: x * 1e30, "more than 1e.15"),
+        (1, lambda y: y.float(), "labels .*float32: whole numbers"),
+        (3, lambda y: None, "labels of kind NoneType"),
+        (1, lambda y: y - 9, r"label -\d of image 0: 1048576 classes are numbered from 0"),
+        (3, lambda y: y + 2**40, r"label \d+ of image 0"),
+        (3, lambda y: y + 9, "no label of the test set occurs in training"),
     ],
 )
 def test_a_task_that_does_not_fit_is_refused(fit, index: int, change, message: str) -> None:
@@ -222,7 +239,46 @@ def test_a_task_that_does_not_fit_is_refused(fit, index: int, change, message: s
         fit(*task)
 
 
-@pytest.mark.parametrize("options", [{"k": 0}, {"k": -1}, {"temperature": 0.0}])
+@pytest.mark.parametrize("kind", [torch.int32, torch.uint8])
+@pytest.mark.parametrize("fit", [evaluate.linear_probe, evaluate.knn])
+def test_labels_of_any_whole_type_and_features_with_gradients_are_taken(fit, kind) -> None:
+    x, y, test_x, test_y = clusters(40, 4)
+    want = fit(x, y, test_x, test_y)
+    got = fit(x.requires_grad_(), y.to(kind), test_x, test_y.to(kind))
+    assert got.predictions.equal(want.predictions)
+    assert got.accuracy == want.accuracy
+
+
+NOT_A_NUMBER = [
+    lambda x: evaluate.spread(x[:1]),
+    lambda x: evaluate.spread(x * math.nan),
+    lambda x: evaluate.mean_cosine(x * math.nan, x),
+    lambda x: evaluate.mean_cosine(x[:0], x[:0]),
+    lambda x: evaluate.mean_cosine(x, x[:5]),
+    lambda x: evaluate.linear_cka(x[:1], x[:1]),
+    lambda x: evaluate.linear_cka(x * 1e200, x),
+    lambda x: evaluate.linear_cka(None, x),
+    lambda x: evaluate.geometry(x * math.nan),
+    lambda x: evaluate.geometry(x * 0),
+    lambda x: evaluate.nearest(x, 40, 3),
+    lambda x: evaluate.nearest(x, 0, 41),
+    lambda x: evaluate.agreement(x[:0, 0], x[:0, 0]),
+    lambda x: evaluate.agreement([1], [1]),
+    lambda x: evaluate.mean_interval([1.0, math.nan]),
+    lambda x: evaluate.mean_interval([1.0, 2.0], level=2),
+    lambda x: evaluate.linear_probe(x, x[:, 0].long().abs(), x, x[:, 0].long().abs(), seed=None),
+]
+
+
+@pytest.mark.parametrize("measure", NOT_A_NUMBER)
+def test_what_would_be_no_number_is_refused(measure) -> None:
+    with pytest.raises(ValueError, match=r"needed|hold|same|geometry|finite"):
+        measure(features())
+
+
+@pytest.mark.parametrize(
+    "options", [{"k": 0}, {"k": -1}, {"k": 1.5}, {"temperature": 0.0}, {"temperature": math.inf}]
+)
 def test_knn_without_a_vote_is_refused(options: dict[str, float]) -> None:
     (name, value), *_ = options.items()
     with pytest.raises(ValueError, match=f"{name}={value}"):
@@ -237,7 +293,7 @@ def test_pairs_that_do_not_match_and_single_rows_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(40,\)"):
         evaluate.linear_cka(features(40)[:, 0], features(40))
     for shape in ((1, 4), (4,)):
-        with pytest.raises(ValueError, match="at least two rows"):
+        with pytest.raises(ValueError, match="at least 2 rows"):
             evaluate.geometry(torch.ones(shape))
 
 

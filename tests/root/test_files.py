@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from contsteal import files
 
@@ -63,6 +64,59 @@ def test_what_cannot_be_written_names_path_and_remedy(tmp_path, monkeypatch, met
             files.write_text(path, "new")
     assert path.read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
+
+
+def chained(cause: OSError) -> RuntimeError:
+    error = RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 704 vs 598")
+    error.__context__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (chained(OSError(errno.ENOSPC, "No space left on device")), "No space left on device"),
+        (chained(OSError(errno.EDQUOT, "")), "uota exceeded"),
+        (RuntimeError("unexpected pos 576 vs 534"), "the disk takes no more"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "No space left"),
+        (OSError("1000 requested and 10 written"), "1000 requested and 10 written"),
+    ],
+)
+def test_a_full_disk_is_named_whatever_its_writer_says(tmp_path, error: Exception, reason: str):
+    path = tmp_path / "a.pt"
+    path.write_text("old")
+    message = rf"a\.pt cannot be written \(.*{reason}"
+    with pytest.raises(files.StorageError, match=message), files.atomic(path):
+        raise error
+    assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("size mismatch"),
+        SafetensorError("I/O error: No such file or directory (os error 2)"),
+        files.StorageError("/elsewhere cannot be written"),
+        ValueError("no number"),
+    ],
+)
+def test_another_error_is_not_blamed_on_the_disk(tmp_path, error: Exception):
+    with pytest.raises(type(error), match=re.escape(str(error))), files.atomic(tmp_path / "a"):
+        raise error
+
+
+def test_a_folder_that_cannot_be_made_or_cleared_is_named(tmp_path, monkeypatch):
+    with pytest.raises(files.StorageError, match=r"/proc/x/a\.txt cannot be written"):
+        files.write_text(Path("/proc/x/a.txt"), "new")
+    gone = files.move_aside(tmp_path / "moved by another process")
+    assert not gone.exists()
+
+    def refuse(self: Path, to: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(files.StorageError, match=r"cannot be moved aside \(Permission denied"):
+        files.move_aside(tmp_path / "damaged")
 
 
 def test_a_missing_input_is_not_blamed_on_the_disk(tmp_path):

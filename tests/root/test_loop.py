@@ -4,6 +4,7 @@ import io
 import itertools
 import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from contsteal import loop
+from contsteal import files, loop
 
 SCHEDULE = loop.Schedule(epochs=5, batch=8, lr=1e-2)
 N = 20  # two full batches and an incomplete one, which is dropped
@@ -165,14 +166,14 @@ def test_epochs_and_steps_that_mean_the_same_give_the_same_weights(epochs, batch
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": -1}, "steps=-1.*steps must be 0"),
+        ({"steps": -1}, "steps=-1: a whole number of at least 0"),
         ({"steps": 3, "batch": 21}, "20 images .* batch of 21"),
         ({"batch": 21}, "20 images .* batch of 21.*budget.*set batch to 20"),
-        ({"epochs": 0}, "epochs must be >= 1"),
-        ({"batch": 1}, "batch >= 2"),
-        ({"lr": 0.0}, "lr > 0"),
-        ({"lr": float("nan")}, "lr > 0"),
-        ({"warmup": 1.0}, "warmup in"),
+        ({"epochs": 0}, "epochs=0: a whole number of at least 1"),
+        ({"batch": 1}, "batch=1: a whole number of at least 2"),
+        ({"lr": 0.0}, r"lr=0\.0: a finite number above 0"),
+        ({"lr": float("nan")}, "lr=nan: a finite number above 0"),
+        ({"warmup": 1.0}, "warmup=1.0: a finite number of at least 0 and below 1"),
         ({"optimizer": "lars"}, "unknown optimizer 'lars': choose one of adamw, sgd"),
     ],
 )
@@ -314,22 +315,76 @@ def test_kill_9_in_the_middle_of_an_epoch(tmp_path):
     assert fit(checkpoint=tmp_path / "c.pt") == fit()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_told_to_end_saves_its_last_epoch(tmp_path, monkeypatch, number):
+    """In the middle of the fourth, and before the first checkpoint was due."""
+    monkeypatch.setattr(loop, "KEEP_EVERY", -1.0)
+    model, loss = problem()
+
+    def ended(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def told(chosen, epoch, draws):
+        if epoch == 3:
+            os.kill(os.getpid(), number)
+        return loss(chosen, epoch, draws)
+
+    before = [signal.signal(each, ended) for each in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            loop.fit(model, told, N, SCHEDULE, seed=0, checkpoint=tmp_path / "c.pt")
+        assert signal.getsignal(signal.SIGTERM) is ended, "the handler of before"
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])
+    assert len(torch.load(tmp_path / "c.pt", weights_only=True)["history"]) == 3
+    assert fit(checkpoint=tmp_path / "c.pt") == fit()
+
+
 def test_a_crash_while_saving_keeps_the_checkpoint_before(tmp_path, always_save, monkeypatch):
     path, save, count = tmp_path / "c.pt", torch.save, itertools.count(1)
 
     def crashes(state: object, file: Any) -> None:
         if next(count) == 3:
             file.write(b"half a file")
-            raise KeyboardInterrupt
+            raise SystemExit
         save(state, file)
 
     monkeypatch.setattr(torch, "save", crashes)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit):
         fit(checkpoint=path)
     monkeypatch.undo()
     assert len(torch.load(path, weights_only=True)["history"]) == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.csv", "c.pt"]
     assert fit(checkpoint=path) == fit()
+
+
+def test_a_full_disk_is_named_and_the_checkpoint_before_is_kept(tmp_path, always_save, monkeypatch):
+    path, normal = tmp_path / "c.pt", Path.open
+    with pytest.raises(KeyboardInterrupt):
+        fit(checkpoint=path, after_epoch=die_at(2))
+    kept = path.read_bytes()
+
+    def full(self: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
+        if "c.pt" in self.name and mode == "wb":
+            return normal(Path("/dev/full"), mode, buffering=0)  # refuses inside of torch's writer
+        return normal(self, mode, *args, **options)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(
+        files.StorageError, match=r"c\.pt cannot be written \(No space left on device"
+    ):
+        fit(checkpoint=path)
+    monkeypatch.undo()
+    assert path.read_bytes() == kept
+    assert fit(checkpoint=path) == fit()
+
+
+def test_a_folder_is_no_checkpoint_and_stays(tmp_path):
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ValueError, match="mine is a folder"):
+        fit(checkpoint=tmp_path / "mine")
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
 
 def flip(data: bytes) -> bytes:
@@ -339,17 +394,32 @@ def flip(data: bytes) -> bytes:
     return data.replace(weight, bytes([weight[0] ^ 0xFF]) + weight[1:])
 
 
+def resized(data: bytes) -> bytes:
+    """Give a checkpoint weights of another shape."""
+    state, file = torch.load(io.BytesIO(data), weights_only=True), io.BytesIO()
+    state["model"]["0.weight"] = torch.ones(9, 9)
+    torch.save(state, file)
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
     "harm",
-    [lambda d: b"", lambda d: b"no checkpoint", lambda d: d[: len(d) // 2], flip],
-    ids=["empty", "foreign", "truncated", "flipped"],
+    [
+        lambda d: b"",
+        lambda d: b"no checkpoint",
+        lambda d: d[: len(d) // 2],
+        flip,
+        resized,
+        pickle.dumps,
+    ],
+    ids=["empty", "foreign", "truncated", "flipped", "other weights", "pickle"],
 )
 def test_a_damaged_checkpoint_is_moved_aside(tmp_path, always_save, harm):
     path = tmp_path / "c.pt"
     with pytest.raises(KeyboardInterrupt):
         fit(checkpoint=path, after_epoch=die_at(3))
     path.write_bytes(harm(path.read_bytes()))
-    with pytest.warns(UserWarning, match=r"c\.pt is damaged"):
+    with pytest.warns(UserWarning, match=r"c\.pt is damaged: moved aside, starting anew$"):
         assert fit(checkpoint=path) == fit()
     assert len(list(tmp_path.glob("c.pt.corrupt-*"))) == 1
 

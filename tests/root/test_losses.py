@@ -615,3 +615,9 @@ HALF = r".*\(2N, D\) = \[clean; augmented\], the victim's \(N, D\)"
 def test_what_a_loss_cannot_take_is_named(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("shape", [(8, 3), (0, 4), (4,)])
+def test_a_queue_of_another_width_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"queue \(.*: rows of 4 are needed"):
+        losses.moco(torch.ones(2, 4), torch.ones(2, 4), torch.ones(shape))

@@ -137,10 +137,14 @@ def test_a_momentum_copy_is_the_average_of_what_it_follows(views, method, copy, 
 @pytest.mark.parametrize(
     ("method", "changes", "message"),
     [
-        ("byol", {"momentum": -0.1}, "momentum=-0.1: it must be between 0 and 1"),
-        ("byol", {"momentum": 1.1}, "momentum=1.1: it must be between 0 and 1"),
+        (
+            "byol",
+            {"momentum": -0.1},
+            "momentum=-0.1: a finite number of at least 0 and of at most 1",
+        ),
+        ("byol", {"momentum": 1.1}, "momentum=1.1: a finite number of at least 0 and of at most 1"),
         ("moco", {"queue": 24}, "queue=24: it must hold the 32 keys of a batch of 16"),
-        ("moco", {"key_groups": 0}, "key_groups=0: it must divide batch=16"),
+        ("moco", {"key_groups": 0}, "key_groups=0: a whole number of at least 1"),
         ("moco", {"key_groups": 3}, "key_groups=3: it must divide batch=16"),
     ],
 )

@@ -112,8 +112,8 @@ def test_the_seed_alone_decides_the_weights(shapes):
         ({"method": "simclear"}, r"'simclear'.*simclr, moco, byol, simsiam, supervised, ready"),
         ({"batch": 59}, "58 images are fewer than one batch of 59"),
         ({"method": "supervised"}, "'supervised' needs labels, shapes has none"),
-        ({"steps": -2}, "steps=-2.*steps must be 0"),
-        ({"monitor_every": 0}, "monitor_every must be >= 1"),
+        ({"steps": -2}, "steps=-2: a whole number of at least 0"),
+        ({"monitor_every": 0}, "monitor_every=0: a whole number of at least 1"),
         ({"method": "ready"}, "weights=None: method 'ready' needs 'timm' or a file"),
         ({"method": "ready", "weights": "gone.pth"}, r"'gone.pth' .*gone.pth does not exist"),
         ({"weights": "timm"}, "method 'simclr' trains its own; set method: ready"),
@@ -122,6 +122,24 @@ def test_the_seed_alone_decides_the_weights(shapes):
 def test_what_does_not_fit_is_refused(shapes, changes, message):
     with pytest.raises(ValueError, match=message):
         pretrain.fit(replace(TINY, **changes), replace(shapes.take(slice(64)), labels=None))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": -torch.ones(64, dtype=torch.int64)}, "label -1 of image 0: 10 classes"),
+        ({"labels": torch.full((64,), 10)}, "label 10 of image 0: 10 classes"),
+        ({"labels": torch.zeros(64)}, "float32: whole numbers"),
+        ({"labels": torch.zeros(63, dtype=torch.int64)}, r"labels \(63,\)"),
+        ({"images": torch.zeros(64, 3, 32, 0, dtype=torch.uint8)}, r"images \(64, 3, 32, 0\)"),
+        ({"images": None}, "images of kind NoneType"),
+    ],
+)
+def test_images_and_labels_that_cannot_be_trained_on(shapes, changes, message):
+    with pytest.raises(ValueError, match=message):
+        pretrain.fit(replace(TINY, method="supervised"), replace(shapes.take(slice(64)), **changes))
+    with pytest.raises(ValueError, match="images Tensor: a set is needed"):
+        pretrain.fit(TINY, shapes.images)
 
 
 def test_a_trained_encoder_and_its_projector_are_adopted(shapes):

@@ -190,7 +190,6 @@ def test_an_attack_of_so_many_steps_asks_for_its_epochs(images, victim, attack, 
         ({"steps": 7}, 47, 4),  # an incomplete batch is dropped
         ({"steps": 7}, 16, 7),
         ({"steps": 7, "epochs": 3}, 15, 3),  # too few images: refused later
-        ({"steps": 7, "epochs": 3, "batch": 0}, 15, 3),
     ],
 )
 def test_epochs_of_so_many_steps(config, n, epochs):
@@ -378,5 +377,5 @@ def test_constant_coordinates_do_no_harm():
 
 @pytest.mark.parametrize("source", [ANSWERS[:0], ANSWERS[:59], ANSWERS / 0])
 def test_answers_to_other_images_or_nan_are_refused(source):
-    with pytest.raises(ValueError, match="the same images"):
+    with pytest.raises(ValueError, match=r"the same images|NaN or infinity"):
         steal.learn_remap(source, ANSWERS if len(source) else source)

@@ -1,11 +1,18 @@
 """The only door to a victim: what is counted, what is refused, and what never happens."""
 
+import math
+import threading
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from contsteal import encoders
@@ -111,10 +118,18 @@ def test_a_request_past_the_budget_gets_no_answer_and_costs_nothing():
     assert net.images == 3
 
 
-@pytest.mark.parametrize("budget", [0, -1])
-def test_a_budget_below_one(budget):
-    with pytest.raises(ValueError, match=f"budget={budget}.*at least 1"):
+@pytest.mark.parametrize("budget", [0, -1, math.nan, math.inf, 1.5, 4.0, True, "4"])
+def test_a_budget_is_a_whole_number_from_one(budget):
+    with pytest.raises(ValueError, match=r"budget=.*: a whole number of at least 1 is needed"):
         BlackBox(Toy(), budget=budget)
+    with pytest.raises(ValueError, match=r"count=.*: a whole number of at least 0 is needed"):
+        BlackBox(Toy()).require(-1.0 if budget == 0 else budget if budget != "4" else -4)
+
+
+@pytest.mark.parametrize("net", [None, nn.Flatten, lambda x: x])
+def test_what_is_no_network_is_no_victim(net):
+    with pytest.raises(ValueError, match="a victim is a torch"):
+        BlackBox(net)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -191,6 +206,14 @@ REFUSED = {
     "empty": (torch.zeros(0, 3, 4, 4, dtype=torch.uint8), r"\(0, 3, 4, 4\).*at least one"),
     "no batch": (torch.zeros(3, 4, 4, dtype=torch.uint8), r"\(3, 4, 4\)"),
     "gray": (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), r"\(2, 1, 4, 4\)"),
+    "no pixel": (torch.zeros(2, 3, 4, 0, dtype=torch.uint8), r"\(2, 3, 4, 0\).*at least one"),
+    "numpy": (np.zeros((2, 3, 4, 4), np.uint8), "of kind ndarray"),
+    "nothing": (None, "of kind NoneType"),
+    "a list": ([[1]], "of kind list"),
+    "a path": ("image.png", "of kind str"),
+    "sparse": (torch.zeros(2, 3, 4, 4).to_sparse(), "of kind Tensor"),
+    "complex": (torch.zeros(2, 3, 4, 4) + 0j, "of kind Tensor"),
+    "meta": (torch.zeros(2, 3, 4, 4, dtype=torch.uint8, device="meta"), "of kind Tensor"),
     "channels last": (torch.zeros(2, 4, 4, 3, dtype=torch.uint8), r"\(2, 4, 4, 3\)"),
 }
 
@@ -278,7 +301,7 @@ PAD = B4B(transform="pad", padding=4)
     ("options", "answer", "message"),
     [
         ({"head": None}, "label", "embeddings only"),
-        ({}, "gradient", r"'gradient'.*'label', 'posterior' or 'logits'"),
+        ({}, "gradient", "'gradient': choose one of label, posterior, logits"),
         ({"defenses": [TopK(DIM + 1)]}, "label", "TopK"),
         ({"defenses": [PAD]}, "label", "9 coordinates of 5 classes.*padding is for embeddings"),
     ],
@@ -289,6 +312,90 @@ def test_what_fails_before_an_answer_leaves_is_not_counted(options, answer, mess
         api.classify(pictures(2), answer=answer)
     assert counts(api) == (0, 0)
     assert BlackBox(Toy(), [PAD]).embed(pictures(2)).shape == (2, DIM + 4)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: a[:-1], lambda a: torch.cat([a, a]), lambda a: a[:0], lambda a: a[0], lambda a: None,
+        lambda a: a.numpy(), lambda a: a.tolist(), lambda a: a.long(), lambda a: a.to_sparse(),
+        lambda a: a.to("meta"), lambda a: a + 0j, lambda a: a / 0, lambda a: a.double() - 1e300,
+    ],
+)  # fmt: skip
+def test_what_a_defence_may_not_return_does_not_leave_and_is_not_billed(change):
+    x = pictures(3)
+    api = BlackBox(Toy(), [lambda answers, user: change(answers)], head=nn.Identity())
+    for ask in (api.embed, api.classify):
+        with pytest.raises(ValueError, match="answer"):
+            ask(x)
+    for options in ({"head": change}, {"projector": change}):
+        odd = BlackBox(Toy(), **options)
+        with pytest.raises(ValueError, match="answer"):
+            odd.classify(x, answer="logits") if "head" in options else odd.project(x)
+        assert counts(odd) == (0, 0)
+    assert counts(api) == (0, 0)
+
+
+def test_what_leaves_is_float32_without_gradient_whatever_a_defence_computes_in():
+    x, clean = pictures(3), BlackBox(Toy()).embed(pictures(3))
+    for change in (Tensor.double, Tensor.clone, lambda a: a.clone().requires_grad_()):
+        answers = BlackBox(Toy(), [lambda a, user, change=change: change(a)]).embed(x)
+        assert answers.equal(clean)
+        assert (answers.dtype, answers.requires_grad) == (torch.float32, False)
+
+
+def test_images_of_another_size_may_not_make_vectors_of_another_width():
+    class Flat(nn.Flatten):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images).float()
+
+    api = BlackBox(Flat())  # which has no weights, and so no device of its own
+    api.embed(pictures(2))
+    with pytest.raises(ValueError, match="192 coordinates, of others 48: send images of one size"):
+        api.embed(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+    assert counts(api) == (2, 2)
+
+
+# ------------------------------------------------------------------------------- threads
+
+
+class Slow(Toy):
+    """Toy, which lets other threads run while it computes."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        time.sleep(1e-4)
+        return super().forward(images)
+
+
+@pytest.mark.parametrize("users", [1, 8])
+@pytest.mark.parametrize("stored", [False, True])
+def test_threads_share_a_budget_and_each_gets_the_answers_to_its_own_images(
+    tmp_path, users, stored
+):
+    x, want = pictures(128), BlackBox(Toy()).embed(pictures(128))
+    for trial in range(8):
+        store = AnswerStore(tmp_path / str(trial)) if stored else None
+        net, barrier = Slow(), threading.Barrier(8)
+        api = BlackBox(AnswerCache(net, store), budget=64)
+
+        def ask(k: int, api: BlackBox = api, barrier: threading.Barrier = barrier) -> Tensor | None:
+            barrier.wait()
+            try:
+                return api.embed(x[16 * k : 16 * k + 16], user=f"user {k % users}")
+            except BudgetExceeded:
+                return None
+
+        with ThreadPoolExecutor(8) as pool:
+            results = list(pool.map(ask, range(8)))
+        answered = [k for k, answers in enumerate(results) if answers is not None]
+        assert len(answered) == (4 if users == 1 else 8)
+        assert counts(api) == (16 * len(answered), 16 * len(answered))
+        assert net.images == 16 * len(answered)
+        for k in answered:
+            torch.testing.assert_close(results[k], want[16 * k : 16 * k + 16])
+
+
+# -------------------------------------------------------------------------- stored answers
 
 
 def test_nan_never_leaves_and_costs_nothing() -> None:
@@ -329,10 +436,60 @@ def test_a_damaged_file_is_moved_aside_and_computed_again(net, images, tmp_path)
     (file,) = tmp_path.glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-40])
     anew = AnswerCache(net, AnswerStore(tmp_path))
-    assert torch.equal(anew(images, names), made)
+    with pytest.warns(UserWarning, match="is not what was stored.*computing it again"):
+        assert torch.equal(anew(images, names), made)
     assert anew.forwards == 12
     assert len(list(tmp_path.glob("*.corrupt-*"))) == 1
     assert AnswerCache(net, AnswerStore(tmp_path)).store.get(names) is not None
+
+
+def test_no_flipped_bit_of_a_stored_answer_is_ever_shown(tmp_path: Path) -> None:
+    store, names, answers = (
+        AnswerStore(tmp_path),
+        [b"a", b"b"],
+        torch.tensor([[1.0, 2.0], [3.0, 4.0]]),
+    )
+    store.put(names, answers)
+    (file,) = tmp_path.glob("*.safetensors")
+    raw = file.read_bytes()
+    for place in range(len(raw)):
+        file.write_bytes(raw[:place] + bytes([raw[place] ^ (1 << place % 8)]) + raw[place + 1 :])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = store.get(names)
+        assert found is None or found.equal(answers)
+    file.write_bytes(raw)
+    assert store.get(names).equal(answers)
+    assert len(list(tmp_path.glob("*.corrupt-*"))) > 0.9 * len(raw), "what is damaged is kept aside"
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda store, file: AnswerStore(file.parent.with_name("other")).put(
+            [b"a"], torch.ones(1, 2)
+        ),
+        lambda store, file: store.put([b"b"], torch.ones(1, 2)),
+        lambda store, file: store.put([b"a"], torch.ones(2, 2)),
+        lambda store, file: store.put([b"a"], torch.ones(1, 2, dtype=torch.float64)),
+        lambda store, file: store.put([b"a"], torch.ones(1)),
+        lambda store, file: save_file({"answers": torch.ones(1, 2)}, file),
+        lambda store, file: save_file({"other": torch.ones(1, 2)}, file),
+        lambda store, file: file.write_bytes(b""),
+    ],
+    ids=["victim", "request", "length", "type", "shape", "unsealed", "name", "empty"],
+)
+def test_a_table_of_another_victim_request_length_or_type_is_not_shown(harm, tmp_path) -> None:
+    store = AnswerStore(tmp_path / "one")
+    store.put([b"a"], torch.zeros(1, 2))
+    file = store._file([b"a"])
+    harm(store, file)
+    made = [f for f in tmp_path.glob("*/*.safetensors") if f != file]
+    for other in made:
+        other.replace(file)
+    with pytest.warns(UserWarning, match="is not what was stored"):
+        assert store.get([b"a"]) is None
+    assert not file.exists()
 
 
 def test_a_full_store_keeps_what_it_has_and_takes_no_more(tmp_path: Path) -> None:
