@@ -83,16 +83,14 @@ def train(
         >>> result.encoder.dim, result.unique_inputs, result.calls
         (128, 64, 64)
     """
-    encoders.check_images(images)
+    config = config.for_images(len(encoders.check_images(images)))
     checkpoint = loop.checkpoint_file(checkpoint)
-    config = config.for_images(len(images))
     schedule = _check(config, api, images, user, labels)
     recipe, options, view_of = config.recipe, config.options, _views(config, images)
     labels = labels if recipe.labels else None
     answers = ask(config, api, images, user, view_of)  # one (N, D) per round
     net, head = _surrogate(config, answers, images.device)
-    if head is not None and recipe.recreate:
-        answers = [head(a) for a in answers]
+    answers = [head(a) for a in answers] if head is not None and recipe.recreate else answers
     model = net if head is None else nn.Sequential(net, head)
     gaps = left_out(answers) if config.adapt == "bounds" else None
     with loop.compiled(model, images.device, schedule.total(len(images))) as forward:
@@ -213,8 +211,7 @@ def ask(
     Raises:
         BudgetExceeded: where the budget does not suffice.
     """
-    encoders.check_images(images)
-    config = config.for_images(len(images))
+    config = config.for_images(len(encoders.check_images(images)))
     view_of = view_of or _views(config, images)
     answers = []
     for k in range(_count(config)):
