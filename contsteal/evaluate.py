@@ -286,7 +286,9 @@ def spread(x: Tensor) -> float:
 
     About 1 for directions spread evenly over the sphere, 0 for a collapsed encoder (SimSiam, sec. 4.1).
     """
-    return (F.normalize(_features(x, 2), dim=1).std(0).mean() * x.shape[1] ** 0.5).item()
+    x = _features(x, 2)
+    x = x.to(torch.promote_types(x.dtype, torch.float32))  # in float16 a zero vector became NaN
+    return (F.normalize(x, dim=1).std(0).mean() * x.shape[1] ** 0.5).item()
 
 
 def geometry(x: Tensor) -> dict[str, float]:

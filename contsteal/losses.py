@@ -487,15 +487,15 @@ class _BlockwiseNTXent(torch.autograd.Function):
 
 
 def positive(temperature: float) -> float:
-    """Return the temperature; ValueError unless it is above 0."""
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature}: it must be above 0")
+    """Return the temperature; ValueError unless it is above 0, and such that float32 can divide by it."""
+    if not 1e-9 <= temperature <= 1e9:
+        raise ValueError(f"temperature={temperature}: it must be above 0, from 1e-9 to 1e9")
     return temperature
 
 
 def _pair(s: Tensor, t: Tensor, least: int = 1) -> tuple[Tensor, Tensor]:
     """Check one batch of embeddings against another and bring both to at least float32."""
-    if s.ndim != 2 or s.shape != t.shape:
+    if s.ndim != 2 or s.shape != t.shape or not s.shape[1]:
         raise ValueError(
             f"surrogate {tuple(s.shape)} and victim {tuple(t.shape)} embeddings: both must be (N, D) "
             "of one shape; map a surrogate of another width to the victim's with a linear layer"
@@ -509,7 +509,7 @@ def _pair(s: Tensor, t: Tensor, least: int = 1) -> tuple[Tensor, Tensor]:
 
 
 def _fitting(logits: Tensor, answers: Tensor, shape: torch.Size) -> None:
-    if logits.ndim != 2 or answers.shape != shape:
+    if logits.ndim != 2 or answers.shape != shape or not logits.numel():
         raise ValueError(f"logits {tuple(logits.shape)} do not fit answers {tuple(answers.shape)}")
 
 

@@ -322,3 +322,7 @@ def test_the_geometry_is_its_definition() -> None:
     assert evaluate.geometry(turned) == pytest.approx(
         geometry, rel=1e-6
     )  # rotations change nothing
+
+
+def test_zeros_in_half_precision_have_no_spread_and_no_nan() -> None:
+    assert evaluate.spread(torch.zeros(4, 3, dtype=torch.float16)) == 0

@@ -621,3 +621,19 @@ def test_what_a_loss_cannot_take_is_named(call, message: str) -> None:
 def test_a_queue_of_another_width_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"queue \(.*: rows of 4 are needed"):
         losses.moco(torch.ones(2, 4), torch.ones(2, 4), torch.ones(shape))
+
+
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [
+        ("temperature", lambda: losses.info_nce(torch.ones(2, 2), torch.ones(2, 2), 1e300)),
+        ("temperature", lambda: losses.soft_nn(torch.ones(2, 2), torch.ones(2, 2), math.inf)),
+        ("embeddings", lambda: losses.mse(torch.ones(2, 0), torch.ones(2, 0))),
+        ("logits", lambda: losses.cross_entropy(torch.ones(2, 0), torch.ones(2, 0))),
+        ("answers", lambda: losses.cross_entropy(torch.ones(2, 3), torch.ones(2, 3).bool())),
+        ("answers", lambda: losses.cross_entropy(torch.ones(2, 3), torch.ones(2))),
+    ],
+)
+def test_what_would_end_in_nan_or_in_an_error_of_torch_is_refused(name, loss) -> None:
+    with pytest.raises(ValueError, match=name):
+        loss()
