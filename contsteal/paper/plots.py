@@ -154,14 +154,17 @@ def _attacks(table: pd.DataFrame) -> pd.DataFrame:
     return table[~table["attack"].isin(REFERENCES)]
 
 
-def _dots(ax: Axes, rows: pd.DataFrame, x: str, colours: Mapping[str, str]) -> None:
+def _dots(
+    ax: Axes, rows: pd.DataFrame, x: str, colours: Mapping[str, str], label: str, unit: str = " %"
+) -> None:
     """Draw a dot per seed, the mean as a tick and its 95 % t-interval as a band, per attack."""
     same = {"data": rows, "x": x, "y": "attack", "hue": "attack", "palette": colours, "ax": ax,
             "legend": False}  # fmt: skip
     sns.pointplot(**same, errorbar=interval, linestyle="none", marker="|", markersize=11,
                   markeredgewidth=2, err_kws={"linewidth": 4, "alpha": 0.3})  # fmt: skip
     sns.stripplot(**same, jitter=False, size=3.5, alpha=0.8)
-    ax.set(ylabel="")
+    ax.set(xlabel=label, ylabel="")
+    in_percent(ax.xaxis, unit=unit)
     ax.grid(False, axis="y")
 
 
@@ -221,10 +224,9 @@ def stake_dots(table: pd.DataFrame, title: str) -> Figure:
     """Draw what a thief gets without the victim between random features and victim, a panel per set."""
     fig, each = panels(table, "data", title, 1.9, sharey=True)
     for ax, data, rows in each:
-        _dots(ax, _attacks(rows), "accuracy", COLOURS)
+        _dots(ax, _attacks(rows), "accuracy", COLOURS, f"accuracy on {data}")
         frame(ax, rows, "accuracy")
-        ax.set(xlim=(0, 1), xlabel=f"accuracy on {data}")
-        in_percent(ax.xaxis)
+        ax.set(xlim=(0, 1))
     return fig
 
 
@@ -262,10 +264,9 @@ def attack_dots(table: pd.DataFrame, title: str) -> Figure:
     colours = {n: COLOURS.get(a.split(", ")[0], DARK) for a, n in known.items()}
     fig, axes = canvas(1, 2, 0.28 * len(known) + 1.5, title, sharey=True)
     for ax, metric in zip(axes[0], ("accuracy", "agreement"), strict=True):
-        _dots(ax, _attacks(rows).replace({"attack": known}), metric, colours)
+        named = _attacks(rows).replace({"attack": known})
+        _dots(ax, named, metric, colours, f"{metric} on the main task")
         frame(ax, rows, metric)
-        ax.set(xlabel=f"{metric} on the main task")
-        in_percent(ax.xaxis)
     return fig
 
 
@@ -277,10 +278,9 @@ def reading_dots(table: pd.DataFrame, title: str) -> Figure:
     fig, each = panels(rows, "attack", title, 0.3 * rows["reading"].nunique(), 1.2, sharey=True)
     for ax, rival, part in each:
         ax.axvline(0, color="#999999", linewidth=0.8)
-        named = part.assign(attack=part["reading"])
-        _dots(ax, named, "gain", dict.fromkeys(named["attack"], COLOURS["embedding"]))
-        ax.set(xlabel=f"lead over {name(rival)}, points")
-        in_percent(ax.xaxis, unit="")
+        colours = dict.fromkeys(part["reading"], COLOURS["embedding"])
+        label = f"lead over {name(rival)}, points"
+        _dots(ax, part.assign(attack=part["reading"]), "gain", colours, label, "")
     return fig
 
 
@@ -338,9 +338,8 @@ def victims_dots(table: pd.DataFrame, title: str) -> Figure:
     rows["attack"] = "victim " + rows["victim_seed"].astype(int).astype(str)
     fig, ((ax,),) = canvas(1, 1, 0.3 * rows["attack"].nunique() + 1.0, title)
     ax.axvline(0, color="#999999", linewidth=0.8)
-    _dots(ax, rows, "gain", dict.fromkeys(rows["attack"], COLOURS["cont-steal"]))
-    ax.set(xlabel="Cont-Steal minus MSE: accuracy on the main task, points")
-    in_percent(ax.xaxis, unit="")
+    _dots(ax, rows, "gain", dict.fromkeys(rows["attack"], COLOURS["cont-steal"]),
+          "Cont-Steal minus MSE: accuracy on the main task, points", "")  # fmt: skip
     return fig
 
 
@@ -429,9 +428,8 @@ def ablation_dots(table: pd.DataFrame, title: str) -> Figure:
     fig, ((ax,),) = canvas(1, 1, 0.22 * len(known) + 0.9, title)
     ax.axvline(rows.loc[rows["attack"] == known[0], "accuracy"].mean(), color=DARK, linewidth=0.8,
                linestyle=":")  # fmt: skip
-    _dots(ax, rows, "accuracy", dict.fromkeys(known, COLOURS["cont-steal"]))
-    ax.set(xlabel="accuracy on the main task")
-    in_percent(ax.xaxis)
+    colours = dict.fromkeys(known, COLOURS["cont-steal"])
+    _dots(ax, rows, "accuracy", colours, "accuracy on the main task")
     return fig
 
 
@@ -620,6 +618,17 @@ def parties_sheet(table: pd.DataFrame, title: str) -> Figure:
     return fig
 
 
+def _filled_dots(
+    ax: Axes, x: pd.Series, who: pd.Series, order: list[str], honest: pd.Series, filled: pd.Series
+) -> None:
+    """Draw a dot per run on the line of its user or suspect: blue for the honest, filled or empty."""
+    colours = np.where(honest, CYCLE[0], CYCLE[1])
+    ax.scatter(x, who.map(order.index), s=16, c=np.where(filled, colours, "white"), edgecolors=[*colours],
+               linewidths=0.8, alpha=0.85, clip_on=False)  # fmt: skip
+    ax.set_yticks(range(len(order)), [name(one) for one in order])
+    ax.set(ylim=(-0.6, len(order) - 0.4))
+
+
 def _by_detector(
     table: pd.DataFrame, title: str, x: str, filled: str
 ) -> tuple[Figure, list[tuple[Axes, Any, Any]]]:
@@ -627,12 +636,8 @@ def _by_detector(
     users = list(table["user"].unique())[::-1]
     fig, each = panels(table, "detector", title, 0.15 * len(users) + 0.85, 0.3, 4, sharey=True)
     for ax, detector, rows in each:
-        for row in rows.to_dict("records"):
-            colour = CYCLE[0] if row["user"].startswith("customer") else CYCLE[1]
-            face, y = colour if row[filled] > 0 else "white", users.index(row["user"])
-            ax.scatter(row[x], y, s=14, color=face, edgecolor=colour, linewidth=0.8, clip_on=False)
-        ax.set_yticks(range(len(users)), users)
-        ax.set(ylim=(-0.6, len(users) - 0.4))
+        honest = rows["user"].str.startswith("customer")
+        _filled_dots(ax, rows[x], rows["user"], users, honest, rows[filled] > 0)
         ax.set_title(str(detector).replace(", ", ",\n"), size=7.5)
         ax.tick_params(labelsize=6.5)
         ax.locator_params(axis="x", nbins=3)
@@ -735,10 +740,9 @@ def refused_dots(table: pd.DataFrame, title: str) -> Figure:
             for attack, row in means
         }
         colours = {n: CYCLE[1] if str(a).endswith("stops") else CYCLE[0] for a, n in names.items()}
-        _dots(ax, rows.replace({"attack": names}), "accuracy", colours)
+        label = f"accuracy on the main task; refused by {detector}"
+        _dots(ax, rows.replace({"attack": names}), "accuracy", colours, label)
         frame(ax, table[table["detector"].isna()], "accuracy")
-        ax.set(xlabel=f"accuracy on the main task; refused by {detector}")
-        in_percent(ax.xaxis)
     return fig
 
 
@@ -814,16 +818,8 @@ def watermark_curves(table: pd.DataFrame, title: str) -> Figure:
     return fig
 
 
-def _accused_dots(ax: Axes, rows: pd.DataFrame, metric: str, order: list[str]) -> None:
-    """Draw a dot per encoder against a measure, a line per suspect, filled where it is accused."""
-    for row in rows.dropna(subset=[metric]).to_dict("records"):
-        colour = CYCLE[0] if row["kind"] in ("independent", "unmarked", "profile") else CYCLE[1]
-        face = colour if row["accused"] == 1 else "white"
-        y = order.index(row["suspect"])
-        ax.scatter(row[metric], y, s=20, color=face, edgecolor=colour, linewidth=0.9, alpha=0.8)
-    ax.set_yticks(range(len(order)), [name(suspect) for suspect in order])
-    ax.set(ylim=(-0.6, len(order) - 0.4))
-    ax.grid(False, axis="y")
+def _honest(rows: pd.DataFrame) -> pd.Series:
+    return rows["kind"].isin(["independent", "unmarked", "profile"])
 
 
 def _threshold(ax: Axes, value: float, text: str) -> None:
@@ -841,7 +837,9 @@ def inference_dots(table: pd.DataFrame, title: str) -> Figure:
     fig, each = panels(table, "form", title, 0.24 * len(order), 1.3, sharex=True, sharey=True)
     for ax, form, rows in each:
         ax.axvline(0, color="#999999", linewidth=0.8)
-        _accused_dots(ax, rows, "effect", order)
+        _filled_dots(
+            ax, rows["effect"], rows["suspect"], order, _honest(rows), rows["accused"] == 1
+        )
         least = rows["detectable"].mean()
         for side in (least, -least)[: 1 + (form == "published")]:  # it accuses on both sides
             _threshold(ax, side, "accused" if side > 0 else "")
@@ -858,7 +856,7 @@ def key_dots(table: pd.DataFrame, title: str) -> Figure:
     read = table[table["applies"] == "yes"]
     order = list(read["suspect"].unique())[::-1]
     fig, ((ax,),) = canvas(1, 1, 0.24 * len(order) + 1.2, title)
-    _accused_dots(ax, read, "cosine", order)
+    _filled_dots(ax, read["cosine"], read["suspect"], order, _honest(read), read["accused"] == 1)
     independent = read[read["kind"] == "independent"]
     if len(independent) and len(least := read[read["kind"] == "victim"]["detectable"].dropna()):
         _threshold(ax, independent["cosine"].mean() + least.iloc[0], "accused")

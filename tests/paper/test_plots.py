@@ -85,9 +85,9 @@ def test_settings_in_which_nothing_was_stolen_are_grey() -> None:
 def test_flagged_users_have_filled_dots() -> None:
     table = stored("05b_detectors")
     fig = figures.draw("05b_detectors", table)
-    dots = [dot for ax in fig.axes for dot in ax.collections]
-    filled = sum(tuple(dot.get_facecolor()[0]) != (1, 1, 1, 1) for dot in dots)
-    assert (len(dots), filled) == (len(table), (table["flagged"] == True).sum())  # noqa: E712
+    faces = [face for ax in fig.axes for dots in ax.collections for face in dots.get_facecolor()]
+    filled = sum(tuple(face[:3]) != (1, 1, 1) for face in faces)
+    assert (len(faces), filled) == (len(table), (table["flagged"] == True).sum())  # noqa: E712
 
 
 def test_a_roc_panel_has_every_curve_and_the_verdicts_of_detectors() -> None:
@@ -109,7 +109,7 @@ def test_refused_users_have_filled_dots_and_the_mean_of_their_accounts() -> None
                           "queries": 100, "answers": [100, 40, 100], "accounts": [1, 3, 1],
                           "answered": 100, "refusals": [0, 2, 0]})  # fmt: skip
     (panel, *_) = figures.draw("05b_accounts", table).axes
-    filled = [tuple(dot.get_facecolor()[0]) != (1, 1, 1, 1) for dot in panel.collections]
+    filled = [tuple(face[:3]) != (1, 1, 1) for face in panel.collections[0].get_facecolor()]
     assert filled == [False, True, False]
     assert {t.get_text() for t in panel.texts} == {"accounts", "1", "2"}
 
