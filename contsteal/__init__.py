@@ -24,6 +24,7 @@ LIMITS = {
 Natural = Annotated[int, ("least", 0)]
 Count = Annotated[int, ("least", 1)]
 Batch = Annotated[int, ("least", 2)]
+Share = Annotated[float, ("least", 0), ("most", 1)]
 Seed = Annotated[int, ("least", -(2**63)), ("most", 2**63 - 1)]  # what torch takes
 Positive = Annotated[float, ("above", 0)]
 NotNegative = Annotated[float, ("least", 0)]

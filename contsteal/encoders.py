@@ -119,16 +119,7 @@ def build(
     """
     if pretrained and weights is not None:
         raise ValueError(f"weights={weights} and pretrained exclude each other: give one of them")
-    check(name, width)
-    image_size, out_dim = (
-        fitting(image_size, "image_size", Count),
-        fitting(out_dim, "out_dim", Count | None),
-    )
-    _check_inputs(name, image_size, {} if inputs is None else inputs)
-    spec: dict[str, Any] = dict(
-        name=name, image_size=image_size, width=float(width), out_dim=out_dim
-    )
-    spec |= {"inputs": dict(inputs)} if inputs else {}  # absent by default, as in older files
+    spec = _spec(name, image_size, width, out_dim, inputs)
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would reseed GPUs too.
         torch.default_generator.manual_seed(fitting(seed, "seed", Seed))
@@ -141,6 +132,20 @@ def build(
         return load(path, net)
     net.report, net.licence = checkpoints.import_weights(path, net), "not stated"
     return net
+
+
+def _spec(
+    name: str, image_size: int, width: float, out_dim: int | None, inputs: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return what describes an encoder; ValueError for what is unknown or of another type."""
+    check(name, width)
+    image_size = fitting(image_size, "image_size", Count)
+    _check_inputs(name, image_size, {} if inputs is None else inputs)
+    spec = {"name": name, "image_size": image_size, "width": float(width),
+            "out_dim": fitting(out_dim, "out_dim", Count | None)}  # fmt: skip
+    return spec | (
+        {"inputs": dict(inputs)} if inputs else {}
+    )  # absent by default, as in older files
 
 
 def _draw(spec: dict[str, Any], pretrained: bool) -> Encoder:
@@ -406,13 +411,14 @@ def device_of(net: nn.Module) -> torch.device:
     return next((x.device for x in (*net.parameters(), *net.buffers())), torch.device("cpu"))
 
 
-def check_images(images: Tensor) -> None:
-    """Raise ValueError for all but images (N, 3, H, W) in memory or on disk, at least one, of a pixel."""
+def check_images(images: Tensor) -> Tensor:
+    """Return images (N, 3, H, W) in memory or on disk; ValueError for all else, none, or no pixel."""
     usable = dense(images) if isinstance(images, Tensor) else hasattr(images, "split")
     shape = tuple(getattr(images, "shape", ())) if usable else ()
     if len(shape) != 4 or shape[1] != 3 or 0 in shape:
         needed = "a tensor of at least one of shape (3, H, W) is needed"
         raise ValueError(f"images {shown(images)}: {needed}")
+    return images
 
 
 def as_uint8(images: Tensor) -> Tensor:

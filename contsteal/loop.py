@@ -128,7 +128,6 @@ def fit(
         Diverged: for the first NaN or infinite loss, with its epoch and step.
     """
     set_mode()
-    checkpoint = checkpoint_file(checkpoint)
     epochs = math.ceil(schedule.total(n) / schedule.check(n))
     optimizer = schedule.build(model)
     identity = f"{identity} {schedule} seed={seed} n={n}"
@@ -254,6 +253,7 @@ def _resume(
     path: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer, identity: str
 ) -> list[Row]:
     """Restore a checkpoint and return its history; a damaged one is moved aside, with a warning."""
+    checkpoint_file(path)  # refuses a folder, which would be moved aside
     if path is None or not path.exists():
         return []
     try:

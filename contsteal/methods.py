@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,18 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from contsteal import (
-    Batch, Checked, Count, Natural, NotNegative, Positive, Seed, augment, checkpoints, files, losses,
+    Batch,
+    Checked,
+    Count,
+    Natural,
+    NotNegative,
+    Positive,
+    Seed,
+    Share,
+    augment,
+    checkpoints,
+    files,
+    losses,
 )  # fmt: skip
 from contsteal.encoders import Encoder
 
@@ -44,9 +55,7 @@ class Config(Checked):
     policy: str = "simclr"  # the views of every method; SimSiam's on CIFAR (appendix D)
     hidden: Count | None = None  # width of the heads' hidden layers; None: the method's
     projection: Count | None = None  # dimension that the loss is computed in; None: the method's
-    momentum: Annotated[float, ("least", 0), ("most", 1)] = (
-        0.99  # of the key or target encoder, MoCo and BYOL [L]
-    )
+    momentum: Share = 0.99  # of the key or target encoder, MoCo and BYOL [L]
     queue: Count = 4096  # MoCo's negatives [L]; 8,192 there at batch 512
     symmetric: bool = True  # MoCo: each view is query and key once [L]
     key_groups: Count = 8  # MoCo: parts of a batch of keys, each normalised by itself [L]

@@ -88,7 +88,7 @@ def fit(config: Config, images: ImageSet, checkpoint: Path | None = None) -> Fit
     held = min(config.held_out, len(images.images) // 10)
     kept, watched = images.take(slice(held, None)), images.take(slice(held))
     model = build(config, len(images.classes)).to(device)
-    history = _learn(model, plan, kept, watched, checkpoint)
+    history = _learn(model, plan, kept, watched, loop.checkpoint_file(checkpoint))
     if history[-1].get("spread", 1.0) < COLLAPSED:
         warnings.warn(f"{config.method} collapsed: its embeddings have a spread of "
                       f"{history[-1]['spread']:.3f}; lower the learning rate", stacklevel=2)  # fmt: skip

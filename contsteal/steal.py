@@ -72,16 +72,14 @@ def train(
         ValueError: before any query, for unknown names, too few images, or missing labels.
         BudgetExceeded, loop.Diverged: where the budget does not suffice, or for a NaN loss.
     """
-    encoders.check_images(images)
+    config = config.for_images(len(encoders.check_images(images)))
     checkpoint = loop.checkpoint_file(checkpoint)
-    config = config.for_images(len(images))
     schedule = _check(config, api, images, user, labels)
     recipe, options, view_of = config.recipe, config.options, _views(config, images)
     labels = labels if recipe.labels else None
     answers = ask(config, api, images, user, view_of)  # one (N, D) per round
     net, head = _surrogate(config, answers, images.device)
-    if head is not None and recipe.recreate:
-        answers = [head(a) for a in answers]
+    answers = [head(a) for a in answers] if head is not None and recipe.recreate else answers
     model = net if head is None else nn.Sequential(net, head)
     gaps = left_out(answers) if config.adapt == "bounds" else None
     with loop.compiled(model, images.device, schedule.total(len(images))) as forward:
@@ -186,8 +184,7 @@ def ask(
     They are averaged, centred or shuffled where the config says so. `view_of` are the views to send,
     where the caller needs them again.
     """
-    encoders.check_images(images)
-    config = config.for_images(len(images))
+    config = config.for_images(len(encoders.check_images(images)))
     view_of = view_of or _views(config, images)
     answers = []
     for k in range(_count(config)):

@@ -45,16 +45,10 @@ def finite(answers: Tensor, rows: int | None = None) -> Tensor:
 
     `rows` is the N that is needed, where it is known.
     """
-    if (
-        not dense(answers)
-        or answers.ndim != 2
-        or not answers.shape[1]
-        or rows not in (None, len(answers))
-    ):
-        needed = "N" if rows is None else rows
-        raise ValueError(
-            f"answers {shown(answers)}: a tensor ({needed}, D) is needed, one row per input"
-        )
+    flat = dense(answers) and answers.ndim == 2 and answers.shape[1] > 0
+    if not flat or rows not in (None, len(answers)):
+        needed = f"a tensor ({'N' if rows is None else rows}, D) is needed, one row per input"
+        raise ValueError(f"answers {shown(answers)}: {needed}")
     if not answers.is_floating_point():
         raise ValueError(f"answers are {answers.dtype}: vectors of floats are needed, no labels")
     if not answers.isfinite().all():
