@@ -485,7 +485,7 @@ def profile(dice: Dice, home: Path) -> Callable[[], object]:
         (home / "odd.yaml").write_bytes(text)
         before, profiles.PROFILES = profiles.PROFILES, home
         try:
-            given = profiles.profile("odd")["notebooks"]
+            given = profiles.profile("odd").get("notebooks")
             for stem in notebooks.choose(given) if given else ():
                 profiles.check(given.get(stem, {}), known_parameters()[stem], stem)
             profiles.config(profiles.profile("odd")["common"])
