@@ -219,8 +219,11 @@ def sweep(
     `agreement`, `knn`, `cka`, `cosine`, and of a classifier's thief `own_head`, the accuracy of its own
     head, and `own_agreement` with the provider's classifier).
     """
+    scored = distinct(tasks)
     jobs = [
-        Job(steal_rows, (*point, tasks, tuple(defenses), tuple(sorted((changes | length).items()))))
+        Job(
+            steal_rows, (*point, scored, tuple(defenses), tuple(sorted((changes | length).items())))
+        )
         for *point, length in product(attacks, queries, seeds, lengths(steps))
     ]
     return pd.DataFrame(run(lab, jobs))

@@ -65,9 +65,11 @@ def summary(table: pd.DataFrame, by: Sequence[str], metrics: Sequence[str]) -> p
     """
 
     def line(values: pd.Series) -> str:
+        if values.isna().any():
+            return "-" if values.isna().all() else "nan"
         mean, low, high = evaluate.mean_interval(values)
         interval = f" [{100 * low:.1f}, {100 * high:.1f}]" if high - low > SAME else ""
-        return "-" if values.isna().all() else f"{100 * mean:.1f}{interval}"
+        return f"{100 * mean:.1f}{interval}"
 
     def words(values: pd.Series) -> pd.Series:
         known: dict[Any, Any] = names(v for v in values.unique() if isinstance(v, str))

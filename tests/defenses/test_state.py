@@ -248,9 +248,9 @@ def test_a_seed_is_a_whole_number_which_may_be_set_later(make):
 # -------------------------------------------------------------------------------- answers
 
 BROKEN = {
-    "one row": (ROWS[0], r"answers \(6,\): a tensor \(N, D\)"),
+    "one row": (ROWS[0], r"answers \(6,\) torch.float32: a tensor \(N, D\) is needed"),
     "no coordinate": (ROWS[:, :0], r"answers \(160, 0\)"),
-    "an array": (ROWS.numpy(), "answers ndarray"),
+    "an array": (ROWS.numpy(), "answers of kind ndarray"),
     "labels": (ROWS.long(), "answers are torch.int64"),
     "NaN": (ROWS.index_fill(0, torch.tensor(2), math.nan), "input 2 of 160 holds NaN"),
 }
