@@ -204,8 +204,9 @@ def parties(folder: Path) -> tuple[pd.DataFrame, Stamp]:
     """Return what each of a provider's means does to every party, from a profile's stored tables.
 
     Rows: `means`, its `kind`, the change of accuracy (of 1) for each thief and customer, the shares of
-    `thieves` (of the kind that is found least, with most queries) and of `others` (customers, or
-    independent encoders) that a detector flags or a proof accuses, `bytes` kept of one user, and the
+    `thieves` (of the kind that is found least, with most queries) and of `others` (customers; or
+    independent encoders or thieves of the victim before it was marked, whichever are accused more
+    often) that a detector flags or a proof accuses, `bytes` kept of one user, and the
     `verdict` on a perturbation. ValueError without 05a_matrix.
     """
     stake, stamp = read(folder, "05a_matrix")
@@ -239,14 +240,14 @@ def _told_apart(table: pd.DataFrame, label: str, customer: str) -> pd.DataFrame:
     rows = []
     for form, runs in table.dropna(subset=[hit]).groupby(by or (lambda _: ""), sort=False):
         thief = runs[side].str.startswith("thief") | (runs[side] == "stolen")
-        other = runs[side].str.startswith(("customer", "independent"))
+        other = runs[runs[side].str.startswith(("customer", "independent", "stolen before"))]
         known = runs[thief]
         if label:
             known = known[known["images"] == known["images"].max()]
         row = {"means": ", ".join(filter(None, (label, str(form)))),
                "kind": sentences.PROOF if label else sentences.DETECTOR,
                "thieves": known.groupby("suspect" if label else "user")[hit].mean().min(),
-               "others": runs.loc[other, hit].mean()}  # fmt: skip
+               "others": other.groupby(side if label else lambda _: 0)[hit].mean().max()}  # fmt: skip
         if "unmarked" in set(runs[side]):  # what a mark costs customers
             worth = runs.drop_duplicates(side).set_index(side)["accuracy"]
             row[customer] = worth["victim"] - worth["unmarked"]

@@ -961,6 +961,8 @@ FIGURES = {
                         sentences.guard),
     "05c_watermark": Row("The rotation watermark: which encoders carry it (above the dotted line).",
                         watermark_curves, sentences.watermark),
-    "06_parties": Row("What each of a provider's means does to thieves, customers and others (green: "
-                      "good for the provider).", parties_sheet, sentences.parties),
+    "06_parties": Row("What each of a provider's means does to thieves, customers and others: customers "
+                      "whom a detector flags; independent encoders, or thieves of the victim before it "
+                      "was marked, whom a proof accuses. Green is good for the provider.",
+                      parties_sheet, sentences.parties),
 }  # fmt: skip

@@ -252,8 +252,11 @@ def pulls(table: pd.DataFrame) -> Summary:
 def attacks(table: pd.DataFrame) -> Summary:
     """Say whether contrastive attacks beat regression with equal queries."""
     table = main_task(table)
-    contrastive = ("cont-steal", "cont-steal-code", "info-nce", "info-nce, own views")
-    title, details = _verdicts(table, *((a, "embedding") for a in contrastive))
+    contrastive = ("cont-steal-code", "info-nce", "info-nce, own views")
+    pairs = [("cont-steal", "embedding"), ("cont-steal", "embedding, own views")]
+    title, rival = _verdicts(table, *pairs)
+    details = _joined(*(verdict(table, a, "embedding") for a in contrastive))
+    title = f"{title}. {rival}".removesuffix(".") if rival else title
     metrics = ["accuracy", "agreement", "knn", "cka", "cosine"]
     numbers = tables.summary(table, ["attack"], metrics)
     shares = tables.shares(table, sweeps.ALONE).rename(name)
@@ -557,7 +560,7 @@ def accounts(table: pd.DataFrame) -> Summary:
     by = table.groupby(["detector", "user"], sort=False)
     numbers = by[["queries", "answers", "accounts", "answered"]].mean().round(1).assign(n=by.size())
     title = f"Detectors that act refuse {' and '.join(counts)} (filled)"
-    return Summary(f"{title}; at the right: accounts that all answers take", numbers)
+    return Summary(f"{title}; at the right: how many accounts it takes to get all answers", numbers)
 
 
 def refused(table: pd.DataFrame) -> Summary:
@@ -591,8 +594,7 @@ def parties(table: pd.DataFrame) -> Summary:
     kinds = {kind: table[table["kind"] == kind] for kind in (PERTURBATION, DETECTOR, PROOF)}
     works = (kinds[PERTURBATION]["verdict"] == provider.WORKS).sum()
     parts = [f"{works} of {len(kinds[PERTURBATION])} perturbations work"]
-    found_by = (DETECTOR, "flags", "customers"), (PROOF, "accuses", "independent encoders")
-    for kind, verb, others in found_by:
+    for kind, others in ((DETECTOR, "customers"), (PROOF, "innocent encoders")):
         rows = kinds[kind].dropna(subset=["thieves", "others"])
         lead = rows["thieves"] - rows["others"]
         if len(rows) and lead.max() <= 0:
@@ -600,7 +602,7 @@ def parties(table: pd.DataFrame) -> Summary:
         elif len(rows):
             best = rows.loc[[lead.idxmax()]].iloc[0]
             found, wrong = (f"{100 * best[who]:.0f} %" for who in ("thieves", "others"))
-            parts.append(f"{best['means']} {verb} {found} of thieves, {wrong} of {others}")
+            parts.append(f"best {kind} ({best['means']}): {found} of thieves, {wrong} of others")
     return Summary("; ".join(parts), table.set_index("means").rename(columns=name))
 
 

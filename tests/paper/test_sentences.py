@@ -345,8 +345,8 @@ def test_the_best_means_of_each_kind_are_named() -> None:
             ("W", "proof", 1.0, 0.25, None), ("X", "proof", None, 0.0, None)]  # fmt: skip
     table = pd.DataFrame(rows, columns=["means", "kind", "thieves", "others", "verdict"])
     assert sentences.parties(table).title == (
-        "1 of 2 perturbations work; E flags 40 % of thieves, 0 % of customers; W accuses 100 % of "
-        "thieves, 25 % of independent encoders"
+        "1 of 2 perturbations work; best detector (E): 40 % of thieves, 0 % of others; best proof (W): "
+        "100 % of thieves, 25 % of others"
     )
     useless = table.assign(others=1.0).iloc[:4]
     text = (
