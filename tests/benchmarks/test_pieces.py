@@ -183,7 +183,7 @@ def test_pieces_come_in_the_order_of_their_value_and_each_fits_into_a_call() -> 
 )
 def test_make_record_calls_them(given: str, options: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MAKEFLAGS", raising=False)
-    command = f"make -n record PYTHON=python3 {given}"
+    command = f"make -n --no-print-directory record PYTHON=python3 {given}"
     told = subprocess.run(
         command.split(), cwd=artifacts.ROOT, capture_output=True, text=True
     ).stdout
