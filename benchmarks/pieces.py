@@ -257,7 +257,7 @@ def store_whole(profile: str, state: State) -> None:
         report.write()
 
 
-def told(wanted: Sequence[Piece], left: Sequence[Piece], state: State) -> Iterator[str]:
+def messages(wanted: Sequence[Piece], left: Sequence[Piece], state: State) -> Iterator[str]:
     """Yield what is done, what is left, and what the next call does and needs."""
     yield "done: " + (", ".join(p.name for p in wanted if p not in left) or "nothing")
     yield "left: " + (", ".join(p.name for p in left) or "nothing")
@@ -305,7 +305,7 @@ def main(arguments: Sequence[str] | None = None, age: float = 0.0) -> int:
     left = [p for p in todo if state["pieces"].get(p.name, {}).get("outcome") != "done"]
     if torch.cuda.is_available():
         store_whole("synthetic", state)
-    print("\n".join(told(wanted, left, state)))
+    print("\n".join(messages(wanted, left, state)))
     failed = any(state["pieces"].get(p.name, {}).get("outcome") == "failed" for p in left)
     return int(failed or len(able) < len(todo))
 

@@ -330,7 +330,7 @@ def stored_kinds(home: Path) -> dict[str, tuple[Callable[[], Path], Callable[[],
     def recorded(name: str) -> Path:
         times = {"00_start_here": {"seconds": 2.5, "device": "CPU", "artifacts": 1}}
         value = times if name == notebooks.TIMINGS else record
-        files.write_json(home / name, value | {"seal": files.key(value)})
+        files.write_json(home / name, files.sealed(value))
         return home / name
 
     read_answers: Callable[[], object] = lambda: store.get(names)  # noqa: E731

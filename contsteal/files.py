@@ -124,6 +124,11 @@ def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
     return manifest | {"seal": key(manifest | {"seal": None})}
 
 
+def intact(manifest: dict[str, Any]) -> bool:
+    """Return whether a manifest is what was `sealed`; an older one without a seal counts as intact."""
+    return "seal" not in manifest or sealed(manifest) == manifest
+
+
 def digest(tensors: "Iterable[tuple[str, Tensor]]") -> str:
     """Return the sha256 over names, shapes and bytes of named tensors, in name order."""
     import torch

@@ -46,7 +46,7 @@ Row = dict[str, float]
 Backend = str | Callable[..., Any]  # of torch.compile
 Loss = Callable[[Tensor, int, torch.Generator], Tensor]  # (indices (B,), epoch, draws) -> scalar
 SAVE_EVERY = 15.0  # seconds between checkpoints: what a killed run can lose
-KEEP_EVERY = 1.0  # seconds between copies in memory, which a run that is told to end still saves
+KEEP_EVERY = 1.0  # seconds between copies in memory, the last of which is saved when a run is ended
 QUIET = "TQDM_DISABLE"  # which a notebook's bars do not read by themselves
 HIDDEN = ("epoch", "lr", "seconds")  # columns of a row that the progress bar leaves out
 
@@ -77,9 +77,8 @@ class Schedule(Checked):
     weight_decay: NotNegative = 1e-4
     warmup: Annotated[float, ("least", 0), ("below", 1)] = 0.1  # share of all steps
     optimizer: str = "adamw"  # a name of OPTIMIZERS
-    steps: Natural = (
-        0  # of the optimizer, which then cut the last epoch short; 0: all of the epochs'
-    )
+    #: of the optimizer, which then cut the last epoch short; 0: all of the epochs'
+    steps: Natural = 0
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         """Return the optimizer of the weights that are trained; ValueError for an unknown name."""
@@ -280,9 +279,7 @@ def _resume(
         stored, problem = state["identity"], checkpoints.misfit(model.state_dict(), state["model"])
         if stored == identity and problem:
             raise ValueError(problem)
-    except (
-        Exception
-    ):  # torch.load raises many kinds for a damaged file, and advises to load it unsafely
+    except Exception:  # of many kinds for a damaged file; torch.load's advise to load it unsafely
         warnings.warn(f"{path} is damaged: moved aside, starting anew", stacklevel=3)
         files.move_aside(path)
         return []

@@ -33,7 +33,7 @@ from contsteal import (
     checkpoints,
     files,
     losses,
-)  # fmt: skip
+)
 from contsteal.encoders import Encoder
 
 

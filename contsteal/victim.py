@@ -327,10 +327,8 @@ class BlackBox:
         Raises:
             BudgetExceeded: where they would not fit.
         """
-        used, count = (
-            self.ledger.account(named(user)).unique_inputs,
-            fitting(count, "count", Natural),
-        )
+        count = fitting(count, "count", Natural)
+        used = self.ledger.account(named(user)).unique_inputs
         if self.budget is not None and used + count > self.budget:
             raise BudgetExceeded(
                 f"user {user!r} would need {used + count} distinct inputs in all, the budget is "

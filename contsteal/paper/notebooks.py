@@ -194,8 +194,7 @@ def _record(executed: Path) -> dict[str, Any]:
         or not {"key", "outputs", "artifacts"} <= record.keys() <= RECORD
     ):
         return {}
-    seal = record.pop("seal", None)  # older ones have none
-    return record if seal in (None, files.key(record)) else {}
+    return record if files.intact(record) else {}
 
 
 def _partial(executed: Path) -> Path:
@@ -392,7 +391,7 @@ def execute(executed: Path) -> None:
             "date": date.today().isoformat(),
             "artifacts": sum(path.stat().st_mtime >= start for path in artifacts),
         }  # fmt: skip
-        files.write_json(executed.with_suffix(".json"), record | {"seal": files.key(record)})
+        files.write_json(executed.with_suffix(".json"), files.sealed(record))
         print(f"{stem}: done in {time.time() - start:.1f} s", flush=True)
 
 
@@ -513,7 +512,7 @@ def finish(profile: str, since: float) -> None:
             # A run that made fewer artifacts read the others back: its time is not the notebook's.
             if record["artifacts"] >= known.get(name, {}).get("artifacts", 0):
                 known[name] = {k: record[k] for k in ("seconds", "device", "artifacts")}
-        files.write_json(figures / TIMINGS, known | {"seal": files.key(known)})
+        files.write_json(figures / TIMINGS, files.sealed(known))
         with suppress(ValueError):  # no results yet
             write_summary(profile)
     print(f"figures, numbers and {SUMMARY}: {figures}")
@@ -523,8 +522,7 @@ def _times(figures: Path) -> dict[str, dict[str, Any]]:
     """Return what is stored of each notebook's duration; what is damaged was not measured."""
     known = files.read_json(figures / TIMINGS)
     known = known if isinstance(known, dict) else {}
-    seal = known.pop("seal", None)  # older files have none
-    entries = known.items() if seal in (None, files.key(known)) else ()
+    entries = known.items() if files.intact(known) else ()
     return {name: entry for name, entry in entries if _is_duration(entry)}
 
 

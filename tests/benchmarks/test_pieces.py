@@ -184,10 +184,10 @@ def test_pieces_come_in_the_order_of_their_value_and_each_fits_into_a_call() -> 
 def test_make_record_calls_them(given: str, options: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MAKEFLAGS", raising=False)
     command = f"make -n --no-print-directory record PYTHON=python3 {given}"
-    told = subprocess.run(
+    printed = subprocess.run(
         command.split(), cwd=artifacts.ROOT, capture_output=True, text=True
     ).stdout
-    assert told.strip() == f"python3 -m benchmarks.pieces --profile {options}"
+    assert printed.strip() == f"python3 -m benchmarks.pieces --profile {options}"
 
 
 def test_without_a_gpu_a_profile_must_be_named(

@@ -150,9 +150,9 @@ def test_the_last_notebook_says_which_results_are_missing(desk: Path, capsys) ->
     names: dict[str, object] = {"profile": "demo"}
     exec(setup, names)
     exec(parties, names)
-    told = capsys.readouterr().out
-    assert told.startswith("3 tables of the profile demo\n")
-    assert "The profile demo has no results of notebook 05a: run that notebook first." in told
+    printed = capsys.readouterr().out
+    assert printed.startswith("3 tables of the profile demo\n")
+    assert "The profile demo has no results of notebook 05a: run that notebook first." in printed
 
 
 def test_too_few_points_are_stored_and_not_drawn(home: Path, capsys) -> None:
