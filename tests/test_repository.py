@@ -38,6 +38,11 @@ def links(text: str) -> list[str]:
     return [target for target in found if not target.startswith("http")]
 
 
+def test_no_link_into_a_machine_is_tracked() -> None:
+    listed = subprocess.run(["git", "ls-files", "-s"], cwd=ROOT, capture_output=True, text=True)
+    assert not [line for line in listed.stdout.splitlines() if line.startswith("120000")]
+
+
 # ------------------------------------------------------------------------------- notebooks
 
 
