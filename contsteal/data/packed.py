@@ -86,7 +86,7 @@ class Packed:
         if isinstance(index, slice):
             return view
         if view._rows.ndim > 1:
-            raise IndexError(f"index of {view._rows.shape}: give a slice or one dimension of rows")
+            raise IndexError(f"index of shape {view._rows.shape}: give a slice or row numbers (N,)")
         return self._read(view._rows) if view._rows.ndim else self._read(view._rows[None])[0]
 
     def _read(self, rows: np.ndarray) -> Tensor:
@@ -169,7 +169,7 @@ def _manifest(home: Path) -> dict[str, Any]:
     if intact and _map(home / IMAGES).shape == (manifest["rows"], 3, *2 * [manifest["size"]]):
         return dict(manifest)
     damaged = home / (IMAGES if intact else MANIFEST)
-    raise PackError(f"{damaged} is not what was written: remove {home} and pack it again")
+    raise PackError(f"{damaged} was damaged or altered: remove {home} and pack it again")
 
 
 def pack(
@@ -196,7 +196,7 @@ def pack(
     if size < 8 or not (workers == -1 or workers > 0):
         raise ValueError(f"size={size}, workers={workers}: give at least 8 pixels and 1 worker")
     if dst.resolve().is_relative_to(src.resolve()):
-        raise ValueError(f"{dst} lies in {src}, which is to be packed: choose another folder")
+        raise ValueError(f"{dst} lies in {src}, the folder to pack: choose another place")
     places = folders.splits(src, keep)
     homes = {split: dst if place == src else dst / split for split, place in places.items()}
     listings = {split: folders.listing(place, keep) for split, place in places.items()}
@@ -212,8 +212,8 @@ def _pack(folder: Path, home: Path, listing: Listing, size: int, workers: int) -
         if (old["source"], old["size"]) == (source, size):
             return old
         raise PackError(
-            f"{home} holds {old['rows']} files at {old['size']} px, asked for are {len(sizes)} at "
-            f"{size} px, or a name or size among them changed: restore them, or remove it to pack anew"
+            f"{home} holds {old['rows']} files at {old['size']} px, and not the {len(sizes)} of {folder} "
+            f"at {size} px as they are now: remove {home} to pack them again"
         )
     _remove_leftovers(home)
     with files.atomic(home) as partial:
