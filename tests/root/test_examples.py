@@ -68,7 +68,7 @@ def undocumented(documented: Callable[..., Any], sections: tuple[str, ...] = ())
     return sorted(parameters - known) + [section for section in sections if section not in text]
 
 
-@pytest.mark.parametrize(("module", "name"), FUNCTIONS, ids=".".join)
+@pytest.mark.parametrize(("module", "name"), FUNCTIONS)
 def test_every_public_function_is_documented_with_an_example(module: str, name: str) -> None:
     documented = resolve(module, name)
     assert undocumented(documented) == []
@@ -84,7 +84,7 @@ def test_the_door_to_a_victim_is_documented() -> None:
         assert undocumented(getattr(box, name), ("Raises:",)) == []
 
 
-@pytest.mark.parametrize(("module", "name"), sorted(PROMISED), ids=".".join)
+@pytest.mark.parametrize(("module", "name"), sorted(PROMISED))
 def test_classes_that_scripts_make_have_an_example(module: str, name: str) -> None:
     assert ">>> " in inspect.getdoc(resolve(module, name)).partition("Example:\n")[2]
 
