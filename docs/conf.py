@@ -20,7 +20,7 @@ from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from tabulate import tabulate
 
-from contsteal import defenses, steal
+from contsteal import augment, defenses, steal
 from contsteal.lab import artifacts
 from contsteal.paper import claims
 from contsteal.paper.notebooks import number
@@ -101,6 +101,8 @@ TABLES = {  # in place of the comment of that name in a page
                      for name, a in steal.ATTACKS.items()),
     "defenses": table({"defence": f"`{d.__name__}`", "name": f"`{name}`",
                        "what it does": summary(d)} for name, d in defenses.DEFENSES.items()),
+    "policies": table({"policy": f"`{name}`", "the view": summary(getattr(p, "func", p))}
+                      for name, p in augment.POLICIES.items()),
     "verdicts": "\n\n".join(f"## `{p}`\n\n{table(claims.frame(p).to_dict('records'))}"
                             for p in RESULTS) or NONE,
     "gallery": "\n\n".join(map(gallery, RESULTS)) or NONE,

@@ -86,7 +86,7 @@ class Packed:
         if isinstance(index, slice):
             return view
         if view._rows.ndim > 1:
-            raise IndexError(f"index of {view._rows.shape}: give a slice or one dimension of rows")
+            raise IndexError(f"index of shape {view._rows.shape}: give a slice or row numbers (N,)")
         return self._read(view._rows) if view._rows.ndim else self._read(view._rows[None])[0]
 
     def _read(self, rows: np.ndarray) -> Tensor:
@@ -146,6 +146,9 @@ def open_pack(path: Path, split: str) -> tuple[Packed, Tensor | None, tuple[str,
         PackError: where it is missing, unfinished or damaged: the manifest and the shape of the images
             are checked.
         FolderError: for an unknown split.
+
+    Example:
+        See `pack`.
     """
     places = {s: path / s for s in folders.SPLITS if (path / s / MANIFEST).exists()}
     if (path / MANIFEST).exists():
@@ -169,7 +172,7 @@ def _manifest(home: Path) -> dict[str, Any]:
     if intact and _map(home / IMAGES).shape == (manifest["rows"], 3, *2 * [manifest["size"]]):
         return dict(manifest)
     damaged = home / (IMAGES if intact else MANIFEST)
-    raise PackError(f"{damaged} is not what was written: remove {home} and pack it again")
+    raise PackError(f"{damaged} was damaged or altered: remove {home} and pack it again")
 
 
 def pack(
@@ -192,11 +195,22 @@ def pack(
     Raises:
         FolderError, PackError: for a `src` that cannot be packed, a `dst` of other files or size.
         StorageError: for too little space, which is reserved before decoding, or no permission.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from PIL import Image
+        >>> with TemporaryDirectory() as folder:
+        ...     (Path(folder) / "src").mkdir()
+        ...     Image.new("RGB", (20, 16)).save(Path(folder) / "src" / "1.png")
+        ...     manifest = pack(Path(folder) / "src", Path(folder) / "dst", 16, workers=1)
+        ...     images, labels, classes = open_pack(Path(folder) / "dst", "train")
+        ...     manifest["train"]["rows"], images[:].shape
+        (1, torch.Size([1, 3, 16, 16]))
     """
     if size < 8 or not (workers == -1 or workers > 0):
         raise ValueError(f"size={size}, workers={workers}: give at least 8 pixels and 1 worker")
     if dst.resolve().is_relative_to(src.resolve()):
-        raise ValueError(f"{dst} lies in {src}, which is to be packed: choose another folder")
+        raise ValueError(f"{dst} lies in {src}, the folder to pack: choose another place")
     places = folders.splits(src, keep)
     homes = {split: dst if place == src else dst / split for split, place in places.items()}
     listings = {split: folders.listing(place, keep) for split, place in places.items()}
@@ -212,8 +226,8 @@ def _pack(folder: Path, home: Path, listing: Listing, size: int, workers: int) -
         if (old["source"], old["size"]) == (source, size):
             return old
         raise PackError(
-            f"{home} holds {old['rows']} files at {old['size']} px, asked for are {len(sizes)} at "
-            f"{size} px, or a name or size among them changed: restore them, or remove it to pack anew"
+            f"{home} holds {old['rows']} files at {old['size']} px, and not the {len(sizes)} of {folder} "
+            f"at {size} px as they are now: remove {home} to pack them again"
         )
     _remove_leftovers(home)
     with files.atomic(home) as partial:

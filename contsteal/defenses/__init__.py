@@ -33,6 +33,9 @@ def build(name: str, **options: object) -> Defense:
         name: of the defence.
         **options: its parameters.
 
+    Returns:
+        The defence, for `victim.BlackBox(net, defenses=[...])`.
+
     Raises:
         ValueError: for an unknown name, and for parameters that the defence does not take.
 

@@ -49,15 +49,44 @@ Net = Encoder | Obfuscated
 
 
 def shuffle(encoder: Net, seed: int = 0) -> Obfuscated:
-    """Return the encoder with its features in an order drawn from `seed`."""
+    """Return the encoder with its features in an order drawn from `seed`.
+
+    Args:
+        encoder: images (N, 3, H, W) to features (N, D).
+        seed: of the order.
+
+    Returns:
+        An encoder of as many features.
+
+    Example:
+        >>> from contsteal import encoders
+        >>> shuffle(encoders.build("conv4")).dim
+        128
+    """
     order = torch.randperm(encoder.dim, generator=generator("shuffle", seed))
     return Obfuscated(encoder, torch.eye(encoder.dim)[order], torch.zeros(encoder.dim))
 
 
 def scale(encoder: Net, factor: float = 10.0) -> Obfuscated:
-    """Return the encoder with all features times `factor`; ValueError for 0 or infinity."""
+    """Return the encoder with all features times `factor`.
+
+    Args:
+        encoder: images (N, 3, H, W) to features (N, D).
+        factor: of every feature.
+
+    Returns:
+        An encoder of as many features.
+
+    Raises:
+        ValueError: for 0 or infinity.
+
+    Example:
+        >>> from contsteal import encoders
+        >>> scale(encoders.build("conv4"), 2.0).dim
+        128
+    """
     if not math.isfinite(factor) or factor == 0:
-        raise ValueError(f"factor={factor}: features times it are worth nothing; take another")
+        raise ValueError(f"factor={factor}: it must be finite and not 0")
     return Obfuscated(encoder, factor * torch.eye(encoder.dim), torch.zeros(encoder.dim))
 
 
@@ -65,6 +94,19 @@ def affine(encoder: Net, seed: int = 0, shift: float = 1.0) -> Obfuscated:
     """Return A y + b with A ~ N(0, 1/D) and b ~ N(0, `shift`^2), in the features' units.
 
     A square Gaussian matrix is invertible with probability 1, so no information is lost.
+
+    Args:
+        encoder: images (N, 3, H, W) to features (N, D).
+        seed: of A and b.
+        shift: standard deviation of b.
+
+    Returns:
+        An encoder of as many features.
+
+    Example:
+        >>> from contsteal import encoders
+        >>> affine(encoders.build("conv4")).dim
+        128
     """
     draws, dim = generator("affine", seed), encoder.dim
     weight = torch.randn(dim, dim, generator=draws) / dim**0.5
@@ -74,11 +116,24 @@ def affine(encoder: Net, seed: int = 0, shift: float = 1.0) -> Obfuscated:
 def pad(encoder: Net, extra: int = 16, seed: int = 0) -> Obfuscated:
     """Return the features and `extra` zeros, shuffled: no watermark head reads that dimension.
 
+    Args:
+        encoder: images (N, 3, H, W) to features (N, D).
+        extra: number of zeros.
+        seed: of the order.
+
+    Returns:
+        An encoder of as many features, and `extra` more.
+
     Raises:
         ValueError: for extra below 1.
+
+    Example:
+        >>> from contsteal import encoders
+        >>> pad(encoders.build("conv4"), extra=16).dim
+        144
     """
     if extra < 1:
-        raise ValueError(f"extra={extra}: at least one feature is added")
+        raise ValueError(f"extra={extra}: it must be 1 or more")
     order = torch.randperm(encoder.dim + extra, generator=generator("pad", seed))
     weight = torch.eye(encoder.dim + extra, encoder.dim)[order]
     return Obfuscated(encoder, weight, torch.zeros(len(order)))

@@ -63,7 +63,9 @@ class Key(nn.Module):
     def stamp(self, images: Tensor) -> Tensor:
         """Return clip((1 - m) x + m trigger) of images (N, 3, H, W), uint8 or float in [0, 1]."""
         if images.shape[1:] != (size := self.mask.shape):
-            raise ValueError(f"images {tuple(images.shape)}: the trigger is {tuple(size)}")
+            raise ValueError(
+                f"images {tuple(images.shape)}: the trigger's size {tuple(size)} is needed"
+            )
         x = augment.to_float(images) if images.dtype == torch.uint8 else images
         return ((1 - self.mask) * x + self.mask * self.trigger).clamp(0, 1)
 
@@ -156,7 +158,9 @@ def embed(config: Config, victim: encoders.Encoder, images: Tensor, private: Ten
         row = _epoch(config, model, optimizers, images, private, epoch)
         history.append({"epoch": epoch + 1} | row)
         if not all(map(math.isfinite, row.values())):
-            raise loop.Diverged(f"the losses became {row} in epoch {epoch + 1}: lower the rates")
+            raise loop.Diverged(
+                f"the losses became {row} in epoch {epoch + 1}: lower the learning rates"
+            )
         for group in optimizers["shadow"].param_groups:
             group["lr"] *= 0.96
     model.requires_grad_(False)
@@ -172,8 +176,8 @@ def _check(config: Config, images: Tensor, private: Tensor) -> None:
     for part in (images, private):
         augment.to_float(part[:0])  # refuses what is no uint8 image
         if len(part) < config.batch or part.shape[-1] != config.image_size:
-            size = f"{config.batch} of {config.image_size} px"
-            raise ValueError(f"images {tuple(part.shape)}: a batch is {size}")
+            needed = f"at least {config.batch} images of {config.image_size} px"
+            raise ValueError(f"images {tuple(part.shape)}: {needed} are needed")
 
 
 def _optimizers(config: Config, model: KeyEmbedding) -> Optimizers:
@@ -234,13 +238,45 @@ def _step(name: str, model: KeyEmbedding, optimizers: Optimizers, loss: Tensor, 
 
 @torch.no_grad()
 def questions(key: Key, private: Tensor) -> Tensor:
-    """Return what an owner sends to a suspect: the stamped images, uint8 (N, 3, H, W)."""
+    """Return what an owner sends to a suspect: images with the trigger stamped on them.
+
+    Args:
+        key: the owner's.
+        private: the owner's images, uint8 (N, 3, H, W).
+
+    Returns:
+        The stamped images, uint8 (N, 3, H, W).
+
+    Raises:
+        ValueError: for images of another size than the trigger's.
+
+    Example:
+        >>> key = Key(Config(key=8, image_size=32), dim=128)
+        >>> questions(key, torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape
+        torch.Size([2, 3, 32, 32])
+    """
     return augment.to_uint8(key.stamp(private.to(key.mask.device)))
 
 
 @torch.no_grad()
 def decoded(key: Key, answers: Tensor) -> Tensor:
-    """Return the decoder's outputs at length 1, float64 (N, K), of answers (N, D) to `questions`."""
+    """Return the decoder's outputs for a suspect's answers, at length 1.
+
+    Args:
+        key: the owner's.
+        answers: a suspect's (N, D) to `questions`.
+
+    Returns:
+        float64 (N, K).
+
+    Raises:
+        ValueError: as `rate`.
+
+    Example:
+        >>> key = Key(Config(key=8, image_size=32), dim=128)
+        >>> decoded(key, torch.ones(2, 128)).shape
+        torch.Size([2, 8])
+    """
     check_answers(answers, key.dim, TEST)
     out = key.decoder(answers.to(key.secret.device, torch.float32))
     return F.normalize(out.double().cpu(), dim=1)
@@ -254,8 +290,16 @@ def rate(key: Key, answers: Tensor, threshold: float = 0.5) -> float:
         answers: a suspect's (N, D) to `questions`.
         threshold: of the cosine.
 
+    Returns:
+        From 0 to 1.
+
     Raises:
         ValueError: for another dimension than the victim's, naming the test that applies, and for NaN.
+
+    Example:
+        >>> key = Key(Config(key=8, image_size=32), dim=128)
+        >>> rate(key, torch.ones(2, 128), threshold=-1.1)
+        1.0
     """
     cosines = decoded(key, answers) @ F.normalize(key.secret.double().cpu(), dim=0)
     return (cosines > threshold).double().mean().item()
@@ -284,6 +328,9 @@ def verify(
 
     Raises:
         ValueError: as `rate` and `against_controls`.
+
+    Example:
+        See `embed`.
     """
     from scipy import stats
 
