@@ -119,9 +119,13 @@ def redraw(stem: str, table: pd.DataFrame, stamp: Stamp, folder: Path) -> Figure
 def publish(stem: str, table: pd.DataFrame, stamp: Stamp) -> Figure | None:
     """Draw a figure and save it with its table in its profile's folder of `publish_dir()`.
 
-    What no two runs share (VARYING) is not stored: `costs` shows it.
+    What no two runs share (VARYING) is not stored: `costs` shows it. Raises ValueError where runs of the
+    same seed stand in the table twice, which would make intervals too short.
     """
     table = table.drop(columns=list(VARYING), errors="ignore")
+    if "seed" in table and (twice := table[table.astype(str).duplicated()]).size:
+        raise ValueError(f"{stem}: {len(twice)} rows stand there twice, such as one of seed "
+                         f"{twice['seed'].iloc[0]}: name each seed and each victim once")  # fmt: skip
     return redraw(stem, table, stamp, artifacts.publish_dir() / stamp["profile"])
 
 
