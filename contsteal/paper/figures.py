@@ -5,9 +5,11 @@
 
 import argparse
 import io
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib import font_manager
@@ -132,8 +134,18 @@ def publish(stem: str, table: pd.DataFrame, stamp: Stamp) -> Figure | None:
 def note(stem: str, table: pd.DataFrame, stamp: Stamp) -> pd.DataFrame:
     """Keep a table of times, which no two runs share, as JSON beside the figures; return it."""
     folder = artifacts.publish_dir() / stamp["profile"]
-    files.write_json(folder / f"{stem}.json", stamp | {"rows": table.to_dict("index")})
+    facts = json.loads(json.dumps(stamp | {"rows": table.to_dict("index")}, default=str))
+    files.write_json(folder / f"{stem}.json", files.sealed(facts))
     return table
+
+
+def noted(folder: Path, stem: str) -> dict[str, Any]:
+    """Return the rows that `note` has kept, {} for none; ValueError where they are damaged."""
+    path = folder / f"{stem}.json"
+    facts = files.read_json(path)
+    if path.is_file() and not (isinstance(facts, dict) and files.intact(facts) and "rows" in facts):
+        raise ValueError(f"{path} is not what was written: run notebook {number(stem)} again")
+    return facts["rows"] if facts else {}
 
 
 def costs(stem: str, table: pd.DataFrame, stamp: Stamp) -> pd.DataFrame:
@@ -219,7 +231,7 @@ def parties(folder: Path) -> tuple[pd.DataFrame, Stamp]:
     rows = changes[list(dict.fromkeys(who))].join(
         provider.worth(stake).set_index("defence")["verdict"]
     )
-    bills = (files.read_json(folder / "05a_price.json") or {}).get("rows", {})
+    bills = noted(folder, "05a_price")
     rows["bytes"] = [bills.get(defence, {}).get("bytes") for defence in rows.index]
     parts = [rows.loc[list(dict.fromkeys(stake["defence"]))].reset_index(names="means")
              .assign(kind=sentences.PERTURBATION)]  # fmt: skip
