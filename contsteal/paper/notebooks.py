@@ -366,9 +366,7 @@ def execute(executed: Path) -> None:
     """Execute the notebook of this copy as it was prepared; the copy appears only on success."""
     stem, mark = executed.stem, executed.parent / ".keys" / executed.stem
     with _locked(mark.with_suffix(".lock"), stem):
-        order = files.read_json(mark)
-        if not isinstance(order, dict) or files.sealed(order) != order:
-            raise ValueError(f"{mark} is missing or damaged: run `make paper` again")
+        order = _order(mark)
         if _changed(executed) >= _changed(mark) and _record(executed).get("key") == order["key"]:
             return  # by another run, meanwhile
         print(f"{stem}: {order['reason']}", flush=True)
@@ -403,6 +401,14 @@ def execute(executed: Path) -> None:
         }  # fmt: skip
         files.write_json(executed.with_suffix(".json"), files.sealed(record))
         print(f"{stem}: done in {time.time() - start:.1f} s", flush=True)
+
+
+def _order(mark: Path) -> dict[str, Any]:
+    """Return what `prepare` has written of a notebook to execute; ValueError where it is damaged."""
+    order = files.read_json(mark)
+    if isinstance(order, dict) and files.sealed(order) == order:
+        return order
+    raise ValueError(f"{mark} is missing or damaged: run `make paper` again")
 
 
 @contextmanager
