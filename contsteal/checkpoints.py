@@ -118,8 +118,8 @@ def read_table(path: Path) -> Table:
     is_table = all(isinstance(k, str) and dense(v) for k, v in weights.items())
     if not weights or not is_table:
         raise CheckpointError(
-            f"{path} holds {_listed(map(str, tree)) or 'nothing'}: a table of weights alone is "
-            f"looked for at the top, and under {' and '.join(TABLES)}; save it as one of these"
+            f"{path} holds {_listed(map(str, tree)) or 'nothing'}, and no table of weights at the "
+            f"top or under {' or '.join(TABLES)}: save the weights there"
         )
     if bad := [k for k, v in weights.items() if v.is_floating_point() and not v.isfinite().all()]:
         raise CheckpointError(f"{path} holds NaN or infinity in {_listed(bad)}: fetch it again")

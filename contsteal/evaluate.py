@@ -40,7 +40,7 @@ def classes(labels: Any, n: int, count: int = MOST_CLASSES) -> Tensor:
     if len(bad := ((labels < 0) | (labels >= count)).nonzero()):
         row = int(bad[0, 0])
         raise ValueError(
-            f"label {int(labels[row])} of image {row}: {count} classes are numbered from 0"
+            f"label {int(labels[row])} of image {row}: labels of {count} classes are 0 to {count - 1}"
         )
     return labels
 
@@ -58,7 +58,7 @@ def _task(
     train_y, test_y = classes(train_y, len(train_x)), classes(test_y, len(test_x))
     if not torch.isin(test_y, train_y).any():
         raise ValueError(
-            "no label of the test set occurs in training: both must number the same classes"
+            "no label of the test set occurs in training: both need the same numbers for classes"
         )
     return train_x, train_y, test_x, test_y, int(max(train_y.max(), test_y.max())) + 1
 

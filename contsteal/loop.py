@@ -198,12 +198,14 @@ def _epoch(
         step = int(bad[0, 0])
         images = ", ".join(map(str, batches[step][:8].tolist()))
         raise Diverged(
-            f"the loss became {values[step].item()} at epoch {epoch + 1}, step {step + 1} of it, on "
-            f"images {images}, ... of the {len(batches[step])} of its batch: lower the learning rate or "
-            "raise the temperature; the last checkpoint is kept"
+            f"the loss became {values[step].item()} in epoch {epoch + 1}, step {step + 1}, on a batch of "
+            f"{len(batches[step])} images ({images}, ...): lower the learning rate or raise the "
+            "temperature; the last checkpoint is kept"
         )
     if not all(p.isfinite().all() for p in model.parameters()):
-        raise Diverged(f"a weight became NaN or infinite in epoch {epoch + 1}")
+        raise Diverged(
+            f"a weight became NaN or infinite in epoch {epoch + 1}: lower the learning rate"
+        )
     return values.mean().item()
 
 
@@ -283,7 +285,7 @@ def _stored(path: Path) -> dict[str, Any]:
     """Read a checkpoint; an error of some kind for a damaged one."""
     with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
         if bad := archive.testzip():
-            raise ValueError(f"{bad} is not what was written")
+            raise ValueError(f"{bad} was altered")
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
 
@@ -301,7 +303,9 @@ def _resume(
             raise ValueError(problem)
         history: list[Row] = state["history"]
     except Exception:  # torch.load's advise to load it unsafely
-        warnings.warn(f"{path} is damaged: moved aside, starting anew", stacklevel=3)
+        warnings.warn(
+            f"{path} is damaged: it is moved aside, and training starts again", stacklevel=3
+        )
         files.move_aside(path)
         return []
     model.load_state_dict(state["model"])

@@ -515,7 +515,7 @@ def _fitting(logits: Tensor, answers: Tensor, shape: torch.Size) -> None:
 
 def _half(rows: int) -> int:
     if rows % 2:
-        raise ValueError(f"a batch of {rows} rows is not [view 1; view 2]: give an even number")
+        raise ValueError(f"a batch of {rows} rows cannot be [view 1; view 2]: give an even number")
     return rows // 2
 
 

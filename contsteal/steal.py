@@ -128,7 +128,10 @@ def _with_answers(identity: str, answers: Sequence[Tensor], checkpoint: Path | N
     try:
         loop.check_owner(checkpoint, identity)
     except ValueError:
-        warnings.warn(f"{checkpoint} is of other answers: moved aside, starting anew", stacklevel=3)
+        warnings.warn(
+            f"{checkpoint} is of other answers: it is moved aside, and training starts again",
+            stacklevel=3,
+        )
         files.move_aside(cast(Path, checkpoint))
     return identity
 
@@ -455,7 +458,7 @@ def _check_size(config: Config, net: encoders.Encoder, image: Tensor) -> None:
         line = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise ValueError(
             f"{config.encoder} with image_size={config.image_size} does not run on images of "
-            f"{image.shape[2]} x {image.shape[3]} px ({line}): set image_size to theirs"
+            f"{image.shape[2]} x {image.shape[3]} px ({line}): set image_size to {image.shape[2]}"
         ) from error
 
 
@@ -470,12 +473,12 @@ def _check_adaptation(config: Config, n: int) -> None:
         )
     if config.adapt == "average" and config.mode in ("shared", "independent", "pair"):
         raise ValueError(
-            f"adapt='average' of views {config.mode!r}: answers to different views differ by more than "
-            "noise; take views 'clean' or 'surrogate'"
+            f"adapt='average' of views={config.mode!r}: answers to different views differ by more than "
+            "noise; use views='clean' or 'surrogate'"
         )
     if config.adapt == "average" and config.rounds < 2:
-        raise ValueError(f"adapt='average' with answers={config.answers}: at least 2, or 0 for as many "
-                         "as there are epochs")  # fmt: skip
+        raise ValueError(f"adapt='average' with answers={config.answers}: set 2 or more, or 0 for one an "
+                         "epoch")  # fmt: skip
     if config.accounts > 1 and (config.anchors < 1 or n - config.anchors < config.accounts - 1):
         raise ValueError(
             f"accounts={config.accounts}, anchors={config.anchors} of {n} images: every further "

@@ -144,7 +144,7 @@ def _resized(images: "Tensor | Packed", size: int, name: str) -> "Tensor | Packe
         return images
     if isinstance(images, packed.Packed):
         remedy = f"set image_size to {own}, or pack the folder again with --size {size}"
-        raise ValueError(f"{name} is packed at {own} px, asked for are {size}: {remedy}")
+        raise ValueError(f"{name} is packed at {own} px, not {size} px: {remedy}")
     return (packed.Scaled if len(images) * 3 * size**2 > LARGEST else packed.resize)(images, size)
 
 

@@ -89,7 +89,7 @@ class Packed:
         if isinstance(index, slice):
             return view
         if view._rows.ndim > 1:
-            raise IndexError(f"index of {view._rows.shape}: give a slice or one dimension of rows")
+            raise IndexError(f"index of shape {view._rows.shape}: give a slice or row numbers (N,)")
         return self._read(view._rows) if view._rows.ndim else self._read(view._rows[None])[0]
 
     def _read(self, rows: np.ndarray) -> Tensor:
@@ -99,7 +99,7 @@ class Packed:
         np.take(_map(self._file), rows, axis=0, out=out.numpy(), mode="clip")
         if self._sums is not None and len(bad := rows[sums(out.numpy()) != self._sums[rows]]):
             again = f"remove {self._file.parent} and pack it again"
-            raise PackError(f"row {bad[0]} of {self._file} is not what was written: {again}")
+            raise PackError(f"row {bad[0]} of {self._file} was damaged or altered: {again}")
         return out.to(self.device, non_blocking=True)
 
 
@@ -189,7 +189,7 @@ def _manifest(home: Path) -> dict[str, Any]:
         if summed and _map(home / IMAGES).shape == whole:
             return dict(manifest)
         damaged = home / (IMAGES if summed else SUMS)
-    raise PackError(f"{damaged} is not what was written: remove {home} and pack it again")
+    raise PackError(f"{damaged} was damaged or altered: remove {home} and pack it again")
 
 
 def _hash(file: Path) -> str:
@@ -220,7 +220,7 @@ def pack(
     if size < 8 or not (workers == -1 or workers > 0):
         raise ValueError(f"size={size}, workers={workers}: give at least 8 pixels and 1 worker")
     if dst.resolve().is_relative_to(src.resolve()):
-        raise ValueError(f"{dst} lies in {src}, which is to be packed: choose another folder")
+        raise ValueError(f"{dst} lies in {src}, the folder to pack: choose another place")
     places = folders.splits(src, keep)
     homes = {split: dst if place == src else dst / split for split, place in places.items()}
     listings = {split: folders.listing(place, keep) for split, place in places.items()}
@@ -236,8 +236,8 @@ def _pack(folder: Path, home: Path, listing: Listing, size: int, workers: int) -
         if (old["source"], old["size"]) == (source, size):
             return old
         raise PackError(
-            f"{home} holds {old['rows']} files at {old['size']} px, asked for are {len(sizes)} at "
-            f"{size} px, or a name or size among them changed: restore them, or remove it to pack anew"
+            f"{home} holds {old['rows']} files at {old['size']} px, and not the {len(sizes)} of {folder} "
+            f"at {size} px as they are now: remove {home} to pack them again"
         )
     _remove_leftovers(home)
     with files.atomic(home) as partial:

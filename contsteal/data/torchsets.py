@@ -116,7 +116,7 @@ def _remedy(archives: Collection[Archive]) -> str:
     paths = ", ".join(str(data_dir() / archive.path) for archive in archives)
     return (
         f"fetch it ({_size(archives)}) with `make data PROFILE=...` (the profile that reads it). "
-        f"Without a network, put the published files at {paths} and run the same; or {REMEDY}"
+        f"Without a network, put the published files at {paths} and run it again; or {REMEDY}"
     )
 
 

@@ -136,7 +136,9 @@ class Lab:
         name, split = self.settings["query_data"], self.settings["query_split"]
         pool = self._load(name, split, self.settings["query_images"], 1)
         if not 1 <= count <= len(pool):
-            raise ValueError(f"{count} queries: the pool of this profile has {len(pool)} images")
+            raise ValueError(
+                f"{count} queries: 1 to {len(pool)} are possible, or raise query_images"
+            )
         return self._take(pool, data.order(len(pool), seed)[:count])
 
     def _take(self, pool: ImageSet, rows: Tensor) -> ImageSet:
@@ -258,7 +260,7 @@ class Lab:
         given = {**self.settings["surrogate"], "image_size": self.settings["image_size"]}
         attack, varied = variant(attack)
         if twice := sorted(varied.keys() & changes.keys()):
-            raise ValueError(f"{twice[0]}={changes[twice[0]]!r}: the attack's name says it already")
+            raise ValueError(f"{twice[0]}={changes[twice[0]]!r}: the attack's name sets it already")
         changes = varied | profiles.lengthened(changes)
         given |= {"lr": self.rate(attack, changes.get("views")), "attack": attack, "seed": seed}
         config = attacks.Config(**given | changes).for_images(queries)
@@ -447,8 +449,8 @@ def marked_victim(lab: Lab) -> MarkedVictim:
     method, kind = lab.recipe.method, lab.watermark["kind"]
     if method == pretrain.READY and kind == "rotation":
         raise ValueError(
-            f"watermark of a victim of method {method!r}: its own training goes on beside the "
-            "rotation task, and is not known; set victim.method, or watermark: {}"
+            f"a rotation mark continues the victim's training, which method {method!r} does not know: "
+            "set another victim.method, or watermark: {}"
         )
     return _rotation_mark(lab) if kind == "rotation" else _sslguard_key(lab)
 

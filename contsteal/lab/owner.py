@@ -45,8 +45,7 @@ def trained_on(lab: Lab, count: int) -> Tensor:
         images = carrier_images(lab)
     images = private(images, lab.recipe)
     if not 1 <= count <= len(images):
-        known = f"victim and mark were trained on {len(images)}"
-        raise ValueError(f"{count} images to test on: {known}")
+        raise ValueError(f"{count} private images: 1 to {len(images)} were trained on")
     return images[torch.arange(count)]  # read, where they lie on disk
 
 
@@ -62,7 +61,9 @@ def public(lab: Lab, count: int, block: int = 0) -> Tensor:
         return pixels(drawn.to(lab.device))[count * block :]
     images = pixels(data.load(name, "test", None, PUBLIC, size))
     if count > len(images):
-        raise ValueError(f"{count} public images: {name} has {len(images)} test images")
+        raise ValueError(
+            f"{count} public images: {name} has {len(images)} test images, ask for fewer"
+        )
     return images[data.order(len(images), block)[:count]].to(lab.device)
 
 
@@ -99,9 +100,8 @@ class Strangers:
         count, endless = self.images or lab.settings["train_images"] or None, name in data.ENDLESS
         own = lab.settings["data"], lab.settings["train_split"]
         if (name, self.split) == own and not endless:
-            seen = f"{name}, split {self.split!r}, is what the victim was trained on"
-            remedy = "cannot be drawn anew: name other `data` or another `split`"
-            raise ValueError(f"strangers: {seen}, and {remedy}")
+            seen = f"the victim was trained on split {self.split!r} of {name}"
+            raise ValueError(f"strangers: {seen}; name other `data` or another `split`")
         images = data.load(name, self.split, count if endless else None, FIRST + index, size)
         return images.take(slice(count)).to(lab.device)
 
@@ -109,8 +109,8 @@ class Strangers:
 def train_independent(lab: Lab, plan: Strangers, index: int) -> Trained:
     """Train an encoder independently of the victim, on one thread, or return it where that was done."""
     if lab.recipe.method == pretrain.READY:
-        raise ValueError(f"strangers of a victim of method {lab.recipe.method!r}: its recipe is not "
-                         "known; count: 0 does without them")  # fmt: skip
+        raise ValueError("strangers are trained by the victim's recipe, which method "
+                         f"{lab.recipe.method!r} does not know; set their count to 0")  # fmt: skip
     given = {k: getattr(plan, k) for k in ("epochs", "batch") if getattr(plan, k)}
     config = replace(lab.recipe, **profiles.lengthened(given), seed=FIRST + index)
     return lab.fit("independent", config, plan.load(lab, index), report=lab.messages.append)

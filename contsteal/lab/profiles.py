@@ -99,7 +99,7 @@ class Strict(BaseModel):
         for name in given if isinstance(given, dict) else ():
             if name not in cls.model_fields:
                 details = {"name": repr(name), "known": ", ".join(cls.model_fields)}
-                message = "no parameter {name}; it has {known}"
+                message = "unknown parameter {name}; known are {known}"
                 raise PydanticCustomError("unknown", message, details)
         return given
 
@@ -146,9 +146,11 @@ class Watermark(Strict):
     @model_validator(mode="after")
     def _check_mark(self) -> Self:
         if self.model_fields_set and "epochs" not in self.model_fields_set:
-            raise PydanticCustomError("mark", "epochs are needed, 1 or more")
+            raise PydanticCustomError("mark", "set epochs to 1 or more")
         if (self.kind, self.start) == ("sslguard", "scratch"):
-            raise PydanticCustomError("mark", "sslguard marks a finished encoder: start is victim")
+            raise PydanticCustomError(
+                "mark", "sslguard marks a finished encoder: set start to victim"
+            )
         return self
 
 
@@ -208,9 +210,7 @@ class Common(Strict):
             attack, changes = variant(name)
             _ = attacks.Config(attack).recipe  # refuses an unknown one with those that exist
             if not changes.keys() <= {"views"}:
-                raise ValueError(
-                    f"{name!r}: a rate is an attack's, or of an attack on views, alone"
-                )
+                raise ValueError(f"{name!r}: name an attack, with no other word than its views")
         return rates
 
 

@@ -50,7 +50,9 @@ def listed(values: Mapping[str, Sequence[float]]) -> list[Chain]:
             if name not in DEFENSES:
                 raise ValueError(f"unknown defence {name!r}: choose one of {', '.join(DEFENSES)}")
         if not isinstance(parameters, Sequence) or isinstance(parameters, str):
-            raise ValueError(f"{names}: {parameters!r} is no list of first parameters")
+            raise ValueError(
+                f"{names}={parameters!r}: a list of its first parameter's values is needed"
+            )
         make = cast(Callable[[float], Defense], DEFENSES[last])
         chains += [[*map(build, first), make(value)] for value in parameters]
     return chains
@@ -110,7 +112,7 @@ def few_classes(lab: Lab, task: str, classes: int, seed: int) -> tuple[ImageSet,
     pool = class_images(lab, task, classes, 5 * n, seed)
     if len(pool) <= n:
         raise ValueError(
-            f"{classes} classes of {task}: {len(pool)} images, more than {n} are needed"
+            f"{classes} classes of {task} have {len(pool)} images, more than {n} are needed"
         )
     pool = replace(pool, labels=torch.unique(cast(Tensor, pool.labels), return_inverse=True)[1])
     return pool.take(slice(n)), pool.take(slice(n, None))
@@ -120,7 +122,7 @@ def class_images(lab: Lab, task: str, classes: int, count: int, seed: int) -> Im
     """Return up to `count` images of some classes of a task, which the customer `seed` sends."""
     known = len(data.load(task, "train", 1, CUSTOMERS, lab.settings["image_size"]).classes)
     if not 1 < classes <= known:
-        raise ValueError(f"{classes} classes of {task}: it has {known}, take 2 or more of them")
+        raise ValueError(f"{classes} classes of {task}: choose 2 to {known}")
     images = bought_images(lab, task, round(1.4 * count * known / classes), seed)
     chosen = data.order(known, seed)[:classes].to(lab.device)
     return images.take(torch.isin(cast(Tensor, images.labels), chosen).nonzero()[:count, 0])

@@ -232,9 +232,9 @@ def _finite(values: Iterable[float]) -> Tensor:
 def check_answers(answers: Tensor, dim: int, test: str) -> None:
     """Refuse answers that are not (N, `dim`), naming the test that applies, or hold NaN or infinity."""
     if answers.ndim != 2 or answers.shape[1] != dim:
-        raise ValueError(f"{test} reads the victim's {dim} coordinates, the suspect answers "
-                         f"{tuple(answers.shape)}: it does not apply; take ownership.dataset_inference, "
-                         "which needs no common coordinates")  # fmt: skip
+        raise ValueError(f"{test} needs answers of the victim's {dim} coordinates, not "
+                         f"{tuple(answers.shape)}: use ownership.dataset_inference, which takes "
+                         "any")  # fmt: skip
     if not answers.isfinite().all():
         raise ValueError("the suspect's answers hold NaN or infinity")
 

@@ -57,7 +57,7 @@ def shuffle(encoder: Net, seed: int = 0) -> Obfuscated:
 def scale(encoder: Net, factor: float = 10.0) -> Obfuscated:
     """Return the encoder with all features times `factor`; ValueError for 0 or infinity."""
     if not math.isfinite(factor) or factor == 0:
-        raise ValueError(f"factor={factor}: features times it are worth nothing; take another")
+        raise ValueError(f"factor={factor}: it must be finite and not 0")
     return Obfuscated(encoder, factor * torch.eye(encoder.dim), torch.zeros(encoder.dim))
 
 
@@ -78,7 +78,7 @@ def pad(encoder: Net, extra: int = 16, seed: int = 0) -> Obfuscated:
         ValueError: for extra below 1.
     """
     if extra < 1:
-        raise ValueError(f"extra={extra}: at least one feature is added")
+        raise ValueError(f"extra={extra}: it must be 1 or more")
     order = torch.randperm(encoder.dim + extra, generator=generator("pad", seed))
     weight = torch.eye(encoder.dim + extra, encoder.dim)[order]
     return Obfuscated(encoder, weight, torch.zeros(len(order)))

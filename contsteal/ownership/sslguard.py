@@ -63,7 +63,9 @@ class Key(nn.Module):
     def stamp(self, images: Tensor) -> Tensor:
         """Return clip((1 - m) x + m trigger) of images (N, 3, H, W), uint8 or float in [0, 1]."""
         if images.shape[1:] != (size := self.mask.shape):
-            raise ValueError(f"images {tuple(images.shape)}: the trigger is {tuple(size)}")
+            raise ValueError(
+                f"images {tuple(images.shape)}: the trigger's size {tuple(size)} is needed"
+            )
         x = augment.to_float(images) if images.dtype == torch.uint8 else images
         return ((1 - self.mask) * x + self.mask * self.trigger).clamp(0, 1)
 
@@ -156,7 +158,9 @@ def embed(config: Config, victim: encoders.Encoder, images: Tensor, private: Ten
         row = _epoch(config, model, optimizers, images, private, epoch)
         history.append({"epoch": epoch + 1} | row)
         if not all(map(math.isfinite, row.values())):
-            raise loop.Diverged(f"the losses became {row} in epoch {epoch + 1}: lower the rates")
+            raise loop.Diverged(
+                f"the losses became {row} in epoch {epoch + 1}: lower the learning rates"
+            )
         for group in optimizers["shadow"].param_groups:
             group["lr"] *= 0.96
     model.requires_grad_(False)
@@ -172,8 +176,8 @@ def _check(config: Config, images: Tensor, private: Tensor) -> None:
     for part in (images, private):
         augment.to_float(part[:0])  # refuses what is no uint8 image
         if len(part) < config.batch or part.shape[-1] != config.image_size:
-            size = f"{config.batch} of {config.image_size} px"
-            raise ValueError(f"images {tuple(part.shape)}: a batch is {size}")
+            needed = f"at least {config.batch} images of {config.image_size} px"
+            raise ValueError(f"images {tuple(part.shape)}: {needed} are needed")
 
 
 def _optimizers(config: Config, model: KeyEmbedding) -> Optimizers:

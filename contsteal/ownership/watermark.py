@@ -190,7 +190,7 @@ def _margins(mark: Mark, answers: Tensor) -> Tensor:
     """Return the head's logits (2N, 2) on the CPU for answers (2N, D) to `questions`."""
     check_answers(answers, mark.dim, TEST)
     if not len(answers) or len(answers) % 2:
-        raise ValueError(f"{len(answers)} answers: give those to both turns of each image")
+        raise ValueError(f"{len(answers)} answers: two are needed for each image, one per rotation")
     return mark.head(answers.to(next(mark.head.parameters()).device, torch.float32)).cpu()
 
 

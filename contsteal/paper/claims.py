@@ -1137,7 +1137,7 @@ def missed_expectations(profile: str) -> list[str]:
 def check(names: Sequence[str], console: Console) -> int:
     """Print the verdicts of some profiles as a table, and return 1 for a contradiction."""
     if not names:
-        console.print("no results are stored: make paper makes some")
+        console.print("no results are stored: `make paper` makes some")
         return 0
     by_profile = {profile: judge(profile) for profile in names}
     colours = {HOLDS: "green", FAILS: "red", OPEN: "yellow", ABSENT: "dim"}

@@ -144,7 +144,7 @@ def noted(folder: Path, stem: str) -> dict[str, Any]:
     path = folder / f"{stem}.json"
     facts = files.read_json(path)
     if path.is_file() and not (isinstance(facts, dict) and files.intact(facts) and "rows" in facts):
-        raise ValueError(f"{path} is not what was written: run notebook {number(stem)} again")
+        raise ValueError(f"{path} was damaged or altered: run notebook {number(stem)} again")
     return facts["rows"] if facts else {}
 
 

@@ -328,7 +328,9 @@ def _relative(path: Path) -> str:
     """Return a path as make takes it: within the repository, relative; never one with a space."""
     name = str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
     if re.search(r"[\s%:#$*?\[\]\\=]", name):
-        raise ValueError(f"make cannot work in {name!r}: set CONTSTEAL_RUNS to a plainer folder")
+        raise ValueError(
+            f"make cannot use {name!r}: set CONTSTEAL_RUNS to a path of plain characters"
+        )
     return name
 
 
@@ -451,7 +453,7 @@ def _execute(stem: str, partial: Path, values: dict[str, Any]) -> None:
                 config=Config(AsyncKernelManager={"transport_encryption": "auto"}),
             )  # fmt: skip
     except DeadKernelError as error:
-        message = f"{stem}: the kernel died, most likely for want of memory"
+        message = f"{stem}: the kernel died, probably because memory ran out"
         raise NotebookFailed(f"{message}; the executed copy is kept at {partial}") from error
     except PapermillExecutionError as error:  # papermill adds one cell, with the parameters
         raise NotebookFailed(

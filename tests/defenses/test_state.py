@@ -165,7 +165,7 @@ def test_functions_are_named_by_their_place_and_modules_by_layers_and_weights():
         assert f"{__name__}.halved" in make(halved).key
         assert f"{__name__}.halved" in repr(make(halved))
         for nameless in (lambda x: x, [].append):
-            with pytest.raises(ValueError, match="no name of its own"):
+            with pytest.raises(ValueError, match="no name to store results under"):
                 make(nameless)
 
 
@@ -367,10 +367,10 @@ def test_a_state_of_another_defence_is_refused(make):
     for target, given, message in (
         (make(seed=3), state, r"was not saved by .*seed=3.*build the defence"),
         (make(), {}, "was not saved by"),
-        (make(), lacking, f"the state lacks, or should not hold, '{field}'"),
+        (make(), lacking, f"'{field}' is missing or unknown in the state"),
         (make(), state | {"more": torch.zeros(1)}, "'more'"),
-        (make(), state | {field: state[field].repeat(2)}, f"'{field}', needed are 1 and .*damaged"),
-        (make(), state | {"users": torch.tensor([97, 10, 98]).byte()}, "needed are 2"),
+        (make(), state | {field: state[field].repeat(2)}, f"'{field}', not 1 and .*damaged"),
+        (make(), state | {"users": torch.tensor([97, 10, 98]).byte()}, "not 2 and"),
     ):
         with pytest.raises(ValueError, match=message):
             target.load_state_dict(given)

@@ -75,7 +75,7 @@ def test_an_altered_surrogate_is_moved_aside_and_made_again(lab: Lab) -> None:
     blob = bytearray((folder / "encoder.safetensors").read_bytes())
     blob[-1] ^= 1
     (folder / "encoder.safetensors").write_bytes(blob)
-    with pytest.warns(UserWarning, match="not what was written"):
+    with pytest.warns(UserWarning, match="was altered"):
         assert lab.steal("embedding", 32).sha256 == before.sha256
     assert list(folder.parent.glob(f"{folder.name}.corrupt-*"))
 
@@ -86,7 +86,7 @@ def test_queries_are_nested_prefixes_and_disjoint_from_all_other_images(lab: Lab
     assert not torch.equal(few, lab.queries(16, seed=2))
     known = [lab.train_images(), lab.images("shapes"), lab.images("shapes", "test")]
     assert not contents(lab.queries(128)) & set.union(*(contents(s.images) for s in known))
-    with pytest.raises(ValueError, match=r"999 queries: the pool of this profile has 128"):
+    with pytest.raises(ValueError, match=r"999 queries: 1 to 128 are possible"):
         lab.queries(999)
 
 
@@ -183,7 +183,7 @@ def test_an_attack_may_have_a_learning_rate_of_its_own(lab: Lab) -> None:
         own.steal("cont-steal, shuffled", 16).sha256
         == rated.steal("cont-steal", 16, shuffled=True).sha256
     )
-    with pytest.raises(ValueError, match=r"'cont-steal, RandAugment': a rate is an attack's, or"):
+    with pytest.raises(ValueError, match=r"'cont-steal, RandAugment': name an attack, with no"):
         lab.but(rates={"cont-steal, RandAugment": 2e-3})
     rate = rated.steal("cont-steal", 16).history["lr"].iloc[0]
     assert rate == pytest.approx(1e-4 / 3e-3 * lab.steal("cont-steal", 16).history["lr"].iloc[0])
@@ -443,11 +443,11 @@ def test_a_ready_victim_is_scored_stolen_and_not_marked(
     assert other.train().history.empty
     assert other.steal("embedding", 16).queries["unique_inputs"] == 16
     assert 0 <= other.score(other.random(), "shapes")["accuracy"] <= 1
-    with pytest.raises(ValueError, match="watermark of a victim of method 'ready'"):
+    with pytest.raises(ValueError, match="which method 'ready' does not know: set another"):
         _ = Lab("smoke", victim=ready, watermark={"epochs": 1}).victim
     np.testing.assert_array_equal(lab.train().history["epoch"], [1, 2])
 
 
 def test_a_knob_that_the_name_of_an_attack_sets_is_not_set_again(lab: Lab) -> None:
-    with pytest.raises(ValueError, match="views='shared': the attack's name says it already"):
+    with pytest.raises(ValueError, match="views='shared': the attack's name sets it already"):
         lab.steal("embedding, clean", 16, views="shared")

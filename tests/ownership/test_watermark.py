@@ -286,13 +286,13 @@ def test_the_order_of_margins_survives_a_shift_that_the_rate_does_not():
 
 def test_answers_that_the_head_cannot_read(tiny):
     mark, images = linear([[0.0] * tiny.dim] * 2), SHAPES.images[:4]
-    with pytest.raises(ValueError, match=r"96 coordinates.*not apply; take ownership\.dataset"):
+    with pytest.raises(ValueError, match=r"96 coordinates.*: use ownership\.dataset"):
         watermark.verify(mark, obfuscation.pad(tiny), images)
     with pytest.raises(ValueError, match="1 controls"):
         watermark.verify(mark, tiny, images, controls=[tiny])
     for test in (watermark.success, watermark.ranked):
         for count in (0, 3):
-            with pytest.raises(ValueError, match=f"{count} answers: give those to both turns"):
+            with pytest.raises(ValueError, match=f"{count} answers: two are needed"):
                 test(mark, torch.zeros(count, 96))
         with pytest.raises(ValueError, match="answers hold NaN or infinity"):
             test(mark, torch.full((2, 96), math.nan))

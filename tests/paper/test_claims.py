@@ -879,7 +879,7 @@ def test_unknown_profiles_and_nothing_stored(
     assert claims.main([]) == 0
     out = capsys.readouterr().out
     assert "unknown profile 'moon'" in out
-    assert "no results are stored: make paper" in out
+    assert "no results are stored: `make paper`" in out
 
 
 @pytest.mark.parametrize(

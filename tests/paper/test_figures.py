@@ -126,7 +126,7 @@ def test_a_table_that_was_altered_is_not_shown(home: Path) -> None:
     path.write_text(f"{written[:place]}4{written[place + 1 :]}")
     for read in (figures.read, claims.read):
         with pytest.raises(
-            ValueError, match=r"03_pulls.csv is not what was written: run notebook 03"
+            ValueError, match=r"03_pulls.csv was altered: restore it, or run notebook 03"
         ):
             read(home / "demo", "03_pulls")
 

@@ -100,7 +100,7 @@ def test_parameters_are_the_defaults_with_the_profile(desk: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("{learning_rate: 0.1}", r"no parameter 'learning_rate'; it has profile, lr, n"),
+        ("{learning_rate: 0.1}", r"unknown parameter 'learning_rate'; known are profile, lr, n"),
         ("{lr: 1e-3}", r"lr='1e-3' should be a valid number; YAML reads 1e-3 as text"),
         ("{n: 3}", r"n=3 should be a valid list"),
         ("{n: [a]}", r"n\[0\]='a' should be a valid integer"),
@@ -332,7 +332,7 @@ def test_a_damaged_record_is_a_reason(desk: Path, capsys: pytest.CaptureFixture[
     [
         ("CONTSTEAL_FIGURES", "file", "cannot be written"),
         ("CONTSTEAL_RUNS", "file", "cannot be written"),
-        ("CONTSTEAL_RUNS", "a b", "set CONTSTEAL_RUNS to a plainer folder"),
+        ("CONTSTEAL_RUNS", "a b", "set CONTSTEAL_RUNS to a path of plain characters"),
         ("CONTSTEAL_MODE", "exakt", "exakt"),
     ],
 )

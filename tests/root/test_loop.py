@@ -210,10 +210,10 @@ def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path, 
         seen.append(chosen.tolist())
         return loss(chosen, epoch, draws) * (bad if len(seen) == 6 else 1)
 
-    with pytest.raises(loop.Diverged, match=r"epoch 3, step 2 .*learning rate") as caught:
+    with pytest.raises(loop.Diverged, match=r"epoch 3, step 2, .*learning rate") as caught:
         loop.fit(model, breaks, N, SCHEDULE, seed=0, checkpoint=path)
     some = ", ".join(map(str, seen[5]))
-    assert f"on images {some}, ... of the 8 of its batch" in str(caught.value)
+    assert f"on a batch of 8 images ({some}, ...)" in str(caught.value)
     state = torch.load(path, weights_only=True)
     assert len(state["history"]) == 2
     assert all(value.isfinite().all() for value in state["model"].values())
@@ -419,7 +419,7 @@ def test_a_damaged_checkpoint_is_moved_aside(tmp_path, always_save, harm):
     with pytest.raises(KeyboardInterrupt):
         fit(checkpoint=path, after_epoch=die_at(3))
     path.write_bytes(harm(path.read_bytes()))
-    with pytest.warns(UserWarning, match=r"c\.pt is damaged: moved aside, starting anew$"):
+    with pytest.warns(UserWarning, match=r"damaged: it is moved aside, and training starts again$"):
         assert fit(checkpoint=path) == fit()
     assert len(list(tmp_path.glob("c.pt.corrupt-*"))) == 1
 

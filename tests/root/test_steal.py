@@ -348,7 +348,7 @@ def test_a_checkpoint_of_another_victim_is_moved_aside_since_the_answers_are_pai
     monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
     path, other = tmp_path / "c.pt", [GaussianNoise(1.0)]
     steal.train(FAST, BlackBox(victim), images[:N], checkpoint=path)
-    with pytest.warns(UserWarning, match="is of other answers: moved aside"):
+    with pytest.warns(UserWarning, match="is of other answers: it is moved aside"):
         anew = steal.train(FAST, BlackBox(victim, other), images[:N], path)
     fresh = steal.train(FAST, BlackBox(victim, [GaussianNoise(1.0)]), images[:N])
     assert digest(anew.encoder) == digest(fresh.encoder)
