@@ -320,19 +320,20 @@ def kinds_of_training(home: Path) -> dict[str, Kind]:
     """Return encoders, answers, checkpoints and artifacts."""
     net = encoders.build("conv4", width=0.5, seed=0)
     store, names = victim.AnswerStore(home / "answers"), [bytes(16), bytes([1]) * 16]
-    clean = torch.linspace(0, 1, 8).reshape(2, 4)
+    clean, projector = torch.linspace(0, 1, 8).reshape(2, 4), methods.Head(64, 8, 4)
 
     def fill(folder: Path) -> None:
-        artifacts.write(folder, net, projector=methods.Head(64, 8, 4))
+        artifacts.write(folder, net, queries={"calls": 4}, projector=projector)
         files.write_json(folder / "score.json", {"accuracy": 0.25, "agreement": 0.5})
 
     def folder() -> Path:
         return artifacts.artifact("flip", 0, ["contsteal.losses"], fill, lambda line: None)
 
     def read_artifact() -> object:
-        trained = artifacts.read(folder(), CPU)
-        head = encoders.digest(trained.projector.state_dict().items()) if trained.projector else ""
-        return trained.sha256, head, files.read_json(folder() / "score.json")
+        got = artifacts.read(folder(), CPU)
+        head = encoders.digest(got.projector.state_dict().items()) if got.projector else ""
+        score = files.read_json(folder() / "score.json")
+        return got.sha256, got.history.to_csv(), got.queries, head, score
 
     def answers() -> Path:
         store.put(names, clean)
@@ -820,6 +821,7 @@ def campaign(short: bool, seed: int, only: Sequence[str] = ()) -> tuple[pd.DataF
     for fault, (run, full, few) in FAULTS.items():
         if not (few if short else full) or (only and not any(word in fault for word in only)):
             continue
+        began = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
             home, before = Path(folder), dict(os.environ)
             os.environ["CONTSTEAL_RUNS"] = str(home / "runs")
@@ -832,7 +834,8 @@ def campaign(short: bool, seed: int, only: Sequence[str] = ()) -> tuple[pd.DataF
         for text in filter(None, outcomes):
             problems[f"{fault}: {text}"] = problems.get(f"{fault}: {text}", 0) + 1
         survived = sum(text == SURVIVED for text in outcomes)
-        rows.append({"fault": fault, "tried": len(outcomes), "survived": survived})
+        rows.append({"fault": fault, "tried": len(outcomes), "survived": survived,
+                     "seconds": round(time.monotonic() - began, 1)})  # fmt: skip
         print(f"{fault}: {survived} of {len(outcomes)} survived", flush=True)
     return pd.DataFrame(rows), [f"{text} ({count})" for text, count in problems.items()]
 
@@ -858,6 +861,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given.short:
         stamp = {
             "seed": given.seed,
+            "commit": artifacts.code_version().split()[1],
             "device": artifacts.processor(),
             "date": date.today().isoformat(),
         }

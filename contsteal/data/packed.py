@@ -106,7 +106,7 @@ class Packed:
 def _map(file: Path) -> np.ndarray:
     try:
         return np.asarray(np.load(file, mmap_mode="r"))
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # of many kinds for a damaged header, which numpy parses as Python
         message = f"{file} is missing or truncated ({error})"
         raise PackError(f"{message}: remove {file.parent} and pack it again") from error
 
@@ -186,7 +186,8 @@ def _manifest(home: Path) -> dict[str, Any]:
     if intact:
         whole = (manifest["rows"], 3, *2 * [manifest["size"]])
         summed = "sums" not in manifest or _hash(home / SUMS) == manifest["sums"]
-        if summed and _map(home / IMAGES).shape == whole:
+        images = _map(home / IMAGES) if summed else np.empty(0)
+        if (images.shape, images.dtype) == (whole, np.uint8):
             return dict(manifest)
         damaged = home / (IMAGES if summed else SUMS)
     raise PackError(f"{damaged} was damaged or altered: remove {home} and pack it again")
