@@ -20,6 +20,7 @@ from contsteal.defenses import B4B, DEFENSES, Described, build
 from contsteal.defenses.state import PerUser
 from contsteal.lab import sweeps, tables
 from contsteal.lab.experiment import Lab, pixels
+from contsteal.lab.profiles import distinct
 from contsteal.lab.sweeps import Job, Names, Numbers, Row, product
 from contsteal.seeds import derive
 from contsteal.victim import Defense
@@ -155,7 +156,7 @@ def calibrated(lab: Lab, defense: B4B, task: str, classes: int, seeds: Numbers) 
     twentieth of a coordinate's standard deviation.
     """
     shares, deviations = [], []
-    for seed in seeds:
+    for seed in distinct(seeds):
         watching = copy.deepcopy(defense)
         for side in few_classes(lab, task, classes, CALIBRATION + seed):
             answers = lab.api().embed(pixels(side))
@@ -226,7 +227,7 @@ def adapting(
     """
     anchors = _anchors(lab, queries)
     parts, rest = [pd.DataFrame()], (queries, seeds, bought, steps)
-    for chain in chains:
+    for chain in distinct(chains):
         kind = strength(chain)["kind"].split(" + ")[-1]
         for name, how in ADAPTING.get(kind, {}).items():
             changes = how | ({"anchors": anchors} if "accounts" in how else {})
@@ -367,7 +368,7 @@ def coverage(lab: Lab, defences: Sequence[B4B], users: Senders, seeds: Numbers) 
     Rows: `defence`, `user`, `seed`, `queries` so far, `coverage` from 0 to 1, the `noise` of the next
     answer, and `bearable`, the noise that customers can bear.
     """
-    rows = []
+    rows, defences = [], distinct(defences)
     for (user, images), seed in product(users.items(), seeds):
         answers = lab.api().embed(images(seed))
         about = {"seed": seed, "bearable": BEARABLE * float(answers.std(0).mean())}
@@ -401,7 +402,7 @@ def price(
     requests, answers = images.split(batch), encoders.embed(net, images).split(batch)
     alone = _median(lambda: [encoders.embed(net, request) for request in requests], rounds)
     rows = []
-    for chain in chains:
+    for chain in distinct(chains):
         spent = _median(partial(_through, copy.deepcopy(list(chain)), answers), rounds)
         half, whole = (_bytes(chain, answers[:k]) for k in (len(answers) // 2, len(answers)))
         rows.append({"defence": chain_name(chain), "seconds": 1000 * (alone + spent) / len(images),

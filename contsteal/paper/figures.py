@@ -5,9 +5,11 @@
 
 import argparse
 import io
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib import font_manager
@@ -119,17 +121,31 @@ def redraw(stem: str, table: pd.DataFrame, stamp: Stamp, folder: Path) -> Figure
 def publish(stem: str, table: pd.DataFrame, stamp: Stamp) -> Figure | None:
     """Draw a figure and save it with its table in its profile's folder of `publish_dir()`.
 
-    What no two runs share (VARYING) is not stored: `costs` shows it.
+    What no two runs share (VARYING) is not stored: `costs` shows it. Raises ValueError where runs of the
+    same seed stand in the table twice, which would make intervals too short.
     """
     table = table.drop(columns=list(VARYING), errors="ignore")
+    if "seed" in table and (twice := table[table.astype(str).duplicated()]).size:
+        raise ValueError(f"{stem}: {len(twice)} rows stand there twice, such as one of seed "
+                         f"{twice['seed'].iloc[0]}: name each seed and each victim once")  # fmt: skip
     return redraw(stem, table, stamp, artifacts.publish_dir() / stamp["profile"])
 
 
 def note(stem: str, table: pd.DataFrame, stamp: Stamp) -> pd.DataFrame:
     """Keep a table of times, which no two runs share, as JSON beside the figures; return it."""
     folder = artifacts.publish_dir() / stamp["profile"]
-    files.write_json(folder / f"{stem}.json", stamp | {"rows": table.to_dict("index")})
+    facts = json.loads(json.dumps(stamp | {"rows": table.to_dict("index")}, default=str))
+    files.write_json(folder / f"{stem}.json", files.sealed(facts))
     return table
+
+
+def noted(folder: Path, stem: str) -> dict[str, Any]:
+    """Return the rows that `note` has kept, {} for none; ValueError where they are damaged."""
+    path = folder / f"{stem}.json"
+    facts = files.read_json(path)
+    if path.is_file() and not (isinstance(facts, dict) and files.intact(facts) and "rows" in facts):
+        raise ValueError(f"{path} was damaged or altered: run notebook {number(stem)} again")
+    return facts["rows"] if facts else {}
 
 
 def costs(stem: str, table: pd.DataFrame, stamp: Stamp) -> pd.DataFrame:
@@ -215,7 +231,7 @@ def parties(folder: Path) -> tuple[pd.DataFrame, Stamp]:
     rows = changes[list(dict.fromkeys(who))].join(
         provider.worth(stake).set_index("defence")["verdict"]
     )
-    bills = (files.read_json(folder / "05a_price.json") or {}).get("rows", {})
+    bills = noted(folder, "05a_price")
     rows["bytes"] = [bills.get(defence, {}).get("bytes") for defence in rows.index]
     parts = [rows.loc[list(dict.fromkeys(stake["defence"]))].reset_index(names="means")
              .assign(kind=sentences.PERTURBATION)]  # fmt: skip

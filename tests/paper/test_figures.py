@@ -105,6 +105,15 @@ def test_a_published_figure_lies_beside_its_table_and_stamp(stem: str, home: Pat
     assert changed == {"pdf", "png", "json"}, "a picture never stays behind its table or stamp"
 
 
+def test_a_run_that_stands_twice_in_a_table_is_not_published(home: Path) -> None:
+    """Two victims of the same seed, which an interactive reader may name, count as two."""
+    table, stamp = figures.read(STORED, "03_pulls")
+    table = table.head(2).assign(seed=[4, 5])
+    with pytest.raises(ValueError, match="2 rows stand there twice, such as one of seed 4: name"):
+        figures.publish("03_pulls", pd.concat([table, table.assign(seconds=1.0)]), stamp)
+    assert content(home) == {}
+
+
 def test_a_table_that_was_altered_is_not_shown(home: Path) -> None:
     """One digit of a number; stamps of before there were hashes have none to compare with."""
     table, stamp = figures.read(STORED, "03_pulls")
