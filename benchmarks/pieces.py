@@ -403,7 +403,7 @@ def alone() -> Iterator[None]:
     for place in (logs(), artifacts.figures_dir(), *own):
         files.write_text(place / ".writable", " " * 2**16)
         (place / ".writable").unlink()
-    with (logs() / "lock").open("w") as file:
+    with (artifacts.runs_dir() / "record.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
