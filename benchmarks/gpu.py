@@ -123,7 +123,7 @@ def peer(size: Size, workers: int) -> list[Row]:
     if find_spec("lightly") is None:
         print("the comparison with lightly is not measured: no lightly is installed")
         return [Row("gpu", "simclr step", "lightly", "views", 0.0, 0.0, 0.0, 0)]
-    steps, batch = 8, size.batch
+    steps, batch = max(2, 4 * workers), size.batch  # several batches for each worker
     images = data.load("shapes", n=steps * batch).images
     trial = training.own("simclr", batch, encoder=size.encoder, width=1.0)
     theirs = training.Lightly(images, workers, batch, size.encoder, 1.0)

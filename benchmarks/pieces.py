@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -279,18 +279,19 @@ def _end(group: int, poll: Callable[[], object] = lambda: None) -> None:
 
 def clear(wanted: Sequence[Piece], state: State) -> None:
     """End what a call that was killed has left running, and note what became of its piece."""
-    known = state.pop("running", None)
+    if not (known := state.pop("running", None)):
+        return
+    name, took, born = known["piece"], known["seconds"], known["born"]
+    print(f"{name}: killed with the last call, after {took:.0f} s or more")
+    try:
+        ours = psutil.Process(known["pid"]).create_time() == born  # else the number's new owner
+    except psutil.NoSuchProcess:
+        ours = True  # what it started may be there
+    if ours:
+        _end(known["pid"])
     for piece in wanted:
-        if known and piece.name == known["piece"]:
-            print(
-                f"{piece.name}: killed with the last call, after {known['seconds']:.0f} s or more"
-            )
-            with suppress(psutil.NoSuchProcess):
-                if psutil.Process(known["pid"]).create_time() != known["born"]:
-                    known["pid"] = 0  # it has ended, and its number is another process's
-            if known["pid"]:
-                _end(known["pid"])
-            note(piece, state, "killed", known["born"], known["seconds"])
+        if piece.name == name:
+            note(piece, state, "killed", born, took)
 
 
 def note(
@@ -308,8 +309,8 @@ def note(
     }  # fmt: skip
 
 
-def proceed(todo: Sequence[Piece], state: State, end: float, to: Path | None) -> None:
-    """Run the pieces that fit before `end`, in their order; keep after each what became of it."""
+def proceed(todo: Sequence[Piece], state: State, end: float, kept: Callable[[], object]) -> None:
+    """Run the pieces that fit before `end`, in their order; after each note it, and call `kept`."""
     for piece in todo:
         if (left := end - time.monotonic()) < piece.needs(state):
             continue  # a later one may still fit
@@ -324,7 +325,7 @@ def proceed(todo: Sequence[Piece], state: State, end: float, to: Path | None) ->
         note(piece, state, outcome, since, took, key, said)
         if piece.notebook and outcome != "done":  # `make paper` did not get to its end
             notebooks.finish(piece.notebook[0], time.time())
-        keep(state, {p.notebook[0] for p in todo if p.notebook}, to)
+        kept()
         if outcome == "interrupted":
             break
 
@@ -357,7 +358,7 @@ def keep(state: State, profiles: Iterable[str], to: Path | None) -> None:
 def _pack(archive: Path, kept: Mapping[str, Path]) -> None:
     """Write those of the files and folders that exist into an archive, each under its name there."""
     kind = "w:gz" if archive.suffix == ".gz" else "w"  # weights cannot be packed
-    with files.atomic(archive) as partial, tarfile.open(partial, kind) as tar:
+    with files.atomic(archive) as new, tarfile.open(new, kind) as tar:
         for name, path in kept.items():
             if path.exists():
                 tar.add(path, name)
@@ -442,14 +443,18 @@ def call(profile: str, end: float, to: Path | None) -> int:
         if state["pieces"].get(piece.name, {}).get("outcome") == "done":
             del state["pieces"][piece.name]  # out of date
     able = sorted((p for p in todo if not (p.notebook and missing())), key=lambda p: p.later(state))
+    kept = partial(keep, state, {p.notebook[0] for p in wanted if p.notebook}, to)
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        proceed(able, state, end, to)
+        proceed(able, state, end, kept)
     finally:
         signal.signal(signal.SIGTERM, before)
     left = [p for p in todo if state["pieces"].get(p.name, {}).get("outcome") != "done"]
+    archive = (to or artifacts.runs_dir()) / ARCHIVE
+    if not archive.exists():  # nothing had to be done
+        kept()
     print("\n".join(messages(wanted, sorted(left, key=lambda p: p.later(state)), state)))
-    print(f"{(to or artifacts.runs_dir()) / ARCHIVE} has all that should be kept: `tar xzf` in a clone "
+    print(f"{archive} has all that should be kept: `tar xzf` in a clone "
           "puts it where it can be committed, and a call there goes on from it.")  # fmt: skip
     failed = any(state["pieces"].get(p.name, {}).get("outcome") == "failed" for p in left)
     return int(failed or len(able) < len(todo))

@@ -142,6 +142,8 @@ def test_a_record_is_made_in_several_calls(
     monkeypatch.setenv("CONTSTEAL_FIGURES", str(home / "clone" / "figures"))
     monkeypatch.setattr(notebooks, "tasks", lambda *_: [SimpleNamespace(reason="never", key={})])
     assert begun(call(1)) == ["failing"]
+    with tarfile.open(home / "clone" / "runs" / pieces.ARCHIVE) as tar:
+        assert {*tar.getnames()} == names
     (home / "clone" / "figures" / "smoke" / "03_attacks.csv").write_text("another\n")
     monkeypatch.setattr(pieces, "run", lambda piece, limit, state: ("done", 1.0, []))
     assert begun(call(0)) == ["smoke 03", "failing"]
