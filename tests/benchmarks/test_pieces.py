@@ -322,6 +322,8 @@ def test_pieces_come_in_the_order_of_their_value_and_each_fits_into_a_call() -> 
     assert {"benchmark forms", "paper 00 06", "tests of compiled steps"} < {*names}
     assert len({*names}) == len(names)
     assert all(piece.seconds + pieces.GRACE <= 540 for piece in given)
+    tiny = [piece.notebook[1] for piece in pieces.pieces(["smoke"], tiny=True) if piece.notebook]
+    assert " ".join(tiny) == " ".join(ORDER)
     known = {notebooks.number(stem) for stem in notebooks.stems()}
     assert {number for numbers in ORDER for number in numbers.split()} == known
     assert given[3].line()[2:4] == ["paper", "PROFILE=synthetic"]
