@@ -493,8 +493,9 @@ def _check(
     if config.recipe.labels:
         evaluate.classes(labels, len(images))
     schedule = loop.Schedule(
-        config.epochs, config.batch, config.lr, config.weight_decay, steps=config.steps
-    )
+        config.epochs, config.batch, config.lr, config.weight_decay, optimizer=config.optimizer,
+        steps=config.steps,
+    )  # fmt: skip
     schedule.check(len(images))
     loop.mode_labels()  # refuses unknown modes
     # Not the surrogate itself: the answers decide how wide its last layer is.
