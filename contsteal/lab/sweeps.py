@@ -88,7 +88,7 @@ def alone_rows(lab: Lab, name: str, queries: int, seed: int, tasks: Names, steps
 
 def pretrain_victim(lab: Lab, part: str, method: str | None = None) -> list[Row]:
     """Train a victim by a method, or the supervised encoder, or find that it was done; no row."""
-    lab.train(part, method, report=lab.messages.append)
+    lab.train(part, method)
     return []
 
 

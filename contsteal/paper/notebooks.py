@@ -443,11 +443,13 @@ def _execute(stem: str, partial: Path, values: dict[str, Any]) -> None:
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
 
+    known = defaults(stem)  # the page has a cell with what the profile changes, if anything
+    given = {n: v for n, v in values.items() if json.dumps(v) != json.dumps(known[n])}
     try:
         with _left_at_once(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # papermill's own, about its metadata
             papermill.execute_notebook(
-                NOTEBOOKS / f"{stem}.ipynb", partial, values, kernel_name="python3", cwd=ROOT,
+                NOTEBOOKS / f"{stem}.ipynb", partial, given, kernel_name="python3", cwd=ROOT,
                 progress_bar=False, coalesce_streams=True,
                 extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
                 config=Config(AsyncKernelManager={"transport_encryption": "auto"}),
@@ -455,9 +457,9 @@ def _execute(stem: str, partial: Path, values: dict[str, Any]) -> None:
     except DeadKernelError as error:
         message = f"{stem}: the kernel died, probably because memory ran out"
         raise NotebookFailed(f"{message}; the executed copy is kept at {partial}") from error
-    except PapermillExecutionError as error:  # papermill adds one cell, with the parameters
+    except PapermillExecutionError as error:
         raise NotebookFailed(
-            f"{stem}, code cell {error.exec_count - 1}:\n\n{error.source}\n\n{error.ename}: "
+            f"{stem}, code cell {error.exec_count - bool(given)}:\n\n{error.source}\n\n{error.ename}: "
             f"{error.evalue}\n\nthe executed copy is kept at {partial}"
         ) from error
 

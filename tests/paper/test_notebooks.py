@@ -218,6 +218,7 @@ def test_parameters_reach_the_notebook_in_their_order(desk: Path, capsys) -> Non
     assert run(capsys) == 0
     executed = (desk / "runs" / "tiny" / f"{FIRST}.ipynb").read_text()
     assert executed.count('{\\"rounding\\": 0, \\"b4b\\": 1}') == 1
+    assert executed.count("lr = 0.1") == 1, "what the profile leaves as it is stands there once"
 
 
 def test_weights_of_ready_victims_count(desk: Path, tmp_path: Path) -> None:
