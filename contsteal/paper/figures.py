@@ -298,6 +298,7 @@ def section(folder: Path, stem: str, table: pd.DataFrame, stamp: Stamp) -> list[
         numbers = result.numbers.reset_index()
         if isinstance(numbers.columns, pd.MultiIndex):
             numbers.columns = numbers.columns.map(lambda column: " ".join(filter(None, column)))
+        numbers.columns = numbers.columns.str.replace("_", " ")
         parts += [result.text, numbers.to_markdown(index=False)][: 1 + (not result.numbers.empty)]
     return parts
 

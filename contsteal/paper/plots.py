@@ -1,6 +1,7 @@
 """One function per figure, from a table and a title to a matplotlib figure, and one row in `FIGURES`."""
 
 import base64
+import re
 import textwrap
 from collections.abc import Callable, Mapping
 from itertools import cycle
@@ -18,7 +19,7 @@ from scipy.stats import spearmanr
 
 from contsteal.evaluate import mean_interval
 from contsteal.lab import detection, profiles, provider, sweeps, tables
-from contsteal.lab.tables import name, names
+from contsteal.lab.tables import DEFENCES, name, names
 from contsteal.ownership import proportion
 from contsteal.paper import sentences
 from contsteal.paper.sentences import REFERENCES, Summary
@@ -63,8 +64,8 @@ def canvas(
     if len(plt.get_fignums()) > 9:
         plt.close(plt.get_fignums()[0])
     fig, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), squeeze=False, **options)
-    if title:  # in lines of about equal length
-        whole = title.replace(" %", "\N{NO-BREAK SPACE}%")
+    if title:  # in lines of about equal length, between which no interval is broken
+        whole = re.sub(r"\([^)]*CI [^)]*\)| %", lambda m: m[0].replace(" ", "\u00a0"), title)
         wrapped = [textwrap.wrap(whole, width, break_on_hyphens=False)
                    for width in range(1, WIDEST + 1)]  # fmt: skip
         lines = next(lines for lines in wrapped if len(lines) == len(wrapped[-1]))
@@ -245,7 +246,7 @@ def stake_dots(table: pd.DataFrame, title: str) -> Figure:
 def embedding_map(table: pd.DataFrame, title: str = "") -> Figure:
     """Draw a two-dimensional map of the same images per encoder, each as the number of its class."""
     order = sorted(table["label"].unique(), key=lambda label: (len(str(label)), str(label)))
-    signs = {label: f"${k}$" for k, label in enumerate(order)}
+    signs = {label: f"${k:0{len(str(len(order) - 1))}d}$" for k, label in enumerate(order)}
     fig, each = panels(table, "encoder", title, 2.3, 0.4, columns=3)
     for ax, encoder, rows in each:
         ax.axis("off")
@@ -510,7 +511,8 @@ def defence_curves(table: pd.DataFrame, title: str) -> Figure:
             _strengths(ax, start, runs, colours[name(attack)], labels)
         frame(ax, table, "accuracy", vertical=False)
         knob = STRENGTHS.get(kind.split(" + ")[-1], "")
-        ax.set_title(sentences.kind_name(kind) + f" ({knob})" * bool(knob), size=7.5)
+        called = re.sub("|".join(DEFENCES), lambda match: DEFENCES[match[0]], kind)
+        ax.set_title(called + f" ({knob})" * bool(knob), size=7.5)
         ax.set(xlim=(0, 0.1 + free["legitimate"].mean()))
         ax.set(xlabel="customer's accuracy", ylabel="thief's accuracy")
         ax.label_outer()

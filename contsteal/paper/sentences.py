@@ -3,7 +3,6 @@
 A difference is reliable where its 95 % t-interval over seeds excludes zero.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from scipy.stats import spearmanr
 
 from contsteal import evaluate
 from contsteal.lab import profiles, provider, sweeps, tables
-from contsteal.lab.tables import DEFENCES, Difference, name
+from contsteal.lab.tables import Difference, name
 from contsteal.ownership import inference
 
 ALPHA = 0.05
@@ -435,11 +434,6 @@ def budget(table: pd.DataFrame) -> Summary:
 
 
 # ----------------------------------------------------------------------------- defences (05)
-
-
-def kind_name(kind: str) -> str:
-    """Return how figures call a kind of defence: a chain of classes, perhaps "with offset"."""
-    return re.sub("|".join(DEFENCES), lambda match: DEFENCES[match[0]], kind)
 
 
 def defenses(table: pd.DataFrame) -> Summary:
