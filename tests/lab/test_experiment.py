@@ -46,9 +46,11 @@ def test_the_victim_is_trained_once_and_read_back_the_same(
         assert capsys.readouterr().out == message
 
 
-def test_an_interrupted_victim_continues_and_ends_the_same(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_victim_continues_elsewhere_and_ends_the_same(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """Between the two runs everything is copied to another folder, as to another machine."""
+    lab.steal("embedding", 32)
     whole = lab.train("victim", epochs=3, seed=5)
     shutil.rmtree(newest("victim"))
     real, seen = loop._epoch, []
@@ -65,9 +67,15 @@ def test_an_interrupted_victim_continues_and_ends_the_same(
     monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
     with pytest.raises(KeyboardInterrupt):
         lab.train("victim", epochs=3, seed=5)
-    resumed = lab.train("victim", epochs=3, seed=5)
+    shutil.copytree(artifacts.runs_dir(), tmp_path / "a" / "b", copy_function=shutil.copyfile)
+    monkeypatch.setenv("CONTSTEAL_RUNS", str(tmp_path / "a" / "b"))
+    there = Lab("smoke")
+    resumed = there.train("victim", epochs=3, seed=5)
     assert seen == [0, 1, "died", 2], "what was done before the kill is not repeated"
     assert resumed.sha256 == whole.sha256
+    there.steal("embedding", 32)
+    assert there.messages == [], "it is read back"
+    assert there.steal("cosine", 32).queries["forwards"] == 0, "and so are the victim's answers"
 
 
 def test_an_altered_surrogate_is_moved_aside_and_made_again(lab: Lab) -> None:
