@@ -96,6 +96,9 @@ def test_queries_are_nested_prefixes_and_disjoint_from_all_other_images(lab: Lab
     assert not contents(lab.queries(128)) & set.union(*(contents(s.images) for s in known))
     with pytest.raises(ValueError, match=r"999 queries: 1 to 128 are possible"):
         lab.queries(999)
+    for odd in ("8", 8.5, True):
+        with pytest.raises(ValueError, match=r"queries=.*: a whole number is needed"):
+            lab.queries(odd)
 
 
 def test_pixels_and_labels_are_part_of_what_a_set_is(lab: Lab) -> None:
@@ -457,5 +460,11 @@ def test_a_ready_victim_is_scored_stolen_and_not_marked(
 
 
 def test_a_knob_that_the_name_of_an_attack_sets_is_not_set_again(lab: Lab) -> None:
+    with pytest.raises(
+        ValueError, match="unknown parameter of an attack 'epoch': choose one of att"
+    ):
+        lab.steal("embedding", 32, epoch=3)
+    with pytest.raises(ValueError, match="attack=3: a text is needed"):
+        lab.steal(3, 32)
     with pytest.raises(ValueError, match="views='shared': the attack's name sets it already"):
         lab.steal("embedding, clean", 16, views="shared")
