@@ -201,6 +201,7 @@ def whole_runs(home: Path, dice: Dice, count: int) -> Outcomes:
     began = time.monotonic()
     code, taken = start().wait(), time.monotonic() - began
     whole = tables() if code == 0 else {}
+    print(f"an undisturbed run took {taken:.0f} s, {len(whole)} tables", flush=True)
     for k in range(count):
         for folder in ("runs", "figures"):
             shutil.rmtree(home / folder, ignore_errors=True)
@@ -208,11 +209,12 @@ def whole_runs(home: Path, dice: Dice, count: int) -> Outcomes:
         runs = [start() for _ in range(1 if k < count - 1 else 2)]
         codes = [run.wait() for run in runs]
         fine = tables() == whole != {} and not alive and not any(codes)
+        print(f"run {k + 1} of {count}: {'complete' if fine else 'not survived'}", flush=True)
         yield SURVIVED if fine else f"exit codes {codes}, {alive} processes alive"
 
 
 def kill(process: subprocess.Popen[bytes], dice: Dice, within: float) -> int:
-    """Kill a run at a random moment; return how many of its processes are alive 15 seconds later."""
+    """Kill a run at a random moment; return how many of its processes are alive 20 seconds later."""
     time.sleep(dice.uniform(0, within))
     whom, number = dice.choice(((0, signal.SIGTERM), (0, signal.SIGKILL), (1, signal.SIGKILL)))
     if process.poll() is not None:
@@ -220,7 +222,7 @@ def kill(process: subprocess.Popen[bytes], dice: Dice, within: float) -> int:
     everybody = [psutil.Process(process.pid)]  # make, what it has started, and so on
     everybody += everybody[0].children(recursive=True)
     everybody[min(whom, len(everybody) - 1)].send_signal(number)
-    return len(psutil.wait_procs(everybody, timeout=15)[1])
+    return len(psutil.wait_procs(everybody, timeout=20)[1])
 
 
 # --------------------------------------------------------------------------------- full disks
@@ -796,6 +798,7 @@ def generated(kind: Callable[..., Callable[[], object]]) -> Callable[[Path, Dice
 
 # how often in full, and in the short campaign of the tests
 FAULTS: dict[str, tuple[Callable[[Path, Dice, int], Outcomes], int, int]] = {
+    "a whole run is killed, or runs twice": (whole_runs, 4, 0),
     "odd configurations": (generated(config), 4000, 60),
     "odd profiles": (generated(profile), 600, 10),
     "odd data and damaged images": (generated(loader), 1000, 40),
@@ -811,7 +814,6 @@ FAULTS: dict[str, tuple[Callable[[Path, Dice, int], Outcomes], int, int]] = {
     "a training is killed": (kills_in_training, 40, 2),
     "the making of an artifact is killed": (kills_in_artifacts, 60, 3),
     "two processes at once": (two_at_once, 30, 2),
-    "a whole run is killed, or runs twice": (whole_runs, 4, 0),
 }
 
 

@@ -260,7 +260,9 @@ def _saved_if_ended(path: Path | None, kept: dict[str, Any]) -> Iterator[None]:
 
 
 def checkpoint_file(path: Path | str | None) -> Path | None:
-    """Return the file to resume from and to save to; ValueError for a folder."""
+    """Return the file to resume from and to save to; ValueError for a folder, or for no path."""
+    if path is not None and not isinstance(path, str | Path):
+        raise ValueError(f"checkpoint={path!r:.60}: the path of a file is needed")
     if path is not None and Path(path).is_dir():
         raise ValueError(f"checkpoint={path} is a folder: give a file in it")
     return None if path is None else Path(path)

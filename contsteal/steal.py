@@ -476,6 +476,8 @@ def _check(
     config: Config, api: BlackBox, images: Tensor, user: str, labels: Tensor | None
 ) -> loop.Schedule:
     """Return the schedule; refuse whatever would fail later, before any query is paid for."""
+    if not isinstance(api, BlackBox):
+        raise ValueError(f"api of kind {type(api).__name__}: a BlackBox is needed")
     _ = config.options  # refuses negatives that the loss does not have
     _check_adaptation(config, len(images))
     if config.mode in ASKS_VIEWS or len(images) > REQUEST or config.accounts > 1:

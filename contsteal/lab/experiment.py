@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +13,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from contsteal import attacks, data, encoders, evaluate, files, loop, methods, pretrain, steal
+from contsteal import (
+    attacks,
+    choice,
+    data,
+    encoders,
+    evaluate,
+    files,
+    loop,
+    methods,
+    number,
+    pretrain,
+    steal,
+)
 from contsteal.data import ImageSet
 from contsteal.data.packed import Packed
 from contsteal.lab import artifacts, profiles
@@ -135,7 +147,7 @@ class Lab:
     def _queries(self, count: int, seed: int) -> ImageSet:
         name, split = self.settings["query_data"], self.settings["query_split"]
         pool = self._load(name, split, self.settings["query_images"], 1)
-        if not 1 <= count <= len(pool):
+        if not 1 <= (count := number(count, "queries", int)) <= len(pool):
             raise ValueError(
                 f"{count} queries: 1 to {len(pool)} are possible, or raise query_images"
             )
@@ -259,6 +271,8 @@ class Lab:
         """
         given = {**self.settings["surrogate"], "image_size": self.settings["image_size"]}
         attack, varied = variant(attack)
+        for name in changes:
+            choice(name, "parameter of an attack", [field.name for field in fields(attacks.Config)])
         if twice := sorted(varied.keys() & changes.keys()):
             raise ValueError(f"{twice[0]}={changes[twice[0]]!r}: the attack's name sets it already")
         changes = varied | profiles.lengthened(changes)

@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from contsteal import attacks, augment, choice, data, encoders, loop, methods, pretrain
+from contsteal import attacks, augment, choice, data, encoders, fitting, loop, methods, pretrain
 from contsteal.lab import artifacts
 
 PROFILES = artifacts.ROOT / "notebooks" / "profiles"
@@ -60,7 +60,7 @@ def variant(name: str) -> tuple[str, dict[str, Any]]:
 
     Raises ValueError for an unknown variant, with those that exist.
     """
-    attack, *given = name.split(", ")
+    attack, *given = fitting(name, "attack", str).split(", ")
     if unknown := [word for word in given if word not in VARIANTS]:
         raise ValueError(
             f"unknown variant {unknown[0]!r} of {attack}: choose one of {', '.join(VARIANTS)}"
@@ -316,7 +316,8 @@ def _sentence(error: ErrorDetails, place: str) -> str:
     if error["type"] == "too_short":
         return f"{place}: {name}={error['input']!r}: at least one value is needed"
     hint = "; YAML reads 1e-3 as text, write 1.0e-3" if error["type"] == "float_type" else ""
-    return f"{place}: {name}={error['input']!r} {message}{hint}"
+    given = f"{name}={error['input']!r}" if name else repr(error["input"])
+    return f"{place}: {given} {message}{hint}"
 
 
 def check(given: dict[str, Any], known: dict[str, Any], place: str) -> None:

@@ -123,7 +123,7 @@ def publish(stem: str, table: pd.DataFrame, stamp: Stamp) -> Figure | None:
     What no two runs share (`sweeps.VARYING`) is not stored: `costs` shows it. Raises ValueError where runs of the
     same seed stand in the table twice, which would make intervals too short.
     """
-    table = table.drop(columns=list(`sweeps.VARYING`), errors="ignore")
+    table = table.drop(columns=list(sweeps.VARYING), errors="ignore")
     if "seed" in table and (twice := table[table.astype(str).duplicated()]).size:
         raise ValueError(f"{stem}: {len(twice)} rows stand there twice, such as one of seed "
                          f"{twice['seed'].iloc[0]}: name each seed and each victim once")  # fmt: skip

@@ -182,6 +182,7 @@ def test_values_are_returned_as_written(folder: Path) -> None:
     ("changes", "message"),
     [
         ({"dta": 3}, "changes of smoke: unknown parameter 'dta'"),
+        ([1], "changes of smoke: [1] should be a valid dictionary"),
         ({"query_images": "9"}, "changes of smoke: query_images='9' should be a valid integer"),
         ({"method": "mocoo"}, "method='mocoo' should be 'simclr', 'moco'"),
         ({"watermark": {"lr": 0.1}}, "changes of smoke, watermark: set epochs"),

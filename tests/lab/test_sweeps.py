@@ -373,7 +373,7 @@ def test_an_ablation_changes_one_knob_at_equal_queries(lab: Lab) -> None:
     accuracy = by["accuracy"].apply(list)
     assert accuracy["query_data", "shapes"] == accuracy["as given", ""], "that is what is given"
     assert len({tuple(values) for values in by["cka"].apply(list)}) == 4
-    with pytest.raises(TypeError, match="temprature"):
+    with pytest.raises(ValueError, match="an attack 'temprature': choose"):
         sweeps.ablate(lab, "cont-steal", {"temprature": [1.0]}, 16, [0], "shapes")
 
 

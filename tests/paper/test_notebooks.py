@@ -302,30 +302,28 @@ def test_no_other_error_starts_a_notebook_again(
     assert len(begun) == 1
 
 
-def test_a_damaged_copy_or_mark_is_not_taken_for_what_was_written(
+def test_a_damaged_mark_copy_or_record_is_not_taken_for_what_was_written(
     desk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_profile(desk, f"notebooks: {{{FIRST}: {{n: [20, 3]}}}}")
     assert run(capsys, "00") == 0
     executed = desk / "runs" / "tiny" / f"{FIRST}.ipynb"
-    assert reasons("00") == {FIRST: ""}
-    executed.write_text(executed.read_text().replace('"2"', '"3"'))  # 1 + 1
-    assert reasons("00") == {FIRST: "outputs"}
-    mark = executed.parent / ".keys" / FIRST
+    mark, record = executed.parent / ".keys" / FIRST, executed.with_suffix(".json")
     for text in (mark.read_text().replace("20", "21"), "{", "[]"):
         mark.write_text(text)
         assert notebooks.main(["execute", str(executed)]) == 1
         assert f"error: {mark} is missing or damaged: run" in capsys.readouterr().err
-
-
-def test_a_damaged_record_is_a_reason(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(capsys, "00") == 0
-    path = desk / "runs" / "tiny" / f"{FIRST}.json"
-    altered = path.read_text().replace('"artifacts": 0', '"artifacts": 8')
-    assert altered != path.read_text()
+    assert reasons("00") == {FIRST: ""}
+    copy, facts = executed.read_text(), record.read_text()
+    executed.write_text(copy.replace('"2"', '"3"'))  # what 1 + 1 is
+    assert reasons("00") == {FIRST: "outputs"}
+    executed.write_text(copy)
+    assert reasons("00") == {FIRST: ""}
+    altered = facts.replace('"artifacts": 0', '"artifacts": 8')
+    assert altered != facts
     for text in ("[]", "{", '{"key": {}}', altered):
-        path.write_text(text)
-        assert reasons()[FIRST] == "outputs"
+        record.write_text(text)
+        assert reasons("00") == {FIRST: "outputs"}
 
 
 @pytest.mark.parametrize(

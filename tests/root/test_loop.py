@@ -382,6 +382,8 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_is_kept(tmp_path, always
 
 def test_a_folder_is_no_checkpoint_and_stays(tmp_path):
     (tmp_path / "mine").mkdir()
+    with pytest.raises(ValueError, match="checkpoint=3: the path of a file is needed"):
+        fit(checkpoint=3)
     with pytest.raises(ValueError, match="mine is a folder"):
         fit(checkpoint=tmp_path / "mine")
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]

@@ -357,6 +357,8 @@ def test_a_checkpoint_of_another_attack_is_refused_before_any_query(
         steal.train(FAST, api, images[1 : N + 1], path)
     assert api.ledger.calls == 0
     assert path.read_bytes() == before
+    with pytest.raises(ValueError, match="api of kind NoneType: a BlackBox is needed"):
+        steal.train(FAST, None, images[:N])
 
 
 def test_a_checkpoint_of_another_victim_is_moved_aside_since_the_answers_are_paid_for(
