@@ -325,7 +325,7 @@ def rotation(images: Tensor, g: Draw) -> Tensor:
 
 
 def patch(images: Tensor, g: Draw, share: float) -> Tensor:
-    """A crop of `share` of the image's area, resized, as RDA's patches are."""
+    """A crop of `share` (0.9 or 0.75) of the image's area, resized, as RDA's patches are."""
     boxes = draw_boxes(len(images), images.shape[-1], g, scale=(share, share))
     return crop_resize(to_float(images), boxes, torch.zeros(len(images), dtype=torch.bool))
 

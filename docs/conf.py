@@ -146,8 +146,14 @@ def stage_results(profile: str, folder: Path) -> None:
     if profile in RESULTS:
         copytree(figures, folder, ignore=ignore_patterns("*.md", "*.json"), dirs_exist_ok=True)
         text = (figures / "summary.md").read_text()
+
+    def files(picture: re.Match[str]) -> str:
+        kinds = [k for k in ("png", "pdf", "csv") if (figures / f"{picture[1]}.{k}").is_file()]
+        missing = f"`make figures PROFILE={profile}` draws this figure from its table."
+        links = " ".join(f"[{kind.upper()}]({picture[1]}.{kind})" for kind in kinds)
+        return f"{picture[0] if 'png' in kinds else missing}\n\n{links}"
+
     title, _, text = text.partition("\n")
-    files = r"\g<0>\n\n[PNG](\1.png) [PDF](\1.pdf) [CSV](\1.csv)"
     text = re.sub(r"^!\[.*\]\((\w+)\.png\)$", files, text, flags=re.MULTILINE)
     tree = "```{toctree}\n:glob:\n:maxdepth: 1\n\n*\n```"
     parts = [title, f"Purpose: {ABOUT[profile]}.", "## Notebooks", tree, text]

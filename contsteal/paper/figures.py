@@ -120,8 +120,8 @@ def redraw(stem: str, table: pd.DataFrame, stamp: Stamp, folder: Path) -> Figure
 def publish(stem: str, table: pd.DataFrame, stamp: Stamp) -> Figure | None:
     """Draw a figure and save it with its table in its profile's folder of `publish_dir()`.
 
-    What no two runs share (`sweeps.VARYING`) is not stored: `costs` shows it. Raises ValueError where runs of the
-    same seed stand in the table twice, which would make intervals too short.
+    What no two runs share (`sweeps.VARYING`) is not stored: `costs` shows it. Raises ValueError where
+    runs of the same seed stand in the table twice, which would make intervals too short.
     """
     table = table.drop(columns=list(sweeps.VARYING), errors="ignore")
     if "seed" in table and (twice := table[table.astype(str).duplicated()]).size:

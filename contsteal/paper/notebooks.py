@@ -189,6 +189,15 @@ def _reason(executed: Path, key: dict[str, str], figures: Path) -> str:
     return next(parts, "" if all(kept) else "outputs")
 
 
+SAID = {"never": "never run", "failed": "failed before", "stopped": "stopped before its end",
+        "outputs": "results missing or changed", "forced": "forced"}  # fmt: skip
+
+
+def _said(reason: str) -> str:
+    """Return a reason as it is printed: what is not in SAID names what has changed."""
+    return SAID.get(reason, f"{reason} changed")
+
+
 def _record(executed: Path) -> dict[str, Any]:
     """Return what `execute` noted beside an executed copy, {} where that is missing or damaged."""
     record = files.read_json(executed.with_suffix(".json"))
@@ -342,7 +351,7 @@ def plan(profile: str, only: Sequence[str], force: bool) -> None:
     for task in tasks(profile, only, force):
         took = times.get(task.stem)
         time_taken = f", {took['seconds']:.0f} s on {took.get('device', '-')}" if took else ""
-        print(f"  {task.stem}: {task.reason + time_taken if task.reason else 'up to date'}")
+        print(f"  {task.stem}: {_said(task.reason) + time_taken if task.reason else 'up to date'}")
     for problem in missing_data(profile).values():
         print(f"  missing: {problem}")
 
@@ -371,7 +380,7 @@ def execute(executed: Path) -> None:
         order = _order(mark)
         if _changed(executed) >= _changed(mark) and _record(executed).get("key") == order["key"]:
             return  # by another run, meanwhile
-        print(f"{stem}: {order['reason']}", flush=True)
+        print(f"{stem}: {_said(order['reason'])}", flush=True)
         figures, start = Path(order["figures"]), time.time()
         if order["key"]["tables"] != files.key(""):  # the others have written theirs meanwhile
             order["key"]["tables"] = files.key(_tables(figures))

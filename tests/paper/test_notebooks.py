@@ -399,7 +399,7 @@ def test_plan_starts_with_profile_device_and_why_and_shows_stored_times(
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
         f"profile tiny on {artifacts.processor()}: asked for",
-        f"  {FIRST}: never, 61 s on a CPU", f"  {LAST}: never",
+        f"  {FIRST}: never run, 61 s on a CPU", f"  {LAST}: never run",
     ]  # fmt: skip
     assert not (desk / "runs").exists()
 
@@ -492,7 +492,7 @@ def test_damaged_times_count_as_not_measured(
     files.write_text(desk / "figures" / "tiny" / notebooks.TIMINGS, damaged)
     assert notebooks.timings_table(desk / "figures" / "tiny") == "No durations are recorded."
     assert command("plan") == 0
-    assert f"{FIRST}: never\n" in capsys.readouterr().out
+    assert f"{FIRST}: never run\n" in capsys.readouterr().out
     assert len(notebooks.prepare("tiny", (), False)) > 2
     notebooks.finish("tiny", since=1.0)
     assert notebooks._times(desk / "figures" / "tiny") == {}
