@@ -302,6 +302,22 @@ def test_no_other_error_starts_a_notebook_again(
     assert len(begun) == 1
 
 
+def test_without_widgets_bars_are_text_and_one_sentence_says_why() -> None:
+    """As in a kernel without ipywidgets, at the speed of a script."""
+    code = (
+        "import sys, IPython\nsys.modules |= {'ipywidgets': None, 'ipykernel.zmqshell': sys}\n"
+        "from contsteal import data, loop, pretrain\n"
+        "recipe = pretrain.Config('simclr', 'conv4', steps=2, batch=16)\n"
+        "print(pretrain.train(recipe, data.load('shapes', n=64)).dim, loop.tqdm.__module__)"
+    )
+    own = {k: v for k, v in os.environ.items() if k != "TQDM_DISABLE"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=artifacts.ROOT, text=True, env=own,
+                          capture_output=True)  # fmt: skip
+    assert done.stdout.split() == ["128", "tqdm.asyncio"], done.stderr
+    assert done.stderr.count("Please update jupyter and ipywidgets.") == 1
+    assert "Traceback" not in done.stderr
+
+
 def test_a_damaged_mark_copy_or_record_is_not_taken_for_what_was_written(
     desk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
