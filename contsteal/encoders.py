@@ -156,9 +156,7 @@ def _spec(
     _check_inputs(name, image_size, {} if inputs is None else inputs)
     spec = {"name": name, "image_size": image_size, "width": float(width),
             "out_dim": fitting(out_dim, "out_dim", Count | None)}  # fmt: skip
-    return spec | (
-        {"inputs": dict(inputs)} if inputs else {}
-    )  # absent by default, as in older files
+    return spec | ({"inputs": dict(inputs)} if inputs else {})
 
 
 def _draw(spec: dict[str, Any], pretrained: bool) -> Encoder:
@@ -417,11 +415,9 @@ def load(path: Path, into: Encoder | None = None) -> Encoder:
         See `save`.
     """
     state, header = checkpoints.read_safetensors(path)
-    sha, stored, seal = digest(state.items()), header.get("spec", ""), header.pop("seal", "")
-    unsealed = seal == _seal(sha, stored)  # as older files are: their licence may be anybody's word
-    if header.get("sha256") != sha or not (
-        unsealed or seal == _seal(json.dumps(header, sort_keys=True))
-    ):
+    stored, seal = header.get("spec", ""), header.pop("seal", "")
+    whole = seal == _seal(json.dumps(header, sort_keys=True))
+    if not whole or header.get("sha256") != digest(state.items()):
         raise CheckpointError(f"{path} does not have the sha256 it was saved with: it was altered")
     try:
         spec = {k: v for k, v in json.loads(stored).items() if k in SPEC}
@@ -437,7 +433,7 @@ def load(path: Path, into: Encoder | None = None) -> Encoder:
     if problem:
         raise CheckpointError(f"{path} is {stored}, which does not fit {net.spec}: {problem}")
     net.load_state_dict(state)
-    net.licence = "not stated" if unsealed else header.get("licence", net.licence)
+    net.licence = header["licence"]
     return net
 
 
