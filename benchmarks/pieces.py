@@ -346,8 +346,11 @@ def keep(state: State, profiles: Iterable[str], to: Path | None) -> None:
     _pack(archive, kept | {"runs/record.json": state_file()})
     if archive.stat().st_size > LARGEST:
         print(f"{archive} has {archive.stat().st_size / 2**20:.0f} MiB: too much for a repository")
+    # Those alone that all attacks share: surrogates would be gigabytes.
     victims = [p for p in (artifacts.runs_dir() / "artifacts").glob("victim-*") if not p.suffix]
     if to and victims:
+        for old in to.glob(f"{VICTIMS}.*"):
+            old.unlink()
         whole = to / VICTIMS
         _pack(whole, {f"runs/artifacts/{path.name}": path for path in victims})
         with whole.open("rb") as file:

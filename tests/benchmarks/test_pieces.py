@@ -295,6 +295,7 @@ def test_a_machine_that_forgets_gives_its_victims_in_parts(
     for name in ("victim-1/encoder", "victim-2.work/last", "attack-1/encoder"):
         files.write_text(home / "runs" / "artifacts" / name, "x" * 9000)
     pieces.logs().mkdir()
+    files.write_text(home / "out" / f"{pieces.VICTIMS}.7", "of before")
     pieces.keep({"pieces": {}}, [], home / "out")
     parts = [home / "out" / f"{pieces.VICTIMS}.{number}" for number in range(5)]
     assert {*(home / "out").iterdir()} == {home / "out" / pieces.ARCHIVE, *parts}
