@@ -422,7 +422,7 @@ def load(path: Path, into: Encoder | None = None) -> Encoder:
     if header.get("sha256") != sha or not (
         unsealed or seal == _seal(json.dumps(header, sort_keys=True))
     ):
-        raise CheckpointError(f"{path} does not have the sha256 it was saved with: it was altered")
+        raise CheckpointError(f"{path} was altered after it was saved: save or fetch it again")
     try:
         spec = {k: v for k, v in json.loads(stored).items() if k in SPEC}
         name = spec.pop("name")

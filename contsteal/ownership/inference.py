@@ -355,8 +355,8 @@ def mixture_scores(
     from sklearn.mixture import GaussianMixture  # takes seconds to import
 
     if not 1 <= components <= len(fitted):
-        raise ValueError(f"{components} components and {len(fitted)} features to fit them to: fewer "
-                         "features than components; give more images or fewer components")  # fmt: skip
+        raise ValueError(f"{components} components for {len(fitted)} features: give more images or "
+                         "fewer components, at least 1")  # fmt: skip
     train, *tested = _normalised([fitted, private, public], standardise)
     options = {"covariance_type": covariance, "reg_covar": ridge, "max_iter": 1000}
     mixture = GaussianMixture(components, random_state=derive("mixture", seed) % 2**32, **options)

@@ -171,8 +171,8 @@ def _check(config: Config, images: Tensor, private: Tensor) -> None:
     if config.gradients not in ("own", "published"):
         raise ValueError(f'unknown gradients {config.gradients!r}: choose "own" or "published"')
     if not 0 < config.masked < 1 or config.key < 3 or config.epochs < 1 or config.batch < 2:
-        raise ValueError(f"{config}: masked must lie in (0, 1), key be 3 or more, epochs 1 or more "
-                         "and batch 2 or more")  # fmt: skip
+        raise ValueError(f"masked={config.masked}, key={config.key}, epochs={config.epochs}, batch="
+                         f"{config.batch}: masked in (0, 1), 3, 1 and 2 or more are needed")  # fmt: skip
     for part in (images, private):
         augment.to_float(part[:0])  # refuses what is no uint8 image
         if len(part) < config.batch or part.shape[-1] != config.image_size:
