@@ -1,17 +1,19 @@
 """Steal an encoder: query the victim, then train a surrogate on its answers; one loop for all attacks."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contsteal import augment, encoders, evaluate, loop, losses
+from contsteal import augment, encoders, evaluate, files, loop, losses
 from contsteal.attacks import ASKS_VIEWS, ATTACKS, Config, Recipe, Views
 from contsteal.methods import Frozen, Head
 from contsteal.seeds import derive, generator
@@ -88,6 +90,8 @@ def train(
     schedule = _check(config, api, images, user, labels)
     recipe, options, view_of = config.recipe, config.options, _views(config, images)
     labels = labels if recipe.labels else None
+    identity = f"{config} {_content(images)}" if checkpoint else ""
+    loop.check_owner(checkpoint, identity)
     answers = ask(config, api, images, user, view_of)  # one (N, D) per round
     net, head = _surrogate(config, answers, images.device)
     answers = [head(a) for a in answers] if head is not None and recipe.recreate else answers
@@ -102,13 +106,34 @@ def train(
             pairs = ((p, possible(p, t, *gaps) if gaps else t) for p in s.chunk(recipe.patches))
             return torch.stack([recipe.loss(*pair, **options, **more) for pair in pairs]).mean()
 
-        # The digest tells these answers from those of another victim, defence or set of images.
-        identity = f"{config} {encoders.digest((str(k), a) for k, a in enumerate(answers))}"
+        identity = _with_answers(identity, answers, checkpoint)
         history = loop.fit(model, loss, len(images), schedule, seed=derive("steal", config.seed),
                            checkpoint=checkpoint, title=config.attack, identity=identity)  # fmt: skip
     accounts = [api.ledger.account(name) for name in _accounts(config, user, len(images))]
     distinct, calls = sum(a.unique_inputs for a in accounts), sum(a.calls for a in accounts)
     return Result(net.eval(), history, distinct, calls, head)
+
+
+def _content(images: Tensor) -> str:
+    """Return what identifies the images; those on disk know it."""
+    return getattr(images, "key", "") or encoders.digest([("", images)])
+
+
+def _with_answers(identity: str, answers: Sequence[Tensor], checkpoint: Path | None) -> str:
+    """Return a run's identity with its answers, which tell it from one on another victim or defence.
+
+    They are paid for: a checkpoint of that other run is moved aside, with a warning, and not refused.
+    """
+    identity = f"{identity} {encoders.digest((str(k), a) for k, a in enumerate(answers))}"
+    try:
+        loop.check_owner(checkpoint, identity)
+    except ValueError:
+        warnings.warn(
+            f"{checkpoint} is of other answers: it is moved aside, and training starts again",
+            stacklevel=3,
+        )
+        files.move_aside(cast(Path, checkpoint))
+    return identity
 
 
 def _batch(
@@ -451,6 +476,8 @@ def _check(
     config: Config, api: BlackBox, images: Tensor, user: str, labels: Tensor | None
 ) -> loop.Schedule:
     """Return the schedule; refuse whatever would fail later, before any query is paid for."""
+    if not isinstance(api, BlackBox):
+        raise ValueError(f"api of kind {type(api).__name__}: a BlackBox is needed")
     _ = config.options  # refuses negatives that the loss does not have
     _check_adaptation(config, len(images))
     if config.mode in ASKS_VIEWS or len(images) > REQUEST or config.accounts > 1:
@@ -468,8 +495,9 @@ def _check(
     if config.recipe.labels:
         evaluate.classes(labels, len(images))
     schedule = loop.Schedule(
-        config.epochs, config.batch, config.lr, config.weight_decay, steps=config.steps
-    )
+        config.epochs, config.batch, config.lr, config.weight_decay, optimizer=config.optimizer,
+        steps=config.steps,
+    )  # fmt: skip
     schedule.check(len(images))
     loop.mode_labels()  # refuses unknown modes
     # Not the surrogate itself: the answers decide how wide its last layer is.

@@ -218,7 +218,8 @@ class BlackBox:
         budget: as given.
 
     Raises:
-        ValueError: for a budget that is no whole number of at least 1, and for what is no network.
+        ValueError: for a budget that is no whole number of at least 1, for what is no network, and for
+            defences, a head or a projector that cannot be called.
 
     Example:
         >>> api = BlackBox(encoders.build("conv4"), budget=8)
@@ -235,6 +236,13 @@ class BlackBox:
         head: Callable[[Tensor], Tensor] | None = None,
         projector: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
+        parts: list[object] = [part for part in (head, projector) if part is not None]
+        parts += defenses if isinstance(defenses, Sequence) else [None]
+        if not all(map(callable, parts)):
+            raise ValueError(
+                f"defenses={defenses!r:.60}, head={head!r:.60}, projector={projector!r:.60}: a list of "
+                "defences is needed, and functions of tensors"
+            )
         self._answers = net if isinstance(net, AnswerCache) else AnswerCache(net)
         self._defenses, self._head, self._projector = tuple(defenses), head, projector
         self.budget, self.ledger = fitting(budget, "budget", Count | None), Ledger()

@@ -2,8 +2,8 @@
 
 import copy
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +13,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from contsteal import attacks, data, encoders, evaluate, files, loop, methods, pretrain, steal
+from contsteal import (
+    attacks,
+    choice,
+    data,
+    encoders,
+    evaluate,
+    files,
+    loop,
+    methods,
+    number,
+    pretrain,
+    steal,
+)
 from contsteal.data import ImageSet
 from contsteal.data.packed import Packed
 from contsteal.lab import artifacts, profiles
@@ -49,7 +61,7 @@ class Lab:
     """One profile's experiments; everything expensive comes from, and goes to, `runs/artifacts`.
 
     `changes` replace some of its settings; `method` among them names the victim's, with that method's
-    own settings. `messages` collects why attacks and scores were computed.
+    own settings. `messages` collects why encoders and scores were computed.
     """
 
     def __init__(self, name: str, **changes: Any) -> None:
@@ -135,7 +147,7 @@ class Lab:
     def _queries(self, count: int, seed: int) -> ImageSet:
         name, split = self.settings["query_data"], self.settings["query_split"]
         pool = self._load(name, split, self.settings["query_images"], 1)
-        if not 1 <= count <= len(pool):
+        if not 1 <= (count := number(count, "queries", int)) <= len(pool):
             raise ValueError(
                 f"{count} queries: 1 to {len(pool)} are possible, or raise query_images"
             )
@@ -186,7 +198,6 @@ class Lab:
         self,
         part: str = "victim",
         method: str | None = None,
-        report: Callable[[str], object] = print,
         **changes: Any,
     ) -> Trained:
         """Train the profile's "victim" or "supervised" encoder, or return it where that was done.
@@ -196,14 +207,13 @@ class Lab:
         """
         config = profiles.config(self.settings, part, method)
         config = replace(config, **profiles.lengthened(changes))
-        return self.fit(part, config, self.train_images(part), report)
+        return self.fit(part, config, self.train_images(part))
 
     def fit(
         self,
         kind: str,
         config: methods.Config,
         images: ImageSet,
-        report: Callable[[str], object] = print,
     ) -> Trained:
         """Train an encoder on images, or return it where that was done."""
         identity = asdict(config) | {"images": self.data_key(images), "on": self.machine}
@@ -215,7 +225,9 @@ class Lab:
                 result = pretrain.fit(config, cast(Any, images), checkpoint)
             artifacts.write(folder, result.encoder, result.history, {}, result.projector)
 
-        folder = artifacts.artifact(kind, identity, ["contsteal.pretrain"], make, report)
+        folder = artifacts.artifact(
+            kind, identity, ["contsteal.pretrain"], make, self.messages.append
+        )
         return artifacts.read(folder, self.device)
 
     @cached_property
@@ -259,6 +271,8 @@ class Lab:
         """
         given = {**self.settings["surrogate"], "image_size": self.settings["image_size"]}
         attack, varied = variant(attack)
+        for name in changes:
+            choice(name, "parameter of an attack", [field.name for field in fields(attacks.Config)])
         if twice := sorted(varied.keys() & changes.keys()):
             raise ValueError(f"{twice[0]}={changes[twice[0]]!r}: the attack's name sets it already")
         changes = varied | profiles.lengthened(changes)
@@ -319,7 +333,7 @@ class Lab:
             images = self.labelled(self.settings["data"], seed)[0]
         else:
             images = self._queries(queries, seed)
-        return self.fit("alone", config, images, report=self.messages.append)
+        return self.fit("alone", config, images)
 
     # --------------------------------------------------------------------- evaluation
 

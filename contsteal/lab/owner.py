@@ -16,6 +16,7 @@ from contsteal.data import ImageSet
 from contsteal.lab import artifacts, profiles, sweeps
 from contsteal.lab.artifacts import Trained
 from contsteal.lab.experiment import Lab, MarkedVictim, carrier_images, modes, pixels, private
+from contsteal.lab.profiles import distinct
 from contsteal.lab.sweeps import Job, Numbers, Pairs, Row, product
 from contsteal.ownership import inference, sslguard
 from contsteal.ownership.inference import Form, Verdict
@@ -112,7 +113,7 @@ def train_independent(lab: Lab, plan: Strangers, index: int) -> Trained:
                          f"{lab.recipe.method!r} does not know; set their count to 0")  # fmt: skip
     given = {k: getattr(plan, k) for k in ("epochs", "batch") if getattr(plan, k)}
     config = replace(lab.recipe, **profiles.lengthened(given), seed=FIRST + index)
-    return lab.fit("independent", config, plan.load(lab, index), report=lab.messages.append)
+    return lab.fit("independent", config, plan.load(lab, index))
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def _independent(strangers: Plan) -> list[Suspect]:
 
 def train_suspects(lab: Lab, strangers: Plan, marks: Sequence[Plan] = ()) -> pd.DataFrame:
     """Train the independent encoders, and marks into the victim, side by side; return their seconds."""
-    jobs = [Job(train_suspect, (Suspect("victim", "victim"), mark)) for mark in marks]
+    jobs = [Job(train_suspect, (Suspect("victim", "victim"), mark)) for mark in distinct(marks)]
     jobs += [Job(train_suspect, (suspect,)) for suspect in _independent(strangers)]
     return pd.DataFrame(sweeps.run(lab, jobs), columns=["kind", "suspect", "seed", "seconds"])
 

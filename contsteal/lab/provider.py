@@ -20,6 +20,7 @@ from contsteal.defenses import B4B, DEFENSES, Described, build
 from contsteal.defenses.state import PerUser
 from contsteal.lab import sweeps, tables
 from contsteal.lab.experiment import Lab, pixels
+from contsteal.lab.profiles import distinct
 from contsteal.lab.sweeps import Job, Names, Numbers, Row, product
 from contsteal.seeds import derive
 from contsteal.victim import Defense
@@ -36,11 +37,12 @@ def chain_name(chain: Chain) -> str:
     return " + ".join(map(repr, chain)) or "none"
 
 
-def listed(values: Mapping[str, Sequence[float]]) -> list[Chain]:
+def listed(values: Mapping[str, Sequence[float | Mapping[str, Any]]]) -> list[Chain]:
     """Return a chain of one defence per name and value of its first parameter: {"top-k": [8, 64]}.
 
-    "normalise + top-k" is a chain whose last defence has the value. Errors: ValueError for a name that
-    `defenses.DEFENSES` does not have, for values that are no list, and the defences' own.
+    "normalise + top-k" is a chain whose last defence has the value. A table in place of a value names
+    parameters: {"similar-queries": [{"threshold": 13.0, "measure": "l2"}]}. Errors: ValueError for a
+    name that `defenses.DEFENSES` does not have, for values that are no list, and the defences' own.
     """
     chains: list[Chain] = []
     for names, parameters in values.items():
@@ -53,7 +55,9 @@ def listed(values: Mapping[str, Sequence[float]]) -> list[Chain]:
                 f"{names}={parameters!r}: a list of its first parameter's values is needed"
             )
         make = cast(Callable[[float], Defense], DEFENSES[last])
-        chains += [[*map(build, first), make(value)] for value in parameters]
+        for value in parameters:
+            own = build(last, **value) if isinstance(value, Mapping) else make(value)
+            chains.append([*map(build, first), own])
     return chains
 
 
@@ -155,7 +159,7 @@ def calibrated(lab: Lab, defense: B4B, task: str, classes: int, seeds: Numbers) 
     twentieth of a coordinate's standard deviation.
     """
     shares, deviations = [], []
-    for seed in seeds:
+    for seed in distinct(seeds):
         watching = copy.deepcopy(defense)
         for side in few_classes(lab, task, classes, CALIBRATION + seed):
             answers = lab.api().embed(pixels(side))
@@ -226,7 +230,7 @@ def adapting(
     """
     anchors = _anchors(lab, queries)
     parts, rest = [pd.DataFrame()], (queries, seeds, bought, steps)
-    for chain in chains:
+    for chain in distinct(chains):
         kind = strength(chain)["kind"].split(" + ")[-1]
         for name, how in ADAPTING.get(kind, {}).items():
             changes = how | ({"anchors": anchors} if "accounts" in how else {})
@@ -367,7 +371,7 @@ def coverage(lab: Lab, defences: Sequence[B4B], users: Senders, seeds: Numbers) 
     Rows: `defence`, `user`, `seed`, `queries` so far, `coverage` from 0 to 1, the `noise` of the next
     answer, and `bearable`, the noise that customers can bear.
     """
-    rows = []
+    rows, defences = [], distinct(defences)
     for (user, images), seed in product(users.items(), seeds):
         answers = lab.api().embed(images(seed))
         about = {"seed": seed, "bearable": BEARABLE * float(answers.std(0).mean())}
@@ -401,7 +405,7 @@ def price(
     requests, answers = images.split(batch), encoders.embed(net, images).split(batch)
     alone = _median(lambda: [encoders.embed(net, request) for request in requests], rounds)
     rows = []
-    for chain in chains:
+    for chain in distinct(chains):
         spent = _median(partial(_through, copy.deepcopy(list(chain)), answers), rounds)
         half, whole = (_bytes(chain, answers[:k]) for k in (len(answers) // 2, len(answers)))
         rows.append({"defence": chain_name(chain), "seconds": 1000 * (alone + spent) / len(images),

@@ -4,13 +4,13 @@ Each map y -> W y + b can be undone, so a linear probe on the features loses not
 query. This is the adaptive thief of the ownership tests (Dziedzic et al., NeurIPS 2022, table 1).
 """
 
-import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from contsteal import number
 from contsteal.encoders import Encoder
 from contsteal.seeds import generator
 
@@ -78,15 +78,15 @@ def scale(encoder: Net, factor: float = 10.0) -> Obfuscated:
         An encoder of as many features.
 
     Raises:
-        ValueError: for 0 or infinity.
+        ValueError: for a size below 1e-30 or above 1e30, of which float32 makes 0 or infinity.
 
     Example:
         >>> from contsteal import encoders
         >>> scale(encoders.build("conv4"), 2.0).dim
         128
     """
-    if not math.isfinite(factor) or factor == 0:
-        raise ValueError(f"factor={factor}: it must be finite and not 0")
+    if not 1e-30 < abs(number(factor, "factor")) < 1e30:
+        raise ValueError(f"factor={factor}: its size must lie between 1e-30 and 1e30")
     return Obfuscated(encoder, factor * torch.eye(encoder.dim), torch.zeros(encoder.dim))
 
 
@@ -108,6 +108,7 @@ def affine(encoder: Net, seed: int = 0, shift: float = 1.0) -> Obfuscated:
         >>> affine(encoders.build("conv4")).dim
         128
     """
+    shift = number(shift, "shift", least=-1e30, most=1e30)
     draws, dim = generator("affine", seed), encoder.dim
     weight = torch.randn(dim, dim, generator=draws) / dim**0.5
     return Obfuscated(encoder, weight, shift * torch.randn(dim, generator=draws))
@@ -132,8 +133,7 @@ def pad(encoder: Net, extra: int = 16, seed: int = 0) -> Obfuscated:
         >>> pad(encoders.build("conv4"), extra=16).dim
         144
     """
-    if extra < 1:
-        raise ValueError(f"extra={extra}: it must be 1 or more")
+    extra = number(extra, "extra", int, least=1, most=2**16)
     order = torch.randperm(encoder.dim + extra, generator=generator("pad", seed))
     weight = torch.eye(encoder.dim + extra, encoder.dim)[order]
     return Obfuscated(encoder, weight, torch.zeros(len(order)))

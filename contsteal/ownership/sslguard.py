@@ -9,13 +9,13 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contsteal import augment, encoders, loop
+from contsteal import Batch, Checked, Count, NotNegative, Seed, augment, encoders, loop, number
 from contsteal.methods import Head
 from contsteal.ownership.inference import Verdict, against_controls, check_answers
 from contsteal.seeds import derive, generator
@@ -25,22 +25,24 @@ Optimizers = dict[str, torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """How the key is embedded; defaults are the published code's, but for the batch (2 there)."""
 
     shadow: str = "resnet18"  #: the encoder that plays the thief
-    key: int = 256  #: dimension of the secret vector
-    masked: float = 0.35  #: share of the pixel values that the trigger replaces
-    hidden: tuple[int, ...] = (512, 256)  #: of the decoder
-    epochs: int = 50
-    batch: int = 64
-    lr_encoder: float = 1e-5
-    lr_shadow: float = 1e-2  #: times 0.96 after each epoch
-    lr_decoder: float = 1e-3
-    lr_trigger: float = 1e-3
-    image_size: int = 32
+    key: Annotated[int, ("least", 3)] = 256  #: dimension of the secret vector
+    masked: Annotated[float, ("above", 0), ("below", 1)] = (
+        0.35  #: share of the pixel values that the trigger replaces
+    )
+    hidden: tuple[Count, ...] = (512, 256)  #: of the decoder
+    epochs: Count = 50
+    batch: Batch = 64
+    lr_encoder: NotNegative = 1e-5
+    lr_shadow: NotNegative = 1e-2  #: times 0.96 after each epoch
+    lr_decoder: NotNegative = 1e-3
+    lr_trigger: NotNegative = 1e-3
+    image_size: Count = 32
     gradients: Literal["own", "published"] = "own"  #: "published": the encoder follows all losses
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Key(nn.Module):
@@ -168,13 +170,8 @@ def embed(config: Config, victim: encoders.Encoder, images: Tensor, private: Ten
 
 
 def _check(config: Config, images: Tensor, private: Tensor) -> None:
-    if config.gradients not in ("own", "published"):
-        raise ValueError(f'unknown gradients {config.gradients!r}: choose "own" or "published"')
-    if not 0 < config.masked < 1 or config.key < 3 or config.epochs < 1 or config.batch < 2:
-        raise ValueError(f"masked={config.masked}, key={config.key}, epochs={config.epochs}, batch="
-                         f"{config.batch}: masked in (0, 1), 3, 1 and 2 or more are needed")  # fmt: skip
     for part in (images, private):
-        augment.to_float(part[:0])  # refuses what is no uint8 image
+        augment.to_float(encoders.check_images(part)[:0])  # refuses what is no uint8 image
         if len(part) < config.batch or part.shape[-1] != config.image_size:
             needed = f"at least {config.batch} images of {config.image_size} px"
             raise ValueError(f"images {tuple(part.shape)}: {needed} are needed")
@@ -255,7 +252,7 @@ def questions(key: Key, private: Tensor) -> Tensor:
         >>> questions(key, torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape
         torch.Size([2, 3, 32, 32])
     """
-    return augment.to_uint8(key.stamp(private.to(key.mask.device)))
+    return augment.to_uint8(key.stamp(encoders.check_images(private).to(key.mask.device)))
 
 
 @torch.no_grad()
@@ -278,6 +275,8 @@ def decoded(key: Key, answers: Tensor) -> Tensor:
         torch.Size([2, 8])
     """
     check_answers(answers, key.dim, TEST)
+    if not len(answers):
+        raise ValueError(f"0 answers {tuple(answers.shape)}: at least one is needed")
     out = key.decoder(answers.to(key.secret.device, torch.float32))
     return F.normalize(out.double().cpu(), dim=1)
 
@@ -302,7 +301,7 @@ def rate(key: Key, answers: Tensor, threshold: float = 0.5) -> float:
         1.0
     """
     cosines = decoded(key, answers) @ F.normalize(key.secret.double().cpu(), dim=0)
-    return (cosines > threshold).double().mean().item()
+    return (cosines > number(threshold, "threshold")).double().mean().item()
 
 
 def verify(

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contsteal import augment, encoders, loop, pretrain
+from contsteal import Checked, Count, NotNegative, augment, encoders, loop, pretrain
 from contsteal.augment import rotate
 from contsteal.methods import Head, Method
 from contsteal.ownership.inference import Verdict, against_controls, check_answers
@@ -25,7 +25,7 @@ TEST = "rotation watermark"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """Whose training is watermarked, and how.
 
     The published code never gives the head to the optimizer: with `trained_head=False` the encoder alone
@@ -34,8 +34,8 @@ class Config:
 
     victim: pretrain.Config = field(default_factory=pretrain.Config)
     trained_head: bool = True
-    weight: float = 1.0  #: of the rotation task; the paper alternates epochs of the two tasks
-    hidden: tuple[int, ...] = (256, 128)  #: the code's; the paper says "two-layer"
+    weight: NotNegative = 1.0  #: of the rotation task; the paper alternates epochs of the two tasks
+    hidden: tuple[Count, ...] = (256, 128)  #: the code's; the paper says "two-layer"
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,6 @@ class WatermarkedMethod(nn.Module):
 
     def __init__(self, method: Method, config: Config, tuned: bool = False) -> None:
         super().__init__()
-        if not 0 <= config.weight < float("inf"):
-            raise ValueError(f"weight={config.weight}: it must be finite, and 0 or above")
         self.method, self.weight, self.tuned = method, config.weight, tuned
         self.head = Head(method.encoder.dim, *config.hidden, 2, norm=False)
         self.head.requires_grad_(config.trained_head)
@@ -194,7 +192,8 @@ def questions(images: Tensor, seed: int = 0) -> Tensor:
         >>> questions(torch.zeros(4, 3, 32, 32, dtype=torch.uint8)).shape
         torch.Size([8, 3, 32, 32])
     """
-    return augment.to_uint8(turn(augment.to_float(images), generator("questions", seed)))
+    images = augment.to_float(encoders.check_images(images))
+    return augment.to_uint8(turn(images, generator("questions", seed)))
 
 
 @torch.no_grad()

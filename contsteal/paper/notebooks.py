@@ -34,7 +34,8 @@ NOTEBOOKS = ROOT / "notebooks"
 VICTIM = "01"  # the notebook that comes before all that attack, with all cores
 NOT_STARTED = "Kernel died before replying"  # jupyter_client's words; no cell was run
 TIMINGS, SUMMARY, WHOLE = "timings.json", "summary.md", "in all"
-RECORD = {"key", "outputs", "seconds", "started", "device", "date", "artifacts", "seal"}
+RECORD = {"key", "outputs", "copy", "seconds", "started", "device", "date", "artifacts", "seal"}
+RUNNER = "CONTSTEAL_RUNNER"  # the process that started make, with which kernels end
 PATIENCE = 3.0  # seconds that kernels and workers have to save their checkpoints
 
 
@@ -176,12 +177,14 @@ def _reason(executed: Path, key: dict[str, str], figures: Path) -> str:
     """Return in one word why a notebook must run, "" where its last run still stands."""
     partial, record = _partial(executed), _record(executed)
     if partial.exists() and _changed(partial) > _changed(executed):
-        return "failed"
+        about = (files.read_json(partial) or {}).get("metadata", {}).get("papermill", {})
+        return "failed" if about.get("end_time") else "stopped"
     if not executed.exists():
         return "never"
     if not record:
         return "outputs"  # what they were is not known
-    kept = (_digest(figures / name) == digest for name, digest in record["outputs"].items())
+    kept = [_digest(figures / name) == digest for name, digest in record["outputs"].items()]
+    kept.append(_digest(executed) == record["copy"])
     parts = (part for part, value in key.items() if record["key"].get(part) != value)
     return next(parts, "" if all(kept) else "outputs")
 
@@ -200,7 +203,7 @@ def _record(executed: Path) -> dict[str, Any]:
     record = files.read_json(executed.with_suffix(".json"))
     if (
         not isinstance(record, dict)
-        or not {"key", "outputs", "artifacts"} <= record.keys() <= RECORD
+        or not {"key", "outputs", "copy", "artifacts"} <= record.keys() <= RECORD
     ):
         return {}
     return record if files.intact(record) else {}
@@ -274,7 +277,10 @@ def paper(profile: str, only: Sequence[str], force: bool) -> None:
     command = ["make", "--no-print-directory", "--silent", *arguments]
     # In a session of its own: Ctrl-C reaches this process alone, which then ends the others.
     with _left_at_once("interrupted: `make paper` continues from the last checkpoints"):
-        code = subprocess.Popen(command, cwd=ROOT, start_new_session=True, close_fds=False).wait()
+        code = subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | {RUNNER: str(os.getpid())},
+            start_new_session=True, close_fds=False,
+        ).wait()  # fmt: skip
     if code:
         raise SystemExit(code)
     finish(profile, since)
@@ -321,7 +327,8 @@ def _mark(task: Task, order: dict[str, Any]) -> None:
     """Make a notebook's mark newer than its executed copy where it must run, else older."""
     if task.reason or not task.mark.exists():
         order |= {"key": task.key, "parameters": task.parameters, "reason": task.reason}
-        files.write_text(task.mark, json.dumps(order))  # unsorted: parameters keep their order
+        order = json.loads(json.dumps(order))  # as it will be read, for its seal
+        files.write_text(task.mark, json.dumps(files.sealed(order)))  # parameters keep their order
     if not task.reason:
         os.utime(task.executed)
 
@@ -370,7 +377,7 @@ def execute(executed: Path) -> None:
     """Execute the notebook of this copy as it was prepared; the copy appears only on success."""
     stem, mark = executed.stem, executed.parent / ".keys" / executed.stem
     with _locked(mark.with_suffix(".lock"), stem):
-        order = json.loads(mark.read_text())
+        order = _order(mark)
         if _changed(executed) >= _changed(mark) and _record(executed).get("key") == order["key"]:
             return  # by another run, meanwhile
         print(f"{stem}: {_said(order['reason'])}", flush=True)
@@ -398,12 +405,21 @@ def execute(executed: Path) -> None:
         artifacts = (executed.parent.parent / "artifacts").glob("*/manifest.json")
         record = {
             "key": order["key"], "outputs": {p.name: _digest(p) for p in sorted(made)},
+            "copy": _digest(executed),
             "seconds": round(time.time() - start, 1), "started": start, "device": order["device"],
             "date": date.today().isoformat(),
             "artifacts": sum(path.stat().st_mtime >= start for path in artifacts),
         }  # fmt: skip
         files.write_json(executed.with_suffix(".json"), files.sealed(record))
         print(f"{stem}: done in {time.time() - start:.1f} s", flush=True)
+
+
+def _order(mark: Path) -> dict[str, Any]:
+    """Return what `prepare` has written of a notebook to execute; ValueError where it is damaged."""
+    order = files.read_json(mark)
+    if isinstance(order, dict) and files.sealed(order) == order:
+        return order
+    raise ValueError(f"{mark} is missing or damaged: run `make paper` again")
 
 
 @contextmanager
@@ -436,11 +452,13 @@ def _execute(stem: str, partial: Path, values: dict[str, Any]) -> None:
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
 
+    known = defaults(stem)  # the page has a cell with what the profile changes, if anything
+    given = {n: v for n, v in values.items() if json.dumps(v) != json.dumps(known[n])}
     try:
         with _left_at_once(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # papermill's own, about its metadata
             papermill.execute_notebook(
-                NOTEBOOKS / f"{stem}.ipynb", partial, values, kernel_name="python3", cwd=ROOT,
+                NOTEBOOKS / f"{stem}.ipynb", partial, given, kernel_name="python3", cwd=ROOT,
                 progress_bar=False, coalesce_streams=True,
                 extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
                 config=Config(AsyncKernelManager={"transport_encryption": "auto"}),
@@ -448,9 +466,9 @@ def _execute(stem: str, partial: Path, values: dict[str, Any]) -> None:
     except DeadKernelError as error:
         message = f"{stem}: the kernel died, probably because memory ran out"
         raise NotebookFailed(f"{message}; the executed copy is kept at {partial}") from error
-    except PapermillExecutionError as error:  # papermill adds one cell, with the parameters
+    except PapermillExecutionError as error:
         raise NotebookFailed(
-            f"{stem}, code cell {error.exec_count - 1}:\n\n{error.source}\n\n{error.ename}: "
+            f"{stem}, code cell {error.exec_count - bool(given)}:\n\n{error.source}\n\n{error.ename}: "
             f"{error.evalue}\n\nthe executed copy is kept at {partial}"
         ) from error
 
@@ -459,17 +477,17 @@ def _execute(stem: str, partial: Path, values: dict[str, Any]) -> None:
 def _left_at_once(message: str = "") -> Iterator[None]:
     """On Ctrl-C or SIGTERM end every process below this one, print a line, and exit with 130 or 143.
 
-    The same where the process above this one is killed. Kernels and workers save their checkpoints at
-    SIGTERM. No exception is raised: what it passes through would wait for kernels that are gone, and
-    print a traceback.
+    The same where the process above this one is killed, or that which started make. Kernels and workers
+    save their checkpoints at SIGTERM. No exception is raised: what it passes through would wait for
+    kernels that are gone, and print a traceback.
     """
     import psutil
 
-    parent, done = os.getppid(), threading.Event()
+    runner, done = int(os.environ.get(RUNNER, os.getppid())), threading.Event()
 
     def watch() -> None:
         while not done.wait(1):
-            if os.getppid() != parent:
+            if runner not in (above.pid for above in psutil.Process().parents()):
                 os.kill(os.getpid(), signal.SIGTERM)
 
     def leave(number: int, _: object) -> None:

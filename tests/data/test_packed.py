@@ -101,7 +101,7 @@ def test_neither_workers_nor_the_place_change_a_byte(source: Path, tmp_path: Pat
     pack(source, tmp_path / "one", SIZE, workers=1)
     pack(tmp_path / "elsewhere/copy", tmp_path / "four", SIZE, workers=4)
     assert content(tmp_path / "one") == content(tmp_path / "four")
-    assert content(tmp_path / "one").keys() == {IMAGES, MANIFEST}
+    assert content(tmp_path / "one").keys() == {IMAGES, packed.SUMS, MANIFEST}
 
 
 def test_memory_is_that_of_a_few_images(tmp_path: Path) -> None:
@@ -237,6 +237,8 @@ def recount(path: Path) -> None:
         (MANIFEST, flip, r"manifest.json was damaged or altered: remove .*spoilt and pack it again"),
         (MANIFEST, recount, r"manifest.json was damaged or altered"),
         (MANIFEST, Path.unlink, r"no finished pack in"),
+        (packed.SUMS, flip, r"sums.npy was damaged or altered: remove .*spoilt and pack it again"),
+        (packed.SUMS, Path.unlink, r"sums.npy was damaged or altered"),
         (IMAGES, Path.unlink, r"images.npy is missing or truncated \(.*: remove .*spoilt and pack it"),
         (IMAGES, lambda path: path.write_bytes(b""), r"images.npy is missing or truncated"),
         (IMAGES, lambda path: os.truncate(path, 300_000), r"images.npy is missing or truncated"),
@@ -254,6 +256,20 @@ def test_damage_is_noticed_when_a_pack_is_opened_or_read(
     if "truncated" in message:
         with pytest.raises(PackError, match=message):
             images[torch.tensor([116, 3])]
+
+
+@pytest.mark.parametrize("size", [9, 16])  # whose rows are no whole number of eight bytes, and are
+def test_a_flipped_bit_of_an_image_is_noticed_when_it_is_read(
+    source: Path, tmp_path: Path, size: int
+) -> None:
+    pack(source, tmp_path / "p", size)
+    images, file = open_pack(tmp_path / "p", "train")[0], tmp_path / "p" / IMAGES
+    content = bytearray(file.read_bytes())
+    content[-3 * size**2 - 1] ^= 4  # of the last image but one
+    file.write_bytes(content)
+    images[[0, 116]], open_pack(tmp_path / "p", "train")
+    with pytest.raises(PackError, match=r"row 118 of .*images.npy was damaged or altered: remove"):
+        images[[0, 115]]
 
 
 # --------------------------------------------------------------------------------------- Packed

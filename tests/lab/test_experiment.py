@@ -36,19 +36,22 @@ def contents(images: torch.Tensor) -> set[bytes]:
 def test_the_victim_is_trained_once_and_read_back_the_same(
     lab: Lab, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Why it is trained is kept as a message: on a notebook's page it would be a line of a log."""
     first, again = lab.victim, Lab("smoke").victim
     assert again.sha256 == first.sha256 == lab.train(method="simclr").sha256
     assert len(folders_of("victim")) == 1
     assert list(first.history["epoch"]) == [1, 2]
-    capsys.readouterr()
-    for message in ("computing victim: new settings\n", ""):
+    for _ in range(2):
         assert lab.train("victim", lr=0.002).sha256 != first.sha256
-        assert capsys.readouterr().out == message
+    kept = ["computing victim: never computed", "computing victim: new settings"]
+    assert (lab.messages, capsys.readouterr().out) == (kept, "")
 
 
-def test_an_interrupted_victim_continues_and_ends_the_same(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_victim_continues_elsewhere_and_ends_the_same(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """Between the two runs everything is copied to another folder, as to another machine."""
+    lab.steal("embedding", 32)
     whole = lab.train("victim", epochs=3, seed=5)
     shutil.rmtree(newest("victim"))
     real, seen = loop._epoch, []
@@ -65,9 +68,15 @@ def test_an_interrupted_victim_continues_and_ends_the_same(
     monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
     with pytest.raises(KeyboardInterrupt):
         lab.train("victim", epochs=3, seed=5)
-    resumed = lab.train("victim", epochs=3, seed=5)
+    shutil.copytree(artifacts.runs_dir(), tmp_path / "a" / "b", copy_function=shutil.copyfile)
+    monkeypatch.setenv("CONTSTEAL_RUNS", str(tmp_path / "a" / "b"))
+    there = Lab("smoke")
+    resumed = there.train("victim", epochs=3, seed=5)
     assert seen == [0, 1, "died", 2], "what was done before the kill is not repeated"
     assert resumed.sha256 == whole.sha256
+    there.steal("embedding", 32)
+    assert there.messages == [], "it is read back"
+    assert there.steal("cosine", 32).queries["forwards"] == 0, "and so are the victim's answers"
 
 
 def test_an_altered_surrogate_is_moved_aside_and_made_again(lab: Lab) -> None:
@@ -88,6 +97,9 @@ def test_queries_are_nested_prefixes_and_disjoint_from_all_other_images(lab: Lab
     assert not contents(lab.queries(128)) & set.union(*(contents(s.images) for s in known))
     with pytest.raises(ValueError, match=r"999 queries: 1 to 128 are possible"):
         lab.queries(999)
+    for odd in ("8", 8.5, True):
+        with pytest.raises(ValueError, match=r"queries=.*: a whole number is needed"):
+            lab.queries(odd)
 
 
 def test_pixels_and_labels_are_part_of_what_a_set_is(lab: Lab) -> None:
@@ -449,5 +461,11 @@ def test_a_ready_victim_is_scored_stolen_and_not_marked(
 
 
 def test_a_knob_that_the_name_of_an_attack_sets_is_not_set_again(lab: Lab) -> None:
+    with pytest.raises(
+        ValueError, match="unknown parameter of an attack 'epoch': choose one of att"
+    ):
+        lab.steal("embedding", 32, epoch=3)
+    with pytest.raises(ValueError, match="attack=3: a text is needed"):
+        lab.steal(3, 32)
     with pytest.raises(ValueError, match="views='shared': the attack's name sets it already"):
         lab.steal("embedding, clean", 16, views="shared")

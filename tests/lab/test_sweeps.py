@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from contsteal import encoders, evaluate, loop, steal
-from contsteal.lab import artifacts, experiment, sweeps, tables
+from contsteal.lab import artifacts, detection, experiment, owner, provider, sweeps, tables
 from contsteal.lab.experiment import Lab
 
 
@@ -61,6 +61,36 @@ def test_what_is_named_twice_is_refused_before_anything_runs(
             lab.stamp([0, 0])
 
 
+REST = {"attacks": ["embedding"], "queries": 16, "seeds": [0], "task": "shapes", "steps": [2]}
+DETECTORS = {"watchers": {}, "users": {"a": None}}
+
+
+@pytest.mark.parametrize(
+    ("function", "given"),
+    [
+        (sweeps.victims, REST | {"victim_seeds": [0, 0]}),
+        (sweeps.victims, REST | {"victim_seeds": [0, torch.tensor(0).numpy()[()]]}),
+        (sweeps.victims, REST | {"victim_seeds": [0], "seeds": [1, 1]}),
+        (sweeps.references, {"tasks": ["shapes"], "seeds": [0, 0]}),
+        (sweeps.train, {"methods": ["moco", "moco"]}),
+        (sweeps.train, {"methods": [], "data": ["digits", "digits"]}),
+        (sweeps.stake, {"data": ["shapes"] * 2, "queries": 16, "seeds": [0], "steps": [2]}),
+        (sweeps.landscapes, {"methods": ["moco"] * 2, "query_data": ["shapes"], "count": 16}),
+        (detection.watched, DETECTORS | {"seeds": [0, 0]}),
+        (detection.refusals, DETECTORS | {"seeds": [0, 0]}),
+        (owner.train_suspects, {"strangers": {"count": 0}, "marks": [{"epochs": 1}] * 2}),
+        (provider.customers, {"chains": [[]], "tasks": ["shapes"] * 2, "seeds": [0]}),
+        (provider.calibrated, {"defense": None, "task": "shapes", "classes": 2, "seeds": [0, 0]}),
+        (provider.adapting, {"chains": [[], []], "attack": "embedding", "queries": 16, "seeds": [0],
+                             "bought": pd.DataFrame()}),
+        (provider.coverage, {"defences": [None, None], "users": {"a": None}, "seeds": [0]}),
+    ],
+)  # fmt: skip
+def test_no_list_of_any_comparison_names_a_value_twice(lab: Lab, function, given: dict) -> None:
+    with pytest.raises(ValueError, match=r"names .+ twice: name it once"):
+        function(lab, **given)
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -70,6 +100,14 @@ def test_what_is_named_twice_is_refused_before_anything_runs(
         ("cont-steal, shared views", ("cont-steal", {"views": "shared"})),
         ("embedding, independent views", ("embedding", {"views": "independent"})),
         ("cont-steal, anew, shuffled", ("cont-steal", {"answers": 0, "shuffled": True})),
+        (
+            "embedding, published optimizer",
+            ("embedding", {"lr": 3e-4, "batch": 32, "weight_decay": 0.0}),
+        ),
+        (
+            "sup-con, published optimizer",
+            ("sup-con", {"optimizer": "sgd", "lr": 0.05, "batch": 256}),
+        ),
     ],
 )
 def test_a_variant_is_an_attack_with_some_of_its_knobs_changed(
@@ -335,7 +373,7 @@ def test_an_ablation_changes_one_knob_at_equal_queries(lab: Lab) -> None:
     accuracy = by["accuracy"].apply(list)
     assert accuracy["query_data", "shapes"] == accuracy["as given", ""], "that is what is given"
     assert len({tuple(values) for values in by["cka"].apply(list)}) == 4
-    with pytest.raises(TypeError, match="temprature"):
+    with pytest.raises(ValueError, match="an attack 'temprature': choose"):
         sweeps.ablate(lab, "cont-steal", {"temprature": [1.0]}, 16, [0], "shapes")
 
 

@@ -195,15 +195,15 @@ def test_a_killed_training_ends_with_the_same_victim_and_mark(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("changes", "victim", "message"),
     [
-        ({"weight": -1.0}, {}, r"weight=-1\.0: it must be finite"),
+        ({"weight": -1.0}, {}, r"weight=-1\.0: a finite number of at least 0"),
         ({}, {"method": "simclear"}, "unknown method 'simclear'"),
         ({}, {"method": "supervised"}, "needs a data set with labels"),
     ],
 )
 def test_impossible_configs(changes, victim, message):
-    config = replace(TINY, victim=replace(VICTIM, **victim), **changes)
+    given = {"victim": replace(VICTIM, **victim), **changes}
     with pytest.raises(ValueError, match=message):
-        watermark.fit(config, replace(SHAPES, labels=None))
+        watermark.fit(replace(TINY, **given), replace(SHAPES, labels=None))
 
 
 # ------------------------------------------------------------------------------ verification

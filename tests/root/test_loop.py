@@ -382,6 +382,8 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_is_kept(tmp_path, always
 
 def test_a_folder_is_no_checkpoint_and_stays(tmp_path):
     (tmp_path / "mine").mkdir()
+    with pytest.raises(ValueError, match="checkpoint=3: the path of a file is needed"):
+        fit(checkpoint=3)
     with pytest.raises(ValueError, match="mine is a folder"):
         fit(checkpoint=tmp_path / "mine")
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
@@ -434,6 +436,17 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, always_save, other):
     with pytest.raises(ValueError, match="another run"):
         fit(checkpoint=path, **other)
     assert path.read_bytes() == before
+
+
+def test_the_owner_of_a_checkpoint_is_known_by_whole_words(tmp_path, always_save):
+    path = tmp_path / "c.pt"
+    loop.check_owner(path, "anything")  # there is none yet
+    fit(checkpoint=path, identity="a 12")
+    loop.check_owner(path, "a 12")
+    with pytest.raises(ValueError, match="another run"):
+        loop.check_owner(path, "a 1")
+    path.write_bytes(b"damaged")
+    loop.check_owner(path, "a 1")
 
 
 def test_every_epoch_is_logged_to_a_csv_beside_the_checkpoint(tmp_path):
