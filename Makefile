@@ -54,7 +54,7 @@ figures: $(READY) ## redraw all stored figures from their tables, and one page o
 
 SITE := $(or $(CONTSTEAL_RUNS),runs)/site
 html: $(READY) ## build the documentation with all results and executed notebooks, in runs/site
-	@mkdir -p $(SITE)/.pages
+	@rm -rf $(SITE) && mkdir -p $(SITE)/.pages
 	@$(PYTHON) -m sphinx -b html -q -c docs $(SITE)/.pages $(SITE)
 	@echo "$(SITE)/index.html"
 

@@ -418,7 +418,7 @@ def load(path: Path, into: Encoder | None = None) -> Encoder:
     stored, seal = header.get("spec", ""), header.pop("seal", "")
     whole = seal == _seal(json.dumps(header, sort_keys=True))
     if not whole or header.get("sha256") != digest(state.items()):
-        raise CheckpointError(f"{path} does not have the sha256 it was saved with: it was altered")
+        raise CheckpointError(f"{path} was altered after it was saved: save or fetch it again")
     try:
         spec = {k: v for k, v in json.loads(stored).items() if k in SPEC}
         name = spec.pop("name")

@@ -430,7 +430,7 @@ class Lab:
 
 def _labels(images: ImageSet) -> Tensor:
     if images.labels is None:
-        raise ValueError(f"{images.name} has no labels: it cannot be a downstream task")
+        raise ValueError(f"{images.name} has no labels: choose another downstream task")
     return images.labels
 
 

@@ -368,8 +368,8 @@ def mixture_scores(
         [fitted, private, public], fitting(standardise, "standardise", bool)
     )
     if fitting(components, "components", Count) > len(train):
-        raise ValueError(f"{components} components and {len(train)} features to fit them to: fewer "
-                         "features than components; give more images or fewer components")  # fmt: skip
+        raise ValueError(f"{components} components for {len(train)} features: give more images or "
+                         "fewer components")  # fmt: skip
     choice(covariance, "covariance", ("full", "diag"))
     ridge, seed = fitting(ridge, "ridge", NotNegative), fitting(seed, "seed", Seed)
     options = {"covariance_type": covariance, "reg_covar": ridge, "max_iter": 1000}

@@ -436,8 +436,8 @@ def test_a_save_that_fails_keeps_the_older_file(saved, monkeypatch) -> None:
     ("harm", "message"),
     [
         (lambda data: data[: len(data) // 2], r"victim.* cannot be read .*fetch it again"),
-        (lambda data: flipped(data, len(data) // 2), r"victim.* sha256 .* altered"),
-        (lambda data: flipped(data, len(data) - 1), r"victim.* sha256 .* altered"),
+        (lambda data: flipped(data, len(data) // 2), r"victim.* was altered after"),
+        (lambda data: flipped(data, len(data) - 1), r"victim.* was altered after"),
         (lambda data: save({"weight": torch.zeros(3)}), "victim"),
     ],
     ids=["truncated", "flipped", "flipped at the end", "foreign"],
@@ -459,7 +459,7 @@ def with_header(path: Path, **changes: str) -> None:
 def test_no_word_of_the_header_can_be_changed(saved, field: str) -> None:
     path, _, _ = saved
     with_header(path, **{field: "another"})
-    with pytest.raises(CheckpointError, match="it was altered"):
+    with pytest.raises(CheckpointError, match="was altered after"):
         encoders.load(path)
 
 
