@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,13 +20,16 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from math import inf, isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from contsteal import files
+
+if TYPE_CHECKING:
+    from contsteal.lab import inspection
 
 # `execute` starts once for each notebook, so what only the other commands need is imported by them.
 
@@ -35,6 +39,8 @@ VICTIM = "01"  # the notebook that comes before all that attack, with all cores
 NOT_STARTED = "Kernel died before replying"  # jupyter_client's words; no cell was run
 TIMINGS, SUMMARY, WHOLE = "timings.json", "summary.md", "in all"
 RECORD = {"key", "outputs", "seconds", "started", "device", "date", "artifacts", "seal"}
+ROOMY = 1e12  # free bytes of a disk with which no profile's needs are counted
+WITHOUT_LAB = 90.0  # seconds at most of a notebook that trains nothing of the lab's, on a CPU
 PATIENCE = 3.0  # seconds that kernels and workers have to save their checkpoints
 
 
@@ -69,9 +75,13 @@ def _code_cells(stem: str) -> list[dict[str, Any]]:
     return [c | {"source": "".join(c["source"])} for c in book["cells"] if c["cell_type"] == "code"]
 
 
+def _is_parameters(cell: dict[str, Any]) -> bool:
+    return "parameters" in cell["metadata"].get("tags", [])
+
+
 def defaults(stem: str) -> dict[str, Any]:
     """Return the literals of a notebook's `parameters` cell."""
-    cells = [c for c in _code_cells(stem) if "parameters" in c["metadata"].get("tags", [])]
+    cells = [cell for cell in _code_cells(stem) if _is_parameters(cell)]
     if len(cells) != 1:
         raise ValueError(f"{stem}.ipynb has {len(cells)} cells tagged 'parameters': it needs one")
     assigned = [n for n in ast.parse(cells[0]["source"]).body if isinstance(n, ast.Assign)]
@@ -215,8 +225,11 @@ def _digest(path: Path) -> str | None:
 # ---------------------------------------------------------------- make paper, plan and data
 
 
-def choose_profile(name: str) -> tuple[str, str]:
-    """Return the profile to run and why it was chosen; "auto" looks at the hardware and the data."""
+def choose_profile(name: str, fetches: bool = False) -> tuple[str, str]:
+    """Return the profile to run and why it was chosen; "auto" looks at the hardware and the data.
+
+    With `fetches`, what the profile `paper` lacks is fetched first, where it can be.
+    """
     from contsteal.lab import artifacts, profiles
 
     if name != "auto":
@@ -224,33 +237,85 @@ def choose_profile(name: str) -> tuple[str, str]:
         return name, "asked for"
     if artifacts.device().type != "cuda":
         return "demo", "no CUDA GPU is visible"
-    if missing := missing_data("paper"):
-        names = ", ".join(missing)
+    if fetches:
+        obtain("paper")
+    missing = missing_data("paper")
+    if not missing:
+        return "paper", "a CUDA GPU is visible, and so are the papers' data"
+    names, able = ", ".join(missing), able_notebooks("paper", missing)
+    if not able:
         return "synthetic", f"a CUDA GPU is visible; `make data PROFILE=paper` fetches {names}"
-    return "paper", "a CUDA GPU is visible, and so are the papers' data"
+    numbers = ", ".join(map(number, able))
+    return "paper", f"a CUDA GPU is visible; {names} cannot be had, so only {numbers} run"
 
 
-def needed_data(profile: str) -> dict[str, set[str]]:
+def able_notebooks(profile: str, missing: Iterable[str]) -> list[str]:
+    """Return the notebooks that train and read none of the missing data sets."""
+    from contsteal.lab import profiles
+
+    weights = profiles.profile(profile)["common"]
+    if set(missing) & weights.keys():  # of a victim that all notebooks attack
+        return []
+    attacking = [stem for stem in stems() if stem not in (stems()[0], stems()[-1])]
+    return [stem for stem in attacking if not set(missing) & needed_data(profile, [stem]).keys()]
+
+
+def needed_data(profile: str, only: Iterable[str] = ()) -> dict[str, set[str]]:
     """Return the stored data sets that a profile and its notebooks read, with their splits."""
     from contsteal import data
     from contsteal.lab import profiles
 
     common = profiles.SPLITS | profiles.profile(profile)["common"]
-    return data.needs(common, [parameters(stem, profile) for stem in stems()])
+    return data.needs(common, [parameters(stem, profile) for stem in choose(only)])
 
 
-def missing_data(profile: str) -> dict[str, str]:
-    """Return the data sets of a profile that cannot be read, each with the problem and the remedy."""
-    from contsteal import data
+def missing_data(profile: str, only: Iterable[str] = ()) -> dict[str, str]:
+    """Return what cannot be read of a profile's data sets and ready encoders: problem and remedy."""
+    from contsteal import data, pretrain
     from contsteal.lab import profiles
 
-    size, problems = profiles.profile(profile)["common"].get("image_size", 32), {}
-    for name, splits in needed_data(profile).items():
+    common = profiles.profile(profile)["common"]
+    size, problems = common.get("image_size", 32), {}
+    for name, splits in needed_data(profile, only).items():
         try:
             data.locate(name, splits, size)
         except (ValueError, OSError) as error:
             problems[name] = str(error)
+    for part in ("victim", "supervised"):
+        try:
+            config = profiles.config(common, part)
+            if config.method == pretrain.READY:
+                pretrain.origin(config)
+                pretrain.ready(config)
+        except (ValueError, RuntimeError, OSError) as error:
+            problems[part] = f"{part} of {profile}.yaml: {error}"
     return problems
+
+
+def obtain(profile: str) -> None:
+    """Fetch what a profile's data sets lack, and print what could not be had; nothing is raised.
+
+    Where the first set cannot be fetched, the others are not tried: most likely there is no network.
+    """
+    from contsteal.data import torchsets
+
+    needs = {n: s for n, s in needed_data(profile).items() if n in torchsets.SPLITS}
+    lacking = {name: torchsets.missing(name, splits) for name, splits in needs.items()}
+    lacking = {name: archives for name, archives in lacking.items() if archives}
+    if not lacking:
+        return
+    size = sum(archive.size for archives in lacking.values() for archive in archives)
+    print(f"fetching {', '.join(lacking)}, {size / 1e9:.1f} GB, into {torchsets.data_dir()}; the "
+          "profile `synthetic` needs no data: make paper PROFILE=synthetic", flush=True)  # fmt: skip
+    fetched = False
+    for name in lacking:
+        try:
+            torchsets.fetch({name: needs[name]})
+            fetched = True
+        except (ValueError, RuntimeError, OSError) as error:
+            print(str(error).partition("\n")[0], flush=True)
+            if not fetched:
+                return
 
 
 def paper(profile: str, only: Sequence[str], force: bool) -> None:
@@ -282,9 +347,11 @@ def prepare(profile: str, only: Sequence[str], force: bool) -> list[str]:
     if not todo:
         print(f"nothing to do; figures and numbers: {figures}")
         return []
-    if problems := missing_data(profile):
+    if problems := missing_data(profile, [task.stem for task in todo]):
         raise ValueError("\n".join(problems.values()))
     folder = artifacts.runs_dir() / profile
+    if problem := lacks_space(profile, todo):
+        raise ValueError(problem)
     for home in (folder, figures):  # raises StorageError where results could not be kept
         files.write_text(home / ".writable", " " * 2**16)
         (home / ".writable").unlink(missing_ok=True)
@@ -326,16 +393,96 @@ def _relative(path: Path) -> str:
 
 
 def plan(profile: str, only: Sequence[str], force: bool) -> None:
-    """Print what `make paper` would run, why, how long it took, and which data are missing."""
+    """Print what `make paper` would run, why, what it takes, how long it took, and what is missing."""
     from contsteal.lab import artifacts
 
     times = _times(artifacts.figures_dir() / profile)
-    for task in tasks(profile, only, force):
+    chosen = tasks(profile, only, force)
+    todo = [task for task in chosen if task.reason]
+    machine, costs = machine_of(profile), work(profile, todo)
+    for task in chosen:
         took = times.get(task.stem)
         time_taken = f", {took['seconds']:.0f} s on {took.get('device', '-')}" if took else ""
-        print(f"  {task.stem}: {task.reason + time_taken if task.reason else 'up to date'}")
+        line = f"  {task.stem}: {task.reason + time_taken if task.reason else 'up to date'}"
+        if task.stem in costs:
+            line += _cost_line(costs[task.stem], machine)
+        elif task.reason and costs:
+            line += f"; {_hours(WITHOUT_LAB)} on a CPU"
+        print(line)
+    if costs:
+        seconds = sum(cost.seconds(machine) + machine.start for cost in costs.values())
+        seconds += WITHOUT_LAB * (len(todo) - len(costs))
+        disk = sum(cost.disk() for cost in costs.values())
+        print(f"  in all, an estimate for {machine.name}: {_hours(seconds)}, {disk / 1e9:.1f} GB of "
+              f"disk ({machine.said}); what is kept already counts again")  # fmt: skip
     for problem in missing_data(profile).values():
         print(f"  missing: {problem}")
+    if problem := lacks_space(profile, todo, costs):
+        print(f"  too little space: {problem}")
+
+
+def work(profile: str, chosen: Iterable[Task]) -> "dict[str, inspection.Work]":
+    """Return what each of these notebooks would do that none before it does; without those that train nothing."""
+    from contsteal.lab import inspection
+
+    found: dict[str, inspection.Work] = {}
+    for task in chosen:
+        code = [cell for cell in _code_cells(task.stem) if not _is_parameters(cell)]
+        whole = inspection.rehearse([cell["source"] for cell in code], task.parameters)
+        if whole.trainings or whole.inputs:
+            found[task.stem] = whole.without([*found.values()])
+    return found
+
+
+def machine_of(profile: str) -> "inspection.Machine":
+    """Return the device of an estimate: a GPU that is here, timed; all cores for a small encoder; an H200."""
+    import joblib
+
+    from contsteal import encoders
+    from contsteal.lab import artifacts, inspection, profiles
+    from contsteal.lab.experiment import Lab
+
+    if artifacts.device().type == "cuda":
+        return inspection.timed(Lab(profile))
+    if profiles.profile(profile)["common"]["surrogate"]["encoder"] == encoders.SMALL:
+        return replace(inspection.CORE, name=artifacts.processor(), cores=joblib.cpu_count())
+    return inspection.H200
+
+
+def _cost_line(cost: "inspection.Work", machine: "inspection.Machine") -> str:
+    return (
+        f"; {len(cost.trainings):,} trainings, {cost.forwards:,.0f} answers of the victim, "
+        f"{_hours(cost.seconds(machine) + machine.start)}, {cost.disk() / 1e9:.1f} GB of disk, "
+        f"{cost.memory() / 1e9:.1f} GB of memory"
+    )
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
+
+
+def lacks_space(
+    profile: str, todo: Iterable[Task], costs: "dict[str, inspection.Work] | None" = None
+) -> str:
+    """Return what is wrong where the disk has no room for all that notebooks keep, else ""."""
+    from contsteal import encoders
+    from contsteal.lab import artifacts, profiles
+
+    folder = artifacts.runs_dir()
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    small = profiles.profile(profile)["common"]["surrogate"]["encoder"] == encoders.SMALL
+    if costs is None and free > (ROOMY / 100 if small else ROOMY):  # no need to count
+        return ""
+    kept = sum(p.stat().st_size for p in (folder / "artifacts").glob("*/*") if p.is_file())
+    costs = work(profile, todo) if costs is None else costs
+    need = sum(cost.disk() for cost in costs.values()) - kept
+    if need <= free:
+        return ""
+    return (
+        f"{folder} needs {need / 1e9:.1f} GB more and has {free / 1e9:.1f} GB: set CONTSTEAL_RUNS to "
+        "a folder with more space, or choose notebooks with NB"
+    )
 
 
 def fetch(profile: str) -> None:
@@ -575,12 +722,17 @@ def _command(given: argparse.Namespace) -> None:
         return
     from contsteal.lab import artifacts
 
-    profile, why = choose_profile(given.profile)
+    profile, why = choose_profile(given.profile, fetches=given.command == "paper")
     print(f"profile {profile} on {artifacts.processor()}: {why}", flush=True)
     if given.command == "data":
         fetch(profile)
-    else:
-        {"paper": paper, "plan": plan}[given.command](profile, given.only, given.force)
+        return
+    if given.command == "paper" and given.profile != "auto":
+        obtain(profile)
+    if given.profile == "auto" and (missing := missing_data(profile)):
+        able = able_notebooks(profile, missing)
+        given.only = [stem for stem in choose(given.only) if stem in able]
+    {"paper": paper, "plan": plan}[given.command](profile, given.only, given.force)
 
 
 if __name__ == "__main__":
