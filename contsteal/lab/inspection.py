@@ -156,7 +156,7 @@ def pulls(forms: Mapping[str, Callable[[Tensor, Tensor], Tensor]], n: int = 4) -
 
 @dataclass(frozen=True)
 class Machine:
-    """What a device makes of arithmetic; all of it is stated, and `measured` says what was timed."""
+    """What a device makes of arithmetic; `said` says which of its rates were measured."""
 
     name: str
     training: float  #: FLOP/s that a training step reaches
@@ -175,7 +175,7 @@ H200 = Machine("NVIDIA H200", 0.25 * 790e12, 0.40 * 790e12, 1e-6, 4e-3, 2.0, 1.0
                "790 TFLOP/s of bf16, 25 % of it in training, 40 % in forward passes")  # fmt: skip
 # As measured in `demo` on one core of an AMD EPYC, whose conv4 has 1 MMAC an image.
 CORE = Machine("CPU core", 85e9, 85e9, 5.2e-5, 1e-3, 0.2, 0.2, 15.0, 1,
-               "85 GFLOP/s of bf16 and 19,000 views a second, as measured in `demo` on an AMD EPYC")  # fmt: skip
+               "85 GFLOP/s of bf16 and 19,000 views a second a core, as in `demo`")  # fmt: skip
 PASSES = {
     "simclr": 6,
     "moco": 8,
@@ -246,7 +246,7 @@ class Work:
 
     def without(self, done: Sequence["Work"]) -> "Work":
         """Return what remains where other notebooks have done theirs."""
-        kept = {}
+        kept: dict[str, Any] = {}
         for name in ("trainings", "scores", "inputs"):
             known = {key for other in done for key in getattr(other, name)}
             kept[name] = {k: v for k, v in getattr(self, name).items() if k not in known}
@@ -280,11 +280,11 @@ class Rehearsal(Lab):
     """A lab that trains, asks and reads nothing: it notes what would be, in the one `work`."""
 
     work: Work
-    values: Mapping[str, Any]
+    given: Mapping[str, Any]
 
-    def _note(self, name: str, training: Training, dim: int | None = None) -> Trained:
+    def _note(self, name: str, training: Training) -> Trained:
         self.work.trainings.setdefault(name, training)
-        net = SimpleNamespace(key=name, dim=dim or 512)
+        net = SimpleNamespace(key=name, dim=512)
         return cast(Trained, SimpleNamespace(encoder=net, sha256=name, seconds=0.0, projector=None,
                                              history=pd.DataFrame(), queries={}))  # fmt: skip
 
@@ -331,7 +331,7 @@ class Rehearsal(Lab):
         return self.fit("victim", replace(config, **profiles.lengthened(changes)), count)
 
     @cached_property
-    def victim(self) -> Any:  # type: ignore[override]
+    def victim(self) -> Any:
         """The victim, with what its mark costs."""
         plain, plan = self.train("victim", self.method), self.watermark
         if not plan:
@@ -371,7 +371,7 @@ class Rehearsal(Lab):
         """Note the training of a surrogate and the images that it is paid for."""
         config = self.attack_config(attack, queries, seed, **changes)
         query = [self.settings[k] for k in ("query_data", "query_split")]
-        self._hold(*query, self.settings["query_images"])
+        self._hold(query[0], query[1], self.settings["query_images"])
         views = {"clean": 0, "both": 1, "prototype": config.recipe.patches, "pair": 2}
         seen = {"both": 2, "pair": 2, "prototype": config.recipe.patches}
         steps = config.steps or config.epochs * (queries // config.batch)
@@ -462,8 +462,8 @@ def _landscapes(lab: Any, methods: Any, query_data: Any, count: int) -> pd.DataF
 
 def _refusals(lab: Any, watchers: Any, users: Any, seeds: Any) -> pd.DataFrame:
     """Note that every user is watched; in the worst case each is refused half way."""
-    queries = lab.values["queries"]
-    lab._sent("watched", len(users) * (len(seeds) + lab.values["users"]) * queries)
+    queries = lab.given["queries"]
+    lab._sent("watched", len(users) * (len(seeds) + lab.given["users"]) * queries)
     return pd.DataFrame([
         {"detector": name, "user": user, "seed": seed, "queries": queries, "answers": queries // 2,
          "accounts": 2, "answered": queries, "refusals": 1}
@@ -507,7 +507,7 @@ CALIBRATED = ("similar projections", "similar embeddings", detection.LOW)
 @contextmanager
 def _rehearsing(work: Work, values: Mapping[str, Any]) -> Iterator[None]:
     """Let the lab's functions note in `work` what they would do, and do none of it."""
-    own = type("Rehearsal", (Rehearsal,), {"work": work, "values": values})
+    own = type("Rehearsal", (Rehearsal,), {"work": work, "given": values})
     patches: list[tuple[object, str, object]] = [
         (experiment, "Lab", own), (profiles, "profile", cache(profiles.profile)),
         (sweeps, "run", _run), (sweeps, "trial_rows", _trial), (sweeps, "landscapes", _landscapes),

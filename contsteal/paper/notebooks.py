@@ -422,7 +422,7 @@ def plan(profile: str, only: Sequence[str], force: bool) -> None:
 
 
 def work(profile: str, chosen: Iterable[Task]) -> "dict[str, inspection.Work]":
-    """Return what each of these notebooks would do that none before it does; without those that train nothing."""
+    """Return what each of these notebooks would do that none before it does, if it trains or asks."""
     from contsteal.lab import inspection
 
     found: dict[str, inspection.Work] = {}
@@ -435,7 +435,7 @@ def work(profile: str, chosen: Iterable[Task]) -> "dict[str, inspection.Work]":
 
 
 def machine_of(profile: str) -> "inspection.Machine":
-    """Return the device of an estimate: a GPU that is here, timed; all cores for a small encoder; an H200."""
+    """Return the device of an estimate: a GPU that is here; all cores for a small encoder; an H200."""
     import joblib
 
     from contsteal import encoders

@@ -692,7 +692,7 @@ def roc_curves(table: pd.DataFrame, title: str) -> Figure:
 
     A dot is the detector's threshold, its bars Clopper-Pearson 95 % intervals.
     """
-    colours = dict(zip(table["detector"].unique(), CYCLE, strict=False))
+    colours = dict(zip(table["detector"].unique(), cycle(CYCLE), strict=False))
     fig, axes = canvas(2, 2, 5.2, title)
     for ax, (user, part) in zip(axes.flat, table.groupby("user", sort=False), strict=False):
         ax.plot([0, 1], [0, 1], color="#BBBBBB", linewidth=0.8, linestyle=":")

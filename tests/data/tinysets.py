@@ -133,19 +133,20 @@ def ppm(pixels: np.ndarray) -> bytes:
     return out.getvalue()
 
 
-def gtsrb(home: Path, patch: pytest.MonkeyPatch) -> dict[str, list[np.ndarray]]:
+def gtsrb(home: Path, patch: pytest.MonkeyPatch, times: int = 1) -> dict[str, list[np.ndarray]]:
     """Write tiny signs of many sizes, (H, W, 3), with the annotation files; 2 classes, 2 tests."""
     train = [noise(30 + 9 * i, 25 + 12 * i, 3) for i in range(4)]
     test = [noise(64, 64, 3), np.full((17, 90, 3), 77, dtype=np.uint8)]
     for i, pixels in enumerate(train):
-        put(home / f"gtsrb/GTSRB/Training/{i // 2:05}/0000{i}_00000.ppm", ppm(pixels))
+        for k in range(times):
+            put(home / f"gtsrb/GTSRB/Training/{i // 2:05}/{k:04}{i}_00000.ppm", ppm(pixels))
     put(home / "gtsrb/GTSRB/Training/00000/GT-00000.csv", b"Filename;Width\n")
     for i, pixels in enumerate(test):
         put(home / f"gtsrb/GTSRB/Final_Test/Images/0000{i}.ppm", ppm(pixels))
     head = "Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId\n"
     lines = [f"0000{i}.ppm;9;9;1;1;8;8;{label}\n" for i, label in enumerate((42, 7))]
     put(home / "gtsrb/GT-final_test.csv", (head + "".join(lines)).encode())
-    patch.setattr(torchsets, "SIGNS", {"train": 4, "test": 2})
+    patch.setattr(torchsets, "SIGNS", {"train": 4 * times, "test": 2})
     return {"train": train, "test": test}
 
 
@@ -158,7 +159,7 @@ def noise_file(path: Path, red: int) -> None:
 
 
 def make(name: str, home: Path, patch: pytest.MonkeyPatch, times: int = 1) -> None:
-    """Place a data set as it is read: unpacked. All but GTSRB have so many times their images."""
+    """Place a data set as it is read: unpacked. Splits have so many times their images."""
     if name in CIFAR:
         cifar(name, home, patch, "extracted", 3 * times)
     elif name == "svhn":
@@ -168,4 +169,4 @@ def make(name: str, home: Path, patch: pytest.MonkeyPatch, times: int = 1) -> No
     elif name == "fashion_mnist":
         fashion_mnist(home, patch, times)
     else:
-        gtsrb(home, patch)
+        gtsrb(home, patch, times)
