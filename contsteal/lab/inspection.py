@@ -328,7 +328,7 @@ class Rehearsal(Lab):
         config = profiles.config(self.settings, part, method)
         split = self.settings["train_split"] if part == "victim" else "train"
         count = self._hold(self.settings["data"], split, self.settings["train_images"])
-        return self.fit("victim", replace(config, **profiles.lengthened(changes)), count)
+        return self.fit(part, replace(config, **profiles.lengthened(changes)), count)
 
     @cached_property
     def victim(self) -> Any:

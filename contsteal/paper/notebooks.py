@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from contsteal import files
 
 if TYPE_CHECKING:
+    from contsteal import methods
     from contsteal.lab import inspection
 
 # `execute` starts once for each notebook, so what only the other commands need is imported by them.
@@ -156,8 +157,7 @@ def _key(stem: str, profile: str, values: dict[str, Any]) -> dict[str, str]:
 
     settings = profiles.profile(profile)
     common, weights = settings["common"], {}
-    for part in {"victim", "supervised"} & common.keys():
-        config = profiles.config(common, part)
+    for part, config in _victims(common).items():
         if config.method == pretrain.READY:
             with suppress(ValueError):  # the notebook says what is wrong with the file
                 weights[part] = pretrain.origin(config)
@@ -174,6 +174,14 @@ def _key(stem: str, profile: str, values: dict[str, Any]) -> dict[str, str]:
         "tables": _tables(artifacts.figures_dir() / profile) if stem == stems()[-1] else "",
     }
     return {name: files.key(part) for name, part in parts.items()}
+
+
+def _victims(common: dict[str, Any]) -> "dict[str, methods.Config]":
+    """Return how a profile's encoders are made, by its part or by the name of a further victim."""
+    from contsteal.lab import profiles
+
+    parts = {part: profiles.config(common, part) for part in ("victim", "supervised")}
+    return parts | {n: profiles.config(common, "victim", n) for n in common.get("victims", {})}
 
 
 def _tables(figures: Path) -> list[tuple[str, str]]:
@@ -281,15 +289,28 @@ def missing_data(profile: str, only: Iterable[str] = ()) -> dict[str, str]:
             data.locate(name, splits, size)
         except (ValueError, OSError) as error:
             problems[name] = str(error)
-    for part in ("victim", "supervised"):
+    for part, config in _victims(common).items():
         try:
-            config = profiles.config(common, part)
             if config.method == pretrain.READY:
-                pretrain.origin(config)
-                pretrain.ready(config)
+                check_weights(config)
         except (ValueError, RuntimeError, OSError) as error:
             problems[part] = f"{part} of {profile}.yaml: {error}"
     return problems
+
+
+def check_weights(config: "methods.Config") -> None:
+    """Raise what a ready encoder would: for a file by reading it, for timm's by looking for them."""
+    from contsteal import encoders, pretrain
+
+    pretrain.origin(config)
+    if config.weights != "timm" or encoders.stored(config.encoder):
+        pretrain.ready(config)
+        return
+    raise encoders.DownloadError(
+        f"the weights of {config.encoder} are not in the cache of the Hugging Face hub: `make data "
+        "PROFILE=...` fetches them. Without a network, fetch its model.safetensors elsewhere and set "
+        "`weights:` to that file"
+    )
 
 
 def obtain(profile: str) -> None:
@@ -487,11 +508,16 @@ def lacks_space(
 
 def fetch(profile: str) -> None:
     """Fetch the data sets of a profile that can be fetched; raise ValueError for those that miss then."""
-    from contsteal import data
+    from contsteal import data, pretrain
     from contsteal.data import torchsets
+    from contsteal.lab import profiles
 
     needs = needed_data(profile)
     torchsets.fetch({name: needs[name] for name in needs if name in torchsets.NAMES})
+    for name, config in _victims(profiles.profile(profile)["common"]).items():
+        if config.weights == "timm":
+            pretrain.ready(config)
+            print(f"{name}: the weights of {config.encoder} are present")
     problems = missing_data(profile)
     for name in needs.keys() - problems.keys():
         print(f"{name}: present ({data.data_dir() if name in torchsets.NAMES else 'your own'})")

@@ -436,25 +436,25 @@ def test_auto_runs_the_notebooks_whose_data_are_there(
     [
         ({"weights": "gone.pt"}, "gone.pt does not exist"),
         ({"weights": "stem.pt", "encoder": "resnet18"}, "stem.pt"),
-        ({"weights": "timm", "encoder": "resnet18", "image_size": 32}, "CIFAR stem"),
-        ({"weights": "timm", "encoder": "test_resnet.r160_in1k"}, "could not be fetched"),
+        (
+            {"weights": "timm", "encoder": "test_resnet.r160_in1k"},
+            "not in the cache of the Hugging",
+        ),
+        ({"weights": "timm", "encoder": "resnet18.a9_in1k"}, "unknown weights"),
     ],
 )
 def test_weights_that_cannot_be_read_are_refused_before_anything_runs(
     desk: Path, monkeypatch: pytest.MonkeyPatch, capsys, victim: dict[str, object], message: str
 ) -> None:
-    """Those of a file that is gone, of ImageNet's stem for CIFAR's, and of timm without a network."""
+    """Those of a file that is gone, of ImageNet's stem for CIFAR's, and of timm where it has none."""
     import timm
 
     known = timm.create_model("resnet18", num_classes=0)
     torch.save({"state_dict": known.state_dict()}, desk / "stem.pt")
     monkeypatch.setattr(artifacts, "ROOT", desk)
-    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", refuse("offline"))
-    if victim["weights"] == "timm" and "test" in str(victim["encoder"]):
-        monkeypatch.setattr("timm.create_model", refuse("offline"))
-    size = victim.pop("image_size", 160 if "test" in str(victim.get("encoder")) else 32)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(desk / "hub"))
     ready = {"method": "ready", "encoder": "test_resnet"} | victim
-    write_profile(desk, victim=ready, image_size=size)
+    write_profile(desk, victim=ready)
     assert command("paper") == 1
     printed = capsys.readouterr()
     assert re.search(f"victim of tiny.yaml: .*{message}", printed.err, re.DOTALL)

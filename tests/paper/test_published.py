@@ -14,21 +14,26 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+import timm
 import tinysets
 import yaml
+from safetensors.torch import save_file
 
-from contsteal import encoders
 from contsteal.data import packed, torchsets
-from contsteal.lab import artifacts, experiment, profiles
+from contsteal.lab import artifacts, experiment, inspection, profiles
 from contsteal.paper import notebooks
 
 sys.path.append(str(artifacts.ROOT / "docs"))
 import tables  # docs/tables.py
 
 EVERY = os.environ.get("CONTSTEAL_NOTEBOOKS") == "all"
-NAMES = ("paper", "imagenet")
-CHEAP = {"paper": ["04"], "imagenet": ["05c"]}
+NAMES = ("paper", "imagenet", "timm")
+CHEAP = {"paper": ["05b"], "imagenet": ["05c"], "timm": ["01"]}
+VICTIMS = {"victim": "test_resnet", "dinov2": "test_vit", "dinov3": "test_vit2", "mae": "test_vit4",
+           "convnextv2": "test_convnext2"}  # fmt: skip
+TRAINED = ("attack", "alone", "victim", "supervised", "independent", "watermarked", "guarded")
 BATCHES = {"32": 8, "1024": 16}
+WATCHED = 100  # queries of a user, from which on detectors have a verdict
 SEEDS = [0, 1]  # an interval needs two
 SMALL = {"encoder": "conv4", "batch": 8, "epochs": 1}
 TINY = {  # of the settings; the victims' methods, optimizers and data stay the profile's
@@ -74,21 +79,19 @@ def tiny_profile(name: str, home: Path) -> dict[int, int]:
             elif parameter in OWN and value not in ({}, {"count": 0}):
                 values[parameter] = OWN[parameter]
         values["seeds"] = SEEDS
-        if "knobs" in values:
-            values["knobs"] = {k: v for k, v in values["knobs"].items() if k != "encoder"} | {
-                knob: [8 if v == 32 else 16 for v in value]
-                for knob, value in values["knobs"].items()
-                if knob == "batch"
-            }
+        values.get("knobs", {}).pop("encoder", None)  # a ResNet-50 takes minutes here
+        if "batch" in values.get("knobs", {}):
+            values["knobs"]["batch"] = [*BATCHES.values()]
         if "more_seeds" in values:
             values["more_seeds"] = [2]
-    common |= TINY | {"query_images": max(small.values())}
+    books["05b_detectors"]["queries"] = WATCHED
+    common |= TINY | {"query_images": WATCHED}
     common["surrogate"] |= {"encoder": "conv4", "batch": 8, "steps": 2}
-    for part in ("victim", "supervised"):
-        if common[part]["method"] == "ready":
-            common[part] |= {"encoder": "test_resnet", "weights": str(home / "victim.safetensors")}
-        else:
-            common[part] |= SMALL
+    parts = {part: common[part] for part in ("victim", "supervised")}
+    for part, config in (parts | common.get("victims", {})).items():
+        encoder = VICTIMS.get(part, "test_resnet")
+        ready = {"encoder": encoder, "weights": str(home / f"{encoder}.safetensors")}
+        config |= ready if config["method"] == "ready" else SMALL
     common["methods"] = {"moco": {"queue": 64}} if "methods" in common else {}
     (home / f"{name}.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     return small
@@ -106,23 +109,18 @@ def desk(tmp_path_factory: pytest.TempPathFactory):
         (home / "profiles").mkdir()
         experiment._cached.cache_clear()
         for name in torchsets.SPLITS:
-            tinysets.make(name, home / "data", patch, times=20)
+            tinysets.make(name, home / "data", patch, times=40)
         for split in ("train", "val"):
-            for k in range(60):
+            for k in range(120):
                 tinysets.noise_file(home / f"jpegs/{split}/n{k % 3}/{k}.png", 2 * k)
-        packed.main(
-            [
-                str(home / "jpegs"),
-                str(home / "data" / "imagenet-32"),
-                "--size",
-                "32",
-                "--workers",
-                "1",
-            ]
-        )
-        encoders.save(
-            encoders.build("test_resnet", 32, seed=3), home / "profiles/victim.safetensors"
-        )
+        pack = [home / "jpegs", home / "data" / "imagenet-32", "--size", 32, "--workers", 1]
+        packed.main([*map(str, pack)])
+        for known in (profiles.VARIANTS["published optimizer"], *profiles.PUBLISHED.values()):
+            patch.setitem(known, "batch", 8)
+        for encoder in VICTIMS.values():  # as timm's hub has them, classifier and all
+            options = {"img_size": 32} if "vit" in encoder else {}
+            weights = timm.create_model(encoder, num_classes=10, **options).state_dict()
+            save_file(weights, home / "profiles" / f"{encoder}.safetensors")
         yield home
         experiment._cached.cache_clear()
 
@@ -142,6 +140,14 @@ def execute(stem: str, profile: str) -> None:
     plt.close("all")
 
 
+DONE: list[inspection.Work] = []  # what the plans of earlier notebooks say
+
+
+def trainings(desk: Path) -> int:
+    made = (desk / "runs" / "artifacts").glob("*/manifest.json")
+    return sum(path.parent.name.split("-")[0] in TRAINED for path in made)
+
+
 RUNS = [(name, stem) for name in NAMES for stem in notebooks.stems()
         if (EVERY and stem[:2] != "00") or notebooks.number(stem) in CHEAP[name]]  # fmt: skip
 
@@ -151,7 +157,13 @@ RUNS = [(name, stem) for name in NAMES for stem in notebooks.stems()
 def test_a_notebook_runs_and_has_every_published_row(
     desk: Path, small: dict[str, dict[int, int]], name: str, stem: str
 ) -> None:
+    chosen = notebooks.Task(stem, Path(), notebooks.parameters(stem, name), {}, "never")
+    planned = notebooks.work(name, [chosen]).get(stem, inspection.Work())
+    before = trainings(desk)
     execute(stem, name)
+    if notebooks.number(stem) != "05b":  # whose refusals are results
+        assert trainings(desk) - before == len(planned.without(DONE).trainings), "the plan's"
+    DONE.append(planned)
     for entry in profiles.profile(name).get("tables", []):
         figure = entry.get("figure", "")
         if notebooks.number(figure) != notebooks.number(stem):
