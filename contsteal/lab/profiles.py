@@ -386,9 +386,7 @@ def changed(name: str, changes: dict[str, Any]) -> tuple[dict[str, Any], str | N
     settings = {k: v for k, v in changes.items() if k != "method"}
     settings = SPLITS | profile(name)["common"] | settings
     if method is not None:
-        choice(
-            method, f"changes of {name}: method", [*methods.METHODS, *settings.get("victims", {})]
-        )
+        choice(method, "method", [*methods.METHODS, *settings.get("victims", {})])
     return settings, method
 
 
