@@ -277,9 +277,13 @@ def needed_data(profile: str, only: Iterable[str] = ()) -> dict[str, set[str]]:
     return data.needs(common, [parameters(stem, profile) for stem in choose(only)])
 
 
-def missing_data(profile: str, only: Iterable[str] = ()) -> dict[str, str]:
-    """Return what cannot be read of a profile's data sets and ready encoders: problem and remedy."""
+def missing_data(profile: str, only: Iterable[str] = (), whole: bool = False) -> dict[str, str]:
+    """Return what cannot be read of a profile's data sets and ready encoders: problem and remedy.
+
+    With `whole` the papers' sets are read and compared with their checksums, which takes seconds.
+    """
     from contsteal import data, pretrain
+    from contsteal.data import torchsets
     from contsteal.lab import profiles
 
     common = profiles.profile(profile)["common"]
@@ -287,6 +291,8 @@ def missing_data(profile: str, only: Iterable[str] = ()) -> dict[str, str]:
     for name, splits in needed_data(profile, only).items():
         try:
             data.locate(name, splits, size)
+            if whole and name in torchsets.SPLITS:
+                torchsets.verify(name, splits)
         except (ValueError, OSError) as error:
             problems[name] = str(error)
     for part, config in _victims(common).items():
@@ -368,7 +374,7 @@ def prepare(profile: str, only: Sequence[str], force: bool) -> list[str]:
     if not todo:
         print(f"nothing to do; figures and numbers: {figures}")
         return []
-    if problems := missing_data(profile, [task.stem for task in todo]):
+    if problems := missing_data(profile, [task.stem for task in todo], whole=True):
         raise ValueError("\n".join(problems.values()))
     folder = artifacts.runs_dir() / profile
     if problem := lacks_space(profile, todo):
@@ -756,8 +762,8 @@ def _command(given: argparse.Namespace) -> None:
     if given.command == "paper" and given.profile != "auto":
         obtain(profile)
     if given.profile == "auto" and (missing := missing_data(profile)):
-        able = able_notebooks(profile, missing)
-        given.only = [stem for stem in choose(given.only) if stem in able]
+        able, asked = able_notebooks(profile, missing), choose(given.only)
+        given.only = [stem for stem in asked if stem in able] or asked  # which says what it lacks
     {"paper": paper, "plan": plan}[given.command](profile, given.only, given.force)
 
 

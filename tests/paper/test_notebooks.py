@@ -16,6 +16,7 @@ import joblib
 import nbformat
 import psutil
 import pytest
+import tinysets
 import torch
 from nbformat.v4 import new_code_cell, new_notebook
 
@@ -429,6 +430,24 @@ def test_auto_runs_the_notebooks_whose_data_are_there(
     ((profile, only, force),) = ran
     assert (profile, force) == ("paper", False)
     assert [notebooks.number(stem) for stem in only] == ["02", "03", "04", "05a", "05b", "05c"]
+
+
+def test_half_a_data_set_is_said_before_any_notebook_runs(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its folder is there, one of its files is not, and another one is not the published one."""
+    monkeypatch.setenv("DATA_DIR", str(desk / "data"))
+    tinysets.make("cifar10", desk / "data", monkeypatch)
+    write_profile(desk, data="cifar10")
+    assert notebooks.missing_data("tiny", whole=True) == {}
+    batch = desk / "data" / "cifar-10-batches-py" / "data_batch_3"
+    for damage in (lambda: batch.write_bytes(b"another"), batch.unlink):
+        damage()
+        assert command("paper") == 1
+        message = capsys.readouterr().err
+        assert re.search("cifar10 (train|test) is damaged or incomplete", message)
+        assert f"delete {batch.parent} and run `make data" in message
+        assert not (desk / "runs" / "tiny").exists()
 
 
 @pytest.mark.parametrize(

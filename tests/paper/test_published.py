@@ -16,8 +16,10 @@ import pandas as pd
 import pytest
 import timm
 import tinysets
+import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from timm.data import resolve_model_data_config
 
 from contsteal.data import packed, torchsets
 from contsteal.lab import artifacts, experiment, inspection, profiles
@@ -28,7 +30,7 @@ import tables  # docs/tables.py
 
 EVERY = os.environ.get("CONTSTEAL_NOTEBOOKS") == "all"
 NAMES = ("paper", "imagenet", "timm")
-CHEAP = {"paper": ["05b"], "imagenet": ["05c"], "timm": ["01"]}
+CHEAP = {"paper": ["05b"], "imagenet": ["05c"], "timm": []}
 VICTIMS = {"victim": "test_resnet", "dinov2": "test_vit", "dinov3": "test_vit2", "mae": "test_vit4",
            "convnextv2": "test_convnext2"}  # fmt: skip
 TRAINED = ("attack", "alone", "victim", "supervised", "independent", "watermarked", "guarded")
@@ -178,3 +180,25 @@ def test_a_notebook_runs_and_has_every_published_row(
                 if point.get("knob") == "batch":
                     point["value"] = str(BATCHES[point["value"]])
                 assert len(tables.select(table, point)), (entry["table"], row, point)
+
+
+@pytest.mark.parametrize("name", VICTIMS)
+def test_a_public_encoder_is_a_victim_by_its_name(
+    desk: Path, small: dict[str, dict[int, int]], name: str
+) -> None:
+    """Its answers are those of timm's own network to images as that network takes them; it is stolen."""
+    lab = experiment.Lab("timm").but(**({} if name == "victim" else {"method": name}))
+    queries = lab.queries(16).cpu()
+    encoder = VICTIMS[name]
+    options = {"img_size": 32} if "vit" in encoder else {}
+    theirs = timm.create_model(encoder, num_classes=0, **options).eval()
+    weights = load_file(desk / "profiles" / f"{encoder}.safetensors")
+    missing, _ = theirs.load_state_dict(weights, strict=False)
+    assert missing == []
+    config = resolve_model_data_config(theirs)
+    mean, std = (torch.tensor(config[key])[:, None, None] for key in ("mean", "std"))
+    with torch.no_grad():
+        expected = theirs((queries / 255 - mean) / std)
+    assert torch.allclose(lab.api().embed(queries), expected, atol=1e-4)
+    stolen = lab.steal("embedding", 16, steps=1)
+    assert stolen.encoder.dim == lab.victim.encoder.dim == expected.shape[1]
