@@ -94,13 +94,7 @@ def fit(config: Config, images: ImageSet, checkpoint: Path | None = None) -> Fit
     encoders.check_images(images.images)
     device = images.images.device
     if config.method == READY:
-        given: dict[str, Any] = {"pretrained": True}
-        if config.weights and config.weights != "timm":
-            given = {"weights": Path(config.weights).expanduser()}
-        net = encoders.build(
-            config.encoder, config.image_size, width=config.width, inputs=config.inputs, **given
-        )
-        return Fitted(net.eval().to(device), [], None)
+        return Fitted(ready(config).to(device), [], None)
     plan = schedule(config)
     if config.method == "supervised" and images.labels is None:
         raise ValueError(
@@ -118,6 +112,21 @@ def fit(config: Config, images: ImageSet, checkpoint: Path | None = None) -> Fit
         warnings.warn(f"{config.method} collapsed: its embeddings have a spread of "
                       f"{history[-1]['spread']:.3f}; lower the learning rate", stacklevel=2)  # fmt: skip
     return Fitted(model.encoder, history, model.projector)
+
+
+def ready(config: Config) -> encoders.Encoder:
+    """Return the encoder of method "ready", in eval mode, with weights of timm's hub or of a file.
+
+    Raises:
+        ValueError, checkpoints.CheckpointError, encoders.DownloadError: those of `encoders.build`.
+    """
+    given: dict[str, Any] = {"pretrained": True}
+    if config.weights and config.weights != "timm":
+        given = {"weights": Path(config.weights).expanduser()}
+    net = encoders.build(
+        config.encoder, config.image_size, width=config.width, inputs=config.inputs, **given
+    )
+    return net.eval()
 
 
 def _learn(

@@ -188,7 +188,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 PRETRAINED = {"pretrained": True}
-VIT_14 = {"name": "vit_small_patch14_dinov2.lvd142m", "image_size": 224} | PRETRAINED
+VIT_14 = {"name": "vit_small_patch14_dinov2.lvd142m", "image_size": 225} | PRETRAINED
 
 
 @pytest.mark.parametrize(
@@ -252,6 +252,8 @@ def test_weights_are_fetched_for_their_own_stem_and_size(hub: list[str]) -> None
     net = encoders.build("resnet18.a1_in1k", pretrained=True)
     assert (hub, net.backbone.conv1.kernel_size) == (["resnet18.a1_in1k"], (7, 7))
     assert encoders.build("test_vit", 160, pretrained=True).dim == 64
+    net = encoders.build("vit_small_patch14_dinov2.lvd142m", 224, pretrained=True)
+    assert net.backbone.pos_embed.shape[1] == 1 + (224 // 14) ** 2, "timm resamples positions"
 
 
 @pytest.mark.parametrize("size", [32, 48, 160])
