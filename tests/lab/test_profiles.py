@@ -196,7 +196,7 @@ def test_values_are_returned_as_written(folder: Path) -> None:
         ({"dta": 3}, "changes of smoke: unknown parameter 'dta'"),
         ([1], "changes of smoke: [1] should be a valid dictionary"),
         ({"query_images": "9"}, "changes of smoke: query_images='9' should be a valid integer"),
-        ({"method": "mocoo"}, "method='mocoo' should be 'simclr', 'moco'"),
+        ({"method": "mocoo"}, "unknown method 'mocoo': choose one of simclr, moco"),
         ({"watermark": {"lr": 0.1}}, "changes of smoke, watermark: set epochs"),
         ({"watermark": {"epochs": 1, "batch": -1}}, "watermark.batch=-1 should be greater than"),
         ({"surrogate": {"temperature": 0.0}}, "surrogate.temperature=0.0 should be greater than 0"),
