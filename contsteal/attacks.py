@@ -160,6 +160,7 @@ class Config(Checked):
     batch: Batch = 128
     lr: Positive = 1e-3
     weight_decay: NotNegative = 1e-4
+    optimizer: str = "adamw"  #: or "sgd", with momentum 0.9
     seed: Seed = 0  #: of views, first weights and batches
     shuffled: bool = False  #: a control: each image is given the answer to another one
     output_layer: bool = True  #: a linear layer into the victim's space ends every surrogate

@@ -78,6 +78,16 @@ def import_weights(path: Path, net: Any) -> Report:
 
     Raises:
         CheckpointError: for a damaged file, Python objects, and keys unknown, missing or misshapen.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from contsteal import encoders
+        >>> net = encoders.build("resnet18", width=0.125)
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "weights.pth"
+        ...     torch.save({"state_dict": net.backbone.state_dict()}, path)
+        ...     import_weights(path, net).used == len(net.backbone.state_dict())
+        True
     """
     table = read_table(path)
     own = net.backbone.state_dict()

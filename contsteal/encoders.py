@@ -156,9 +156,7 @@ def _spec(
     _check_inputs(name, image_size, {} if inputs is None else inputs)
     spec = {"name": name, "image_size": image_size, "width": float(width),
             "out_dim": fitting(out_dim, "out_dim", Count | None)}  # fmt: skip
-    return spec | (
-        {"inputs": dict(inputs)} if inputs else {}
-    )  # absent by default, as in older files
+    return spec | ({"inputs": dict(inputs)} if inputs else {})
 
 
 def _draw(spec: dict[str, Any], pretrained: bool) -> Encoder:
@@ -325,6 +323,10 @@ def describe(net: Encoder) -> dict[str, Any]:
         `name`; `licence` of the weights; `parameters` in millions; `features`, their dimension;
         `image_size` in pixels; `mean` and `std` of the input; `gmac`, 10^9 multiply-adds of products and
         convolutions per image.
+
+    Example:
+        >>> describe(build("conv4"))["features"]
+        128
     """
     return {
         "name": net.spec["name"],
@@ -350,7 +352,18 @@ def _gmac(net: Encoder) -> float:
 
 
 def identity(net: Encoder) -> str:
-    """Return a sha256 over an encoder's weights, architecture, and how it reads its inputs."""
+    """Return a sha256 over an encoder's weights, architecture, and how it reads its inputs.
+
+    Args:
+        net: an encoder of `build`.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Example:
+        >>> identity(build("conv4")) == identity(build("conv4", seed=1))
+        False
+    """
     return _seal(digest(net.state_dict().items()), json.dumps(net.spec, sort_keys=True))
 
 
@@ -397,13 +410,14 @@ def load(path: Path, into: Encoder | None = None) -> Encoder:
 
     Raises:
         CheckpointError: with the file, and what is missing, unexpected, misshapen or altered.
+
+    Example:
+        See `save`.
     """
     state, header = checkpoints.read_safetensors(path)
-    sha, stored, seal = digest(state.items()), header.get("spec", ""), header.pop("seal", "")
-    unsealed = seal == _seal(sha, stored)  # as older files are: their licence may be anybody's word
-    if header.get("sha256") != sha or not (
-        unsealed or seal == _seal(json.dumps(header, sort_keys=True))
-    ):
+    stored, seal = header.get("spec", ""), header.pop("seal", "")
+    whole = seal == _seal(json.dumps(header, sort_keys=True))
+    if not whole or header.get("sha256") != digest(state.items()):
         raise CheckpointError(f"{path} does not have the sha256 it was saved with: it was altered")
     try:
         spec = {k: v for k, v in json.loads(stored).items() if k in SPEC}
@@ -419,7 +433,7 @@ def load(path: Path, into: Encoder | None = None) -> Encoder:
     if problem:
         raise CheckpointError(f"{path} is {stored}, which does not fit {net.spec}: {problem}")
     net.load_state_dict(state)
-    net.licence = "not stated" if unsealed else header.get("licence", net.licence)
+    net.licence = header["licence"]
     return net
 
 

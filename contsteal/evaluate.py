@@ -217,6 +217,16 @@ def nearest(x: Tensor, row: int, count: int) -> Tensor:
         x: features (N, D).
         row: whose neighbours are asked for.
         count: how many, itself included.
+
+    Returns:
+        Rows, int64 (count,).
+
+    Raises:
+        ValueError: for a row or count outside N, or NaN.
+
+    Example:
+        >>> nearest(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.1]]), row=0, count=2)
+        tensor([0, 2])
     """
     unit = F.normalize(_features(x), dim=1)
     row = number(row, "row", int, least=0, most=len(x) - 1)
@@ -279,7 +289,21 @@ def _same_rows(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def mean_cosine(x: Tensor, y: Tensor) -> float:
-    """Return the mean cosine of matching rows (N, D) of `x` and `y`; NaN where the dimensions differ."""
+    """Return the mean cosine of matching rows.
+
+    Args:
+        x, y: features of the same images, (N, D) each.
+
+    Returns:
+        From -1 to 1; NaN where the dimensions differ.
+
+    Raises:
+        ValueError: for different numbers of rows, or NaN.
+
+    Example:
+        >>> mean_cosine(torch.eye(2), 3 * torch.eye(2))
+        1.0
+    """
     x, y = _same_rows(_features(x), _features(y))
     return F.cosine_similarity(x, y).mean().item() if x.shape == y.shape else float("nan")
 
@@ -288,6 +312,19 @@ def spread(x: Tensor) -> float:
     """Return the mean standard deviation per dimension of normalised embeddings, times sqrt(D).
 
     About 1 for directions spread evenly over the sphere, 0 for a collapsed encoder (SimSiam, sec. 4.1).
+
+    Args:
+        x: embeddings (N, D).
+
+    Returns:
+        From 0 to about 1.
+
+    Raises:
+        ValueError: for fewer than two rows, or NaN.
+
+    Example:
+        >>> spread(torch.ones(8, 4))
+        0.0
     """
     x = _features(x, 2)
     return (F.normalize(x, dim=1).std(0).mean() * x.shape[1] ** 0.5).item()
@@ -296,6 +333,9 @@ def spread(x: Tensor) -> float:
 def geometry(x: Tensor) -> dict[str, float]:
     """Describe how embeddings (N, D) lie in their space.
 
+    Args:
+        x: embeddings (N, D).
+
     Returns:
         `norm_spread`: the norms' standard deviation over their mean. `anisotropy`: the mean cosine of
         two different rows, 0 where directions are spread evenly, 1 in a narrow cone. `effective_rank`:
@@ -303,6 +343,11 @@ def geometry(x: Tensor) -> dict[str, float]:
 
     Raises:
         ValueError: for fewer than two rows, NaN, or zeros alone.
+
+    Example:
+        >>> x = torch.randn(100, 8, generator=torch.Generator().manual_seed(0))
+        >>> geometry(x)["effective_rank"] > 7
+        True
     """
     x, n = _features(x, 2).double(), len(x)
     if not x.any():

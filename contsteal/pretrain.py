@@ -79,6 +79,12 @@ def fit(config: Config, images: ImageSet, checkpoint: Path | None = None) -> Fit
     Raises:
         ValueError: for an unknown method, missing labels, or fewer images than a batch.
         loop.Diverged: for a NaN loss.
+
+    Example:
+        >>> from contsteal import data
+        >>> fitted = fit(Config("simclr", "conv4", steps=2, batch=16), data.load("shapes", n=64))
+        >>> fitted.encoder.dim, len(fitted.history)
+        (128, 1)
     """
     origin(config)
     if not hasattr(images, "images"):

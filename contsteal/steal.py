@@ -194,6 +194,11 @@ def recreate_head(one: Tensor, two: Tensor, epochs: int, batch: int, seed: int) 
 
     Returns:
         The projector g, (N, D) to (N, 128), without gradient for its weights.
+
+    Example:
+        >>> one, two = torch.randn(2, 16, 8, generator=torch.Generator().manual_seed(0))
+        >>> recreate_head(one, two, epochs=1, batch=8, seed=0)(one).shape
+        torch.Size([16, 128])
     """
     dim = one.shape[1]
     with torch.random.fork_rng(devices=[]):
@@ -233,8 +238,18 @@ def ask(
         user: the name that the queries are counted under.
         view_of: the views to send, where the caller needs them again.
 
+    Returns:
+        One tensor (N, D) per round and view.
+
     Raises:
         BudgetExceeded: where the budget does not suffice.
+
+    Example:
+        >>> from contsteal import victim
+        >>> images = torch.zeros(16, 3, 32, 32, dtype=torch.uint8)
+        >>> config = Config("embedding", steps=1, batch=16)
+        >>> [a.shape for a in ask(config, victim.BlackBox(encoders.build("conv4")), images)]
+        [torch.Size([16, 128])]
     """
     config = config.for_images(len(encoders.check_images(images)))
     view_of = view_of or _views(config, images)
@@ -264,6 +279,13 @@ def view(config: Config, images: Tensor, k: int) -> Tensor:
         config: whose policy and seed draw the views.
         images: uint8 (N, 3, H, W).
         k: number of the view, from 0.
+
+    Returns:
+        uint8 (N, 3, H, W).
+
+    Example:
+        >>> view(Config("cont-steal"), torch.zeros(4, 3, 32, 32, dtype=torch.uint8), 0).shape
+        torch.Size([4, 3, 32, 32])
     """
     parts = []
     for block, part in enumerate(images.split(BLOCK)):
@@ -328,6 +350,17 @@ def subtract_mean(answers: Tensor) -> Tensor:
 
     The offset N(mu, std^2) of Dziedzic et al. (ICML 2022, A.2) is the same for all answers; what
     distinguishes one image from another survives.
+
+    Args:
+        answers: (N, D).
+
+    Returns:
+        (N, D).
+
+    Example:
+        >>> subtract_mean(torch.tensor([[1.0], [3.0]]))
+        tensor([[-1.],
+                [ 1.]])
     """
     return answers - answers.mean(0)
 
@@ -342,6 +375,10 @@ def left_out(answers: Sequence[Tensor]) -> tuple[float, bool]:
         Half of the step from 1e-6 to 1e6 that all coordinates are multiples of, 0 where there is none;
         then whether zeros stand for what was not sent: nine answers in ten have as many other
         coordinates, and fewer than are ever sent.
+
+    Example:
+        >>> left_out([torch.tensor([[0.1, 0.3], [0.2, 0.9]])])
+        (0.05, False)
     """
     values = torch.cat(list(answers)).double()
 
@@ -368,6 +405,13 @@ def possible(surrogate: Tensor, answers: Tensor, half: float, truncated: bool) -
         surrogate: its embeddings (N, D).
         answers: rounded or truncated ones to the same images, (N, D).
         half, truncated: those of `left_out`.
+
+    Returns:
+        The targets (N, D) of the surrogate's loss.
+
+    Example:
+        >>> possible(torch.tensor([[0.12, 0.5]]), torch.tensor([[0.1, 0.3]]), 0.05, truncated=False)
+        tensor([[0.1200, 0.3500]])
     """
     low, high = answers - half, answers + half
     if truncated:
@@ -410,7 +454,18 @@ def learn_remap(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def remap(answers: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return answers (N, D) of one account in the other's space, (N, E), by the map of `learn_remap`."""
+    """Return answers of one account in the other's space.
+
+    Args:
+        answers: (N, D).
+        weight, bias: (D, E) and (E,), of `learn_remap`.
+
+    Returns:
+        (N, E).
+
+    Example:
+        See `learn_remap`.
+    """
     return answers @ weight + bias
 
 
@@ -440,8 +495,9 @@ def _check(
     if config.recipe.labels:
         evaluate.classes(labels, len(images))
     schedule = loop.Schedule(
-        config.epochs, config.batch, config.lr, config.weight_decay, steps=config.steps
-    )
+        config.epochs, config.batch, config.lr, config.weight_decay, optimizer=config.optimizer,
+        steps=config.steps,
+    )  # fmt: skip
     schedule.check(len(images))
     loop.mode_labels()  # refuses unknown modes
     # Not the surrogate itself: the answers decide how wide its last layer is.

@@ -151,6 +151,13 @@ def _resized(images: "Tensor | Packed", size: int, name: str) -> "Tensor | Packe
 def order(n: int, seed: int) -> Tensor:
     """Return the one permutation of `n` images whose prefixes are the query budgets of `seed`.
 
+    Args:
+        n: number of images.
+        seed: of the permutation.
+
+    Returns:
+        Rows, int64 (n,).
+
     Example:
         >>> order(4, seed=0).sort().values
         tensor([0, 1, 2, 3])

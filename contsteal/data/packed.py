@@ -158,6 +158,9 @@ def open_pack(path: Path, split: str) -> tuple[Packed, Tensor | None, tuple[str,
         PackError: where it is missing, unfinished or damaged: the manifest, the sums and the shape of
             the images are checked, and the pixels as they are read.
         FolderError: for an unknown split.
+
+    Example:
+        See `pack`.
     """
     places = {s: path / s for s in folders.SPLITS if (path / s / MANIFEST).exists()}
     if (path / MANIFEST).exists():
@@ -217,6 +220,17 @@ def pack(
     Raises:
         FolderError, PackError: for a `src` that cannot be packed, a `dst` of other files or size.
         StorageError: for too little space, which is reserved before decoding, or no permission.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from PIL import Image
+        >>> with TemporaryDirectory() as folder:
+        ...     (Path(folder) / "src").mkdir()
+        ...     Image.new("RGB", (20, 16)).save(Path(folder) / "src" / "1.png")
+        ...     manifest = pack(Path(folder) / "src", Path(folder) / "dst", 16, workers=1)
+        ...     images, labels, classes = open_pack(Path(folder) / "dst", "train")
+        ...     manifest["train"]["rows"], images[:].shape
+        (1, torch.Size([1, 3, 16, 16]))
     """
     if size < 8 or not (workers == -1 or workers > 0):
         raise ValueError(f"size={size}, workers={workers}: give at least 8 pixels and 1 worker")

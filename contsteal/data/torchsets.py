@@ -81,7 +81,15 @@ Read = tuple[Tensor, Tensor | None, tuple[str, ...]]
 def data_dir() -> Path:
     """Return the folder of all data sets, laid out as torchvision does: $DATA_DIR or `data/`.
 
-    Raises MissingData for the home of a user that this machine does not know.
+    Returns:
+        An absolute path.
+
+    Raises:
+        MissingData: for the home of a user that this machine does not know.
+
+    Example:
+        >>> data_dir().is_absolute()
+        True
     """
     # An installed package has no repository: `data/` is that of the current folder.
     home = REPOSITORY if (REPOSITORY / "pyproject.toml").exists() else Path.cwd()

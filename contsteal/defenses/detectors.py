@@ -27,6 +27,8 @@ from contsteal.defenses.state import Answered, PerUser, Record, fresh_draws, ide
 from contsteal.seeds import derive
 from contsteal.victim import finite
 
+__all__ = ["Prada", "ProofOfWork", "Refused", "SimilarQueries"]
+
 A = TypeVar("A", bound=Answered)
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -61,7 +61,7 @@ class Lab:
     """One profile's experiments; everything expensive comes from, and goes to, `runs/artifacts`.
 
     `changes` replace some of its settings; `method` among them names the victim's, with that method's
-    own settings. `messages` collects why attacks and scores were computed.
+    own settings. `messages` collects why encoders and scores were computed.
     """
 
     def __init__(self, name: str, **changes: Any) -> None:
@@ -198,7 +198,6 @@ class Lab:
         self,
         part: str = "victim",
         method: str | None = None,
-        report: Callable[[str], object] = print,
         **changes: Any,
     ) -> Trained:
         """Train the profile's "victim" or "supervised" encoder, or return it where that was done.
@@ -208,14 +207,13 @@ class Lab:
         """
         config = profiles.config(self.settings, part, method)
         config = replace(config, **profiles.lengthened(changes))
-        return self.fit(part, config, self.train_images(part), report)
+        return self.fit(part, config, self.train_images(part))
 
     def fit(
         self,
         kind: str,
         config: methods.Config,
         images: ImageSet,
-        report: Callable[[str], object] = print,
     ) -> Trained:
         """Train an encoder on images, or return it where that was done."""
         identity = asdict(config) | {"images": self.data_key(images), "on": self.machine}
@@ -227,7 +225,9 @@ class Lab:
                 result = pretrain.fit(config, cast(Any, images), checkpoint)
             artifacts.write(folder, result.encoder, result.history, {}, result.projector)
 
-        folder = artifacts.artifact(kind, identity, ["contsteal.pretrain"], make, report)
+        folder = artifacts.artifact(
+            kind, identity, ["contsteal.pretrain"], make, self.messages.append
+        )
         return artifacts.read(folder, self.device)
 
     @cached_property
@@ -333,7 +333,7 @@ class Lab:
             images = self.labelled(self.settings["data"], seed)[0]
         else:
             images = self._queries(queries, seed)
-        return self.fit("alone", config, images, report=self.messages.append)
+        return self.fit("alone", config, images)
 
     # --------------------------------------------------------------------- evaluation
 

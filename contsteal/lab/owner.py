@@ -113,7 +113,7 @@ def train_independent(lab: Lab, plan: Strangers, index: int) -> Trained:
                          f"{lab.recipe.method!r} does not know; set their count to 0")  # fmt: skip
     given = {k: getattr(plan, k) for k in ("epochs", "batch") if getattr(plan, k)}
     config = replace(lab.recipe, **profiles.lengthened(given), seed=FIRST + index)
-    return lab.fit("independent", config, plan.load(lab, index), report=lab.messages.append)
+    return lab.fit("independent", config, plan.load(lab, index))
 
 
 @dataclass(frozen=True)

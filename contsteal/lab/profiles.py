@@ -41,8 +41,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "shuffled": {"shuffled": True},
     "temperature 100": {"temperature": 100.0},
     "no learning": {"lr": 1e-9},
-    # Adam at 3e-4 in batches of 32, as in the official code; the schedule stays ours.
+    "turned": {"views": "shared", "policy": "rotation"},
+    # Adam at 3e-4 in batches of 32, as in Cont-Steal's code; the schedule stays ours.
     "published optimizer": {"lr": 3e-4, "batch": 32, "weight_decay": 0.0},
+}
+PUBLISHED: dict[str, dict[str, Any]] = {  # optimizers of attacks with other code
+    "info-nce": {"lr": 3e-4, "batch": 256},
+    "soft-nn": {"lr": 1e-3, "batch": 256},
+    "wasserstein": {"lr": 1e-3, "batch": 64},
+    "sup-con": {"optimizer": "sgd", "lr": 0.05, "batch": 256},
+    "stolen-encoder": {"optimizer": "sgd", "lr": 1e-3, "batch": 64, "weight_decay": 5e-4},
+    "rda": {"lr": 1e-3, "batch": 100},
 }
 
 
@@ -56,7 +65,9 @@ def variant(name: str) -> tuple[str, dict[str, Any]]:
         raise ValueError(
             f"unknown variant {unknown[0]!r} of {attack}: choose one of {', '.join(VARIANTS)}"
         )
-    return attack, {k: v for word in given for k, v in VARIANTS[word].items()}
+    own = PUBLISHED.get(attack)
+    known = VARIANTS | ({"published optimizer": own} if own else {})
+    return attack, {k: v for word in given for k, v in known[word].items()}
 
 
 Rate = Annotated[float, Field(gt=0)]
@@ -241,6 +252,33 @@ class Whole(Common):
     surrogate: Thief
 
 
+class Published(Strict):
+    """A published table: where its rows stand among this profile's results, and how they differ.
+
+    `where` (of all rows) and `rows` name values of columns of the table behind `figure`; a list means
+    that there is a row for each. `read` has published values that are no accuracies of a probe. A table
+    without `rows` says why they are `missing`.
+    """
+
+    table: str
+    title: str
+    figure: str = ""
+    where: dict[str, Any] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    read: dict[str, str] = {}
+    differs: str = ""
+    missing: str = ""
+
+    @model_validator(mode="after")
+    def _check_rows(self) -> Self:
+        if not (self.rows and self.figure and self.differs) and not self.missing:
+            needed = "rows, figure and differs are needed, or why they are missing"
+            raise PydanticCustomError("mark", needed)
+        if unknown := sorted(self.read.keys() - self.rows.keys()):
+            raise ValueError(f"read names no row: {unknown[0]!r}")
+        return self
+
+
 class Profile(Strict):
     """A file of `notebooks/profiles`."""
 
@@ -248,6 +286,7 @@ class Profile(Strict):
     common: Whole
     notebooks: dict[str, dict[str, Any]] = {}
     expectations: list[Expectation] = []
+    tables: list[Published] = []
 
 
 def _validate(model: type[BaseModel], given: object, place: str) -> None:

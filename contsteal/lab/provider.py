@@ -37,11 +37,12 @@ def chain_name(chain: Chain) -> str:
     return " + ".join(map(repr, chain)) or "none"
 
 
-def listed(values: Mapping[str, Sequence[float]]) -> list[Chain]:
+def listed(values: Mapping[str, Sequence[float | Mapping[str, Any]]]) -> list[Chain]:
     """Return a chain of one defence per name and value of its first parameter: {"top-k": [8, 64]}.
 
-    "normalise + top-k" is a chain whose last defence has the value. Errors: ValueError for a name that
-    `defenses.DEFENSES` does not have, for values that are no list, and the defences' own.
+    "normalise + top-k" is a chain whose last defence has the value. A table in place of a value names
+    parameters: {"similar-queries": [{"threshold": 13.0, "measure": "l2"}]}. Errors: ValueError for a
+    name that `defenses.DEFENSES` does not have, for values that are no list, and the defences' own.
     """
     chains: list[Chain] = []
     for names, parameters in values.items():
@@ -54,7 +55,9 @@ def listed(values: Mapping[str, Sequence[float]]) -> list[Chain]:
                 f"{names}={parameters!r}: a list of its first parameter's values is needed"
             )
         make = cast(Callable[[float], Defense], DEFENSES[last])
-        chains += [[*map(build, first), make(value)] for value in parameters]
+        for value in parameters:
+            own = build(last, **value) if isinstance(value, Mapping) else make(value)
+            chains.append([*map(build, first), own])
     return chains
 
 

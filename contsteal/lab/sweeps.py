@@ -88,7 +88,7 @@ def alone_rows(lab: Lab, name: str, queries: int, seed: int, tasks: Names, steps
 
 def pretrain_victim(lab: Lab, part: str, method: str | None = None) -> list[Row]:
     """Train a victim by a method, or the supervised encoder, or find that it was done; no row."""
-    lab.train(part, method, report=lab.messages.append)
+    lab.train(part, method)
     return []
 
 
@@ -385,11 +385,11 @@ def ablate(
 
 def losses(
     lab: Lab, attacks: Names, victim_data: Names, queries: int, seeds: Numbers, tasks: Names,
-    steps: Numbers = (),
+    steps: Numbers = (), split: str = "train",
 ) -> pd.DataFrame:  # fmt: skip
-    """Run every attack on the victim of each data set, which is queried with its own images."""
+    """Run every attack on the victim of each data set, queried with images of that set's `split`."""
     return _table(lab, tasks, [
-        ({"victim": name}, attack, queries, seed, {"data": name, "query_data": name})
+        ({"victim": name}, attack, queries, seed, {"data": name, "query_data": f"{name}@{split}"})
         for name, attack, seed in product(victim_data, attacks, seeds)
     ], steps)  # fmt: skip
 

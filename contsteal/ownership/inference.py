@@ -94,8 +94,16 @@ def false_positives(verdicts: Iterable[Verdict], alpha: float = ALPHA, level: fl
         alpha: the level of the test.
         level: of the interval.
 
+    Returns:
+        The rate and its exact interval.
+
     Raises:
         ValueError: for no verdict, or a level outside (0, 1).
+
+    Example:
+        >>> verdicts = [against_controls(0.5, [0.4, 0.5, 0.6])] * 20
+        >>> round(false_positives(verdicts).high, 2)
+        0.17
     """
     accused = [verdict.accuses(alpha) for verdict in verdicts]
     return proportion(sum(accused), len(accused), level)
@@ -146,6 +154,10 @@ def least_excess(controls: Iterable[float], alpha: float = ALPHA) -> float:
 
     Raises:
         ValueError: as `against_controls`.
+
+    Example:
+        >>> least_excess([0.4, 0.5, 0.6]) > least_excess([0.49, 0.5, 0.51])
+        True
     """
     from scipy import stats
 
@@ -303,8 +315,17 @@ def mixture_test(
         form: as of `welch`.
         **options: as of `mixture_scores`.
 
+    Returns:
+        The verdict.
+
     Raises:
         ValueError: as `mixture_scores`.
+
+    Example:
+        >>> draws = torch.Generator().manual_seed(0)
+        >>> fitted, private, public = (torch.randn(64, 4, generator=draws) for _ in range(3))
+        >>> mixture_test(fitted, private, public, components=2).samples
+        128
     """
     scores = mixture_scores(fitted, private, public, **options)
     return welch(*scores, test="dataset inference", form=form)
@@ -330,8 +351,17 @@ def mixture_scores(
         ridge: added to each variance.
         seed: of the mixture's start.
 
+    Returns:
+        Both float64, one number per image.
+
     Raises:
         ValueError: for fewer features than components, shapes that do not fit, NaN or infinity.
+
+    Example:
+        >>> draws = torch.Generator().manual_seed(0)
+        >>> x = torch.randn(64, 4, generator=draws)
+        >>> [scores.shape[0] for scores in mixture_scores(x, x[:8], x[:4], components=2)]
+        [8, 4]
     """
     from sklearn.mixture import GaussianMixture  # takes seconds to import
 

@@ -235,13 +235,45 @@ def _step(name: str, model: KeyEmbedding, optimizers: Optimizers, loss: Tensor, 
 
 @torch.no_grad()
 def questions(key: Key, private: Tensor) -> Tensor:
-    """Return what an owner sends to a suspect: the stamped images, uint8 (N, 3, H, W)."""
+    """Return what an owner sends to a suspect: images with the trigger stamped on them.
+
+    Args:
+        key: the owner's.
+        private: the owner's images, uint8 (N, 3, H, W).
+
+    Returns:
+        The stamped images, uint8 (N, 3, H, W).
+
+    Raises:
+        ValueError: for images of another size than the trigger's.
+
+    Example:
+        >>> key = Key(Config(key=8, image_size=32), dim=128)
+        >>> questions(key, torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape
+        torch.Size([2, 3, 32, 32])
+    """
     return augment.to_uint8(key.stamp(encoders.check_images(private).to(key.mask.device)))
 
 
 @torch.no_grad()
 def decoded(key: Key, answers: Tensor) -> Tensor:
-    """Return the decoder's outputs at length 1, float64 (N, K), of answers (N, D) to `questions`."""
+    """Return the decoder's outputs for a suspect's answers, at length 1.
+
+    Args:
+        key: the owner's.
+        answers: a suspect's (N, D) to `questions`.
+
+    Returns:
+        float64 (N, K).
+
+    Raises:
+        ValueError: as `rate`.
+
+    Example:
+        >>> key = Key(Config(key=8, image_size=32), dim=128)
+        >>> decoded(key, torch.ones(2, 128)).shape
+        torch.Size([2, 8])
+    """
     check_answers(answers, key.dim, TEST)
     if not len(answers):
         raise ValueError(f"0 answers {tuple(answers.shape)}: at least one is needed")
@@ -257,8 +289,16 @@ def rate(key: Key, answers: Tensor, threshold: float = 0.5) -> float:
         answers: a suspect's (N, D) to `questions`.
         threshold: of the cosine.
 
+    Returns:
+        From 0 to 1.
+
     Raises:
         ValueError: for another dimension than the victim's, naming the test that applies, and for NaN.
+
+    Example:
+        >>> key = Key(Config(key=8, image_size=32), dim=128)
+        >>> rate(key, torch.ones(2, 128), threshold=-1.1)
+        1.0
     """
     cosines = decoded(key, answers) @ F.normalize(key.secret.double().cpu(), dim=0)
     return (cosines > number(threshold, "threshold")).double().mean().item()
@@ -287,6 +327,9 @@ def verify(
 
     Raises:
         ValueError: as `rate` and `against_controls`.
+
+    Example:
+        See `embed`.
     """
     from scipy import stats
 

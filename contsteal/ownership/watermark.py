@@ -179,7 +179,19 @@ def build(config: Config, classes: int, start: pretrain.Fitted | None = None) ->
 
 
 def questions(images: Tensor, seed: int = 0) -> Tensor:
-    """Return what an owner sends to a suspect: both turns of images (N, 3, H, H), uint8 (2N, 3, H, H)."""
+    """Return what an owner sends to a suspect: both turns of each image.
+
+    Args:
+        images: uint8 (N, 3, H, H).
+        seed: of the angles.
+
+    Returns:
+        All images turned into the first half-plane, then all turned into the second, uint8 (2N, 3, H, H).
+
+    Example:
+        >>> questions(torch.zeros(4, 3, 32, 32, dtype=torch.uint8)).shape
+        torch.Size([8, 3, 32, 32])
+    """
     images = augment.to_float(encoders.check_images(images))
     return augment.to_uint8(turn(images, generator("questions", seed)))
 
@@ -200,8 +212,16 @@ def success(mark: Mark, answers: Tensor) -> Tensor:
         mark: the owner's.
         answers: a suspect's, (2N, D).
 
+    Returns:
+        0 or 1 each, float64 (2N,).
+
     Raises:
         ValueError: for another dimension than the victim's, an odd number of answers, or NaN.
+
+    Example:
+        >>> mark = Mark(nn.Linear(128, 2), 128, True)
+        >>> success(mark, torch.zeros(4, 128)).mean().item()  # the same answer to all
+        0.5
     """
     return (_margins(mark, answers).argmax(1) == half_planes(len(answers) // 2)).double()
 
@@ -217,8 +237,16 @@ def ranked(mark: Mark, answers: Tensor) -> Verdict:
         mark: the owner's.
         answers: a suspect's, (2N, D).
 
+    Returns:
+        The verdict.
+
     Raises:
         ValueError: as `success`.
+
+    Example:
+        >>> mark = Mark(nn.Linear(128, 2), 128, True)
+        >>> ranked(mark, torch.zeros(4, 128)).measure
+        0.5
     """
     from scipy import stats
 
@@ -230,7 +258,25 @@ def ranked(mark: Mark, answers: Tensor) -> Verdict:
 
 
 def rate(mark: Mark, suspect: nn.Module, images: Tensor, seed: int = 0) -> float:
-    """Return the watermark success rate of a suspect in [0, 1]; chance is 1/2."""
+    """Return the watermark success rate of a suspect.
+
+    Args:
+        mark: the owner's.
+        suspect: images (N, 3, H, H) to features (N, D).
+        images: to ask about, uint8 (N, 3, H, H).
+        seed: of the angles.
+
+    Returns:
+        From 0 to 1; chance is 1/2.
+
+    Raises:
+        ValueError: as `success`.
+
+    Example:
+        >>> mark = Mark(nn.Linear(128, 2), 128, True)
+        >>> rate(mark, encoders.build("conv4"), torch.zeros(4, 3, 32, 32, dtype=torch.uint8))
+        0.5
+    """
     return success(mark, encoders.embed(suspect, questions(images, seed))).mean().item()
 
 
@@ -256,6 +302,9 @@ def verify(
 
     Raises:
         ValueError: for a suspect of another dimension, naming the test that applies.
+
+    Example:
+        See `fit`.
     """
     right = success(mark, encoders.embed(suspect, questions(images, seed)))
     if controls:
@@ -265,7 +314,18 @@ def verify(
 
 
 def against_chance(right: Tensor) -> Verdict:
-    """Test what `success` returns, (2N,), against a rate of at most 1/2, by the exact binomial test."""
+    """Test a watermark success rate against one of at most 1/2, by the exact binomial test.
+
+    Args:
+        right: what `success` returns, (2N,).
+
+    Returns:
+        The verdict; its `measure` is the rate.
+
+    Example:
+        >>> against_chance(torch.ones(10)).p_value == 0.5**10
+        True
+    """
     from scipy import stats
 
     share, n = right.mean().item(), len(right)

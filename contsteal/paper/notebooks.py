@@ -189,6 +189,15 @@ def _reason(executed: Path, key: dict[str, str], figures: Path) -> str:
     return next(parts, "" if all(kept) else "outputs")
 
 
+SAID = {"never": "never run", "failed": "failed before", "stopped": "stopped before its end",
+        "outputs": "results missing or changed", "forced": "forced"}  # fmt: skip
+
+
+def _said(reason: str) -> str:
+    """Return a reason as it is printed: what is not in SAID names what has changed."""
+    return SAID.get(reason, f"{reason} changed")
+
+
 def _record(executed: Path) -> dict[str, Any]:
     """Return what `execute` noted beside an executed copy, {} where that is missing or damaged."""
     record = files.read_json(executed.with_suffix(".json"))
@@ -342,7 +351,7 @@ def plan(profile: str, only: Sequence[str], force: bool) -> None:
     for task in tasks(profile, only, force):
         took = times.get(task.stem)
         time_taken = f", {took['seconds']:.0f} s on {took.get('device', '-')}" if took else ""
-        print(f"  {task.stem}: {task.reason + time_taken if task.reason else 'up to date'}")
+        print(f"  {task.stem}: {_said(task.reason) + time_taken if task.reason else 'up to date'}")
     for problem in missing_data(profile).values():
         print(f"  missing: {problem}")
 
@@ -371,7 +380,7 @@ def execute(executed: Path) -> None:
         order = _order(mark)
         if _changed(executed) >= _changed(mark) and _record(executed).get("key") == order["key"]:
             return  # by another run, meanwhile
-        print(f"{stem}: {order['reason']}", flush=True)
+        print(f"{stem}: {_said(order['reason'])}", flush=True)
         figures, start = Path(order["figures"]), time.time()
         if order["key"]["tables"] != files.key(""):  # the others have written theirs meanwhile
             order["key"]["tables"] = files.key(_tables(figures))
@@ -443,11 +452,13 @@ def _execute(stem: str, partial: Path, values: dict[str, Any]) -> None:
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
 
+    known = defaults(stem)  # the page has a cell with what the profile changes, if anything
+    given = {n: v for n, v in values.items() if json.dumps(v) != json.dumps(known[n])}
     try:
         with _left_at_once(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # papermill's own, about its metadata
             papermill.execute_notebook(
-                NOTEBOOKS / f"{stem}.ipynb", partial, values, kernel_name="python3", cwd=ROOT,
+                NOTEBOOKS / f"{stem}.ipynb", partial, given, kernel_name="python3", cwd=ROOT,
                 progress_bar=False, coalesce_streams=True,
                 extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
                 config=Config(AsyncKernelManager={"transport_encryption": "auto"}),
@@ -455,9 +466,9 @@ def _execute(stem: str, partial: Path, values: dict[str, Any]) -> None:
     except DeadKernelError as error:
         message = f"{stem}: the kernel died, probably because memory ran out"
         raise NotebookFailed(f"{message}; the executed copy is kept at {partial}") from error
-    except PapermillExecutionError as error:  # papermill adds one cell, with the parameters
+    except PapermillExecutionError as error:
         raise NotebookFailed(
-            f"{stem}, code cell {error.exec_count - 1}:\n\n{error.source}\n\n{error.ename}: "
+            f"{stem}, code cell {error.exec_count - bool(given)}:\n\n{error.source}\n\n{error.ename}: "
             f"{error.evalue}\n\nthe executed copy is kept at {partial}"
         ) from error
 

@@ -178,7 +178,7 @@ def test_build_by_name():
         options = given.get(kind, {})
         assert repr(defenses.build(name, **options)) == repr(kind(**options))
     for unknown in ("topk", []):
-        with pytest.raises(ValueError, match=r"unknown defence.*normalise, gaussian.*, prada"):
+        with pytest.raises(ValueError, match=r"unknown defence.*gaussian-noise, .*, prada"):
             defenses.build(unknown, k=1)
     for options in ({"n": 3}, {}, {"k": 3, "std": 1}):
         with pytest.raises(ValueError, match="'top-k' does not take"):

@@ -57,6 +57,8 @@ def test_defences_are_listed_by_name_and_first_parameter() -> None:
     ]  # fmt: skip
     assert [chain[0].k for chain in chains[:2]] == [8, 64]
     assert provider.listed({}) == []
+    (chain,) = provider.listed({"normalise + gaussian-noise": [{"std": 0.5, "mean": 2.0}]})
+    assert provider.chain_name(chain) == "Normalise() + GaussianNoise(std=0.5, mean=2.0)"
 
 
 @pytest.mark.parametrize(
@@ -67,6 +69,7 @@ def test_defences_are_listed_by_name_and_first_parameter() -> None:
         ({"rounding": 1}, "rounding=1: a list of its first parameter's values"),
         ({"rounding": "12"}, "rounding='12': a list of its first parameter's values"),
         ({"top-k": [0]}, "TopK"),
+        ({"top-k": [{"n": 8}]}, "'top-k' does not take"),
     ],
 )
 def test_impossible_lists_are_refused(values: dict, message: str) -> None:

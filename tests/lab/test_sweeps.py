@@ -100,6 +100,14 @@ def test_no_list_of_any_comparison_names_a_value_twice(lab: Lab, function, given
         ("cont-steal, shared views", ("cont-steal", {"views": "shared"})),
         ("embedding, independent views", ("embedding", {"views": "independent"})),
         ("cont-steal, anew, shuffled", ("cont-steal", {"answers": 0, "shuffled": True})),
+        (
+            "embedding, published optimizer",
+            ("embedding", {"lr": 3e-4, "batch": 32, "weight_decay": 0.0}),
+        ),
+        (
+            "sup-con, published optimizer",
+            ("sup-con", {"optimizer": "sgd", "lr": 0.05, "batch": 256}),
+        ),
     ],
 )
 def test_a_variant_is_an_attack_with_some_of_its_knobs_changed(

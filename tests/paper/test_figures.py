@@ -99,7 +99,7 @@ def test_a_published_figure_lies_beside_its_table_and_stamp(stem: str, home: Pat
     assert figures.read(home / "demo", stem)[1] == stamp
     figures.publish(stem, *figures.read(home / "demo", stem))
     assert content(home / "demo") == first, "equal tables give equal bytes"
-    figures.publish(stem, table, stamp | {"seeds": "9"})
+    figures.publish(stem, table, stamp | {"date": "later"})
     later = content(home / "demo")
     changed = {name.rpartition(".")[2] for name in first if later[name] != first[name]}
     assert changed == {"pdf", "png", "json"}, "a picture never stays behind its table or stamp"
@@ -212,20 +212,18 @@ def test_stored_figures_are_what_their_tables_draw(stem: str, home: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("seeds", "shown"),
-    [("0, 1, 2, 3", "0 to 3"), ("0, 1, 2", "0, 1, 2"), ("0, 2, 3, 4", "0, 2, 3, 4"), ("0", "0")],
+    ("stem", "seeds", "shown"),
+    [
+        ("03_pulls", {}, "1 seed"),  # no thief, so the run's
+        ("03_victims", {"embedding": 3, "cont-steal": 3, "random": 9}, "3 seeds"),
+        ("03_victims", {"embedding": 2, "cont-steal": 5}, "2 to 5 seeds"),
+    ],
 )
-def test_many_seeds_are_shown_as_a_range(seeds: str, shown: str) -> None:
-    stamp = {
-        "profile": "demo",
-        "data": "d",
-        "seeds": seeds,
-        "device": "CPU",
-        "torch": "2",
-        "date": "-",
-    }
-    parts = figures.section(Path(), "03_pulls", table_of("03_pulls"), stamp)
-    assert f"seeds {shown}; device" in parts[1]
+def test_a_figure_says_how_many_seeds_its_thieves_have(stem: str, seeds: dict, shown: str) -> None:
+    rows = [(0, attack, seed) for attack, n in seeds.items() for seed in range(n)]
+    table = pd.DataFrame(rows, columns=["victim_seed", "attack", "seed"])
+    stamp = {"data": "glyphs, patches", "seeds": "0"}
+    assert figures.origin(stem, table, stamp) == f"glyphs, photographs; {shown}"
 
 
 def test_the_sheet_shows_every_picture_under_its_name(tmp_path: Path) -> None:

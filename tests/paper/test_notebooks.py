@@ -218,6 +218,7 @@ def test_parameters_reach_the_notebook_in_their_order(desk: Path, capsys) -> Non
     assert run(capsys) == 0
     executed = (desk / "runs" / "tiny" / f"{FIRST}.ipynb").read_text()
     assert executed.count('{\\"rounding\\": 0, \\"b4b\\": 1}') == 1
+    assert executed.count("lr = 0.1") == 1, "what the profile leaves as it is stands there once"
 
 
 def test_weights_of_ready_victims_count(desk: Path, tmp_path: Path) -> None:
@@ -299,6 +300,22 @@ def test_no_other_error_starts_a_notebook_again(
     with pytest.raises(RuntimeError, match="out of memory"):
         notebooks._run_cells(FIRST, desk / "partial.ipynb", {})
     assert len(begun) == 1
+
+
+def test_without_widgets_bars_are_text_and_one_sentence_says_why() -> None:
+    """As in a kernel without ipywidgets, at the speed of a script."""
+    code = (
+        "import sys, IPython\nsys.modules |= {'ipywidgets': None, 'ipykernel.zmqshell': sys}\n"
+        "from contsteal import data, loop, pretrain\n"
+        "recipe = pretrain.Config('simclr', 'conv4', steps=2, batch=16)\n"
+        "print(pretrain.train(recipe, data.load('shapes', n=64)).dim, loop.tqdm.__module__)"
+    )
+    own = {k: v for k, v in os.environ.items() if k != "TQDM_DISABLE"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=artifacts.ROOT, text=True, env=own,
+                          capture_output=True)  # fmt: skip
+    assert done.stdout.split() == ["128", "tqdm.asyncio"], done.stderr
+    assert done.stderr.count("Please update jupyter and ipywidgets.") == 1
+    assert "Traceback" not in done.stderr
 
 
 def test_a_damaged_mark_copy_or_record_is_not_taken_for_what_was_written(
@@ -398,7 +415,7 @@ def test_plan_starts_with_profile_device_and_why_and_shows_stored_times(
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
         f"profile tiny on {artifacts.processor()}: asked for",
-        f"  {FIRST}: never, 61 s on a CPU", f"  {LAST}: never",
+        f"  {FIRST}: never run, 61 s on a CPU", f"  {LAST}: never run",
     ]  # fmt: skip
     assert not (desk / "runs").exists()
 
@@ -491,7 +508,7 @@ def test_damaged_times_count_as_not_measured(
     files.write_text(desk / "figures" / "tiny" / notebooks.TIMINGS, damaged)
     assert notebooks.timings_table(desk / "figures" / "tiny") == "No durations are recorded."
     assert command("plan") == 0
-    assert f"{FIRST}: never\n" in capsys.readouterr().out
+    assert f"{FIRST}: never run\n" in capsys.readouterr().out
     assert len(notebooks.prepare("tiny", (), False)) > 2
     notebooks.finish("tiny", since=1.0)
     assert notebooks._times(desk / "figures" / "tiny") == {}

@@ -158,6 +158,23 @@ def test_a_network_that_ends_in_a_relu_cannot_answer_below_zero(images):
     assert errors[True] < 0.2 * bound < bound <= errors[False]
 
 
+def test_the_optimizer_is_the_one_that_was_asked_for(images, victim):
+    """The class of every step's optimizer, and no query for an unknown one."""
+    seen = []
+    hook = register_optimizer_step_post_hook(lambda optimizer, *_: seen.append(type(optimizer)))
+    try:
+        for name in ("adamw", "sgd"):
+            config = replace(FAST, attack="embedding", steps=1, optimizer=name)
+            steal.train(config, BlackBox(victim), images[:N])
+    finally:
+        hook.remove()
+    assert seen == [torch.optim.AdamW, torch.optim.SGD]
+    api = BlackBox(victim)
+    with pytest.raises(ValueError, match="optimizer 'lars': choose one of adamw, sgd"):
+        steal.train(replace(config, optimizer="lars"), api, images[:N])
+    assert api.ledger.calls == 0
+
+
 @pytest.mark.parametrize(("steps", "epochs"), [(1, 1), (4, 2), (5, 3)])
 @pytest.mark.parametrize("attack", ["cont-steal", "info-nce-2"])
 def test_an_attack_of_so_many_steps_asks_for_its_epochs(images, victim, attack, steps, epochs):
