@@ -75,7 +75,8 @@ def proportion(hits: int, trials: int, level: float = 0.95) -> Rate:
     """
     from scipy import stats
 
-    hits, trials = number(hits, "hits", int, least=0), number(trials, "trials", int, least=1)
+    hits = number(hits, "hits", int, least=0)
+    trials = number(trials, "trials", int, least=1, most=2**53)
     if hits > trials or not 0 < (level := number(level, "level")) < 1:
         raise ValueError(f"{hits} of {trials} at level {level}: 0 <= hits <= trials >= 1 is needed, "
                          "and a level in (0, 1)")  # fmt: skip
