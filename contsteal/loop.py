@@ -397,11 +397,15 @@ def card() -> str:
     return torch.cuda.get_device_name().lower().replace(" ", "-")
 
 
+def measured(work: str, default: float) -> float:
+    """Return what was measured on this card, by its name in `benchmarks/results`; else the default."""
+    stored = files.read_json(RECORDS / f"{card()}.json") or {"rows": []}
+    return next((row["value"] for row in stored["rows"] if row["work"] == work), default)
+
+
 def compile_from() -> float:
     """Return the steps from which compiling pays: as timed on this card, else COMPILE_FROM."""
-    stored = files.read_json(RECORDS / f"{card()}.json") or {"rows": []}
-    timed = (row["value"] for row in stored["rows"] if row["work"] == PAYS)
-    return next(timed, COMPILE_FROM)
+    return measured(PAYS, COMPILE_FROM)
 
 
 class Compiled:
