@@ -27,6 +27,7 @@ from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from tqdm.auto import tqdm
 
 from contsteal import (
@@ -146,7 +147,7 @@ def fit(
     epochs = math.ceil(schedule.total(n) / schedule.check(n))
     optimizer = schedule.build(model)
     identity = f"{identity} {schedule} seed={seed} n={n}"
-    history = _resume(checkpoint, model, optimizer, identity)
+    history = _of_first(model, optimizer, _resume(checkpoint, model, optimizer, identity))
     kept: dict[str, Any] = {}
     saved, copied, done = time.monotonic(), 0.0, len(history)
     bar = tqdm(
@@ -285,10 +286,30 @@ def _resume(
         return []
     if stored != identity:
         raise ValueError(f"{path} belongs to another run ({stored}, not {identity}): remove it")
+    return _restore(model, optimizer, state)
+
+
+def _restore(
+    model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> list[Row]:
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["rng"])
     return state["history"]
+
+
+def _of_first(model: nn.Module, optimizer: torch.optim.Optimizer, history: list[Row]) -> list[Row]:
+    """Continue in all processes of a distributed training from the state that the first one has."""
+    if not several():
+        return history
+    state = [_state(model, optimizer, "", history)]
+    dist.broadcast_object_list(state)
+    return _restore(model, optimizer, state[0])
+
+
+def several() -> bool:
+    """Return whether this process is one of several that train together, as torchrun starts them."""
+    return dist.is_available() and dist.is_initialized()
 
 
 CHOICES = {  # variable and allowed values of each; the first is the default

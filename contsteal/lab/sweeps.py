@@ -1,5 +1,6 @@
 """Comparisons that change one thing at a time, run side by side: tables with one row per run and task."""
 
+import argparse
 import json
 import multiprocessing
 import os
@@ -17,17 +18,18 @@ from importlib.metadata import version
 from itertools import product as combinations
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import joblib
 import pandas as pd
 import torch
+from torch import distributed as dist
 from tqdm.auto import tqdm
 
-from contsteal import encoders, evaluate, files, loop, steal
+from contsteal import encoders, evaluate, files, loop, pretrain, steal
 from contsteal.lab import artifacts
 from contsteal.lab.experiment import Lab
-from contsteal.lab.profiles import distinct, variant
+from contsteal.lab.profiles import config, distinct, variant
 from contsteal.victim import Defense
 
 PRICE = 1.0  # US dollars for 1,000 answers, where a profile states none
@@ -615,3 +617,55 @@ def landscapes(lab: Lab, methods: Names, query_data: Names, count: int) -> pd.Da
             geometry = evaluate.geometry(encoders.embed(changed.victim.encoder, images))
         rows.append(about | geometry)
     return pd.DataFrame(rows)
+
+
+# ------------------------------------------------------------------- a victim by several processes
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train a profile's victim in as many processes as torchrun has started; notebook 01 reads it."""
+    command = "torchrun --nproc-per-node N -m contsteal.lab.sweeps"
+    parser = argparse.ArgumentParser(prog=command, description=main.__doc__)
+    parser.add_argument("--profile", required=True, help="whose victim, such as imagenet")
+    parser.add_argument("--method", help="of its training, where it is not the profile's")
+    parser.add_argument("--part", default="victim", choices=("victim", "supervised"))
+    given = parser.parse_args(arguments)
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        Lab(given.profile).train(given.part, given.method)
+        return
+    device, place = artifacts.device(), int(os.environ["LOCAL_RANK"])
+    if device.type == "cuda":
+        if place >= torch.cuda.device_count():
+            raise ValueError(f"process {place + 1} of {torch.cuda.device_count()} GPUs: one a GPU")
+        torch.cuda.set_device(place)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        train_together(Lab(given.profile), given.part, given.method)
+    finally:
+        dist.destroy_process_group()
+
+
+def train_together(lab: Lab, part: str, method: str | None = None) -> None:
+    """Train an encoder of a profile in all processes of a group; the first one keeps the artifact."""
+    if dist.get_rank() == 0:
+        reasons: list[str] = []
+
+        def start(reason: str) -> None:
+            reasons.append(reason)
+            dist.broadcast_object_list([reason])
+
+        trained = lab.train(part, method, start)
+        if not reasons:  # the others wait for one
+            dist.broadcast_object_list([None])
+        print(f"{reasons[0] if reasons else 'read'}: {part} {trained.sha256[:12]}")
+        return
+    reason = [None]
+    dist.broadcast_object_list(reason)
+    if reason[0]:
+        os.environ[loop.QUIET] = "1"
+        with artifacts.single_thread():
+            pretrain.fit(config(lab.settings, part, method), cast(Any, lab.train_images(part)))
+
+
+if __name__ == "__main__":
+    main()

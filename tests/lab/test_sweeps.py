@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -649,3 +650,28 @@ def test_processes_take_turns_with_the_cards(
             sweeps._settle(1, cards)
             seen.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
     assert seen == taken
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_the_artifact_of_two_processes_is_the_one_that_is_read_later(
+    lab: Lab, together: Callable[..., list[Any]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    fresh = lab.but(train_images=192)
+    for _ in range(2):
+        together(sweeps.train_together, fresh, "victim")
+    trained = fresh.train("victim", report=lambda reason: pytest.fail(reason))
+    made, read = capfd.readouterr().out.splitlines()
+    assert made.startswith("computing victim: ")
+    assert made.endswith(f": victim {trained.sha256[:12]}")
+    assert read == f"read: victim {trained.sha256[:12]}"
+
+
+def test_torchrun_with_more_processes_than_cards_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(artifacts, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in (("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="process 2 of 1 GPUs: one a GPU"):
+        sweeps.main(["--profile", "smoke"])
