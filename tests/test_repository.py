@@ -161,8 +161,8 @@ def test_functions_are_short() -> None:
 
 def test_imports_of_the_package_are_declared() -> None:
     declared = {re.split("[><=]", name)[0] for name in PROJECT["dependencies"]}
-    packages = {"yaml": "pyyaml", "sklearn": "scikit-learn", "traitlets": "ipykernel", "huggingface_hub": "timm",
-                "PIL": "torchvision", "pydantic_core": "pydantic"}  # fmt: skip
+    packages = {"yaml": "pyyaml", "sklearn": "scikit-learn", "traitlets": "ipykernel",
+                "huggingface_hub": "timm", "PIL": "torchvision", "pydantic_core": "pydantic"}  # fmt: skip
     for path in MODULES:
         names = set()
         for node in ast.walk(ast.parse(path.read_text())):

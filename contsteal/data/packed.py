@@ -272,7 +272,8 @@ def _remove_leftovers(home: Path) -> None:
     import psutil
 
     for partial in home.parent.glob(f".{home.name}.*.partial"):
-        if not psutil.pid_exists(int(partial.name.split(".")[-2])):
+        process = files.process_of(partial)
+        if process is not None and not psutil.pid_exists(process):
             shutil.rmtree(partial, ignore_errors=True)
 
 

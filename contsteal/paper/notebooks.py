@@ -401,6 +401,7 @@ def prepare(profile: str, only: Sequence[str], force: bool) -> list[str]:
     given, jobs = _jobs(profiles.profile(profile)["common"].get("at_once", 1), len(beside))
     for task in chosen:
         order = {"figures": str(figures), "device": artifacts.processor(), "cores": 0}
+        order["gpu"] = artifacts.device().type != "cpu"
         if task in beside and min(jobs, len(beside)) > 1:
             order["cores"] = max(1, joblib.cpu_count() // jobs)
         _mark(task, order)
@@ -569,8 +570,9 @@ def execute(executed: Path) -> None:
         os.environ["CONTSTEAL_NOTEBOOK"] = f"{stem} {own}"
         os.environ.setdefault("TQDM_DISABLE", "1")  # an executed copy is read, not watched
         if order["cores"]:  # more threads than cores would wait for each other
-            for variable in ("OMP_NUM_THREADS", "CONTSTEAL_WORKERS"):
-                os.environ.setdefault(variable, str(order["cores"]))
+            os.environ.setdefault("OMP_NUM_THREADS", str(order["cores"]))
+            if not order["gpu"]:  # which holds as many runs whatever the cores
+                os.environ.setdefault("CONTSTEAL_WORKERS", str(order["cores"]))
         _run_cells(stem, _partial(executed), order["parameters"])
         _partial(executed).replace(executed)
         own = f"{number(stem)}_"
