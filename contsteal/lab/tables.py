@@ -127,7 +127,10 @@ def readings(table: pd.DataFrame) -> pd.DataFrame:
     agreement = "agreement with the victim"
     compared += [(f"{agreement}, with new probes", ours, main, "agreement", "agreement")]
     if "own_head" in table:
-        own = ((f"accuracy on {main}", "accuracy", "own_head"), (agreement, "agreement", "own_agreement"))
+        own = (
+            (f"accuracy on {main}", "accuracy", "own_head"),
+            (agreement, "agreement", "own_agreement"),
+        )
         compared += [(f"{what}, the rival with its own classifier", ours, main, *metrics)
                      for what, *metrics in own]  # fmt: skip
     for victim in table["victim"].unique()[1:]:
