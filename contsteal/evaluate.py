@@ -21,7 +21,10 @@ STEPS = 100  # of L-BFGS at most; half as many where a fit only helps to choose 
 
 
 def _features(x: Tensor, rows: int = 1) -> Tensor:
-    """Return features (N, D), N at least `rows`, without gradients; ValueError for what is not finite."""
+    """Return features (N, D), N at least `rows`, in at least 32 bits and without gradients.
+
+    Raises ValueError for what is not finite.
+    """
     if not dense(x) or not x.is_floating_point() or x.ndim != 2 or len(x) < rows or not x.shape[1]:
         raise ValueError(f"features {shown(x)}: floats (N, D) are needed, in at least {rows} rows")
     if not (fine := x.norm(dim=1) < LARGEST).all():  # also refuses NaN
@@ -29,7 +32,7 @@ def _features(x: Tensor, rows: int = 1) -> Tensor:
         raise ValueError(
             f"features hold NaN, infinity or more than {LARGEST:g}, first in rows {first}"
         )
-    return x.detach()
+    return x.detach().to(torch.promote_types(x.dtype, torch.float32))  # of float16, 0 / 0 is near
 
 
 def classes(labels: Any, n: int, count: int = MOST_CLASSES) -> Tensor:
@@ -324,7 +327,6 @@ def spread(x: Tensor) -> float:
         0.0
     """
     x = _features(x, 2)
-    x = x.to(torch.promote_types(x.dtype, torch.float32))  # in float16 a zero vector became NaN
     return (F.normalize(x, dim=1).std(0).mean() * x.shape[1] ** 0.5).item()
 
 

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import time
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+HOST = platform.node().partition(".")[0]  # processes of several machines may share a folder
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # of a disk, a quota, or a broken disk
 
 
@@ -33,7 +35,7 @@ def atomic(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: where it cannot be written; what `path` held before is kept.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}@{HOST}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
@@ -87,6 +89,12 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return None
+
+
+def process_of(partial: Path) -> int | None:
+    """Return the number of the process that writes a temporary path; None for one of another machine."""
+    number, _, host = partial.name.split(".")[-2].partition("@")
+    return int(number) if number.isdigit() and host == HOST else None
 
 
 def move_aside(path: Path) -> Path:

@@ -27,6 +27,7 @@ from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from tqdm.auto import tqdm
 
 from contsteal import (
@@ -146,7 +147,7 @@ def fit(
     epochs = math.ceil(schedule.total(n) / schedule.check(n))
     optimizer = schedule.build(model)
     identity = f"{identity} {schedule} seed={seed} n={n}"
-    history = _resume(checkpoint, model, optimizer, identity)
+    history = _of_first(model, optimizer, _resume(checkpoint, model, optimizer, identity))
     kept: dict[str, Any] = {}
     saved, copied, done = time.monotonic(), 0.0, len(history)
     bar = tqdm(
@@ -303,17 +304,38 @@ def _resume(
         state = _stored(path)
         if problem := checkpoints.misfit(model.state_dict(), state["model"]):
             raise ValueError(problem)
-        history: list[Row] = state["history"]
+        _ = state["history"], state["optimizer"], state["rng"]
     except Exception:  # torch.load's advise to load it unsafely
         warnings.warn(
             f"{path} is damaged: it is moved aside, and training starts again", stacklevel=3
         )
         files.move_aside(path)
         return []
+    return _restore(model, optimizer, state)
+
+
+def _restore(
+    model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> list[Row]:
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["rng"])
+    history: list[Row] = state["history"]
     return history
+
+
+def _of_first(model: nn.Module, optimizer: torch.optim.Optimizer, history: list[Row]) -> list[Row]:
+    """Continue in all processes of a distributed training from the state that the first one has."""
+    if not several():
+        return history
+    state = [_state(model, optimizer, "", history)]
+    dist.broadcast_object_list(state)
+    return _restore(model, optimizer, state[0])
+
+
+def several() -> bool:
+    """Return whether this process is one of several that train together, as torchrun starts them."""
+    return dist.is_available() and dist.is_initialized()
 
 
 CHOICES = {  # variable and allowed values of each; the first is the default
@@ -422,11 +444,15 @@ def card() -> str:
     return torch.cuda.get_device_name().lower().replace(" ", "-")
 
 
+def measured(work: str, default: float) -> float:
+    """Return what was measured on this card, by its name in `benchmarks/results`; else the default."""
+    stored = files.read_json(RECORDS / f"{card()}.json") or {"rows": []}
+    return next((row["value"] for row in stored["rows"] if row["work"] == work), default)
+
+
 def compile_from() -> float:
     """Return the steps from which compiling pays: as timed on this card, else COMPILE_FROM."""
-    stored = files.read_json(RECORDS / f"{card()}.json") or {"rows": []}
-    timed = (row["value"] for row in stored["rows"] if row["work"] == PAYS)
-    return next(timed, COMPILE_FROM)
+    return measured(PAYS, COMPILE_FROM)
 
 
 class Compiled:

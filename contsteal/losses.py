@@ -127,7 +127,7 @@ def cross_entropy(logits: Tensor, answers: Tensor) -> Tensor:
         A scalar.
 
     Raises:
-        ValueError: for answers that do not fit the logits.
+        ValueError: for answers that do not fit the logits, and on a CPU for labels beyond the classes.
 
     Example:
         >>> cross_entropy(torch.zeros(1, 4), torch.tensor([2]))
@@ -138,7 +138,12 @@ def cross_entropy(logits: Tensor, answers: Tensor) -> Tensor:
         kinds = "posteriors (N, C) are floats, labels (N,) whole numbers"
         raise ValueError(f"answers {tuple(answers.shape)} of {answers.dtype}: {kinds}")
     answers = answers if answers.is_floating_point() else answers.long()
-    return F.cross_entropy(logits.float() if logits.dtype != torch.float64 else logits, answers)
+    logits = logits.float() if logits.dtype != torch.float64 else logits
+    try:  # by default the label -100 would be left out
+        return F.cross_entropy(logits, answers, ignore_index=-(2**31))
+    except IndexError as error:  # on a CPU, which looks at each label
+        span = f"{int(answers.min())} to {int(answers.max())}"
+        raise ValueError(f"labels from {span}: classes 0 to {logits.shape[1] - 1} exist") from error
 
 
 def logits_mse(logits: Tensor, answers: Tensor) -> Tensor:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from contsteal import checkpoints, choice, encoders, evaluate, files, loop
 from contsteal.methods import METHODS, Config, Head, Method, Momentum
@@ -94,13 +96,7 @@ def fit(config: Config, images: ImageSet, checkpoint: Path | None = None) -> Fit
     encoders.check_images(images.images)
     device = images.images.device
     if config.method == READY:
-        given: dict[str, Any] = {"pretrained": True}
-        if config.weights and config.weights != "timm":
-            given = {"weights": Path(config.weights).expanduser()}
-        net = encoders.build(
-            config.encoder, config.image_size, width=config.width, inputs=config.inputs, **given
-        )
-        return Fitted(net.eval().to(device), [], None)
+        return Fitted(ready(config).to(device), [], None)
     plan = schedule(config)
     if config.method == "supervised" and images.labels is None:
         raise ValueError(
@@ -120,16 +116,35 @@ def fit(config: Config, images: ImageSet, checkpoint: Path | None = None) -> Fit
     return Fitted(model.encoder, history, model.projector)
 
 
+def ready(config: Config) -> encoders.Encoder:
+    """Return the encoder of method "ready", in eval mode, with weights of timm's hub or of a file.
+
+    Raises:
+        ValueError, checkpoints.CheckpointError, encoders.DownloadError: those of `encoders.build`.
+    """
+    given: dict[str, Any] = {"pretrained": True}
+    if config.weights and config.weights != "timm":
+        given = {"weights": Path(config.weights).expanduser()}
+    net = encoders.build(
+        config.encoder, config.image_size, width=config.width, inputs=config.inputs, **given
+    )
+    return net.eval()
+
+
 def _learn(
     model: Method, plan: loop.Schedule, kept: ImageSet, watched: ImageSet, checkpoint: Path | None
 ) -> list[loop.Row]:
-    """Train a method on images, by compiled steps where they pay, and return its history."""
+    """Train a method on images and return its history: by compiled steps where they pay, or together
+    with other processes."""
     config, device, count = model.config, kept.images.device, len(kept.images)
     last = ceil(plan.total(count) / plan.check(count))  # epoch
-    with loop.compiled(model.loss, device, plan.total(count)) as compare:
+    together = share(model) if loop.several() else None
+    with loop.compiled(model.loss, device, 0 if together else plan.total(count)) as compare:
 
         def loss(chosen: Tensor, epoch: int, draws: torch.Generator) -> Tensor:
             labels = None if kept.labels is None else kept.labels[chosen]
+            if together:
+                return together(kept.images[chosen], labels, draws)
             return compare(*model.views(kept.images[chosen], labels, draws))
 
         return loop.fit(
@@ -192,6 +207,63 @@ def _monitor(model: Method, held: ImageSet, kept: ImageSet, last: int) -> Callab
         return row | {"knn": evaluate.knn(x, bank.labels, y, held.labels, k=50).accuracy}
 
     return measure
+
+
+# ------------------------------------------------------------------------- several processes
+
+
+def share(model: Method) -> DistributedDataParallel:
+    """Let each process run the networks on its rows of a batch, and the loss on the rows of all.
+
+    Every process draws the views of the whole batch, as a single one would, and gathers the outputs of
+    all with their gradients. Batch norm is over the whole batch, too: torch's on GPUs; on a CPU, where
+    that does not exist, every layer gathers its input.
+
+    Raises:
+        ValueError: where the processes cannot share a batch evenly.
+    """
+    _own_rows(torch.empty(model.config.batch, 0))
+    copies = [part.module for part in model.modules() if isinstance(part, Momentum)]
+    for net in (model.online, *copies):
+        if next(net.parameters()).is_cuda:
+            nn.SyncBatchNorm.convert_sync_batchnorm(net)
+        else:
+            for layer in net.modules():
+                if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+                    _hook(layer, _AllRows.apply, _own_rows)
+        _hook(net, _own_rows, _AllRows.apply)
+    return DistributedDataParallel(model)
+
+
+def _hook(
+    net: nn.Module, before: Callable[[Tensor], Tensor], after: Callable[[Tensor], Tensor]
+) -> None:
+    net.register_forward_pre_hook(lambda net, x: before(x[0]) if net.training else None)
+    net.register_forward_hook(lambda net, _, y: after(y) if net.training else None)
+
+
+def _own_rows(x: Tensor) -> Tensor:
+    count, rows = dist.get_world_size(), len(x)
+    if rows % count:
+        raise ValueError(f"{count} processes cannot share {rows} rows of a batch evenly: choose a "
+                         "number of processes, or a batch, that fits")  # fmt: skip
+    return x.narrow(0, dist.get_rank() * rows // count, rows // count)
+
+
+class _AllRows(torch.autograd.Function):
+    """The rows of all processes; backward sums their gradients, of which torch then takes the mean."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, own.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, up: Tensor) -> Tensor:
+        up = up.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(up)
+        return _own_rows(up)
 
 
 # --------------------------------------------------------------------- encoders of others

@@ -62,6 +62,7 @@ NONE = "No results are stored: `make paper` makes them."
 LINKS = (  # from places in the repository to pages of the site; of other files only the name is shown
     (r"\]\(\.\./figures/(\w+)/summary\.md", r"](/results/\1/index.md"),
     (r"\]\(\.\./figures/", "](/results/"),
+    (r"\]\(\.\./benchmarks/results/", "](/measured/"),
     (r"\]\(\.\./notebooks/(\w+\.ipynb)", rf"](/results/{SHOWN[0]}/\1"),
     (r"\]\(\.\./CONTRIBUTING\.md", "](/contributing.md"),
     (r"\]\(CHANGELOG\.md", "](/changelog.md"),  # of CONTRIBUTING.md
@@ -134,6 +135,7 @@ def stage(app: Sphinx) -> None:
         write(source / path.relative_to(app.confdir), path.read_text())
     write(source / "contributing.md", (ROOT / "CONTRIBUTING.md").read_text())
     write(source / "changelog.md", (ROOT / "CHANGELOG.md").read_text())
+    copytree(ROOT / "benchmarks" / "results", source / "measured", dirs_exist_ok=True)
     for profile in SHOWN:
         stage_results(profile, source / "results" / profile)
         for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"):

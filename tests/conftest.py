@@ -1,11 +1,15 @@
 """Shared by all tests: one thread, no progress bars, repeatable property tests, a tiny encoder."""
 
+import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
+from torch import distributed as dist
 
 from contsteal import encoders
 from contsteal.lab.experiment import Lab
@@ -34,3 +38,26 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest test: beside it, the other worker does most of the short ones."""
     items.sort(key=lambda item: item.name != "test_the_commands_run_one_after_another")
+
+
+@pytest.fixture
+def together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
+    """Call a function in two processes that train together on the CPU; return what each has to say."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+
+    def join(rank: int, meeting: str, function: Callable[..., Any], given: tuple) -> None:
+        dist.init_process_group("gloo", f"file://{tmp_path / meeting}", rank=rank, world_size=2)
+        torch.save(function(*given), tmp_path / f"{meeting}-{rank}.pt")
+        dist.destroy_process_group()
+
+    def call(function: Callable[..., Any], *given: Any) -> list[Any]:
+        fork, meeting = multiprocessing.get_context("fork"), f"group{len(list(tmp_path.iterdir()))}"
+        both = [fork.Process(target=join, args=(k, meeting, function, given)) for k in range(2)]
+        for process in both:
+            process.start()
+        for process in both:
+            process.join(120)
+        assert [process.exitcode for process in both] == [0, 0]
+        return [torch.load(tmp_path / f"{meeting}-{k}.pt") for k in range(2)]
+
+    return call

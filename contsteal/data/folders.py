@@ -106,7 +106,9 @@ def _is_image(name: str) -> bool:
 
 
 def _raise(error: OSError) -> None:
-    raise FolderError(f"{_shown(error.filename)} cannot be listed ({error.strerror})") from error
+    raise FolderError(
+        f"{_shown(error.filename)} cannot be listed ({error.strerror}): give permission"
+    ) from error
 
 
 def _some(names: Collection[str], most: int = 5) -> str:

@@ -72,6 +72,10 @@ class Packed:
         view.device = torch.device(device)
         return view
 
+    def cpu(self) -> Tensor:
+        """Return these images in memory, on the CPU: of a slice that is meant to be small."""
+        return torch.cat([part.cpu() for part in self.split(RESIZED)])
+
     def rows(self, index: Index) -> Self:
         """Return a view of these images, in this order; nothing is read."""
         view = copy.copy(self)
@@ -268,7 +272,8 @@ def _remove_leftovers(home: Path) -> None:
     import psutil
 
     for partial in home.parent.glob(f".{home.name}.*.partial"):
-        if not psutil.pid_exists(int(partial.name.split(".")[-2])):
+        process = files.process_of(partial)
+        if process is not None and not psutil.pid_exists(process):
             shutil.rmtree(partial, ignore_errors=True)
 
 

@@ -202,6 +202,17 @@ def _open(name: str, split: str, **options: object) -> Any:
         return dataset
 
 
+def verify(name: str, splits: Collection[str]) -> None:
+    """Read splits and compare them with what was published.
+
+    Raises:
+        MissingData, CorruptData: for files that are not there, or not the published ones.
+    """
+    require(name, splits)
+    for split in sorted(splits):
+        _open(name, split)
+
+
 def read(name: str, split: str, image_size: int = 32) -> Read:
     """Read one split of a data set; it takes twice the split's size in memory.
 

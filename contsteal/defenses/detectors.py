@@ -49,7 +49,9 @@ class Detector(PerUser[A], ABC):
     def __call__(self, answers: Tensor, user: str) -> Tensor:
         self._refuse(user)
         record = self._of(user)
-        flags = self._observe(record, finite(answers))
+        # Of float16 no distances are defined.
+        wide = finite(answers).to(torch.promote_types(answers.dtype, torch.float32))
+        flags = self._observe(record, wide)
         self._refuse(user)
         if self.action in ("refuse", "record"):
             return answers

@@ -242,8 +242,11 @@ def damage(folder: Path, identity: dict[str, Any] | None = None) -> str | None:
 def _made_by_others(folder: Path) -> bool:
     """Return whether another process is making this artifact; remove what killed ones left of it."""
     for partial in folder.parent.glob(f".{folder.name}.*.partial"):
-        with suppress(psutil.AccessDenied, ValueError, FileNotFoundError):
-            pid, since = int(partial.name.split(".")[-2]), partial.stat().st_ctime
+        pid = files.process_of(partial)
+        if pid is None:
+            continue  # of another machine: the first of both to finish is kept
+        with suppress(psutil.AccessDenied, FileNotFoundError):
+            since = partial.stat().st_ctime
             if psutil.pid_exists(pid) and psutil.Process(pid).create_time() < since + 5:
                 return pid != os.getpid()
             shutil.rmtree(partial, ignore_errors=True)  # of a process that is gone
@@ -252,7 +255,7 @@ def _made_by_others(folder: Path) -> bool:
 
 def work_dir(folder: Path) -> Path:
     """Return where an artifact's checkpoints lie while it is made."""
-    return folder.with_name(re.sub(r"^\.(.+)\.\d+\.partial$", r"\1", folder.name) + ".work")
+    return folder.with_name(re.sub(r"^\.(.+)\.\d+@[^.]*\.partial$", r"\1", folder.name) + ".work")
 
 
 # --------------------------------------------------------------------------- trained encoders

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -198,22 +198,24 @@ class Lab:
         self,
         part: str = "victim",
         method: str | None = None,
+        report: Callable[[str], object] | None = None,
         **changes: Any,
     ) -> Trained:
         """Train the profile's "victim" or "supervised" encoder, or return it where that was done.
 
         A victim may be trained by another `method`, with that method's settings. `changes` are fields
-        of pretrain.Config.
+        of pretrain.Config. `report` gets the reason before a training, in place of `messages`.
         """
         config = profiles.config(self.settings, part, method)
         config = replace(config, **profiles.lengthened(changes))
-        return self.fit(part, config, self.train_images(part))
+        return self.fit(part, config, self.train_images(part), report)
 
     def fit(
         self,
         kind: str,
         config: methods.Config,
         images: ImageSet,
+        report: Callable[[str], object] | None = None,
     ) -> Trained:
         """Train an encoder on images, or return it where that was done."""
         identity = asdict(config) | {"images": self.data_key(images), "on": self.machine}
@@ -225,9 +227,8 @@ class Lab:
                 result = pretrain.fit(config, cast(Any, images), checkpoint)
             artifacts.write(folder, result.encoder, result.history, {}, result.projector)
 
-        folder = artifacts.artifact(
-            kind, identity, ["contsteal.pretrain"], make, self.messages.append
-        )
+        report = report or self.messages.append
+        folder = artifacts.artifact(kind, identity, ["contsteal.pretrain"], make, report)
         return artifacts.read(folder, self.device)
 
     @cached_property
@@ -269,15 +270,7 @@ class Lab:
 
         `attack` may have variants; `changes` are fields of steal.Config.
         """
-        given = {**self.settings["surrogate"], "image_size": self.settings["image_size"]}
-        attack, varied = variant(attack)
-        for name in changes:
-            choice(name, "parameter of an attack", [field.name for field in fields(attacks.Config)])
-        if twice := sorted(varied.keys() & changes.keys()):
-            raise ValueError(f"{twice[0]}={changes[twice[0]]!r}: the attack's name sets it already")
-        changes = varied | profiles.lengthened(changes)
-        given |= {"lr": self.rate(attack, changes.get("views")), "attack": attack, "seed": seed}
-        config = attacks.Config(**given | changes).for_images(queries)
+        config = self.attack_config(attack, queries, seed, **changes)
         sent = self._queries(queries, seed)
         labels = sent.labels if config.recipe.labels else None
         identity = asdict(config) | {
@@ -307,6 +300,20 @@ class Lab:
         folder = artifacts.artifact("attack", identity, code, make, self.messages.append)
         return artifacts.read(folder, self.device)
 
+    def attack_config(
+        self, attack: str, queries: int, seed: int = 0, **changes: Any
+    ) -> attacks.Config:
+        """Return the settings with which `steal` runs an attack."""
+        given = {**self.settings["surrogate"], "image_size": self.settings["image_size"]}
+        attack, varied = variant(attack)
+        for name in changes:
+            choice(name, "parameter of an attack", [field.name for field in fields(attacks.Config)])
+        if twice := sorted(varied.keys() & changes.keys()):
+            raise ValueError(f"{twice[0]}={changes[twice[0]]!r}: the attack's name sets it already")
+        changes = varied | profiles.lengthened(changes)
+        given |= {"lr": self.rate(attack, changes.get("views")), "attack": attack, "seed": seed}
+        return attacks.Config(**given | changes).for_images(queries)
+
     def rate(self, name: str, views: str | None = None) -> float:
         """Return an attack's learning rate: the profile's for its views, else for it, else for all."""
         (attack, varied), rates = variant(name), self.settings.get("rates", {})
@@ -322,18 +329,22 @@ class Lab:
         "simclr" learns from the query images alone, as the victim did; "supervised" from the first of
         the `labelled` sets of the main task.
         """
-        supervised = method == "supervised"  # from scratch, where the profile's own is a ready one
-        like = self.settings["surrogate"]
-        config = replace(
-            profiles.config(self.settings, "supervised" if supervised else "victim", method),
-            encoder=like["encoder"], width=like.get("width", 1.0), steps=steps, held_out=0,
-            batch=like.get("batch", attacks.Config.batch), seed=seed,
-        )  # fmt: skip
-        if supervised:
+        config = self.alone_config(method, seed, steps)
+        if method == "supervised":
             images = self.labelled(self.settings["data"], seed)[0]
         else:
             images = self._queries(queries, seed)
         return self.fit("alone", config, images)
+
+    def alone_config(self, method: str, seed: int, steps: int) -> methods.Config:
+        """Return the settings with which `alone` trains."""
+        part = "supervised" if method == "supervised" else "victim"
+        like = self.settings["surrogate"]
+        return replace(
+            profiles.config(self.settings, part, method),  # from scratch, where part is a ready one
+            encoder=like["encoder"], width=like.get("width", 1.0), steps=steps, held_out=0,
+            batch=like.get("batch", attacks.Config.batch), seed=seed,
+        )  # fmt: skip
 
     # --------------------------------------------------------------------- evaluation
 
@@ -430,7 +441,7 @@ class Lab:
 
 def _labels(images: ImageSet) -> Tensor:
     if images.labels is None:
-        raise ValueError(f"{images.name} has no labels: it cannot be a downstream task")
+        raise ValueError(f"{images.name} has no labels: choose another downstream task")
     return images.labels
 
 

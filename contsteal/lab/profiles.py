@@ -204,6 +204,9 @@ class Common(Strict):
     query_images: Count = 0
     victim: Victim = Victim()
     methods: Methods = Methods()
+    victims: dict[
+        str, Victim
+    ] = {}  # further ones, such as ready encoders, by names that `method` takes
     supervised: Victim = Victim()
     surrogate: Surrogate = Surrogate()
     rates: dict[str, Rate] = {}  # of attacks, where they are not the surrogate's `lr`
@@ -226,9 +229,9 @@ class Common(Strict):
 
 
 class Changes(Common):
-    """What an experiment may change of a profile: its settings, and the victim's method."""
+    """What an experiment may change of a profile: its settings, and the victim's method or name."""
 
-    method: Literal[*methods.METHODS] | None = None  # type: ignore[valid-type]
+    method: str | None = None
 
 
 class Thief(Surrogate):
@@ -431,8 +434,12 @@ def changed(name: str, changes: dict[str, Any]) -> tuple[dict[str, Any], str | N
     Raises ValueError for a setting that no profile has, a value of another type, or an unknown method.
     """
     _validate(Changes, changes, f"changes of {name}")
+    method = changes.get("method")
     settings = {k: v for k, v in changes.items() if k != "method"}
-    return SPLITS | profile(name)["common"] | settings, changes.get("method")
+    settings = SPLITS | profile(name)["common"] | settings
+    if method is not None:
+        choice(method, "method", [*methods.METHODS, *settings.get("victims", {})])
+    return settings, method
 
 
 def watermark(given: dict[str, Any], place: str = "watermark") -> dict[str, Any]:
@@ -449,8 +456,14 @@ def lengthened(changes: dict[str, Any]) -> dict[str, Any]:
 def config(
     common: dict[str, Any], part: str = "victim", method: str | None = None
 ) -> methods.Config:
-    """Return how a profile trains its "victim" or "supervised" encoder, or a victim by another method."""
-    given = common[part] | {"image_size": common["image_size"]}
+    """Return how a profile trains its "victim" or "supervised" encoder, or a victim by another method.
+
+    `method` may also be the name of one of its `victims`.
+    """
+    named = common.get("victims", {}).get(method)
+    given = (named or common[part]) | {"image_size": common["image_size"]}
+    if named:
+        method = None
     own_method = given.get("method", methods.Config.method)
     if method not in (None, own_method):  # these belong to a method, not to a victim
         given = {k: v for k, v in given.items() if k not in OF_METHOD}

@@ -28,6 +28,7 @@ from contsteal.victim import Defense
 Chain = Sequence[Defense]
 CUSTOMERS = 4  # seed of the images that paying users send; the victim's are 0, queries 1
 CALIBRATION = 1000  # the first seed of customers on whom a detector or a price is calibrated
+ALL = 10**6  # more images than a customer can have of a stored set
 BEARABLE = 0.05  # noise that B4B's customers may get, in standard deviations of a coordinate
 Senders = Mapping[str, Callable[[int], Tensor]]  # users by name: the images one sends, by seed
 
@@ -108,11 +109,13 @@ def customers(
 def few_classes(lab: Lab, task: str, classes: int, seed: int) -> tuple[ImageSet, ImageSet]:
     """Return labelled and test images of a customer whose task has a few classes, drawn by `seed`.
 
-    It has as many labelled images as other customers, and four times as many to test on. ValueError
+    It has as many labelled images as other customers (or a fifth of its own, where those have all), and
+    four times as many to test on. ValueError
     where the set has too few classes, or images of them.
     """
     n = lab.settings["probe_images"]
-    pool = class_images(lab, task, classes, 5 * n, seed)
+    pool = class_images(lab, task, classes, 5 * n or ALL, seed)
+    n = n or len(pool) // 5
     if len(pool) <= n:
         raise ValueError(
             f"{classes} classes of {task} have {len(pool)} images, more than {n} are needed"

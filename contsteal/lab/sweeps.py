@@ -1,32 +1,43 @@
 """Comparisons that change one thing at a time, run side by side: tables with one row per run and task."""
 
+import argparse
 import json
+import multiprocessing
 import os
+import platform
 import signal
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from importlib.metadata import version
 from itertools import product as combinations
 from numbers import Integral
-from typing import Any
-from unittest.mock import patch
+from pathlib import Path
+from typing import Any, cast
 
 import joblib
 import pandas as pd
 import torch
+from torch import distributed as dist
 from tqdm.auto import tqdm
 
-from contsteal import encoders, evaluate, loop, steal
+from contsteal import encoders, evaluate, files, loop, pretrain, steal
 from contsteal.lab import artifacts
 from contsteal.lab.experiment import Lab
-from contsteal.lab.profiles import distinct, variant
+from contsteal.lab.profiles import config, distinct, variant
 from contsteal.victim import Defense
 
 PRICE = 1.0  # US dollars for 1,000 answers, where a profile states none
 WORKERS = "CONTSTEAL_WORKERS"  # processes of a notebook that shares the machine with others
+SCHEDULER = "DASK_SCHEDULER_ADDRESS"  # whose workers run sweeps, where it is set
+SENT = ("CONTSTEAL_MODE", "CONTSTEAL_PRECISION", "DATA_DIR")  # variables that workers take over
+SHARING = "surrogates that fill a card"  # a row of benchmarks/results, per encoder
+PATIENCE = 10  # seconds that a scheduler and its first worker have to answer
 VARYING = ("forwards", "seconds")  # what no two runs share: shown, and kept out of stored tables
 OF_LAB = ("data", "train_split", "method", "query_data", "query_split", "query_images")
 AS_GIVEN = "as given"  # the knob of an ablation's first row
@@ -121,19 +132,21 @@ def run(lab: Lab, jobs: Sequence[Job]) -> list[Row]:
 
 
 def _results(lab: Lab, jobs: Sequence[Job]) -> Iterator[tuple[list[Row], list[str]]]:
-    """Run jobs, one process per core on a CPU (a run uses one thread), one by one on a GPU."""
-    limit = lab.settings.get("workers", int(os.environ.get(WORKERS, joblib.cpu_count())))
-    workers = min(limit, len(jobs))
-    if workers < 2 or lab.device.type != "cpu":
+    """Run jobs in the workers of a Dask cluster, in processes of this machine, or one by one here."""
+    address, workers = os.environ.get(SCHEDULER), min(_processes(lab), len(jobs))
+    if not address and workers < 2:
         yield from (_run(lab, job) for job in jobs)
         return
     for changes in {repr(job.lab): job.lab for job in jobs if not job.trains}.values():
         _ = lab.but(**dict(changes)).victim  # made here, once, not by every worker
-    settings = json.dumps(lab.changes)  # settings are what YAML holds; some cannot be hashed
-    quiet = patch.dict(os.environ, {loop.QUIET: "1"})  # workers would share one terminal
-    with quiet, joblib.parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
+    if address:
+        yield from _on_cluster(lab, jobs, address)
+        return
+    # Processes share the cards evenly, and end with this one.
+    begin = {"initializer": _settle, "initargs": (os.getpid(), tuple(_cards(lab)))}
+    with joblib.parallel_config("loky", n_jobs=workers, inner_max_num_threads=1, **begin):
         yield from joblib.Parallel(return_as="generator")(
-            joblib.delayed(_run_in_worker)(os.getpid(), lab.profile, settings, job) for job in jobs
+            joblib.delayed(_run_in_worker)(_order(lab), job) for job in jobs
         )
 
 
@@ -145,12 +158,95 @@ def _run(lab: Lab, job: Job) -> tuple[list[Row], list[str]]:
     return rows, messages
 
 
+# ------------------------------------------------------------- workers: processes, GPUs, machines
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a worker is told with every job: the lab, variables, and what must be as it is here.
+
+    `facts` are those of `_facts`; `token` is a file in the runs folder that a worker must find there.
+    """
+
+    profile: str
+    changes: str  # as JSON: settings are what YAML holds, and some cannot be hashed
+    environment: Pairs
+    facts: Pairs = ()
+    token: str = ""
+
+
+def _order(lab: Lab, **more: Any) -> Order:
+    sent = {name: os.environ[name] for name in SENT if name in os.environ}
+    sent |= {loop.QUIET: "1", "CONTSTEAL_RUNS": str(artifacts.runs_dir())}  # they share a terminal
+    return Order(lab.profile, json.dumps(lab.changes), tuple(sent.items()), **more)
+
+
+def _run_in_worker(order: Order, job: Job) -> tuple[list[Row], list[str]]:
+    with artifacts.single_thread():
+        return _run(_enter(order), job)
+
+
+def _enter(order: Order) -> Lab:
+    """Return the lab of a worker; RuntimeError where it would not give the numbers of the sweep."""
+    os.environ.update(order.environment)
+    lab = _worker_lab(order.profile, order.changes, order.environment)
+    token = artifacts.runs_dir() / order.token
+    if order.token and not token.exists():
+        raise RuntimeError(
+            f"it does not see {token}: results are kept in the runs folder, which must lie on a file "
+            "system that all workers share; set CONTSTEAL_RUNS to such a folder"
+        )
+    there = dict(_facts(lab)) if order.facts else {}
+    if other := [f"{k} {there[k]}, here {here}" for k, here in order.facts if there[k] != here]:
+        raise RuntimeError(f"it has {'; '.join(other)}: install the same, and start it again")
+    return lab
+
+
 @cache
-def _worker_lab(profile: str, changes: str) -> Lab:
+def _worker_lab(profile: str, changes: str, environment: Pairs) -> Lab:
     return Lab(profile, **json.loads(changes))
 
 
 @cache
+def _facts(lab: Lab) -> Pairs:
+    """Return what must be the same in all workers, so that a row does not depend on who computed it."""
+    parts = sorted(file.stem for file in Path(__file__).parent.glob("[a-z]*.py"))
+    code = artifacts.sources(*(f"contsteal.lab.{part}" for part in parts))
+    libraries = {name: version(name) for name in artifacts.LIBRARIES}
+    kind = {"device": lab.device.type, "precision": loop.precision(lab.device)}
+    own = {"code": code, "python": platform.python_version(), "torch": torch.__version__}
+    return tuple((own | kind | libraries | {"mode": ", ".join(loop.mode_labels())}).items())
+
+
+def _processes(lab: Lab) -> int:
+    """Return how many runs this machine works on at once: one per core, or what fills its GPUs.
+
+    The profile's `workers`, else $CONTSTEAL_WORKERS, take its place.
+    """
+    encoder = lab.settings["surrogate"]["encoder"]
+    fills = len(_cards(lab)) * int(loop.measured(f"{SHARING}, {encoder}", 1))
+    most = {"cpu": joblib.cpu_count(), "cuda": fills}.get(lab.device.type, 1)
+    return lab.settings.get("workers", int(os.environ.get(WORKERS, most)))
+
+
+def _cards(lab: Lab) -> list[str]:
+    """Return the GPUs that runs may use, as CUDA_VISIBLE_DEVICES names them."""
+    if lab.device.type != "cuda":
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    names = visible.split(",")[:count] if visible else [str(k) for k in range(count)]
+    return names if lab.device.index is None else [names[lab.device.index]]
+
+
+def _settle(parent: int, cards: Sequence[str]) -> None:
+    """Begin a process: take a card before CUDA has looked for any, and watch the parent."""
+    if len(cards) > 1:  # processes are numbered in the order of their start
+        number = int(multiprocessing.current_process().name.rpartition("-")[2])
+        os.environ["CUDA_VISIBLE_DEVICES"] = cards[number % len(cards)]
+    _end_with(parent)
+
+
 def _end_with(parent: int) -> None:
     """Watch the process that gives this worker its jobs, and end as by SIGTERM when it is gone."""
 
@@ -162,11 +258,60 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _run_in_worker(
-    parent: int, profile: str, changes: str, job: Job
-) -> tuple[list[Row], list[str]]:
-    _end_with(parent)
-    return _run(_worker_lab(profile, changes), job)
+def _on_cluster(
+    lab: Lab, jobs: Sequence[Job], address: str
+) -> Iterator[tuple[list[Row], list[str]]]:
+    """Run jobs by the workers of a Dask scheduler, once these are found to be as this process is.
+
+    Dask runs the jobs of a lost worker again; what they had finished is read back. (joblib's own Dask
+    backend would run all jobs in this process where the cluster has a single worker.)
+    """
+    try:
+        import distributed
+    except ImportError:
+        raise RuntimeError(
+            f"{SCHEDULER}={address!r}: Dask is not installed here; pip install 'contsteal[cluster]', "
+            "or unset the variable to run on this machine"
+        ) from None
+    token = artifacts.runs_dir() / f".shared-{uuid.uuid4().hex}"
+    order = _order(lab, facts=_facts(lab), token=token.name)
+    with ExitStack() as stack:
+        try:
+            client = distributed.Client(address, timeout=PATIENCE, set_as_default=False)
+            stack.enter_context(client).wait_for_workers(1, PATIENCE)
+        except (OSError, ValueError) as error:  # a TimeoutError is an OSError
+            raise RuntimeError(
+                f"{SCHEDULER}={address!r}: no scheduler with a worker answers within {PATIENCE} s; start "
+                "`dask scheduler` and `dask worker`, or unset the variable to run on this machine"
+            ) from error
+        stack.callback(token.unlink, missing_ok=True)
+        files.write_text(token, "")
+        _check_workers(client, order)
+        futures = client.map(partial(_run_in_worker, order), jobs, pure=False)
+        try:
+            yield from (future.result() for future in futures)
+        except distributed.KilledWorker as error:
+            raise RuntimeError(
+                f"{error.allowed_failures + 1} workers died of one run, the last at "
+                f"{error.last_worker.address}: most often their memory is too small (dask worker "
+                "--memory-limit). Finished runs are kept; the same command goes on after them"
+            ) from error
+
+
+def _check_workers(client: Any, order: Order) -> None:
+    """Raise RuntimeError unless each worker runs one job at a time and is fit for it."""
+    problems = client.run(_join, order, on_error="return")
+    for worker, threads in client.nthreads().items():
+        if threads > 1:
+            problems[worker] = f"it has {threads} threads: start it with --nthreads 1"
+    bad = {worker: problem for worker, problem in problems.items() if problem is not None}
+    for worker, problem in bad.items():
+        count = f"{len(bad)} of {len(problems)} workers cannot take part"
+        raise RuntimeError(f"{count}. {worker}: {problem}")
+
+
+def _join(order: Order) -> None:
+    _enter(order)
 
 
 # --------------------------------------------------------------------------------- sweeps
@@ -473,3 +618,55 @@ def landscapes(lab: Lab, methods: Names, query_data: Names, count: int) -> pd.Da
             geometry = evaluate.geometry(encoders.embed(changed.victim.encoder, images))
         rows.append(about | geometry)
     return pd.DataFrame(rows)
+
+
+# ------------------------------------------------------------------- a victim by several processes
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train a profile's victim in as many processes as torchrun has started; notebook 01 reads it."""
+    command = "torchrun --nproc-per-node N -m contsteal.lab.sweeps"
+    parser = argparse.ArgumentParser(prog=command, description=main.__doc__)
+    parser.add_argument("--profile", required=True, help="whose victim, such as imagenet")
+    parser.add_argument("--method", help="of its training, where it is not the profile's")
+    parser.add_argument("--part", default="victim", choices=("victim", "supervised"))
+    given = parser.parse_args(arguments)
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        Lab(given.profile).train(given.part, given.method)
+        return
+    device, place = artifacts.device(), int(os.environ["LOCAL_RANK"])
+    if device.type == "cuda":
+        if place >= torch.cuda.device_count():
+            raise ValueError(f"process {place + 1} of {torch.cuda.device_count()} GPUs: one a GPU")
+        torch.cuda.set_device(place)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        train_together(Lab(given.profile), given.part, given.method)
+    finally:
+        dist.destroy_process_group()
+
+
+def train_together(lab: Lab, part: str, method: str | None = None) -> None:
+    """Train an encoder of a profile in all processes of a group; the first one keeps the artifact."""
+    if dist.get_rank() == 0:
+        reasons: list[str] = []
+
+        def start(reason: str) -> None:
+            reasons.append(reason)
+            dist.broadcast_object_list([reason])
+
+        trained = lab.train(part, method, start)
+        if not reasons:  # the others wait for one
+            dist.broadcast_object_list([None])
+        print(f"{reasons[0] if reasons else 'read'}: {part} {trained.sha256[:12]}")
+        return
+    reason = [None]
+    dist.broadcast_object_list(reason)
+    if reason[0]:
+        os.environ[loop.QUIET] = "1"
+        with artifacts.single_thread():
+            pretrain.fit(config(lab.settings, part, method), cast(Any, lab.train_images(part)))
+
+
+if __name__ == "__main__":
+    main()

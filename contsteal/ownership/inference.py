@@ -75,7 +75,8 @@ def proportion(hits: int, trials: int, level: float = 0.95) -> Rate:
     """
     from scipy import stats
 
-    hits, trials = number(hits, "hits", int, least=0), number(trials, "trials", int, least=1)
+    hits = number(hits, "hits", int, least=0)
+    trials = number(trials, "trials", int, least=1, most=2**53)
     if hits > trials or not 0 < (level := number(level, "level")) < 1:
         raise ValueError(f"{hits} of {trials} at level {level}: 0 <= hits <= trials >= 1 is needed, "
                          "and a level in (0, 1)")  # fmt: skip
@@ -368,8 +369,8 @@ def mixture_scores(
         [fitted, private, public], fitting(standardise, "standardise", bool)
     )
     if fitting(components, "components", Count) > len(train):
-        raise ValueError(f"{components} components and {len(train)} features to fit them to: fewer "
-                         "features than components; give more images or fewer components")  # fmt: skip
+        raise ValueError(f"{components} components for {len(train)} features: give more images or "
+                         "fewer components")  # fmt: skip
     choice(covariance, "covariance", ("full", "diag"))
     ridge, seed = fitting(ridge, "ridge", NotNegative), fitting(seed, "seed", Seed)
     options = {"covariance_type": covariance, "reg_covar": ridge, "max_iter": 1000}

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,13 +20,17 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from math import inf, isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from contsteal import files
+
+if TYPE_CHECKING:
+    from contsteal import methods
+    from contsteal.lab import inspection
 
 # `execute` starts once for each notebook, so what only the other commands need is imported by them.
 
@@ -36,6 +41,8 @@ NOT_STARTED = "Kernel died before replying"  # jupyter_client's words; no cell w
 TIMINGS, SUMMARY, WHOLE = "timings.json", "summary.md", "in all"
 RECORD = {"key", "outputs", "copy", "seconds", "started", "device", "date", "artifacts", "seal"}
 RUNNER = "CONTSTEAL_RUNNER"  # the process that started make, with which kernels end
+ROOMY = 1e12  # free bytes of a disk with which no profile's needs are counted
+WITHOUT_LAB = 90.0  # seconds at most of a notebook that trains nothing of the lab's, on a CPU
 PATIENCE = 3.0  # seconds that kernels and workers have to save their checkpoints
 
 
@@ -70,9 +77,13 @@ def _code_cells(stem: str) -> list[dict[str, Any]]:
     return [c | {"source": "".join(c["source"])} for c in book["cells"] if c["cell_type"] == "code"]
 
 
+def _is_parameters(cell: dict[str, Any]) -> bool:
+    return "parameters" in cell["metadata"].get("tags", [])
+
+
 def defaults(stem: str) -> dict[str, Any]:
     """Return the literals of a notebook's `parameters` cell."""
-    cells = [c for c in _code_cells(stem) if "parameters" in c["metadata"].get("tags", [])]
+    cells = [cell for cell in _code_cells(stem) if _is_parameters(cell)]
     if len(cells) != 1:
         raise ValueError(f"{stem}.ipynb has {len(cells)} cells tagged 'parameters': it needs one")
     assigned = [n for n in ast.parse(cells[0]["source"]).body if isinstance(n, ast.Assign)]
@@ -147,8 +158,7 @@ def _key(stem: str, profile: str, values: dict[str, Any]) -> dict[str, str]:
 
     settings = profiles.profile(profile)
     common, weights = settings["common"], {}
-    for part in {"victim", "supervised"} & common.keys():
-        config = profiles.config(common, part)
+    for part, config in _victims(common).items():
         if config.method == pretrain.READY:
             with suppress(ValueError):  # the notebook says what is wrong with the file
                 weights[part] = pretrain.origin(config)
@@ -165,6 +175,14 @@ def _key(stem: str, profile: str, values: dict[str, Any]) -> dict[str, str]:
         "tables": _tables(artifacts.figures_dir() / profile) if stem == stems()[-1] else "",
     }
     return {name: files.key(part) for name, part in parts.items()}
+
+
+def _victims(common: dict[str, Any]) -> "dict[str, methods.Config]":
+    """Return how a profile's encoders are made, by its part or by the name of a further victim."""
+    from contsteal.lab import profiles
+
+    parts = {part: profiles.config(common, part) for part in ("victim", "supervised")}
+    return parts | {n: profiles.config(common, "victim", n) for n in common.get("victims", {})}
 
 
 def _tables(figures: Path) -> list[tuple[str, str]]:
@@ -227,8 +245,11 @@ def _digest(path: Path) -> str | None:
 # ---------------------------------------------------------------- make paper, plan and data
 
 
-def choose_profile(name: str) -> tuple[str, str]:
-    """Return the profile to run and why it was chosen; "auto" looks at the hardware and the data."""
+def choose_profile(name: str, fetches: bool = False) -> tuple[str, str]:
+    """Return the profile to run and why it was chosen; "auto" looks at the hardware and the data.
+
+    With `fetches`, what the profile `paper` lacks is fetched first, where it can be.
+    """
     from contsteal.lab import artifacts, profiles
 
     if name != "auto":
@@ -236,33 +257,104 @@ def choose_profile(name: str) -> tuple[str, str]:
         return name, "asked for"
     if artifacts.device().type != "cuda":
         return "demo", "no CUDA GPU is visible"
-    if missing := missing_data("paper"):
-        names = ", ".join(missing)
+    if fetches:
+        obtain("paper")
+    missing = missing_data("paper")
+    if not missing:
+        return "paper", "a CUDA GPU is visible, and so are the papers' data"
+    names, able = ", ".join(missing), able_notebooks("paper", missing)
+    if not able:
         return "synthetic", f"a CUDA GPU is visible; `make data PROFILE=paper` fetches {names}"
-    return "paper", "a CUDA GPU is visible, and so are the papers' data"
+    numbers = ", ".join(map(number, able))
+    return "paper", f"a CUDA GPU is visible; {names} cannot be had, so only {numbers} run"
 
 
-def needed_data(profile: str) -> dict[str, set[str]]:
+def able_notebooks(profile: str, missing: Iterable[str]) -> list[str]:
+    """Return the notebooks that train and read none of the missing data sets."""
+    from contsteal.lab import profiles
+
+    weights = profiles.profile(profile)["common"]
+    if set(missing) & weights.keys():  # of a victim that all notebooks attack
+        return []
+    attacking = [stem for stem in stems() if stem not in (stems()[0], stems()[-1])]
+    return [stem for stem in attacking if not set(missing) & needed_data(profile, [stem]).keys()]
+
+
+def needed_data(profile: str, only: Iterable[str] = ()) -> dict[str, set[str]]:
     """Return the stored data sets that a profile and its notebooks read, with their splits."""
     from contsteal import data
     from contsteal.lab import profiles
 
     common = profiles.SPLITS | profiles.profile(profile)["common"]
-    return data.needs(common, [parameters(stem, profile) for stem in stems()])
+    return data.needs(common, [parameters(stem, profile) for stem in choose(only)])
 
 
-def missing_data(profile: str) -> dict[str, str]:
-    """Return the data sets of a profile that cannot be read, each with the problem and the remedy."""
-    from contsteal import data
+def missing_data(profile: str, only: Iterable[str] = (), whole: bool = False) -> dict[str, str]:
+    """Return what cannot be read of a profile's data sets and ready encoders: problem and remedy.
+
+    With `whole` the papers' sets are read and compared with their checksums, which takes seconds.
+    """
+    from contsteal import data, pretrain
+    from contsteal.data import torchsets
     from contsteal.lab import profiles
 
-    size, problems = profiles.profile(profile)["common"].get("image_size", 32), {}
-    for name, splits in needed_data(profile).items():
+    common = profiles.profile(profile)["common"]
+    size, problems = common.get("image_size", 32), {}
+    for name, splits in needed_data(profile, only).items():
         try:
             data.locate(name, splits, size)
+            if whole and name in torchsets.SPLITS:
+                torchsets.verify(name, splits)
         except (ValueError, OSError) as error:
             problems[name] = str(error)
+    for part, config in _victims(common).items():
+        try:
+            if config.method == pretrain.READY:
+                check_weights(config)
+        except (ValueError, RuntimeError, OSError) as error:
+            problems[part] = f"{part} of {profile}.yaml: {error}"
     return problems
+
+
+def check_weights(config: "methods.Config") -> None:
+    """Raise what a ready encoder would: for a file by reading it, for timm's by looking for them."""
+    from contsteal import encoders, pretrain
+
+    pretrain.origin(config)
+    if config.weights != "timm" or encoders.stored(config.encoder):
+        pretrain.ready(config)
+        return
+    raise encoders.DownloadError(
+        f"the weights of {config.encoder} are not in the cache of the Hugging Face hub: `make data "
+        "PROFILE=...` fetches them. Without a network, fetch its model.safetensors elsewhere and set "
+        "`weights:` to that file"
+    )
+
+
+def obtain(profile: str) -> None:
+    """Fetch what a profile's data sets lack, and print what could not be had; nothing is raised.
+
+    Where the first set cannot be fetched, the others are not tried: most likely there is no network.
+    """
+    from contsteal.data import torchsets
+
+    needs = {n: s for n, s in needed_data(profile).items() if n in torchsets.SPLITS}
+    lacking = {name: torchsets.missing(name, splits) for name, splits in needs.items()}
+    lacking = {name: archives for name, archives in lacking.items() if archives}
+    if not lacking:
+        return
+    size = sum(archive.size for archives in lacking.values() for archive in archives)
+    print(f"fetching {', '.join(lacking)}, {size / 1e9:.1f} GB, into {torchsets.data_dir()}; the "
+          "profile `synthetic` needs no data: make paper PROFILE=synthetic", flush=True)  # fmt: skip
+    fetched = False
+    for name in lacking:
+        try:
+            torchsets.fetch({name: needs[name]})
+            fetched = True
+        except (ValueError, RuntimeError, OSError) as error:
+            print(str(error).partition("\n")[0], flush=True)
+            if not fetched:
+                return
 
 
 def paper(profile: str, only: Sequence[str], force: bool) -> None:
@@ -297,9 +389,11 @@ def prepare(profile: str, only: Sequence[str], force: bool) -> list[str]:
     if not todo:
         print(f"nothing to do; figures and numbers: {figures}")
         return []
-    if problems := missing_data(profile):
+    if problems := missing_data(profile, [task.stem for task in todo], whole=True):
         raise ValueError("\n".join(problems.values()))
     folder = artifacts.runs_dir() / profile
+    if problem := lacks_space(profile, todo):
+        raise ValueError(problem)
     for home in (folder, figures):  # raises StorageError where results could not be kept
         files.write_text(home / ".writable", " " * 2**16)
         (home / ".writable").unlink(missing_ok=True)
@@ -307,6 +401,7 @@ def prepare(profile: str, only: Sequence[str], force: bool) -> list[str]:
     given, jobs = _jobs(profiles.profile(profile)["common"].get("at_once", 1), len(beside))
     for task in chosen:
         order = {"figures": str(figures), "device": artifacts.processor(), "cores": 0}
+        order["gpu"] = artifacts.device().type != "cpu"
         if task in beside and min(jobs, len(beside)) > 1:
             order["cores"] = max(1, joblib.cpu_count() // jobs)
         _mark(task, order)
@@ -344,25 +439,110 @@ def _relative(path: Path) -> str:
 
 
 def plan(profile: str, only: Sequence[str], force: bool) -> None:
-    """Print what `make paper` would run, why, how long it took, and which data are missing."""
+    """Print what `make paper` would run, why, what it takes, how long it took, and what is missing."""
     from contsteal.lab import artifacts
 
     times = _times(artifacts.figures_dir() / profile)
-    for task in tasks(profile, only, force):
+    chosen = tasks(profile, only, force)
+    todo = [task for task in chosen if task.reason]
+    machine, costs = machine_of(profile), work(profile, todo)
+    for task in chosen:
         took = times.get(task.stem)
         time_taken = f", {took['seconds']:.0f} s on {took.get('device', '-')}" if took else ""
-        print(f"  {task.stem}: {_said(task.reason) + time_taken if task.reason else 'up to date'}")
+        line = f"  {task.stem}: {_said(task.reason) + time_taken if task.reason else 'up to date'}"
+        if task.stem in costs:
+            line += _cost_line(costs[task.stem], machine)
+        elif task.reason and costs:
+            line += f"; {_hours(WITHOUT_LAB)} on a CPU"
+        print(line)
+    if costs:
+        seconds = sum(cost.seconds(machine) + machine.start for cost in costs.values())
+        seconds += WITHOUT_LAB * (len(todo) - len(costs))
+        disk = sum(cost.disk() for cost in costs.values())
+        print(f"  in all, an estimate for {machine.name}: {_hours(seconds)}, {disk / 1e9:.1f} GB of "
+              f"disk ({machine.said}); what is kept already counts again")  # fmt: skip
     for problem in missing_data(profile).values():
         print(f"  missing: {problem}")
+    if problem := lacks_space(profile, todo, costs):
+        print(f"  too little space: {problem}")
+
+
+def work(profile: str, chosen: Iterable[Task]) -> "dict[str, inspection.Work]":
+    """Return what each of these notebooks would do that none before it does, if it trains or asks."""
+    from contsteal.lab import inspection
+
+    found: dict[str, inspection.Work] = {}
+    for task in chosen:
+        code = [cell for cell in _code_cells(task.stem) if not _is_parameters(cell)]
+        whole = inspection.rehearse([cell["source"] for cell in code], task.parameters)
+        if whole.trainings or whole.inputs:
+            found[task.stem] = whole.without([*found.values()])
+    return found
+
+
+def machine_of(profile: str) -> "inspection.Machine":
+    """Return the device of an estimate: a GPU that is here; all cores for a small encoder; an H200."""
+    import joblib
+
+    from contsteal import encoders
+    from contsteal.lab import artifacts, inspection, profiles
+    from contsteal.lab.experiment import Lab
+
+    if artifacts.device().type == "cuda":
+        return inspection.timed(Lab(profile))
+    if profiles.profile(profile)["common"]["surrogate"]["encoder"] == encoders.SMALL:
+        return replace(inspection.CORE, name=artifacts.processor(), cores=joblib.cpu_count())
+    return inspection.H200
+
+
+def _cost_line(cost: "inspection.Work", machine: "inspection.Machine") -> str:
+    return (
+        f"; {len(cost.trainings):,} trainings, {cost.forwards:,.0f} answers of the victim, "
+        f"{_hours(cost.seconds(machine) + machine.start)}, {cost.disk() / 1e9:.1f} GB of disk, "
+        f"{cost.memory() / 1e9:.1f} GB of memory"
+    )
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
+
+
+def lacks_space(
+    profile: str, todo: Iterable[Task], costs: "dict[str, inspection.Work] | None" = None
+) -> str:
+    """Return what is wrong where the disk has no room for all that notebooks keep, else ""."""
+    from contsteal import encoders
+    from contsteal.lab import artifacts, profiles
+
+    folder = artifacts.runs_dir()
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    small = profiles.profile(profile)["common"]["surrogate"]["encoder"] == encoders.SMALL
+    if costs is None and free > (ROOMY / 100 if small else ROOMY):  # no need to count
+        return ""
+    kept = sum(p.stat().st_size for p in (folder / "artifacts").glob("*/*") if p.is_file())
+    costs = work(profile, todo) if costs is None else costs
+    need = sum(cost.disk() for cost in costs.values()) - kept
+    if need <= free:
+        return ""
+    return (
+        f"{folder} needs {need / 1e9:.1f} GB more and has {free / 1e9:.1f} GB: set CONTSTEAL_RUNS to "
+        "a folder with more space, or choose notebooks with NB"
+    )
 
 
 def fetch(profile: str) -> None:
     """Fetch the data sets of a profile that can be fetched; raise ValueError for those that miss then."""
-    from contsteal import data
+    from contsteal import data, pretrain
     from contsteal.data import torchsets
+    from contsteal.lab import profiles
 
     needs = needed_data(profile)
     torchsets.fetch({name: needs[name] for name in needs if name in torchsets.NAMES})
+    for name, config in _victims(profiles.profile(profile)["common"]).items():
+        if config.weights == "timm":
+            pretrain.ready(config)
+            print(f"{name}: the weights of {config.encoder} are present")
     problems = missing_data(profile)
     for name in needs.keys() - problems.keys():
         print(f"{name}: present ({data.data_dir() if name in torchsets.NAMES else 'your own'})")
@@ -390,8 +570,9 @@ def execute(executed: Path) -> None:
         os.environ["CONTSTEAL_NOTEBOOK"] = f"{stem} {own}"
         os.environ.setdefault("TQDM_DISABLE", "1")  # an executed copy is read, not watched
         if order["cores"]:  # more threads than cores would wait for each other
-            for variable in ("OMP_NUM_THREADS", "CONTSTEAL_WORKERS"):
-                os.environ.setdefault(variable, str(order["cores"]))
+            os.environ.setdefault("OMP_NUM_THREADS", str(order["cores"]))
+            if not order["gpu"]:  # which holds as many runs whatever the cores
+                os.environ.setdefault("CONTSTEAL_WORKERS", str(order["cores"]))
         _run_cells(stem, _partial(executed), order["parameters"])
         _partial(executed).replace(executed)
         own = f"{number(stem)}_"
@@ -604,12 +785,17 @@ def _command(given: argparse.Namespace) -> None:
         return
     from contsteal.lab import artifacts
 
-    profile, why = choose_profile(given.profile)
+    profile, why = choose_profile(given.profile, fetches=given.command == "paper")
     print(f"profile {profile} on {artifacts.processor()}: {why}", flush=True)
     if given.command == "data":
         fetch(profile)
-    else:
-        {"paper": paper, "plan": plan}[given.command](profile, given.only, given.force)
+        return
+    if given.command == "paper" and given.profile != "auto":
+        obtain(profile)
+    if given.profile == "auto" and (missing := missing_data(profile)):
+        able, asked = able_notebooks(profile, missing), choose(given.only)
+        given.only = [stem for stem in asked if stem in able] or asked  # which says what it lacks
+    {"paper": paper, "plan": plan}[given.command](profile, given.only, given.force)
 
 
 if __name__ == "__main__":

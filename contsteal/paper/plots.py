@@ -693,14 +693,12 @@ def roc_curves(table: pd.DataFrame, title: str) -> Figure:
         ax.set(ylabel="thieves flagged")
         ax.set_title(user, size=7.5)
         in_percent(ax.xaxis, ax.yaxis)
-        areas = part.groupby("detector", sort=False)["auc"].first()
-        lines = [Line2D([], [], label=f"{area:.2f}", **styles[detector])
-                 for detector, area in areas.items()]  # fmt: skip
-        ax.legend(handles=lines, loc="best", fontsize=6.5, title="area", title_fontsize=6.5,
-                  labelspacing=0.2, handlelength=2)  # fmt: skip
-    lines = [Line2D([], [], label=detector, **style) for detector, style in styles.items()]
+    areas = table.groupby(["detector", "user"], sort=False)["auc"].first().unstack(sort=False)
+    lines = [Line2D([], [], label=f"{detector}: {', '.join(areas.loc[detector].map('{:.2f}'.format))}",
+                    **style) for detector, style in styles.items()]  # fmt: skip
     axes[1][1].axis("off")
-    axes[1][1].legend(handles=lines, loc="center left", title="detector (dots: at its threshold)")
+    axes[1][1].legend(handles=lines, loc="center left", fontsize=7,
+                      title="detector: areas under its curves\n(dots: at its threshold)")  # fmt: skip
     return fig
 
 

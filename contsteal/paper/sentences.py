@@ -461,17 +461,17 @@ def defenses(table: pd.DataFrame) -> Summary:
 
 
 def coverage(table: pd.DataFrame) -> Summary:
-    """Say whether thieves cover more of the embedding space than customers with as many queries.
+    """Say whether a thief covers more of the embedding space than customers with as many queries.
 
-    As many as the user sends who stands first in the table.
+    As many as the user who stands first in the table, or the thief where it sends fewer.
     """
     table = table[table["defence"] == table["defence"].iloc[0]]
     means = table.groupby(["user", "queries"], sort=False)["coverage"].mean().reset_index()
-    sent = means.loc[means["user"] == means["user"].iloc[0], "queries"].max()
+    ends = means.groupby("user", sort=False)["queries"].max()
+    sent = min(ends.iloc[0], ends["thief"])
     shares = {str(user): float(np.interp(sent, own["queries"], own["coverage"]))
-              for user, own in means.groupby("user", sort=False)
-              if own["queries"].max() >= sent}  # fmt: skip
-    thief = shares.pop("thief", np.nan)
+              for user, own in means.groupby("user", sort=False) if ends[user] >= sent}  # fmt: skip
+    thief = shares.pop("thief")
     each = ", ".join(f"{'more' if thief > share else 'not more'} than a "
                      f"{user.replace(', ', ' of ')} ({percent(share)})"
                      for user, share in shares.items())  # fmt: skip

@@ -133,12 +133,14 @@ def pack_and_die(source: Path, home: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 def test_a_killed_pack_leaves_nothing_that_opens_and_goes_with_the_next(whole, tmp_path):
-    home, running = tmp_path / "packs/p", tmp_path / f"packs/.p.{os.getppid()}.partial"
+    home, running = tmp_path / "packs/p", tmp_path / f"packs/.p.{os.getppid()}@{files.HOST}.partial"
     process = multiprocessing.get_context("fork").Process(target=pack_and_die, args=(whole, home))
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
-    assert [path.name for path in home.parent.iterdir()] == [f".p.{process.pid}.partial"]
+    assert [path.name for path in home.parent.iterdir()] == [
+        f".p.{process.pid}@{files.HOST}.partial"
+    ]
     with pytest.raises(PackError, match=r"no finished pack in .*p: make one with python -m"):
         open_pack(home, "train")
     running.mkdir()

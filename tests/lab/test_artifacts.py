@@ -451,7 +451,7 @@ def test_an_artifact_that_another_process_makes_is_waited_for(
     folder = artifacts.artifact("probe", CONFIG, CODE, lambda f: write(f, "theirs"))
     aside = folder.rename(folder.with_name("aside"))
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    partial = folder.with_name(f".{folder.name}.{child.pid}.partial")
+    partial = folder.with_name(f".{folder.name}.{child.pid}@{files.HOST}.partial")
     partial.mkdir()
 
     def finish(seconds: float) -> None:
@@ -471,11 +471,14 @@ def test_what_a_process_of_another_time_left_is_not_waited_for(
 ) -> None:
     folder = artifacts.artifact("probe", CONFIG, CODE, lambda f: write(f, "x"))
     shutil.rmtree(folder)
-    left = folder.with_name(f".{folder.name}.1.partial")  # process 1 lives, as another one
+    # Process 1 lives, as another one; of another machine's nobody here can say whether it lives.
+    left, theirs = (folder.with_name(f".{folder.name}.1@{h}.partial") for h in (files.HOST, "far"))
     left.mkdir()
+    theirs.mkdir()
     monkeypatch.setattr(artifacts.psutil.Process, "create_time", lambda self: time.time() + 100)
     artifacts.artifact("probe", CONFIG, CODE, lambda f: write(f, "x"))
     assert not left.exists()
+    assert theirs.exists()
 
 
 # --------------------------------------------------------------------- places and stamps

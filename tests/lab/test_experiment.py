@@ -318,7 +318,7 @@ def test_a_score_is_the_mean_over_probes_on_each_set_of_labelled_images(lab: Lab
 
 
 def test_a_task_needs_labels_and_a_number_of_images_that_is_one(lab: Lab) -> None:
-    with pytest.raises(ValueError, match="patches has no labels: it cannot be a downstream task"):
+    with pytest.raises(ValueError, match="patches has no labels: choose another downstream task"):
         lab.score(lab.random(), "patches")
     for name, value in (("probe_images", -3), ("test_images", -1), ("probe_draws", 0)):
         with pytest.raises(ValueError, match=f"{name}={value} should be greater than or equal to"):

@@ -83,7 +83,7 @@ def test_stored_data_of_the_victim_are_no_strangers_data(lab: Lab) -> None:
         (lambda lab: owner.trained_on(lab, 999), "999 private images: 1 to"),
         (lambda lab: owner.public(lab.but(data="digits"), 9999), "9999 public images"),
         (lambda lab: owner.dataset_inference(lab, {}, [16], [0], {"count": 0}, images=8, components=9),
-         "9 components and 8 features"),
+         "9 components for 8 features"),
     ],
 )  # fmt: skip
 def test_impossible_strangers_and_counts(lab: Lab, call, message: str) -> None:

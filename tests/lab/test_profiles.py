@@ -31,6 +31,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_further_victims_have_names_that_a_method_takes() -> None:
+    """Those of the profile `timm`: each with its own encoder, all at the profile's size."""
+    common = profiles.profile("timm")["common"]
+    for name, encoder in (("mae", "vit_base_patch16_224.mae"), (None, "resnet50.tv_in1k")):
+        config = profiles.config(common, "victim", name)
+        assert (config.method, config.encoder, config.weights) == ("ready", encoder, "timm")
+        assert config.image_size == 224
+    assert profiles.changed("timm", {"method": "dinov3"})[1] == "dinov3"
+    with pytest.raises(ValueError, match=r"method 'dino': choose one of .*byol.*, convnextv2"):
+        profiles.changed("timm", {"method": "dino"})
+
+
 @pytest.mark.parametrize("name", profiles.names())
 def test_stored_profiles_are_right_and_can_be_trained(name: str) -> None:
     common = profiles.profile(name)["common"]
@@ -184,7 +196,7 @@ def test_values_are_returned_as_written(folder: Path) -> None:
         ({"dta": 3}, "changes of smoke: unknown parameter 'dta'"),
         ([1], "changes of smoke: [1] should be a valid dictionary"),
         ({"query_images": "9"}, "changes of smoke: query_images='9' should be a valid integer"),
-        ({"method": "mocoo"}, "method='mocoo' should be 'simclr', 'moco'"),
+        ({"method": "mocoo"}, "unknown method 'mocoo': choose one of simclr, moco"),
         ({"watermark": {"lr": 0.1}}, "changes of smoke, watermark: set epochs"),
         ({"watermark": {"epochs": 1, "batch": -1}}, "watermark.batch=-1 should be greater than"),
         ({"surrogate": {"temperature": 0.0}}, "surrogate.temperature=0.0 should be greater than 0"),

@@ -1,16 +1,24 @@
 """Sweeps: one thing changed at a time, at equal queries, the same numbers in one process or many."""
 
+import contextlib
+import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
+from collections.abc import Callable
 from itertools import product
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import joblib
 import pandas as pd
 import pytest
 import torch
+from distributed import LocalCluster
 
 from contsteal import encoders, evaluate, loop, steal
 from contsteal.lab import artifacts, detection, experiment, owner, provider, sweeps, tables
@@ -316,6 +324,11 @@ def test_a_grid_over_epochs_or_steps_is_trained_for_them(lab: Lab) -> None:
         )
 
 
+def number_of_process(lab: Lab) -> list[sweeps.Row]:
+    time.sleep(0.3)  # for the other process to have a job, too
+    return [{"number": int(multiprocessing.current_process().name.rpartition("-")[2])}]
+
+
 def test_workers_give_the_numbers_of_a_single_process(
     lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -340,6 +353,8 @@ def test_workers_give_the_numbers_of_a_single_process(
         kind: sum(int(x[-2]) for x in lines if f" {kind}:" in x) for kind in ("attack", "score")
     }
     assert counts == {"attack": 2, "score": 2}, "what was computed is said once per reason"
+    numbers = sweeps.run(lab.but(workers=2), [sweeps.Job(number_of_process, (), trains=True)] * 4)
+    assert {row["number"] % 2 for row in numbers} == {0, 1}, "by which they take their cards"
 
 
 def test_references_frame_a_table(lab: Lab) -> None:
@@ -521,6 +536,180 @@ def test_a_worker_ends_when_its_kernel_was_killed(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(os, "getppid", lambda: next(parents))
     monkeypatch.setattr(os, "kill", kill)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    sweeps._end_with.__wrapped__(7)
+    sweeps._end_with(7)
     assert ended.wait(10)
     assert sent == [(os.getpid(), signal.SIGTERM)]
+
+
+# ------------------------------------------------------------- workers: processes, GPUs, machines
+
+
+def die(*_: Any, **__: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dies_once(lab: Lab, flag: str, *given: Any) -> list[sweeps.Row]:
+    """Run an attack; in the middle of the first one of all, be killed."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(FileExistsError), open(flag, "x"):
+            stack.enter_context(mock.patch.object(loop, "fit", die))
+        return sweeps.steal_rows(lab, *given)
+
+
+def test_dask_workers_give_the_bytes_of_a_single_process_also_when_one_is_killed(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A scheduler and two workers on loopback; every run is recorded once, in all three ways."""
+    kept, flag = artifacts.runs_dir() / "artifacts", tmp_path / "died"
+    given = [
+        (attack, 16, seed, ("shapes",)) for attack in ("embedding", "label") for seed in (0, 1)
+    ]
+    plain = [sweeps.Job(sweeps.steal_rows, one) for one in given]
+    deadly = [sweeps.Job(dies_once, (str(flag), *one)) for one in given]
+
+    def csv(jobs: list[sweeps.Job]) -> str:
+        for folder in [*kept.glob("attack-*"), *kept.glob("score-*")]:
+            shutil.rmtree(folder)
+        table = pd.DataFrame(sweeps.run(lab, jobs)).drop(columns=list(sweeps.VARYING))
+        assert [len(list(kept.glob(f"{kind}-*"))) for kind in ("attack", "score")] == [4, 4]
+        assert not list(kept.glob(".*")), "nothing is left of the one that was killed"
+        return table.to_csv()
+
+    alone = csv(plain)
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        monkeypatch.setenv(sweeps.SCHEDULER, cluster.scheduler_address)
+        with cluster.get_client() as client:
+            before = client.run(os.getpid)
+        assert csv(plain) == alone
+        assert not flag.exists()
+        assert csv(deadly) == alone
+        assert flag.exists()
+        with cluster.get_client() as client:
+            assert client.run(os.getpid) != before
+    assert not list(artifacts.runs_dir().glob(".shared-*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"token": ".shared-gone"},
+            r"it does not see .*/\.shared-gone: results are .* CONTSTEAL_RUNS",
+        ),
+        ({"facts": (("torch", "1.0"),)}, r"it has torch 2\..*, here 1.0: install the same"),
+        ({"facts": (("code", "old"), ("numpy", "1"))}, r"it has code \w{16}, here old; numpy 2"),
+    ],
+)
+def test_a_worker_that_differs_is_refused_before_any_run(
+    lab: Lab, changes: dict[str, Any], message: str
+) -> None:
+    with mock.patch.dict(os.environ):
+        with pytest.raises(RuntimeError, match=message) as refused:
+            sweeps._join(sweeps._order(lab, **changes))
+        sweeps._join(sweeps._order(lab, facts=sweeps._facts(lab)))
+    client = mock.Mock()
+    client.run.return_value = {"tcp://a": None, "tcp://b": refused.value}
+    client.nthreads.return_value = {"tcp://a": 1, "tcp://b": 1}
+    with pytest.raises(RuntimeError, match=f"^1 of 2 workers cannot take part. tcp://b: {message}"):
+        sweeps._check_workers(client, sweeps._order(lab))
+    client.run.return_value["tcp://b"] = None
+    sweeps._check_workers(client, sweeps._order(lab))
+    client.nthreads.return_value["tcp://a"] = 4
+    with pytest.raises(RuntimeError, match="tcp://a: it has 4 threads: start it with --nthreads 1"):
+        sweeps._check_workers(client, sweeps._order(lab))
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_scheduler_that_cannot_be_reached_is_said_at_once(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    monkeypatch.setenv(sweeps.SCHEDULER, "tcp://127.0.0.1:1")
+    monkeypatch.setattr(sweeps, "PATIENCE", 0.2)
+    if not installed:
+        monkeypatch.setitem(sys.modules, "distributed", None)
+    message = "no scheduler with a worker answers" if installed else "Dask is not installed here"
+    with pytest.raises(
+        RuntimeError, match=f"DASK_SCHEDULER_ADDRESS='tcp://127.0.0.1:1': {message}"
+    ):
+        sweeps.sweep(lab, ["embedding"], [16], [0], ["shapes"])
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "given", "cards", "count"),
+    [
+        ("cpu", None, None, [], 9),
+        ("mps", None, None, [], 1),
+        ("cuda", None, None, ["0", "1", "2"], 6),
+        ("cuda", "4,7,9", None, ["4", "7", "9"], 6),
+        ("cuda:1", "4,7,9", None, ["7"], 2),
+        ("cuda", None, "5", ["0", "1", "2"], 5),
+    ],
+)
+def test_every_card_has_as_many_runs_at_once_as_were_measured_to_fill_it(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, device: str, visible: str | None, given: str | None,
+    cards: list[str], count: int,
+) -> None:  # fmt: skip
+    """Two surrogates fill a card; there are three of them, all made up."""
+    free = Lab("smoke", surrogate=lab.settings["surrogate"] | {"encoder": "resnet18"})
+    del free.settings["workers"]
+    free.device = torch.device(device)
+    for name, value in (("CUDA_VISIBLE_DEVICES", visible), (sweeps.WORKERS, given)):
+        monkeypatch.delenv(name, raising=False)
+        if value:
+            monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 9)
+    rows = [{"work": f"{sweeps.SHARING}, resnet18", "value": 2.0}]
+    monkeypatch.setattr(loop.files, "read_json", lambda path: {"rows": rows})
+    assert sweeps._cards(free) == cards
+    assert sweeps._processes(free) == count
+    assert sweeps._processes(lab) == 1, "as its profile says"
+    rows.clear()
+    assert sweeps._processes(free) == {6: 3, 2: 1}.get(count, count), (
+        "one where nothing is measured"
+    )
+
+
+@pytest.mark.parametrize(("cards", "taken"), [
+    (["4", "7"], ["7", "4", "7", "4"]), (["4"], [None] * 4), ([], [None] * 4),
+])  # fmt: skip
+def test_processes_take_turns_with_the_cards(
+    monkeypatch: pytest.MonkeyPatch, cards: list[str], taken: list[str | None]
+) -> None:
+    """One card is what CONTSTEAL_DEVICE says already."""
+    monkeypatch.setattr(sweeps, "_end_with", lambda parent: None)
+    seen = []
+    for number in range(1, 5):
+        process = mock.Mock()
+        process.name = f"LokyProcess-{number}"
+        monkeypatch.setattr(sweeps.multiprocessing, "current_process", lambda one=process: one)
+        with mock.patch.dict(os.environ):
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+            sweeps._settle(1, cards)
+            seen.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    assert seen == taken
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_the_artifact_of_two_processes_is_the_one_that_is_read_later(
+    lab: Lab, together: Callable[..., list[Any]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    fresh = lab.but(train_images=192)
+    for _ in range(2):
+        together(sweeps.train_together, fresh, "victim")
+    trained = fresh.train("victim", report=lambda reason: pytest.fail(reason))
+    made, read = capfd.readouterr().out.splitlines()
+    assert made.startswith("computing victim: ")
+    assert made.endswith(f": victim {trained.sha256[:12]}")
+    assert read == f"read: victim {trained.sha256[:12]}"
+
+
+def test_torchrun_with_more_processes_than_cards_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(artifacts, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in (("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="process 2 of 1 GPUs: one a GPU"):
+        sweeps.main(["--profile", "smoke"])

@@ -272,7 +272,7 @@ X = islands(12, 0)
 @pytest.mark.parametrize(
     ("parts", "components", "message"),
     [
-        ((X, X, X), 13, r"13 components and 12 features .*: fewer features than"),
+        ((X, X, X), 13, r"13 components for 12 features: .* fewer components"),
         ((X, X[:, :7], X), 10, r"\(12, 8\) \S+, \(12, 7\) \S+, \(12, 8\) \S+: three sets"),
         ((X, X[:0], X), 10, "three sets"),
         ((X, X / 0, X), 10, "NaN or infinity"),

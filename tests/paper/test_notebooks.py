@@ -16,12 +16,13 @@ import joblib
 import nbformat
 import psutil
 import pytest
+import tinysets
 import torch
 from nbformat.v4 import new_code_cell, new_notebook
 
 from contsteal import data, files
 from contsteal.data import torchsets
-from contsteal.lab import artifacts, profiles
+from contsteal.lab import artifacts, inspection, profiles
 from contsteal.paper import notebooks
 
 FIRST, LAST = "00_first", "01_last"
@@ -367,9 +368,15 @@ def test_missing_data_is_said_before_any_notebook_runs(
     desk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATA_DIR", str(desk / "data"))
+    monkeypatch.setattr(torchsets, "fetch", refuse("cifar10 could not be fetched"))
     write_profile(desk, data="cifar10")
     assert command("paper") == 1
     printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert lines[1].startswith(
+        f"fetching cifar10, 0.2 GB, into {desk}/data; the profile `synthetic`"
+    )
+    assert lines[2] == "cifar10 could not be fetched"
     assert re.search("cifar10 is not complete.*170.5 MB.*make data", printed.err)
     assert not (desk / "runs" / "tiny").exists()
     assert command("plan") == 0
@@ -391,19 +398,188 @@ def test_make_data_fetches_what_a_profile_and_its_notebooks_read_and_says_what_i
     assert "error: folder:/x: missing: 16" in printed.err
 
 
+def refuse(message: str) -> Callable[..., object]:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError(message)
+
+    return fails
+
+
 @pytest.mark.parametrize(
-    ("device", "missing", "chosen"),
-    [("cpu", {}, "demo"), ("cuda", {"cifar10": "no"}, "synthetic"), ("cuda", {}, "paper")],
+    ("device", "missing", "chosen", "words"),
+    [
+        ("cpu", {}, "demo", "no CUDA GPU"),
+        ("cuda", {"cifar10": "no"}, "synthetic", "make data PROFILE=paper` fetches cifar10"),
+        ("cuda", {"victim": "no"}, "synthetic", "fetches victim"),
+        ("cuda", {"gtsrb": "no"}, "paper", "gtsrb cannot be had, so only 02, 03, 04, 05a"),
+        ("cuda", {}, "paper", "so are the papers' data"),
+    ],
 )
 def test_auto_looks_at_the_hardware_and_the_data(
-    monkeypatch: pytest.MonkeyPatch, device: str, missing: dict[str, str], chosen: str
+    monkeypatch: pytest.MonkeyPatch, device: str, missing: dict[str, str], chosen: str, words: str
 ) -> None:
+    """With a GPU it fetches what it can, and says what it lacks: CIFAR-10 all notebooks, GTSRB one."""
+    tried = []
     monkeypatch.setattr(artifacts, "device", lambda: torch.device(device))
     monkeypatch.setattr(notebooks, "missing_data", lambda name: missing)
-    profile, why = notebooks.choose_profile("auto")
-    assert profile == chosen
-    assert "CUDA GPU" in why
-    assert all(name in why for name in missing)
+    monkeypatch.setattr(notebooks, "obtain", tried.append)
+    for fetches in (False, True):
+        profile, why = notebooks.choose_profile("auto", fetches)
+        assert profile == chosen
+        assert words in why
+    assert tried == ["paper"] * (device == "cuda")
+
+
+def test_what_lacks_is_fetched_set_by_set_until_there_is_no_network(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first line says what, how large and where; after a first failure no other set is tried."""
+    monkeypatch.setenv("DATA_DIR", str(desk / "data"))
+    write_profile(desk, data="cifar10", query_data="svhn")
+    asked: list[dict[str, set[str]]] = []
+    monkeypatch.setattr(torchsets, "fetch", asked.append)
+    notebooks.obtain("tiny")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"fetching cifar10, svhn, 0.4 GB, into {desk / 'data'}; ")
+    assert [*map(list, asked)] == [["cifar10"], ["svhn"]]
+    monkeypatch.setattr(torchsets, "fetch", refuse("no network\n\nlong remedy"))
+    notebooks.obtain("tiny")
+    assert capsys.readouterr().out.splitlines()[1:] == ["no network"]
+    write_profile(desk)
+    notebooks.obtain("tiny")
+    assert capsys.readouterr().out == "", "nothing lacks"
+
+
+def test_auto_runs_the_notebooks_whose_data_are_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = []
+    monkeypatch.setattr(notebooks, "choose_profile", lambda *_, **__: ("paper", "some data"))
+    monkeypatch.setattr(notebooks, "missing_data", lambda *_: {"gtsrb": "no"})
+    monkeypatch.setattr(notebooks, "paper", lambda *given: ran.append(given))
+    assert notebooks.main(["paper"]) == 0
+    ((profile, only, force),) = ran
+    assert (profile, force) == ("paper", False)
+    assert [notebooks.number(stem) for stem in only] == ["02", "03", "04", "05a", "05b", "05c"]
+
+
+def test_half_a_data_set_is_said_before_any_notebook_runs(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its folder is there, one of its files is not, and another one is not the published one."""
+    monkeypatch.setenv("DATA_DIR", str(desk / "data"))
+    tinysets.make("cifar10", desk / "data", monkeypatch)
+    write_profile(desk, data="cifar10")
+    assert notebooks.missing_data("tiny", whole=True) == {}
+    batch = desk / "data" / "cifar-10-batches-py" / "data_batch_3"
+    for damage in (lambda: batch.write_bytes(b"another"), batch.unlink):
+        damage()
+        assert command("paper") == 1
+        message = capsys.readouterr().err
+        assert re.search("cifar10 (train|test) is damaged or incomplete", message)
+        assert f"delete {batch.parent} and run `make data" in message
+        assert not (desk / "runs" / "tiny").exists()
+
+
+@pytest.mark.parametrize(
+    ("victim", "message"),
+    [
+        ({"weights": "gone.pt"}, "gone.pt does not exist"),
+        ({"weights": "stem.pt", "encoder": "resnet18"}, "stem.pt"),
+        (
+            {"weights": "timm", "encoder": "test_resnet.r160_in1k"},
+            "not in the cache of the Hugging",
+        ),
+        ({"weights": "timm", "encoder": "resnet18.a9_in1k"}, "unknown weights"),
+    ],
+)
+def test_weights_that_cannot_be_read_are_refused_before_anything_runs(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, capsys, victim: dict[str, object], message: str
+) -> None:
+    """Those of a file that is gone, of ImageNet's stem for CIFAR's, and of timm where it has none."""
+    import timm
+
+    known = timm.create_model("resnet18", num_classes=0)
+    torch.save({"state_dict": known.state_dict()}, desk / "stem.pt")
+    monkeypatch.setattr(artifacts, "ROOT", desk)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(desk / "hub"))
+    ready = {"method": "ready", "encoder": "test_resnet"} | victim
+    write_profile(desk, victim=ready)
+    assert command("paper") == 1
+    printed = capsys.readouterr()
+    assert re.search(f"victim of tiny.yaml: .*{message}", printed.err, re.DOTALL)
+    assert not (desk / "runs" / "tiny").exists()
+    assert command("plan") == 0
+    assert "missing: victim of tiny.yaml" in capsys.readouterr().out
+
+
+TRAINS = """
+from contsteal.lab import experiment, sweeps
+lab = experiment.Lab(profile)
+rows = sweeps.sweep(lab, ["embedding"], [64], [0], ["shapes"])
+"""
+
+
+def test_a_disk_without_room_for_the_plan_is_refused_before_anything_runs(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two conv4 of 0.4 MB, and what they were answered."""
+    write_notebook(desk, FIRST, TRAINS)
+    for free, code in ((10**6, 0), (10**5, 1)):
+        usage = shutil.disk_usage(desk)._replace(free=free)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, usage=usage: usage)
+        assert bool(notebooks.lacks_space("tiny", notebooks.tasks("tiny"))) == bool(code)
+    assert command("paper") == 1
+    assert re.search(
+        r"runs needs 0.0 GB more and has 0.0 GB: set CONTSTEAL_RUNS", capsys.readouterr().err
+    )
+    assert command("plan") == 0
+    assert "too little space: " in capsys.readouterr().out
+
+
+def test_a_plan_counts_trainings_answers_hours_disk_and_memory(
+    desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A second notebook finds done what the first one does; nothing of it is trained or read."""
+    write_profile(desk, data="shapes")
+    write_notebook(desk, FIRST, TRAINS)
+    write_notebook(desk, LAST, TRAINS)
+    assert command("plan") == 0
+    _, first, last, whole = capsys.readouterr().out.splitlines()
+    cost = (
+        r"{}: never; (\d) trainings, (\d+) answers of the victim, 0 min, 0.0 GB of disk, .*memory"
+    )
+    assert re.fullmatch(" *" + cost.format(FIRST), first).groups() == ("2", str(64 + 160 + 160))
+    assert re.fullmatch(" *" + cost.format(LAST), last).groups() == ("0", "0")
+    assert re.search("in all, an estimate for .*: . min, 0.0 GB of disk .85 GFLOP/s", whole)
+    assert not (desk / "runs").exists()
+
+
+def test_the_plan_of_the_papers_is_made_in_seconds_and_knows_every_notebook(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Seconds are of this process alone: the machine may do other things."""
+    for name in ("CONTSTEAL_RUNS", "CONTSTEAL_FIGURES", "DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    start = time.process_time()
+    notebooks.plan("paper", (), False)
+    assert time.process_time() - start < 10
+    lines = capsys.readouterr().out.splitlines()
+    for stem, line in zip(notebooks.stems(), lines, strict=False):
+        assert re.fullmatch(rf"  {stem}: never; .*\d (min|h)( on a CPU|, .* of memory)", line), line
+    assert "NVIDIA H200" in lines[9]
+
+
+def test_the_arithmetic_of_demo_is_what_demo_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All notebooks, on as many cores as the stored run had, within a factor of 1.5."""
+    took = files.read_json(artifacts.ROOT / "figures" / "demo" / notebooks.TIMINGS)
+    machine = inspection.CORE
+    chosen = [notebooks.Task(s, Path(), notebooks.parameters(s, "demo"), {}, "never")
+              for s in notebooks.stems()]  # fmt: skip
+    costs = notebooks.work("demo", chosen)
+    seconds = sum(cost.seconds(machine) + machine.start for cost in costs.values())
+    seconds += notebooks.WITHOUT_LAB * (len(chosen) - len(costs))
+    assert 1 / 1.5 < seconds / 2 / took[notebooks.WHOLE]["seconds"] < 1.5
 
 
 def test_plan_starts_with_profile_device_and_why_and_shows_stored_times(

@@ -99,12 +99,11 @@ def test_a_roc_panel_has_every_curve_and_the_verdicts_of_detectors() -> None:
     table = detection.roc(pd.concat([watch, watch.assign(detector="bill", flagged=None)]))
     fig = figures.draw("05b_roc", table)
     panel, *_, key = fig.axes
-    assert [t.get_text() for t in panel.get_legend().get_texts()] == ["0.75", "0.75"]
     curves = [line for line in panel.lines if len(line.get_xdata()) == 5]
     assert [list(line.get_ydata()) for line in curves] == [[0, 0.5, 0.5, 1, 1]] * 2
     (verdict,) = [bars[0] for bars in panel.containers]
     assert (verdict.get_xdata()[0], verdict.get_ydata()[0]) == (0.5, 0.5)
-    assert [t.get_text() for t in key.get_legend().get_texts()] == ["D", "bill"]
+    assert [t.get_text() for t in key.get_legend().get_texts()] == ["D: 0.75", "bill: 0.75"]
 
 
 def test_refused_users_have_filled_dots_and_the_mean_of_their_accounts() -> None:

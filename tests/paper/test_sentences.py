@@ -35,6 +35,21 @@ def test_a_verdict_claims_what_the_interval_excludes_and_nothing_else(shift, sen
     assert sentences.verdict(pd.DataFrame(duel(shift)), "cont-steal", "embedding") == sentence
 
 
+@pytest.mark.parametrize(
+    ("value", "cell"),
+    [
+        (0.146, "+15"),
+        (-0.0097, "-1"),
+        (0.004, "+0.4"),
+        (-0.0004, "0.0"),
+        (-0.006, "-0.6"),
+        (0, "0.0"),
+    ],
+)
+def test_a_cell_keeps_the_sign_of_a_change_below_one_point(value: float, cell: str) -> None:
+    assert sentences.signed(value) == cell
+
+
 def test_an_attack_that_was_not_run_is_not_compared() -> None:
     assert sentences.verdict(pd.DataFrame(duel(GOOD)), "cont-steal", "label") == ""
 
@@ -300,7 +315,7 @@ def test_defences_are_counted_by_whom_they_reliably_harm() -> None:
     assert found.title == ("Of 2 defences, 1 reliably lower the accuracy of x, 1 that of customers")
 
 
-def test_coverage_is_compared_after_as_many_queries_as_the_first_user_sends() -> None:
+def test_coverage_is_compared_after_as_many_queries_as_thief_and_customer_send() -> None:
     rows = [("customer, a", 8, 0.1), ("customer, a", 16, 0.2), ("thief", 8, 0.4), ("thief", 24, 0.6),
             ("customer, b", 24, 0.9), ("c", 8, 0.3)]  # fmt: skip
     table = pd.DataFrame(rows, columns=["user", "queries", "coverage"]).assign(
@@ -311,6 +326,8 @@ def test_coverage_is_compared_after_as_many_queries_as_the_first_user_sends() ->
     assert found.title == ("With 16 queries a thief reaches 50.0 % of B4B's buckets, more than a "
                            "customer of a (20.0 %), not more than a customer of b (90.0 %)")  # fmt: skip
     assert found.numbers["queries"].tolist() == [16, 24, 24, 8], "c sends fewer"
+    fewer = sentences.coverage(table[(table["user"] != "thief") | (table["queries"] < 24)]).title
+    assert fewer.startswith("With 8 queries a thief reaches 40.0 % of B4B's buckets, more than")
 
 
 def stake() -> pd.DataFrame:

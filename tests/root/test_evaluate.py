@@ -325,4 +325,5 @@ def test_the_geometry_is_its_definition() -> None:
 
 
 def test_zeros_in_half_precision_have_no_spread_and_no_nan() -> None:
-    assert evaluate.spread(torch.zeros(4, 3, dtype=torch.float16)) == 0
+    zeros = torch.zeros(4, 3, dtype=torch.float16)
+    assert evaluate.spread(zeros) == evaluate.mean_cosine(zeros, torch.ones(4, 3)) == 0

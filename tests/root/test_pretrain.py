@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+from torch import distributed as dist
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from contsteal import augment, data, encoders, files, methods, pretrain
+from contsteal import augment, data, encoders, files, loop, methods, pretrain
+from contsteal.seeds import generator
 from contsteal.victim import digests
 
 TINY = pretrain.Config(
@@ -178,3 +181,71 @@ def test_a_ready_encoder_can_be_the_hub_s(shapes, monkeypatch):
     inputs = {"mean": [0.5] * 3, "std": [0.5] * 3}
     pretrain.fit(replace(TINY, method="ready", weights="timm", inputs=inputs), shapes)
     assert given == {"width": 1.0, "inputs": inputs, "pretrained": True}
+
+
+# ------------------------------------------------------------------------- several processes
+
+
+def gradients(shapes: data.ImageSet) -> dict[str, torch.Tensor]:
+    """The loss of every method on one batch, and the gradient of every weight."""
+    found = {}
+    for method in methods.METHODS:
+        model: Any = pretrain.build(replace(TINY, method=method, batch=16), 10).train()
+        compare = pretrain.share(model) if loop.several() else model
+        loss = compare(shapes.images[:16], shapes.labels[:16], generator("step"))
+        loss.backward()
+        found[method] = loss.detach()
+        found |= {f"{method} {k}": p.grad for k, p in model.named_parameters() if p.requires_grad}
+        found |= {f"{method} {k}": b.clone() for k, b in model.named_buffers()}
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_two_processes_have_the_loss_and_the_gradients_of_one(shapes, together):
+    """Also the statistics of batch norm, and MoCo's queue, whose keys pass in groups."""
+    alone = gradients(shapes)
+    for found in together(gradients, shapes):
+        assert found.keys() == alone.keys()
+        for name, value in alone.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5, msg=name)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_a_training_goes_on_with_another_number_of_processes(
+    shapes, together, tmp_path, monkeypatch
+):
+    config, saved = replace(TINY, epochs=3, lr=1e-4), tmp_path / "last.pt"
+    monkeypatch.setattr(loop, "SAVE_EVERY", -1.0)
+    calls, apply = [], augment.apply
+
+    def interrupted(*given: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) > 6:  # in the second epoch of four steps
+            raise KeyboardInterrupt
+        return apply(*given)
+
+    def resumed() -> tuple[list[loop.Row], dict[str, torch.Tensor]]:
+        with loop.forced(precision="fp32"):
+            net, history, _ = pretrain.fit(config, shapes, None if dist.get_rank() else saved)
+        return history, net.state_dict()
+
+    with loop.forced(precision="fp32"):
+        whole = pretrain.fit(config, shapes)
+        with mock.patch.object(augment, "apply", interrupted), pytest.raises(KeyboardInterrupt):
+            pretrain.fit(config, shapes, saved)
+    first = torch.load(saved)["history"]
+    for history, weights in together(resumed):
+        assert history[:1] == first, "the second process has no file"
+        assert [row["loss"] for row in history] == pytest.approx([r["loss"] for r in whole.history])
+        for name, value in whole.encoder.state_dict().items():
+            torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("batch", [4, 2])
+def test_processes_that_cannot_share_a_batch_are_refused(monkeypatch, batch):
+    monkeypatch.setattr(pretrain.dist, "get_world_size", lambda: 3)
+    model = pretrain.build(replace(TINY, batch=batch), 10)
+    with pytest.raises(
+        ValueError, match=f"3 processes cannot share {batch} rows of a batch evenly"
+    ):
+        pretrain.share(model)
