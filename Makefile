@@ -76,7 +76,7 @@ soak: $(READY) ## kill runs, fill disks, flip bits and give odd input, into benc
 	@$(PYTHON) -m benchmarks.soak
 
 record: $(READY) ## all of a GPU's results in pieces, again where it stopped: make record SECONDS=540
-	@$(PYTHON) -m benchmarks.pieces --profile $(PROFILE) --seconds $(or $(SECONDS),540)
+	@$(PYTHON) -m benchmarks.pieces --profile $(PROFILE) --seconds $(or $(SECONDS),540) $(if $(TO),--to $(TO))
 
 lint: $(READY) ## check style, spelling, types and imports, and that notebooks are stripped
 	@$(PYTHON) -m ruff check .

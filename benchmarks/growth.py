@@ -197,9 +197,9 @@ def _panel(ax: Axes, sizes: list[int], values: list[float], name: str) -> None:
 
 
 def measure(tiny: bool) -> list[Row]:
-    """Return the rows of every quantity; at full size the figure and its table are written too."""
+    """Return the rows of every quantity; where they are stored, so are a figure and its table."""
     rows = [r for quantity in QUANTITIES for r in grow(quantity, tiny)]
-    if not tiny:
+    if record.is_stored(tiny):
         write(rows, record.RESULTS)
     return rows
 

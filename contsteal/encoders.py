@@ -358,6 +358,10 @@ def describe(net: Encoder) -> dict[str, Any]:
         `name`; `licence` of the weights; `parameters` in millions; `features`, their dimension;
         `image_size` in pixels; `mean` and `std` of the input; `gmac`, 10^9 multiply-adds of products and
         convolutions per image.
+
+    Example:
+        >>> describe(build("conv4"))["features"]
+        128
     """
     return {
         "name": net.spec["name"],
@@ -383,7 +387,18 @@ def _gmac(net: Encoder) -> float:
 
 
 def identity(net: Encoder) -> str:
-    """Return a sha256 over an encoder's weights, architecture, and how it reads its inputs."""
+    """Return a sha256 over an encoder's weights, architecture, and how it reads its inputs.
+
+    Args:
+        net: an encoder of `build`.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Example:
+        >>> identity(build("conv4")) == identity(build("conv4", seed=1))
+        False
+    """
     return _seal(digest(net.state_dict().items()), json.dumps(net.spec, sort_keys=True))
 
 
@@ -430,6 +445,9 @@ def load(path: Path, into: Encoder | None = None) -> Encoder:
 
     Raises:
         CheckpointError: with the file, and what is missing, unexpected, misshapen or altered.
+
+    Example:
+        See `save`.
     """
     state, header = checkpoints.read_safetensors(path)
     sha, stored, seal = digest(state.items()), header.get("spec", ""), header.pop("seal", "")

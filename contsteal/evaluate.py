@@ -40,7 +40,7 @@ def classes(labels: Any, n: int, count: int = MOST_CLASSES) -> Tensor:
     if len(bad := ((labels < 0) | (labels >= count)).nonzero()):
         row = int(bad[0, 0])
         raise ValueError(
-            f"label {int(labels[row])} of image {row}: {count} classes are numbered from 0"
+            f"label {int(labels[row])} of image {row}: labels of {count} classes are 0 to {count - 1}"
         )
     return labels
 
@@ -58,7 +58,7 @@ def _task(
     train_y, test_y = classes(train_y, len(train_x)), classes(test_y, len(test_x))
     if not torch.isin(test_y, train_y).any():
         raise ValueError(
-            "no label of the test set occurs in training: both must number the same classes"
+            "no label of the test set occurs in training: both need the same numbers for classes"
         )
     return train_x, train_y, test_x, test_y, int(max(train_y.max(), test_y.max())) + 1
 
@@ -214,6 +214,16 @@ def nearest(x: Tensor, row: int, count: int) -> Tensor:
         x: features (N, D).
         row: whose neighbours are asked for.
         count: how many, itself included.
+
+    Returns:
+        Rows, int64 (count,).
+
+    Raises:
+        ValueError: for a row or count outside N, or NaN.
+
+    Example:
+        >>> nearest(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.1]]), row=0, count=2)
+        tensor([0, 2])
     """
     unit = F.normalize(_features(x), dim=1)
     row = number(row, "row", int, least=0, most=len(x) - 1)
@@ -276,7 +286,21 @@ def _same_rows(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def mean_cosine(x: Tensor, y: Tensor) -> float:
-    """Return the mean cosine of matching rows (N, D) of `x` and `y`; NaN where the dimensions differ."""
+    """Return the mean cosine of matching rows.
+
+    Args:
+        x, y: features of the same images, (N, D) each.
+
+    Returns:
+        From -1 to 1; NaN where the dimensions differ.
+
+    Raises:
+        ValueError: for different numbers of rows, or NaN.
+
+    Example:
+        >>> mean_cosine(torch.eye(2), 3 * torch.eye(2))
+        1.0
+    """
     x, y = _same_rows(_features(x), _features(y))
     return F.cosine_similarity(x, y).mean().item() if x.shape == y.shape else float("nan")
 
@@ -285,6 +309,19 @@ def spread(x: Tensor) -> float:
     """Return the mean standard deviation per dimension of normalised embeddings, times sqrt(D).
 
     About 1 for directions spread evenly over the sphere, 0 for a collapsed encoder (SimSiam, sec. 4.1).
+
+    Args:
+        x: embeddings (N, D).
+
+    Returns:
+        From 0 to about 1.
+
+    Raises:
+        ValueError: for fewer than two rows, or NaN.
+
+    Example:
+        >>> spread(torch.ones(8, 4))
+        0.0
     """
     x = _features(x, 2)
     x = x.to(torch.promote_types(x.dtype, torch.float32))  # in float16 a zero vector became NaN
@@ -294,6 +331,9 @@ def spread(x: Tensor) -> float:
 def geometry(x: Tensor) -> dict[str, float]:
     """Describe how embeddings (N, D) lie in their space.
 
+    Args:
+        x: embeddings (N, D).
+
     Returns:
         `norm_spread`: the norms' standard deviation over their mean. `anisotropy`: the mean cosine of
         two different rows, 0 where directions are spread evenly, 1 in a narrow cone. `effective_rank`:
@@ -301,6 +341,11 @@ def geometry(x: Tensor) -> dict[str, float]:
 
     Raises:
         ValueError: for fewer than two rows, NaN, or zeros alone.
+
+    Example:
+        >>> x = torch.randn(100, 8, generator=torch.Generator().manual_seed(0))
+        >>> geometry(x)["effective_rank"] > 7
+        True
     """
     x, n = _features(x, 2).double(), len(x)
     if not x.any():

@@ -152,6 +152,10 @@ def logits_mse(logits: Tensor, answers: Tensor) -> Tensor:
 
     Raises:
         ValueError: for shapes that differ.
+
+    Example:
+        >>> logits_mse(torch.zeros(2, 3), torch.ones(2, 3))
+        tensor(1.)
     """
     _fitting(logits, answers, logits.shape)
     return mse(logits, answers)
@@ -255,6 +259,11 @@ def info_nce_views(
     Raises:
         ValueError: for shapes that differ, an odd number of rows or fewer than four, a temperature of 0
             or below, or an unknown form.
+
+    Example:
+        >>> s = torch.eye(4)
+        >>> info_nce_views(s, s) < info_nce_views(s, s.roll(1, 0))
+        tensor(True)
     """
     _known("form", form, "info_nce_views", "corrected", "published")
     s, t = _pair(surrogate, target, least=4)
@@ -414,6 +423,11 @@ def moco(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.1) ->
 
     Raises:
         ValueError: for shapes that differ, or a temperature of 0 or below.
+
+    Example:
+        >>> q = torch.eye(2, 4)
+        >>> moco(q, q, queue=-q) < moco(q, -q, queue=q)
+        tensor(True)
     """
     q, k = (F.normalize(x, dim=1) for x in _pair(query, key))
     if queue.ndim != 2 or not len(queue) or queue.shape[1] != q.shape[1]:
@@ -515,7 +529,7 @@ def _fitting(logits: Tensor, answers: Tensor, shape: torch.Size) -> None:
 
 def _half(rows: int) -> int:
     if rows % 2:
-        raise ValueError(f"a batch of {rows} rows is not [view 1; view 2]: give an even number")
+        raise ValueError(f"a batch of {rows} rows cannot be [view 1; view 2]: give an even number")
     return rows // 2
 
 

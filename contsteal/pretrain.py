@@ -79,11 +79,17 @@ def fit(config: Config, images: ImageSet, checkpoint: Path | None = None) -> Fit
     Raises:
         ValueError: for an unknown method, missing labels, or fewer images than a batch.
         loop.Diverged: for a NaN loss.
+
+    Example:
+        >>> from contsteal import data
+        >>> fitted = fit(Config("simclr", "conv4", steps=2, batch=16), data.load("shapes", n=64))
+        >>> fitted.encoder.dim, len(fitted.history)
+        (128, 1)
     """
     origin(config)
     if not hasattr(images, "images"):
         raise ValueError(
-            f"images {type(images).__name__}: a set is needed, such as data.load returns"
+            f"images of kind {type(images).__name__}: an ImageSet is needed, as data.load returns"
         )
     encoders.check_images(images.images)
     device = images.images.device
@@ -92,7 +98,7 @@ def fit(config: Config, images: ImageSet, checkpoint: Path | None = None) -> Fit
     plan = schedule(config)
     if config.method == "supervised" and images.labels is None:
         raise ValueError(
-            f"method 'supervised' needs labels, {images.name} has none in this split: choose another "
+            f"method 'supervised' needs labels, and this split of {images.name} has none: choose another "
             "method, data set or train_split"
         )
     if images.labels is not None:
@@ -210,8 +216,8 @@ def origin(config: Config) -> str | None:
     """
     if config.method != READY and (config.weights or config.inputs):
         raise ValueError(
-            f"weights={config.weights}, inputs={config.inputs}: method {config.method!r} trains its "
-            f"own; set method: {READY} to take them"
+            f"weights={config.weights}, inputs={config.inputs}: method {config.method!r} trains its own "
+            f"weights; leave both out, or set method to {READY!r}"
         )
     if config.method != READY or config.weights == "timm":
         return config.weights
@@ -219,6 +225,6 @@ def origin(config: Config) -> str | None:
     if not config.weights or not path.is_file():
         missing = f" ({path} does not exist)" if config.weights else ""
         raise ValueError(
-            f"weights={config.weights!r}{missing}: method {READY!r} needs 'timm' or a file"
+            f"weights={config.weights!r}{missing}: method {READY!r} needs a file or 'timm'"
         )
     return files.sha256(path)

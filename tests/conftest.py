@@ -29,3 +29,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         patch.setenv("CONTSTEAL_RUNS", str(tmp_path_factory.mktemp("runs")))
         patch.setenv("CONTSTEAL_FIGURES", str(tmp_path_factory.mktemp("figures")))
         yield Lab("smoke")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest test: beside it, the other worker does most of the short ones."""
+    items.sort(key=lambda item: item.name != "test_the_commands_run_one_after_another")

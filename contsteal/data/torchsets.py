@@ -81,7 +81,15 @@ Read = tuple[Tensor, Tensor | None, tuple[str, ...]]
 def data_dir() -> Path:
     """Return the folder of all data sets, laid out as torchvision does: $DATA_DIR or `data/`.
 
-    Raises MissingData for the home of a user that this machine does not know.
+    Returns:
+        An absolute path.
+
+    Raises:
+        MissingData: for the home of a user that this machine does not know.
+
+    Example:
+        >>> data_dir().is_absolute()
+        True
     """
     # An installed package has no repository: `data/` is that of the current folder.
     home = REPOSITORY if (REPOSITORY / "pyproject.toml").exists() else Path.cwd()
@@ -116,7 +124,7 @@ def _remedy(archives: Collection[Archive]) -> str:
     paths = ", ".join(str(data_dir() / archive.path) for archive in archives)
     return (
         f"fetch it ({_size(archives)}) with `make data PROFILE=...` (the profile that reads it). "
-        f"Without a network, put the published files at {paths} and run the same; or {REMEDY}"
+        f"Without a network, put the published files at {paths} and run it again; or {REMEDY}"
     )
 
 

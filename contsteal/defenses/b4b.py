@@ -17,6 +17,8 @@ from contsteal.defenses.state import Answered, Described, PerUser, fresh_draws
 from contsteal.seeds import generator
 from contsteal.victim import finite, named
 
+__all__ = ["B4B", "UserTransform"]
+
 TRANSFORMS = ("affine", "scale", "pad", "shuffle", "binary")
 Padding = Annotated[int, ("least", 1), ("most", 2**16)]  # more would be most of what is sent
 MOST_BITS = 24  # 2 MB per user; with more, no user covers a noticeable share

@@ -13,6 +13,8 @@ from contsteal.defenses.state import Answered, Described, PerUser, fresh_draws
 from contsteal.seeds import generator
 from contsteal.victim import finite
 
+__all__ = ["GaussianNoise", "Normalise", "PredictionPoisoning", "Rounding", "TopK"]
+
 
 class Normalise(Described):
     """Scale each answer (N, D) to length 1, which hides its norm.

@@ -88,7 +88,7 @@ def alone_rows(lab: Lab, name: str, queries: int, seed: int, tasks: Names, steps
 
 def pretrain_victim(lab: Lab, part: str, method: str | None = None) -> list[Row]:
     """Train a victim by a method, or the supervised encoder, or find that it was done; no row."""
-    lab.train(part, method, report=lab.messages.append)
+    lab.train(part, method)
     return []
 
 
@@ -184,9 +184,9 @@ def train(
 
     `alone` (queries, seeds, steps) are trainings of `without_victim` that later cells read back.
     """
-    jobs = [Job(pretrain_victim, ("victim", method), trains=True) for method in methods]
+    jobs = [Job(pretrain_victim, ("victim", method), trains=True) for method in distinct(methods)]
     jobs += [Job(pretrain_victim, ("victim",), tuple(changes.items()), True)
-             for changes in (_on(lab, name) for name in data) if changes]  # fmt: skip
+             for changes in (_on(lab, name) for name in distinct(data)) if changes]  # fmt: skip
     jobs.append(Job(pretrain_victim, ("supervised",), trains=True))
     queries, seeds, steps = alone or (0, (), ())
     jobs += [Job(alone_rows, (name, queries, seed, (), n), trains=True)
@@ -279,7 +279,7 @@ def stake(lab: Lab, data: Names, queries: int, seeds: Numbers, steps: Numbers) -
     if not data:
         raise ValueError("data=[]: at least one data set is needed")
     parts = []
-    for name in data:
+    for name in distinct(data):
         other = lab.but(**_on(lab, name))
         rows = without_victim(other, [queries], seeds, [name], steps)
         parts.append(_framed(other, rows, [name], seeds).assign(data=name))
@@ -295,7 +295,7 @@ def victims(
     The seed decides the victim's first weights, batches and views. Each victim has a row of its own.
     """
     recipe = lab.settings["victim"]
-    changes = {seed: {"victim": recipe | {"seed": seed}} for seed in victim_seeds}
+    changes = {seed: {"victim": recipe | {"seed": seed}} for seed in distinct(victim_seeds)}
     run(lab, [Job(pretrain_victim, ("victim",), tuple(change.items()), True)
               for change in changes.values()])  # fmt: skip
     parts = [pd.DataFrame()]
@@ -308,6 +308,7 @@ def victims(
 
 def references(lab: Lab, tasks: Iterable[str], seeds: Iterable[int]) -> pd.DataFrame:
     """Return the rows that frame every table: random features and the victim, each per seed."""
+    seeds = distinct(seeds)
     nets = [("random", s, lab.random(s)) for s in seeds]
     nets += [("victim", s, lab.victim.encoder) for s in seeds]
     jobs = [Job(score_rows, ({"attack": name, "seed": s}, net, tasks, s)) for name, s, net in nets]

@@ -39,7 +39,8 @@ NOTEBOOKS = ROOT / "notebooks"
 VICTIM = "01"  # the notebook that comes before all that attack, with all cores
 NOT_STARTED = "Kernel died before replying"  # jupyter_client's words; no cell was run
 TIMINGS, SUMMARY, WHOLE = "timings.json", "summary.md", "in all"
-RECORD = {"key", "outputs", "seconds", "started", "device", "date", "artifacts", "seal"}
+RECORD = {"key", "outputs", "copy", "seconds", "started", "device", "date", "artifacts", "seal"}
+RUNNER = "CONTSTEAL_RUNNER"  # the process that started make, with which kernels end
 ROOMY = 1e12  # free bytes of a disk with which no profile's needs are counted
 WITHOUT_LAB = 90.0  # seconds at most of a notebook that trains nothing of the lab's, on a CPU
 PATIENCE = 3.0  # seconds that kernels and workers have to save their checkpoints
@@ -194,14 +195,25 @@ def _reason(executed: Path, key: dict[str, str], figures: Path) -> str:
     """Return in one word why a notebook must run, "" where its last run still stands."""
     partial, record = _partial(executed), _record(executed)
     if partial.exists() and _changed(partial) > _changed(executed):
-        return "failed"
+        about = (files.read_json(partial) or {}).get("metadata", {}).get("papermill", {})
+        return "failed" if about.get("end_time") else "stopped"
     if not executed.exists():
         return "never"
     if not record:
         return "outputs"  # what they were is not known
-    kept = (_digest(figures / name) == digest for name, digest in record["outputs"].items())
+    kept = [_digest(figures / name) == digest for name, digest in record["outputs"].items()]
+    kept.append(_digest(executed) == record["copy"])
     parts = (part for part, value in key.items() if record["key"].get(part) != value)
     return next(parts, "" if all(kept) else "outputs")
+
+
+SAID = {"never": "never run", "failed": "failed before", "stopped": "stopped before its end",
+        "outputs": "results missing or changed", "forced": "forced"}  # fmt: skip
+
+
+def _said(reason: str) -> str:
+    """Return a reason as it is printed: what is not in SAID names what has changed."""
+    return SAID.get(reason, f"{reason} changed")
 
 
 def _record(executed: Path) -> dict[str, Any]:
@@ -209,7 +221,7 @@ def _record(executed: Path) -> dict[str, Any]:
     record = files.read_json(executed.with_suffix(".json"))
     if (
         not isinstance(record, dict)
-        or not {"key", "outputs", "artifacts"} <= record.keys() <= RECORD
+        or not {"key", "outputs", "copy", "artifacts"} <= record.keys() <= RECORD
     ):
         return {}
     return record if files.intact(record) else {}
@@ -357,7 +369,10 @@ def paper(profile: str, only: Sequence[str], force: bool) -> None:
     command = ["make", "--no-print-directory", "--silent", *arguments]
     # In a session of its own: Ctrl-C reaches this process alone, which then ends the others.
     with _left_at_once("interrupted: `make paper` continues from the last checkpoints"):
-        code = subprocess.Popen(command, cwd=ROOT, start_new_session=True, close_fds=False).wait()
+        code = subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | {RUNNER: str(os.getpid())},
+            start_new_session=True, close_fds=False,
+        ).wait()  # fmt: skip
     if code:
         raise SystemExit(code)
     finish(profile, since)
@@ -406,7 +421,8 @@ def _mark(task: Task, order: dict[str, Any]) -> None:
     """Make a notebook's mark newer than its executed copy where it must run, else older."""
     if task.reason or not task.mark.exists():
         order |= {"key": task.key, "parameters": task.parameters, "reason": task.reason}
-        files.write_text(task.mark, json.dumps(order))  # unsorted: parameters keep their order
+        order = json.loads(json.dumps(order))  # as it will be read, for its seal
+        files.write_text(task.mark, json.dumps(files.sealed(order)))  # parameters keep their order
     if not task.reason:
         os.utime(task.executed)
 
@@ -415,7 +431,9 @@ def _relative(path: Path) -> str:
     """Return a path as make takes it: within the repository, relative; never one with a space."""
     name = str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
     if re.search(r"[\s%:#$*?\[\]\\=]", name):
-        raise ValueError(f"make cannot work in {name!r}: set CONTSTEAL_RUNS to a plainer folder")
+        raise ValueError(
+            f"make cannot use {name!r}: set CONTSTEAL_RUNS to a path of plain characters"
+        )
     return name
 
 
@@ -430,7 +448,7 @@ def plan(profile: str, only: Sequence[str], force: bool) -> None:
     for task in chosen:
         took = times.get(task.stem)
         time_taken = f", {took['seconds']:.0f} s on {took.get('device', '-')}" if took else ""
-        line = f"  {task.stem}: {task.reason + time_taken if task.reason else 'up to date'}"
+        line = f"  {task.stem}: {_said(task.reason) + time_taken if task.reason else 'up to date'}"
         if task.stem in costs:
             line += _cost_line(costs[task.stem], machine)
         elif task.reason and costs:
@@ -538,10 +556,10 @@ def execute(executed: Path) -> None:
     """Execute the notebook of this copy as it was prepared; the copy appears only on success."""
     stem, mark = executed.stem, executed.parent / ".keys" / executed.stem
     with _locked(mark.with_suffix(".lock"), stem):
-        order = json.loads(mark.read_text())
+        order = _order(mark)
         if _changed(executed) >= _changed(mark) and _record(executed).get("key") == order["key"]:
             return  # by another run, meanwhile
-        print(f"{stem}: {order['reason']}", flush=True)
+        print(f"{stem}: {_said(order['reason'])}", flush=True)
         figures, start = Path(order["figures"]), time.time()
         if order["key"]["tables"] != files.key(""):  # the others have written theirs meanwhile
             order["key"]["tables"] = files.key(_tables(figures))
@@ -566,12 +584,21 @@ def execute(executed: Path) -> None:
         artifacts = (executed.parent.parent / "artifacts").glob("*/manifest.json")
         record = {
             "key": order["key"], "outputs": {p.name: _digest(p) for p in sorted(made)},
+            "copy": _digest(executed),
             "seconds": round(time.time() - start, 1), "started": start, "device": order["device"],
             "date": date.today().isoformat(),
             "artifacts": sum(path.stat().st_mtime >= start for path in artifacts),
         }  # fmt: skip
         files.write_json(executed.with_suffix(".json"), files.sealed(record))
         print(f"{stem}: done in {time.time() - start:.1f} s", flush=True)
+
+
+def _order(mark: Path) -> dict[str, Any]:
+    """Return what `prepare` has written of a notebook to execute; ValueError where it is damaged."""
+    order = files.read_json(mark)
+    if isinstance(order, dict) and files.sealed(order) == order:
+        return order
+    raise ValueError(f"{mark} is missing or damaged: run `make paper` again")
 
 
 @contextmanager
@@ -604,21 +631,23 @@ def _execute(stem: str, partial: Path, values: dict[str, Any]) -> None:
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
 
+    known = defaults(stem)  # the page has a cell with what the profile changes, if anything
+    given = {n: v for n, v in values.items() if json.dumps(v) != json.dumps(known[n])}
     try:
         with _left_at_once(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # papermill's own, about its metadata
             papermill.execute_notebook(
-                NOTEBOOKS / f"{stem}.ipynb", partial, values, kernel_name="python3", cwd=ROOT,
+                NOTEBOOKS / f"{stem}.ipynb", partial, given, kernel_name="python3", cwd=ROOT,
                 progress_bar=False, coalesce_streams=True,
                 extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
                 config=Config(AsyncKernelManager={"transport_encryption": "auto"}),
             )  # fmt: skip
     except DeadKernelError as error:
-        message = f"{stem}: the kernel died, most likely for want of memory"
+        message = f"{stem}: the kernel died, probably because memory ran out"
         raise NotebookFailed(f"{message}; the executed copy is kept at {partial}") from error
-    except PapermillExecutionError as error:  # papermill adds one cell, with the parameters
+    except PapermillExecutionError as error:
         raise NotebookFailed(
-            f"{stem}, code cell {error.exec_count - 1}:\n\n{error.source}\n\n{error.ename}: "
+            f"{stem}, code cell {error.exec_count - bool(given)}:\n\n{error.source}\n\n{error.ename}: "
             f"{error.evalue}\n\nthe executed copy is kept at {partial}"
         ) from error
 
@@ -627,17 +656,17 @@ def _execute(stem: str, partial: Path, values: dict[str, Any]) -> None:
 def _left_at_once(message: str = "") -> Iterator[None]:
     """On Ctrl-C or SIGTERM end every process below this one, print a line, and exit with 130 or 143.
 
-    The same where the process above this one is killed. Kernels and workers save their checkpoints at
-    SIGTERM. No exception is raised: what it passes through would wait for kernels that are gone, and
-    print a traceback.
+    The same where the process above this one is killed, or that which started make. Kernels and workers
+    save their checkpoints at SIGTERM. No exception is raised: what it passes through would wait for
+    kernels that are gone, and print a traceback.
     """
     import psutil
 
-    parent, done = os.getppid(), threading.Event()
+    runner, done = int(os.environ.get(RUNNER, os.getppid())), threading.Event()
 
     def watch() -> None:
         while not done.wait(1):
-            if os.getppid() != parent:
+            if runner not in (above.pid for above in psutil.Process().parents()):
                 os.kill(os.getpid(), signal.SIGTERM)
 
     def leave(number: int, _: object) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from contsteal import encoders, evaluate, loop, steal
-from contsteal.lab import artifacts, experiment, sweeps, tables
+from contsteal.lab import artifacts, detection, experiment, owner, provider, sweeps, tables
 from contsteal.lab.experiment import Lab
 
 
@@ -59,6 +59,36 @@ def test_what_is_named_twice_is_refused_before_anything_runs(
     if "seeds" in lists:
         with pytest.raises(ValueError, match=r"^seeds=\[0, 0\] names 0 twice"):
             lab.stamp([0, 0])
+
+
+REST = {"attacks": ["embedding"], "queries": 16, "seeds": [0], "task": "shapes", "steps": [2]}
+DETECTORS = {"watchers": {}, "users": {"a": None}}
+
+
+@pytest.mark.parametrize(
+    ("function", "given"),
+    [
+        (sweeps.victims, REST | {"victim_seeds": [0, 0]}),
+        (sweeps.victims, REST | {"victim_seeds": [0, torch.tensor(0).numpy()[()]]}),
+        (sweeps.victims, REST | {"victim_seeds": [0], "seeds": [1, 1]}),
+        (sweeps.references, {"tasks": ["shapes"], "seeds": [0, 0]}),
+        (sweeps.train, {"methods": ["moco", "moco"]}),
+        (sweeps.train, {"methods": [], "data": ["digits", "digits"]}),
+        (sweeps.stake, {"data": ["shapes"] * 2, "queries": 16, "seeds": [0], "steps": [2]}),
+        (sweeps.landscapes, {"methods": ["moco"] * 2, "query_data": ["shapes"], "count": 16}),
+        (detection.watched, DETECTORS | {"seeds": [0, 0]}),
+        (detection.refusals, DETECTORS | {"seeds": [0, 0]}),
+        (owner.train_suspects, {"strangers": {"count": 0}, "marks": [{"epochs": 1}] * 2}),
+        (provider.customers, {"chains": [[]], "tasks": ["shapes"] * 2, "seeds": [0]}),
+        (provider.calibrated, {"defense": None, "task": "shapes", "classes": 2, "seeds": [0, 0]}),
+        (provider.adapting, {"chains": [[], []], "attack": "embedding", "queries": 16, "seeds": [0],
+                             "bought": pd.DataFrame()}),
+        (provider.coverage, {"defences": [None, None], "users": {"a": None}, "seeds": [0]}),
+    ],
+)  # fmt: skip
+def test_no_list_of_any_comparison_names_a_value_twice(lab: Lab, function, given: dict) -> None:
+    with pytest.raises(ValueError, match=r"names .+ twice: name it once"):
+        function(lab, **given)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +300,7 @@ def test_points_of_a_grid_beyond_the_pool_have_a_larger_one(lab: Lab) -> None:
         row = table[table["images"] == images].iloc[0]
         assert row["cka"] == one.score(stolen.encoder, "shapes")["cka"]
         assert row["unique_inputs"] == images
-    with pytest.raises(ValueError, match="160 queries: the pool of this profile has 128 images"):
+    with pytest.raises(ValueError, match="160 queries: 1 to 128 are possible"):
         lab.queries(160)
 
 
@@ -343,7 +373,7 @@ def test_an_ablation_changes_one_knob_at_equal_queries(lab: Lab) -> None:
     accuracy = by["accuracy"].apply(list)
     assert accuracy["query_data", "shapes"] == accuracy["as given", ""], "that is what is given"
     assert len({tuple(values) for values in by["cka"].apply(list)}) == 4
-    with pytest.raises(TypeError, match="temprature"):
+    with pytest.raises(ValueError, match="an attack 'temprature': choose"):
         sweeps.ablate(lab, "cont-steal", {"temprature": [1.0]}, 16, [0], "shapes")
 
 

@@ -101,7 +101,7 @@ def test_parameters_are_the_defaults_with_the_profile(desk: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("{learning_rate: 0.1}", r"no parameter 'learning_rate'; it has profile, lr, n"),
+        ("{learning_rate: 0.1}", r"unknown parameter 'learning_rate'; known are profile, lr, n"),
         ("{lr: 1e-3}", r"lr='1e-3' should be a valid number; YAML reads 1e-3 as text"),
         ("{n: 3}", r"n=3 should be a valid list"),
         ("{n: [a]}", r"n\[0\]='a' should be a valid integer"),
@@ -219,6 +219,7 @@ def test_parameters_reach_the_notebook_in_their_order(desk: Path, capsys) -> Non
     assert run(capsys) == 0
     executed = (desk / "runs" / "tiny" / f"{FIRST}.ipynb").read_text()
     assert executed.count('{\\"rounding\\": 0, \\"b4b\\": 1}') == 1
+    assert executed.count("lr = 0.1") == 1, "what the profile leaves as it is stands there once"
 
 
 def test_weights_of_ready_victims_count(desk: Path, tmp_path: Path) -> None:
@@ -302,14 +303,44 @@ def test_no_other_error_starts_a_notebook_again(
     assert len(begun) == 1
 
 
-def test_a_damaged_record_is_a_reason(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_widgets_bars_are_text_and_one_sentence_says_why() -> None:
+    """As in a kernel without ipywidgets, at the speed of a script."""
+    code = (
+        "import sys, IPython\nsys.modules |= {'ipywidgets': None, 'ipykernel.zmqshell': sys}\n"
+        "from contsteal import data, loop, pretrain\n"
+        "recipe = pretrain.Config('simclr', 'conv4', steps=2, batch=16)\n"
+        "print(pretrain.train(recipe, data.load('shapes', n=64)).dim, loop.tqdm.__module__)"
+    )
+    own = {k: v for k, v in os.environ.items() if k != "TQDM_DISABLE"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=artifacts.ROOT, text=True, env=own,
+                          capture_output=True)  # fmt: skip
+    assert done.stdout.split() == ["128", "tqdm.asyncio"], done.stderr
+    assert done.stderr.count("Please update jupyter and ipywidgets.") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_a_damaged_mark_copy_or_record_is_not_taken_for_what_was_written(
+    desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_profile(desk, f"notebooks: {{{FIRST}: {{n: [20, 3]}}}}")
     assert run(capsys, "00") == 0
-    path = desk / "runs" / "tiny" / f"{FIRST}.json"
-    altered = path.read_text().replace('"artifacts": 0', '"artifacts": 8')
-    assert altered != path.read_text()
+    executed = desk / "runs" / "tiny" / f"{FIRST}.ipynb"
+    mark, record = executed.parent / ".keys" / FIRST, executed.with_suffix(".json")
+    for text in (mark.read_text().replace("20", "21"), "{", "[]"):
+        mark.write_text(text)
+        assert notebooks.main(["execute", str(executed)]) == 1
+        assert f"error: {mark} is missing or damaged: run" in capsys.readouterr().err
+    assert reasons("00") == {FIRST: ""}
+    copy, facts = executed.read_text(), record.read_text()
+    executed.write_text(copy.replace('"2"', '"3"'))  # what 1 + 1 is
+    assert reasons("00") == {FIRST: "outputs"}
+    executed.write_text(copy)
+    assert reasons("00") == {FIRST: ""}
+    altered = facts.replace('"artifacts": 0', '"artifacts": 8')
+    assert altered != facts
     for text in ("[]", "{", '{"key": {}}', altered):
-        path.write_text(text)
-        assert reasons()[FIRST] == "outputs"
+        record.write_text(text)
+        assert reasons("00") == {FIRST: "outputs"}
 
 
 @pytest.mark.parametrize(
@@ -317,7 +348,7 @@ def test_a_damaged_record_is_a_reason(desk: Path, capsys: pytest.CaptureFixture[
     [
         ("CONTSTEAL_FIGURES", "file", "cannot be written"),
         ("CONTSTEAL_RUNS", "file", "cannot be written"),
-        ("CONTSTEAL_RUNS", "a b", "set CONTSTEAL_RUNS to a plainer folder"),
+        ("CONTSTEAL_RUNS", "a b", "set CONTSTEAL_RUNS to a path of plain characters"),
         ("CONTSTEAL_MODE", "exakt", "exakt"),
     ],
 )
@@ -560,7 +591,7 @@ def test_plan_starts_with_profile_device_and_why_and_shows_stored_times(
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
         f"profile tiny on {artifacts.processor()}: asked for",
-        f"  {FIRST}: never, 61 s on a CPU", f"  {LAST}: never",
+        f"  {FIRST}: never run, 61 s on a CPU", f"  {LAST}: never run",
     ]  # fmt: skip
     assert not (desk / "runs").exists()
 
@@ -596,7 +627,7 @@ def test_a_time_is_kept_unless_artifacts_were_read_back(desk: Path) -> None:
     kept = []
     for seconds, made in ((9.0, 5), (2.0, 0), (4.0, 3), (8.0, 5), (7.0, 9)):
         record = {"seconds": seconds, "artifacts": made, "device": "CPU", "started": 0.0}
-        files.write_json(runs / f"{FIRST}.json", record | {"key": {}, "outputs": {}})
+        files.write_json(runs / f"{FIRST}.json", record | {"key": {}, "outputs": {}, "copy": ""})
         notebooks.finish("tiny", since=1.0)
         kept.append(files.read_json(figures / notebooks.TIMINGS)[FIRST]["seconds"])
     assert kept == [9.0, 9.0, 9.0, 8.0, 7.0]
@@ -613,7 +644,9 @@ def test_a_cold_run_of_all_replaces_times_of_more_rows_and_of_notebooks_that_are
         files.write_json(figures / notebooks.TIMINGS, dict.fromkeys([FIRST, LAST, "09_gone"], old))
         for stem in (FIRST, LAST):
             record = {"seconds": 3.0, "artifacts": 2, "device": "CPU", "started": 11.0}
-            files.write_json(runs / "tiny" / f"{stem}.json", record | {"key": {}, "outputs": {}})
+            files.write_json(
+                runs / "tiny" / f"{stem}.json", record | {"key": {}, "outputs": {}, "copy": ""}
+            )
         files.write_json(manifest, {})
         os.utime(manifest, (made_at, made_at))
         notebooks.finish("tiny", since=10.0)
@@ -651,7 +684,7 @@ def test_damaged_times_count_as_not_measured(
     files.write_text(desk / "figures" / "tiny" / notebooks.TIMINGS, damaged)
     assert notebooks.timings_table(desk / "figures" / "tiny") == "No durations are recorded."
     assert command("plan") == 0
-    assert f"{FIRST}: never\n" in capsys.readouterr().out
+    assert f"{FIRST}: never run\n" in capsys.readouterr().out
     assert len(notebooks.prepare("tiny", (), False)) > 2
     notebooks.finish("tiny", since=1.0)
     assert notebooks._times(desk / "figures" / "tiny") == {}
@@ -750,9 +783,9 @@ def test_an_interrupt_ends_kernels_and_leaves_nothing_half_done(
         time.sleep(0.1)
     kernels = [psutil.Process(int(path.read_text())) for path in pids]
     everybody = psutil.Process(process.pid).children(recursive=True)
-    if to == "runner":
-        for kernel in kernels:
-            kernel.parent().send_signal(number)
+    if to == "runner":  # and what executes one of the notebooks
+        for each in (psutil.Process(process.pid).children()[0], kernels[0].parent()):
+            each.send_signal(number)
     else:
         (os.killpg if to == "all" else os.kill)(process.pid, number)
     assert psutil.wait_procs(everybody, timeout=20)[1] == []
@@ -765,3 +798,4 @@ def test_an_interrupt_ends_kernels_and_leaves_nothing_half_done(
     home = copy / "runs" / "tiny"
     assert all("partial" in path.name for path in home.glob("*.ipynb"))
     assert json.loads((home / ".keys" / STAGED[2]).read_text())["reason"] == "never"
+    assert notebooks._reason(home / f"{STAGED[2]}.ipynb", {}, copy / "figures") == "stopped"

@@ -581,7 +581,10 @@ def test_shapes_must_agree_and_one_row_has_no_negatives(name: str) -> None:
 
 
 S, T = batch()
-ODD, FEW = r"a batch of 5 rows is not \[view 1; view 2\].* even", "no negatives.* at least 4 rows"
+ODD, FEW = (
+    r"a batch of 5 rows cannot be \[view 1; view 2\].* even",
+    "no negatives.* at least 4 rows",
+)
 FORMS = r" of {}: choose \"{}\" or \"{}\""
 UNFIT, LABELS = r"logits \(6, 5\) do not fit answers ", "sup_con needs the true label of each of 6"
 HALF = r".*\(2N, D\) = \[clean; augmented\], the victim's \(N, D\)"

@@ -342,14 +342,36 @@ def test_a_killed_attack_ends_with_the_same_weights(images, victim, tmp_path, mo
     assert [r["loss"] for r in resumed.history] == [r["loss"] for r in whole.history]
 
 
-def test_a_checkpoint_of_another_attack_is_refused(images, victim, tmp_path, monkeypatch):
+def test_a_checkpoint_of_another_attack_is_refused_before_any_query(
+    images, victim, tmp_path, monkeypatch
+):
     monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
-    steal.train(FAST, BlackBox(victim), images[:N], checkpoint=tmp_path / "c.pt")
+    path, api = tmp_path / "c.pt", BlackBox(victim)
+    steal.train(FAST, BlackBox(victim), images[:N], checkpoint=path)
+    before = path.read_bytes()
     changes = {"attack": "embedding", "temperature": 0.1, "views": "shared", "encoder": OTHER}
     for name, value in changes.items():
-        other = replace(FAST, **{name: value})
         with pytest.raises(ValueError, match="another run"):
-            steal.train(other, BlackBox(victim), images[:N], tmp_path / "c.pt")
+            steal.train(replace(FAST, **{name: value}), api, images[:N], path)
+    with pytest.raises(ValueError, match="another run"):
+        steal.train(FAST, api, images[1 : N + 1], path)
+    assert api.ledger.calls == 0
+    assert path.read_bytes() == before
+    with pytest.raises(ValueError, match="api of kind NoneType: a BlackBox is needed"):
+        steal.train(FAST, None, images[:N])
+
+
+def test_a_checkpoint_of_another_victim_is_moved_aside_since_the_answers_are_paid_for(
+    images, victim, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
+    path, other = tmp_path / "c.pt", [GaussianNoise(1.0)]
+    steal.train(FAST, BlackBox(victim), images[:N], checkpoint=path)
+    with pytest.warns(UserWarning, match="is of other answers: it is moved aside"):
+        anew = steal.train(FAST, BlackBox(victim, other), images[:N], path)
+    fresh = steal.train(FAST, BlackBox(victim, [GaussianNoise(1.0)]), images[:N])
+    assert digest(anew.encoder) == digest(fresh.encoder)
+    assert len(list(tmp_path.glob("c.pt.corrupt-*"))) == 1
 
 
 def test_a_class_may_first_appear_in_a_later_round(images, victim):
