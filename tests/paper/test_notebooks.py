@@ -20,7 +20,7 @@ import tinysets
 import torch
 from nbformat.v4 import new_code_cell, new_notebook
 
-from contsteal import data, files
+from contsteal import data, files, pretrain
 from contsteal.data import torchsets
 from contsteal.lab import artifacts, inspection, profiles
 from contsteal.paper import notebooks
@@ -510,6 +510,24 @@ def test_weights_that_cannot_be_read_are_refused_before_anything_runs(
     assert not (desk / "runs" / "tiny").exists()
     assert command("plan") == 0
     assert "missing: victim of tiny.yaml" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("lies", [False, True])
+def test_weights_of_timm_are_looked_for_on_disk_and_fetched_by_make_data(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lies: bool
+) -> None:
+    """A plan asks no network: it looks into the hub's cache, and reads what lies there."""
+    read: list[str] = []
+    found = str(desk / "model.safetensors") if lies else None
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: found)
+    monkeypatch.setattr(pretrain, "ready", lambda config: read.append(config.encoder))
+    ready = {"method": "ready", "encoder": "test_resnet", "weights": "timm"}
+    write_profile(desk, victim=ready)
+    assert list(notebooks.missing_data("tiny")) == ([] if lies else ["victim"])
+    assert read == ["test_resnet"] * lies
+    assert command("data") == (0 if lies else 1)
+    assert "victim: the weights of test_resnet are present" in capsys.readouterr().out
+    assert len(read) == 1 + 2 * lies
 
 
 TRAINS = """
