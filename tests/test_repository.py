@@ -310,7 +310,9 @@ REFUSED = {
 ELSEWHERE = {"make test", "make setup", "make lab", "make bench", "make html", "make lint", "make soak",
              "make record", "make record SECONDS=540", "python docs/tables.py",
              "make record TO=FOLDER", "make record SECONDS=500 TO=out PYTHON=python3",
-             "make record PROFILE=smoke"}  # fmt: skip
+             "make record PROFILE=smoke", "CONTSTEAL_WORKERS=4 make paper PROFILE=study",
+             "DASK_SCHEDULER_ADDRESS=tcp://192.0.2.10:8786 make paper PROFILE=study",
+             "python -m benchmarks.scaling --share resnet18"}  # fmt: skip
 LEFT_OUT = {"runs", ".git", ".venv", "study", ".pytest_cache", ".ruff_cache", ".mypy_cache"}
 
 
