@@ -13,7 +13,7 @@ RUN := $(PYTHON) -m contsteal.paper.notebooks
 .PHONY: help setup paper plan figures html check data test bench soak record lint format lab lock clean
 
 help: ## list the commands
-	@echo "make <command> [PROFILE=smoke|demo|study|synthetic|paper|imagenet] [MODE=exact] [NB=03] [FORCE=1] [PYTHON=python3]"
+	@echo "make <command> [PROFILE=smoke|demo|study|synthetic|paper|imagenet|timm] [MODE=exact] [NB=03] [FORCE=1] [PYTHON=python3]"
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 12
 
 setup: $(READY) ## build .venv from requirements.lock (any other command does it too)
@@ -46,7 +46,7 @@ $(FOLDER)/%.ipynb: $(FOLDER)/.keys/%
 	@$(RUN) execute $@
 endif
 
-plan: $(READY) ## say what `make paper` would run, why, and how long it took before
+plan: $(READY) ## say what `make paper` would run, why, and what it takes
 	@$(RUN) plan --profile $(PROFILE) $(ARGS)
 
 figures: $(READY) ## redraw all stored figures from their tables, and one page of all (no training)
@@ -54,7 +54,7 @@ figures: $(READY) ## redraw all stored figures from their tables, and one page o
 
 SITE := $(or $(CONTSTEAL_RUNS),runs)/site
 html: $(READY) ## build the documentation with all results and executed notebooks, in runs/site
-	@mkdir -p $(SITE)/.pages
+	@rm -rf $(SITE) && mkdir -p $(SITE)/.pages
 	@$(PYTHON) -m sphinx -b html -q -c docs $(SITE)/.pages $(SITE)
 	@echo "$(SITE)/index.html"
 
@@ -76,7 +76,7 @@ soak: $(READY) ## kill runs, fill disks, flip bits and give odd input, into benc
 	@$(PYTHON) -m benchmarks.soak
 
 record: $(READY) ## all of a GPU's results in pieces, again where it stopped: make record SECONDS=540
-	@$(PYTHON) -m benchmarks.pieces --profile $(PROFILE) --seconds $(or $(SECONDS),540)
+	@$(PYTHON) -m benchmarks.pieces --profile $(PROFILE) --seconds $(or $(SECONDS),540) $(if $(TO),--to $(TO))
 
 lint: $(READY) ## check style, spelling, types and imports, and that notebooks are stripped
 	@$(PYTHON) -m ruff check .

@@ -52,10 +52,12 @@ class Bar:
         return peer / own if less_is_better else own / peer
 
     def verdict(self, rows: Iterable[Row]) -> str:
-        """Return "holds", "missed", "not measured", or "no bar"."""
+        """Return "holds", "missed", "not measured", or "no bar"; a peer that was missing is named."""
         measured = self.measured(rows)
         if measured is None:
-            return "not measured"
+            told = {(r.part, r.work, r.who): r.turns for r in rows}
+            absent = told.get((self.part, self.work, self.over)) == 0
+            return f"not measured: no {self.over}" if absent else "not measured"
         if self.at_least is None and self.at_most is None:
             return "no bar"
         high = float("inf") if self.at_most is None else self.at_most

@@ -24,7 +24,6 @@ from benchmarks import record
 from benchmarks.record import US, Row
 from contsteal import data, encoders, losses, steal
 from contsteal.lab import artifacts
-from contsteal.paper import figures, plots
 from contsteal.victim import AnswerCache, BlackBox
 
 REQUEST = 8192  # images in a request, as an attack sends them
@@ -164,6 +163,8 @@ def table(rows: Sequence[Row]) -> pd.DataFrame:
 
 def draw(measured: pd.DataFrame) -> Figure:
     """Draw seconds and, beside them, peak memory against each quantity, with the fitted slopes."""
+    from contsteal.paper import plots
+
     groups = list(measured.groupby("quantity", sort=False))
     fig, axes = plots.canvas((len(groups) + 1) // 2, 4, height=1.7 * ((len(groups) + 1) // 2))
     pairs = np.asarray(axes).reshape(-1, 2)
@@ -197,15 +198,20 @@ def _panel(ax: Axes, sizes: list[int], values: list[float], name: str) -> None:
 
 
 def measure(tiny: bool) -> list[Row]:
-    """Return the rows of every quantity; at full size the figure and its table are written too."""
+    """Return the rows of every quantity; where they are stored, so are a figure and its table."""
     rows = [r for quantity in QUANTITIES for r in grow(quantity, tiny)]
-    if not tiny:
-        write(rows, record.RESULTS)
+    if record.is_stored(tiny):
+        try:
+            write(rows, record.RESULTS)
+        except ModuleNotFoundError as error:  # rates need fewer packages than figures
+            print(f"the figure of growth is not drawn: {error}")
     return rows
 
 
 def write(rows: Sequence[Row], folder: Path) -> None:
     """Write the figure as PNG and PDF, with its table and stamp, named after the device."""
+    from contsteal.paper import figures
+
     kept = figures.as_read(table(rows))
     stamp = artifacts.stamp("benchmark", "shapes and noise", "0")
     figures.save(draw(kept), folder, f"growth_{record.device()}", kept, stamp)

@@ -5,6 +5,7 @@ each: what else the machine does then falls on both. A row holds the median and 
 """
 
 import json
+import os
 import platform
 import statistics
 import time
@@ -24,7 +25,8 @@ from torch.utils._pytree import tree_map_only
 from contsteal import files, loop
 from contsteal.lab import artifacts
 
-RESULTS = artifacts.ROOT / "benchmarks" / "results"
+STORED = artifacts.ROOT / "benchmarks" / "results"
+RESULTS = Path(os.environ.get("CONTSTEAL_RESULTS", STORED)).resolve()
 US = "contsteal"
 device = loop.card  # the name of this device's record
 PLAIN = ("s", "forwards", "points", "share", "slope", "weights", "steps")  # units that are no rates
@@ -165,6 +167,11 @@ def peak_mb(do: Callable[[], object]) -> float:
     with _Living() as living:
         do()
     return living.peak / 1e6
+
+
+def is_stored(tiny: bool) -> bool:
+    """Whether rows are stored: those of tiny sizes only in a folder apart, $CONTSTEAL_RESULTS."""
+    return not tiny or "CONTSTEAL_RESULTS" in os.environ
 
 
 def path() -> Path:

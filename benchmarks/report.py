@@ -1,5 +1,6 @@
 """Write the measured speeds as tables into benchmarks/README.md, and tell what changed."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ def number(value: float | None) -> str:
 
 def change(old: Row | None, new: Row) -> str:
     """Say how a rate changed against a stored one: the part beyond both spreads is no noise."""
-    if old is None:
+    if old is None or not old.turns or not new.turns:
         return "new"
     if new.unit in PLAIN and new.unit != "s":
         return f"was {number(old.value)}"
@@ -37,12 +38,15 @@ def change(old: Row | None, new: Row) -> str:
 def changes(old: Sequence[Row], new: Sequence[Row]) -> list[str]:
     """Return a line for each new row: what it measures, its value, and the change."""
     before = {r.name: r for r in old}
-    return [f"{r.part} | {r.work} | {r.who}: {number(r.value)} {_unit(r)}, "
-            f"{change(before.get(r.name), r)}" for r in new]  # fmt: skip
+    return [
+        f"{r.part} | {r.work} | {r.who}: {_value(r)}, {change(before.get(r.name), r)}" for r in new
+    ]
 
 
-def _unit(one: Row) -> str:
-    return one.unit if one.unit in PLAIN else f"{one.unit}/s"
+def _value(one: Row) -> str:
+    """Return a median with its unit; a peer without turns was not there."""
+    unit = one.unit if one.unit in PLAIN else f"{one.unit}/s"
+    return f"{number(one.value)} {unit}" if one.turns else "not installed"
 
 
 def measured(rows: Sequence[Row]) -> str:
@@ -56,7 +60,7 @@ def measured(rows: Sequence[Row]) -> str:
         if own and r.who != US and compared and r.value and own.value:
             factor = r.value / own.value if r.unit == "s" else own.value / r.value
         table.append({
-            "part": r.part, "work": r.work, "who": r.who, "median": f"{number(r.value)} {_unit(r)}",
+            "part": r.part, "work": r.work, "who": r.who, "median": _value(r),
             "spread": f"{number(r.low)} to {number(r.high)}", "turns": r.turns,
             "peak MB": number(r.peak_mb), "ours over it": "" if factor is None else f"{factor:.3g} x",
         })  # fmt: skip
@@ -90,6 +94,8 @@ def section(name: str, stored: Mapping[str, Any]) -> str:
 
 def write(readme: Path = README, results: Path = record.RESULTS) -> None:
     """Put the tables of every stored record between the marks of the README; ValueError without marks."""
+    if not readme.exists():  # of results apart
+        shutil.copy(record.STORED.parent / readme.name, readme)
     text = readme.read_text()
     if START not in text or END not in text:
         raise ValueError(

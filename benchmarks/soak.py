@@ -32,6 +32,7 @@ import pandas as pd
 import psutil
 import torch
 import yaml
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
@@ -49,12 +50,13 @@ from contsteal import (
     victim,
 )
 from contsteal.data import folders, packed
-from contsteal.lab import artifacts, profiles
+from contsteal.lab import artifacts, owner, profiles
+from contsteal.ownership import inference, obfuscation, sslguard, watermark
 from contsteal.paper import claims, figures, notebooks
 
 RESULT = artifacts.ROOT / "benchmarks" / "results" / "soak.csv"
 SURVIVED = ""  # any other outcome is a sentence on what went wrong
-SMOKE = ["make", "paper", "PROFILE=smoke", "NB=00", f"PYTHON={sys.executable}"]
+SMOKE = ["make", "paper", "PROFILE=smoke", f"PYTHON={sys.executable}"]
 Outcomes = Iterator[str]
 Dice = random.Random
 NONE = object()
@@ -181,29 +183,46 @@ def two_at_once(home: Path, dice: Dice, count: int) -> Outcomes:
 def whole_runs(home: Path, dice: Dice, count: int) -> Outcomes:
     """Kill `make paper` at a random moment: nothing of it lives on, and the next run is complete.
 
-    The last one starts two runs at once.
+    Killed is make, by one of two signals, or what it has started, by -9. The last time nothing is killed,
+    and two runs start at once. All tables are then those of an undisturbed run.
     """
     place = {"CONTSTEAL_RUNS": str(home / "runs"), "CONTSTEAL_FIGURES": str(home / "figures")}
+    own = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFL"))
+    }
     start = partial(
-        subprocess.Popen, SMOKE, cwd=artifacts.ROOT, env=os.environ | place, start_new_session=True,
+        subprocess.Popen, SMOKE, cwd=artifacts.ROOT, env=own | place, start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    table, began = home / "figures" / "smoke" / "00_samples.csv", time.monotonic()
+
+    def tables() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (home / "figures/smoke").glob("*.csv")}
+
+    began = time.monotonic()
     code, taken = start().wait(), time.monotonic() - began
-    written = table.read_bytes() if code == 0 else b""
+    whole = tables() if code == 0 else {}
+    print(f"an undisturbed run took {taken:.0f} s, {len(whole)} tables", flush=True)
     for k in range(count):
-        shutil.rmtree(home / "runs", ignore_errors=True)
-        process = start()
-        time.sleep(dice.uniform(0, taken))
-        run = psutil.Process(process.pid)
-        below = run.children(recursive=True) if process.poll() is None else []
-        process.send_signal(dice.choice((signal.SIGTERM, signal.SIGKILL)))
-        alive = psutil.wait_procs([run, *below], timeout=15)[1]
-        others = [start(), start()] if k == count - 1 else [start()]
-        codes = [other.wait() for other in others]
-        same = table.is_file() and table.read_bytes() == written != b""
-        fine = same and not alive and not any(codes)
-        yield SURVIVED if fine else f"exit codes {codes}, {len(alive)} processes alive"
+        for folder in ("runs", "figures"):
+            shutil.rmtree(home / folder, ignore_errors=True)
+        alive = kill(start(), dice, taken) if k < count - 1 else 0
+        runs = [start() for _ in range(1 if k < count - 1 else 2)]
+        codes = [run.wait() for run in runs]
+        fine = tables() == whole != {} and not alive and not any(codes)
+        print(f"run {k + 1} of {count}: {'complete' if fine else 'not survived'}", flush=True)
+        yield SURVIVED if fine else f"exit codes {codes}, {alive} processes alive"
+
+
+def kill(process: subprocess.Popen[bytes], dice: Dice, within: float) -> int:
+    """Kill a run at a random moment; return how many of its processes are alive 20 seconds later."""
+    time.sleep(dice.uniform(0, within))
+    whom, number = dice.choice(((0, signal.SIGTERM), (0, signal.SIGKILL), (1, signal.SIGKILL)))
+    if process.poll() is not None:
+        return 0
+    everybody = [psutil.Process(process.pid)]  # make, what it has started, and so on
+    everybody += everybody[0].children(recursive=True)
+    everybody[min(whom, len(everybody) - 1)].send_signal(number)
+    return len(psutil.wait_procs(everybody, timeout=20)[1])
 
 
 # --------------------------------------------------------------------------------- full disks
@@ -289,24 +308,34 @@ def snapshot(home: Path) -> dict[str, str]:
 # ---------------------------------------------------------------------------------- bit flips
 
 
-def stored_kinds(home: Path) -> dict[str, tuple[Callable[[], Path], Callable[[], object]]]:
-    """Return, for each kind of file of a run, what writes one and what reads it as the package does."""
+Kind = tuple[
+    Callable[[], Path], Callable[[], object]
+]  # writes a file; reads it as the package does
+
+
+def stored_kinds(home: Path) -> dict[str, Kind]:
+    """Return each kind of file that the package writes and reads back."""
+    return kinds_of_training(home) | kinds_of_data(home) | kinds_of_results(home)
+
+
+def kinds_of_training(home: Path) -> dict[str, Kind]:
+    """Return encoders, answers, checkpoints and artifacts."""
     net = encoders.build("conv4", width=0.5, seed=0)
     store, names = victim.AnswerStore(home / "answers"), [bytes(16), bytes([1]) * 16]
-    clean = torch.linspace(0, 1, 8).reshape(2, 4)
-    source, stamp = home / "source", artifacts.stamp("smoke", "shapes", "0")
-    image = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
-    for label in "ab":
-        (source / label).mkdir(parents=True)
-        Image.fromarray(image).save(source / label / "1.png")
-    table = pd.DataFrame({"attack": ["a", "b"], "accuracy": [0.25, 0.5]})
-    record = {"key": {}, "outputs": {}, "artifacts": 3, "seconds": 2.5}
+    clean, projector = torch.linspace(0, 1, 8).reshape(2, 4), methods.Head(64, 8, 4)
 
-    def artifact(name: str) -> Path:
-        folder = artifacts.artifact(
-            "flip", 0, ["contsteal.losses"], lambda f: artifacts.write(f, net), lambda line: None
-        )
-        return folder / name
+    def fill(folder: Path) -> None:
+        artifacts.write(folder, net, queries={"calls": 4}, projector=projector)
+        files.write_json(folder / "score.json", {"accuracy": 0.25, "agreement": 0.5})
+
+    def folder() -> Path:
+        return artifacts.artifact("flip", 0, ["contsteal.losses"], fill, lambda line: None)
+
+    def read_artifact() -> object:
+        got = artifacts.read(folder(), CPU)
+        head = encoders.digest(got.projector.state_dict().items()) if got.projector else ""
+        score = files.read_json(folder() / "score.json")
+        return got.sha256, got.history.to_csv(), got.queries, head, score
 
     def answers() -> Path:
         store.put(names, clean)
@@ -318,36 +347,77 @@ def stored_kinds(home: Path) -> dict[str, tuple[Callable[[], Path], Callable[[],
         trained(path)
         return path
 
+    def alone() -> Path:
+        encoders.save(net, home / "net.safetensors", epochs=1)
+        return home / "net.safetensors"
+
+    parts = ("encoder.safetensors", artifacts.HEAD, "history.csv", "queries.json", "score.json",
+             artifacts.MANIFEST)  # fmt: skip
+    return {
+        "encoder": (alone, lambda: encoders.identity(encoders.load(home / "net.safetensors"))),
+        "answers": (answers, lambda: store.get(names)),
+        "checkpoint": (checkpoint, lambda: trained(home / "last.pt")),
+        **{f"artifact, {part}": (lambda part=part: folder() / part, read_artifact) for part in parts},
+    }  # fmt: skip
+
+
+def kinds_of_data(home: Path) -> dict[str, Kind]:
+    """Return the files of a pack."""
+    source = home / "source"
+    image = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
+    for label in "ab":
+        (source / label).mkdir(parents=True)
+        Image.fromarray(image).save(source / label / "1.png")
+
     def pack(name: str) -> Path:
         shutil.rmtree(home / "pack", ignore_errors=True)
         packed.pack(source, home / "pack", 8)
         return home / "pack" / name
 
-    def published(kind: str) -> Path:
-        figures.save(None, home / "smoke", "03_pulls", table, stamp)
-        return home / "smoke" / f"03_pulls.{kind}"
+    def read() -> object:
+        images, labels, classes = packed.open_pack(home / "pack", "train")
+        return images[[0, 1]].tolist(), None if labels is None else labels.tolist(), classes
 
-    def recorded(name: str) -> Path:
-        times = {"00_start_here": {"seconds": 2.5, "device": "CPU", "artifacts": 1}}
-        value = times if name == notebooks.TIMINGS else record
-        files.write_json(home / name, files.sealed(value))
+    names = (packed.IMAGES, packed.SUMS, packed.MANIFEST)
+    return {f"pack, {name}": (partial(pack, name), read) for name in names}
+
+
+def kinds_of_results(home: Path) -> dict[str, Kind]:
+    """Return what a run writes of its notebooks: figures, tables, stamps, notes, records, times."""
+    stamp, folder = artifacts.stamp("smoke", "shapes", "0"), home / "smoke"
+    table = pd.DataFrame({"attack": ["a", "b"], "accuracy": [0.25, 0.5]})
+    times = {"00_start_here": {"seconds": 2.5, "device": "CPU", "artifacts": 1}}
+    executed, key = home / "00_start_here.ipynb", {"parameters": "0"}
+    order = {"key": key, "parameters": {"seeds": [0, 1]}, "reason": "never"}
+
+    def written(name: str) -> Path:
+        figures.save(Figure(), folder, "03_pulls", table, stamp)
+        os.environ["CONTSTEAL_FIGURES"] = str(home)
+        figures.note("05a_price", table, stamp)
+        files.write_json(executed, {"cells": [{"outputs": ["accuracy 0.5"]}]})
+        made = {path.name: files.sha256(path) for path in folder.glob("03_pulls.*")}
+        record = {"key": key, "outputs": made, "artifacts": 3, "seconds": 2.5}
+        record["copy"] = files.sha256(executed)
+        files.write_json(executed.with_suffix(".json"), files.sealed(record))
+        files.write_json(folder / notebooks.TIMINGS, files.sealed(times))
+        files.write_json(home / "mark", files.sealed(order))
         return home / name
 
-    read_answers: Callable[[], object] = lambda: store.get(names)  # noqa: E731
-    read_artifact = lambda: artifacts.read(artifact("").parent / artifact("").name, CPU).sha256  # noqa: E731
-    read_pack = lambda: packed.open_pack(home / "pack", "train")[0][[0, 1]].tolist()  # noqa: E731
-    read_table = lambda: claims.read(home / "smoke", "03_pulls").to_csv()  # noqa: E731
-    parts = ("encoder.safetensors", "history.csv", "queries.json", artifacts.MANIFEST)
-    return {
-        "answers": (answers, read_answers),
-        **{f"artifact, {name}": (partial(artifact, name), read_artifact) for name in parts},
-        "checkpoint": (checkpoint, lambda: trained(home / "last.pt")),
-        "pack, manifest": (partial(pack, packed.MANIFEST), read_pack),
-        "table": (partial(published, "csv"), read_table),
-        "stamp": (partial(published, "json"), lambda: figures.read(home / "smoke", "03_pulls")[1]),
-        "record": (partial(recorded, "00.json"), lambda: notebooks._record(home / "00.ipynb")),
-        "timings": (partial(recorded, notebooks.TIMINGS), lambda: notebooks._times(home)),
+    def up_to_date() -> object:
+        return None if notebooks._reason(executed, key, folder) else "up to date"
+
+    readers: dict[str, Callable[[], object]] = {
+        "smoke/03_pulls.csv": lambda: claims.read(folder, "03_pulls").to_csv(),
+        "smoke/03_pulls.json": lambda: figures.read(folder, "03_pulls")[1],
+        "smoke/03_pulls.png": up_to_date,
+        "smoke/03_pulls.pdf": up_to_date,
+        "smoke/05a_price.json": lambda: figures.noted(folder, "05a_price"),
+        f"smoke/{notebooks.TIMINGS}": lambda: notebooks._times(folder),
+        "00_start_here.ipynb": up_to_date,
+        "00_start_here.json": up_to_date,
+        "mark": lambda: notebooks._order(home / "mark"),
     }
+    return {name: (partial(written, name), read) for name, read in readers.items()}
 
 
 CPU = torch.device("cpu")
@@ -463,8 +533,15 @@ def known_parameters() -> dict[str, dict[str, Any]]:
 
 
 def profile(dice: Dice, home: Path) -> Callable[[], object]:
-    """Return the reading of a profile in which a few values are odd, missing, or of another place."""
+    """Return the reading of a profile in which a few values are odd, missing, or of another place.
+
+    One in five is the right profile, under odd changes.
+    """
     settings = yaml.safe_load(smoke())
+    if dice.random() < 0.2:
+        names = dice.sample([*settings["common"], "method", "probe_draws", "price", "watermark"], 2)
+        changes = {name: dice.choice([*ODD, settings["common"].get(name)]) for name in names}
+        return lambda: profiles.changed("smoke", changes) and 0
     for _ in range(dice.randint(1, 3)):
         place, inner = settings, settings
         while isinstance(inner, dict) and inner and dice.random() < 0.8:
@@ -478,8 +555,11 @@ def profile(dice: Dice, home: Path) -> Callable[[], object]:
         else:
             place[key] = odd if not isinstance(odd, bytes) else "x"
     text = bytearray(yaml.safe_dump(settings, allow_unicode=True).encode())
-    if dice.random() < 0.2:  # damaged as a file
-        text[dice.randrange(len(text))] = dice.randrange(256)
+    if dice.random() < 0.3:  # damaged as a file: a byte, or a part that stands there twice
+        place = dice.randrange(len(text))
+        text[place : place + 1] = dice.choice(
+            (bytes([dice.randrange(256)]), text[place:], b"&a *a ")
+        )
 
     def read() -> object:
         (home / "odd.yaml").write_bytes(text)
@@ -496,8 +576,39 @@ def profile(dice: Dice, home: Path) -> Callable[[], object]:
     return read
 
 
+def tree(dice: Dice, home: Path) -> Callable[[], object]:
+    """Return the reading or packing of a small folder with links, odd names and damaged files."""
+    root, image = home / "tree", Image.effect_mandelbrot((12, 9), (-2, -1, 1, 1), 9).convert("RGB")
+    for name in ("tree", "pack"):
+        shutil.rmtree(home / name, ignore_errors=True)
+    for split, label in zip(dice.sample(("train", "test", "val"), 3), "aba", strict=True):
+        folder = root / dice.choice((split, split, "")) / dice.choice((label, label, ""))
+        folder.mkdir(parents=True, exist_ok=True)
+        name = dice.choice(("1.png", "2.PNG", "a b.jpg", "\udcff.png", "3.txt", ".4.png", "-.bmp"))
+        with suppress(ValueError):  # Pillow knows no such format
+            image.save(folder / name)
+        if dice.random() < 0.2:
+            (folder / name).write_bytes(b"GIF89a")
+        if dice.random() < 0.2:
+            (folder / f"link {split}").symlink_to(dice.choice((root, folder, home / "nowhere")))
+    split, size = (
+        dice.choice(("train", "test", "val", "a", "train+test")),
+        dice.choice((8, 9, *ODD[:12])),
+    )
+    if dice.random() < 0.5:
+        return lambda: data.load(f"folder:{root}", split, image_size=size).images[:1]
+
+    def pack() -> object:
+        packed.pack(root, home / "pack", size, workers=dice.choice((1, -1, 0)))
+        return data.load(f"packed:{home / 'pack'}", split, image_size=size).images[[0]]
+
+    return pack
+
+
 def loader(dice: Dice, home: Path) -> Callable[[], object]:
-    """Return the loading of an odd set, or the decoding of a damaged image."""
+    """Return the loading of an odd set or folder, or the decoding of a damaged image."""
+    if dice.random() < 0.25:
+        return tree(dice, home)
     if dice.random() < 0.5:
         path = home / f"image{dice.choice(('.png', '.jpg', '.bmp', '.gif', '.webp', '.tif'))}"
         Image.effect_mandelbrot((12, 9), (-2, -1, 1, 1), 9).convert("RGB").save(path)
@@ -610,6 +721,8 @@ def evaluation(dice: Dice) -> Callable[[], object]:
     n, m = dice.choice((4, 6, 8)), dice.choice((1, 4, 6))
     x, y, p, q = tensor(dice, n, 3), tensor(dice, m, 3), labels(dice, n), labels(dice, m)
     return dice.choice([
+        lambda: evaluate.geometry(x),
+        lambda: evaluate.mean_interval(dice.sample(ODD[:12], 3), dice.choice([0.95, *ODD])),
         lambda: evaluate.linear_probe(x, p, y, q).accuracy,
         lambda: evaluate.knn(x, p, y, q, k=dice.choice([1, 3, *ODD])).accuracy,
         lambda: evaluate.agreement(p, q),
@@ -617,6 +730,56 @@ def evaluation(dice: Dice) -> Callable[[], object]:
         lambda: evaluate.mean_cosine(x, y),
         lambda: evaluate.spread(x),
         lambda: evaluate.nearest(x, dice.choice(ODD), dice.choice(ODD)),
+    ])  # fmt: skip
+
+
+@cache
+def owned() -> tuple[watermark.Mark, sslguard.Key, encoders.Encoder]:
+    """Return a mark and a key for three features, and a suspect with as many."""
+    head, key = (
+        methods.Head(3, 4, 2, norm=False),
+        sslguard.Key(sslguard.Config(key=4, image_size=8), 3),
+    )
+    return (
+        watermark.Mark(head, 3, True),
+        key,
+        encoders.build("conv4", 16, width=0.5, out_dim=3).eval(),
+    )
+
+
+def ownership(dice: Dice) -> Callable[[], object]:
+    """Return a proof of ownership from odd answers, images, controls and levels."""
+    mark, key, net = owned()
+    odd = lambda *usual: dice.choice([*usual, *usual, *ODD])  # noqa: E731
+    x, y, z = (tensor(dice, dice.choice((1, 4, 8)), 3) for _ in range(3))
+    numbers = [odd(0.5, 0.25) for _ in range(dice.randint(0, 4))]
+    sent, nets = images(dice), [net] * dice.randint(0, 3)
+    names = "count", "epochs", "images", "batch", "data", "split"
+    given = {name: dice.choice(ODD) for name in dice.sample(names, 2)}
+    options = {"components": odd(1, 2), "covariance": odd("full", "diag"), "ridge": odd(1e-6),
+               "standardise": odd(True), "seed": odd(0), "form": odd("signed")}  # fmt: skip
+    guard = {"key": 8, "epochs": 1, "batch": 2, "shadow": "conv4", "image_size": 16, "hidden": (4,)}
+    names = *guard, "masked", "gradients", "lr_shadow"
+    guard |= {name: dice.choice(ODD) for name in dice.sample(names, dice.randint(0, 2))}
+    return dice.choice([
+        lambda: vars(inference.proportion(odd(1), odd(4), odd(0.95))),
+        lambda: vars(inference.against_controls(odd(0.5), numbers)),
+        lambda: inference.least_excess(numbers, odd(0.05)),
+        lambda: inference.least_gap(odd(4), odd(4), odd(0.05)),
+        lambda: vars(inference.welch(x.flatten(), y.flatten(), form=odd("signed"))),
+        lambda: vars(inference.mixture_test(x, y, z, **options)),
+        lambda: vars(inference.dataset_inference(net, sent, images(dice), components=1)),
+        lambda: watermark.success(mark, x),
+        lambda: vars(watermark.ranked(mark, x)),
+        lambda: vars(watermark.verify(mark, net, sent, controls=nets, seed=odd(0))),
+        lambda: watermark.Config(weight=odd(1.0), trained_head=odd(True), hidden=odd((4,))) and 0,
+        lambda: sslguard.rate(key, x, odd(0.5)),
+        lambda: vars(sslguard.verify(key, net, sent, threshold=odd(0.5), controls=nets)),
+        lambda: sslguard.embed(sslguard.Config(**guard), net, sent, sent).history,
+        lambda: obfuscation.scale(net, odd(2.0)).weight,
+        lambda: obfuscation.affine(net, odd(0), odd(1.0)).weight,
+        lambda: obfuscation.pad(net, odd(1), odd(0)).weight,
+        lambda: owner.Strangers.read(given) and 0,
     ])  # fmt: skip
 
 
@@ -635,21 +798,22 @@ def generated(kind: Callable[..., Callable[[], object]]) -> Callable[[Path, Dice
 
 # how often in full, and in the short campaign of the tests
 FAULTS: dict[str, tuple[Callable[[Path, Dice, int], Outcomes], int, int]] = {
+    "a whole run is killed, or runs twice": (whole_runs, 4, 0),
     "odd configurations": (generated(config), 4000, 60),
     "odd profiles": (generated(profile), 600, 10),
     "odd data and damaged images": (generated(loader), 1000, 40),
-    "odd requests and budgets": (generated(ledger), 1000, 40),
-    "odd defences and answers": (generated(defended), 1000, 40),
-    "odd vectors in losses": (generated(loss), 2000, 60),
-    "odd features and labels": (generated(evaluation), 1000, 40),
+    "odd requests and budgets": (generated(ledger), 3000, 40),
+    "odd defences and answers": (generated(defended), 3000, 40),
+    "odd vectors in losses": (generated(loss), 4000, 60),
+    "odd features and labels": (generated(evaluation), 4000, 40),
+    "odd proofs of ownership": (generated(ownership), 4000, 40),
     "eight threads on one budget": (threads, 1000, 5),
-    "one bit of a file is flipped": (bit_flips, 480, 24),
+    "one bit of a file is flipped": (bit_flips, 630, 21),
     "the disk is full, by a limit": (full_disk, 120, 6),
     "the disk is full, mounted": (full_mount, 6, 6),
     "a training is killed": (kills_in_training, 40, 2),
     "the making of an artifact is killed": (kills_in_artifacts, 60, 3),
     "two processes at once": (two_at_once, 30, 2),
-    "a whole run is killed, or runs twice": (whole_runs, 4, 0),
 }
 
 
@@ -659,6 +823,7 @@ def campaign(short: bool, seed: int, only: Sequence[str] = ()) -> tuple[pd.DataF
     for fault, (run, full, few) in FAULTS.items():
         if not (few if short else full) or (only and not any(word in fault for word in only)):
             continue
+        began = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
             home, before = Path(folder), dict(os.environ)
             os.environ["CONTSTEAL_RUNS"] = str(home / "runs")
@@ -671,7 +836,8 @@ def campaign(short: bool, seed: int, only: Sequence[str] = ()) -> tuple[pd.DataF
         for text in filter(None, outcomes):
             problems[f"{fault}: {text}"] = problems.get(f"{fault}: {text}", 0) + 1
         survived = sum(text == SURVIVED for text in outcomes)
-        rows.append({"fault": fault, "tried": len(outcomes), "survived": survived})
+        rows.append({"fault": fault, "tried": len(outcomes), "survived": survived,
+                     "seconds": round(time.monotonic() - began, 1)})  # fmt: skip
         print(f"{fault}: {survived} of {len(outcomes)} survived", flush=True)
     return pd.DataFrame(rows), [f"{text} ({count})" for text, count in problems.items()]
 
@@ -697,6 +863,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given.short:
         stamp = {
             "seed": given.seed,
+            "commit": artifacts.code_version().split()[1],
             "device": artifacts.processor(),
             "date": date.today().isoformat(),
         }

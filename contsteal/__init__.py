@@ -11,7 +11,7 @@ from dataclasses import fields
 from math import inf
 from numbers import Integral, Real
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 __version__ = "0.1.0"
 
@@ -51,7 +51,8 @@ def choice(value: Any, name: str, known: Iterable[str]) -> str:
 
 
 def fitting(value: Any, name: str, hint: Any) -> Any:
-    """Return a parameter as its annotation says: a number, a word of a Literal, a bool, a text, or None.
+    """Return a parameter as its annotation says: a number, a word of a Literal, a bool, a text, a tuple
+    of these, or None.
 
     Raises ValueError, with its `name`, for any other value; other annotations allow everything.
     """
@@ -63,6 +64,10 @@ def fitting(value: Any, name: str, hint: Any) -> Any:
         return number(value, name, base, **dict(getattr(kind, "__metadata__", ())))
     if base is Literal:
         return choice(value, name, get_args(kind))
+    if get_origin(kind) is tuple:  # of any length: tuple[int, ...]
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{name}={value!r:.60}: a list is needed")
+        return tuple(fitting(part, name, get_args(kind)[0]) for part in value)
     if base in (bool, str) and not isinstance(value, base):
         needed = "True or False" if base is bool else "a text"
         raise ValueError(f"{name}={value!r:.60}: {needed} is needed")

@@ -160,6 +160,7 @@ class Config(Checked):
     batch: Batch = 128
     lr: Positive = 1e-3
     weight_decay: NotNegative = 1e-4
+    optimizer: str = "adamw"  #: or "sgd", with momentum 0.9
     seed: Seed = 0  #: of views, first weights and batches
     shuffled: bool = False  #: a control: each image is given the answer to another one
     output_layer: bool = True  #: a linear layer into the victim's space ends every surrogate
@@ -190,11 +191,9 @@ class Config(Checked):
         own = self.recipe.views
         mode = self.views or own
         if mode != own and self.recipe.fixed:
-            raise ValueError(f"views {mode!r} of {self.attack}: its loss needs those of {own!r}")
+            raise ValueError(f"views={mode!r} of {self.attack}: its loss needs views={own!r}")
         if mode != own and mode == "both":
-            raise ValueError(
-                f"views 'both' of {self.attack}: only stolen-encoder's loss takes them"
-            )
+            raise ValueError(f"views='both' of {self.attack}: only stolen-encoder takes them")
         return mode
 
     @property
@@ -219,7 +218,7 @@ class Config(Checked):
         if self.negatives != "both" and not self.recipe.negatives:
             able = ", ".join(name for name, recipe in ATTACKS.items() if recipe.negatives)
             raise ValueError(
-                f"negatives={self.negatives!r} of {self.attack}: only {able} can leave some out"
+                f"negatives={self.negatives!r} of {self.attack}: only {able} can leave negatives out"
             )
         options: dict[str, object] = {} if self.tau is None else {"temperature": self.tau}
         return options | ({"negatives": self.negatives} if self.recipe.negatives else {})

@@ -18,17 +18,44 @@ Draw = torch.Generator
 
 
 def to_float(images: Tensor) -> Tensor:
-    """Return uint8 images (N, 3, H, W) as float32 in [0, 1]; ValueError for any others."""
+    """Scale images from 0 to 255 into [0, 1].
+
+    Args:
+        images: uint8 (N, 3, H, W).
+
+    Returns:
+        float32 (N, 3, H, W).
+
+    Raises:
+        ValueError: for another shape or dtype.
+
+    Example:
+        >>> to_float(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)).unique()
+        tensor([1.])
+    """
     _check(images)
     return images.float().div_(255)
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Return float images in [0, 1] as uint8, which is what an image service receives."""
+    """Round images in [0, 1] to 8 bits, as an image service receives them.
+
+    Args:
+        images: floats (N, 3, H, W); what lies outside [0, 1] is clipped.
+
+    Returns:
+        uint8 (N, 3, H, W).
+
+    Example:
+        >>> to_uint8(torch.tensor([0.0, 0.5, 1.0]))
+        tensor([  0, 128, 255], dtype=torch.uint8)
+    """
     return (images * 255).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _check(images: Tensor) -> None:
+    if not isinstance(images, Tensor) or images.layout != torch.strided:
+        raise ValueError(f"images of kind {type(images).__name__}: a dense tensor is expected")
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
         raise ValueError(
             f"images {tuple(images.shape)} {images.dtype}: uint8 of shape (N, 3, H, W) is expected"
@@ -298,7 +325,7 @@ def rotation(images: Tensor, g: Draw) -> Tensor:
 
 
 def patch(images: Tensor, g: Draw, share: float) -> Tensor:
-    """A crop of `share` of the image's area, resized, as RDA's patches are."""
+    """A crop of `share` (0.9 or 0.75) of the image's area, resized, as RDA's patches are."""
     boxes = draw_boxes(len(images), images.shape[-1], g, scale=(share, share))
     return crop_resize(to_float(images), boxes, torch.zeros(len(images), dtype=torch.bool))
 

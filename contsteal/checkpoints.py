@@ -78,6 +78,16 @@ def import_weights(path: Path, net: Any) -> Report:
 
     Raises:
         CheckpointError: for a damaged file, Python objects, and keys unknown, missing or misshapen.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from contsteal import encoders
+        >>> net = encoders.build("resnet18", width=0.125)
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "weights.pth"
+        ...     torch.save({"state_dict": net.backbone.state_dict()}, path)
+        ...     import_weights(path, net).used == len(net.backbone.state_dict())
+        True
     """
     table = read_table(path)
     own = net.backbone.state_dict()
@@ -118,8 +128,8 @@ def read_table(path: Path) -> Table:
     is_table = all(isinstance(k, str) and dense(v) for k, v in weights.items())
     if not weights or not is_table:
         raise CheckpointError(
-            f"{path} holds {_listed(map(str, tree)) or 'nothing'}: a table of weights alone is "
-            f"looked for at the top, and under {' and '.join(TABLES)}; save it as one of these"
+            f"{path} holds {_listed(map(str, tree)) or 'nothing'}, and no table of weights at the "
+            f"top or under {' or '.join(TABLES)}: save the weights there"
         )
     if bad := [k for k, v in weights.items() if v.is_floating_point() and not v.isfinite().all()]:
         raise CheckpointError(f"{path} holds NaN or infinity in {_listed(bad)}: fetch it again")

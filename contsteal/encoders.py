@@ -7,6 +7,7 @@ features (N, D). timm is imported where it is used, since that takes seconds.
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
@@ -24,6 +25,8 @@ from contsteal.files import digest
 CIFAR_STEM = ("resnet18", "resnet34", "resnet50")  # 3 x 3 first convolution up to 64 px
 STEM_INPUTS = ("padding", "relu")  # in which projects' CIFAR stems differ
 SPEC = ("name", "image_size", "width", "out_dim", "inputs")  # what describes an encoder
+RESAMPLED = ("timm.models.vision_transformer", "timm.models.eva")  # DINOv2, MAE; DINOv3
+LEAST_RESAMPLED = 224  # pixels
 SMALL = "conv4"  # the one network that is not timm's
 CHANNELS = {SMALL: (16, 32, 64, 128)}  # of each layer, at width 1
 
@@ -156,9 +159,7 @@ def _spec(
     _check_inputs(name, image_size, {} if inputs is None else inputs)
     spec = {"name": name, "image_size": image_size, "width": float(width),
             "out_dim": fitting(out_dim, "out_dim", Count | None)}  # fmt: skip
-    return spec | (
-        {"inputs": dict(inputs)} if inputs else {}
-    )  # absent by default, as in older files
+    return spec | ({"inputs": dict(inputs)} if inputs else {})
 
 
 def _draw(spec: dict[str, Any], pretrained: bool) -> Encoder:
@@ -280,11 +281,21 @@ def _check_pretrained(name: str, image_size: int, width: float) -> None:
     if width != 1.0:
         raise ValueError(f"width={width} of {name}: no pretrained weights fit; leave it at 1.0")
     own_size = config.input_size[-1]
-    if config.fixed_input_size and own_size != image_size:
+    if config.fixed_input_size and own_size != image_size and not _resamples(name, image_size):
         raise ValueError(
             f"{name} at {image_size} px: its pretrained weights take images of {own_size} px alone; "
             f"set `image_size: {own_size}`"
         )
+
+
+def _resamples(name: str, image_size: int) -> bool:
+    """Whether timm fits a vision transformer's positions to this size: whole patches, 224 px or more."""
+    import timm
+
+    home = timm.model_entrypoint(name.partition(".")[0]).__module__
+    patch = re.search(r"patch(\d+)", name)
+    whole = patch is not None and image_size % int(patch[1]) == 0
+    return home in RESAMPLED and whole and image_size >= LEAST_RESAMPLED
 
 
 def _check_runs(net: Encoder) -> None:
@@ -315,6 +326,26 @@ def _check_runs(net: Encoder) -> None:
         ) from error
 
 
+def stored(name: str) -> bool:
+    """Return whether timm's weights of an encoder lie in the hub's cache, so that no network is needed.
+
+    Args:
+        name: of the architecture in timm, with the tag of its weights.
+
+    Raises:
+        ValueError: for a name that timm does not know.
+    """
+    import timm
+    from huggingface_hub import try_to_load_from_cache
+
+    check(name)
+    config: Any = timm.get_pretrained_cfg(name)
+    names = ("model.safetensors", "pytorch_model.bin")
+    return bool(config and config.hf_hub_id) and any(
+        isinstance(try_to_load_from_cache(config.hf_hub_id, file), str) for file in names
+    )
+
+
 def describe(net: Encoder) -> dict[str, Any]:
     """Return what a table of encoders says about one.
 
@@ -325,6 +356,10 @@ def describe(net: Encoder) -> dict[str, Any]:
         `name`; `licence` of the weights; `parameters` in millions; `features`, their dimension;
         `image_size` in pixels; `mean` and `std` of the input; `gmac`, 10^9 multiply-adds of products and
         convolutions per image.
+
+    Example:
+        >>> describe(build("conv4"))["features"]
+        128
     """
     return {
         "name": net.spec["name"],
@@ -350,7 +385,18 @@ def _gmac(net: Encoder) -> float:
 
 
 def identity(net: Encoder) -> str:
-    """Return a sha256 over an encoder's weights, architecture, and how it reads its inputs."""
+    """Return a sha256 over an encoder's weights, architecture, and how it reads its inputs.
+
+    Args:
+        net: an encoder of `build`.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Example:
+        >>> identity(build("conv4")) == identity(build("conv4", seed=1))
+        False
+    """
     return _seal(digest(net.state_dict().items()), json.dumps(net.spec, sort_keys=True))
 
 
@@ -397,14 +443,15 @@ def load(path: Path, into: Encoder | None = None) -> Encoder:
 
     Raises:
         CheckpointError: with the file, and what is missing, unexpected, misshapen or altered.
+
+    Example:
+        See `save`.
     """
     state, header = checkpoints.read_safetensors(path)
-    sha, stored, seal = digest(state.items()), header.get("spec", ""), header.pop("seal", "")
-    unsealed = seal == _seal(sha, stored)  # as older files are: their licence may be anybody's word
-    if header.get("sha256") != sha or not (
-        unsealed or seal == _seal(json.dumps(header, sort_keys=True))
-    ):
-        raise CheckpointError(f"{path} does not have the sha256 it was saved with: it was altered")
+    stored, seal = header.get("spec", ""), header.pop("seal", "")
+    whole = seal == _seal(json.dumps(header, sort_keys=True))
+    if not whole or header.get("sha256") != digest(state.items()):
+        raise CheckpointError(f"{path} was altered after it was saved: save or fetch it again")
     try:
         spec = {k: v for k, v in json.loads(stored).items() if k in SPEC}
         name = spec.pop("name")
@@ -419,7 +466,7 @@ def load(path: Path, into: Encoder | None = None) -> Encoder:
     if problem:
         raise CheckpointError(f"{path} is {stored}, which does not fit {net.spec}: {problem}")
     net.load_state_dict(state)
-    net.licence = "not stated" if unsealed else header.get("licence", net.licence)
+    net.licence = header["licence"]
     return net
 
 

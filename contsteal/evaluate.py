@@ -21,7 +21,10 @@ STEPS = 100  # of L-BFGS at most; half as many where a fit only helps to choose 
 
 
 def _features(x: Tensor, rows: int = 1) -> Tensor:
-    """Return features (N, D), N at least `rows`, without gradients; ValueError for what is not finite."""
+    """Return features (N, D), N at least `rows`, in at least 32 bits and without gradients.
+
+    Raises ValueError for what is not finite.
+    """
     if not dense(x) or not x.is_floating_point() or x.ndim != 2 or len(x) < rows or not x.shape[1]:
         raise ValueError(f"features {shown(x)}: floats (N, D) are needed, in at least {rows} rows")
     if not (fine := x.norm(dim=1) < LARGEST).all():  # also refuses NaN
@@ -29,7 +32,7 @@ def _features(x: Tensor, rows: int = 1) -> Tensor:
         raise ValueError(
             f"features hold NaN, infinity or more than {LARGEST:g}, first in rows {first}"
         )
-    return x.detach()
+    return x.detach().to(torch.promote_types(x.dtype, torch.float32))  # of float16, 0 / 0 is near
 
 
 def classes(labels: Any, n: int, count: int = MOST_CLASSES) -> Tensor:
@@ -40,7 +43,7 @@ def classes(labels: Any, n: int, count: int = MOST_CLASSES) -> Tensor:
     if len(bad := ((labels < 0) | (labels >= count)).nonzero()):
         row = int(bad[0, 0])
         raise ValueError(
-            f"label {int(labels[row])} of image {row}: {count} classes are numbered from 0"
+            f"label {int(labels[row])} of image {row}: labels of {count} classes are 0 to {count - 1}"
         )
     return labels
 
@@ -58,7 +61,7 @@ def _task(
     train_y, test_y = classes(train_y, len(train_x)), classes(test_y, len(test_x))
     if not torch.isin(test_y, train_y).any():
         raise ValueError(
-            "no label of the test set occurs in training: both must number the same classes"
+            "no label of the test set occurs in training: both need the same numbers for classes"
         )
     return train_x, train_y, test_x, test_y, int(max(train_y.max(), test_y.max())) + 1
 
@@ -214,6 +217,16 @@ def nearest(x: Tensor, row: int, count: int) -> Tensor:
         x: features (N, D).
         row: whose neighbours are asked for.
         count: how many, itself included.
+
+    Returns:
+        Rows, int64 (count,).
+
+    Raises:
+        ValueError: for a row or count outside N, or NaN.
+
+    Example:
+        >>> nearest(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.1]]), row=0, count=2)
+        tensor([0, 2])
     """
     unit = F.normalize(_features(x), dim=1)
     row = number(row, "row", int, least=0, most=len(x) - 1)
@@ -276,7 +289,21 @@ def _same_rows(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def mean_cosine(x: Tensor, y: Tensor) -> float:
-    """Return the mean cosine of matching rows (N, D) of `x` and `y`; NaN where the dimensions differ."""
+    """Return the mean cosine of matching rows.
+
+    Args:
+        x, y: features of the same images, (N, D) each.
+
+    Returns:
+        From -1 to 1; NaN where the dimensions differ.
+
+    Raises:
+        ValueError: for different numbers of rows, or NaN.
+
+    Example:
+        >>> mean_cosine(torch.eye(2), 3 * torch.eye(2))
+        1.0
+    """
     x, y = _same_rows(_features(x), _features(y))
     return F.cosine_similarity(x, y).mean().item() if x.shape == y.shape else float("nan")
 
@@ -285,14 +312,29 @@ def spread(x: Tensor) -> float:
     """Return the mean standard deviation per dimension of normalised embeddings, times sqrt(D).
 
     About 1 for directions spread evenly over the sphere, 0 for a collapsed encoder (SimSiam, sec. 4.1).
+
+    Args:
+        x: embeddings (N, D).
+
+    Returns:
+        From 0 to about 1.
+
+    Raises:
+        ValueError: for fewer than two rows, or NaN.
+
+    Example:
+        >>> spread(torch.ones(8, 4))
+        0.0
     """
     x = _features(x, 2)
-    x = x.to(torch.promote_types(x.dtype, torch.float32))  # in float16 a zero vector became NaN
     return (F.normalize(x, dim=1).std(0).mean() * x.shape[1] ** 0.5).item()
 
 
 def geometry(x: Tensor) -> dict[str, float]:
     """Describe how embeddings (N, D) lie in their space.
+
+    Args:
+        x: embeddings (N, D).
 
     Returns:
         `norm_spread`: the norms' standard deviation over their mean. `anisotropy`: the mean cosine of
@@ -301,6 +343,11 @@ def geometry(x: Tensor) -> dict[str, float]:
 
     Raises:
         ValueError: for fewer than two rows, NaN, or zeros alone.
+
+    Example:
+        >>> x = torch.randn(100, 8, generator=torch.Generator().manual_seed(0))
+        >>> geometry(x)["effective_rank"] > 7
+        True
     """
     x, n = _features(x, 2).double(), len(x)
     if not x.any():

@@ -44,9 +44,8 @@ def atomic(path: Path) -> Iterator[Path]:
         if isinstance(error, StorageError) or (reason := _refused(error, path)) is None:
             raise
         raise StorageError(
-            f"{path} cannot be written ({reason}): free space or give permission, "
-            "or set CONTSTEAL_RUNS (CONTSTEAL_FIGURES for figures) to another folder; what was saved "
-            "before is kept"
+            f"{path} cannot be written ({reason}): free space, give permission, or set CONTSTEAL_RUNS "
+            "(for figures CONTSTEAL_FIGURES) to another folder; what was saved before is kept"
         ) from error
     finally:
         if partial.is_dir():

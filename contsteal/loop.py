@@ -199,12 +199,14 @@ def _epoch(
         step = int(bad[0, 0])
         images = ", ".join(map(str, batches[step][:8].tolist()))
         raise Diverged(
-            f"the loss became {values[step].item()} at epoch {epoch + 1}, step {step + 1} of it, on "
-            f"images {images}, ... of the {len(batches[step])} of its batch: lower the learning rate or "
-            "raise the temperature; the last checkpoint is kept"
+            f"the loss became {values[step].item()} in epoch {epoch + 1}, step {step + 1}, on a batch of "
+            f"{len(batches[step])} images ({images}, ...): lower the learning rate or raise the "
+            "temperature; the last checkpoint is kept"
         )
     if not all(p.isfinite().all() for p in model.parameters()):
-        raise Diverged(f"a weight became NaN or infinite in epoch {epoch + 1}")
+        raise Diverged(
+            f"a weight became NaN or infinite in epoch {epoch + 1}: lower the learning rate"
+        )
     return values.mean().item()
 
 
@@ -259,43 +261,64 @@ def _saved_if_ended(path: Path | None, kept: dict[str, Any]) -> Iterator[None]:
 
 
 def checkpoint_file(path: Path | str | None) -> Path | None:
-    """Return the file to resume from and to save to; ValueError for a folder."""
+    """Return the file to resume from and to save to; ValueError for a folder, or for no path."""
+    if path is not None and not isinstance(path, str | Path):
+        raise ValueError(f"checkpoint={path!r:.60}: the path of a file is needed")
     if path is not None and Path(path).is_dir():
         raise ValueError(f"checkpoint={path} is a folder: give a file in it")
     return None if path is None else Path(path)
+
+
+def check_owner(path: Path | None, identity: str) -> None:
+    """Raise ValueError where a checkpoint is of a run whose identity does not begin like this.
+
+    A damaged one is no reason: `fit` moves it aside.
+    """
+    if (path := checkpoint_file(path)) is None or not path.exists():
+        return
+    try:
+        stored = str(_stored(path)["identity"])
+    except Exception:  # of many kinds for a damaged file
+        return
+    if not f"{stored} ".startswith(f"{identity} "):
+        raise ValueError(f"{path} belongs to another run ({stored}, not {identity}): remove it")
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """Read a checkpoint; an error of some kind for a damaged one."""
+    with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+        if bad := archive.testzip():
+            raise ValueError(f"{bad} was altered")
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
 
 
 def _resume(
     path: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer, identity: str
 ) -> list[Row]:
     """Restore a checkpoint and return its history; a damaged one is moved aside, with a warning."""
-    checkpoint_file(path)  # refuses a folder, which would be moved aside
+    check_owner(path, identity)  # refuses a folder, which would be moved aside
     if path is None or not path.exists():
         return []
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
-            if bad := archive.testzip():
-                raise ValueError(f"{bad} is not what was written")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        stored, problem = state["identity"], checkpoints.misfit(model.state_dict(), state["model"])
-        if stored == identity and problem:
+        state = _stored(path)
+        if problem := checkpoints.misfit(model.state_dict(), state["model"]):
             raise ValueError(problem)
-    except Exception:  # of many kinds for a damaged file; torch.load's advise to load it unsafely
-        warnings.warn(f"{path} is damaged: moved aside, starting anew", stacklevel=3)
+        history: list[Row] = state["history"]
+    except Exception:  # torch.load's advise to load it unsafely
+        warnings.warn(
+            f"{path} is damaged: it is moved aside, and training starts again", stacklevel=3
+        )
         files.move_aside(path)
         return []
-    if stored != identity:
-        raise ValueError(f"{path} belongs to another run ({stored}, not {identity}): remove it")
-    return _restore(model, optimizer, state)
+    _restore(model, optimizer, state)
+    return history
 
 
-def _restore(
-    model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
-) -> list[Row]:
+def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["rng"])
-    return state["history"]
 
 
 def _of_first(model: nn.Module, optimizer: torch.optim.Optimizer, history: list[Row]) -> list[Row]:
@@ -304,7 +327,8 @@ def _of_first(model: nn.Module, optimizer: torch.optim.Optimizer, history: list[
         return history
     state = [_state(model, optimizer, "", history)]
     dist.broadcast_object_list(state)
-    return _restore(model, optimizer, state[0])
+    _restore(model, optimizer, state[0])
+    return state[0]["history"]
 
 
 def several() -> bool:

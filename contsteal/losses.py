@@ -127,7 +127,7 @@ def cross_entropy(logits: Tensor, answers: Tensor) -> Tensor:
         A scalar.
 
     Raises:
-        ValueError: for answers that do not fit the logits.
+        ValueError: for answers that do not fit the logits, and on a CPU for labels beyond the classes.
 
     Example:
         >>> cross_entropy(torch.zeros(1, 4), torch.tensor([2]))
@@ -138,7 +138,12 @@ def cross_entropy(logits: Tensor, answers: Tensor) -> Tensor:
         kinds = "posteriors (N, C) are floats, labels (N,) whole numbers"
         raise ValueError(f"answers {tuple(answers.shape)} of {answers.dtype}: {kinds}")
     answers = answers if answers.is_floating_point() else answers.long()
-    return F.cross_entropy(logits.float() if logits.dtype != torch.float64 else logits, answers)
+    logits = logits.float() if logits.dtype != torch.float64 else logits
+    try:  # by default the label -100 would be left out
+        return F.cross_entropy(logits, answers, ignore_index=-(2**31))
+    except IndexError as error:  # on a CPU, which looks at each label
+        span = f"{int(answers.min())} to {int(answers.max())}"
+        raise ValueError(f"labels from {span}: classes 0 to {logits.shape[1] - 1} exist") from error
 
 
 def logits_mse(logits: Tensor, answers: Tensor) -> Tensor:
@@ -152,6 +157,10 @@ def logits_mse(logits: Tensor, answers: Tensor) -> Tensor:
 
     Raises:
         ValueError: for shapes that differ.
+
+    Example:
+        >>> logits_mse(torch.zeros(2, 3), torch.ones(2, 3))
+        tensor(1.)
     """
     _fitting(logits, answers, logits.shape)
     return mse(logits, answers)
@@ -255,6 +264,11 @@ def info_nce_views(
     Raises:
         ValueError: for shapes that differ, an odd number of rows or fewer than four, a temperature of 0
             or below, or an unknown form.
+
+    Example:
+        >>> s = torch.eye(4)
+        >>> info_nce_views(s, s) < info_nce_views(s, s.roll(1, 0))
+        tensor(True)
     """
     _known("form", form, "info_nce_views", "corrected", "published")
     s, t = _pair(surrogate, target, least=4)
@@ -414,6 +428,11 @@ def moco(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.1) ->
 
     Raises:
         ValueError: for shapes that differ, or a temperature of 0 or below.
+
+    Example:
+        >>> q = torch.eye(2, 4)
+        >>> moco(q, q, queue=-q) < moco(q, -q, queue=q)
+        tensor(True)
     """
     q, k = (F.normalize(x, dim=1) for x in _pair(query, key))
     if queue.ndim != 2 or not len(queue) or queue.shape[1] != q.shape[1]:
@@ -515,7 +534,7 @@ def _fitting(logits: Tensor, answers: Tensor, shape: torch.Size) -> None:
 
 def _half(rows: int) -> int:
     if rows % 2:
-        raise ValueError(f"a batch of {rows} rows is not [view 1; view 2]: give an even number")
+        raise ValueError(f"a batch of {rows} rows cannot be [view 1; view 2]: give an even number")
     return rows // 2
 
 

@@ -81,26 +81,26 @@ def fit(config: Config, images: ImageSet, checkpoint: Path | None = None) -> Fit
     Raises:
         ValueError: for an unknown method, missing labels, or fewer images than a batch.
         loop.Diverged: for a NaN loss.
+
+    Example:
+        >>> from contsteal import data
+        >>> fitted = fit(Config("simclr", "conv4", steps=2, batch=16), data.load("shapes", n=64))
+        >>> fitted.encoder.dim, len(fitted.history)
+        (128, 1)
     """
     origin(config)
     if not hasattr(images, "images"):
         raise ValueError(
-            f"images {type(images).__name__}: a set is needed, such as data.load returns"
+            f"images of kind {type(images).__name__}: an ImageSet is needed, as data.load returns"
         )
     encoders.check_images(images.images)
     device = images.images.device
     if config.method == READY:
-        given: dict[str, Any] = {"pretrained": True}
-        if config.weights and config.weights != "timm":
-            given = {"weights": Path(config.weights).expanduser()}
-        net = encoders.build(
-            config.encoder, config.image_size, width=config.width, inputs=config.inputs, **given
-        )
-        return Fitted(net.eval().to(device), [], None)
+        return Fitted(ready(config).to(device), [], None)
     plan = schedule(config)
     if config.method == "supervised" and images.labels is None:
         raise ValueError(
-            f"method 'supervised' needs labels, {images.name} has none in this split: choose another "
+            f"method 'supervised' needs labels, and this split of {images.name} has none: choose another "
             "method, data set or train_split"
         )
     if images.labels is not None:
@@ -114,6 +114,21 @@ def fit(config: Config, images: ImageSet, checkpoint: Path | None = None) -> Fit
         warnings.warn(f"{config.method} collapsed: its embeddings have a spread of "
                       f"{history[-1]['spread']:.3f}; lower the learning rate", stacklevel=2)  # fmt: skip
     return Fitted(model.encoder, history, model.projector)
+
+
+def ready(config: Config) -> encoders.Encoder:
+    """Return the encoder of method "ready", in eval mode, with weights of timm's hub or of a file.
+
+    Raises:
+        ValueError, checkpoints.CheckpointError, encoders.DownloadError: those of `encoders.build`.
+    """
+    given: dict[str, Any] = {"pretrained": True}
+    if config.weights and config.weights != "timm":
+        given = {"weights": Path(config.weights).expanduser()}
+    net = encoders.build(
+        config.encoder, config.image_size, width=config.width, inputs=config.inputs, **given
+    )
+    return net.eval()
 
 
 def _learn(
@@ -264,8 +279,8 @@ def origin(config: Config) -> str | None:
     """
     if config.method != READY and (config.weights or config.inputs):
         raise ValueError(
-            f"weights={config.weights}, inputs={config.inputs}: method {config.method!r} trains its "
-            f"own; set method: {READY} to take them"
+            f"weights={config.weights}, inputs={config.inputs}: method {config.method!r} trains its own "
+            f"weights; leave both out, or set method to {READY!r}"
         )
     if config.method != READY or config.weights == "timm":
         return config.weights
@@ -273,6 +288,6 @@ def origin(config: Config) -> str | None:
     if not config.weights or not path.is_file():
         missing = f" ({path} does not exist)" if config.weights else ""
         raise ValueError(
-            f"weights={config.weights!r}{missing}: method {READY!r} needs 'timm' or a file"
+            f"weights={config.weights!r}{missing}: method {READY!r} needs a file or 'timm'"
         )
     return files.sha256(path)

@@ -1,17 +1,19 @@
 """Steal an encoder: query the victim, then train a surrogate on its answers; one loop for all attacks."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contsteal import augment, encoders, evaluate, loop, losses
+from contsteal import augment, encoders, evaluate, files, loop, losses
 from contsteal.attacks import ASKS_VIEWS, ATTACKS, Config, Recipe, Views
 from contsteal.methods import Frozen, Head
 from contsteal.seeds import derive, generator
@@ -88,6 +90,8 @@ def train(
     schedule = _check(config, api, images, user, labels)
     recipe, options, view_of = config.recipe, config.options, _views(config, images)
     labels = labels if recipe.labels else None
+    identity = f"{config} {_content(images)}" if checkpoint else ""
+    loop.check_owner(checkpoint, identity)
     answers = ask(config, api, images, user, view_of)  # one (N, D) per round
     net, head = _surrogate(config, answers, images.device)
     answers = [head(a) for a in answers] if head is not None and recipe.recreate else answers
@@ -102,13 +106,34 @@ def train(
             pairs = ((p, possible(p, t, *gaps) if gaps else t) for p in s.chunk(recipe.patches))
             return torch.stack([recipe.loss(*pair, **options, **more) for pair in pairs]).mean()
 
-        # The digest tells these answers from those of another victim, defence or set of images.
-        identity = f"{config} {encoders.digest((str(k), a) for k, a in enumerate(answers))}"
+        identity = _with_answers(identity, answers, checkpoint)
         history = loop.fit(model, loss, len(images), schedule, seed=derive("steal", config.seed),
                            checkpoint=checkpoint, title=config.attack, identity=identity)  # fmt: skip
     accounts = [api.ledger.account(name) for name in _accounts(config, user, len(images))]
     distinct, calls = sum(a.unique_inputs for a in accounts), sum(a.calls for a in accounts)
     return Result(net.eval(), history, distinct, calls, head)
+
+
+def _content(images: Tensor) -> str:
+    """Return what identifies the images; those on disk know it."""
+    return getattr(images, "key", "") or encoders.digest([("", images)])
+
+
+def _with_answers(identity: str, answers: Sequence[Tensor], checkpoint: Path | None) -> str:
+    """Return a run's identity with its answers, which tell it from one on another victim or defence.
+
+    They are paid for: a checkpoint of that other run is moved aside, with a warning, and not refused.
+    """
+    identity = f"{identity} {encoders.digest((str(k), a) for k, a in enumerate(answers))}"
+    try:
+        loop.check_owner(checkpoint, identity)
+    except ValueError:
+        warnings.warn(
+            f"{checkpoint} is of other answers: it is moved aside, and training starts again",
+            stacklevel=3,
+        )
+        files.move_aside(cast(Path, checkpoint))
+    return identity
 
 
 def _batch(
@@ -169,6 +194,11 @@ def recreate_head(one: Tensor, two: Tensor, epochs: int, batch: int, seed: int) 
 
     Returns:
         The projector g, (N, D) to (N, 128), without gradient for its weights.
+
+    Example:
+        >>> one, two = torch.randn(2, 16, 8, generator=torch.Generator().manual_seed(0))
+        >>> recreate_head(one, two, epochs=1, batch=8, seed=0)(one).shape
+        torch.Size([16, 128])
     """
     dim = one.shape[1]
     with torch.random.fork_rng(devices=[]):
@@ -208,8 +238,18 @@ def ask(
         user: the name that the queries are counted under.
         view_of: the views to send, where the caller needs them again.
 
+    Returns:
+        One tensor (N, D) per round and view.
+
     Raises:
         BudgetExceeded: where the budget does not suffice.
+
+    Example:
+        >>> from contsteal import victim
+        >>> images = torch.zeros(16, 3, 32, 32, dtype=torch.uint8)
+        >>> config = Config("embedding", steps=1, batch=16)
+        >>> [a.shape for a in ask(config, victim.BlackBox(encoders.build("conv4")), images)]
+        [torch.Size([16, 128])]
     """
     config = config.for_images(len(encoders.check_images(images)))
     view_of = view_of or _views(config, images)
@@ -239,6 +279,13 @@ def view(config: Config, images: Tensor, k: int) -> Tensor:
         config: whose policy and seed draw the views.
         images: uint8 (N, 3, H, W).
         k: number of the view, from 0.
+
+    Returns:
+        uint8 (N, 3, H, W).
+
+    Example:
+        >>> view(Config("cont-steal"), torch.zeros(4, 3, 32, 32, dtype=torch.uint8), 0).shape
+        torch.Size([4, 3, 32, 32])
     """
     parts = []
     for block, part in enumerate(images.split(BLOCK)):
@@ -303,6 +350,17 @@ def subtract_mean(answers: Tensor) -> Tensor:
 
     The offset N(mu, std^2) of Dziedzic et al. (ICML 2022, A.2) is the same for all answers; what
     distinguishes one image from another survives.
+
+    Args:
+        answers: (N, D).
+
+    Returns:
+        (N, D).
+
+    Example:
+        >>> subtract_mean(torch.tensor([[1.0], [3.0]]))
+        tensor([[-1.],
+                [ 1.]])
     """
     return answers - answers.mean(0)
 
@@ -317,6 +375,10 @@ def left_out(answers: Sequence[Tensor]) -> tuple[float, bool]:
         Half of the step from 1e-6 to 1e6 that all coordinates are multiples of, 0 where there is none;
         then whether zeros stand for what was not sent: nine answers in ten have as many other
         coordinates, and fewer than are ever sent.
+
+    Example:
+        >>> left_out([torch.tensor([[0.1, 0.3], [0.2, 0.9]])])
+        (0.05, False)
     """
     values = torch.cat(list(answers)).double()
 
@@ -343,6 +405,13 @@ def possible(surrogate: Tensor, answers: Tensor, half: float, truncated: bool) -
         surrogate: its embeddings (N, D).
         answers: rounded or truncated ones to the same images, (N, D).
         half, truncated: those of `left_out`.
+
+    Returns:
+        The targets (N, D) of the surrogate's loss.
+
+    Example:
+        >>> possible(torch.tensor([[0.12, 0.5]]), torch.tensor([[0.1, 0.3]]), 0.05, truncated=False)
+        tensor([[0.1200, 0.3500]])
     """
     low, high = answers - half, answers + half
     if truncated:
@@ -385,7 +454,18 @@ def learn_remap(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def remap(answers: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return answers (N, D) of one account in the other's space, (N, E), by the map of `learn_remap`."""
+    """Return answers of one account in the other's space.
+
+    Args:
+        answers: (N, D).
+        weight, bias: (D, E) and (E,), of `learn_remap`.
+
+    Returns:
+        (N, E).
+
+    Example:
+        See `learn_remap`.
+    """
     return answers @ weight + bias
 
 
@@ -396,6 +476,8 @@ def _check(
     config: Config, api: BlackBox, images: Tensor, user: str, labels: Tensor | None
 ) -> loop.Schedule:
     """Return the schedule; refuse whatever would fail later, before any query is paid for."""
+    if not isinstance(api, BlackBox):
+        raise ValueError(f"api of kind {type(api).__name__}: a BlackBox is needed")
     _ = config.options  # refuses negatives that the loss does not have
     _check_adaptation(config, len(images))
     if config.mode in ASKS_VIEWS or len(images) > REQUEST or config.accounts > 1:
@@ -413,8 +495,9 @@ def _check(
     if config.recipe.labels:
         evaluate.classes(labels, len(images))
     schedule = loop.Schedule(
-        config.epochs, config.batch, config.lr, config.weight_decay, steps=config.steps
-    )
+        config.epochs, config.batch, config.lr, config.weight_decay, optimizer=config.optimizer,
+        steps=config.steps,
+    )  # fmt: skip
     schedule.check(len(images))
     loop.mode_labels()  # refuses unknown modes
     # Not the surrogate itself: the answers decide how wide its last layer is.
@@ -433,7 +516,7 @@ def _check_size(config: Config, net: encoders.Encoder, image: Tensor) -> None:
         line = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise ValueError(
             f"{config.encoder} with image_size={config.image_size} does not run on images of "
-            f"{image.shape[2]} x {image.shape[3]} px ({line}): set image_size to theirs"
+            f"{image.shape[2]} x {image.shape[3]} px ({line}): set image_size to {image.shape[2]}"
         ) from error
 
 
@@ -448,12 +531,12 @@ def _check_adaptation(config: Config, n: int) -> None:
         )
     if config.adapt == "average" and config.mode in ("shared", "independent", "pair"):
         raise ValueError(
-            f"adapt='average' of views {config.mode!r}: answers to different views differ by more than "
-            "noise; take views 'clean' or 'surrogate'"
+            f"adapt='average' of views={config.mode!r}: answers to different views differ by more than "
+            "noise; use views='clean' or 'surrogate'"
         )
     if config.adapt == "average" and config.rounds < 2:
-        raise ValueError(f"adapt='average' with answers={config.answers}: at least 2, or 0 for as many "
-                         "as there are epochs")  # fmt: skip
+        raise ValueError(f"adapt='average' with answers={config.answers}: set 2 or more, or 0 for one an "
+                         "epoch")  # fmt: skip
     if config.accounts > 1 and (config.anchors < 1 or n - config.anchors < config.accounts - 1):
         raise ValueError(
             f"accounts={config.accounts}, anchors={config.anchors} of {n} images: every further "

@@ -34,8 +34,7 @@ def named(user: str) -> str:
     """Return a user's name; ValueError where it is empty, unprintable or longer than 256 characters."""
     if not isinstance(user, str) or not 1 <= len(user) <= LONGEST_NAME or not user.isprintable():
         raise ValueError(
-            f"user {user!r:.60}: a name of 1 to {LONGEST_NAME} printable characters is needed; accounts, "
-            "budgets and defences are kept by it"
+            f"user {user!r:.60}: a name of 1 to {LONGEST_NAME} printable characters is needed"
         )
     return user
 
@@ -50,7 +49,7 @@ def finite(answers: Tensor, rows: int | None = None) -> Tensor:
         needed = f"a tensor ({'N' if rows is None else rows}, D) is needed, one row per input"
         raise ValueError(f"answers {shown(answers)}: {needed}")
     if not answers.is_floating_point():
-        raise ValueError(f"answers are {answers.dtype}: vectors of floats are needed, no labels")
+        raise ValueError(f"answers are {answers.dtype}: vectors of floats are needed, not labels")
     if not answers.isfinite().all():
         row = int((~answers.isfinite().all(1)).nonzero()[0, 0])
         raise ValueError(
@@ -132,8 +131,8 @@ class AnswerStore:
         sealed = header.get("seal") == self._seal(file, answers)
         if sealed and answers.dtype == torch.float32 and answers.shape[:-1] == (len(names),):
             return answers
-        why = "is not what was stored for this victim and these images"
-        warnings.warn(f"{file} {why}: moved aside, computing it again", stacklevel=2)
+        remedy = "it is moved aside and computed again"
+        warnings.warn(f"{file} does not hold this victim's answers: {remedy}", stacklevel=2)
         files.move_aside(file)
         return None
 
@@ -168,9 +167,8 @@ class AnswerCache:
 
     def __init__(self, net: nn.Module, store: AnswerStore | None = None) -> None:
         if not isinstance(net, nn.Module):
-            raise ValueError(
-                f"a victim is a torch.nn.Module or an AnswerCache of one, no {type(net)}"
-            )
+            kind = type(net).__name__
+            raise ValueError(f"a victim is a torch.nn.Module or an AnswerCache, not of kind {kind}")
         self.net, self.store, self.forwards = net, store, 0
         self._row: dict[bytes, int] = {}
         self._rows = torch.empty(0)
@@ -182,10 +180,8 @@ class AnswerCache:
             fresh, start = self._fresh(images, new), len(self._row)
             end = start + len(fresh)
             if start and fresh.shape[1] != self._rows.shape[1]:
-                widths = f"{fresh.shape[1]} coordinates, of others {self._rows.shape[1]}"
-                raise ValueError(
-                    f"the victim makes of these images {widths}: send images of one size"
-                )
+                widths = f"{fresh.shape[1]} coordinates, but earlier ones {self._rows.shape[1]}"
+                raise ValueError(f"these images have {widths}: send images of one size")
             if end > len(self._rows):  # doubling keeps the cost of growth linear
                 grown = fresh.new_empty(max(end, 2 * len(self._rows)), fresh.shape[1])
                 grown[:start] = self._rows[:start] if start else 0
@@ -222,7 +218,8 @@ class BlackBox:
         budget: as given.
 
     Raises:
-        ValueError: for a budget that is no whole number of at least 1, and for what is no network.
+        ValueError: for a budget that is no whole number of at least 1, for what is no network, and for
+            defences, a head or a projector that cannot be called.
 
     Example:
         >>> api = BlackBox(encoders.build("conv4"), budget=8)
@@ -239,6 +236,13 @@ class BlackBox:
         head: Callable[[Tensor], Tensor] | None = None,
         projector: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
+        parts: list[object] = [part for part in (head, projector) if part is not None]
+        parts += defenses if isinstance(defenses, Sequence) else [None]
+        if not all(map(callable, parts)):
+            raise ValueError(
+                f"defenses={defenses!r:.60}, head={head!r:.60}, projector={projector!r:.60}: a list of "
+                "defences is needed, and functions of tensors"
+            )
         self._answers = net if isinstance(net, AnswerCache) else AnswerCache(net)
         self._defenses, self._head, self._projector = tuple(defenses), head, projector
         self.budget, self.ledger = fitting(budget, "budget", Count | None), Ledger()
@@ -328,11 +332,13 @@ class BlackBox:
             BudgetExceeded: where they would not fit.
         """
         count = fitting(count, "count", Natural)
-        used = self.ledger.account(named(user)).unique_inputs
+        self._check_budget(self.ledger.account(named(user)).unique_inputs, count, user)
+
+    def _check_budget(self, used: int, count: int, user: str) -> None:
         if self.budget is not None and used + count > self.budget:
             raise BudgetExceeded(
-                f"user {user!r} would need {used + count} distinct inputs in all, the budget is "
-                f"{self.budget} ({used} used): nothing was asked; send fewer images or fewer views"
+                f"user {user!r} needs {used + count} distinct inputs, and the budget is {self.budget} "
+                f"({used} used): nothing was answered; send fewer images or views, or raise the budget"
             )
 
     def _answer(self, images: Tensor, user: str, head: Callable[[Tensor], Tensor] | None) -> Tensor:
@@ -341,12 +347,7 @@ class BlackBox:
         names = digests(images)
         with ANSWERING:  # nobody may spend what is checked here before it is billed
             account = self.ledger.account(named(user))
-            total = len(account.seen.union(names))
-            if self.budget is not None and total > self.budget:
-                raise BudgetExceeded(
-                    f"user {user!r} asked for {total} distinct inputs in all, the budget is "
-                    f"{self.budget} ({account.unique_inputs} used): nothing was answered; send fewer"
-                )
+            self._check_budget(account.unique_inputs, len(set(names) - account.seen), user)
             answers = self._defended(self._answers(images, names), user, head)
             account.seen.update(names)
             account.calls += len(names)
@@ -362,7 +363,7 @@ class BlackBox:
             answers = _leaving(defense(answers, user), len(clean))
         if head is not None and answers.shape[1] != width:
             raise ValueError(
-                f"the defences made {answers.shape[1]} coordinates of {width} classes: padding is for "
-                "embeddings; leave it out of an API that gives classes"
+                f"the defences changed {width} classes into {answers.shape[1]} coordinates: use padding "
+                "for embeddings only"
             )
         return answers

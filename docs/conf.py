@@ -20,7 +20,7 @@ from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from tabulate import tabulate
 
-from contsteal import defenses, steal
+from contsteal import augment, defenses, steal
 from contsteal.lab import artifacts
 from contsteal.paper import claims
 from contsteal.paper.notebooks import number
@@ -102,6 +102,8 @@ TABLES = {  # in place of the comment of that name in a page
                      for name, a in steal.ATTACKS.items()),
     "defenses": table({"defence": f"`{d.__name__}`", "name": f"`{name}`",
                        "what it does": summary(d)} for name, d in defenses.DEFENSES.items()),
+    "policies": table({"policy": f"`{name}`", "the view": summary(getattr(p, "func", p))}
+                      for name, p in augment.POLICIES.items()),
     "verdicts": "\n\n".join(f"## `{p}`\n\n{table(claims.frame(p).to_dict('records'))}"
                             for p in RESULTS) or NONE,
     "gallery": "\n\n".join(map(gallery, RESULTS)) or NONE,
@@ -146,8 +148,14 @@ def stage_results(profile: str, folder: Path) -> None:
     if profile in RESULTS:
         copytree(figures, folder, ignore=ignore_patterns("*.md", "*.json"), dirs_exist_ok=True)
         text = (figures / "summary.md").read_text()
+
+    def files(picture: re.Match[str]) -> str:
+        kinds = [k for k in ("png", "pdf", "csv") if (figures / f"{picture[1]}.{k}").is_file()]
+        missing = f"`make figures PROFILE={profile}` draws this figure from its table."
+        links = " ".join(f"[{kind.upper()}]({picture[1]}.{kind})" for kind in kinds)
+        return f"{picture[0] if 'png' in kinds else missing}\n\n{links}"
+
     title, _, text = text.partition("\n")
-    files = r"\g<0>\n\n[PNG](\1.png) [PDF](\1.pdf) [CSV](\1.csv)"
     text = re.sub(r"^!\[.*\]\((\w+)\.png\)$", files, text, flags=re.MULTILINE)
     tree = "```{toctree}\n:glob:\n:maxdepth: 1\n\n*\n```"
     parts = [title, f"Purpose: {ABOUT[profile]}.", "## Notebooks", tree, text]

@@ -56,3 +56,8 @@ def together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., l
         return [torch.load(tmp_path / f"{meeting}-{k}.pt") for k in range(2)]
 
     return call
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest test: beside it, the other worker does most of the short ones."""
+    items.sort(key=lambda item: item.name != "test_the_commands_run_one_after_another")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # `python -m contsteal.data.packed` warns where this package 
 
 __all__ = [
     "ENDLESS", "PATHS", "SOURCES", "SPLITS", "CorruptData", "FolderError", "ImageSet", "MissingData",
-    "Source", "data_dir", "load", "locate", "needs", "order",
+    "Source", "data_dir", "known", "load", "locate", "needs", "order",
 ]  # fmt: skip
 SPLITS = ("train", "test")
 PATHS = ("folder", "packed")  # names that lead to a path: folder:PATH, packed:PATH
@@ -118,15 +118,22 @@ def _open(name: str, split: str, size: int) -> Read:
         home = torchsets.imagenet(name, size)
         unlabelled = split == "test" and (home / "val").is_dir()  # as ImageNet's test images are
         return packed.open_pack(home, "val" if unlabelled else split)
-    if name not in torchsets.NAMES:
-        known = [*SOURCES, *torchsets.NAMES, *(f"{kind}:PATH" for kind in PATHS)]
-        raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(known)}")
+    known(name)
     if "+" not in split:
         return torchsets.read(name, split, size)
     parts = [torchsets.read(name, part, size) for part in split.split("+")]
     labels = [part[1] for part in parts if part[1] is not None]
     joined = torch.cat(labels) if len(labels) == len(parts) else None
     return torch.cat([part[0] for part in parts]), joined, parts[0][2]
+
+
+def known(name: str) -> str:
+    """Return the name of a data set that `load` takes; ValueError for an unknown one, with the known."""
+    kind, _, path = name.partition(":")
+    if name in SOURCES or name in torchsets.NAMES or (kind in PATHS and path):
+        return name
+    names = [*SOURCES, *torchsets.NAMES, *(f"{kind}:PATH" for kind in PATHS)]
+    raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(names)}")
 
 
 def _resized(images: "Tensor | Packed", size: int, name: str) -> "Tensor | Packed":
@@ -137,12 +144,19 @@ def _resized(images: "Tensor | Packed", size: int, name: str) -> "Tensor | Packe
         return images
     if isinstance(images, packed.Packed):
         remedy = f"set image_size to {own}, or pack the folder again with --size {size}"
-        raise ValueError(f"{name} is packed at {own} px, asked for are {size}: {remedy}")
+        raise ValueError(f"{name} is packed at {own} px, not {size} px: {remedy}")
     return (packed.Scaled if len(images) * 3 * size**2 > LARGEST else packed.resize)(images, size)
 
 
 def order(n: int, seed: int) -> Tensor:
     """Return the one permutation of `n` images whose prefixes are the query budgets of `seed`.
+
+    Args:
+        n: number of images.
+        seed: of the permutation.
+
+    Returns:
+        Rows, int64 (n,).
 
     Example:
         >>> order(4, seed=0).sort().values

@@ -61,19 +61,19 @@ def listing(root: Path, keep: Collection[str] | None = None) -> Listing:
     classes = folders if keep is None else sorted(set(keep))
     if folders and (loose := [name for name in beside if _is_image(name)]):
         both = f"images ({_some(loose, 2)}) and folders ({_some(folders, 2)})"
-        raise FolderError(f"{root} holds {both}: move one away")
+        raise FolderError(f"{root} holds {both}: move the images or the folders away")
     if unknown := set(classes).difference(folders):
         raise FolderError(f"no class folders {_some(unknown)} in {root}: it has {_some(folders)}")
     if strange := [name for name in classes if _shown(name) != name]:
-        raise FolderError(f"class folder {_some(strange)} of {root}: rename it, to a name in UTF-8")
+        raise FolderError(f"class folder {_some(strange)} of {root} is not in UTF-8: rename it")
     inside = [[f"{name}/{file}" for file in _files(root / name, seen)] for name in classes]
     groups = [sorted(Path(n) for n in names if _is_image(n)) for names in inside or [beside]]
     if not any(groups):
-        raise FolderError(f"no image in {root}: files that end in {', '.join(EXTENSIONS)} count")
+        raise FolderError(f"no image in {root}: add files that end in {', '.join(EXTENSIONS)}")
     if empty := [name for name, files in zip(classes, groups, strict=False) if not files]:
-        raise FolderError(f"class folders of {root} without an image: {_some(empty)}; remove them")
+        raise FolderError(f"class folders of {root} have no image: {_some(empty)}; remove them")
     if others := [name for names in (beside, *inside) for name in names if not _is_image(name)]:
-        message = f"{len(others)} files in {root} are no images by their names and were left out"
+        message = f"{len(others)} files in {root} do not have an image's name and were left out"
         warnings.warn(f"{message} ({_some(others, 3)})", stacklevel=3)
     labels = torch.tensor([label for label, files in enumerate(groups) for _ in files])
     paths = [file for files in groups for file in files]
@@ -93,7 +93,7 @@ def _files(root: Path, seen: set[tuple[int, int]], deep: bool = True) -> Iterato
     for folder, inside, files in os.walk(root, onerror=_raise, followlinks=True):
         place = os.stat(folder)
         if (place.st_dev, place.st_ino) in seen:
-            twice = f"{_shown(folder)} is reached twice, by a link"
+            twice = f"a link leads to {_shown(folder)} again"
             raise FolderError(f"{twice}: its images would count twice; remove the link")
         seen.add((place.st_dev, place.st_ino))
         inside[:] = [name for name in inside if deep and name[0] != "."]
@@ -106,7 +106,9 @@ def _is_image(name: str) -> bool:
 
 
 def _raise(error: OSError) -> None:
-    raise FolderError(f"{_shown(error.filename)} cannot be listed ({error.strerror})") from error
+    raise FolderError(
+        f"{_shown(error.filename)} cannot be listed ({error.strerror}): give permission"
+    ) from error
 
 
 def _some(names: Collection[str], most: int = 5) -> str:
@@ -132,12 +134,12 @@ def splits(root: Path, keep: Collection[str] | None = None) -> dict[str, Path]:
     others = [name for name in names if places and name not in places]
     if strange := [name for name in others if any(map(_is_image, _files(root / name, set())))]:
         beside = f"{root} holds images in {_some(strange)} beside the splits {', '.join(places)}"
-        raise FolderError(f"{beside}: put classes into splits, or rename a class called like one")
+        raise FolderError(f"{beside}: move them into a split, or rename a class named like a split")
     classes = {split: set(_subfolders(place)) for split, place in places.items()}
     wanted = set().union(*classes.values()) if keep is None else set(keep)
     for split, present in classes.items():
         if present and (missing := wanted - present):
-            raise FolderError(f"{places[split]} lacks class folders of others: {_some(missing)}")
+            raise FolderError(f"{places[split]} lacks the other splits' classes: {_some(missing)}")
     return places or {"train": root}
 
 
@@ -288,7 +290,7 @@ def read(root: Path, split: str, size: int) -> tuple[Tensor, Tensor | None, tupl
         message = (
             f"run `python -m contsteal.data.packed {root} PACK --size {size}`, load packed:PACK"
         )
-        raise FolderError(f"{folder} exceeds the memory: {message}") from error
+        raise FolderError(f"{folder} does not fit in memory: {message}") from error
     skipped, _ = decode_all(folder, files, pixels)
     kept = [row for row in range(len(files)) if row not in skipped]
     for place, row in enumerate(kept if skipped else []):  # a copy would take the memory twice

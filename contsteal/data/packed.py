@@ -1,8 +1,9 @@
 """Sets larger than memory: one numpy memory map per split, used like a tensor of uint8 images.
 
 `python -m contsteal.data.packed SRC DST --size 256` decodes an image folder once, in parallel, into
-`DST` or `DST/<split>`: `images.npy` (N, 3, S, S) and `manifest.json`. Row i is file i of the listing;
-a file that cannot be decoded keeps its row, black, which readers leave out.
+`DST` or `DST/<split>`: `images.npy` (N, 3, S, S), `sums.npy` and `manifest.json`. Row i is file i of the
+listing; a file that cannot be decoded keeps its row, black, which readers leave out. Each row that is
+read is compared with its sum.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from contsteal import files
 from contsteal.data import folders
 from contsteal.data.folders import Listing
 
-IMAGES, MANIFEST = "images.npy", "manifest.json"
+IMAGES, SUMS, MANIFEST = "images.npy", "sums.npy", "manifest.json"
 COMMAND = "python -m contsteal.data.packed"
 RESIZED = 4096  # images resized at once: floats take four times their memory
 Index = Tensor | np.ndarray | list[int] | slice | int
@@ -44,8 +45,10 @@ class Packed:
 
     ndim, dtype = 4, torch.uint8
 
-    def __init__(self, file: Path, size: int, rows: np.ndarray) -> None:
-        self._file, self._size, self._rows = file, size, rows
+    def __init__(
+        self, file: Path, size: int, rows: np.ndarray, sums: np.ndarray | None = None
+    ) -> None:
+        self._file, self._size, self._rows, self._sums = file, size, rows, sums
         self.device = torch.device("cpu")
 
     def __len__(self) -> int:
@@ -69,6 +72,10 @@ class Packed:
         view.device = torch.device(device)
         return view
 
+    def cpu(self) -> Tensor:
+        """Return these images in memory, on the CPU: of a slice that is meant to be small."""
+        return torch.cat([part.cpu() for part in self.split(RESIZED)])
+
     def rows(self, index: Index) -> Self:
         """Return a view of these images, in this order; nothing is read."""
         view = copy.copy(self)
@@ -86,7 +93,7 @@ class Packed:
         if isinstance(index, slice):
             return view
         if view._rows.ndim > 1:
-            raise IndexError(f"index of {view._rows.shape}: give a slice or one dimension of rows")
+            raise IndexError(f"index of shape {view._rows.shape}: give a slice or row numbers (N,)")
         return self._read(view._rows) if view._rows.ndim else self._read(view._rows[None])[0]
 
     def _read(self, rows: np.ndarray) -> Tensor:
@@ -94,15 +101,24 @@ class Packed:
         out = torch.empty((len(rows), *self.shape[1:]), dtype=self.dtype, pin_memory=pinned)
         # The default mode of `take` would copy through a buffer; these rows are all in range.
         np.take(_map(self._file), rows, axis=0, out=out.numpy(), mode="clip")
+        if self._sums is not None and len(bad := rows[sums(out.numpy()) != self._sums[rows]]):
+            again = f"remove {self._file.parent} and pack it again"
+            raise PackError(f"row {bad[0]} of {self._file} was damaged or altered: {again}")
         return out.to(self.device, non_blocking=True)
 
 
 def _map(file: Path) -> np.ndarray:
     try:
         return np.asarray(np.load(file, mmap_mode="r"))
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # of many kinds for a damaged header, which numpy parses as Python
         message = f"{file} is missing or truncated ({error})"
         raise PackError(f"{message}: remove {file.parent} and pack it again") from error
+
+
+def sums(images: np.ndarray) -> np.ndarray:
+    """Return a sum (N,) of the bytes of images (N, 3, S, S), by eights where they divide them."""
+    flat = images.reshape(len(images), int(np.prod(images.shape[1:])))
+    return (flat if flat.shape[1] % 8 else flat.view("<u8")).sum(1, dtype=np.uint64)
 
 
 class Scaled(Packed):
@@ -143,9 +159,12 @@ def open_pack(path: Path, split: str) -> tuple[Packed, Tensor | None, tuple[str,
         Images on disk, labels int64 (N,) or None, and classes.
 
     Raises:
-        PackError: where it is missing, unfinished or damaged: the manifest and the shape of the images
-            are checked.
+        PackError: where it is missing, unfinished or damaged: the manifest, the sums and the shape of
+            the images are checked, and the pixels as they are read.
         FolderError: for an unknown split.
+
+    Example:
+        See `pack`.
     """
     places = {s: path / s for s in folders.SPLITS if (path / s / MANIFEST).exists()}
     if (path / MANIFEST).exists():
@@ -158,18 +177,31 @@ def open_pack(path: Path, split: str) -> tuple[Packed, Tensor | None, tuple[str,
     kept = np.delete(np.arange(manifest["rows"]), [row for row, *_ in manifest["skipped"]])
     classes = manifest["classes"]
     labels = np.arange(len(classes)).repeat(list(classes.values()))  # rows are sorted by class
-    images = Packed(home / IMAGES, manifest["size"], kept)
+    # A pack of before there were sums has none.
+    checked = np.asarray(_map(home / SUMS)) if "sums" in manifest else None
+    images = Packed(home / IMAGES, manifest["size"], kept, checked)
     return images, torch.from_numpy(labels[kept]) if classes else None, tuple(classes)
 
 
 def _manifest(home: Path) -> dict[str, Any]:
     """Return the manifest of a split; PackError where it is damaged or the images do not fit it."""
     manifest = files.read_json(home / MANIFEST)
-    intact = isinstance(manifest, dict) and files.sealed(manifest) == manifest
-    if intact and _map(home / IMAGES).shape == (manifest["rows"], 3, *2 * [manifest["size"]]):
-        return dict(manifest)
-    damaged = home / (IMAGES if intact else MANIFEST)
-    raise PackError(f"{damaged} is not what was written: remove {home} and pack it again")
+    intact, damaged = (
+        isinstance(manifest, dict) and files.sealed(manifest) == manifest,
+        home / MANIFEST,
+    )
+    if intact:
+        whole = (manifest["rows"], 3, *2 * [manifest["size"]])
+        summed = "sums" not in manifest or _hash(home / SUMS) == manifest["sums"]
+        images = _map(home / IMAGES) if summed else np.empty(0)
+        if (images.shape, images.dtype) == (whole, np.uint8):
+            return dict(manifest)
+        damaged = home / (IMAGES if summed else SUMS)
+    raise PackError(f"{damaged} was damaged or altered: remove {home} and pack it again")
+
+
+def _hash(file: Path) -> str:
+    return files.sha256(file) if file.is_file() else "missing"
 
 
 def pack(
@@ -192,11 +224,22 @@ def pack(
     Raises:
         FolderError, PackError: for a `src` that cannot be packed, a `dst` of other files or size.
         StorageError: for too little space, which is reserved before decoding, or no permission.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from PIL import Image
+        >>> with TemporaryDirectory() as folder:
+        ...     (Path(folder) / "src").mkdir()
+        ...     Image.new("RGB", (20, 16)).save(Path(folder) / "src" / "1.png")
+        ...     manifest = pack(Path(folder) / "src", Path(folder) / "dst", 16, workers=1)
+        ...     images, labels, classes = open_pack(Path(folder) / "dst", "train")
+        ...     manifest["train"]["rows"], images[:].shape
+        (1, torch.Size([1, 3, 16, 16]))
     """
     if size < 8 or not (workers == -1 or workers > 0):
         raise ValueError(f"size={size}, workers={workers}: give at least 8 pixels and 1 worker")
     if dst.resolve().is_relative_to(src.resolve()):
-        raise ValueError(f"{dst} lies in {src}, which is to be packed: choose another folder")
+        raise ValueError(f"{dst} lies in {src}, the folder to pack: choose another place")
     places = folders.splits(src, keep)
     homes = {split: dst if place == src else dst / split for split, place in places.items()}
     listings = {split: folders.listing(place, keep) for split, place in places.items()}
@@ -212,8 +255,8 @@ def _pack(folder: Path, home: Path, listing: Listing, size: int, workers: int) -
         if (old["source"], old["size"]) == (source, size):
             return old
         raise PackError(
-            f"{home} holds {old['rows']} files at {old['size']} px, asked for are {len(sizes)} at "
-            f"{size} px, or a name or size among them changed: restore them, or remove it to pack anew"
+            f"{home} holds {old['rows']} files at {old['size']} px, and not the {len(sizes)} of {folder} "
+            f"at {size} px as they are now: remove {home} to pack them again"
         )
     _remove_leftovers(home)
     with files.atomic(home) as partial:
@@ -243,10 +286,13 @@ def _write(folder: Path, file: Path, listing: Listing, size: int, workers: int) 
             os.posix_fallocate(out.fileno(), 0, images.nbytes + images.offset)
     skipped, pixels = folders.decode_all(folder, names, images, workers)
     images.flush()
+    each = [sums(images[k : k + RESIZED]) for k in range(0, len(images), RESIZED)]
+    np.save(file.with_name(SUMS), np.concatenate(each))
     counts = [] if labels is None else labels.bincount().tolist()
     unreadable = [[row, names[row].as_posix(), reason] for row, reason in skipped.items()]
     by_class = dict(zip(classes, counts, strict=True))
-    return {"classes": by_class, "pixels": pixels, "skipped": unreadable}
+    summed = files.sha256(file.with_name(SUMS))
+    return {"classes": by_class, "pixels": pixels, "skipped": unreadable, "sums": summed}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

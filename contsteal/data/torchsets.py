@@ -81,7 +81,15 @@ Read = tuple[Tensor, Tensor | None, tuple[str, ...]]
 def data_dir() -> Path:
     """Return the folder of all data sets, laid out as torchvision does: $DATA_DIR or `data/`.
 
-    Raises MissingData for the home of a user that this machine does not know.
+    Returns:
+        An absolute path.
+
+    Raises:
+        MissingData: for the home of a user that this machine does not know.
+
+    Example:
+        >>> data_dir().is_absolute()
+        True
     """
     # An installed package has no repository: `data/` is that of the current folder.
     home = REPOSITORY if (REPOSITORY / "pyproject.toml").exists() else Path.cwd()
@@ -116,7 +124,7 @@ def _remedy(archives: Collection[Archive]) -> str:
     paths = ", ".join(str(data_dir() / archive.path) for archive in archives)
     return (
         f"fetch it ({_size(archives)}) with `make data PROFILE=...` (the profile that reads it). "
-        f"Without a network, put the published files at {paths} and run the same; or {REMEDY}"
+        f"Without a network, put the published files at {paths} and run it again; or {REMEDY}"
     )
 
 
@@ -192,6 +200,17 @@ def _open(name: str, split: str, **options: object) -> Any:
         if name == "gtsrb" and len(dataset) != SIGNS[split]:
             raise RuntimeError(f"{len(dataset)} images of {SIGNS[split]}")
         return dataset
+
+
+def verify(name: str, splits: Collection[str]) -> None:
+    """Read splits and compare them with what was published.
+
+    Raises:
+        MissingData, CorruptData: for files that are not there, or not the published ones.
+    """
+    require(name, splits)
+    for split in sorted(splits):
+        _open(name, split)
 
 
 def read(name: str, split: str, image_size: int = 32) -> Read:

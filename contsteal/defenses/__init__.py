@@ -5,37 +5,24 @@ Defences compose by being listed: `[Normalise(), Rounding(1)]` rounds unit vecto
 remembers of its users outlives a restart by `state_dict` and `load_state_dict`.
 """
 
+import re
 from collections.abc import Callable
 
-from contsteal.defenses.b4b import B4B, UserTransform
-from contsteal.defenses.detectors import Prada, ProofOfWork, Refused, SimilarQueries
-from contsteal.defenses.perturbation import (
-    GaussianNoise,
-    Normalise,
-    PredictionPoisoning,
-    Rounding,
-    TopK,
-)
+from contsteal.defenses import b4b, detectors, perturbation
+from contsteal.defenses.b4b import *  # noqa: F403 each module says what it offers
+from contsteal.defenses.detectors import *  # noqa: F403
+from contsteal.defenses.perturbation import *  # noqa: F403
 from contsteal.defenses.state import Described, PerUser
 from contsteal.victim import Defense
 
-__all__ = [
-    "B4B", "DEFENSES", "Defense", "Described", "GaussianNoise", "Normalise", "PerUser", "Prada",
-    "PredictionPoisoning", "ProofOfWork", "Refused", "Rounding", "SimilarQueries", "TopK",
-    "UserTransform", "build",
-]  # fmt: skip
+__all__ = ["DEFENSES", "Defense", "Described", "PerUser", "build"]
+__all__ += [name for module in (perturbation, b4b, detectors) for name in module.__all__]
 
+# Every defence by its class's name: "top-k" is TopK.
 DEFENSES: dict[str, Callable[..., Defense]] = {
-    "normalise": Normalise,
-    "gaussian-noise": GaussianNoise,
-    "rounding": Rounding,
-    "top-k": TopK,
-    "user-transform": UserTransform,
-    "b4b": B4B,
-    "similar-queries": SimilarQueries,
-    "prada": Prada,
-    "proof-of-work": ProofOfWork,
-    "prediction-poisoning": PredictionPoisoning,
+    re.sub("(?<=[a-z])(?=[A-Z])", "-", name).lower(): globals()[name]
+    for name in __all__[5:]
+    if issubclass(globals()[name], Described)
 }
 
 
@@ -45,6 +32,9 @@ def build(name: str, **options: object) -> Defense:
     Args:
         name: of the defence.
         **options: its parameters.
+
+    Returns:
+        The defence, for `victim.BlackBox(net, defenses=[...])`.
 
     Raises:
         ValueError: for an unknown name, and for parameters that the defence does not take.

@@ -17,6 +17,8 @@ from contsteal.defenses.state import Answered, Described, PerUser, fresh_draws
 from contsteal.seeds import generator
 from contsteal.victim import finite, named
 
+__all__ = ["B4B", "UserTransform"]
+
 TRANSFORMS = ("affine", "scale", "pad", "shuffle", "binary")
 Padding = Annotated[int, ("least", 1), ("most", 2**16)]  # more would be most of what is sent
 MOST_BITS = 24  # 2 MB per user; with more, no user covers a noticeable share
@@ -166,8 +168,8 @@ class B4B(Transforming, PerUser[Visited]):
             raise ValueError(f"B4B lam={self.lam}, alpha={self.alpha}: the noise at twice beta, alpha^2 "
                              "/ lam, would overflow; take a smaller alpha or a larger lam")  # fmt: skip
         if self.families << self.bits > 1 << MOST_BITS:
-            raise ValueError(f"B4B families={self.families}, bits={self.bits}: families 2^bits may be "
-                             f"2^{MOST_BITS}, 2 MB per user, at most")  # fmt: skip
+            raise ValueError(f"B4B families={self.families}, bits={self.bits}: families x 2^bits must be "
+                             f"at most 2^{MOST_BITS}, which takes 2 MB per user")  # fmt: skip
 
     def __call__(self, answers: Tensor, user: str) -> Tensor:
         record, answers = self._of(user), finite(answers)

@@ -27,6 +27,8 @@ from contsteal.defenses.state import Answered, PerUser, Record, fresh_draws, ide
 from contsteal.seeds import derive
 from contsteal.victim import finite
 
+__all__ = ["Prada", "ProofOfWork", "Refused", "SimilarQueries"]
+
 A = TypeVar("A", bound=Answered)
 
 
@@ -47,7 +49,9 @@ class Detector(PerUser[A], ABC):
     def __call__(self, answers: Tensor, user: str) -> Tensor:
         self._refuse(user)
         record = self._of(user)
-        flags = self._observe(record, finite(answers))
+        # Of float16 no distances are defined.
+        wide = finite(answers).to(torch.promote_types(answers.dtype, torch.float32))
+        flags = self._observe(record, wide)
         self._refuse(user)
         if self.action in ("refuse", "record"):
             return answers
@@ -352,7 +356,7 @@ def price_line(costs: Tensor) -> tuple[float, float]:
     """
     if costs.ndim != 2 or not len(costs) or costs.shape[1] < 2 or not costs.isfinite().all():
         size = tuple(costs.shape)
-        raise ValueError(f"costs {size}: finite, of (customers, at least 2 queries), is needed")
+        raise ValueError(f"costs {size}: finite (customers, 2 or more queries) are needed")
     queries = np.arange(1, costs.shape[1] + 1)
     slope, intercept = np.polyfit(queries, costs.double().mean(0).cpu().numpy(), 1)
     return float(intercept), float(slope)
@@ -362,8 +366,8 @@ def entropy(posteriors: Tensor) -> Tensor:
     """Return the entropy (N,) in nats of posteriors (N, C); ValueError for other rows."""
     simplex = posteriors.ndim == 2 and not (posteriors < 0).any()
     if not simplex or ((posteriors.sum(1) - 1).abs() > 1e-3).any():
-        raise ValueError("entropy is the cost of posteriors, rows of numbers from 0 on with sum 1: use "
-                         "cost='flat' or a function of your own for embeddings and logits")  # fmt: skip
+        raise ValueError("cost='entropy' needs posteriors, rows from 0 to 1 with sum 1: for others use "
+                         "cost='flat' or a function of your own")  # fmt: skip
     return torch.special.entr(posteriors).sum(1)
 
 

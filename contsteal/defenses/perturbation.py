@@ -13,6 +13,8 @@ from contsteal.defenses.state import Answered, Described, PerUser, fresh_draws
 from contsteal.seeds import generator
 from contsteal.victim import finite
 
+__all__ = ["GaussianNoise", "Normalise", "PredictionPoisoning", "Rounding", "TopK"]
+
 
 class Normalise(Described):
     """Scale each answer (N, D) to length 1, which hides its norm.
@@ -95,7 +97,9 @@ class TopK(Described):
 
     def __call__(self, answers: Tensor, user: str) -> Tensor:
         if self.k > finite(answers).shape[1]:
-            raise ValueError(f"TopK k={self.k}: answers have {answers.shape[1]} coordinates only")
+            raise ValueError(
+                f"TopK k={self.k}: answers have {answers.shape[1]} coordinates, keep fewer"
+            )
         kept = answers.topk(self.k, dim=1)
         return torch.zeros_like(answers).scatter(1, kept.indices, kept.values)
 

@@ -31,8 +31,8 @@ def identity(function: Callable[[Tensor], Tensor]) -> str:
         return f"{type(function).__name__}:{digest.hexdigest()[:16]}"
     name = getattr(function, "__qualname__", "<no name>")
     if "<" in name or hasattr(function, "__self__"):  # a method also depends on its object's state
-        raise ValueError(f"{function!r} has no name of its own, which results are kept by: give a "
-                         "function at the top of a module, or a torch.nn.Module")  # fmt: skip
+        raise ValueError(f"{function!r} has no name to store results under: give a function at the top "
+                         "of a module, or a torch.nn.Module")  # fmt: skip
     return f"{function.__module__}.{name}"
 
 
@@ -173,7 +173,7 @@ class PerUser(Described, Generic[R]):
         names = [f.name for f in fields(self.record)]
         known = {"defence", "users", *names, *(f"{name}, shapes" for name in names)}
         if unfit := known ^ state.keys():
-            raise ValueError(f"the state lacks, or should not hold, {min(unfit)!r}: save it again")
+            raise ValueError(f"{min(unfit)!r} is missing or unknown in the state: save it again")
         text = state["users"].numpy().tobytes().decode()
         users = {user: self.record() for user in text.split("\n") if text}
         for name in names:
@@ -195,7 +195,7 @@ def _parted(joined: Tensor, shapes: Tensor, users: int, name: str) -> list[Tenso
     """Return each user's value; ValueError where values, shapes and users do not belong together."""
     sizes = shapes.abs().prod(1).tolist()
     if len(shapes) != users or sum(sizes) != len(joined):
-        raise ValueError(f"the state has {len(shapes)} users and {len(joined)} values of {name!r}, needed"
-                         f" are {users} and {sum(sizes)}: it is damaged, save it again")  # fmt: skip
+        raise ValueError(f"the state has {len(shapes)} users and {len(joined)} values of {name!r}, not "
+                         f"{users} and {sum(sizes)}: it is damaged, save it again")  # fmt: skip
     dims = [[size for size in shape if size >= 0] for shape in shapes.tolist()]
     return [part.view(d) for part, d in zip(joined.split(sizes), dims, strict=True)]

@@ -190,7 +190,7 @@ def artifact(
         problem = damage(folder, identity)
         if problem is None:
             return folder
-        warnings.warn(f"{folder.name}: {problem}; moved aside, computing it again", stacklevel=2)
+        warnings.warn(f"{folder.name}: {problem}; moved aside, it is computed again", stacklevel=2)
         files.move_aside(folder)
     report(f"computing {kind}: {reason}")
     start = time.monotonic()
@@ -227,16 +227,16 @@ def damage(folder: Path, identity: dict[str, Any] | None = None) -> str | None:
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         return "its manifest is missing or damaged"
     if files.sealed(manifest) != manifest:
-        return "its manifest is not what was written"
+        return "its manifest was altered"
     if identity and files.key({name: manifest.get(name) for name in identity}) != files.key(
         identity
     ):
-        return "it is another artifact's, by its manifest"
+        return "its manifest belongs to another artifact"
     visible = {f.name for f in folder.iterdir() if f.is_file() and not f.name.startswith(".")}
     if odd := sorted(visible ^ {MANIFEST, *manifest["files"]}):
-        return f"{odd[0]} is missing, or does not belong to it"
+        return f"{odd[0]} is missing, or does not belong there"
     altered = (n for n, digest in manifest["files"].items() if files.sha256(folder / n) != digest)
-    return next((f"{name} is not what was written" for name in altered), None)
+    return next((f"{name} was altered" for name in altered), None)
 
 
 def _made_by_others(folder: Path) -> bool:
@@ -374,4 +374,4 @@ def check_table(table: Path, stamp: dict[str, str]) -> None:
     """Raise ValueError where a stored table and its stamp are not what was written together."""
     if {"code", "seal"} & stamp.keys() and sealed(stamp, table) != stamp:
         number = table.name.partition("_")[0]
-        raise ValueError(f"{table} is not what was written: run notebook {number} again")
+        raise ValueError(f"{table} was altered: restore it, or run notebook {number} again")

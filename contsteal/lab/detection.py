@@ -229,8 +229,9 @@ def refusals(
     """
     rows = []
     for user, seed, sent in _sent(users, seeds):
-        parts = [sent] if isinstance(sent, Tensor) else list(sent)
-        lab.api().embed(torch.cat(parts))  # at once, and cached: requests are small
+        parts = [sent] if hasattr(sent, "split") else list(sent)  # images also on disk
+        for part in parts:
+            lab.api().embed(part)  # at once, and cached: requests are small
         for name, watcher in watchers.items():
             fresh = copy.deepcopy(watcher)
             fresh.action = "refuse"

@@ -2,8 +2,8 @@
 
 import copy
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +13,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from contsteal import attacks, data, encoders, evaluate, files, loop, methods, pretrain, steal
+from contsteal import (
+    attacks,
+    choice,
+    data,
+    encoders,
+    evaluate,
+    files,
+    loop,
+    methods,
+    number,
+    pretrain,
+    steal,
+)
 from contsteal.data import ImageSet
 from contsteal.data.packed import Packed
 from contsteal.lab import artifacts, profiles
@@ -49,7 +61,7 @@ class Lab:
     """One profile's experiments; everything expensive comes from, and goes to, `runs/artifacts`.
 
     `changes` replace some of its settings; `method` among them names the victim's, with that method's
-    own settings. `messages` collects why attacks and scores were computed.
+    own settings. `messages` collects why encoders and scores were computed.
     """
 
     def __init__(self, name: str, **changes: Any) -> None:
@@ -135,8 +147,10 @@ class Lab:
     def _queries(self, count: int, seed: int) -> ImageSet:
         name, split = self.settings["query_data"], self.settings["query_split"]
         pool = self._load(name, split, self.settings["query_images"], 1)
-        if not 1 <= count <= len(pool):
-            raise ValueError(f"{count} queries: the pool of this profile has {len(pool)} images")
+        if not 1 <= (count := number(count, "queries", int)) <= len(pool):
+            raise ValueError(
+                f"{count} queries: 1 to {len(pool)} are possible, or raise query_images"
+            )
         return self._take(pool, data.order(len(pool), seed)[:count])
 
     def _take(self, pool: ImageSet, rows: Tensor) -> ImageSet:
@@ -184,7 +198,6 @@ class Lab:
         self,
         part: str = "victim",
         method: str | None = None,
-        report: Callable[[str], object] = print,
         **changes: Any,
     ) -> Trained:
         """Train the profile's "victim" or "supervised" encoder, or return it where that was done.
@@ -194,14 +207,13 @@ class Lab:
         """
         config = profiles.config(self.settings, part, method)
         config = replace(config, **profiles.lengthened(changes))
-        return self.fit(part, config, self.train_images(part), report)
+        return self.fit(part, config, self.train_images(part))
 
     def fit(
         self,
         kind: str,
         config: methods.Config,
         images: ImageSet,
-        report: Callable[[str], object] = print,
     ) -> Trained:
         """Train an encoder on images, or return it where that was done."""
         identity = asdict(config) | {"images": self.data_key(images), "on": self.machine}
@@ -213,7 +225,9 @@ class Lab:
                 result = pretrain.fit(config, cast(Any, images), checkpoint)
             artifacts.write(folder, result.encoder, result.history, {}, result.projector)
 
-        folder = artifacts.artifact(kind, identity, ["contsteal.pretrain"], make, report)
+        folder = artifacts.artifact(
+            kind, identity, ["contsteal.pretrain"], make, self.messages.append
+        )
         return artifacts.read(folder, self.device)
 
     @cached_property
@@ -255,13 +269,7 @@ class Lab:
 
         `attack` may have variants; `changes` are fields of steal.Config.
         """
-        given = {**self.settings["surrogate"], "image_size": self.settings["image_size"]}
-        attack, varied = variant(attack)
-        if twice := sorted(varied.keys() & changes.keys()):
-            raise ValueError(f"{twice[0]}={changes[twice[0]]!r}: the attack's name says it already")
-        changes = varied | profiles.lengthened(changes)
-        given |= {"lr": self.rate(attack, changes.get("views")), "attack": attack, "seed": seed}
-        config = attacks.Config(**given | changes).for_images(queries)
+        config = self.attack_config(attack, queries, seed, **changes)
         sent = self._queries(queries, seed)
         labels = sent.labels if config.recipe.labels else None
         identity = asdict(config) | {
@@ -291,6 +299,20 @@ class Lab:
         folder = artifacts.artifact("attack", identity, code, make, self.messages.append)
         return artifacts.read(folder, self.device)
 
+    def attack_config(
+        self, attack: str, queries: int, seed: int = 0, **changes: Any
+    ) -> attacks.Config:
+        """Return the settings with which `steal` runs an attack."""
+        given = {**self.settings["surrogate"], "image_size": self.settings["image_size"]}
+        attack, varied = variant(attack)
+        for name in changes:
+            choice(name, "parameter of an attack", [field.name for field in fields(attacks.Config)])
+        if twice := sorted(varied.keys() & changes.keys()):
+            raise ValueError(f"{twice[0]}={changes[twice[0]]!r}: the attack's name sets it already")
+        changes = varied | profiles.lengthened(changes)
+        given |= {"lr": self.rate(attack, changes.get("views")), "attack": attack, "seed": seed}
+        return attacks.Config(**given | changes).for_images(queries)
+
     def rate(self, name: str, views: str | None = None) -> float:
         """Return an attack's learning rate: the profile's for its views, else for it, else for all."""
         (attack, varied), rates = variant(name), self.settings.get("rates", {})
@@ -306,18 +328,22 @@ class Lab:
         "simclr" learns from the query images alone, as the victim did; "supervised" from the first of
         the `labelled` sets of the main task.
         """
-        supervised = method == "supervised"  # from scratch, where the profile's own is a ready one
-        like = self.settings["surrogate"]
-        config = replace(
-            profiles.config(self.settings, "supervised" if supervised else "victim", method),
-            encoder=like["encoder"], width=like.get("width", 1.0), steps=steps, held_out=0,
-            batch=like.get("batch", attacks.Config.batch), seed=seed,
-        )  # fmt: skip
-        if supervised:
+        config = self.alone_config(method, seed, steps)
+        if method == "supervised":
             images = self.labelled(self.settings["data"], seed)[0]
         else:
             images = self._queries(queries, seed)
-        return self.fit("alone", config, images, report=self.messages.append)
+        return self.fit("alone", config, images)
+
+    def alone_config(self, method: str, seed: int, steps: int) -> methods.Config:
+        """Return the settings with which `alone` trains."""
+        part = "supervised" if method == "supervised" else "victim"
+        like = self.settings["surrogate"]
+        return replace(
+            profiles.config(self.settings, part, method),  # from scratch, where part is a ready one
+            encoder=like["encoder"], width=like.get("width", 1.0), steps=steps, held_out=0,
+            batch=like.get("batch", attacks.Config.batch), seed=seed,
+        )  # fmt: skip
 
     # --------------------------------------------------------------------- evaluation
 
@@ -414,7 +440,7 @@ class Lab:
 
 def _labels(images: ImageSet) -> Tensor:
     if images.labels is None:
-        raise ValueError(f"{images.name} has no labels: it cannot be a downstream task")
+        raise ValueError(f"{images.name} has no labels: choose another downstream task")
     return images.labels
 
 
@@ -447,8 +473,8 @@ def marked_victim(lab: Lab) -> MarkedVictim:
     method, kind = lab.recipe.method, lab.watermark["kind"]
     if method == pretrain.READY and kind == "rotation":
         raise ValueError(
-            f"watermark of a victim of method {method!r}: its own training goes on beside the "
-            "rotation task, and is not known; set victim.method, or watermark: {}"
+            f"a rotation mark continues the victim's training, which method {method!r} does not know: "
+            "set another victim.method, or watermark: {}"
         )
     return _rotation_mark(lab) if kind == "rotation" else _sslguard_key(lab)
 

@@ -1,10 +1,15 @@
-"""What a notebook shows of encoders: the views they learn from, their curves, worth and maps."""
+"""What a notebook shows of encoders: views, curves, worth, maps; and what its trainings would cost."""
 
+import ast
 import base64
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache, cached_property
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest.mock import MagicMock, patch
 
 import numpy as np
 import pandas as pd
@@ -12,13 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from contsteal import augment, encoders, loop, methods
+from contsteal import attacks, augment, data, encoders, loop, methods
 from contsteal.data import ImageSet
-from contsteal.lab import artifacts, profiles
+from contsteal.lab import artifacts, detection, experiment, owner, profiles, provider, sweeps
 from contsteal.lab.artifacts import Trained
 from contsteal.lab.experiment import Lab, pixels
-from contsteal.lab.sweeps import product
+from contsteal.lab.sweeps import Row, product
 from contsteal.seeds import generator
+from contsteal.victim import STORE_LIMIT
 
 
 def sheet_table(
@@ -143,3 +149,438 @@ def pulls(forms: Mapping[str, Callable[[Tensor, Tensor], Tensor]], n: int = 4) -
             pull = 0.0 if i == j else -slope[i, j].item()
             rows.append({"loss": name, "anchor": names[i], "other": names[j], "pull": pull})
     return pd.DataFrame(rows)
+
+
+# ------------------------------------------------------------- what a notebook would cost
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a device makes of arithmetic; `said` says which of its rates were measured."""
+
+    name: str
+    training: float  #: FLOP/s that a training step reaches
+    forward: float  #: FLOP/s that a frozen network reaches
+    view: float  #: seconds for the augmentation of one image
+    step: float  #: seconds that a step takes at least
+    beside: float  #: seconds for building, hashing and writing an encoder
+    probe: float  #: seconds for a score beside its forward passes
+    start: float  #: seconds for a notebook's kernel, imports and figures
+    cores: int = 1  #: that work side by side
+    said: str = ""  #: how the rates came about
+
+
+# 790 TFLOP/s are a measured product of bf16 matrices on this card; nothing else of it is measured.
+H200 = Machine("NVIDIA H200", 0.25 * 790e12, 0.40 * 790e12, 1e-6, 4e-3, 2.0, 1.0, 15.0, 1,
+               "790 TFLOP/s of bf16, 25 % of it in training, 40 % in forward passes")  # fmt: skip
+# As measured in `demo` on one core of an AMD EPYC, whose conv4 has 1 MMAC an image.
+CORE = Machine("CPU core", 85e9, 85e9, 5.2e-5, 1e-3, 0.2, 0.2, 15.0, 1,
+               "85 GFLOP/s of bf16 and 19,000 views a second a core, as in `demo`")  # fmt: skip
+PASSES = {
+    "simclr": 6,
+    "moco": 8,
+    "byol": 8,
+    "simsiam": 6,
+    "supervised": 3,
+}  # forward passes an image
+MARKING = {"rotation": 6, "sslguard": 15}  # those of a mark, beside its method's
+SIZES = {  # images of stored sets; of GTSRB those of the competition
+    "cifar10": (50000, 10000), "cifar100": (50000, 10000), "stl10": (5000, 8000),
+    "svhn": (73257, 26032), "fashion_mnist": (60000, 10000), "gtsrb": (26640, 12630),
+    "imagenet": (1281167, 50000), "imagenet100": (126689, 5000),
+}  # fmt: skip
+MORE = {"unlabeled": 100000, "extra": 531131}  # of further splits
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training: its network, how many images pass it, how often, and what each step holds."""
+
+    encoder: str
+    image_size: int
+    width: float
+    steps: int
+    batch: int
+    passes: float  #: forward passes that an image of the batch costs, backward ones count two
+    views: float  #: augmented views of an image
+
+    def seconds(self, machine: Machine) -> float:
+        """Return what it takes: arithmetic or the start of its kernels, and its views."""
+        work = 2e9 * _cost(self.encoder, self.image_size, self.width)[0] * self.passes
+        each = max(self.batch * work / machine.training, machine.step)
+        return self.steps * (each + self.batch * self.views * machine.view)
+
+    def memory(self) -> float:
+        """Return the bytes of weights, gradients, moments and what is kept for the way back."""
+        _, weights, kept, _ = _cost(self.encoder, self.image_size, self.width)
+        return 16 * weights + 2 * kept * self.batch * max(1.0, self.passes / 3)
+
+
+@cache
+def _cost(encoder: str, image_size: int, width: float) -> tuple[float, float, float, int]:
+    """Return an encoder's GMAC an image, its weights, the numbers that its layers make, its features."""
+    net, made = encoders.build(encoder, image_size, width=width), [0]
+    leaves = [module for module in net.modules() if not list(module.children())]
+    hooks = [m.register_forward_hook(lambda *given: made.append(_numel(given[-1]))) for m in leaves]
+    about = encoders.describe(net)
+    for hook in hooks:
+        hook.remove()
+    return about["gmac"], 1e6 * about["parameters"], float(sum(made)), net.dim
+
+
+def _numel(output: object) -> int:
+    return output.numel() if isinstance(output, Tensor) else 0
+
+
+@dataclass
+class Work:
+    """What a notebook asks for, each thing once: trainings, scores, images sent to victims."""
+
+    trainings: dict[str, Training] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)  # by encoder, task and seed: FLOP
+    inputs: dict[str, float] = field(default_factory=dict)  # by victim and what it is sent
+    answers: dict[str, float] = field(default_factory=dict)  # FLOP of one such forward pass
+    victims: set[str] = field(default_factory=set)
+    resident: dict[str, float] = field(default_factory=dict)  # bytes of images in memory
+    dim: int = 0  # of the victims' answers
+
+    def without(self, done: Sequence["Work"]) -> "Work":
+        """Return what remains where other notebooks have done theirs."""
+        kept: dict[str, Any] = {}
+        for name in ("trainings", "scores", "inputs"):
+            known = {key for other in done for key in getattr(other, name)}
+            kept[name] = {k: v for k, v in getattr(self, name).items() if k not in known}
+        return replace(self, **kept)
+
+    @property
+    def forwards(self) -> float:
+        """The images that victims answer."""
+        return sum(self.inputs.values())
+
+    def seconds(self, machine: Machine) -> float:
+        """Return what it takes, without the start of the notebook."""
+        trained = sum(machine.beside + t.seconds(machine) for t in self.trainings.values())
+        flops = sum(n * self.answers[key] for key, n in self.inputs.items())
+        flops += sum(self.scores.values())
+        scored = machine.probe * len(self.scores) + flops / machine.forward
+        return (trained + scored) / machine.cores
+
+    def disk(self) -> float:
+        """Return the bytes of encoders and answers that are kept."""
+        nets = sum(4 * _cost(t.encoder, t.image_size, t.width)[1] for t in self.trainings.values())
+        return nets + min(4 * self.dim * self.forwards, STORE_LIMIT * len(self.victims))
+
+    def memory(self) -> float:
+        """Return the bytes of the largest training beside the images."""
+        largest = max((training.memory() for training in self.trainings.values()), default=0.0)
+        return largest + sum(self.resident.values())
+
+
+class Rehearsal(Lab):
+    """A lab that trains, asks and reads nothing: it notes what would be, in the one `work`."""
+
+    work: Work
+    given: Mapping[str, Any]
+
+    def _note(self, name: str, training: Training) -> Trained:
+        self.work.trainings.setdefault(name, training)
+        net = SimpleNamespace(key=name, dim=512)
+        return cast(Trained, SimpleNamespace(encoder=net, sha256=name, seconds=0.0, projector=None,
+                                             history=pd.DataFrame(), queries={}))  # fmt: skip
+
+    def _size(self, name: str, split: str, n: int) -> int:
+        known = SIZES.get(name)
+        if known is None:
+            return n or 50000
+        each = [MORE.get(s) or known[s == "test"] for s in split.split("+")]
+        return min(n or sum(each), sum(each))
+
+    def _hold(self, name: str, split: str, n: int) -> int:
+        size, count = self.settings["image_size"], self._size(name, split, n)
+        held = 3 * size**2 * count
+        self.work.resident[f"{name} {split}"] = (
+            held if held <= data.LARGEST else 0.0
+        )  # else on disk
+        return count
+
+    def fit(self, kind: str, config: methods.Config, images: Any, report: Any = print) -> Trained:
+        """Note the training of an encoder; of a ready one nothing is trained."""
+        n = images if isinstance(images, int) else len(images)
+        kept = n - min(config.held_out, n // 10)
+        steps = config.steps or config.epochs * (kept // config.batch)
+        passes = PASSES.get(config.method, 0)
+        own = Training(config.encoder, config.image_size, config.width, steps * bool(passes),
+                       config.batch, passes, 2 if passes != 3 else 1)  # fmt: skip
+        on = [self.settings[k] for k in ("data", "train_split", "train_images")]
+        if kind == "alone":
+            on = [
+                config.method,
+                on[0],
+                n,
+                self.settings["query_data"],
+                self.settings["query_split"],
+            ]
+        return self._note(f"{kind} {config} {on}", own)
+
+    def train(self, part: str = "victim", method: str | None = None, report: Any = print,
+              **changes: Any) -> Trained:  # fmt: skip
+        """Note the training of a profile's encoder."""
+        config = profiles.config(self.settings, part, method)
+        split = self.settings["train_split"] if part == "victim" else "train"
+        count = self._hold(self.settings["data"], split, self.settings["train_images"])
+        return self.fit(part, replace(config, **profiles.lengthened(changes)), count)
+
+    @cached_property
+    def victim(self) -> Any:
+        """The victim, with what its mark costs."""
+        plain, plan = self.train("victim", self.method), self.watermark
+        if not plan:
+            return plain
+        config = self.recipe
+        batch, count = plan["batch"] or config.batch, self._size(self.settings["data"], "train", 0)
+        passes = MARKING[plan["kind"]] + PASSES.get(config.method, 0) * (plan["kind"] == "rotation")
+        steps = plan["epochs"] * ((plan["images"] or count) // batch)
+        own = Training(config.encoder, config.image_size, config.width, steps, batch, passes, 4)
+        return self._note(f"mark {plan} of {plain.sha256}", own)
+
+    def _sent(self, what: str, count: float) -> None:
+        """Note that the victim answers images: of nested sets the largest counts."""
+        key = f"{self.victim.sha256} {what}"
+        self.work.inputs[key] = max(self.work.inputs.get(key, 0), count)
+        gmac, *_, self.work.dim = self._answer
+        self.work.answers[key] = 2e9 * gmac
+        self.work.victims.add(self.victim.sha256)
+
+    @cached_property
+    def _answer(self) -> tuple[float, float, float, int]:
+        """What one of the victim's answers costs."""
+        recipe = self.recipe
+        return _cost(recipe.encoder, recipe.image_size, recipe.width)
+
+    def _test(self, task: str, seed: int) -> int:
+        """Note that the victim answers the images of a task: labelled ones and tests."""
+        count = self._hold(task, "train", self.settings["probe_images"])
+        self._sent(f"{task}, labelled, {seed if self.settings['probe_images'] else ''}", count)
+        tests = self._hold(task, "test", self.settings["test_images"])
+        self._sent(f"{task}, tests", tests)
+        return count + tests
+
+    def steal(
+        self, attack: str, queries: int, seed: int = 0, defenses: Any = (), **changes: Any
+    ) -> Trained:
+        """Note the training of a surrogate and the images that it is paid for."""
+        config = self.attack_config(attack, queries, seed, **changes)
+        query = [self.settings[k] for k in ("query_data", "query_split")]
+        self._hold(query[0], query[1], self.settings["query_images"])
+        views = {"clean": 0, "both": 1, "prototype": config.recipe.patches, "pair": 2}
+        seen = {"both": 2, "pair": 2, "prototype": config.recipe.patches}
+        steps = config.steps or config.epochs * (queries // config.batch)
+        own = Training(config.encoder, config.image_size, config.width, steps, config.batch,
+                       3 * seen.get(config.mode, 1), views.get(config.mode, 1))  # fmt: skip
+        drawn = config.mode in attacks.ASKS_VIEWS
+        how = [config.policies, config.rounds, config.mode == "pair"] if drawn else "clean"
+        self._sent(f"{query} {seed} {how}", config.distinct(queries))
+        same = asdict(config) | {"views": config.mode, "answers": config.rounds}
+        name = f"{same} {queries} {query} {[*map(repr, defenses)]} {self.victim.sha256}"
+        stolen = self._note(name, own)
+        distinct = config.distinct(queries)
+        stolen.queries.update(unique_inputs=distinct, calls=distinct, forwards=0, steps=steps)
+        return stolen
+
+    def alone(self, method: str, queries: int, seed: int, steps: int) -> Trained:
+        """Note what a thief trains without a victim."""
+        count = queries if method == "simclr" else self.settings["probe_images"]
+        return self.fit("alone", self.alone_config(method, seed, steps), count)
+
+    def random(self, seed: int = 0) -> Any:
+        """Return a network that nobody trains."""
+        like = self.settings["surrogate"]
+        return SimpleNamespace(key=f"random {like['encoder']} {seed}", dim=512)
+
+    def score(
+        self, net: Any, task: str, seed: int = 0, draws: int | None = None
+    ) -> dict[str, float]:
+        """Note that an encoder is scored, and return some numbers."""
+        count = self._test(task, seed)
+        like = self.settings["surrogate"]
+        gmac = _cost(like["encoder"], self.settings["image_size"], like.get("width", 1.0))[0]
+        self.work.scores[f"{net.key} {task} {seed} {draws}"] = 2e9 * gmac * count
+        return dict.fromkeys(("accuracy", "agreement", "knn", "cka", "cosine"), 0.5)
+
+    def own_head(self, stolen: Trained, task: str) -> dict[str, float]:
+        """Return nothing: no head is trained."""
+        return {}
+
+    def train_images(self, part: str = "victim") -> Any:
+        """Return something as long as the training set."""
+        return range(
+            self._size(*(self.settings[k] for k in ("data", "train_split", "train_images")))
+        )
+
+    def stamp(self, seeds: Sequence[int]) -> dict[str, str]:
+        """Return nothing: no figure is drawn."""
+        return {}
+
+
+def _purchase(lab: Any, chain: Any, task: str, seed: int = 0, classes: int = 0) -> list[Row]:
+    lab.work.scores[f"customer {chain} {task} {seed} {classes} {lab.victim.sha256}"] = 0.0
+    lab._test(task, seed)
+    return [{"legitimate": 0.5}]
+
+
+def _trial(
+    lab: Any, attack: str, rate: float, queries: int, held_out: int, seed: int, steps: int
+) -> list[Row]:
+    lab.steal(attack, queries, seed, lr=rate, steps=steps)
+    return [{"attack": attack, "rate": rate, "seed": seed, "loss": 1.0}]
+
+
+def _examine(lab: Any, suspect: Any, test: Any) -> list[Row]:
+    about = suspect.about | {"steps": None}
+    if suspect.kind != "obfuscated":
+        about = suspect.find(lab)[1]
+    lab.work.scores[f"examined {suspect} {lab.victim.sha256} {test}"] = 0.0
+    return [about | {"applies": "yes", "wsr": 0.5, "cosine": 0.5, "right": 1, "answers": 2}]
+
+
+def _stranger(lab: Any, plan: owner.Strangers, index: int) -> Trained:
+    given = {k: getattr(plan, k) for k in ("epochs", "batch") if getattr(plan, k)}
+    config = replace(lab.recipe, **profiles.lengthened(given), seed=owner.FIRST + index)
+    count = lab._size(
+        plan.data or lab.settings["data"], plan.split, plan.images or lab.settings["train_images"]
+    )
+    return lab.fit(f"independent {plan}", config, count)
+
+
+def _landscapes(lab: Any, methods: Any, query_data: Any, count: int) -> pd.DataFrame:
+    for method, name in product(methods, query_data):
+        lab.but(**sweeps.of_lab(lab, method=method, query_data=name))._sent(
+            f"landscape {name}", count
+        )
+    return pd.DataFrame()
+
+
+def _refusals(lab: Any, watchers: Any, users: Any, seeds: Any) -> pd.DataFrame:
+    """Note that every user is watched; in the worst case each is refused half way."""
+    queries = lab.given["queries"]
+    lab._sent("watched", len(users) * (len(seeds) + lab.given["users"]) * queries)
+    return pd.DataFrame([
+        {"detector": name, "user": user, "seed": seed, "queries": queries, "answers": queries // 2,
+         "accounts": 2, "answered": queries, "refusals": 1}
+        for name, user, seed in product(watchers, users, seeds)
+    ])  # fmt: skip
+
+
+def _run(lab: Lab, jobs: Sequence[sweeps.Job]) -> list[Row]:
+    return [row for job in jobs for row in job.make(lab.but(**dict(job.lab)), *job.given)]
+
+
+def timed(lab: Lab, steps: int = 10) -> Machine:
+    """Return this device's rates, from ten steps of the surrogate's training after three others."""
+    config = attacks.Config(**{k: v for k, v in lab.settings["surrogate"].items() if k != "attack"})
+    size = lab.settings["image_size"]
+    net = encoders.build(config.encoder, size, width=config.width).to(lab.device).train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-6)
+    images = torch.zeros(config.batch, 3, size, size, dtype=torch.uint8, device=lab.device)
+    start = 0.0
+    for k in range(3 + steps):
+        if k == 3:
+            start = time.perf_counter()
+        with loop.autocast(lab.device):
+            loss = net(images).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()  # waits for a GPU
+    seconds = (time.perf_counter() - start) / steps
+    rate = 6e9 * _cost(config.encoder, size, config.width)[0] * config.batch / seconds
+    said = (
+        f"{steps} steps timed here, {rate / 1e12:.3g} TFLOP/s in training; all else is arithmetic"
+    )
+    like = H200 if lab.device.type == "cuda" else CORE
+    return replace(like, name=artifacts.processor(), training=rate, forward=1.6 * rate, said=said)
+
+
+CALIBRATED = ("similar projections", "similar embeddings", detection.LOW)
+
+
+@contextmanager
+def _rehearsing(work: Work, values: Mapping[str, Any]) -> Iterator[None]:
+    """Let the lab's functions note in `work` what they would do, and do none of it."""
+    own = type("Rehearsal", (Rehearsal,), {"work": work, "given": values})
+    patches: list[tuple[object, str, object]] = [
+        (experiment, "Lab", own), (profiles, "profile", cache(profiles.profile)),
+        (sweeps, "run", _run), (sweeps, "trial_rows", _trial), (sweeps, "landscapes", _landscapes),
+        (provider, "purchase", _purchase), (provider, "_anchors", lambda *_: 128),
+        (provider, "calibrated", lambda lab, b4b, *_: b4b.calibrated(0.5, 1.0)),
+        (owner, "_judged", lambda table, _: table.assign(p_paper=1.0)),
+        (owner, "examine", _examine), (owner, "train_independent", _stranger),
+        (detection, "refusals", _refusals),
+        (detection, "calibrated", lambda *_: {f"{n}, calibrated": None for n in CALIBRATED}),
+    ]  # fmt: skip
+    with ExitStack() as stack:
+        for module, name, value in patches:
+            stack.enter_context(patch.object(module, name, value))
+        yield
+
+
+STARTS = {  # calls of a cell that train or score
+    "lab": ("train", "steal"), "inspection": ("worth",), "detection": ("refusals", "refused"),
+    "provider": ("customers", "defended", "adapting"),
+    "owner": ("dataset_inference", "watermark", "guard"),
+    "sweeps": ("train", "sweep", "search_rates", "without_victim", "stake", "victims", "references",
+               "ablate", "losses", "classifiers", "elsewhere", "grid", "landscapes"),
+}  # fmt: skip
+DRAWN = {"figures", "plots"}
+SHOWN = ("figures", "plots", "sentences", "Markdown", "Image", "display", "tables", "stats")
+
+
+def rehearse(code: Sequence[str], values: Mapping[str, Any]) -> Work:
+    """Return what a notebook would do, from those of its statements that train, score or ask.
+
+    They run in a lab that only notes: no data set is read, and no network is built but to count its
+    arithmetic. What depends on results (how far a refused thief gets) counts as the worst case.
+
+    Args:
+        code: the notebook's cells.
+        values: its parameters.
+    """
+    statements = [node for cell in code for node in ast.parse(cell).body]
+    work, space = Work(), {name: MagicMock() for name in SHOWN} | dict(values)
+    space["figures"].read.return_value = (pd.DataFrame(), {})
+    with _rehearsing(work, values):
+        for node in _needed(statements, set(space)):
+            exec(compile(ast.Module([node], []), "<notebook>", "exec"), space)  # the notebook's own
+    return work
+
+
+def _needed(statements: Sequence[ast.stmt], known: set[str]) -> list[ast.stmt]:
+    """Return the statements that start work, and those that make what these use, in order."""
+    chosen: list[ast.stmt] = []
+    wanted: set[str] = set()
+    for node in reversed(statements):
+        inner = list(ast.walk(node))
+        names = [n for n in inner if isinstance(n, ast.Name)]
+        own = {n.id for part in inner if isinstance(part, ast.comprehension)
+               for n in ast.walk(part.target) if isinstance(n, ast.Name)}  # fmt: skip
+        made = {n.asname or n.name for n in inner if isinstance(n, ast.alias)} - own
+        made |= {n.id for n in names if isinstance(n.ctx, ast.Store)} - own
+        filled = {n.value.id for n in inner if isinstance(n, ast.Subscript)
+                  and isinstance(n.ctx, ast.Store) and isinstance(n.value, ast.Name)}  # fmt: skip
+        if isinstance(node, ast.For):  # its variables are its own
+            made = set()
+        used = (made | filled) & (wanted - known) and not {n.id for n in names} & DRAWN
+        if not used and not any(map(_starts, inner)):
+            continue
+        chosen.append(node)
+        if isinstance(node, ast.Assign):
+            wanted -= made
+        wanted |= {n.id for n in names if isinstance(n.ctx, ast.Load)} - own
+    return chosen[::-1]
+
+
+def _starts(node: ast.AST) -> bool:
+    function = node.func if isinstance(node, ast.Call) else None
+    if not isinstance(function, ast.Attribute) or not isinstance(function.value, ast.Name):
+        return False
+    return function.attr in STARTS.get(function.value.id, ())

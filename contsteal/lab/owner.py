@@ -16,6 +16,7 @@ from contsteal.data import ImageSet
 from contsteal.lab import artifacts, profiles, sweeps
 from contsteal.lab.artifacts import Trained
 from contsteal.lab.experiment import Lab, MarkedVictim, carrier_images, modes, pixels, private
+from contsteal.lab.profiles import distinct
 from contsteal.lab.sweeps import Job, Numbers, Pairs, Row, product
 from contsteal.ownership import inference, sslguard
 from contsteal.ownership.inference import Form, Verdict
@@ -44,8 +45,7 @@ def trained_on(lab: Lab, count: int) -> Tensor:
         images = carrier_images(lab)
     images = private(images, lab.recipe)
     if not 1 <= count <= len(images):
-        known = f"victim and mark were trained on {len(images)}"
-        raise ValueError(f"{count} images to test on: {known}")
+        raise ValueError(f"{count} private images: 1 to {len(images)} were trained on")
     return images[torch.arange(count)]  # read, where they lie on disk
 
 
@@ -61,7 +61,9 @@ def public(lab: Lab, count: int, block: int = 0) -> Tensor:
         return pixels(drawn.to(lab.device))[count * block :]
     images = pixels(data.load(name, "test", None, PUBLIC, size))
     if count > len(images):
-        raise ValueError(f"{count} public images: {name} has {len(images)} test images")
+        raise ValueError(
+            f"{count} public images: {name} has {len(images)} test images, ask for fewer"
+        )
     return images[data.order(len(images), block)[:count]].to(lab.device)
 
 
@@ -98,9 +100,8 @@ class Strangers:
         count, endless = self.images or lab.settings["train_images"] or None, name in data.ENDLESS
         own = lab.settings["data"], lab.settings["train_split"]
         if (name, self.split) == own and not endless:
-            seen = f"{name}, split {self.split!r}, is what the victim was trained on"
-            remedy = "cannot be drawn anew: name other `data` or another `split`"
-            raise ValueError(f"strangers: {seen}, and {remedy}")
+            seen = f"the victim was trained on split {self.split!r} of {name}"
+            raise ValueError(f"strangers: {seen}; name other `data` or another `split`")
         images = data.load(name, self.split, count if endless else None, FIRST + index, size)
         return images.take(slice(count)).to(lab.device)
 
@@ -108,11 +109,11 @@ class Strangers:
 def train_independent(lab: Lab, plan: Strangers, index: int) -> Trained:
     """Train an encoder independently of the victim, on one thread, or return it where that was done."""
     if lab.recipe.method == pretrain.READY:
-        raise ValueError(f"strangers of a victim of method {lab.recipe.method!r}: its recipe is not "
-                         "known; count: 0 does without them")  # fmt: skip
+        raise ValueError("strangers are trained by the victim's recipe, which method "
+                         f"{lab.recipe.method!r} does not know; set their count to 0")  # fmt: skip
     given = {k: getattr(plan, k) for k in ("epochs", "batch") if getattr(plan, k)}
     config = replace(lab.recipe, **profiles.lengthened(given), seed=FIRST + index)
-    return lab.fit("independent", config, plan.load(lab, index), report=lab.messages.append)
+    return lab.fit("independent", config, plan.load(lab, index))
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def _independent(strangers: Plan) -> list[Suspect]:
 
 def train_suspects(lab: Lab, strangers: Plan, marks: Sequence[Plan] = ()) -> pd.DataFrame:
     """Train the independent encoders, and marks into the victim, side by side; return their seconds."""
-    jobs = [Job(train_suspect, (Suspect("victim", "victim"), mark)) for mark in marks]
+    jobs = [Job(train_suspect, (Suspect("victim", "victim"), mark)) for mark in distinct(marks)]
     jobs += [Job(train_suspect, (suspect,)) for suspect in _independent(strangers)]
     return pd.DataFrame(sweeps.run(lab, jobs), columns=["kind", "suspect", "seed", "seconds"])
 

@@ -2,13 +2,15 @@
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
+from numbers import Real
 from types import UnionType
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -19,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from contsteal import attacks, methods
+from contsteal import attacks, augment, choice, data, encoders, fitting, loop, methods, pretrain
 from contsteal.lab import artifacts
 
 PROFILES = artifacts.ROOT / "notebooks" / "profiles"
@@ -39,8 +41,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "shuffled": {"shuffled": True},
     "temperature 100": {"temperature": 100.0},
     "no learning": {"lr": 1e-9},
-    # Adam at 3e-4 in batches of 32, as in the official code; the schedule stays ours.
+    "turned": {"views": "shared", "policy": "rotation"},
+    # Adam at 3e-4 in batches of 32, as in Cont-Steal's code; the schedule stays ours.
     "published optimizer": {"lr": 3e-4, "batch": 32, "weight_decay": 0.0},
+}
+PUBLISHED: dict[str, dict[str, Any]] = {  # optimizers of attacks with other code
+    "info-nce": {"lr": 3e-4, "batch": 256},
+    "soft-nn": {"lr": 1e-3, "batch": 256},
+    "wasserstein": {"lr": 1e-3, "batch": 64},
+    "sup-con": {"optimizer": "sgd", "lr": 0.05, "batch": 256},
+    "stolen-encoder": {"optimizer": "sgd", "lr": 1e-3, "batch": 64, "weight_decay": 5e-4},
+    "rda": {"lr": 1e-3, "batch": 100},
 }
 
 
@@ -49,12 +60,14 @@ def variant(name: str) -> tuple[str, dict[str, Any]]:
 
     Raises ValueError for an unknown variant, with those that exist.
     """
-    attack, *given = name.split(", ")
+    attack, *given = fitting(name, "attack", str).split(", ")
     if unknown := [word for word in given if word not in VARIANTS]:
         raise ValueError(
             f"unknown variant {unknown[0]!r} of {attack}: choose one of {', '.join(VARIANTS)}"
         )
-    return attack, {k: v for word in given for k, v in VARIANTS[word].items()}
+    own = PUBLISHED.get(attack)
+    known = VARIANTS | ({"published optimizer": own} if own else {})
+    return attack, {k: v for word in given for k, v in known[word].items()}
 
 
 Rate = Annotated[float, Field(gt=0)]
@@ -62,6 +75,27 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 # A dataclass's words for its limits, and pydantic's.
 BOUNDS = {"least": "ge", "most": "le", "above": "gt", "below": "lt"}
+
+
+def _encoder(name: str) -> str:
+    if name not in encoders.CIFAR_STEM:  # which are known without timm, whose import takes seconds
+        encoders.check(name)
+    return name
+
+
+def _one_of(name: str, known: Iterable[str]) -> Callable[[str | None], str | None]:
+    return lambda value: value if value is None else choice(value, name, known)
+
+
+# Fields whose values are names, and what refuses an unknown one with those that exist.
+NAMES: dict[str, Callable[[Any], Any]] = {
+    "encoder": _encoder,
+    "attack": _one_of("attack", attacks.ATTACKS),
+    "method": _one_of("method", [*methods.METHODS, pretrain.READY]),
+    "optimizer": _one_of("optimizer", loop.OPTIMIZERS),
+    "policy": _one_of("augmentation", augment.POLICIES),
+}
+Data = Annotated[str, AfterValidator(lambda name: name and data.known(name))]  # "": another one's
 
 
 class Strict(BaseModel):
@@ -76,7 +110,7 @@ class Strict(BaseModel):
         for name in given if isinstance(given, dict) else ():
             if name not in cls.model_fields:
                 details = {"name": repr(name), "known": ", ".join(cls.model_fields)}
-                message = "no parameter {name}; it has {known}"
+                message = "unknown parameter {name}; known are {known}"
                 raise PydanticCustomError("unknown", message, details)
         return given
 
@@ -88,7 +122,9 @@ def _model(name: str, types: dict[str, Any]) -> type[Strict]:
 def _fields(config: type) -> dict[str, Any]:
     """Return the fields of a dataclass, each with its type, its limits and its default."""
     hints = get_type_hints(config, include_extras=True)
-    return {field.name: (_bounded(hints[field.name]), field.default) for field in fields(config)}
+    types = {name: _bounded(hint) for name, hint in hints.items()}
+    types |= {k: Annotated[types[k], AfterValidator(NAMES[k])] for k in NAMES.keys() & types.keys()}
+    return {field.name: (types[field.name], field.default) for field in fields(config)}
 
 
 def _bounded(hint: Any) -> Any:
@@ -116,14 +152,16 @@ class Watermark(Strict):
     lr: float = Field(default=0.0, ge=0)
     weight: float = Field(default=1.0, ge=0)
     trained_head: bool = True
-    data: str = ""
+    data: Data = ""
 
     @model_validator(mode="after")
     def _check_mark(self) -> Self:
         if self.model_fields_set and "epochs" not in self.model_fields_set:
-            raise PydanticCustomError("mark", "epochs are needed, 1 or more")
+            raise PydanticCustomError("mark", "set epochs to 1 or more")
         if (self.kind, self.start) == ("sslguard", "scratch"):
-            raise PydanticCustomError("mark", "sslguard marks a finished encoder: start is victim")
+            raise PydanticCustomError(
+                "mark", "sslguard marks a finished encoder: set start to victim"
+            )
         return self
 
 
@@ -156,16 +194,19 @@ class Methods(_model("Methods", dict.fromkeys(methods.METHODS, (Victim, None))))
 class Common(Strict):
     """The settings that all notebooks of a profile share."""
 
-    data: str = ""
+    data: Data = ""
     image_size: int = Field(0, ge=8)
     train_images: Count = 0
     probe_images: Count = 0
     probe_draws: Positive = 1  # sets of so many images over which an accuracy is a mean
     test_images: Count = 0
-    query_data: str = ""
+    query_data: Data = ""
     query_images: Count = 0
     victim: Victim = Victim()
     methods: Methods = Methods()
+    victims: dict[
+        str, Victim
+    ] = {}  # further ones, such as ready encoders, by names that `method` takes
     supervised: Victim = Victim()
     surrogate: Surrogate = Surrogate()
     rates: dict[str, Rate] = {}  # of attacks, where they are not the surrogate's `lr`
@@ -183,37 +224,62 @@ class Common(Strict):
             attack, changes = variant(name)
             _ = attacks.Config(attack).recipe  # refuses an unknown one with those that exist
             if not changes.keys() <= {"views"}:
-                raise ValueError(
-                    f"{name!r}: a rate is an attack's, or of an attack on views, alone"
-                )
+                raise ValueError(f"{name!r}: name an attack, with no other word than its views")
         return rates
 
 
 class Changes(Common):
-    """What an experiment may change of a profile: its settings, and the victim's method."""
+    """What an experiment may change of a profile: its settings, and the victim's method or name."""
 
-    method: Literal[*methods.METHODS] | None = None  # type: ignore[valid-type]
+    method: str | None = None
 
 
 class Thief(Surrogate):
     """How every attack of a profile steals: by an encoder that is named."""
 
-    encoder: str
+    encoder: Annotated[str, AfterValidator(_encoder)]
 
 
 class Whole(Common):
     """The settings of a profile, which has those that every experiment reads."""
 
-    data: str
+    data: Data
     image_size: int = Field(ge=8)
     train_images: Count
     probe_images: Count
     test_images: Count
-    query_data: str
+    query_data: Data
     query_images: Count
     victim: Victim
     supervised: Victim
     surrogate: Thief
+
+
+class Published(Strict):
+    """A published table: where its rows stand among this profile's results, and how they differ.
+
+    `where` (of all rows) and `rows` name values of columns of the table behind `figure`; a list means
+    that there is a row for each. `read` has published values that are no accuracies of a probe. A table
+    without `rows` says why they are `missing`.
+    """
+
+    table: str
+    title: str
+    figure: str = ""
+    where: dict[str, Any] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    read: dict[str, str] = {}
+    differs: str = ""
+    missing: str = ""
+
+    @model_validator(mode="after")
+    def _check_rows(self) -> Self:
+        if not (self.rows and self.figure and self.differs) and not self.missing:
+            needed = "rows, figure and differs are needed, or why they are missing"
+            raise PydanticCustomError("mark", needed)
+        if unknown := sorted(self.read.keys() - self.rows.keys()):
+            raise ValueError(f"read names no row: {unknown[0]!r}")
+        return self
 
 
 class Profile(Strict):
@@ -223,6 +289,7 @@ class Profile(Strict):
     common: Whole
     notebooks: dict[str, dict[str, Any]] = {}
     expectations: list[Expectation] = []
+    tables: list[Published] = []
 
 
 def _validate(model: type[BaseModel], given: object, place: str) -> None:
@@ -252,7 +319,8 @@ def _sentence(error: ErrorDetails, place: str) -> str:
     if error["type"] == "too_short":
         return f"{place}: {name}={error['input']!r}: at least one value is needed"
     hint = "; YAML reads 1e-3 as text, write 1.0e-3" if error["type"] == "float_type" else ""
-    return f"{place}: {name}={error['input']!r} {message}{hint}"
+    given = f"{name}={error['input']!r}" if name else repr(error["input"])
+    return f"{place}: {given} {message}{hint}"
 
 
 def check(given: dict[str, Any], known: dict[str, Any], place: str) -> None:
@@ -268,8 +336,8 @@ def distinct(values: Iterable[Any], name: str = "") -> list[Any]:
     A repeated seed or task would count as independent evidence, and make intervals too short.
     """
     values = list(values)
-    texts = [repr(value) for value in values]
-    if repeated := [text for k, text in enumerate(texts) if text in texts[:k]]:
+    words = [value if isinstance(value, Real) else repr(value) for value in values]  # 0 is 0.0
+    if repeated := [word for k, word in enumerate(words) if word in words[:k]]:
         raise ValueError(f"{name}{values} names {repeated[0]} twice: name it once")
     return values
 
@@ -308,6 +376,31 @@ def _type(default: Any) -> Any:
     return Annotated[values, Field(min_length=len(kinds[:1]))]
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML whose tables name each key once, of which plain YAML would take the last, and no aliases.
+
+    An alias could hold itself, or grow without end.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise self._refusal(self.peek_event(), "an alias; write its values out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys: list[Any] = []
+        for key, _ in node.value:
+            if key.value in keys:
+                raise self._refusal(key, f"{key.value!r} is named twice; name it once")
+            keys.append(key.value)
+        return super().construct_mapping(node, deep)
+
+    def _refusal(self, thing: Any, problem: str) -> ValueError:
+        return ValueError(
+            f"{os.path.basename(self.name)}, line {thing.start_mark.line + 1}: {problem}"
+        )
+
+
 def names() -> list[str]:
     """Return the profiles that exist."""
     return sorted(p.stem for p in PROFILES.glob("*.yaml"))
@@ -325,8 +418,9 @@ def profile(name: str) -> dict[str, Any]:
         raise ValueError(f"unknown profile {name!r}: {known}")
     place = f"{name}.yaml"
     try:
-        settings = yaml.safe_load((PROFILES / place).read_bytes())
-    except (OSError, yaml.YAMLError) as error:
+        with (PROFILES / place).open("rb") as file:
+            settings = yaml.load(file, _Loader)
+    except (OSError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{place} is not YAML in UTF-8: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict) or not isinstance(settings.get("common"), dict):
         raise ValueError(f"{place}: a section 'common' is needed; copy one from demo.yaml")
@@ -340,8 +434,12 @@ def changed(name: str, changes: dict[str, Any]) -> tuple[dict[str, Any], str | N
     Raises ValueError for a setting that no profile has, a value of another type, or an unknown method.
     """
     _validate(Changes, changes, f"changes of {name}")
+    method = changes.get("method")
     settings = {k: v for k, v in changes.items() if k != "method"}
-    return SPLITS | profile(name)["common"] | settings, changes.get("method")
+    settings = SPLITS | profile(name)["common"] | settings
+    if method is not None:
+        choice(method, "method", [*methods.METHODS, *settings.get("victims", {})])
+    return settings, method
 
 
 def watermark(given: dict[str, Any], place: str = "watermark") -> dict[str, Any]:
@@ -358,8 +456,14 @@ def lengthened(changes: dict[str, Any]) -> dict[str, Any]:
 def config(
     common: dict[str, Any], part: str = "victim", method: str | None = None
 ) -> methods.Config:
-    """Return how a profile trains its "victim" or "supervised" encoder, or a victim by another method."""
-    given = common[part] | {"image_size": common["image_size"]}
+    """Return how a profile trains its "victim" or "supervised" encoder, or a victim by another method.
+
+    `method` may also be the name of one of its `victims`.
+    """
+    named = common.get("victims", {}).get(method)
+    given = (named or common[part]) | {"image_size": common["image_size"]}
+    if named:
+        method = None
     own_method = given.get("method", methods.Config.method)
     if method not in (None, own_method):  # these belong to a method, not to a victim
         given = {k: v for k, v in given.items() if k not in OF_METHOD}

@@ -20,6 +20,7 @@ from contsteal.defenses import B4B, DEFENSES, Described, build
 from contsteal.defenses.state import PerUser
 from contsteal.lab import sweeps, tables
 from contsteal.lab.experiment import Lab, pixels
+from contsteal.lab.profiles import distinct
 from contsteal.lab.sweeps import Job, Names, Numbers, Row, product
 from contsteal.seeds import derive
 from contsteal.victim import Defense
@@ -27,6 +28,7 @@ from contsteal.victim import Defense
 Chain = Sequence[Defense]
 CUSTOMERS = 4  # seed of the images that paying users send; the victim's are 0, queries 1
 CALIBRATION = 1000  # the first seed of customers on whom a detector or a price is calibrated
+ALL = 10**6  # more images than a customer can have of a stored set
 BEARABLE = 0.05  # noise that B4B's customers may get, in standard deviations of a coordinate
 Senders = Mapping[str, Callable[[int], Tensor]]  # users by name: the images one sends, by seed
 
@@ -36,11 +38,12 @@ def chain_name(chain: Chain) -> str:
     return " + ".join(map(repr, chain)) or "none"
 
 
-def listed(values: Mapping[str, Sequence[float]]) -> list[Chain]:
+def listed(values: Mapping[str, Sequence[float | Mapping[str, Any]]]) -> list[Chain]:
     """Return a chain of one defence per name and value of its first parameter: {"top-k": [8, 64]}.
 
-    "normalise + top-k" is a chain whose last defence has the value. Errors: ValueError for a name that
-    `defenses.DEFENSES` does not have, for values that are no list, and the defences' own.
+    "normalise + top-k" is a chain whose last defence has the value. A table in place of a value names
+    parameters: {"similar-queries": [{"threshold": 13.0, "measure": "l2"}]}. Errors: ValueError for a
+    name that `defenses.DEFENSES` does not have, for values that are no list, and the defences' own.
     """
     chains: list[Chain] = []
     for names, parameters in values.items():
@@ -49,9 +52,13 @@ def listed(values: Mapping[str, Sequence[float]]) -> list[Chain]:
             if name not in DEFENSES:
                 raise ValueError(f"unknown defence {name!r}: choose one of {', '.join(DEFENSES)}")
         if not isinstance(parameters, Sequence) or isinstance(parameters, str):
-            raise ValueError(f"{names}: {parameters!r} is no list of first parameters")
+            raise ValueError(
+                f"{names}={parameters!r}: a list of its first parameter's values is needed"
+            )
         make = cast(Callable[[float], Defense], DEFENSES[last])
-        chains += [[*map(build, first), make(value)] for value in parameters]
+        for value in parameters:
+            own = build(last, **value) if isinstance(value, Mapping) else make(value)
+            chains.append([*map(build, first), own])
     return chains
 
 
@@ -102,14 +109,16 @@ def customers(
 def few_classes(lab: Lab, task: str, classes: int, seed: int) -> tuple[ImageSet, ImageSet]:
     """Return labelled and test images of a customer whose task has a few classes, drawn by `seed`.
 
-    It has as many labelled images as other customers, and four times as many to test on. ValueError
+    It has as many labelled images as other customers (or a fifth of its own, where those have all), and
+    four times as many to test on. ValueError
     where the set has too few classes, or images of them.
     """
     n = lab.settings["probe_images"]
-    pool = class_images(lab, task, classes, 5 * n, seed)
+    pool = class_images(lab, task, classes, 5 * n or ALL, seed)
+    n = n or len(pool) // 5
     if len(pool) <= n:
         raise ValueError(
-            f"{classes} classes of {task}: {len(pool)} images, more than {n} are needed"
+            f"{classes} classes of {task} have {len(pool)} images, more than {n} are needed"
         )
     pool = replace(pool, labels=torch.unique(cast(Tensor, pool.labels), return_inverse=True)[1])
     return pool.take(slice(n)), pool.take(slice(n, None))
@@ -119,7 +128,7 @@ def class_images(lab: Lab, task: str, classes: int, count: int, seed: int) -> Im
     """Return up to `count` images of some classes of a task, which the customer `seed` sends."""
     known = len(data.load(task, "train", 1, CUSTOMERS, lab.settings["image_size"]).classes)
     if not 1 < classes <= known:
-        raise ValueError(f"{classes} classes of {task}: it has {known}, take 2 or more of them")
+        raise ValueError(f"{classes} classes of {task}: choose 2 to {known}")
     images = bought_images(lab, task, round(1.4 * count * known / classes), seed)
     chosen = data.order(known, seed)[:classes].to(lab.device)
     return images.take(torch.isin(cast(Tensor, images.labels), chosen).nonzero()[:count, 0])
@@ -153,7 +162,7 @@ def calibrated(lab: Lab, defense: B4B, task: str, classes: int, seeds: Numbers) 
     twentieth of a coordinate's standard deviation.
     """
     shares, deviations = [], []
-    for seed in seeds:
+    for seed in distinct(seeds):
         watching = copy.deepcopy(defense)
         for side in few_classes(lab, task, classes, CALIBRATION + seed):
             answers = lab.api().embed(pixels(side))
@@ -224,7 +233,7 @@ def adapting(
     """
     anchors = _anchors(lab, queries)
     parts, rest = [pd.DataFrame()], (queries, seeds, bought, steps)
-    for chain in chains:
+    for chain in distinct(chains):
         kind = strength(chain)["kind"].split(" + ")[-1]
         for name, how in ADAPTING.get(kind, {}).items():
             changes = how | ({"anchors": anchors} if "accounts" in how else {})
@@ -365,7 +374,7 @@ def coverage(lab: Lab, defences: Sequence[B4B], users: Senders, seeds: Numbers) 
     Rows: `defence`, `user`, `seed`, `queries` so far, `coverage` from 0 to 1, the `noise` of the next
     answer, and `bearable`, the noise that customers can bear.
     """
-    rows = []
+    rows, defences = [], distinct(defences)
     for (user, images), seed in product(users.items(), seeds):
         answers = lab.api().embed(images(seed))
         about = {"seed": seed, "bearable": BEARABLE * float(answers.std(0).mean())}
@@ -399,7 +408,7 @@ def price(
     requests, answers = images.split(batch), encoders.embed(net, images).split(batch)
     alone = _median(lambda: [encoders.embed(net, request) for request in requests], rounds)
     rows = []
-    for chain in chains:
+    for chain in distinct(chains):
         spent = _median(partial(_through, copy.deepcopy(list(chain)), answers), rounds)
         half, whole = (_bytes(chain, answers[:k]) for k in (len(answers) // 2, len(answers)))
         rows.append({"defence": chain_name(chain), "seconds": 1000 * (alone + spent) / len(images),

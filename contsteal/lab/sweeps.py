@@ -99,7 +99,7 @@ def alone_rows(lab: Lab, name: str, queries: int, seed: int, tasks: Names, steps
 
 def pretrain_victim(lab: Lab, part: str, method: str | None = None) -> list[Row]:
     """Train a victim by a method, or the supervised encoder, or find that it was done; no row."""
-    lab.train(part, method, report=lab.messages.append)
+    lab.train(part, method)
     return []
 
 
@@ -329,9 +329,9 @@ def train(
 
     `alone` (queries, seeds, steps) are trainings of `without_victim` that later cells read back.
     """
-    jobs = [Job(pretrain_victim, ("victim", method), trains=True) for method in methods]
+    jobs = [Job(pretrain_victim, ("victim", method), trains=True) for method in distinct(methods)]
     jobs += [Job(pretrain_victim, ("victim",), tuple(changes.items()), True)
-             for changes in (_on(lab, name) for name in data) if changes]  # fmt: skip
+             for changes in (_on(lab, name) for name in distinct(data)) if changes]  # fmt: skip
     jobs.append(Job(pretrain_victim, ("supervised",), trains=True))
     queries, seeds, steps = alone or (0, (), ())
     jobs += [Job(alone_rows, (name, queries, seed, (), n), trains=True)
@@ -424,7 +424,7 @@ def stake(lab: Lab, data: Names, queries: int, seeds: Numbers, steps: Numbers) -
     if not data:
         raise ValueError("data=[]: at least one data set is needed")
     parts = []
-    for name in data:
+    for name in distinct(data):
         other = lab.but(**_on(lab, name))
         rows = without_victim(other, [queries], seeds, [name], steps)
         parts.append(_framed(other, rows, [name], seeds).assign(data=name))
@@ -440,7 +440,7 @@ def victims(
     The seed decides the victim's first weights, batches and views. Each victim has a row of its own.
     """
     recipe = lab.settings["victim"]
-    changes = {seed: {"victim": recipe | {"seed": seed}} for seed in victim_seeds}
+    changes = {seed: {"victim": recipe | {"seed": seed}} for seed in distinct(victim_seeds)}
     run(lab, [Job(pretrain_victim, ("victim",), tuple(change.items()), True)
               for change in changes.values()])  # fmt: skip
     parts = [pd.DataFrame()]
@@ -453,6 +453,7 @@ def victims(
 
 def references(lab: Lab, tasks: Iterable[str], seeds: Iterable[int]) -> pd.DataFrame:
     """Return the rows that frame every table: random features and the victim, each per seed."""
+    seeds = distinct(seeds)
     nets = [("random", s, lab.random(s)) for s in seeds]
     nets += [("victim", s, lab.victim.encoder) for s in seeds]
     jobs = [Job(score_rows, ({"attack": name, "seed": s}, net, tasks, s)) for name, s, net in nets]
@@ -529,11 +530,11 @@ def ablate(
 
 def losses(
     lab: Lab, attacks: Names, victim_data: Names, queries: int, seeds: Numbers, tasks: Names,
-    steps: Numbers = (),
+    steps: Numbers = (), split: str = "train",
 ) -> pd.DataFrame:  # fmt: skip
-    """Run every attack on the victim of each data set, which is queried with its own images."""
+    """Run every attack on the victim of each data set, queried with images of that set's `split`."""
     return _table(lab, tasks, [
-        ({"victim": name}, attack, queries, seed, {"data": name, "query_data": name})
+        ({"victim": name}, attack, queries, seed, {"data": name, "query_data": f"{name}@{split}"})
         for name, attack, seed in product(victim_data, attacks, seeds)
     ], steps)  # fmt: skip
 
@@ -645,23 +646,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         dist.destroy_process_group()
 
 
+class _Announced(list[str]):
+    """Messages of a lab that the other processes of a group hear, too: they begin with a training."""
+
+    def append(self, message: str) -> None:
+        super().append(message)
+        dist.broadcast_object_list([message])
+
+
 def train_together(lab: Lab, part: str, method: str | None = None) -> None:
     """Train an encoder of a profile in all processes of a group; the first one keeps the artifact."""
     if dist.get_rank() == 0:
-        reasons: list[str] = []
-
-        def start(reason: str) -> None:
-            reasons.append(reason)
-            dist.broadcast_object_list([reason])
-
-        trained = lab.train(part, method, start)
-        if not reasons:  # the others wait for one
+        lab.messages = _Announced()
+        trained = lab.train(part, method)
+        if not lab.messages:  # it was there; the others wait for a message
             dist.broadcast_object_list([None])
-        print(f"{reasons[0] if reasons else 'read'}: {part} {trained.sha256[:12]}")
+        print(f"{', '.join(lab.messages) or 'read'}: {part} {trained.sha256[:12]}")
         return
-    reason = [None]
-    dist.broadcast_object_list(reason)
-    if reason[0]:
+    message = [None]
+    dist.broadcast_object_list(message)
+    if message[0]:
         os.environ[loop.QUIET] = "1"
         with artifacts.single_thread():
             pretrain.fit(config(lab.settings, part, method), cast(Any, lab.train_images(part)))

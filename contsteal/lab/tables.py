@@ -25,11 +25,13 @@ NAMES = {  # of attacks, methods and suspects
     "moco": "MoCo", "byol": "BYOL", "simsiam": "SimSiam", "shuffle": "victim, shuffled",
     "scale": "victim, scaled", "affine": "victim, mixed", "pad": "victim, padded",
     "before marking": "victim before marking", "independent": "independent encoders",
+    "attacker": "thief", "patches": "photographs",
 }  # fmt: skip
 VARIANTS = {  # what follows the name of an attack
     "clean": " on clean images", "own views": " on own views", "shared views": " on shared views",
     "independent views": " on independent views", "shuffled": " with shuffled answers",
     "anew": " asked anew", "code": " (official code)", "no learning": " without learning",
+    "stops": ", stops if refused", "all answers": ", goes on if refused",
 }  # fmt: skip
 DEFENCES = {"GaussianNoise": "noise", "Rounding": "rounding", "TopK": "top-k",
             "PredictionPoisoning": "poisoning", "Normalise": "normalised"}  # fmt: skip
@@ -120,15 +122,19 @@ def readings(table: pd.DataFrame) -> pd.DataFrame:
     """
     first, main = table["victim"].iloc[0], table["task"].iloc[0]
     ours, rows = table[table["victim"] == first], []
-    compared = [(f"new probe on {task}", ours, task, "accuracy", "accuracy")
+    compared = [(f"accuracy on {task}, with new probes", ours, task, "accuracy", "accuracy")
                 for task in table["task"].unique()]  # fmt: skip
-    compared += [("agreement with the victim's probe", ours, main, "agreement", "agreement")]
+    agreement = "agreement with the victim"
+    compared += [(f"{agreement}, with new probes", ours, main, "agreement", "agreement")]
     if "own_head" in table:
-        own = ("accuracy", "own_head"), ("agreement", "own_agreement")
-        names = "own classifier of the rival", "its agreement with the provider's"
-        compared += [(n, ours, main, *metrics) for n, metrics in zip(names, own, strict=True)]
+        own = (
+            (f"accuracy on {main}", "accuracy", "own_head"),
+            (agreement, "agreement", "own_agreement"),
+        )
+        compared += [(f"{what}, the rival with its own classifier", ours, main, *metrics)
+                     for what, *metrics in own]  # fmt: skip
     for victim in table["victim"].unique()[1:]:
-        label = f"share of the victim's accuracy, {victim} encoder"
+        label = f"share of its victim's accuracy, the rival's victim is {victim}"
         compared.append((label, table[table["victim"] == victim], main, "share", "share"))
     for reading, theirs, task, metric, their_metric in compared:
         mine = ours[(ours["attack"] == "embedding") & (ours["task"] == task)]
@@ -215,7 +221,7 @@ def _named(table: pd.DataFrame) -> pd.Series:
         return attack
     if len(table[["query_data", "images"]].dropna().drop_duplicates()) < 2:
         return attack
-    sent = table["query_data"].fillna("")
+    sent = table["query_data"].map(name, na_action="ignore").fillna("")
     return attack + (", " + table["images"].map("{:g}".format) + " " + sent).where(sent != "", "")
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contsteal import encoders
+from contsteal import Count, NotNegative, Seed, choice, dense, encoders, fitting, number, shown
 from contsteal.seeds import derive, generator
 
 Form = Literal["signed", "published"]
@@ -34,6 +34,13 @@ class Verdict:
         float  #: distance from the null: a difference of shares, or a gap in standard deviations
     )
     samples: int  #: observations behind the p-value
+
+    def __post_init__(self) -> None:
+        values = self.measure, self.statistic, self.p_value, self.effect
+        if not all(map(math.isfinite, values)):
+            raise ValueError(
+                f"{self.test}: the numbers given are too large, or too alike, for a test"
+            )
 
     def accuses(self, alpha: float = ALPHA) -> bool:
         """Return whether the null hypothesis is rejected at the level `alpha`."""
@@ -68,7 +75,9 @@ def proportion(hits: int, trials: int, level: float = 0.95) -> Rate:
     """
     from scipy import stats
 
-    if not 0 <= hits <= trials or trials < 1 or not 0 < level < 1:
+    hits = number(hits, "hits", int, least=0)
+    trials = number(trials, "trials", int, least=1, most=2**53)
+    if hits > trials or not 0 < (level := number(level, "level")) < 1:
         raise ValueError(f"{hits} of {trials} at level {level}: 0 <= hits <= trials >= 1 is needed, "
                          "and a level in (0, 1)")  # fmt: skip
     interval = stats.binomtest(hits, trials).proportion_ci(level, method="exact")
@@ -85,8 +94,16 @@ def false_positives(verdicts: Iterable[Verdict], alpha: float = ALPHA, level: fl
         alpha: the level of the test.
         level: of the interval.
 
+    Returns:
+        The rate and its exact interval.
+
     Raises:
         ValueError: for no verdict, or a level outside (0, 1).
+
+    Example:
+        >>> verdicts = [against_controls(0.5, [0.4, 0.5, 0.6])] * 20
+        >>> round(false_positives(verdicts).high, 2)
+        0.17
     """
     accused = [verdict.accuses(alpha) for verdict in verdicts]
     return proportion(sum(accused), len(accused), level)
@@ -137,10 +154,14 @@ def least_excess(controls: Iterable[float], alpha: float = ALPHA) -> float:
 
     Raises:
         ValueError: as `against_controls`.
+
+    Example:
+        >>> least_excess([0.4, 0.5, 0.6]) > least_excess([0.49, 0.5, 0.51])
+        True
     """
     from scipy import stats
 
-    sample = _spread(controls)
+    sample, alpha = _spread(controls), number(alpha, "alpha", above=0, below=1)
     m = len(sample)
     return float(stats.t.isf(alpha, m - 1)) * sample.std().item() * math.sqrt(1 + 1 / m)
 
@@ -163,6 +184,8 @@ def least_gap(suspect: int, null: int, alpha: float = ALPHA) -> float:
     """
     from scipy import stats
 
+    suspect, null = (number(n, "samples", int, most=2**53) for n in (suspect, null))
+    alpha = number(alpha, "alpha", above=0, below=1)
     if min(suspect, null) < 2:
         raise ValueError(f"{suspect} and {null} samples: a t-test needs two or more on both sides")
     return float(stats.t.isf(alpha, suspect + null - 2)) * math.sqrt(1 / suspect + 1 / null)
@@ -205,12 +228,11 @@ def welch(suspect: Tensor, null: Tensor, test: str = "welch", form: Form = "sign
     """
     from scipy import stats
 
-    if form not in ("signed", "published"):
-        raise ValueError(f'unknown form {form!r}: choose "signed" or "published"')
-    if not suspect.ndim == null.ndim == 1:
-        raise ValueError(f"samples {tuple(suspect.shape)} and {tuple(null.shape)}: (N,) and (M,) are "
+    choice(form, "form", ("signed", "published"))
+    if not (dense(suspect) and dense(null) and suspect.ndim == null.ndim == 1):
+        raise ValueError(f"samples {shown(suspect)} and {shown(null)}: (N,) and (M,) are "
                          "needed, one number per image")  # fmt: skip
-    a, b = _finite(suspect.tolist()), _finite(null.tolist())
+    a, b = _finite(suspect.double().tolist()), _finite(null.double().tolist())
     if min(len(a), len(b)) < 2 or not (a.var() + b.var() > 0):
         raise ValueError(f"{len(a)} and {len(b)} samples: a t-test needs two or more on both sides, "
                          "which are not all the same")  # fmt: skip
@@ -223,18 +245,17 @@ def welch(suspect: Tensor, null: Tensor, test: str = "welch", form: Form = "sign
 
 
 def _finite(values: Iterable[float]) -> Tensor:
-    sample = torch.tensor(list(values), dtype=torch.float64)
-    if not sample.isfinite().all():
-        raise ValueError("a sample holds NaN or infinity: no test is defined on it")
-    return sample
+    return torch.tensor([number(value, "measure") for value in values], dtype=torch.float64)
 
 
 def check_answers(answers: Tensor, dim: int, test: str) -> None:
     """Refuse answers that are not (N, `dim`), naming the test that applies, or hold NaN or infinity."""
+    if not dense(answers) or not answers.is_floating_point():
+        raise ValueError(f"answers {shown(answers)}: vectors of floats (N, {dim}) are needed")
     if answers.ndim != 2 or answers.shape[1] != dim:
-        raise ValueError(f"{test} reads the victim's {dim} coordinates, the suspect answers "
-                         f"{tuple(answers.shape)}: it does not apply; take ownership.dataset_inference, "
-                         "which needs no common coordinates")  # fmt: skip
+        raise ValueError(f"{test} needs answers of the victim's {dim} coordinates, not "
+                         f"{tuple(answers.shape)}: use ownership.dataset_inference, which takes "
+                         "any")  # fmt: skip
     if not answers.isfinite().all():
         raise ValueError("the suspect's answers hold NaN or infinity")
 
@@ -244,6 +265,8 @@ def check_answers(answers: Tensor, dim: int, test: str) -> None:
 
 def split(images: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Cut the owner's private training images into halves: to fit the mixture, and to test on."""
+    if not isinstance(images, Tensor) or not dense(images) or not images.ndim:
+        raise ValueError(f"images {shown(images)}: a dense tensor is needed")
     order = torch.randperm(len(images), generator=generator("dataset inference", seed))
     return images[order[: len(order) // 2]], images[order[len(order) // 2 :]]
 
@@ -292,8 +315,17 @@ def mixture_test(
         form: as of `welch`.
         **options: as of `mixture_scores`.
 
+    Returns:
+        The verdict.
+
     Raises:
         ValueError: as `mixture_scores`.
+
+    Example:
+        >>> draws = torch.Generator().manual_seed(0)
+        >>> fitted, private, public = (torch.randn(64, 4, generator=draws) for _ in range(3))
+        >>> mixture_test(fitted, private, public, components=2).samples
+        128
     """
     scores = mixture_scores(fitted, private, public, **options)
     return welch(*scores, test="dataset inference", form=form)
@@ -319,18 +351,35 @@ def mixture_scores(
         ridge: added to each variance.
         seed: of the mixture's start.
 
+    Returns:
+        Both float64, one number per image.
+
     Raises:
         ValueError: for fewer features than components, shapes that do not fit, NaN or infinity.
+
+    Example:
+        >>> draws = torch.Generator().manual_seed(0)
+        >>> x = torch.randn(64, 4, generator=draws)
+        >>> [scores.shape[0] for scores in mixture_scores(x, x[:8], x[:4], components=2)]
+        [8, 4]
     """
     from sklearn.mixture import GaussianMixture  # takes seconds to import
 
-    if not 1 <= components <= len(fitted):
-        raise ValueError(f"{components} components and {len(fitted)} features to fit them to: fewer "
-                         "features than components; give more images or fewer components")  # fmt: skip
-    train, *tested = _normalised([fitted, private, public], standardise)
+    train, *tested = _normalised(
+        [fitted, private, public], fitting(standardise, "standardise", bool)
+    )
+    if fitting(components, "components", Count) > len(train):
+        raise ValueError(f"{components} components for {len(train)} features: give more images or "
+                         "fewer components")  # fmt: skip
+    choice(covariance, "covariance", ("full", "diag"))
+    ridge, seed = fitting(ridge, "ridge", NotNegative), fitting(seed, "seed", Seed)
     options = {"covariance_type": covariance, "reg_covar": ridge, "max_iter": 1000}
     mixture = GaussianMixture(components, random_state=derive("mixture", seed) % 2**32, **options)
-    mixture.fit(train)
+    try:
+        mixture.fit(train)
+    except ValueError as error:  # whose advice is of scikit-learn's own parameters
+        raise ValueError(f"{components} components do not fit {len(train)} features with ridge={ridge}: "
+                         "take fewer components, or a larger ridge") from error  # fmt: skip
     inside, outside = (torch.from_numpy(mixture.score_samples(part)) for part in tested)
     return inside, outside
 
@@ -338,8 +387,9 @@ def mixture_scores(
 def _normalised(parts: Sequence[Tensor], standardise: bool) -> list[np.ndarray]:
     """Return float64 features of length 1, standardised before by the first part's statistics."""
     first = parts[0]
-    if any(x.ndim != 2 or x.shape[1:] != first.shape[1:] or not len(x) for x in parts):
-        shapes = ", ".join(str(tuple(x.shape)) for x in parts)
+    fine = [dense(x) and x.is_floating_point() and x.ndim == 2 and x.numel() for x in parts]
+    if not all(fine) or any(x.shape[1:] != first.shape[1:] for x in parts):
+        shapes = ", ".join(map(shown, parts))
         raise ValueError(f"features {shapes}: three sets (N, D) of one encoder are needed")
     if not all(x.isfinite().all() for x in parts):
         raise ValueError("features hold NaN or infinity")

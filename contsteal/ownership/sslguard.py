@@ -9,13 +9,13 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contsteal import augment, encoders, loop
+from contsteal import Batch, Checked, Count, NotNegative, Seed, augment, encoders, loop, number
 from contsteal.methods import Head
 from contsteal.ownership.inference import Verdict, against_controls, check_answers
 from contsteal.seeds import derive, generator
@@ -25,22 +25,24 @@ Optimizers = dict[str, torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """How the key is embedded; defaults are the published code's, but for the batch (2 there)."""
 
     shadow: str = "resnet18"  #: the encoder that plays the thief
-    key: int = 256  #: dimension of the secret vector
-    masked: float = 0.35  #: share of the pixel values that the trigger replaces
-    hidden: tuple[int, ...] = (512, 256)  #: of the decoder
-    epochs: int = 50
-    batch: int = 64
-    lr_encoder: float = 1e-5
-    lr_shadow: float = 1e-2  #: times 0.96 after each epoch
-    lr_decoder: float = 1e-3
-    lr_trigger: float = 1e-3
-    image_size: int = 32
+    key: Annotated[int, ("least", 3)] = 256  #: dimension of the secret vector
+    masked: Annotated[float, ("above", 0), ("below", 1)] = (
+        0.35  #: share of the pixel values that the trigger replaces
+    )
+    hidden: tuple[Count, ...] = (512, 256)  #: of the decoder
+    epochs: Count = 50
+    batch: Batch = 64
+    lr_encoder: NotNegative = 1e-5
+    lr_shadow: NotNegative = 1e-2  #: times 0.96 after each epoch
+    lr_decoder: NotNegative = 1e-3
+    lr_trigger: NotNegative = 1e-3
+    image_size: Count = 32
     gradients: Literal["own", "published"] = "own"  #: "published": the encoder follows all losses
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Key(nn.Module):
@@ -63,7 +65,9 @@ class Key(nn.Module):
     def stamp(self, images: Tensor) -> Tensor:
         """Return clip((1 - m) x + m trigger) of images (N, 3, H, W), uint8 or float in [0, 1]."""
         if images.shape[1:] != (size := self.mask.shape):
-            raise ValueError(f"images {tuple(images.shape)}: the trigger is {tuple(size)}")
+            raise ValueError(
+                f"images {tuple(images.shape)}: the trigger's size {tuple(size)} is needed"
+            )
         x = augment.to_float(images) if images.dtype == torch.uint8 else images
         return ((1 - self.mask) * x + self.mask * self.trigger).clamp(0, 1)
 
@@ -156,7 +160,9 @@ def embed(config: Config, victim: encoders.Encoder, images: Tensor, private: Ten
         row = _epoch(config, model, optimizers, images, private, epoch)
         history.append({"epoch": epoch + 1} | row)
         if not all(map(math.isfinite, row.values())):
-            raise loop.Diverged(f"the losses became {row} in epoch {epoch + 1}: lower the rates")
+            raise loop.Diverged(
+                f"the losses became {row} in epoch {epoch + 1}: lower the learning rates"
+            )
         for group in optimizers["shadow"].param_groups:
             group["lr"] *= 0.96
     model.requires_grad_(False)
@@ -164,16 +170,11 @@ def embed(config: Config, victim: encoders.Encoder, images: Tensor, private: Ten
 
 
 def _check(config: Config, images: Tensor, private: Tensor) -> None:
-    if config.gradients not in ("own", "published"):
-        raise ValueError(f'unknown gradients {config.gradients!r}: choose "own" or "published"')
-    if not 0 < config.masked < 1 or config.key < 3 or config.epochs < 1 or config.batch < 2:
-        raise ValueError(f"{config}: masked must lie in (0, 1), key be 3 or more, epochs 1 or more "
-                         "and batch 2 or more")  # fmt: skip
     for part in (images, private):
-        augment.to_float(part[:0])  # refuses what is no uint8 image
+        augment.to_float(encoders.check_images(part)[:0])  # refuses what is no uint8 image
         if len(part) < config.batch or part.shape[-1] != config.image_size:
-            size = f"{config.batch} of {config.image_size} px"
-            raise ValueError(f"images {tuple(part.shape)}: a batch is {size}")
+            needed = f"at least {config.batch} images of {config.image_size} px"
+            raise ValueError(f"images {tuple(part.shape)}: {needed} are needed")
 
 
 def _optimizers(config: Config, model: KeyEmbedding) -> Optimizers:
@@ -234,14 +235,48 @@ def _step(name: str, model: KeyEmbedding, optimizers: Optimizers, loss: Tensor, 
 
 @torch.no_grad()
 def questions(key: Key, private: Tensor) -> Tensor:
-    """Return what an owner sends to a suspect: the stamped images, uint8 (N, 3, H, W)."""
-    return augment.to_uint8(key.stamp(private.to(key.mask.device)))
+    """Return what an owner sends to a suspect: images with the trigger stamped on them.
+
+    Args:
+        key: the owner's.
+        private: the owner's images, uint8 (N, 3, H, W).
+
+    Returns:
+        The stamped images, uint8 (N, 3, H, W).
+
+    Raises:
+        ValueError: for images of another size than the trigger's.
+
+    Example:
+        >>> key = Key(Config(key=8, image_size=32), dim=128)
+        >>> questions(key, torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape
+        torch.Size([2, 3, 32, 32])
+    """
+    return augment.to_uint8(key.stamp(encoders.check_images(private).to(key.mask.device)))
 
 
 @torch.no_grad()
 def decoded(key: Key, answers: Tensor) -> Tensor:
-    """Return the decoder's outputs at length 1, float64 (N, K), of answers (N, D) to `questions`."""
+    """Return the decoder's outputs for a suspect's answers, at length 1.
+
+    Args:
+        key: the owner's.
+        answers: a suspect's (N, D) to `questions`.
+
+    Returns:
+        float64 (N, K).
+
+    Raises:
+        ValueError: as `rate`.
+
+    Example:
+        >>> key = Key(Config(key=8, image_size=32), dim=128)
+        >>> decoded(key, torch.ones(2, 128)).shape
+        torch.Size([2, 8])
+    """
     check_answers(answers, key.dim, TEST)
+    if not len(answers):
+        raise ValueError(f"0 answers {tuple(answers.shape)}: at least one is needed")
     out = key.decoder(answers.to(key.secret.device, torch.float32))
     return F.normalize(out.double().cpu(), dim=1)
 
@@ -254,11 +289,19 @@ def rate(key: Key, answers: Tensor, threshold: float = 0.5) -> float:
         answers: a suspect's (N, D) to `questions`.
         threshold: of the cosine.
 
+    Returns:
+        From 0 to 1.
+
     Raises:
         ValueError: for another dimension than the victim's, naming the test that applies, and for NaN.
+
+    Example:
+        >>> key = Key(Config(key=8, image_size=32), dim=128)
+        >>> rate(key, torch.ones(2, 128), threshold=-1.1)
+        1.0
     """
     cosines = decoded(key, answers) @ F.normalize(key.secret.double().cpu(), dim=0)
-    return (cosines > threshold).double().mean().item()
+    return (cosines > number(threshold, "threshold")).double().mean().item()
 
 
 def verify(
@@ -284,6 +327,9 @@ def verify(
 
     Raises:
         ValueError: as `rate` and `against_controls`.
+
+    Example:
+        See `embed`.
     """
     from scipy import stats
 

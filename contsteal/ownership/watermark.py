@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contsteal import augment, encoders, loop, pretrain
+from contsteal import Checked, Count, NotNegative, augment, encoders, loop, pretrain
 from contsteal.augment import rotate
 from contsteal.methods import Head, Method
 from contsteal.ownership.inference import Verdict, against_controls, check_answers
@@ -25,7 +25,7 @@ TEST = "rotation watermark"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """Whose training is watermarked, and how.
 
     The published code never gives the head to the optimizer: with `trained_head=False` the encoder alone
@@ -34,8 +34,8 @@ class Config:
 
     victim: pretrain.Config = field(default_factory=pretrain.Config)
     trained_head: bool = True
-    weight: float = 1.0  #: of the rotation task; the paper alternates epochs of the two tasks
-    hidden: tuple[int, ...] = (256, 128)  #: the code's; the paper says "two-layer"
+    weight: NotNegative = 1.0  #: of the rotation task; the paper alternates epochs of the two tasks
+    hidden: tuple[Count, ...] = (256, 128)  #: the code's; the paper says "two-layer"
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,6 @@ class WatermarkedMethod(nn.Module):
 
     def __init__(self, method: Method, config: Config, tuned: bool = False) -> None:
         super().__init__()
-        if not 0 <= config.weight < float("inf"):
-            raise ValueError(f"weight={config.weight}: it must be finite, and 0 or above")
         self.method, self.weight, self.tuned = method, config.weight, tuned
         self.head = Head(method.encoder.dim, *config.hidden, 2, norm=False)
         self.head.requires_grad_(config.trained_head)
@@ -181,8 +179,21 @@ def build(config: Config, classes: int, start: pretrain.Fitted | None = None) ->
 
 
 def questions(images: Tensor, seed: int = 0) -> Tensor:
-    """Return what an owner sends to a suspect: both turns of images (N, 3, H, H), uint8 (2N, 3, H, H)."""
-    return augment.to_uint8(turn(augment.to_float(images), generator("questions", seed)))
+    """Return what an owner sends to a suspect: both turns of each image.
+
+    Args:
+        images: uint8 (N, 3, H, H).
+        seed: of the angles.
+
+    Returns:
+        All images turned into the first half-plane, then all turned into the second, uint8 (2N, 3, H, H).
+
+    Example:
+        >>> questions(torch.zeros(4, 3, 32, 32, dtype=torch.uint8)).shape
+        torch.Size([8, 3, 32, 32])
+    """
+    images = augment.to_float(encoders.check_images(images))
+    return augment.to_uint8(turn(images, generator("questions", seed)))
 
 
 @torch.no_grad()
@@ -190,7 +201,7 @@ def _margins(mark: Mark, answers: Tensor) -> Tensor:
     """Return the head's logits (2N, 2) on the CPU for answers (2N, D) to `questions`."""
     check_answers(answers, mark.dim, TEST)
     if not len(answers) or len(answers) % 2:
-        raise ValueError(f"{len(answers)} answers: give those to both turns of each image")
+        raise ValueError(f"{len(answers)} answers: two are needed for each image, one per rotation")
     return mark.head(answers.to(next(mark.head.parameters()).device, torch.float32)).cpu()
 
 
@@ -201,8 +212,16 @@ def success(mark: Mark, answers: Tensor) -> Tensor:
         mark: the owner's.
         answers: a suspect's, (2N, D).
 
+    Returns:
+        0 or 1 each, float64 (2N,).
+
     Raises:
         ValueError: for another dimension than the victim's, an odd number of answers, or NaN.
+
+    Example:
+        >>> mark = Mark(nn.Linear(128, 2), 128, True)
+        >>> success(mark, torch.zeros(4, 128)).mean().item()  # the same answer to all
+        0.5
     """
     return (_margins(mark, answers).argmax(1) == half_planes(len(answers) // 2)).double()
 
@@ -218,8 +237,16 @@ def ranked(mark: Mark, answers: Tensor) -> Verdict:
         mark: the owner's.
         answers: a suspect's, (2N, D).
 
+    Returns:
+        The verdict.
+
     Raises:
         ValueError: as `success`.
+
+    Example:
+        >>> mark = Mark(nn.Linear(128, 2), 128, True)
+        >>> ranked(mark, torch.zeros(4, 128)).measure
+        0.5
     """
     from scipy import stats
 
@@ -231,7 +258,25 @@ def ranked(mark: Mark, answers: Tensor) -> Verdict:
 
 
 def rate(mark: Mark, suspect: nn.Module, images: Tensor, seed: int = 0) -> float:
-    """Return the watermark success rate of a suspect in [0, 1]; chance is 1/2."""
+    """Return the watermark success rate of a suspect.
+
+    Args:
+        mark: the owner's.
+        suspect: images (N, 3, H, H) to features (N, D).
+        images: to ask about, uint8 (N, 3, H, H).
+        seed: of the angles.
+
+    Returns:
+        From 0 to 1; chance is 1/2.
+
+    Raises:
+        ValueError: as `success`.
+
+    Example:
+        >>> mark = Mark(nn.Linear(128, 2), 128, True)
+        >>> rate(mark, encoders.build("conv4"), torch.zeros(4, 3, 32, 32, dtype=torch.uint8))
+        0.5
+    """
     return success(mark, encoders.embed(suspect, questions(images, seed))).mean().item()
 
 
@@ -257,6 +302,9 @@ def verify(
 
     Raises:
         ValueError: for a suspect of another dimension, naming the test that applies.
+
+    Example:
+        See `fit`.
     """
     right = success(mark, encoders.embed(suspect, questions(images, seed)))
     if controls:
@@ -266,7 +314,18 @@ def verify(
 
 
 def against_chance(right: Tensor) -> Verdict:
-    """Test what `success` returns, (2N,), against a rate of at most 1/2, by the exact binomial test."""
+    """Test a watermark success rate against one of at most 1/2, by the exact binomial test.
+
+    Args:
+        right: what `success` returns, (2N,).
+
+    Returns:
+        The verdict; its `measure` is the rate.
+
+    Example:
+        >>> against_chance(torch.ones(10)).p_value == 0.5**10
+        True
+    """
     from scipy import stats
 
     share, n = right.mean().item(), len(right)

@@ -1,25 +1,25 @@
 """The papers' claims and our own, tested on stored results: `python -m contsteal.paper.claims`.
 
-A claim is a sentence, its source, and a function that picks the two sides from a table. To add one, add a
-`Claim` to `CLAIMS`. `make check` calls this module: for one profile, or for all whose results are stored.
-It ends with 1 where a stored result contradicts this repository.
+A claim is a sentence and its source, in claims.csv, and a function that picks its two sides from a table,
+in `CHECKS`. To add one, add a row there and a line here. `make check` calls this module: for one profile,
+or for all whose results are stored. It ends with 1 where a stored result contradicts this repository.
 """
 
 import argparse
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf, isinf, isnan, nan
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from pandas import DataFrame, Series
-from rich import box
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.markup import escape
-from rich.table import Table
-from scipy.stats import binom, ttest_1samp
+from scipy.stats import binomtest, ttest_1samp
 
 from contsteal import defenses, files
 from contsteal.evaluate import mean_interval
@@ -28,6 +28,7 @@ from contsteal.ownership import proportion
 from contsteal.paper import sentences
 from contsteal.paper.notebooks import number
 
+LIST = Path(__file__).with_name("claims.csv")
 HOLDS, FAILS, OPEN, ABSENT = "holds", "does not hold", "not enough evidence", "not measured"
 BUDGETS = ("images", "unique_inputs", "calls")
 CUSTOMERS = ("legitimate", "few")  # metrics that no surrogate is trained for
@@ -78,8 +79,8 @@ class Claim:
     the `criterion`. Both sides must agree in `budgets` (the default ones where the table has them).
     `mean_over` averages each seed over these columns. `within` takes a's largest number of distinct
     inputs up to this part of the victim's training set. `premise` says, and picks, what must be clearly
-    ahead, or there is nothing to test. `says` is this repository's own verdict, by
-    profile.
+    ahead, or there is nothing to test. `says` is this repository's own verdict, by profile, and
+    `predicted` the verdict that was expected before a profile's first run, with the date.
     """
 
     id: str
@@ -94,6 +95,7 @@ class Claim:
     within: float = 0.0
     premise: Premise | None = None
     says: Mapping[str, str] = field(default_factory=dict)
+    predicted: str = "-"
 
 
 # ------------------------------------------------------------------------------ picking rows
@@ -131,12 +133,15 @@ def versus(a: str, b: str) -> Callable[[DataFrame], Sides]:
     return lambda t: attacks(t, a, b)
 
 
+def pair(column: str, a: str, b: str) -> Callable[[DataFrame], Sides]:
+    """Return a function that picks the rows that have one value and those that have another."""
+    return lambda t: (where(t, **{column: a}), where(t, **{column: b}))
+
+
 def at(budget: Callable[[DataFrame], DataFrame], a: str, b: str) -> Pick:
     """Return a function that picks two attacks on the main task at the largest or smallest budget."""
-    return lambda t: {
-        f"{images} images": attacks(rows, a, b)
-        for images, rows in split(budget(main_task(t).dropna(subset=["calls"])), "images").items()
-    }
+    return lambda t: every(budget(main_task(t).dropna(subset=["calls"])), ["images"], versus(a, b),
+                           "{} images")  # fmt: skip
 
 
 def largest(t: DataFrame) -> DataFrame:
@@ -149,12 +154,28 @@ def smallest(t: DataFrame) -> DataFrame:
     return where(t, images=t["images"].min())
 
 
+def extremes(t: DataFrame) -> Sides:
+    """Return the rows of the largest budget and of the smallest."""
+    return largest(t), smallest(t)
+
+
+def alone(t: DataFrame) -> Sides:
+    """Return one side: of suspects who are judged by themselves."""
+    return (t,)
+
+
 def split(t: DataFrame, *columns: str) -> dict[str, DataFrame]:
     """Return the rows of each combination of values, by its name."""
-    return {
-        ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values): rows
-        for values, rows in t.groupby(list(columns), sort=False)
-    }
+    groups = t.groupby(list(columns), sort=False)
+    return {", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values): rows
+            for values, rows in groups}  # fmt: skip
+
+
+def every(
+    t: DataFrame, columns: Sequence[str], sides: Callable[[DataFrame], Sides], label: str = "{}"
+) -> dict[str, Sides]:
+    """Return the sides in the rows of each combination of values."""
+    return {label.format(name): sides(rows) for name, rows in split(t, *columns).items()}
 
 
 def own(t: DataFrame, rival: str, metric: str, column: str) -> Sides:
@@ -180,54 +201,50 @@ def at_views(t: DataFrame, a: str, b: str, *views: str) -> dict[str, Sides]:
     return {v: attacks(t, f"{a}, {v}", f"{b}, {v}") for v in views if f"{a}, {v}" in known}
 
 
-def mse(t: DataFrame, **values: object) -> DataFrame:
-    """Return the rows of the conventional attack, which does not adapt, that have these values."""
-    rows = where(main_task(t), attack="embedding", **values)
-    return rows[rows["adapts"].isna()]
+def contrastive(t: DataFrame) -> dict[str, Sides]:
+    """Pair the ICML paper's contrastive losses with MSE."""
+    return {loss: attacks(t, loss, "embedding") for loss in ("info-nce", "soft-nn")}
 
 
-def defended(t: DataFrame, *kinds: str) -> dict[str, DataFrame]:
-    """Return the rows of the conventional attack under each defence of these kinds, by its name."""
-    return split(mse(t)[mse(t)["kind"].isin(kinds)], "defence")
+def negatives(left: str) -> Callable[[DataFrame], Sides]:
+    """Return a function that pairs Cont-Steal as given with the negatives of one side alone."""
+    return lambda t: (where(main_task(t), knob="as given"),
+                      where(main_task(t), knob="negatives", value=left))  # fmt: skip
 
 
-def b4b(t: DataFrame, published: bool) -> dict[str, DataFrame]:
-    """Return the rows of the conventional attack under B4B, as published or calibrated."""
-    each = defended(t, "B4B")
-    return {d: rows for d, rows in each.items() if (rows["strength"] == BETA).all() == published}
+def defended(t: DataFrame, *kinds: str, adapts: str = "") -> dict[str, DataFrame]:
+    """Return the rows of MSE under each defence of these kinds, by default of MSE that does not adapt."""
+    rows = main_task(t).assign(adapts=t["adapts"].astype(object).fillna(""))
+    rows = where(rows, attack="embedding", adapts=adapts)
+    published = (rows["kind"] == "B4B") & (rows["strength"] == BETA)
+    return split(rows[rows["kind"].mask(published, PUBLISHED).isin(kinds)], "defence")
 
 
-def adapted(t: DataFrame, how: str, *kinds: str) -> dict[str, Sides]:
-    """Pair MSE that adapts to each defence of these kinds with MSE that does not."""
-    each = where(main_task(t), attack="embedding", adapts=how)
-    return {d: (where(each, defence=d), rows) for d, rows in defended(t, *kinds).items()
-            if d in set(each["defence"])}  # fmt: skip
+def undefended(t: DataFrame) -> DataFrame:
+    """Return the rows of MSE without a defence."""
+    return defended(t, "none").get("none", t.iloc[:0])
 
 
-def against_none(each: Mapping[str, DataFrame], t: DataFrame) -> dict[str, Sides]:
-    """Pair the rows under each defence with those of MSE without one: what is left."""
-    return {name: (rows, mse(t, defence="none")) for name, rows in each.items()}
+def harmed(*kinds: str) -> Pick:
+    """Return a function that pairs MSE without a defence with MSE under each: what is lost."""
+    return lambda t: {d: (undefended(t), rows) for d, rows in defended(t, *kinds).items()}
 
 
-def harmed(each: Mapping[str, DataFrame], t: DataFrame) -> dict[str, Sides]:
-    """Pair the rows of MSE without a defence with those under each: what is lost."""
-    return {name: (mse(t, defence="none"), rows) for name, rows in each.items()}
+def spared(*kinds: str, adapts: str = "") -> Pick:
+    """Return a function that pairs MSE under each defence with MSE without one: what is left."""
+    return lambda t: {d: (rows, undefended(t))
+                      for d, rows in defended(t, *kinds, adapts=adapts).items()}  # fmt: skip
 
 
-def kinds(t: DataFrame, a: str, b: str = "independent") -> Sides:
-    """Return the rows of two kinds of encoders that an owner examines."""
-    return where(t, kind=a), where(t, kind=b)
+def adapted(adapts: str, *kinds: str) -> Pick:
+    """Return a function that pairs MSE that adapts to each defence with MSE that does not."""
+    return lambda t: {d: (rows, defended(t, *kinds)[d])
+                      for d, rows in defended(t, *kinds, adapts=adapts).items()}  # fmt: skip
 
 
-def each(rows: DataFrame, *columns: str) -> dict[str, Sides]:
-    """Return one side for each combination of values: of suspects who are judged one by one."""
-    return {name: (suspects,) for name, suspects in split(rows, *columns).items()}
-
-
-def carriers(t: DataFrame, a: str, b: str) -> Sides:
-    """Return the rows of two thieves of a victim whose mark other images carry."""
-    thieves = largest(where(t, head=CARRIED, kind="stolen"))
-    return where(thieves, suspect=a), where(thieves, suspect=b)
+def carriers(a: str, b: str) -> Callable[[DataFrame], Sides]:
+    """Return a function that picks two thieves of a victim whose mark other images carry."""
+    return lambda t: pair("suspect", a, b)(largest(where(t, head=CARRIED, kind="stolen")))
 
 
 def inherited(t: DataFrame) -> dict[str, Sides]:
@@ -281,462 +298,198 @@ def own_and_other_queries(t: DataFrame) -> Picked:
 
 # ------------------------------------------------------------------------------ the claims
 
-# fmt: off
-SHA = "Sha et al., CVPR 2023"
-ICML = "Dziedzic et al., ICML 2022"
-B4B = "Dubiński et al. (B4B), NeurIPS 2023"
-INFERENCE = "Dziedzic et al. (Dataset Inference for Self-Supervised Models), NeurIPS 2022, Table 1"
-SSLGUARD = "Cong et al. (SSLGuard), CCS 2022"
-OURS = "this repository"
-CODE = "the official code changes loss and augmentation at once"
-
+VICTIM_AND_OTHERS = pair("kind", "victim", "independent")
 # A defence cannot fail to stop an attack that is no better than random features: hence the premises.
 MSE_STEALS = ("MSE ends 5 points above random features", versus("embedding", "random"))
 INFO_NCE_STEALS = ("InfoNCE ends 5 points above random features", versus("info-nce", "random"))
 OFFSET = "GaussianNoise with offset"
-BETA = defenses.B4B().beta  # as published
+BETA, PUBLISHED = defenses.B4B().beta, "B4B as published"
 FEW = "customer, few classes"
 SHUFFLED = "info-nce, own views, shuffled"
 BROKEN = ("cont-steal, no learning", "cont-steal, temperature 100")
 RIGHT_ANSWERS_STEAL = ("the same attack with the right answers ends 5 points above random features",
-                       versus("info-nce, own views", "random"))
+                       versus("info-nce, own views", "random"))  # fmt: skip
 UNDEFENDED_STEALS = ("MSE without a defence ends 5 points above random features",
-                     lambda t: (mse(t, defence="none"), where(main_task(t), attack="random")))
+                     lambda t: (undefended(t), where(main_task(t), attack="random")))  # fmt: skip
 MARKED = ("the victim's own rate is 5 points above that of independent encoders",
-          lambda t: kinds(first(t, "head"), "victim"))
+          lambda t: VICTIM_AND_OTHERS(first(t, "head")))  # fmt: skip
 NO_VICTIM = ("random", *sweeps.ALONE)
 CARRIED = "trained head, carried by digits"
 VIEWS = ("clean", "own views", "shared views", "independent views")
 SETTINGS = ("images", "query_data", "method", "views")
+HIDING = ("shuffle", "affine")  # of features, which the owner's head reads in the victim's order
+
+
+def checked(
+    pick: Pick, criterion: Criterion = AHEAD, metric: str = "", **more: Any
+) -> dict[str, Any]:
+    """Return how a claim is tested; a rate is of what is flagged or, of encoders, accused."""
+    usual = {"rate": "accused" if criterion in (DETECTS, SPARES) else "flagged"}
+    metric = metric or usual.get(criterion.of, "accuracy")
+    return {"pick": pick, "criterion": criterion, "metric": metric} | more
+
+
+# In the order of claims.csv.
+CHECKS: dict[str, dict[str, Any]] = {
+    # what there is to steal
+    "victim-floor": checked(versus("victim", "random")),
+    "victim-floor-tasks": checked(lambda t: every(t, ["task"], versus("victim", "random"))),
+    "worth-stealing": checked(lambda t: without_answers(t, "victim"), budgets=[]),
+    "answers-matter": checked(lambda t: without_answers(t, "info-nce, own views"), budgets=[]),
+    "answers-matter-mse": checked(lambda t: without_answers(t, "embedding"), budgets=[]),
+    "nothing-to-steal": checked(
+        lambda t: attacks(where(t, data="shapes"), "SimCLR on the queries", "victim"),
+        NOT_WORSE, budgets=[]),
+    "nothing-to-steal-labels": checked(
+        lambda t: attacks(where(t, data="shapes"), "labelled images", "victim"), NOT_WORSE, budgets=[]),
+    # conventional attacks
+    "embedding-label": checked(versus("embedding", "label")),
+    "embedding-label-head": checked(lambda t: own(t, "label", "accuracy", "own_head")),
+    "embedding-posterior": checked(versus("embedding", "posterior")),
+    "embedding-label-agreement": checked(versus("embedding", "label"), metric="agreement"),
+    "embedding-label-served": checked(
+        lambda t: own(t, "label", "agreement", "own_agreement"), metric="agreement"),
+    "embedding-label-elsewhere": checked(
+        lambda t: every(t.drop(main_task(t).index), ["task"], versus("embedding", "label"))),
+    "embedding-label-supervised": checked(lambda t: of_supervised(t, "label"), metric="share"),
+    "embedding-posterior-supervised": checked(lambda t: of_supervised(t, "posterior"), metric="share"),
+    "embedding-label-cka": checked(versus("embedding", "label"), metric="cka"),
+    # losses
+    "contrastive-mse": checked(contrastive),
+    "contrastive-mse-cka": checked(contrastive, metric="cka"),
+    "info-nce-mse": checked(versus("info-nce, clean", "embedding, clean")),
+    "info-nce-mse-own": checked(versus("info-nce, own views", "embedding, own views")),
+    "loss-order": checked(
+        lambda t: {"soft-nn over wasserstein": attacks(t, "soft-nn", "wasserstein"),
+                   "wasserstein over barlow-published": attacks(t, "wasserstein", "barlow-published")},
+        budgets=["images"]),  # Barlow sends two views of each
+    "wasserstein-mse": checked(versus("embedding", "wasserstein")),
+    "wasserstein-cka": checked(
+        versus("wasserstein", "random"), EQUIVALENT, metric="cka", premise=MSE_STEALS),
+    "barlow-mse": checked(versus("embedding", "barlow-published"), budgets=["images"]),
+    "barlow-cka": checked(
+        versus("barlow-published", "random"), EQUIVALENT, metric="cka", premise=MSE_STEALS),
+    "barlow-corrected": checked(versus("barlow", "barlow-published"), metric="cka"),
+    "direct-recreate": checked(  # the head is learnt from two views of each
+        versus("info-nce", "recreate-head"), NOT_WORSE, budgets=["images"], premise=INFO_NCE_STEALS),
+    "direct-access": checked(versus("info-nce", "access-head"), NOT_WORSE, premise=INFO_NCE_STEALS),
+    "rda-cont-steal": checked(versus("rda", "cont-steal"), budgets=["images"]),
+    "own-queries": checked(own_and_other_queries),
+    # Cont-Steal
+    "cont-steal-mse": checked(lambda t: attacks(first(t, "victim_seed"), "cont-steal", "embedding")),
+    "cont-steal-victims": checked(
+        lambda t: every(t, ["victim_seed"], versus("cont-steal", "embedding"), "victim {}")
+        if t["victim_seed"].nunique() > 2 else {}),
+    "cont-steal-mse-own": checked(versus("cont-steal", "embedding, own views")),
+    "cont-steal-code-mse": checked(versus("cont-steal-code", "embedding")),
+    "published-optimizer": checked(
+        versus("cont-steal-code, published optimizer", "embedding, published optimizer")),
+    "info-nce-views-mse": checked(versus("info-nce, own views", "embedding")),
+    "loss-alone": checked(lambda t: at_views(t, "cont-steal", "embedding", *VIEWS)),
+    "loss-alone-clean": checked(lambda t: at_views(t, "cont-steal", "embedding", "clean")),
+    "loss-alone-own": checked(lambda t: at_views(t, "cont-steal", "embedding", "own views")),
+    "augmentation-alone": checked(versus("embedding, own views", "embedding")),
+    "augmentation-cont-steal": checked(versus("cont-steal, own views", "cont-steal, independent views")),
+    "settings-every": checked(
+        lambda t: every(main_task(t), SETTINGS, versus("cont-steal", "embedding"))),
+    "settings-mean": checked(versus("cont-steal", "embedding"), mean_over=SETTINGS),
+    "negatives-victim": checked(negatives("self")),
+    "negatives-self": checked(negatives("victim")),
+    "control": checked(versus("random", SHUFFLED), NOT_WORSE, premise=RIGHT_ANSWERS_STEAL),
+    "control-cka": checked(
+        versus("random", SHUFFLED), NOT_WORSE, metric="cka", premise=RIGHT_ANSWERS_STEAL),
+    "broken-attacks": checked(
+        lambda t: {a: attacks(t, "labelled images", a) for a in (SHUFFLED, BROKEN[0])}, budgets=[]),
+    "flat-loss": checked(versus("labelled images", BROKEN[1]), budgets=[]),
+    # queries
+    "fifth-mse": checked(versus("embedding", "victim"), NEARLY_ALL, within=0.2),
+    "fifth-cont-steal": checked(versus("cont-steal", "victim"), NEARLY_ALL, within=0.2),
+    "more-queries": checked(
+        lambda t: {attack: extremes(where(main_task(t), attack=attack))
+                   for attack in ("embedding", "cont-steal")}, budgets=[]),
+    "few-mse": checked(at(smallest, "embedding", "cont-steal")),
+    "many-contrastive": checked(at(largest, "cont-steal", "embedding")),
+    "fresh-views": checked(at(largest, "cont-steal, anew", "cont-steal"), budgets=["images"]),
+    # defences
+    "noise-thief": checked(spared("GaussianNoise"), NOT_WORSE, premise=UNDEFENDED_STEALS),
+    "noise-customer": checked(harmed("GaussianNoise"), metric="legitimate"),
+    "offset-thief": checked(harmed(OFFSET)),
+    "rounding-thief": checked(spared("Rounding", "TopK"), NOT_WORSE, premise=UNDEFENDED_STEALS),
+    "rounding-customer": checked(harmed("Rounding", "TopK"), metric="legitimate"),
+    "poisoning-thief": checked(harmed("PredictionPoisoning")),
+    "poisoning-customer": checked(harmed("PredictionPoisoning"), metric="legitimate"),
+    "averaging": checked(
+        adapted("averages 4 answers", "GaussianNoise", "PredictionPoisoning"),
+        budgets=["images", "unique_inputs"]),
+    "centring": checked(adapted("centres", OFFSET)),
+    "bounds": checked(adapted("takes bounds", "TopK")),
+    "b4b-published": checked(spared(PUBLISHED), NOT_WORSE, premise=UNDEFENDED_STEALS),
+    "b4b-thief": checked(harmed("B4B")),
+    "b4b-few": checked(spared("B4B"), NOT_WORSE, metric="few"),
+    "b4b-customer": checked(spared("B4B"), NOT_WORSE, metric="legitimate"),
+    "two-accounts": checked(adapted("2 accounts", "B4B"), budgets=["images"]),  # both ask the anchors
+    "six-accounts": checked(
+        spared("B4B", adapts="6 accounts"), NOT_WORSE, budgets=["images"], premise=UNDEFENDED_STEALS),
+    "b4b-coverage": checked(lambda t: equal_coverage(t, "thief", FEW), metric="coverage", budgets=[]),
+    # detectors: customers and thieves who send as many images
+    "views-similar": checked(
+        lambda t: flagged(t, "thief, four views", "similar projections, calibrated"), MOSTLY),
+    "single-images": checked(lambda t: flagged(t, "thief, single images", "calibrated"), RARELY),
+    "prada-natural": checked(
+        lambda t: flagged(t[~t["user"].str.contains("views")], "thief", "PRADA, W < 0.9"), RARELY),
+    "published-settings": checked(
+        lambda t: flagged(t[~t["detector"].str.contains("calibrated")], "customer"), RARELY),
+    "calibrated-customers": checked(lambda t: flagged(t, "customer", "calibrated"), RARELY),
+    "price-thief": checked(
+        lambda t: bills(t, "thief, single images", "thief, four views", "thief, photographs"),
+        metric="statistic"),
+    "price-photographs": checked(lambda t: bills(t, "thief, photographs"), metric="statistic"),
+    "new-account": checked(
+        lambda t: ends(t, "four views, all answers", "four views, stops"), budgets=[]),
+    "refused-too-late": checked(
+        lambda t: {f"{d}, {alone}": sides for alone in NO_VICTIM
+                   for d, sides in ends(t, "four views, stops", alone).items()}, budgets=[]),
+    "views-needless": checked(
+        lambda t: ends(t, "single images, all answers", "four views, all answers"), budgets=["calls"]),
+    # the owner's proofs; an independent encoder has no budget
+    "watermark-victim": checked(lambda t: every(t, ["head"], VICTIM_AND_OTHERS), metric="wsr"),
+    "watermark-transfers": checked(
+        lambda t: every(largest(where(t, kind="stolen")), ["head", "suspect"], alone), DETECTS),
+    "watermark-inherited": checked(inherited, metric="wsr"),
+    "watermark-few": checked(
+        lambda t: every(smallest(where(first(t, "head"), kind="stolen")), ["suspect"], alone), DETECTS),
+    "watermark-carrier": checked(carriers("embedding, digits", "embedding"), metric="wsr"),
+    "watermark-carrier-turned": checked(
+        carriers("embedding, digits, turned", "embedding, digits"), metric="wsr"),
+    "watermark-queries": checked(
+        lambda t: every(where(first(t, "head"), kind="stolen"), ["suspect"], extremes),
+        metric="wsr", budgets=[]),
+    "watermark-turned": checked(
+        lambda t: every(where(first(t, "head"), kind="stolen"), ["images"],
+                        pair("suspect", "embedding, turned", "embedding")), metric="wsr"),
+    "watermark-hidden": checked(
+        lambda t: every(where(first(t, "head"), kind="obfuscated").query("suspect in @HIDING"),
+                        ["suspect"], lambda rows: (where(first(t, "head"), kind="independent"), rows)),
+        NOT_WORSE, metric="wsr", premise=MARKED),
+    "inference-victim": checked(lambda t: alone(where(t, form="signed", kind="victim")), DETECTS),
+    "inference-stolen": checked(
+        lambda t: every(largest(where(t, form="signed", kind="stolen")), ["suspect"], alone), DETECTS),
+    "inference-obfuscated": checked(
+        lambda t: every(where(t, form="signed", kind="obfuscated"), ["suspect"], alone), DETECTS),
+    "inference-independent": checked(
+        lambda t: every(where(t, kind="independent"), ["form"], alone), SPARES),
+    "guard-victim": checked(VICTIM_AND_OTHERS, metric="cosine"),
+    "guard-transfers": checked(
+        lambda t: every(largest(where(t, kind="stolen")), ["suspect"], alone), DETECTS),
+}  # fmt: skip
+
 
 CLAIMS = [
-    # what there is to steal
-    Claim("victim-floor", "03_attacks", f"{SHA}, abstract",
-          "The victim's features solve the main task better than random features.",
-          versus("victim", "random")),
-    Claim("victim-floor-tasks", "02_conventional", f"{SHA}, abstract",
-          "The victim's features are better than random ones on every downstream task.",
-          lambda t: {task: (where(rows, attack="victim"), where(rows, attack="random"))
-                     for task, rows in split(t, "task").items()}),
-
-    Claim("worth-stealing", "03_steps", f"{OURS}, notebook 03",
-          "The victim's features are better than what a thief trains without it for as many steps as the "
-          "attacks: SimCLR on the queries alone, and supervision with the labelled images.",
-          lambda t: without_answers(t, "victim"), budgets=[],
-          says={"demo": HOLDS, "study": HOLDS}),
-    Claim("answers-matter", "03_steps", f"{OURS}, notebook 03",
-          "InfoNCE on the surrogate's own views steals more than a thief gets without the victim.",
-          lambda t: without_answers(t, "info-nce, own views"), budgets=[],
-          says={"demo": HOLDS, "study": HOLDS}),
-    Claim("answers-matter-mse", "03_steps", f"{OURS}, notebook 03",
-          "MSE steals more than a thief gets without the victim.",
-          lambda t: without_answers(t, "embedding"), budgets=[]),
-
-    Claim("nothing-to-steal", "01_stake", f"{OURS}, notebook 01",
-          "On shapes SimCLR on the query images alone comes within 5 points of the victim.",
-          lambda t: attacks(where(t, data="shapes"), "SimCLR on the queries", "victim"),
-          NOT_WORSE, budgets=[]),
-    Claim("nothing-to-steal-labels", "01_stake", f"{OURS}, notebook 01",
-          "On shapes supervision with the labelled images alone comes within 5 points of the victim.",
-          lambda t: attacks(where(t, data="shapes"), "labelled images", "victim"),
-          NOT_WORSE, budgets=[]),
-
-    # conventional attacks
-    Claim("embedding-label", "02_conventional", f"{SHA}, abstract; {ICML}, Table 4",
-          "An embedding thief gets a better main task than a label thief (encoders are more "
-          "vulnerable than classifiers).", versus("embedding", "label")),
-    Claim("embedding-label-head", "02_conventional", f"{SHA}, abstract; {ICML}, Table 4",
-          "An embedding thief, with a probe of its own, gets a better main task than a label thief "
-          "with the head it was trained with.", lambda t: own(t, "label", "accuracy", "own_head")),
-    Claim("embedding-posterior", "02_conventional", f"{SHA}, abstract",
-          "An embedding thief gets a better main task than a posterior thief.",
-          versus("embedding", "posterior"),
-          says={"study": FAILS}),
-    Claim("embedding-label-agreement", "02_conventional", f"{SHA}, abstract",
-          "An embedding thief agrees with the victim more often than a label thief, each by a new "
-          "probe.",
-          versus("embedding", "label"), metric="agreement"),
-    Claim("embedding-label-served", "02_readings", f"{SHA}, abstract",
-          "An embedding thief's probe agrees with the victim's more often than a label thief's own "
-          "classifier agrees with the provider's.",
-          lambda t: own(t, "label", "agreement", "own_agreement"), metric="agreement"),
-    Claim("embedding-label-elsewhere", "02_conventional", f"{ICML}, Table 4",
-          "On tasks that its classifier was not made for, an embedding thief is ahead of a label "
-          "thief.",
-          lambda t: {task: attacks(rows, "embedding", "label")
-                     for task, rows in split(t.drop(main_task(t).index), "task").items()}),
-    Claim("embedding-label-supervised", "02_readings", f"{SHA}, abstract",
-          "An embedding thief gets a larger share of its victim's accuracy than a label thief who "
-          "attacks a classifier on an encoder that was trained with supervision.",
-          lambda t: of_supervised(t, "label"), metric="share"),
-    Claim("embedding-posterior-supervised", "02_readings", f"{SHA}, abstract",
-          "An embedding thief gets a larger share of its victim's accuracy than a posterior thief who "
-          "attacks a classifier on an encoder that was trained with supervision.",
-          lambda t: of_supervised(t, "posterior"), metric="share"),
-    Claim("embedding-label-cka", "03_attacks", f"{OURS}, notebook 02",
-          "An embedding thief's features are more like the victim's (linear CKA) than a label thief's.",
-          versus("embedding", "label"), metric="cka"),
-
-    # losses
-    Claim("contrastive-mse", "02_losses", f"{ICML}, Table 2",
-          "Contrastive losses (InfoNCE, soft nearest neighbours) steal better than MSE.",
-          lambda t: {loss: attacks(t, loss, "embedding") for loss in ("info-nce", "soft-nn")}),
-    Claim("contrastive-mse-cka", "02_losses", f"{OURS}, after {ICML}, Table 2",
-          "Contrastive losses (InfoNCE, soft nearest neighbours) copy the features more closely "
-          "(linear CKA) than MSE.",
-          lambda t: {loss: attacks(t, loss, "embedding") for loss in ("info-nce", "soft-nn")},
-          metric="cka"),
-    Claim("info-nce-mse", "03_views", f"{ICML}, Table 2",
-          "InfoNCE steals better than MSE on clean images.",
-          versus("info-nce, clean", "embedding, clean")),
-    Claim("info-nce-mse-own", "03_steps", f"{OURS}, after {ICML}, Table 2",
-          "InfoNCE steals better than MSE where the surrogate sees its own views.",
-          versus("info-nce, own views", "embedding, own views")),
-    Claim("loss-order", "02_losses", f"{ICML}, Table 2",
-          "Soft nearest neighbours steal better than Wasserstein, and Wasserstein better than "
-          "Barlow as published.",
-          lambda t: {"soft-nn over wasserstein": attacks(t, "soft-nn", "wasserstein"),
-                     "wasserstein over barlow-published": attacks(t, "wasserstein", "barlow-published")},
-          budgets=["images"]),  # Barlow sends two views of each
-    Claim("wasserstein-mse", "02_losses", f"{ICML}, Table 2",
-          "The Wasserstein loss steals worse than MSE.", versus("embedding", "wasserstein")),
-    Claim("wasserstein-cka", "02_losses", f"{OURS}, after {ICML}, Table 2",
-          "The Wasserstein loss leaves features as near to the victim's as random ones, within 5 "
-          "points of linear CKA.", versus("wasserstein", "random"), EQUIVALENT, metric="cka",
-          premise=MSE_STEALS),
-    Claim("barlow-mse", "02_losses", f"{ICML}, Table 2",
-          "The Barlow loss as published fails, and steals worse than MSE with the same images.",
-          versus("embedding", "barlow-published"), budgets=["images"]),  # Barlow sends two views of each
-    Claim("barlow-cka", "02_losses", f"{OURS}; surrogate and victim never meet in that form",
-          "The Barlow loss as published leaves features as near to the victim's as random ones, "
-          "within 5 points of linear CKA.", versus("barlow-published", "random"), EQUIVALENT,
-          metric="cka", premise=MSE_STEALS),
-    Claim("barlow-corrected", "02_losses", f"{OURS}, losses.barlow",
-          "The corrected Barlow loss copies the features more closely (linear CKA) than the "
-          "published form.", versus("barlow", "barlow-published"), metric="cka"),
-    Claim("direct-recreate", "02_losses", f"{ICML}, Table 1",
-          "Stealing embeddings directly is at most 5 points worse than with a recreated head.",
-          versus("info-nce", "recreate-head"), NOT_WORSE, budgets=["images"],
-          premise=INFO_NCE_STEALS),  # the head is learnt from two views of each
-    Claim("direct-access", "02_losses", f"{ICML}, Table 1",
-          "Stealing embeddings directly is at most 5 points worse than stealing the head's output.",
-          versus("info-nce", "access-head"), NOT_WORSE, premise=INFO_NCE_STEALS),
-    Claim("rda-cont-steal", "02_losses", "Wu et al. (RDA), ECCV 2024, abstract",
-          "RDA, with ten answers to each image, steals better than Cont-Steal with as many images.",
-          versus("rda", "cont-steal"), budgets=["images"]),
-    Claim("own-queries", "02_elsewhere", f"{ICML}, Table 3",
-          "Queries from the victim's own data steal better than as many from any other data.",
-          own_and_other_queries),
-
-    # Cont-Steal
-    Claim("cont-steal-mse", "03_victims", f"{SHA}, abstract",
-          "Cont-Steal steals better than the conventional embedding attack (MSE).",
-          lambda t: attacks(first(t, "victim_seed"), "cont-steal", "embedding"),
-          says={"demo": HOLDS, "study": HOLDS}),
-    Claim("cont-steal-victims", "03_victims", f"{SHA}, abstract",
-          "Cont-Steal is ahead of MSE on each of at least three victims of one recipe.",
-          lambda t: {f"victim {seed}": attacks(rows, "cont-steal", "embedding") for seed, rows
-                     in split(t, "victim_seed").items() if t["victim_seed"].nunique() > 2}),
-    Claim("cont-steal-mse-own", "03_steps", f"{OURS}, notebook 03; {CODE}",
-          "Cont-Steal steals better than MSE whose surrogate sees its own views.",
-          versus("cont-steal", "embedding, own views")),
-    Claim("cont-steal-code-mse", "03_steps", f"{SHA}, abstract and official code",
-          "Cont-Steal in the form of the official code steals better than MSE.",
-          versus("cont-steal-code", "embedding")),
-    Claim("published-optimizer", "03_steps", f"{SHA}, abstract and official code",
-          "With the optimizer of the official code, its form of Cont-Steal steals better than MSE.",
-          versus("cont-steal-code, published optimizer", "embedding, published optimizer")),
-    Claim("info-nce-views-mse", "03_steps", f"{ICML}, Table 2; {CODE}",
-          "InfoNCE on the surrogate's own views steals better than the conventional attack (MSE).",
-          versus("info-nce, own views", "embedding"),
-          says={"demo": HOLDS, "study": HOLDS}),
-    Claim("loss-alone", "03_views", f"{SHA}, abstract; {CODE}",
-          "At equal views, whichever they are, Cont-Steal's loss steals better than MSE.",
-          lambda t: at_views(t, "cont-steal", "embedding", *VIEWS)),
-    Claim("loss-alone-clean", "03_views", f"{SHA}, abstract; {CODE}",
-          "Without augmentation Cont-Steal's loss steals better than MSE.",
-          lambda t: at_views(t, "cont-steal", "embedding", "clean")),
-    Claim("loss-alone-own", "03_views", f"{SHA}, abstract; {CODE}",
-          "Where the surrogate sees its own views, Cont-Steal's loss steals better than MSE.",
-          lambda t: at_views(t, "cont-steal", "embedding", "own views")),
-    Claim("augmentation-alone", "03_steps", f"{OURS}, notebook 03; {CODE}",
-          "Augmentation alone (the surrogate's own views) makes MSE steal better.",
-          versus("embedding, own views", "embedding"),
-          says={"demo": HOLDS, "study": HOLDS}),
-    Claim("augmentation-cont-steal", "03_views", f"{OURS}, notebook 03; {CODE}",
-          "Cont-Steal's loss steals better on the surrogate's own views than on the independent ones "
-          "that are published, at as many queries.",
-          versus("cont-steal, own views", "cont-steal, independent views")),
-    Claim("settings-every", "03_boundary", f"{SHA}, abstract",
-          "Cont-Steal is ahead of MSE in every setting (queries, query data, victim, views).",
-          lambda t: {setting: attacks(rows, "cont-steal", "embedding")
-                     for setting, rows in split(main_task(t), *SETTINGS).items()}),
-    Claim("settings-mean", "03_boundary", f"{SHA}, abstract",
-          "Cont-Steal is ahead of MSE on average over settings (queries, query data, victim, views).",
-          versus("cont-steal", "embedding"), mean_over=SETTINGS),
-    Claim("negatives-victim", "03_ablations", f"{SHA}, the loss",
-          "Cont-Steal needs the victim's other answers as negatives.",
-          lambda t: (where(main_task(t), knob="as given"),
-                     where(main_task(t), knob="negatives", value="self"))),
-    Claim("negatives-self", "03_ablations", f"{SHA}, the loss",
-          "Cont-Steal needs the surrogate's own other vectors as negatives.",
-          lambda t: (where(main_task(t), knob="as given"),
-                     where(main_task(t), knob="negatives", value="victim"))),
-    Claim("control", "03_control", f"{OURS}, notebook 03, the control",
-          "A thief who trains on shuffled answers ends at most 5 points above random features.",
-          versus("random", SHUFFLED), NOT_WORSE, premise=RIGHT_ANSWERS_STEAL),
-    Claim("control-cka", "03_control", f"{OURS}, notebook 03, the control",
-          "A thief who trains on shuffled answers ends at most 5 points of linear CKA nearer to "
-          "the victim than random features.", versus("random", SHUFFLED), NOT_WORSE, metric="cka",
-          premise=RIGHT_ANSWERS_STEAL),
-
-    Claim("broken-attacks", "03_control", f"{OURS}, notebook 03, the controls",
-          "An attack with shuffled answers, or with next to no learning, ends below supervision with the "
-          "labelled images, without the victim.",
-          lambda t: {a: attacks(t, "labelled images", a) for a in (SHUFFLED, BROKEN[0])}, budgets=[],
-          says={"study": HOLDS}),
-    Claim("flat-loss", "03_control", f"{OURS}, notebook 03, the controls",
-          "Cont-Steal with a temperature of 100 ends below supervision with the labelled images, without "
-          "the victim.", versus("labelled images", BROKEN[1]), budgets=[],
-          says={"study": FAILS}),
-
-    # queries
-    Claim("fifth-mse", "04_budget", f"{ICML}, abstract",
-          "With fewer distinct queries than a fifth of the victim's training set, MSE reaches 95 % "
-          "of the victim.", versus("embedding", "victim"), NEARLY_ALL, within=0.2),
-    Claim("fifth-cont-steal", "04_budget", f"{ICML}, abstract; {SHA}, abstract",
-          "With fewer distinct queries than a fifth of the victim's training set, Cont-Steal "
-          "reaches 95 % of the victim.", versus("cont-steal", "victim"), NEARLY_ALL, within=0.2),
-    Claim("more-queries", "04_budget", f"{ICML}, Tables 7 and 9",
-          "More queries steal more, the largest budget more than the smallest.",
-          lambda t: {attack: (largest(rows), smallest(rows))
-                     for attack in ("embedding", "cont-steal")
-                     for rows in [where(main_task(t), attack=attack)]}, budgets=[]),
-    Claim("few-mse", "04_budget", f"{ICML}, Table 7",
-          "With few queries MSE is ahead of contrastive stealing.",
-          at(smallest, "embedding", "cont-steal")),
-    Claim("many-contrastive", "04_budget", f"{ICML}, Table 7",
-          "With many queries contrastive stealing is ahead of MSE.",
-          at(largest, "cont-steal", "embedding")),
-    Claim("fresh-views", "04_budget", f"{SHA}, official code, which asks in every epoch",
-          "Asking for new views in every epoch steals more than asking once, with as many images.",
-          at(largest, "cont-steal, anew", "cont-steal"), budgets=["images"]),
-
-    # defences
-    Claim("noise-thief", "05a_defenses", f"{ICML}, Table 10",
-          "Zero-mean noise takes at most 5 points from a thief.",
-          lambda t: against_none(defended(t, "GaussianNoise"), t), NOT_WORSE,
-          premise=UNDEFENDED_STEALS),
-    Claim("noise-customer", "05a_defenses", f"{B4B}, Table 6",
-          "Zero-mean noise harms the legitimate user.",
-          lambda t: harmed(defended(t, "GaussianNoise"), t), metric="legitimate"),
-    Claim("offset-thief", "05a_defenses", f"{ICML}, Table 10",
-          "Noise with a constant offset harms a thief who trains with MSE.",
-          lambda t: harmed(defended(t, OFFSET), t)),
-    Claim("rounding-thief", "05a_defenses", "Liu et al. (StolenEncoder), CCS 2022, abstract",
-          "Rounding and top-k take at most 5 points from a thief.",
-          lambda t: against_none(defended(t, "Rounding", "TopK"), t), NOT_WORSE,
-          premise=UNDEFENDED_STEALS),
-    Claim("rounding-customer", "05a_defenses", "the ICML paper's authors, blog of February 2023",
-          "Rounding and top-k harm the legitimate user.",
-          lambda t: harmed(defended(t, "Rounding", "TopK"), t), metric="legitimate"),
-    Claim("poisoning-thief", "05a_defenses", "Orekondy et al., ICLR 2020, for classifiers",
-          "Prediction poisoning harms a thief.",
-          lambda t: harmed(defended(t, "PredictionPoisoning"), t)),
-    Claim("poisoning-customer", "05a_defenses", f"{ICML}, appendix E.1, without an experiment",
-          "Prediction poisoning harms the legitimate user, too.",
-          lambda t: harmed(defended(t, "PredictionPoisoning"), t), metric="legitimate"),
-    Claim("averaging", "05a_defenses", f"{OURS}, notebook 05a",
-          "A thief who averages four answers to each image gets more through fresh noise and poisoning.",
-          lambda t: adapted(t, "averages 4 answers", "GaussianNoise", "PredictionPoisoning"),
-          budgets=["images", "unique_inputs"]),
-    Claim("centring", "05a_defenses", f"{OURS}, notebook 05a",
-          "A thief who subtracts the mean answer gets more through noise with an offset.",
-          lambda t: adapted(t, "centres", OFFSET)),
-    Claim("bounds", "05a_defenses", f"{OURS}, notebook 05a",
-          "A thief who takes truncated answers as bounds gets more through top-k.",
-          lambda t: adapted(t, "takes bounds", "TopK")),
-    Claim("b4b-published", "05a_defenses", f"{OURS}, notebook 05a",
-          "With the published constants B4B takes at most 5 points from a thief with so few queries.",
-          lambda t: against_none(b4b(t, published=True), t), NOT_WORSE, premise=UNDEFENDED_STEALS),
-    Claim("b4b-thief", "05a_defenses", f"{B4B}, Table 1",
-          "B4B, calibrated on customers of few classes, harms a thief with one account.",
-          lambda t: harmed(b4b(t, published=False), t)),
-    Claim("b4b-few", "05a_defenses", f"{B4B}, Table 1",
-          "B4B, so calibrated, takes at most 5 points from customers of few classes.",
-          lambda t: against_none(b4b(t, published=False), t), NOT_WORSE, metric="few"),
-    Claim("b4b-customer", "05a_defenses", f"{B4B}, Table 1",
-          "B4B, so calibrated, takes at most 5 points from customers of all classes.",
-          lambda t: against_none(b4b(t, published=False), t), NOT_WORSE, metric="legitimate"),
-    Claim("two-accounts", "05a_defenses", f"{B4B}, Table 1",
-          "Two accounts, mapped onto each other, get more through B4B than one, with as many images.",
-          lambda t: adapted(t, "2 accounts", "B4B"), budgets=["images"]),  # both ask the anchors
-    Claim("six-accounts", "05a_defenses", f"{OURS}, notebook 05a",
-          "Six accounts lose at most 5 points to B4B.",
-          lambda t: against_none(split(where(main_task(t), attack="embedding", adapts="6 accounts"),
-                                       "defence"), t),
-          NOT_WORSE, budgets=["images"], premise=UNDEFENDED_STEALS),
-    Claim("b4b-coverage", "05a_coverage", f"{B4B}, Figure 3",
-          "A thief covers more of the embedding space than a customer of few classes with as many "
-          "queries.", lambda t: equal_coverage(t, "thief", FEW), metric="coverage", budgets=[]),
-
-    # detectors: customers and thieves who send as many images
-    Claim("views-similar", "05b_detectors", f"{ICML}, section 5.3",
-          "Similar queries, on projections and calibrated on customers, flag most thieves who send "
-          "several views of each image.",
-          lambda t: flagged(t, "thief, four views", "similar projections, calibrated"), MOSTLY,
-          metric="flagged"),
-    Claim("single-images", "05b_detectors", f"{ICML}, section 5.3",
-          "Calibrated on customers, neither similar queries nor PRADA flag more than a tenth of the "
-          "thieves who send single images.",
-          lambda t: flagged(t, "thief, single images", "calibrated"), RARELY, metric="flagged"),
-    Claim("prada-natural", "05b_detectors", f"{ICML}, section 5.3",
-          "PRADA at its published setting flags at most a tenth of the thieves who send one view of each "
-          "image.",
-          lambda t: flagged(t[~t["user"].str.contains("views")], "thief", "PRADA, W < 0.9"), RARELY,
-          metric="flagged"),
-    Claim("published-settings", "05b_detectors", f"{OURS}, notebook 05b",
-          "Similar queries (cosine 0.5, or L2 13, of the ICML paper) and PRADA (W below 0.9) each flag "
-          "at most a tenth of the customers.",
-          lambda t: flagged(t[~t["detector"].str.contains("calibrated")], "customer"), RARELY,
-          metric="flagged"),
-    Claim("calibrated-customers", "05b_detectors", f"{OURS}, notebook 05b",
-          "Calibrated on some customers, each detector flags at most a tenth of all, those with other "
-          "tasks included.", lambda t: flagged(t, "customer", "calibrated"), RARELY, metric="flagged"),
-    Claim("price-thief", "05b_detectors", "Dziedzic et al., ICLR 2022, abstract",
-          "Proof of work charges each kind of thief more than a customer who sends as many images.",
-          lambda t: bills(t, "thief, single images", "thief, four views", "thief, photographs"),
-          metric="statistic"),
-    Claim("price-photographs", "05b_detectors", "Dziedzic et al., ICLR 2022, Table 2, Knockoff",
-          "Proof of work charges a thief with images unlike a customer's more than a customer.",
-          lambda t: bills(t, "thief, photographs"), metric="statistic"),
-    Claim("new-account", "05b_refused", f"{OURS}, notebook 05b",
-          "A refused thief with several views who goes on under new names steals more than one who "
-          "stops.",
-          lambda t: ends(t, "four views, all answers", "four views, stops"), budgets=[]),
-    Claim("refused-too-late", "05b_refused", f"{OURS}, notebook 05b",
-          "A thief with several views has more than without the victim when it is refused.",
-          lambda t: {f"{d}, {alone}": sides for alone in NO_VICTIM
-                     for d, sides in ends(t, "four views, stops", alone).items()}, budgets=[]),
-    Claim("views-needless", "05b_refused", f"{OURS}, notebook 05b",
-          "With as many answers, single images steal more than several views of a quarter as many.",
-          lambda t: ends(t, "single images, all answers", "four views, all answers"), budgets=["calls"]),
-
-    # the owner's proofs; an independent encoder has no budget
-    Claim("watermark-victim", "05c_watermark",
-          f"{ICML}, section 5.1, which gives no rate of the victim itself",
-          "A marked victim reads its watermark more often than independent encoders do.",
-          lambda t: {head: kinds(rows, "victim") for head, rows in split(t, "head").items()},
-          metric="wsr"),
-    Claim("watermark-transfers", "05c_watermark", f"{ICML}, section 5.1, Tables 5 and 17",
-          "The watermark accuses thieves with the most queries, whose rate is significantly above that "
-          "of independent encoders.",
-          lambda t: each(largest(where(t, kind="stolen")), "head", "suspect"), DETECTS,
-          metric="accused"),
-    Claim("watermark-inherited", "05c_watermark", f"{OURS}, notebook 05c",
-          "A thief of the marked victim takes over more of the mark than the same thief of the victim "
-          "before marking, whose coordinates the head reads, too.", inherited, metric="wsr"),
-    Claim("watermark-few", "05c_watermark", f"{ICML}, Table 17, whose least budget is 10,000",
-          "The watermark accuses thieves with the fewest queries.",
-          lambda t: each(smallest(where(first(t, "head"), kind="stolen")), "suspect"), DETECTS,
-          metric="accused"),
-    Claim("watermark-carrier", "05c_watermark", f"{OURS}, notebook 05c",
-          "Of a mark that other images carry, a thief who queries with these takes over more than one "
-          "who queries with the victim's data.",
-          lambda t: carriers(t, "embedding, digits", "embedding"), metric="wsr"),
-    Claim("watermark-carrier-turned", "05c_watermark", f"{OURS}, notebook 05c",
-          "A thief who queries with these images and turns them takes over more than one who does not.",
-          lambda t: carriers(t, "embedding, digits, turned", "embedding, digits"), metric="wsr"),
-    Claim("watermark-queries", "05c_watermark", f"{ICML}, Table 17",
-          "More queries pass on more of the watermark, the largest budget more than the smallest.",
-          lambda t: {thief: (largest(rows), smallest(rows)) for thief, rows
-                     in split(where(first(t, "head"), kind="stolen"), "suspect").items()},
-          metric="wsr", budgets=[]),
-    Claim("watermark-turned", "05c_watermark", f"{ICML}, Table 17, attackers with rotation",
-          "A thief who rotates the images in training takes over more of the watermark than one "
-          "who does not, at every budget.",
-          lambda t: {images: (where(rows, suspect="embedding, turned"), where(rows, suspect="embedding"))
-                     for images, rows in split(where(first(t, "head"), kind="stolen"), "images").items()},
-          metric="wsr"),
-    Claim("watermark-hidden", "05c_watermark",
-          f"{OURS}, notebook 05c; the owner's head reads features in the victim's order",
-          "A thief who shuffles or mixes the features hides the watermark, to at most 5 points "
-          "above independent encoders.",
-          lambda t: {how: (where(first(t, "head"), kind="independent"),
-                           where(first(t, "head"), kind="obfuscated", suspect=how))
-                     for how in ("shuffle", "affine")}, NOT_WORSE, metric="wsr", premise=MARKED),
-    Claim("inference-victim", "05c_inference", INFERENCE,
-          "Dataset inference accuses a victim that memorised its training set.",
-          lambda t: (where(t, form="signed", kind="victim"),), DETECTS, metric="accused"),
-    Claim("inference-stolen", "05c_inference", INFERENCE,
-          "Dataset inference accuses the thieves of a victim that memorised.",
-          lambda t: each(largest(where(t, form="signed", kind="stolen")), "suspect"), DETECTS,
-          metric="accused"),
-    Claim("inference-obfuscated", "05c_inference", INFERENCE,
-          "Dataset inference accuses copies of the victim whose features are shuffled, padded or mixed.",
-          lambda t: each(where(t, form="signed", kind="obfuscated"), "suspect"), DETECTS,
-          metric="accused"),
-    Claim("inference-independent", "05c_inference", INFERENCE,
-          "Dataset inference accuses fewer than one in three independent encoders.",
-          lambda t: each(where(t, kind="independent"), "form"), SPARES, metric="accused"),
-    Claim("guard-victim", "05c_sslguard", SSLGUARD,
-          "A victim with a secret key answers it with a higher cosine than independent encoders do.",
-          lambda t: kinds(t, "victim"), metric="cosine"),
-    Claim("guard-transfers", "05c_sslguard", SSLGUARD,
-          "SSLGuard's key accuses thieves: their cosine is significantly above that of independent "
-          "encoders.",
-          lambda t: each(largest(where(t, kind="stolen")), "suspect"), DETECTS, metric="accused"),
-]
-# fmt: on
-
-
-# Verdicts expected before a profile's first run on its data; a changed expectation is a new line.
-PREDICTIONS = [
-    ("2026-11-28", HOLDS, (
-        "victim-floor", "worth-stealing", "answers-matter", "answers-matter-mse", "embedding-label",
-        "embedding-label-head", "embedding-posterior", "embedding-label-elsewhere", "info-nce-views-mse",
-        "loss-alone-own", "augmentation-cont-steal", "more-queries", "wasserstein-mse", "barlow-mse",
-        "own-queries", "control-cka", "noise-customer",
-    )),
-    ("2026-11-28", FAILS, (
-        "cont-steal-mse", "cont-steal-code-mse", "loss-alone", "loss-alone-clean", "augmentation-alone",
-        "settings-every", "fifth-mse", "fifth-cont-steal", "few-mse",
-    )),
-    # of rows that were added later
-    ("2026-11-28", HOLDS, (
-        "nothing-to-steal", "rda-cont-steal", "direct-recreate", "direct-access", "barlow-corrected",
-        "broken-attacks", "flat-loss",
-    )),
-    ("2026-11-28", FAILS, ("negatives-self",)),
-    ("2026-11-29", HOLDS, ("embedding-label-supervised", "embedding-label-served")),
-    ("2026-11-29", FAILS, ("embedding-posterior-supervised", "published-optimizer")),
-    # of thieves that adapt, poisoning and a calibrated B4B
-    ("2026-11-29", HOLDS, (
-        "poisoning-thief", "poisoning-customer", "bounds", "b4b-published", "b4b-thief", "two-accounts",
-        "six-accounts",
-    )),
-    ("2026-11-29", HOLDS, ("views-similar", "price-photographs", "views-needless")),
-    ("2026-11-29", FAILS, (
-        "prada-natural", "published-settings", "calibrated-customers", "price-thief",
-    )),
-    ("2026-11-29", OPEN, ("new-account", "refused-too-late")),
-    # of the owner's proofs, after marks and recipes had been chosen on victims and on seed 0
-    ("2026-11-29", HOLDS, (
-        "watermark-victim", "watermark-transfers", "watermark-carrier", "watermark-queries",
-        "watermark-turned", "watermark-hidden", "inference-victim", "inference-obfuscated",
-        "inference-independent", "guard-victim", "guard-transfers",
-    )),
-    ("2026-11-29", OPEN, ("watermark-few", "inference-stolen")),
-    ("2026-11-29", HOLDS, ("watermark-inherited",)),
-    # of twice the length, after 2,560 steps had been seen; and of ten seeds, after five
-    ("2026-11-29", FAILS, ("cont-steal-mse-own", "contrastive-mse", "fresh-views")),
+    Claim(row["id"], row["table"], row["source"], row["claim"], **CHECKS[row["id"]],
+          predicted=row["predicted"] or "-",
+          says={profile: row[profile] for profile in ("demo", "study") if row[profile]})
+    for row in pd.read_csv(LIST, dtype=str, keep_default_na=False).to_dict("records")
 ]  # fmt: skip
-
-
-def predicted(claim: Claim) -> str:
-    """Return the verdict that was expected of a claim, with the date, or "-"."""
-    said = [f"{verdict} ({day})" for day, verdict, ids in PREDICTIONS if claim.id in ids]
-    return said[-1] if said else "-"
 
 
 # ------------------------------------------------------------------------------ statistics
@@ -789,8 +542,8 @@ def exact_p_value(values: Series, bound: float) -> float:
     if not 0 <= bound <= 1:
         return 0.0
     hits, n = int(values.sum()), len(values)
-    tail = min(binom.cdf(hits, n, bound), binom.sf(hits - 1, n, bound))
-    return float(min(1.0, 2 * tail))
+    tails = (binomtest(hits, n, bound, side).pvalue for side in ("less", "greater"))
+    return float(min(1.0, 2 * min(tails)))
 
 
 def decide(samples: Mapping[str, Series], criterion: Criterion, conclusive: bool = True) -> Finding:
@@ -1007,16 +760,15 @@ class Judgement:
 
 def read(folder: Path, stem: str) -> DataFrame | None:
     """Return a stored table, None where there is none; ValueError for a damaged or foreign one."""
-    path, stamp = folder / f"{stem}.csv", folder / f"{stem}.json"
+    path, stamp = folder / f"{stem}.csv", files.read_json(folder / f"{stem}.json")
     again = f"run notebook {number(stem)} again"
     if not path.is_file():
         return None
-    facts = files.read_json(stamp)
-    if not isinstance(facts, dict) or "profile" not in facts:
-        raise ValueError(f"{stamp} is missing or damaged: {again}")
-    if facts["profile"] != folder.name:
-        raise ValueError(f"{path} holds results of the profile {facts['profile']!r}: {again}")
-    artifacts.check_table(path, facts)
+    if not isinstance(stamp, dict) or "profile" not in stamp:
+        raise ValueError(f"{path.with_suffix('.json')} is missing or damaged: {again}")
+    if stamp["profile"] != folder.name:
+        raise ValueError(f"{path} holds results of the profile {stamp['profile']!r}: {again}")
+    artifacts.check_table(path, stamp)
     try:
         table = pd.read_csv(path)
     except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
@@ -1037,19 +789,21 @@ def judge(profile: str, claims: Sequence[Claim] = CLAIMS) -> list[Judgement]:
     findings = []
     for claim in claims:
         table, path = stored[claim.table], folder / f"{claim.table}.csv"
-        finding = Finding(ABSENT, why=f"no {path.name}")
+        if table is None:
+            findings.append(Finding(ABSENT, why=f"no {path.name}"))
+            continue
         try:
-            if table is not None:
-                if not pd.api.types.is_numeric_dtype(table[claim.metric]):
-                    message = f"column {claim.metric!r} holds values that are no numbers"
-                    raise ValueError(f"{path}: {message}")
-                finding = assess(claim, table, train_images)
+            if not pd.api.types.is_numeric_dtype(table[claim.metric]):
+                raise ValueError(
+                    f"{path}: column {claim.metric!r} holds values that are no numbers"
+                )
+            findings.append(assess(claim, table, train_images))
         except KeyError as error:
             message = f"{path}: no column {error}, which claim {claim.id!r} reads"
             raise ValueError(message) from error
-        findings.append(finding)
-    for family in {number(claim.table) for claim in claims}:  # those of one notebook
-        places = [k for k, claim in enumerate(claims) if number(claim.table) == family]
+    families = [number(claim.table) for claim in claims]  # those of one notebook
+    for family in set(families):
+        places = [k for k, name in enumerate(families) if name == family]
         for place, finding in zip(places, correct([findings[k] for k in places]), strict=True):
             findings[place] = finding
     return [Judgement(c, profile, f) for c, f in zip(claims, findings, strict=True)]
@@ -1058,9 +812,9 @@ def judge(profile: str, claims: Sequence[Claim] = CLAIMS) -> list[Judgement]:
 def frame(profile: str, judgements: Sequence[Judgement] | None = None) -> DataFrame:
     """Return the verdicts of a profile as a table: claim, verdict, effect with interval, n, source."""
     rows = [
-        {"claim": j.claim.text, "verdict": j.finding.verdict,
-         "predicted": predicted(j.claim), "effect": j.effect,
-         "n": j.finding.n or "-", "decided by": j.finding.why or "-", "source": j.claim.source}
+        {"claim": j.claim.text, "verdict": j.finding.verdict, "predicted": j.claim.predicted,
+         "effect": j.effect, "n": j.finding.n or "-", "decided by": j.finding.why or "-",
+         "source": j.claim.source}
         for j in (judge(profile) if judgements is None else judgements)
     ]  # fmt: skip
     return DataFrame(rows)
@@ -1073,15 +827,17 @@ def counted(judgements: Sequence[Judgement]) -> str:
     return f"{decided}, for {count[OPEN]} there is not enough evidence, {count[ABSENT]} are not measured"
 
 
-def markdown(profile: str, short: bool = False) -> list[str]:
+def markdown(
+    profile: str, short: bool = False, judgements: Sequence[Judgement] | None = None
+) -> list[str]:
     """Return how many claims got which verdict, and their table; `short` keeps what is decided."""
-    judgements = judge(profile)
+    judgements = judge(profile) if judgements is None else judgements
     lead = "The papers' claims and our own, tested on these results (`make check`): "
-    lead += f"{counted(judgements)}."
     table = frame(profile, judgements)
     if short:
         table = table[table["verdict"].isin([HOLDS, FAILS])].drop(columns="decided by")
-    return [lead] if table.empty else [lead, table.to_markdown(index=False)]
+    tables = [] if table.empty else [table.to_markdown(index=False)]
+    return [f"{lead}{counted(judgements)}.", *tables]
 
 
 def contradictions(judgements: Sequence[Judgement]) -> list[str]:
@@ -1089,12 +845,11 @@ def contradictions(judgements: Sequence[Judgement]) -> list[str]:
 
     Nothing contradicts too few seeds, rows that were not measured, or "not enough evidence".
     """
-    known = ((j, j.claim.says.get(j.profile)) for j in judgements)
     return [
         f"{j.profile}, claim {j.claim.id}: the repository says '{says}', its results say "
-        f"'{j.finding.verdict}' ({j.effect}, {j.finding.n} seeds): correct `says` in claims.py and "
+        f"'{j.finding.verdict}' ({j.effect}, {j.finding.n} seeds): correct it in claims.csv and "
         "the text, or find what went wrong"
-        for j, says in known if says in (HOLDS, FAILS)
+        for j in judgements if (says := j.claim.says.get(j.profile)) in (HOLDS, FAILS)
         and j.finding.verdict not in (says, ABSENT) and not j.finding.few
     ]  # fmt: skip
 
@@ -1105,14 +860,13 @@ ALIKE = ("data", "probe_images", "probe_draws", "victim", "surrogate")
 
 def disagreements(by_profile: Mapping[str, Sequence[Judgement]]) -> list[str]:
     """Say which claims hold in one profile and not in another with the same data and encoders."""
-    decided: dict[tuple[str, str], dict[str, list[str]]] = {}
+    decided: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for profile, judgements in by_profile.items():
         common = profiles.profile(profile)["common"]
         alike = repr([common.get(name) for name in ALIKE])
         for j in judgements:
             if j.finding.verdict in (HOLDS, FAILS):
-                verdicts = decided.setdefault((alike, j.claim.id), {})
-                verdicts.setdefault(j.finding.verdict, []).append(profile)
+                decided[alike, j.claim.id][j.finding.verdict].append(profile)
     return [
         f"claim {claim}: '{HOLDS}' in {', '.join(found[HOLDS])}, '{FAILS}' in {', '.join(found[FAILS])}: "
         "train longer, or with more seeds"
@@ -1135,24 +889,16 @@ def missed_expectations(profile: str) -> list[str]:
 
 
 def check(names: Sequence[str], console: Console) -> int:
-    """Print the verdicts of some profiles as a table, and return 1 for a contradiction."""
+    """Print the verdicts of some profiles as tables, and return 1 for a contradiction."""
     if not names:
-        console.print("no results are stored: make paper makes some")
+        console.print("no results are stored: `make paper` makes some")
         return 0
     by_profile = {profile: judge(profile) for profile in names}
-    colours = {HOLDS: "green", FAILS: "red", OPEN: "yellow", ABSENT: "dim"}
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("claim", "verdict", "effect", "n", "profile", "source"):
-        ratio = {"claim": 4, "effect": 2, "source": 2}.get(name)
-        table.add_column(name, ratio=ratio, overflow="fold")
-    for j in (j for judgements in by_profile.values() for j in judgements):
-        n, verdict = str(j.finding.n or "-"), j.finding.verdict
-        text, *rest = map(escape, (j.claim.text, j.effect, n, j.profile, j.claim.source))
-        table.add_row(text, f"[{colours[verdict]}]{verdict}[/]", *rest)
-    console.print(table)
     problems = []
     for profile, judgements in by_profile.items():
-        console.print(f"{profile}: {counted(judgements)}")
+        console.print(
+            Markdown("\n\n".join([f"# {profile}", *markdown(profile, judgements=judgements)]))
+        )
         problems += missed_expectations(profile) + contradictions(judgements)
     problems += disagreements(by_profile)
     for problem in problems:

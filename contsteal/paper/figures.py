@@ -5,9 +5,11 @@
 
 import argparse
 import io
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib import font_manager
@@ -17,10 +19,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from contsteal import files
-from contsteal.lab import artifacts, profiles, provider
-from contsteal.lab.sweeps import VARYING
-from contsteal.paper import plots, sentences
-from contsteal.paper.claims import markdown
+from contsteal.lab import artifacts, profiles, provider, sweeps
+from contsteal.paper import claims, plots, sentences
 from contsteal.paper.notebooks import number, timings_table
 from contsteal.paper.plots import FIGURES
 
@@ -67,9 +67,8 @@ def save(fig: Figure | None, folder: Path, stem: str, table: pd.DataFrame, stamp
         png.unlink(missing_ok=True)
         pdf.unlink(missing_ok=True)
         return
-    run = f"{stamp['profile']} profile, {stamp['data']}, seeds {_range(stamp['seeds'])}"
-    run = f"{run}; {stamp['device']}; {stamp['date']}"
-    fig.supxlabel(run, size=6, color="#888888", x=0.99, ha="right")
+    run = f"{stamp['profile']} profile; {origin(stem, table, stamp)}; {stamp['device']}"
+    fig.supxlabel(f"{run}; {stamp['date']}", size=6, color="#888888", x=0.99, ha="right")
     before = png.read_bytes() if png.is_file() and pdf.is_file() else None
     with files.atomic(png) as path:
         fig.savefig(path, format="png", metadata={"Software": None})
@@ -80,24 +79,26 @@ def save(fig: Figure | None, folder: Path, stem: str, table: pd.DataFrame, stamp
         fig.savefig(path, format="pdf", metadata={"CreationDate": None})
 
 
-def _range(seeds: str) -> str:
-    """Return "0 to 3" for "0, 1, 2, 3": as many seeds as a figure is wide would not fit."""
-    each = seeds.split(", ")
-    if len(each) < 4 or each != [str(int(each[0]) + k) for k in range(len(each))]:
-        return seeds
-    return f"{each[0]} to {each[-1]}"
+def origin(stem: str, table: pd.DataFrame, stamp: Stamp) -> str:
+    """Say which data a figure is of and how many seeds each thief in it has, or else the run."""
+    counts = [len(stamp["seeds"].split(", "))]
+    if stem in FIGURES and {"attack", "seed"} <= set(table):
+        shown = FIGURES[stem].shown(table)
+        thieves = shown[~shown["attack"].isin([*sentences.REFERENCES, *sweeps.ALONE])]
+        by = [column for column in ("victim_seed", "attack") if column in table]
+        counts = sorted(thieves.groupby(by)["seed"].nunique()) or counts
+    many = f"{counts[0]} to {counts[-1]}" if counts[0] < counts[-1] else f"{counts[0]}"
+    data = ", ".join(map(sentences.name, stamp["data"].split(", ")))
+    return f"{data}; {many} seed{'s' * (counts[-1] > 1)}"
 
 
 def read(folder: Path, stem: str) -> tuple[pd.DataFrame, Stamp]:
     """Return a figure's table and stamp; ValueError where they are missing, or another profile's."""
-    stamp, path = files.read_json(folder / f"{stem}.json"), folder / f"{stem}.csv"
-    if stamp and stamp["profile"] != folder.name:
-        raise ValueError(f"{path} holds results of the profile {stamp['profile']!r}: run notebook "
-                         f"{number(stem)} of the profile {folder.name!r} again")  # fmt: skip
-    if stamp is None or not path.is_file():
-        raise ValueError(f"{path} is missing: run notebook {number(stem)} of this profile first")
-    artifacts.check_table(path, stamp)
-    return pd.read_csv(path), stamp
+    table = claims.read(folder, stem)
+    if table is None:
+        missing = f"{folder / stem}.csv is missing"
+        raise ValueError(f"{missing}: run notebook {number(stem)} of this profile first")
+    return table, files.read_json(folder / f"{stem}.json") or {}
 
 
 def as_read(table: pd.DataFrame) -> pd.DataFrame:
@@ -119,17 +120,31 @@ def redraw(stem: str, table: pd.DataFrame, stamp: Stamp, folder: Path) -> Figure
 def publish(stem: str, table: pd.DataFrame, stamp: Stamp) -> Figure | None:
     """Draw a figure and save it with its table in its profile's folder of `publish_dir()`.
 
-    What no two runs share (VARYING) is not stored: `costs` shows it.
+    What no two runs share (`sweeps.VARYING`) is not stored: `costs` shows it. Raises ValueError where
+    runs of the same seed stand in the table twice, which would make intervals too short.
     """
-    table = table.drop(columns=list(VARYING), errors="ignore")
+    table = table.drop(columns=list(sweeps.VARYING), errors="ignore")
+    if "seed" in table and (twice := table[table.astype(str).duplicated()]).size:
+        raise ValueError(f"{stem}: {len(twice)} rows stand there twice, such as one of seed "
+                         f"{twice['seed'].iloc[0]}: name each seed and each victim once")  # fmt: skip
     return redraw(stem, table, stamp, artifacts.publish_dir() / stamp["profile"])
 
 
 def note(stem: str, table: pd.DataFrame, stamp: Stamp) -> pd.DataFrame:
     """Keep a table of times, which no two runs share, as JSON beside the figures; return it."""
     folder = artifacts.publish_dir() / stamp["profile"]
-    files.write_json(folder / f"{stem}.json", stamp | {"rows": table.to_dict("index")})
+    facts = json.loads(json.dumps(stamp | {"rows": table.to_dict("index")}, default=str))
+    files.write_json(folder / f"{stem}.json", files.sealed(facts))
     return table
+
+
+def noted(folder: Path, stem: str) -> dict[str, Any]:
+    """Return the rows that `note` has kept, {} for none; ValueError where they are damaged."""
+    path = folder / f"{stem}.json"
+    facts = files.read_json(path)
+    if path.is_file() and not (isinstance(facts, dict) and files.intact(facts) and "rows" in facts):
+        raise ValueError(f"{path} was damaged or altered: run notebook {number(stem)} again")
+    return facts["rows"] if facts else {}
 
 
 def costs(stem: str, table: pd.DataFrame, stamp: Stamp) -> pd.DataFrame:
@@ -139,7 +154,7 @@ def costs(stem: str, table: pd.DataFrame, stamp: Stamp) -> pd.DataFrame:
     same images share them. Seconds are of the run that computed an attack, on its own core.
     """
     spent = table.drop_duplicates([c for c in SPENT if c in table])
-    columns = ["unique_inputs", "calls", "usd", *VARYING]
+    columns = ["unique_inputs", "calls", "usd", *sweeps.VARYING]
     means = spent.groupby("attack", sort=False)[columns].mean().dropna(how="all").round(2)
     return note(stem, means, stamp).rename(sentences.name)
 
@@ -175,22 +190,17 @@ def sheet(folder: Path) -> Path:
         raise ValueError(f"no figure in {folder}: `make figures` draws them from their tables")
     columns, width, gap = 3, 640, 24
     font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 18)
-    pictures = {}
-    for stem in stems:
-        picture = Image.open(folder / f"{stem}.png").convert("RGB")
-        pictures[stem] = picture.resize((width, round(picture.height * width / picture.width)))
-    share = sum(p.height + 2 * gap for p in pictures.values()) / columns
-    page = Image.new("RGB", (columns * (width + gap) + gap, round(2 * share) + 4 * gap), "white")
-    pen, column, top, bottom = ImageDraw.Draw(page), 0, gap, 0
-    for stem, picture in pictures.items():
-        if column < columns - 1 and top + picture.height / 2 > share:
-            column, top = column + 1, gap
-        x = gap + column * (width + gap)
-        pen.text((x, top), stem, "#666666", font)
+    pictures = [Image.open(folder / f"{stem}.png").convert("RGB") for stem in stems]
+    pictures = [p.resize((width, round(p.height * width / p.width))) for p in pictures]
+    most = sum(p.height + 2 * gap for p in pictures)
+    page, ends = Image.new("RGB", (columns * (width + gap) + gap, most), "white"), [gap] * columns
+    for stem, picture in zip(stems, pictures, strict=True):  # below the shortest column
+        column = ends.index(min(ends))
+        x, top = gap + column * (width + gap), ends[column]
+        ImageDraw.Draw(page).text((x, top), stem, "#666666", font)
         page.paste(picture, (x, top + gap))
-        top += picture.height + 2 * gap
-        bottom = max(bottom, top)
-    page = page.crop((0, 0, page.width, bottom + gap))
+        ends[column] += picture.height + 2 * gap
+    page = page.crop((0, 0, page.width, max(ends)))
     with files.atomic(folder / "contact_sheet.pdf") as path:
         # Pillow would note the time and the temporary name, and no two runs would agree.
         same = {"title": "contact_sheet", "creationDate": None, "modDate": None}
@@ -212,10 +222,9 @@ def parties(folder: Path) -> tuple[pd.DataFrame, Stamp]:
     stake, stamp = read(folder, "05a_matrix")
     who = stake["party"] + ", " + stake["who"]
     changes = stake.assign(who=who).pivot(index="defence", columns="who", values="change")
-    rows = changes[list(dict.fromkeys(who))].join(
-        provider.worth(stake).set_index("defence")["verdict"]
-    )
-    bills = (files.read_json(folder / "05a_price.json") or {}).get("rows", {})
+    verdicts = provider.worth(stake).set_index("defence")["verdict"]
+    rows = changes[list(dict.fromkeys(who))].join(verdicts)
+    bills = noted(folder, "05a_price")
     rows["bytes"] = [bills.get(defence, {}).get("bytes") for defence in rows.index]
     parts = [rows.loc[list(dict.fromkeys(stake["defence"]))].reset_index(names="means")
              .assign(kind=sentences.PERTURBATION)]  # fmt: skip
@@ -283,7 +292,7 @@ def write_summary(profile: str) -> Path:
             parts += ["Expected, and measured:", judged.to_markdown(index=False)]
     if len(missing) == len(FIGURES):
         raise missing[0][1]
-    parts += ["## Claims, and what these results say of them", *markdown(profile)]
+    parts += ["## Claims, and what these results say of them", *claims.markdown(profile)]
     parts += [f"Not run: {', '.join(stem for stem, _ in missing)}."] if missing else []
     path = folder / "summary.md"
     files.write_text(path, "\n\n".join(parts) + "\n")
@@ -297,13 +306,16 @@ def section(folder: Path, stem: str, table: pd.DataFrame, stamp: Stamp) -> list[
     """Return what `summary.md` says of a figure: heading, picture, origin, sentences and numbers."""
     row = FIGURES[stem]
     picture = [f"![{row.shows}]({stem}.png)"] if (folder / f"{stem}.png").is_file() else []
-    shown = stamp | {"seeds": _range(stamp["seeds"])}
-    origin = "; ".join(f"{k} {shown[k]}" for k in ("data", "seeds", "device", "torch", "date"))
-    parts = [f"## {row.shows}", *picture, f"`{stem}`: {origin}."]
+    made = (stamp["device"], f"torch {stamp['torch']}", stamp["date"])
+    run = "; ".join([origin(stem, table, stamp), *made])
+    parts = [f"## {row.shows}", *picture, f"`{stem}`: {run}."]
     if not isinstance(row.summary, str):
         result = row.summarise(table)
-        numbers = result.numbers.reset_index().to_markdown(index=False)
-        parts += [result.text] if result.numbers.empty else [result.text, numbers]
+        numbers = result.numbers.reset_index()
+        if isinstance(numbers.columns, pd.MultiIndex):
+            numbers.columns = numbers.columns.map(lambda column: " ".join(filter(None, column)))
+        numbers.columns = numbers.columns.str.replace("_", " ")
+        parts += [result.text, numbers.to_markdown(index=False)][: 1 + (not result.numbers.empty)]
     return parts
 
 
@@ -314,11 +326,10 @@ def readme(profile: str = "demo") -> str:
     main_result = found.pop("03_attacks").numbers[["accuracy", "share of the way", "n"]]
     titles = {stem: f"- {result.title}." for stem, result in found.items()}
     titles["03_steps"] = f"- {found['03_steps'].text}"
-    if "03_steps" in stored(
-        folder.with_name(LONGER)
-    ):  # what longer training changes stands beside it
-        longer = FIGURES["03_steps"].summarise(read(folder.with_name(LONGER), "03_steps")[0])
-        titles["03_steps"] += f"\n- With longer training, in `{LONGER}`: {longer.text}"
+    longer = folder.with_name(LONGER)
+    if "03_steps" in stored(longer):  # what longer training changes stands beside it
+        text = FIGURES["03_steps"].summarise(read(longer, "03_steps")[0]).text
+        titles["03_steps"] += f"\n- With longer training, in `{LONGER}`: {text}"
     main, stamp = read(folder, "03_attacks")
     images, steps = main["images"].max(), main["steps"].max()
     return "\n\n".join([
@@ -329,7 +340,7 @@ def readme(profile: str = "demo") -> str:
         "Percentages; in brackets 95 % t-intervals over seeds. The share of the way goes from the best "
         "encoder that needs no victim to the victim. A claim about attacks is decided only where two "
         "lengths of training agree.",
-        f"{markdown(profile, short=True)[0]} [All results](figures/{profile}/summary.md).",
+        f"{claims.markdown(profile, short=True)[0]} [All results](figures/{profile}/summary.md).",
     ])  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,13 +20,17 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from math import inf, isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from contsteal import files
+
+if TYPE_CHECKING:
+    from contsteal import methods
+    from contsteal.lab import inspection
 
 # `execute` starts once for each notebook, so what only the other commands need is imported by them.
 
@@ -34,7 +39,10 @@ NOTEBOOKS = ROOT / "notebooks"
 VICTIM = "01"  # the notebook that comes before all that attack, with all cores
 NOT_STARTED = "Kernel died before replying"  # jupyter_client's words; no cell was run
 TIMINGS, SUMMARY, WHOLE = "timings.json", "summary.md", "in all"
-RECORD = {"key", "outputs", "seconds", "started", "device", "date", "artifacts", "seal"}
+RECORD = {"key", "outputs", "copy", "seconds", "started", "device", "date", "artifacts", "seal"}
+RUNNER = "CONTSTEAL_RUNNER"  # the process that started make, with which kernels end
+ROOMY = 1e12  # free bytes of a disk with which no profile's needs are counted
+WITHOUT_LAB = 90.0  # seconds at most of a notebook that trains nothing of the lab's, on a CPU
 PATIENCE = 3.0  # seconds that kernels and workers have to save their checkpoints
 
 
@@ -69,9 +77,13 @@ def _code_cells(stem: str) -> list[dict[str, Any]]:
     return [c | {"source": "".join(c["source"])} for c in book["cells"] if c["cell_type"] == "code"]
 
 
+def _is_parameters(cell: dict[str, Any]) -> bool:
+    return "parameters" in cell["metadata"].get("tags", [])
+
+
 def defaults(stem: str) -> dict[str, Any]:
     """Return the literals of a notebook's `parameters` cell."""
-    cells = [c for c in _code_cells(stem) if "parameters" in c["metadata"].get("tags", [])]
+    cells = [cell for cell in _code_cells(stem) if _is_parameters(cell)]
     if len(cells) != 1:
         raise ValueError(f"{stem}.ipynb has {len(cells)} cells tagged 'parameters': it needs one")
     assigned = [n for n in ast.parse(cells[0]["source"]).body if isinstance(n, ast.Assign)]
@@ -146,8 +158,7 @@ def _key(stem: str, profile: str, values: dict[str, Any]) -> dict[str, str]:
 
     settings = profiles.profile(profile)
     common, weights = settings["common"], {}
-    for part in {"victim", "supervised"} & common.keys():
-        config = profiles.config(common, part)
+    for part, config in _victims(common).items():
         if config.method == pretrain.READY:
             with suppress(ValueError):  # the notebook says what is wrong with the file
                 weights[part] = pretrain.origin(config)
@@ -166,6 +177,14 @@ def _key(stem: str, profile: str, values: dict[str, Any]) -> dict[str, str]:
     return {name: files.key(part) for name, part in parts.items()}
 
 
+def _victims(common: dict[str, Any]) -> "dict[str, methods.Config]":
+    """Return how a profile's encoders are made, by its part or by the name of a further victim."""
+    from contsteal.lab import profiles
+
+    parts = {part: profiles.config(common, part) for part in ("victim", "supervised")}
+    return parts | {n: profiles.config(common, "victim", n) for n in common.get("victims", {})}
+
+
 def _tables(figures: Path) -> list[tuple[str, str]]:
     """Return the tables of others that the last notebook draws, by name and hash."""
     own, paths = f"{number(stems()[-1])}_", sorted(figures.glob("*.csv"))
@@ -176,14 +195,25 @@ def _reason(executed: Path, key: dict[str, str], figures: Path) -> str:
     """Return in one word why a notebook must run, "" where its last run still stands."""
     partial, record = _partial(executed), _record(executed)
     if partial.exists() and _changed(partial) > _changed(executed):
-        return "failed"
+        about = (files.read_json(partial) or {}).get("metadata", {}).get("papermill", {})
+        return "failed" if about.get("end_time") else "stopped"
     if not executed.exists():
         return "never"
     if not record:
         return "outputs"  # what they were is not known
-    kept = (_digest(figures / name) == digest for name, digest in record["outputs"].items())
+    kept = [_digest(figures / name) == digest for name, digest in record["outputs"].items()]
+    kept.append(_digest(executed) == record["copy"])
     parts = (part for part, value in key.items() if record["key"].get(part) != value)
     return next(parts, "" if all(kept) else "outputs")
+
+
+SAID = {"never": "never run", "failed": "failed before", "stopped": "stopped before its end",
+        "outputs": "results missing or changed", "forced": "forced"}  # fmt: skip
+
+
+def _said(reason: str) -> str:
+    """Return a reason as it is printed: what is not in SAID names what has changed."""
+    return SAID.get(reason, f"{reason} changed")
 
 
 def _record(executed: Path) -> dict[str, Any]:
@@ -191,7 +221,7 @@ def _record(executed: Path) -> dict[str, Any]:
     record = files.read_json(executed.with_suffix(".json"))
     if (
         not isinstance(record, dict)
-        or not {"key", "outputs", "artifacts"} <= record.keys() <= RECORD
+        or not {"key", "outputs", "copy", "artifacts"} <= record.keys() <= RECORD
     ):
         return {}
     return record if files.intact(record) else {}
@@ -215,8 +245,11 @@ def _digest(path: Path) -> str | None:
 # ---------------------------------------------------------------- make paper, plan and data
 
 
-def choose_profile(name: str) -> tuple[str, str]:
-    """Return the profile to run and why it was chosen; "auto" looks at the hardware and the data."""
+def choose_profile(name: str, fetches: bool = False) -> tuple[str, str]:
+    """Return the profile to run and why it was chosen; "auto" looks at the hardware and the data.
+
+    With `fetches`, what the profile `paper` lacks is fetched first, where it can be.
+    """
     from contsteal.lab import artifacts, profiles
 
     if name != "auto":
@@ -224,33 +257,104 @@ def choose_profile(name: str) -> tuple[str, str]:
         return name, "asked for"
     if artifacts.device().type != "cuda":
         return "demo", "no CUDA GPU is visible"
-    if missing := missing_data("paper"):
-        names = ", ".join(missing)
+    if fetches:
+        obtain("paper")
+    missing = missing_data("paper")
+    if not missing:
+        return "paper", "a CUDA GPU is visible, and so are the papers' data"
+    names, able = ", ".join(missing), able_notebooks("paper", missing)
+    if not able:
         return "synthetic", f"a CUDA GPU is visible; `make data PROFILE=paper` fetches {names}"
-    return "paper", "a CUDA GPU is visible, and so are the papers' data"
+    numbers = ", ".join(map(number, able))
+    return "paper", f"a CUDA GPU is visible; {names} cannot be had, so only {numbers} run"
 
 
-def needed_data(profile: str) -> dict[str, set[str]]:
+def able_notebooks(profile: str, missing: Iterable[str]) -> list[str]:
+    """Return the notebooks that train and read none of the missing data sets."""
+    from contsteal.lab import profiles
+
+    weights = profiles.profile(profile)["common"]
+    if set(missing) & weights.keys():  # of a victim that all notebooks attack
+        return []
+    attacking = [stem for stem in stems() if stem not in (stems()[0], stems()[-1])]
+    return [stem for stem in attacking if not set(missing) & needed_data(profile, [stem]).keys()]
+
+
+def needed_data(profile: str, only: Iterable[str] = ()) -> dict[str, set[str]]:
     """Return the stored data sets that a profile and its notebooks read, with their splits."""
     from contsteal import data
     from contsteal.lab import profiles
 
     common = profiles.SPLITS | profiles.profile(profile)["common"]
-    return data.needs(common, [parameters(stem, profile) for stem in stems()])
+    return data.needs(common, [parameters(stem, profile) for stem in choose(only)])
 
 
-def missing_data(profile: str) -> dict[str, str]:
-    """Return the data sets of a profile that cannot be read, each with the problem and the remedy."""
-    from contsteal import data
+def missing_data(profile: str, only: Iterable[str] = (), whole: bool = False) -> dict[str, str]:
+    """Return what cannot be read of a profile's data sets and ready encoders: problem and remedy.
+
+    With `whole` the papers' sets are read and compared with their checksums, which takes seconds.
+    """
+    from contsteal import data, pretrain
+    from contsteal.data import torchsets
     from contsteal.lab import profiles
 
-    size, problems = profiles.profile(profile)["common"].get("image_size", 32), {}
-    for name, splits in needed_data(profile).items():
+    common = profiles.profile(profile)["common"]
+    size, problems = common.get("image_size", 32), {}
+    for name, splits in needed_data(profile, only).items():
         try:
             data.locate(name, splits, size)
+            if whole and name in torchsets.SPLITS:
+                torchsets.verify(name, splits)
         except (ValueError, OSError) as error:
             problems[name] = str(error)
+    for part, config in _victims(common).items():
+        try:
+            if config.method == pretrain.READY:
+                check_weights(config)
+        except (ValueError, RuntimeError, OSError) as error:
+            problems[part] = f"{part} of {profile}.yaml: {error}"
     return problems
+
+
+def check_weights(config: "methods.Config") -> None:
+    """Raise what a ready encoder would: for a file by reading it, for timm's by looking for them."""
+    from contsteal import encoders, pretrain
+
+    pretrain.origin(config)
+    if config.weights != "timm" or encoders.stored(config.encoder):
+        pretrain.ready(config)
+        return
+    raise encoders.DownloadError(
+        f"the weights of {config.encoder} are not in the cache of the Hugging Face hub: `make data "
+        "PROFILE=...` fetches them. Without a network, fetch its model.safetensors elsewhere and set "
+        "`weights:` to that file"
+    )
+
+
+def obtain(profile: str) -> None:
+    """Fetch what a profile's data sets lack, and print what could not be had; nothing is raised.
+
+    Where the first set cannot be fetched, the others are not tried: most likely there is no network.
+    """
+    from contsteal.data import torchsets
+
+    needs = {n: s for n, s in needed_data(profile).items() if n in torchsets.SPLITS}
+    lacking = {name: torchsets.missing(name, splits) for name, splits in needs.items()}
+    lacking = {name: archives for name, archives in lacking.items() if archives}
+    if not lacking:
+        return
+    size = sum(archive.size for archives in lacking.values() for archive in archives)
+    print(f"fetching {', '.join(lacking)}, {size / 1e9:.1f} GB, into {torchsets.data_dir()}; the "
+          "profile `synthetic` needs no data: make paper PROFILE=synthetic", flush=True)  # fmt: skip
+    fetched = False
+    for name in lacking:
+        try:
+            torchsets.fetch({name: needs[name]})
+            fetched = True
+        except (ValueError, RuntimeError, OSError) as error:
+            print(str(error).partition("\n")[0], flush=True)
+            if not fetched:
+                return
 
 
 def paper(profile: str, only: Sequence[str], force: bool) -> None:
@@ -265,7 +369,10 @@ def paper(profile: str, only: Sequence[str], force: bool) -> None:
     command = ["make", "--no-print-directory", "--silent", *arguments]
     # In a session of its own: Ctrl-C reaches this process alone, which then ends the others.
     with _left_at_once("interrupted: `make paper` continues from the last checkpoints"):
-        code = subprocess.Popen(command, cwd=ROOT, start_new_session=True, close_fds=False).wait()
+        code = subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | {RUNNER: str(os.getpid())},
+            start_new_session=True, close_fds=False,
+        ).wait()  # fmt: skip
     if code:
         raise SystemExit(code)
     finish(profile, since)
@@ -282,9 +389,11 @@ def prepare(profile: str, only: Sequence[str], force: bool) -> list[str]:
     if not todo:
         print(f"nothing to do; figures and numbers: {figures}")
         return []
-    if problems := missing_data(profile):
+    if problems := missing_data(profile, [task.stem for task in todo], whole=True):
         raise ValueError("\n".join(problems.values()))
     folder = artifacts.runs_dir() / profile
+    if problem := lacks_space(profile, todo):
+        raise ValueError(problem)
     for home in (folder, figures):  # raises StorageError where results could not be kept
         files.write_text(home / ".writable", " " * 2**16)
         (home / ".writable").unlink(missing_ok=True)
@@ -313,7 +422,8 @@ def _mark(task: Task, order: dict[str, Any]) -> None:
     """Make a notebook's mark newer than its executed copy where it must run, else older."""
     if task.reason or not task.mark.exists():
         order |= {"key": task.key, "parameters": task.parameters, "reason": task.reason}
-        files.write_text(task.mark, json.dumps(order))  # unsorted: parameters keep their order
+        order = json.loads(json.dumps(order))  # as it will be read, for its seal
+        files.write_text(task.mark, json.dumps(files.sealed(order)))  # parameters keep their order
     if not task.reason:
         os.utime(task.executed)
 
@@ -322,30 +432,117 @@ def _relative(path: Path) -> str:
     """Return a path as make takes it: within the repository, relative; never one with a space."""
     name = str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
     if re.search(r"[\s%:#$*?\[\]\\=]", name):
-        raise ValueError(f"make cannot work in {name!r}: set CONTSTEAL_RUNS to a plainer folder")
+        raise ValueError(
+            f"make cannot use {name!r}: set CONTSTEAL_RUNS to a path of plain characters"
+        )
     return name
 
 
 def plan(profile: str, only: Sequence[str], force: bool) -> None:
-    """Print what `make paper` would run, why, how long it took, and which data are missing."""
+    """Print what `make paper` would run, why, what it takes, how long it took, and what is missing."""
     from contsteal.lab import artifacts
 
     times = _times(artifacts.figures_dir() / profile)
-    for task in tasks(profile, only, force):
+    chosen = tasks(profile, only, force)
+    todo = [task for task in chosen if task.reason]
+    machine, costs = machine_of(profile), work(profile, todo)
+    for task in chosen:
         took = times.get(task.stem)
         time_taken = f", {took['seconds']:.0f} s on {took.get('device', '-')}" if took else ""
-        print(f"  {task.stem}: {task.reason + time_taken if task.reason else 'up to date'}")
+        line = f"  {task.stem}: {_said(task.reason) + time_taken if task.reason else 'up to date'}"
+        if task.stem in costs:
+            line += _cost_line(costs[task.stem], machine)
+        elif task.reason and costs:
+            line += f"; {_hours(WITHOUT_LAB)} on a CPU"
+        print(line)
+    if costs:
+        seconds = sum(cost.seconds(machine) + machine.start for cost in costs.values())
+        seconds += WITHOUT_LAB * (len(todo) - len(costs))
+        disk = sum(cost.disk() for cost in costs.values())
+        print(f"  in all, an estimate for {machine.name}: {_hours(seconds)}, {disk / 1e9:.1f} GB of "
+              f"disk ({machine.said}); what is kept already counts again")  # fmt: skip
     for problem in missing_data(profile).values():
         print(f"  missing: {problem}")
+    if problem := lacks_space(profile, todo, costs):
+        print(f"  too little space: {problem}")
+
+
+def work(profile: str, chosen: Iterable[Task]) -> "dict[str, inspection.Work]":
+    """Return what each of these notebooks would do that none before it does, if it trains or asks."""
+    from contsteal.lab import inspection
+
+    found: dict[str, inspection.Work] = {}
+    for task in chosen:
+        code = [cell for cell in _code_cells(task.stem) if not _is_parameters(cell)]
+        whole = inspection.rehearse([cell["source"] for cell in code], task.parameters)
+        if whole.trainings or whole.inputs:
+            found[task.stem] = whole.without([*found.values()])
+    return found
+
+
+def machine_of(profile: str) -> "inspection.Machine":
+    """Return the device of an estimate: a GPU that is here; all cores for a small encoder; an H200."""
+    import joblib
+
+    from contsteal import encoders
+    from contsteal.lab import artifacts, inspection, profiles
+    from contsteal.lab.experiment import Lab
+
+    if artifacts.device().type == "cuda":
+        return inspection.timed(Lab(profile))
+    if profiles.profile(profile)["common"]["surrogate"]["encoder"] == encoders.SMALL:
+        return replace(inspection.CORE, name=artifacts.processor(), cores=joblib.cpu_count())
+    return inspection.H200
+
+
+def _cost_line(cost: "inspection.Work", machine: "inspection.Machine") -> str:
+    return (
+        f"; {len(cost.trainings):,} trainings, {cost.forwards:,.0f} answers of the victim, "
+        f"{_hours(cost.seconds(machine) + machine.start)}, {cost.disk() / 1e9:.1f} GB of disk, "
+        f"{cost.memory() / 1e9:.1f} GB of memory"
+    )
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
+
+
+def lacks_space(
+    profile: str, todo: Iterable[Task], costs: "dict[str, inspection.Work] | None" = None
+) -> str:
+    """Return what is wrong where the disk has no room for all that notebooks keep, else ""."""
+    from contsteal import encoders
+    from contsteal.lab import artifacts, profiles
+
+    folder = artifacts.runs_dir()
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    small = profiles.profile(profile)["common"]["surrogate"]["encoder"] == encoders.SMALL
+    if costs is None and free > (ROOMY / 100 if small else ROOMY):  # no need to count
+        return ""
+    kept = sum(p.stat().st_size for p in (folder / "artifacts").glob("*/*") if p.is_file())
+    costs = work(profile, todo) if costs is None else costs
+    need = sum(cost.disk() for cost in costs.values()) - kept
+    if need <= free:
+        return ""
+    return (
+        f"{folder} needs {need / 1e9:.1f} GB more and has {free / 1e9:.1f} GB: set CONTSTEAL_RUNS to "
+        "a folder with more space, or choose notebooks with NB"
+    )
 
 
 def fetch(profile: str) -> None:
     """Fetch the data sets of a profile that can be fetched; raise ValueError for those that miss then."""
-    from contsteal import data
+    from contsteal import data, pretrain
     from contsteal.data import torchsets
+    from contsteal.lab import profiles
 
     needs = needed_data(profile)
     torchsets.fetch({name: needs[name] for name in needs if name in torchsets.NAMES})
+    for name, config in _victims(profiles.profile(profile)["common"]).items():
+        if config.weights == "timm":
+            pretrain.ready(config)
+            print(f"{name}: the weights of {config.encoder} are present")
     problems = missing_data(profile)
     for name in needs.keys() - problems.keys():
         print(f"{name}: present ({data.data_dir() if name in torchsets.NAMES else 'your own'})")
@@ -360,10 +557,10 @@ def execute(executed: Path) -> None:
     """Execute the notebook of this copy as it was prepared; the copy appears only on success."""
     stem, mark = executed.stem, executed.parent / ".keys" / executed.stem
     with _locked(mark.with_suffix(".lock"), stem):
-        order = json.loads(mark.read_text())
+        order = _order(mark)
         if _changed(executed) >= _changed(mark) and _record(executed).get("key") == order["key"]:
             return  # by another run, meanwhile
-        print(f"{stem}: {order['reason']}", flush=True)
+        print(f"{stem}: {_said(order['reason'])}", flush=True)
         figures, start = Path(order["figures"]), time.time()
         if order["key"]["tables"] != files.key(""):  # the others have written theirs meanwhile
             order["key"]["tables"] = files.key(_tables(figures))
@@ -389,12 +586,21 @@ def execute(executed: Path) -> None:
         artifacts = (executed.parent.parent / "artifacts").glob("*/manifest.json")
         record = {
             "key": order["key"], "outputs": {p.name: _digest(p) for p in sorted(made)},
+            "copy": _digest(executed),
             "seconds": round(time.time() - start, 1), "started": start, "device": order["device"],
             "date": date.today().isoformat(),
             "artifacts": sum(path.stat().st_mtime >= start for path in artifacts),
         }  # fmt: skip
         files.write_json(executed.with_suffix(".json"), files.sealed(record))
         print(f"{stem}: done in {time.time() - start:.1f} s", flush=True)
+
+
+def _order(mark: Path) -> dict[str, Any]:
+    """Return what `prepare` has written of a notebook to execute; ValueError where it is damaged."""
+    order = files.read_json(mark)
+    if isinstance(order, dict) and files.sealed(order) == order:
+        return order
+    raise ValueError(f"{mark} is missing or damaged: run `make paper` again")
 
 
 @contextmanager
@@ -427,21 +633,23 @@ def _execute(stem: str, partial: Path, values: dict[str, Any]) -> None:
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
 
+    known = defaults(stem)  # the page has a cell with what the profile changes, if anything
+    given = {n: v for n, v in values.items() if json.dumps(v) != json.dumps(known[n])}
     try:
         with _left_at_once(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # papermill's own, about its metadata
             papermill.execute_notebook(
-                NOTEBOOKS / f"{stem}.ipynb", partial, values, kernel_name="python3", cwd=ROOT,
+                NOTEBOOKS / f"{stem}.ipynb", partial, given, kernel_name="python3", cwd=ROOT,
                 progress_bar=False, coalesce_streams=True,
                 extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
                 config=Config(AsyncKernelManager={"transport_encryption": "auto"}),
             )  # fmt: skip
     except DeadKernelError as error:
-        message = f"{stem}: the kernel died, most likely for want of memory"
+        message = f"{stem}: the kernel died, probably because memory ran out"
         raise NotebookFailed(f"{message}; the executed copy is kept at {partial}") from error
-    except PapermillExecutionError as error:  # papermill adds one cell, with the parameters
+    except PapermillExecutionError as error:
         raise NotebookFailed(
-            f"{stem}, code cell {error.exec_count - 1}:\n\n{error.source}\n\n{error.ename}: "
+            f"{stem}, code cell {error.exec_count - bool(given)}:\n\n{error.source}\n\n{error.ename}: "
             f"{error.evalue}\n\nthe executed copy is kept at {partial}"
         ) from error
 
@@ -450,17 +658,17 @@ def _execute(stem: str, partial: Path, values: dict[str, Any]) -> None:
 def _left_at_once(message: str = "") -> Iterator[None]:
     """On Ctrl-C or SIGTERM end every process below this one, print a line, and exit with 130 or 143.
 
-    The same where the process above this one is killed. Kernels and workers save their checkpoints at
-    SIGTERM. No exception is raised: what it passes through would wait for kernels that are gone, and
-    print a traceback.
+    The same where the process above this one is killed, or that which started make. Kernels and workers
+    save their checkpoints at SIGTERM. No exception is raised: what it passes through would wait for
+    kernels that are gone, and print a traceback.
     """
     import psutil
 
-    parent, done = os.getppid(), threading.Event()
+    runner, done = int(os.environ.get(RUNNER, os.getppid())), threading.Event()
 
     def watch() -> None:
         while not done.wait(1):
-            if os.getppid() != parent:
+            if runner not in (above.pid for above in psutil.Process().parents()):
                 os.kill(os.getpid(), signal.SIGTERM)
 
     def leave(number: int, _: object) -> None:
@@ -577,12 +785,17 @@ def _command(given: argparse.Namespace) -> None:
         return
     from contsteal.lab import artifacts
 
-    profile, why = choose_profile(given.profile)
+    profile, why = choose_profile(given.profile, fetches=given.command == "paper")
     print(f"profile {profile} on {artifacts.processor()}: {why}", flush=True)
     if given.command == "data":
         fetch(profile)
-    else:
-        {"paper": paper, "plan": plan}[given.command](profile, given.only, given.force)
+        return
+    if given.command == "paper" and given.profile != "auto":
+        obtain(profile)
+    if given.profile == "auto" and (missing := missing_data(profile)):
+        able, asked = able_notebooks(profile, missing), choose(given.only)
+        given.only = [stem for stem in asked if stem in able] or asked  # which says what it lacks
+    {"paper": paper, "plan": plan}[given.command](profile, given.only, given.force)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,11 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from scipy.spatial import KDTree
 from scipy.stats import spearmanr
 
 from contsteal.evaluate import mean_interval
 from contsteal.lab import detection, profiles, provider, sweeps, tables
-from contsteal.lab.tables import name, names
+from contsteal.lab.tables import DEFENCES, name, names
 from contsteal.ownership import proportion
 from contsteal.paper import sentences
 from contsteal.paper.sentences import REFERENCES, Summary
@@ -28,11 +27,11 @@ from contsteal.paper.sentences import REFERENCES, Summary
 STYLE = Path(__file__).with_name("contsteal.mplstyle")
 WIDTH, WIDEST = 6.75, 90  # inches of a figure, and characters of its title that fit
 DARK, FLOOR, CEILING = "#333333", "#777777", "#000000"
-# Okabe and Ito's colours, which colour-blind readers can distinguish; one method, one colour.
 MOST_SHADED = 0.25  # change of accuracy from which on colours stay: else one cell hides the others
 NEAR = 0.06  # distance of two accuracies below which numbers would overlap
 STRENGTHS = {"GaussianNoise": "std", "GaussianNoise with offset": "std", "Rounding": "decimals",
              "TopK": "k", "PredictionPoisoning": "eps", "B4B": "beta"}  # fmt: skip
+# Okabe and Ito's colours, which colour-blind readers can distinguish; one method, one colour.
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
 COLOURS = {
     "label": "#999999", "posterior": "#56B4E9", "embedding": "#0072B2", "info-nce": "#009E73",
@@ -44,6 +43,9 @@ COLOURS = {
     "cont-steal-code, published optimizer": "#DDCC77", "embedding, published optimizer": "#88CCEE",
     "simclr": "#D55E00", "moco": "#0072B2", "byol": "#009E73", "simsiam": "#CC79A7",
 }  # fmt: skip
+SUSPECTS = {"stolen": "thief, ", "stolen before": "thief before marking, ",
+            "profile": "main victim, "}  # fmt: skip
+DASHES = ("-", "--", "-.", ":")
 
 
 class NothingToShow(ValueError):
@@ -62,13 +64,11 @@ def canvas(
     if len(plt.get_fignums()) > 9:
         plt.close(plt.get_fignums()[0])
     fig, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), squeeze=False, **options)
-    if (
-        title
-    ):  # in lines of about equal length; what stands in brackets is not broken over two of them
-        whole = re.sub(r"\(.*?\)| %", lambda m: m[0].replace(" ", "\N{NO-BREAK SPACE}"), title)
+    if title:  # in lines of about equal length, between which no interval is broken
+        whole = re.sub(r"\([^)]*CI [^)]*\)| %", lambda m: m[0].replace(" ", "\u00a0"), title)
         wrapped = [textwrap.wrap(whole, width, break_on_hyphens=False)
-                   for width in range(WIDEST, 0, -1)]  # fmt: skip
-        lines = [lines for lines in wrapped if len(lines) == len(wrapped[0])][-1]
+                   for width in range(1, WIDEST + 1)]  # fmt: skip
+        lines = next(lines for lines in wrapped if len(lines) == len(wrapped[-1]))
         fig.suptitle("\n".join(lines), x=0.01, ha="left", size=8.5, weight="bold")
     return fig, axes
 
@@ -154,10 +154,13 @@ def _attacks(table: pd.DataFrame) -> pd.DataFrame:
     return table[~table["attack"].isin(REFERENCES)]
 
 
-def _dots(
-    ax: Axes, rows: pd.DataFrame, x: str, colours: Mapping[str, str], label: str, unit: str = " %"
-) -> None:
-    """Draw a dot per seed, the mean as a tick and its 95 % t-interval as a band, per attack."""
+def _dots(ax: Axes, rows: pd.DataFrame, x: str, label: str, colours: Any, unit: str = " %") -> None:
+    """Draw a dot per seed, the mean as a tick and its 95 % t-interval as a band, per attack.
+
+    `colours` is of each attack, or of all.
+    """
+    if isinstance(colours, str):
+        colours = dict.fromkeys(rows["attack"], colours)
     same = {"data": rows, "x": x, "y": "attack", "hue": "attack", "palette": colours, "ax": ax,
             "legend": False}  # fmt: skip
     sns.pointplot(**same, errorbar=interval, linestyle="none", marker="|", markersize=11,
@@ -166,6 +169,15 @@ def _dots(
     ax.set(xlabel=label, ylabel="")
     in_percent(ax.xaxis, unit=unit)
     ax.grid(False, axis="y")
+
+
+def _leads(rows: pd.DataFrame, title: str, colour: str, over: str = "over") -> Figure:
+    """Draw the `gain` of each row of `attack` in points, a panel per one it is `over`."""
+    fig, each = panels(rows, over, title, 0.3 * rows["attack"].nunique(), 1.2, sharey=True)
+    for ax, label, part in each:
+        ax.axvline(0, color="#999999", linewidth=0.8)
+        _dots(ax, part, "gain", label, COLOURS[colour], "")
+    return fig
 
 
 # ------------------------------------------------------------------------- data and victims
@@ -184,7 +196,8 @@ def sample_sheet(table: pd.DataFrame, title: str = "") -> Figure:
             ax.text(x + size / 2, size, row["label"], size=6, ha="center", va="bottom")
         ax.set(xlim=(-2.2 * pitch, len(rows) * pitch), ylim=(0, 1.15 * rows["size"].iloc[0]))
         ax.axis("off")
-        ax.text(-0.2 * pitch, 0.5 * rows["size"].iloc[0], which, ha="right", va="center", size=7.5)
+        middle = 0.5 * rows["size"].iloc[0]
+        ax.text(-0.2 * pitch, middle, name(which), ha="right", va="center", size=7.5)
     return fig
 
 
@@ -197,8 +210,8 @@ def training_curves(table: pd.DataFrame, title: str) -> Figure:
               "spread": "spread of features (0: collapsed)"}  # fmt: skip
     fig, axes = canvas(1, 3, 2.4, title)
     for ax, (column, label) in zip(axes[0], labels.items(), strict=True):
-        sns.lineplot(rows, x="epoch", y=column, hue="method", palette=colours, errorbar=None,
-                     legend=column == "loss", ax=ax)  # fmt: skip
+        sns.lineplot(rows, x="epoch", y=column, hue="method", style="method", palette=colours,
+                     errorbar=None, legend=column == "loss", ax=ax)  # fmt: skip
         ax.set(ylim=(0, None))
         ax.set_ylabel(label, size=7)
     legend(fig)
@@ -213,7 +226,7 @@ def worth_bars(table: pd.DataFrame, title: str) -> Figure:
                 palette=palette(table["encoder"]), ax=ax)  # fmt: skip
     for bars in ax.containers:
         ax.bar_label(bars, fmt=lambda value: f"{100 * value:.0f}", size=6.5, padding=1)
-    ax.set(xlabel="", ylim=(0, 1.1), ylabel="linear-probe accuracy")
+    ax.set(xlabel="", ylim=(0, 1.1), ylabel="accuracy")
     in_percent(ax.yaxis)
     ax.grid(False, axis="x")
     legend(fig)
@@ -224,31 +237,25 @@ def stake_dots(table: pd.DataFrame, title: str) -> Figure:
     """Draw what a thief gets without the victim between random features and victim, a panel per set."""
     fig, each = panels(table, "data", title, 1.9, sharey=True)
     for ax, data, rows in each:
-        _dots(ax, _attacks(rows), "accuracy", COLOURS, f"accuracy on {data}")
+        _dots(ax, _attacks(rows), "accuracy", f"accuracy on {data}", COLOURS)
         frame(ax, rows, "accuracy")
         ax.set(xlim=(0, 1))
     return fig
 
 
-def same_class(rows: pd.DataFrame) -> float:
-    """Return how often the nearest neighbour of a point on a map is of its class."""
-    labels, xy = rows["label"].to_numpy(), rows[["x", "y"]]
-    nearest = KDTree(xy).query(xy, k=2)[1]
-    other = np.where(nearest[:, 0] == np.arange(len(xy)), nearest[:, 1], nearest[:, 0])
-    return float((labels == labels[other]).mean())
-
-
 def embedding_map(table: pd.DataFrame, title: str = "") -> Figure:
-    """Draw a two-dimensional map of the same images per encoder, coloured by class."""
-    many = table["label"].nunique() > 10  # whose names in one column would not fit beside the maps
+    """Draw a two-dimensional map of the same images per encoder, each as the number of its class."""
     order = sorted(table["label"].unique(), key=lambda label: (len(str(label)), str(label)))
+    signs = {label: f"${k:0{len(str(len(order) - 1))}d}$" for k, label in enumerate(order)}
     fig, each = panels(table, "encoder", title, 2.3, 0.4, columns=3)
     for ax, encoder, rows in each:
         ax.axis("off")
-        sns.scatterplot(rows.sort_values("label"), x="x", y="y", hue="label", s=7, linewidth=0,
-                        palette="tab20" if many else "tab10", hue_order=order, ax=ax)  # fmt: skip
-        ax.set_title(f"{name(encoder)} ({100 * same_class(rows):.0f} %)", size=7.5)
-    legend(fig, markerscale=2, handletextpad=0, ncols=1 + many, columnspacing=0.5, fontsize=6)
+        sns.scatterplot(rows.sort_values("label"), x="x", y="y", hue="label", style="label", s=22,
+                        linewidth=0, markers=signs, hue_order=order, style_order=order, ax=ax,
+                        palette=dict(zip(order, cycle(CYCLE), strict=False)))  # fmt: skip
+        ax.set_title(name(encoder), size=7.5)
+    columns = 1 + (len(order) > 10)  # more classes in one column would not fit beside the maps
+    legend(fig, handletextpad=0, ncols=columns, columnspacing=0.5, fontsize=6)
     return fig
 
 
@@ -265,7 +272,7 @@ def attack_dots(table: pd.DataFrame, title: str) -> Figure:
     fig, axes = canvas(1, 2, 0.28 * len(known) + 1.5, title, sharey=True)
     for ax, metric in zip(axes[0], ("accuracy", "agreement"), strict=True):
         named = _attacks(rows).replace({"attack": known})
-        _dots(ax, named, metric, colours, f"{metric} on the main task")
+        _dots(ax, named, metric, f"{metric} on the main task", colours)
         frame(ax, rows, metric)
     return fig
 
@@ -275,37 +282,33 @@ def reading_dots(table: pd.DataFrame, title: str) -> Figure:
     rows = tables.readings(table)
     if rows.empty:
         raise NothingToShow(title)
-    fig, each = panels(rows, "attack", title, 0.3 * rows["reading"].nunique(), 1.2, sharey=True)
-    for ax, rival, part in each:
-        ax.axvline(0, color="#999999", linewidth=0.8)
-        colours = dict.fromkeys(part["reading"], COLOURS["embedding"])
-        label = f"lead over {name(rival)}, points"
-        _dots(ax, part.assign(attack=part["reading"]), "gain", colours, label, "")
-    return fig
+    over = "lead over " + rows["attack"].map(name) + ", points"
+    wrapped = rows["reading"].map(lambda text: textwrap.fill(text, 32))
+    return _leads(rows.assign(attack=wrapped, over=over), title, "embedding")
 
 
 def query_dots(table: pd.DataFrame, title: str) -> Figure:
-    """Draw `attack_dots` of attacks named by their queries."""
-    sent = ", " + table["images"].map("{:g}".format) + " " + table["query_data"].fillna("")
-    references = table["attack"].isin([*REFERENCES, *sweeps.ALONE])
-    return attack_dots(table.assign(attack=table["attack"] + sent.where(~references, "")), title)
+    """Draw `attack_dots` of attacks named by what they send, as far as they differ in it."""
+    if "query_data" in table:
+        sent = table["images"].map("{:g} ".format) + table["query_data"].map(name)
+    else:
+        each = (table["unique_inputs"] / table["images"]).round()
+        sent = each.map("{:g} queries per image".format).where(each > 1, "")
+    thieves = ~table["attack"].isin([*REFERENCES, *sweeps.ALONE]) & (sent != "")
+    attack = table["attack"] + (", " + sent).where(thieves, "")
+    return attack_dots(table.assign(attack=attack), title)
 
 
-def rate_curves(table: pd.DataFrame, title: str) -> Figure:
-    """Draw each attack's loss on held-out queries, over its least, against the learning rate."""
-    means = table.groupby(["attack", "rate"], sort=False)["loss"].mean().reset_index()
-    each = means.groupby("attack")["loss"]
-    span = (each.transform("max") - each.transform("min")).replace(0, 1)
-    rows = sentences.by_views(means.assign(excess=(means["loss"] - each.transform("min")) / span))
-    colours = palette(rows["loss"])
-    rows = rows.assign(views=rows["views"].fillna("as published"), loss=rows["loss"].map(name))
-    fig, ((ax,),) = canvas(1, 1, 2.6, title)
-    sns.lineplot(rows, x="rate", y="excess", hue="loss", style="views", markers=True,
-                 palette=colours, errorbar=None, ax=ax)  # fmt: skip
-    ax.set(xscale="log", xlabel="learning rate (log scale)")
-    ax.set_yticks([0, 1], ["least", "greatest"])
-    ax.set(ylabel="loss on held-out queries")
-    legend(fig)
+def rate_map(table: pd.DataFrame, title: str) -> Figure:
+    """Draw each attack's mean loss on held-out queries per learning rate, its least the darkest."""
+    losses = table.pivot_table(index="attack", columns="rate", values="loss", sort=False)
+    losses = losses.rename(name).sort_index(axis=1).rename(columns="{:g}".format)
+    excess = losses.sub(losses.min(axis=1), axis=0)
+    excess = excess.div(excess.max(axis=1).replace(0, 1), axis=0)
+    fig, ((ax,),) = canvas(1, 1, 0.2 * len(losses) + 1.0, title)
+    _heatmap(ax, excess, losses.map("{:.4g}".format), excess == 0, cmap="Blues_r", linewidths=1,
+             vmin=-0.5)  # fmt: skip
+    ax.set(xlabel="learning rate")
     return fig
 
 
@@ -314,13 +317,12 @@ def step_curves(table: pd.DataFrame, title: str) -> Figure:
     rows = _attacks(sentences.main_task(table)).assign(name=lambda t: t["attack"].map(name))
     shapes = {n: (2, 1) if n in sweeps.ALONE else "" for n in rows["name"].unique()}
     ends = rows[rows["steps"] == rows.groupby("name")["steps"].transform("max")]
-    order = (
-        ends.groupby("name")["accuracy"].mean().sort_values(ascending=False).index
-    )  # as lines end
+    means = ends.groupby("name")["accuracy"].mean().sort_values(ascending=False)
+    order = list(means.index)  # as lines end
     fig, ((ax,),) = canvas(1, 1, 3.2, title)
-    sns.lineplot(rows, x="steps", y="accuracy", hue="name", style="name", dashes=shapes, hue_order=order,
-                 palette=palette(rows["attack"]), errorbar=interval, marker="o", markersize=4,
-                 err_kws={"alpha": 0.12}, ax=ax)  # fmt: skip
+    sns.lineplot(rows, x="steps", y="accuracy", hue="name", style="name", dashes=shapes, markers=True,
+                 hue_order=order, style_order=order, palette=palette(rows["attack"]), markersize=5,
+                 errorbar=interval, err_kws={"alpha": 0.12}, ax=ax)  # fmt: skip
     frame(ax, table[~table["attack"].isin(sweeps.ALONE)], "accuracy", vertical=False)  # lines here
     lengths = sorted(rows["steps"].unique())
     ax.set(xscale="log", xlabel="steps of training", ylabel="accuracy on the main task")
@@ -335,12 +337,20 @@ def victims_dots(table: pd.DataFrame, title: str) -> Figure:
     """Draw Cont-Steal minus MSE per victim: a dot per seed, their mean and its 95 % t-interval."""
     wide = table.pivot_table(index=["victim_seed", "seed"], columns="attack", values="accuracy")
     rows = (wide["cont-steal"] - wide["embedding"]).dropna().rename("gain").reset_index()
-    rows["attack"] = "victim " + rows["victim_seed"].astype(int).astype(str)
-    fig, ((ax,),) = canvas(1, 1, 0.3 * rows["attack"].nunique() + 1.0, title)
-    ax.axvline(0, color="#999999", linewidth=0.8)
-    _dots(ax, rows, "gain", dict.fromkeys(rows["attack"], COLOURS["cont-steal"]),
-          "Cont-Steal minus MSE: accuracy on the main task, points", "")  # fmt: skip
-    return fig
+    victim = "victim " + rows["victim_seed"].astype(int).astype(str)
+    over = "lead of Cont-Steal over MSE in accuracy on the main task, points"
+    return _leads(rows.assign(attack=victim, over=over), title, "cont-steal")
+
+
+def ablation_dots(table: pd.DataFrame, title: str) -> Figure:
+    """Draw what each changed knob of Cont-Steal changes, a dot per seed; left of zero it harms."""
+    wide = sentences.changed(table).pivot_table(index="seed", columns="attack", values="accuracy",
+                                                sort=False)  # fmt: skip
+    gains = wide.drop(columns=sweeps.AS_GIVEN).sub(wide[sweeps.AS_GIVEN], axis=0)
+    if gains.empty:
+        raise NothingToShow(title)
+    over = "change of Cont-Steal's accuracy on the main task, points"
+    return _leads(gains.melt(value_name="gain").assign(over=over).dropna(), title, "cont-steal")
 
 
 def views_dots(table: pd.DataFrame, title: str) -> Figure:
@@ -357,6 +367,7 @@ def views_dots(table: pd.DataFrame, title: str) -> Figure:
                   err_kws={"linewidth": 4, "alpha": 0.3}, ax=ax)  # fmt: skip
     sns.stripplot(**same, dodge=True, jitter=False, size=3.5, alpha=0.8, legend=False, ax=ax)
     frame(ax, table, "accuracy", vertical=False)
+    ax.set_xticks(range(len(order)), [view.replace("clean", "clean images") for view in order])
     ax.set(xlabel="what the surrogate sees of each image", ylabel="accuracy on the main task")
     in_percent(ax.yaxis)
     legend(fig, ax, ncols=count)
@@ -396,9 +407,10 @@ def pull_maps(table: pd.DataFrame, title: str) -> Figure:
     """Draw whether each loss moves a surrogate's vector towards (blue) or away from every other one."""
     fig, each = panels(table, "loss", title, 2.1, sharey=True)
     for ax, loss, rows in each:
+        bound = rows["pull"].abs().max()
         wide = rows.pivot(index="anchor", columns="other", values="pull")
-        _heatmap(ax, wide, None, cmap="RdBu", square=True)
-        ax.set(xlabel="surrogate's s, victim's t", ylabel="")
+        _heatmap(ax, wide, cmap="RdBu", square=True, vmin=-bound, vmax=bound)
+        ax.set(xlabel="surrogate's s, victim's t")
         ax.set_title(name(loss), size=7.5)
         ax.axvline(len(wide), color=DARK, linewidth=0.8)
         ax.tick_params(axis="x", labelsize=6)
@@ -407,30 +419,21 @@ def pull_maps(table: pd.DataFrame, title: str) -> Figure:
 
 
 def _heatmap(
-    ax: Axes, values: pd.DataFrame, sure: pd.DataFrame | None, bound: float = 0.0, **options: Any
+    ax: Axes, values: pd.DataFrame, texts: Any = None, bold: Any = None, **options: Any
 ) -> None:
-    """Draw a heat map centred at zero; cells hold points where `sure` says which are bold."""
-    bound = max(bound, values.abs().to_numpy(na_value=0).max())
-    shown = values.map(lambda v: "" if pd.isna(v) else f"{round(100 * v) + 0:+d}")
-    sns.heatmap(values, vmin=-bound, vmax=bound, annot=False if sure is None else shown, fmt="",
-                annot_kws={"size": 7}, ax=ax, cbar=False, **options)  # fmt: skip
+    """Draw a heat map; cells hold `texts`, those that `bold` marks in bold, also where no value is."""
+    sns.heatmap(values, ax=ax, cbar=False, **options)
     ax.tick_params(length=0, rotation=0)
-    if sure is not None:
-        bold = sure.to_numpy()[values.notna().to_numpy()]
-        for text, heavy in zip(ax.texts, bold, strict=True):
-            text.set_fontweight("bold" if heavy else "normal")
-
-
-def ablation_dots(table: pd.DataFrame, title: str) -> Figure:
-    """Draw accuracy per knob and value, with a line at the default's mean."""
-    rows = sentences.changed(table)
-    known = list(rows["attack"].unique())
-    fig, ((ax,),) = canvas(1, 1, 0.22 * len(known) + 0.9, title)
-    ax.axvline(rows.loc[rows["attack"] == known[0], "accuracy"].mean(), color=DARK, linewidth=0.8,
-               linestyle=":")  # fmt: skip
-    colours = dict.fromkeys(known, COLOURS["cont-steal"])
-    _dots(ax, rows, "accuracy", colours, "accuracy on the main task")
-    return fig
+    ax.set(xlabel="", ylabel="")
+    ax.grid(False)
+    mesh: Any = ax.collections[0]
+    mesh.update_scalarmappable()
+    shades = mesh.get_facecolors() if texts is not None else ()
+    for (row, column), (*shade, alpha) in zip(np.ndindex(values.shape), shades, strict=False):
+        dark = np.dot(shade, (0.21, 0.72, 0.07)) * alpha + 1 - alpha < 0.5
+        heavy = bold is not None and bold.iloc[row, column]
+        ax.text(column + 0.5, row + 0.5, texts.iloc[row, column], ha="center", va="center", size=7,
+                color="white" if dark else DARK, weight="bold" if heavy else "normal")  # fmt: skip
 
 
 def boundary_maps(table: pd.DataFrame, title: str) -> Figure:
@@ -441,35 +444,27 @@ def boundary_maps(table: pd.DataFrame, title: str) -> Figure:
     """
     gains = tables.gains(sentences.main_task(table), "cont-steal", "embedding")
     gains["sure"] = (gains["low"] > 0) | (gains["high"] < 0)
-    gains["weak"] = sentences.not_stolen(table, gains)
+    gains["shade"] = gains["gain"].mask(sentences.not_stolen(table, gains))
+    gains["text"] = gains["gain"].map(sentences.signed)
     gains["images"] = gains["images"].astype(int)
     gains["setting"] = gains["method"].map(name)
     if len(gains["steps"].unique()) > 1:
         gains["setting"] += ", " + gains["steps"].map("{:g} steps".format)
-    views = gains["views"].replace("surrogate", "own views")
+    views = gains["views"].replace("surrogate", "own views").replace("clean", "clean images")
     order = gains.sort_values(["method", "steps"])["setting"].unique()
-    by = [gains["query_data"], views]
+    by = [gains["query_data"].map(name), views]
     fig, each = panels(gains, by, title, 0.32 * len(order), 1.3, sharey=True)
     bound = max(0.05, gains["gain"].abs().max())
     for ax, (data, view), part in each:
-        gain, sure, weak = (part.pivot(index="setting", columns="images", values=v).loc[order]
-                            for v in ("gain", "sure", "weak"))  # fmt: skip
-        _heatmap(ax, gain, sure, bound, cmap="RdBu_r")
-        _grey(ax, weak.to_numpy() == True)  # noqa: E712 a missing point is neither
-        ax.set(xlabel="query images", ylabel="")
-        ax.set_title(f"{data},\n{view}", size=7.5)
+        shade, text, sure = (part.pivot(index="setting", columns="images", values=v).loc[order]
+                             for v in ("shade", "text", "sure"))  # fmt: skip
+        _heatmap(ax, shade, text.fillna(""), sure == True,  # noqa: E712 a missing point is neither
+                 cmap="RdBu_r", vmin=-bound, vmax=bound)  # fmt: skip
+        ax.set_facecolor("#DDDDDD")
+        ax.set(xlabel="query images")
+        ax.set_title(f"queries: {data},\n{view}", size=7.5)
+    fig.axes[0].set_ylabel("victim")
     return fig
-
-
-def _grey(ax: Axes, cells: np.ndarray) -> None:
-    """Cover the marked cells of a heat map with grey, and write on them in dark."""
-    places = [tuple(place) for place in np.argwhere(cells)]
-    for row, column in places:
-        ax.add_patch(plt.Rectangle((column, row), 1, 1, color="#DDDDDD"))
-    for text in ax.texts:
-        x, y = text.get_position()
-        if (int(y), int(x)) in places:
-            text.set_color(DARK)
 
 
 def geometry_dots(table: pd.DataFrame, title: str) -> Figure:
@@ -494,9 +489,9 @@ def geometry_dots(table: pd.DataFrame, title: str) -> Figure:
 
 
 def defence_curves(table: pd.DataFrame, title: str) -> Figure:
-    """Draw a thief's accuracy against the paying user's: a panel per kind of defence, a curve per attack.
+    """Draw a thief's accuracy against a customer's: a panel per kind of defence, a curve per attack.
 
-    Each curve goes from no defence through the strengths of the kind; it is dashed where the attacker
+    Each curve goes from no defence through the strengths of the kind; it is dashed where the thief
     adapts. In the green corner a defence takes enough from the thief and little from the customer.
     """
     rows = _attacks(table).dropna(subset=["defence"])
@@ -513,12 +508,13 @@ def defence_curves(table: pd.DataFrame, title: str) -> Figure:
         for (attack, adapts), runs in own.groupby(["attack", "adapts"], sort=False):
             start = free[free["attack"] == (main if adapts else attack)]
             labels = attack == main and not adapts
-            _strengths(ax, start, runs, name(attack), colours[name(attack)], bool(adapts), labels)
+            _strengths(ax, start, runs, colours[name(attack)], labels)
         frame(ax, table, "accuracy", vertical=False)
         knob = STRENGTHS.get(kind.split(" + ")[-1], "")
-        ax.set_title(sentences.kind_name(kind) + f" ({knob})" * bool(knob), size=7.5)
+        called = re.sub("|".join(DEFENCES), lambda match: DEFENCES[match[0]], kind)
+        ax.set_title(called + f" ({knob})" * bool(knob), size=7.5)
         ax.set(xlim=(0, 0.1 + free["legitimate"].mean()))
-        ax.set(xlabel="paying user's accuracy", ylabel="thief's accuracy")
+        ax.set(xlabel="customer's accuracy", ylabel="thief's accuracy")
         ax.label_outer()
         ax.xaxis.set_tick_params(labelbottom=True)
         in_percent(ax.xaxis, ax.yaxis)
@@ -527,63 +523,68 @@ def defence_curves(table: pd.DataFrame, title: str) -> Figure:
 
 
 def _strengths(
-    ax: Axes,
-    start: pd.DataFrame,
-    runs: pd.DataFrame,
-    who: str,
-    colour: str,
-    adapts: bool,
-    labels: bool,
+    ax: Axes, start: pd.DataFrame, runs: pd.DataFrame, colour: str, labels: bool
 ) -> None:
     """Draw a curve from no defence through the strengths of one, with intervals of the accuracy."""
-    each = sorted((part for _, part in runs.groupby("defence", sort=False)),
-                  key=lambda part: -part["legitimate"].mean())  # fmt: skip
-    x, y = ([part[c].mean() for part in (start, *each)] for c in ("legitimate", "accuracy"))
-    ax.plot(x, y, "--D" if adapts else "-o", color=colour, ms=3.5, linewidth=1, alpha=0.9,
-            markerfacecolor="white" if adapts else colour,
-            label=f"{who} that adapts" if adapts else who)  # fmt: skip
-    spans = np.array([interval(part["accuracy"]) for part in each])
-    ax.vlines(x[1:], *spans.T, color=colour, linewidth=2, alpha=0.3)
-    last = [x[0], y[0]]
-    for part, *point in zip(each, x[1:], y[1:], strict=True) if labels else ():
-        if np.hypot(*np.subtract(point, last)) < NEAR:
-            continue  # its number would lie on another
-        last = point
-        ax.annotate(f"{part['strength'].iloc[0]:g}", (last[0], last[1]), (4, -8), size=6, color=colour,
-                    textcoords="offset points")  # fmt: skip
+    who, adapts = name(runs["attack"].iloc[0]), bool(runs["adapts"].iloc[0])
+    by = runs.groupby("defence", sort=False)
+    means = by[["legitimate", "accuracy", "strength"]].mean()
+    means[["low", "high"]] = by["accuracy"].agg(interval).tolist()
+    means = means.sort_values("legitimate", ascending=False)
+    first = start[["legitimate", "accuracy"]].mean()
+    points = pd.concat([first.to_frame().T, means])
+    ax.plot(points["legitimate"], points["accuracy"], "--D" if adapts else "-o", color=colour, ms=3.5,
+            linewidth=1, alpha=0.9, markerfacecolor="white" if adapts else colour,
+            label=who + " that adapts" * adapts)  # fmt: skip
+    ax.vlines(
+        means["legitimate"], means["low"], means["high"], color=colour, linewidth=2, alpha=0.3
+    )
+    last = first.to_numpy()
+    for x, y, strength, *_ in means.to_numpy() if labels else ():
+        if np.hypot(*(last - (x, y))) >= NEAR:  # else its number would lie on another
+            last = np.array([x, y])
+            ax.annotate(f"{strength:g}", (x, y), (4, -8), size=6, color=colour,
+                        textcoords="offset points")  # fmt: skip
 
 
-def _party(who: str, party: str) -> str:
-    """Return a column's label, on lines of its own."""
-    parts = (textwrap.fill(part, 12) for part in re.split(r"(?<=[,:])\s*", name(who)))
-    return "\n".join([*parts, party])
+def _sheet(
+    values: pd.DataFrame, title: str, height: float, bold: pd.DataFrame | None = None
+) -> tuple[Figure, Axes]:
+    """Draw changes of accuracy in points, and shares of those found; green is good for the provider."""
+    columns = pd.Series(map(str, values))
+    change, bad = (columns.str.startswith(sides).to_numpy()
+                   for sides in (("attacker", "customer"), ("attacker", "others")))  # fmt: skip
+    level = values.div(np.where(change, MOST_SHADED, 1)).clip(-1, 1).mul(np.where(bad, -1, 1))
+    good = level.abs().pow(0.5) * np.sign(level)
+    texts = values.astype(object)
+    for column, points in zip(columns, change, strict=True):
+        form = sentences.signed if points else (lambda share: f"{100 * share:.0f} %")
+        known = values.loc[:, change & bad].notna().any(axis=1) & bool(points)  # of a perturbation
+        texts[column] = [form(v) if pd.notna(v) else "not run" if run else ""
+                         for v, run in zip(values[column], known, strict=True)]  # fmt: skip
+    heads = columns.replace({"thieves": "thieves found", "others": "others found"}).map(name)
+    parts = (head.replace(":", ": ").split(", ") for head in heads)
+    good.columns = [",\n".join(textwrap.fill(part, 11) for part in label) for label in parts]
+    fig, ((ax,),) = canvas(1, 1, height * len(values) + 1.3, title)
+    _heatmap(ax, good, texts, bold, vmin=-1, vmax=1, cmap="PiYG", alpha=0.75, linewidths=1)
+    ax.xaxis.tick_top()
+    return fig, ax
 
 
 def defence_matrix(table: pd.DataFrame, title: str) -> Figure:
-    """Draw the change of accuracy by each defence (rows) for each attack and customer's task (columns).
+    """Draw the change of accuracy by each defence (rows) for each thief and customer's task (columns).
 
     Cells hold points; those whose 95 % t-interval excludes zero are bold. Green is good
     for the provider: a thief's loss, a customer's gain.
     """
     known = names(table["defence"])
-    who = pd.Series(list(map(_party, table["who"], table["party"])), table.index)
-    gain = table["change"].where(table["party"] == "customer", -table["change"])
-    gain = np.sign(gain) * np.sqrt(gain.abs().clip(upper=MOST_SHADED) / MOST_SHADED)
-    cells = table.assign(row=table["defence"].map(known), column=who, gain=gain,
+    cells = table.assign(row=table["defence"].map(known), column=table["party"] + ", " + table["who"],
                          sure=(table["low"] > 0) | (table["high"] < 0))  # fmt: skip
-    columns = list(who.unique())
-    change, good, sure = (
-        cells.pivot(index="row", columns="column", values=v).loc[[*known.values()], columns]
-        for v in ("change", "gain", "sure")
-    )
-    fig, ((ax,),) = canvas(1, 1, 0.34 * len(known) + 1.2, title)
-    _heatmap(ax, good, sure, 1, cmap="PiYG", alpha=0.75, linewidths=1)
-    for text, value in zip(ax.texts, change.to_numpy()[change.notna().to_numpy()], strict=True):
-        text.set_text(f"{round(100 * value) + 0:+d}")
-    ax.xaxis.tick_top()
-    ax.set(xlabel="", ylabel="")
-    ax.grid(False)
-    ax.axvline(sum(c.endswith("attacker") for c in columns), color=DARK, linewidth=1.5)
+    columns = list(cells["column"].unique())
+    change, sure = (cells.pivot(index="row", columns="column", values=v).loc[[*known.values()], columns]
+                    for v in ("change", "sure"))  # fmt: skip
+    fig, ax = _sheet(change, title, 0.34, sure == True)  # noqa: E712 a missing cell is neither
+    ax.axvline(sum(c.startswith("attacker") for c in columns), color=DARK, linewidth=1.5)
     for place, verdict in enumerate(provider.worth(table)["verdict"]):  # in the order of the rows
         ax.annotate(verdict, (len(columns), place + 0.5), xytext=(4, 0), va="center", size=7,
                     textcoords="offset points", annotation_clip=False)  # fmt: skip
@@ -593,28 +594,12 @@ def defence_matrix(table: pd.DataFrame, title: str) -> Figure:
 def parties_sheet(table: pd.DataFrame, title: str) -> Figure:
     """Draw what each of a provider's means does to every party: green is good for the provider."""
     wanted = ("attacker", "customer", "thieves", "others")
-    columns = [c for c in map(str, table) if c.startswith(wanted)]
-    values = table.set_index("means")[columns]
-    good, text = values.copy(), values.astype(object)
-    for column in columns:
-        change = column.startswith(("attacker", "customer"))
-        share = (values[column] / MOST_SHADED if change else values[column]).clip(-1, 1)
-        sign = -1 if column.startswith(("attacker", "others")) else 1
-        good[column] = sign * np.sign(share) * np.sqrt(share.abs())
-        form = (lambda v: f"{round(100 * v) + 0:+d}") if change else (lambda v: f"{100 * v:.0f} %")
-        text[column] = values[column].map(form, na_action="ignore")
-    labels = {"thieves": "thieves\nfound", "others": "others\nfound"}
-    good.columns = [labels.get(c) or _party(*c.split(", ", 1)[::-1]) for c in columns]
-    fig, ((ax,),) = canvas(1, 1, 0.24 * len(table) + 1.3, title)
-    _heatmap(ax, good, good.isna(), 1, cmap="PiYG", alpha=0.75, linewidths=1)
-    for drawn, shown in zip(ax.texts, text.to_numpy()[values.notna().to_numpy()], strict=True):
-        drawn.set_text(shown)
-    ax.xaxis.tick_top()
+    values = table.set_index("means").filter(regex=f"^({'|'.join(wanted)})").rename_axis(index=None)
+    fig, ax = _sheet(values, title, 0.24)
     ax.tick_params(labelsize=6.5)
-    ax.set(xlabel="", ylabel="")
-    ax.grid(False)
-    for border in np.flatnonzero(table["kind"].to_numpy()[1:] != table["kind"].to_numpy()[:-1]):
-        ax.axhline(border + 1, color=DARK, linewidth=1.5)
+    starts = table["kind"].ne(table["kind"].shift())
+    for border in table.index[starts][1:]:
+        ax.axhline(border, color=DARK, linewidth=1.5)
     return fig
 
 
@@ -681,7 +666,7 @@ def account_dots(table: pd.DataFrame, title: str) -> Figure:
             ax.annotate(f"{accounts:.2g}", (1, users.index(str(user))), size=6.5,
                         va="center", xytext=(4, 0), xycoords=("axes fraction", "data"),
                         textcoords="offset points")  # fmt: skip
-        ax.set(xlim=(0, 1.05), xlabel="answers to one account")
+        ax.set(xlim=(0, 1.05), xlabel="answers before a refusal")
         ax.xaxis.label.set_fontsize(6.5)
         in_percent(ax.xaxis)
     return fig
@@ -692,28 +677,28 @@ def roc_curves(table: pd.DataFrame, title: str) -> Figure:
 
     A dot is the detector's threshold, its bars Clopper-Pearson 95 % intervals.
     """
-    colours = dict(zip(table["detector"].unique(), CYCLE, strict=False))
+    styles: dict[Any, dict[str, Any]] = {
+        detector: {"color": CYCLE[k], "linestyle": DASHES[k % len(DASHES)]}
+        for k, detector in enumerate(table["detector"].unique())
+    }
     fig, axes = canvas(2, 2, 5.2, title)
     for ax, (user, part) in zip(axes.flat, table.groupby("user", sort=False), strict=False):
         ax.plot([0, 1], [0, 1], color="#BBBBBB", linewidth=0.8, linestyle=":")
         for detector, rows in part.groupby("detector", sort=False):
             curve, verdicts = (rows[rows["at"] == at] for at in ("curve", "verdict"))
-            colour = colours[str(detector)]
-            ax.plot(curve["fpr"], curve["tpr"], color=colour, linewidth=1.2, alpha=0.85)
+            ax.plot(curve["fpr"], curve["tpr"], linewidth=1.2, alpha=0.85, **styles[detector])
             for row in verdicts.to_dict("records"):
-                _rates(ax, row, colour)
+                _rates(ax, row, styles[detector]["color"])
         ax.set(xlabel="customers flagged", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
         ax.set(ylabel="thieves flagged")
         ax.set_title(user, size=7.5)
         in_percent(ax.xaxis, ax.yaxis)
-        areas = part.groupby("detector", sort=False)["auc"].first()
-        lines = [Line2D([], [], color=colours[str(detector)], label=f"{area:.2f}")
-                 for detector, area in areas.items()]  # fmt: skip
-        ax.legend(handles=lines, loc="best", fontsize=6.5, title="area", title_fontsize=6.5,
-                  labelspacing=0.2, handlelength=1)  # fmt: skip
-    lines = [Line2D([], [], color=c, label=detector) for detector, c in colours.items()]
+    areas = table.groupby(["detector", "user"], sort=False)["auc"].first().unstack(sort=False)
+    lines = [Line2D([], [], label=f"{detector}: {', '.join(areas.loc[detector].map('{:.2f}'.format))}",
+                    **style) for detector, style in styles.items()]  # fmt: skip
     axes[1][1].axis("off")
-    axes[1][1].legend(handles=lines, loc="center left", title="detector (dots: at its threshold)")
+    axes[1][1].legend(handles=lines, loc="center left", fontsize=7,
+                      title="detector: areas under its curves\n(dots: at its threshold)")  # fmt: skip
     return fig
 
 
@@ -730,18 +715,15 @@ def _rates(ax: Axes, row: Mapping[Any, Any], colour: str) -> None:
 def refused_dots(table: pd.DataFrame, title: str) -> Figure:
     """Draw what refused thieves end with, on one account and on all, a panel per detector."""
     runs = table.dropna(subset=["detector"])
-    height = 0.34 * runs["attack"].nunique()
-    fig, each = panels(runs, "detector", title, height, 1.2, columns=1, sharex=True)
-    for ax, detector, rows in each:
-        means = rows.groupby("attack", sort=False)[["answers", "accounts"]].mean().iterrows()
-        names = {
-            attack: f"{attack}: {row['answers']:.0f} answers, {row['accounts']:.3g} "
-            f"account{'s' * bool(row['accounts'] > 1)}"
-            for attack, row in means
-        }
-        colours = {n: CYCLE[1] if str(a).endswith("stops") else CYCLE[0] for a, n in names.items()}
-        label = f"accuracy on the main task; refused by {detector}"
-        _dots(ax, rows.replace({"attack": names}), "accuracy", colours, label)
+    each = runs.groupby(["detector", "attack"])[["answers", "accounts"]].transform("mean")
+    given = each["answers"].map("\n({:.0f} answers on ".format)
+    given += each["accounts"].map(lambda n: f"{n:.2g} account{'s' * (n > 1)})")
+    rows = runs.assign(attack=runs["attack"].map(name) + given)
+    height = 0.4 * runs["attack"].nunique()
+    fig, drawn = panels(rows, "detector", title, height, 1.2, columns=1, sharex=True)
+    for ax, detector, part in drawn:
+        colours = {n: CYCLE["stops" in n] for n in part["attack"]}
+        _dots(ax, part, "accuracy", f"accuracy on the main task; refused by {detector}", colours)
         frame(ax, table[table["detector"].isna()], "accuracy")
     return fig
 
@@ -752,24 +734,19 @@ def coverage_curves(table: pd.DataFrame, title: str) -> Figure:
     The noise is that of the first B4B and of the last; dotted is what customers can bear.
     """
     known = table["defence"].unique()
-    shown = [
-        ("", known[0], "coverage"),
-        *((name(d), d, "noise") for d in dict.fromkeys(known[[0, -1]])),
-    ]
+    shown = [(known[0], "coverage"), *((d, "noise") for d in dict.fromkeys(known[[0, -1]]))]
     fig, axes = canvas(1, len(shown), 2.4, title)
-    for ax, (label, defence, column) in zip(axes[0], shown, strict=True):
+    for ax, (defence, column) in zip(axes[0], shown, strict=True):
         rows = table[table["defence"] == defence]
-        sns.lineplot(rows, x="queries", y=column, hue="user", palette=palette(table["user"]),
-                     errorbar=None, ax=ax)  # fmt: skip
-        ax.set(ylabel="share of buckets" if column == "coverage" else "noise")
-        ax.set_title(label.replace(", bits", ",\nbits"), size=7)
+        sns.lineplot(rows, x="queries", y=column, hue="user", style="user", errorbar=None, ax=ax,
+                     palette=palette(table["user"]))  # fmt: skip
         if column == "noise":
-            ax.set(yscale="log", ylim=(1e-7, 10))
-            ax.axhline(
-                bearable := rows["bearable"].mean(), color=DARK, linestyle=":", linewidth=0.8
-            )
+            ax.set(yscale="log", ylim=(1e-7, 10), ylabel="noise (std)")
+            ax.set_title(name(defence).replace(", bits", ",\nbits"), size=7)
+            bearable = rows["bearable"].mean()
+            ax.axhline(bearable, color=DARK, linestyle=":", linewidth=0.8)
             ax.annotate("bearable", (0, bearable), (2, 2), textcoords="offset points", size=6)
-    axes[0][0].set(ylim=(0, None))
+    axes[0][0].set(ylim=(0, None), ylabel="share of B4B's buckets")
     in_percent(axes[0][0].yaxis)
     legend(fig, fontsize=6.5)
     return fig
@@ -804,10 +781,12 @@ def watermark_curves(table: pd.DataFrame, title: str) -> Figure:
         same = {"data": runs, "x": "images", "y": "wsr", "hue": "suspect", "ax": ax,
                 "palette": palette(stolen["suspect"])}  # fmt: skip
         sns.scatterplot(**same, s=12, alpha=0.5, linewidth=0, legend=False)
-        sns.lineplot(**same, errorbar=None, marker="o", markersize=4)
+        sns.lineplot(
+            **same, style="suspect", markers=True, dashes=False, errorbar=None, markersize=5
+        )
         before = rows[rows["kind"] == "stolen before"]
         first = name(before["suspect"].iloc[0]) if len(before) else ""
-        label = f"{first}, victim before marking"
+        label = f"thief before marking, {first}"
         ax.plot(before["images"], before["wsr"], "x", color=DARK, label=label)
         ax.set(xlabel="query images", ylabel="watermark success rate", xscale="log")
         ax.set_xticks(images, [f"{n:g}" for n in images])
@@ -818,57 +797,42 @@ def watermark_curves(table: pd.DataFrame, title: str) -> Figure:
     return fig
 
 
-def _honest(rows: pd.DataFrame) -> pd.Series:
-    return rows["kind"].isin(["independent", "unmarked", "profile"])
+def suspect_dots(table: pd.DataFrame, title: str) -> Figure:
+    """Draw what dataset inference or SSLGuard measures of each encoder, a panel per form of the test.
 
-
-def _threshold(ax: Axes, value: float, text: str) -> None:
-    ax.axvline(value, color=DARK, linestyle="--", linewidth=1)
-    ax.annotate(text, (value, 1), size=6.5, ha="center", va="bottom",
-                xycoords=("data", "axes fraction"))  # fmt: skip
-
-
-def inference_dots(table: pd.DataFrame, title: str) -> Figure:
-    """Draw each encoder's gap in standard deviations, a panel per form of the test.
-
-    Dots are filled where the encoder is accused; orange are the victim, its copies and its thieves.
+    Filled dots are accused. Orange are the victim, its copies and its thieves; blue is who took nothing
+    that the test looks for.
     """
-    order = list(table["suspect"].unique())[::-1]
-    fig, each = panels(table, "form", title, 0.24 * len(order), 1.3, sharex=True, sharey=True)
-    for ax, form, rows in each:
+    inference = "form" in table
+    measure = "effect" if inference else "cosine"
+    label = "gap in standard deviations" if inference else "mean cosine of the answers with the key"
+    rows = table if inference else table[table["applies"] == "yes"].assign(form="")
+    rows = rows.assign(who=rows["kind"].map(SUSPECTS).fillna("") + rows["suspect"])
+    order = list(rows["who"].unique())[::-1]
+    fig, each = panels(rows, "form", title, 0.24 * len(order), 1.3, sharex=True, sharey=True)
+    for ax, form, part in each:
         ax.axvline(0, color="#999999", linewidth=0.8)
-        _filled_dots(
-            ax, rows["effect"], rows["suspect"], order, _honest(rows), rows["accused"] == 1
-        )
-        least = rows["detectable"].mean()
-        for side in (least, -least)[: 1 + (form == "published")]:  # it accuses on both sides
-            _threshold(ax, side, "accused" if side > 0 else "")
-        ax.set(xlabel="gap in standard deviations")
-        ax.set_title(f"{form} form", size=7.5, pad=14)
+        innocent = part["kind"].isin(["independent", "unmarked", "stolen before"])
+        _filled_dots(ax, part[measure], part["who"], order, innocent, part["accused"] == 1)
+        least = part.loc[part["kind"] == "victim", "detectable"].mean()
+        least += 0 if inference else part.loc[part["kind"] == "independent", measure].mean()
+        for side in (1, -1)[: 1 + (form == "published")]:  # which accuses on both sides
+            _threshold(ax, side * least)
+        ax.set(xlabel=label)
+        ax.set_title(f"{form} form" if form else "", size=7.5, pad=14)
     return fig
 
 
-def key_dots(table: pd.DataFrame, title: str) -> Figure:
-    """Draw how well each encoder's answers agree with the secret key; filled dots are accused.
-
-    Orange are the victim, its copies and its thieves.
-    """
-    read = table[table["applies"] == "yes"]
-    order = list(read["suspect"].unique())[::-1]
-    fig, ((ax,),) = canvas(1, 1, 0.24 * len(order) + 1.2, title)
-    _filled_dots(ax, read["cosine"], read["suspect"], order, _honest(read), read["accused"] == 1)
-    independent = read[read["kind"] == "independent"]
-    if len(independent) and len(least := read[read["kind"] == "victim"]["detectable"].dropna()):
-        _threshold(ax, independent["cosine"].mean() + least.iloc[0], "accused")
-    ax.set(xlabel="mean cosine of the answers with the key")
-    return fig
+def _threshold(ax: Axes, value: float) -> None:
+    """Draw the border beyond which a suspect is accused; none for NaN."""
+    if np.isfinite(value):
+        text, side = ("accused \u2192", "left") if value > 0 else ("\u2190 accused", "right")
+        ax.axvline(value, color=DARK, linestyle="--", linewidth=1)
+        ax.annotate(text, (value, 1), size=6.5, ha=side, va="bottom",
+                    xycoords=("data", "axes fraction"))  # fmt: skip
 
 
 # ------------------------------------------------------------------------------ the registry
-
-MAP = (
-    "Maps of test images (t-SNE); in brackets: how often the nearest neighbour is of the same class"
-)
 
 
 class Row(NamedTuple):
@@ -894,7 +858,7 @@ class Row(NamedTuple):
         result = self.summary(shown)
         if self.lengths or len(tables.trainings(table)) == 1 or " steps" in result.title:
             return result
-        return result._replace(title=f"{result.title}, after {shown['steps'].max():g} steps")
+        return result._replace(title=f"After {shown['steps'].max():g} steps: {result.title}")
 
     def draw(self, table: pd.DataFrame) -> Figure:
         """Draw the figure from its table under its title."""
@@ -902,67 +866,77 @@ class Row(NamedTuple):
 
 
 FIGURES = {
-    "00_samples": Row("The embedded data sets.",
+    "00_samples": Row("Images of the embedded data sets (in code, the photographs are `patches`).",
                       sample_sheet, "Images of the embedded data sets"),
     "01_views": Row("Two augmented views of each image, as the victim's training sees them.",
                     sample_sheet, "Training images, and two augmented views of each"),
     "01_training": Row("The victim's training, monitored on held-out training images.",
                        training_curves, sentences.training),
-    "01_worth": Row("What the victim is worth, between random floor and supervised ceiling.",
+    "01_worth": Row("The victim's features beside random ones and those of supervised training.",
                     worth_bars, sentences.worth),
-    "01_stake": Row("What a thief gets without the victim, by data set.", stake_dots, sentences.stake),
-    "01_embedding_map": Row("Test images as the encoders see them (t-SNE).",
-                            embedding_map, MAP),
+    "01_stake": Row("How good an encoder a thief trains without the victim, by data set.",
+                    stake_dots, sentences.stake),
+    "01_embedding_map": Row("Test images as the encoders see them (t-SNE; numbers are classes).",
+                            embedding_map, sentences.maps),
     "02_conventional": Row("Conventional attacks with equal queries.",
                            attack_dots, sentences.conventional),
-    "02_readings": Row("Are encoders more vulnerable than classifiers? The embedding thief's lead, by "
-                       "what is compared.", reading_dots, sentences.readings),
+    "02_readings": Row("Are encoders more vulnerable than classifiers? The lead of the thief of "
+                       "embeddings over thieves of labels and posteriors, by what is compared.",
+                       reading_dots, sentences.readings),
     "02_losses": Row("Stealing losses by victim and downstream task (published rows: queries are "
-                     "test images there).", attack_dots, sentences.losses),
+                     "test images there).", query_dots, sentences.losses),
     "02_elsewhere": Row("Queries from other data than the victim's.",
                         query_dots, sentences.queries),
     "03_pulls": Row("Which vectors each loss moves a surrogate's vector towards, and away from.",
                     pull_maps, sentences.pulls),
     "03_attacks": Row("All attacks with equal queries.", attack_dots, sentences.attacks),
-    "03_control": Row("Controls: attacks that are broken on purpose.",
+    "03_control": Row("Controls: attacks that are broken on purpose, beside whole ones.",
                       attack_dots, sentences.control),
-    "03_rates": Row("Learning rates, chosen on held-out queries.", rate_curves, sentences.rates),
+    "03_rates": Row("Losses on held-out queries, by which each attack's learning rate is chosen "
+                    "(bold: the least; the darker, the nearer to it).", rate_map, sentences.rates),
     "03_steps": Row("Accuracy against the length of training.", step_curves, sentences.steps,
                     lengths=True),
-    "03_victims": Row("Cont-Steal against MSE, with more seeds, on one victim of a recipe or several.",
+    "03_victims": Row("The attack Cont-Steal (with its augmentation) against conventional MSE (without) "
+                      "on one victim of a recipe or several, with more seeds.",
                       victims_dots, sentences.victims),
-    "03_views": Row("Losses by what surrogate and victim see of each image.",
-                    views_dots, sentences.views),
-    "03_ablations": Row("Cont-Steal with one knob changed at a time.",
+    "03_views": Row("Losses by what surrogate and victim see of each image: at equal views only the "
+                    "loss differs.", views_dots, sentences.views),
+    "03_ablations": Row("What one changed knob at a time does to Cont-Steal, paired by seed.",
                         ablation_dots, sentences.ablations),
-    "03_boundary": Row("When contrastive stealing beats regression (bold: reliably; grey: no theft).",
+    "03_boundary": Row("When the contrastive loss beats MSE at equal views (bold: reliably; grey: "
+                       "neither steals more than a thief has without the victim).",
                        boundary_maps, sentences.boundary),
     "03_geometry": Row("The victims' embeddings, and what Cont-Steal gains on them.",
                        geometry_dots, sentences.geometry),
-    "03_embedding_map": Row("Test images by the victim and by two surrogates (t-SNE).",
-                            embedding_map, MAP),
-    "04_budget": Row("Accuracy against both query budgets.", budget_curves, sentences.budget),
-    "05a_coverage": Row("What B4B sees of its users.", coverage_curves, sentences.coverage),
-    "05a_defenses": Row("Defences by strength: thieves, those that adapt, and the paying user. In the "
-                        "green corner a defence works.", defence_curves, sentences.defenses),
-    "05a_matrix": Row("What each defence changes for attacks and for customers, in points (bold: "
-                      "reliably; green: good for the provider).", defence_matrix, sentences.matrix),
-    "05b_detectors": Row("What detectors see of their users, and which they flag (filled, in the shade).",
-                        detector_dots, sentences.detectors),
+    "03_embedding_map": Row("Test images as the victim and two surrogates see them (t-SNE; numbers are "
+                            "classes).", embedding_map, sentences.maps),
+    "04_budget": Row("Accuracy against both query budgets. As published, Cont-Steal trains on augmented "
+                     "views and MSE on clean images.", budget_curves, sentences.budget),
+    "05a_coverage": Row("What B4B sees of its users, and the noise that they get (beta 0.8 is published, "
+                        "others are calibrated on customers).", coverage_curves, sentences.coverage),
+    "05a_defenses": Row("Defences by strength: thieves, those that adapt, and the customer. In the green "
+                        "corner a defence works.", defence_curves, sentences.defenses),
+    "05a_matrix": Row("What each defence changes for thieves and for customers, in points (bold: "
+                      "reliably; green: good for the provider). A defence is undecided where intervals "
+                      "reach both sides, where two lengths of training disagree, or where it might work "
+                      "and no thief has adapted to it.", defence_matrix, sentences.matrix),
+    "05b_detectors": Row("What detectors see of customers and thieves, and whom they flag (filled, "
+                         "in the shade).", detector_dots, sentences.detectors),
     "05b_roc": Row("ROC curves of the detectors' statistics, for each kind of thief.",
                    roc_curves, sentences.roc),
     "05b_accounts": Row("Answers before a refusal, and accounts that all answers take.",
                         account_dots, sentences.accounts),
     "05b_refused": Row("What a refused thief ends with: it stops, or goes on under new names.",
                        refused_dots, sentences.refused),
-    "05c_inference": Row("Dataset inference: does an encoder know the victim's training set (filled)?",
-                        inference_dots, sentences.dataset_inference),
-    "05c_sslguard": Row("SSLGuard: which encoders answer the secret key (filled).", key_dots,
+    "05c_inference": Row("Dataset inference: does an encoder know the victim's training set (filled)? "
+                         "The victims memorise few images; the main victim saw many.",
+                         suspect_dots, sentences.dataset_inference),
+    "05c_sslguard": Row("SSLGuard: which encoders answer the secret key (filled).", suspect_dots,
                         sentences.guard),
     "05c_watermark": Row("The rotation watermark: which encoders carry it (above the dotted line).",
-                        watermark_curves, sentences.watermark),
+                         watermark_curves, sentences.watermark),
     "06_parties": Row("What each of a provider's means does to thieves, customers and others: customers "
                       "whom a detector flags; independent encoders, or thieves of the victim before it "
-                      "was marked, whom a proof accuses. Green is good for the provider.",
-                      parties_sheet, sentences.parties),
+                      "was marked, whom a proof accuses. Green is good for the provider; blank: does not "
+                      "apply.", parties_sheet, sentences.parties),
 }  # fmt: skip

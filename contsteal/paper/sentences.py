@@ -3,18 +3,18 @@
 A difference is reliable where its 95 % t-interval over seeds excludes zero.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.spatial import KDTree
 from scipy.stats import spearmanr
 
 from contsteal import evaluate
 from contsteal.lab import profiles, provider, sweeps, tables
-from contsteal.lab.tables import DEFENCES, Difference, name
+from contsteal.lab.tables import Difference, name
 from contsteal.ownership import inference
 
 ALPHA = 0.05
@@ -24,16 +24,11 @@ GEOMETRY = {"norm_spread": "spread of norms", "anisotropy": "anisotropy",
             "effective_rank": "effective rank"}  # fmt: skip
 KINDS = {"victim": "victims", "unmarked": "unmarked victims", "obfuscated": "disguised copies",
          "stolen": "thieves", "stolen before": "thieves of the unmarked victim",
-         "independent": "independent encoders",
-         "profile": "splits of the profile's victim"}  # fmt: skip
-TESTS = {
-    "p_chance": "against chance",
-    "p_rank": "by rank, against chance",
-    "p_paper": "against one independent encoder",
-    "p_controls": "against the other independent encoders",
-    "p": "",
-    "p_keys": "against random keys",
-}
+         "independent": "independent encoders", "profile": "tests of the main victim"}  # fmt: skip
+TESTS = {"p_chance": "against chance", "p_rank": "by rank, against chance",
+         "p_paper": "against one independent encoder",
+         "p_controls": "against the other independent encoders", "p": "",
+         "p_keys": "against random keys"}  # fmt: skip
 
 
 class Summary(NamedTuple):
@@ -55,7 +50,13 @@ def percent(value: float) -> str:
 
 
 def _points(value: float) -> str:
-    return f"{round(100 * value, 1) + 0:+.1f}"
+    text = f"{100 * value:+.1f}"
+    return text if float(text) else "0.0"
+
+
+def signed(value: float) -> str:
+    """Format a difference in points for a cell; below one point a decimal keeps its sign."""
+    return f"{100 * value:+.0f}" if abs(value) >= 0.0095 else _points(value)
 
 
 def _capital(text: str) -> str:
@@ -124,6 +125,21 @@ def _verdicts(table: pd.DataFrame, *pairs: tuple[str, str]) -> tuple[str, str]:
 # ----------------------------------------------------------------------------- victims (01)
 
 
+def same_class(rows: pd.DataFrame) -> float:
+    """Return how often the nearest neighbour of a point on a map is of its class."""
+    labels, xy = rows["label"].to_numpy(), rows[["x", "y"]]
+    nearest = KDTree(xy).query(xy, k=2)[1]
+    other = np.where(nearest[:, 0] == np.arange(len(xy)), nearest[:, 1], nearest[:, 0])
+    return float((labels == labels[other]).mean())
+
+
+def maps(table: pd.DataFrame) -> Summary:
+    """Say of each encoder how often neighbours on its map are of one class."""
+    each = ", ".join(f"{name(encoder)} {100 * same_class(rows):.0f} %"
+                     for encoder, rows in table.groupby("encoder", sort=False))  # fmt: skip
+    return Summary(f"Images whose nearest neighbour on the map is of the same class: {each}")
+
+
 def training(table: pd.DataFrame) -> Summary:
     """Give the last kNN accuracies, and name what collapsed (spread below 0.1)."""
     last = table.dropna(subset=["knn", "spread"]).groupby("method", sort=False).last()
@@ -138,14 +154,10 @@ def worth(table: pd.DataFrame) -> Summary:
     wide = table.pivot_table(index="encoder", columns="task", values="accuracy", sort=False)
     victim = next(n for n in wide.index if n not in ("random", "supervised"))
     gains = wide.loc[victim] - wide.loc["random"]
-    gain, side = 100 * abs(gains.iloc[0]), "better" if gains.iloc[0] >= 0 else "worse"
-    title = (
-        f"A linear probe is {gain:.0f} points {side} on features of {name(victim)} than on random "
-    )
-    title += f"ones ({gains.index[0]})"
-    each = ", ".join(f"`{task}` {_points(value)}" for task, value in gains.items())
-    details = f"Points above random features, one encoder each: {each}"
-    return Summary(title, tables.percentages(wide.rename(name)), details)
+    gain, side = 100 * abs(gains.iloc[0]), "more" if gains.iloc[0] >= 0 else "less"
+    title = f"A linear probe on the victim's features ({name(victim)}) is {gain:.0f} points {side} "
+    title += f"accurate than on random ones ({gains.index[0]})"
+    return Summary(title, tables.percentages(wide.rename(name)))
 
 
 def stake(table: pd.DataFrame) -> Summary:
@@ -153,11 +165,9 @@ def stake(table: pd.DataFrame) -> Summary:
     by = ["data", "attack"]
     means = table.groupby(by, sort=False)["accuracy"].mean().unstack("attack", sort=False)
     gap = means["victim"] - means.drop(columns="victim").max(axis=1)
-    each = ", ".join(f"{100 * abs(value):.1f} points {'below' if value > 0 else 'above'} the victim on "
-                     f"{data}" for data, value in gap.items())  # fmt: skip
-    title = (
-        f"Without the victim's answers, a thief ends after {table['steps'].max():g} steps {each}"
-    )
+    each = (f"{100 * abs(value):.1f} points {'below' if value > 0 else 'above'} it on {data}"
+            for data, value in gap.items())  # fmt: skip
+    title = f"After {table['steps'].max():g} steps without the victim, a thief is {', '.join(each)}"
     return Summary(title, tables.summary(table, by, ["accuracy"]))
 
 
@@ -195,30 +205,30 @@ def readings(table: pd.DataFrame) -> Summary:
     each = {f"{name(rival)}, {reading}": (*evaluate.mean_interval(gains), len(gains))
             for (reading, rival), gains in by}  # fmt: skip
     ahead, behind = reliable(each.values())
-    title = (
-        f"A thief of embeddings (MSE) reliably beats thieves of labels or posteriors in {ahead} of "
-    )
-    title += f"{len(each)} comparisons, and loses in {behind}"
+    title = "The thief of embeddings (MSE) is reliably ahead of thieves of labels or posteriors in "
+    title += f"{ahead} of {len(each)} comparisons, and behind in {behind}"
     rows = {who: {"embedding thief's lead": points(d), "n": d[3]} for who, d in each.items()}
     return Summary(title, pd.DataFrame(rows).T.rename_axis("rival, reading"))
 
 
 def losses(table: pd.DataFrame) -> Summary:
-    """Compare the best and the worst loss per victim, with one query an image: equal budgets.
+    """Compare the best and the worst attack per victim, with one query an image: equal budgets.
 
     The interval allows for the choice among all pairs (Bonferroni).
     """
-    rows, parts = main_task(table), []
-    same = rows[rows["unique_inputs"] == rows["images"]]
-    several = len(same["victim"].unique()) > 1
-    for victim, rows in same.groupby("victim", sort=False):
-        order = list(rows.groupby("attack")["accuracy"].mean().sort_values().index)
+    rows, parts = main_task(table).dropna(subset=["unique_inputs"]), []
+    each = list(rows.groupby("victim", sort=False))
+    for victim, runs in each:
+        same = runs[runs["unique_inputs"] == runs["images"]]
+        order = list(same.groupby("attack")["accuracy"].mean().sort_values().index)
         if len(order) > 1:
             level = 1 - ALPHA / len(list(combinations(order, 2)))
-            difference = tables.difference(rows, order[-1], order[0], level=level)
-            worst = f"the worst ({name(order[0])}) of {len(order)} losses"
-            worst += f" on {victim}" if several else ""
-            parts.append(compare(difference, f"the best ({name(order[-1])})", worst, level))
+            best, worst = (f"the {k} ({name(order[at])})" for k, at in (("best", -1), ("worst", 0)))
+            gap = tables.difference(same, order[-1], order[0], level=level)
+            lead = compare(gap, best, worst, level)
+            on = f" on {victim}" if len(each) > 1 else ""
+            parts.append(f"Of the {len(order)} attacks{on} that send each image once, "
+                         f"{lead[:1].lower()}{lead[1:]}")  # fmt: skip
     first, *others = parts or ["Accuracy and agreement of one loss"]
     return Summary(first, tables.layout(table), _joined(*others))
 
@@ -228,15 +238,16 @@ def queries(table: pd.DataFrame) -> Summary:
     rows = main_task(table).dropna(subset=["query_data"])
     same = rows[rows["images"] == rows["images"].iloc[0]]
     means = same.groupby(["query_data", "seed"], sort=False)["accuracy"].mean().reset_index()
-    by, count = means.assign(attack=means["query_data"]), f"{same['images'].iloc[0]:g} images"
-    first, *others = means["query_data"].unique()
+    by = means.assign(attack=means["query_data"].map(name))
+    count = f"{same['images'].iloc[0]:g} images"
+    first, *others = by["attack"].unique()
     differences = [tables.difference(by, first, other) for other in others]
     ahead, behind = reliable(differences)
-    title = f"Queries from {first} reliably beat {ahead} of {len(others)} other query sets "
+    title = f"Queries from {first} reliably beat those from {ahead} of {len(others)} other sets "
     title += f"and lose to {behind} ({count} each)"
     if len(others) == 1:
-        far = f"stealing with as many from {others[0]}"
-        title = compare(differences[0], f"stealing with {count} from {first}", far)
+        far = f"stealing with as many {others[0]}"
+        title = compare(differences[0], f"stealing with {count} of {first}", far)
     return Summary(title, tables.layout(table))
 
 
@@ -266,15 +277,20 @@ def attacks(table: pd.DataFrame) -> Summary:
 
 def control(table: pd.DataFrame) -> Summary:
     """Say what the right answers gain over other images', and which attacks steal nothing."""
-    shuffled = [attack for attack in table["attack"].unique() if attack.endswith("shuffled")]
-    title, details = _verdicts(table, *((a.removesuffix(", shuffled"), a) for a in shuffled))
+    rows, parts = main_task(table), []
+    for attack in rows["attack"].unique():
+        right = attack.removesuffix(", shuffled")
+        if right != attack and right in set(rows["attack"]):
+            parts.append(f"Shuffling the victim's answers changes the accuracy of {name(right)} by "
+                         f"{points(tables.difference(rows, attack, right))}")  # fmt: skip
+    title, *others = parts or ["Controls, beside attacks with equal queries"]
     numbers = tables.summary(table, ["attack"], ["accuracy", "agreement", "cka"])
     means = table.groupby("attack", sort=False)["accuracy"].mean()
     means = means.drop([*REFERENCES, *sweeps.ALONE], errors="ignore")
     stolen = means > tables.floor(table, sweeps.ALONE)
     above, below = (", ".join(map(name, means.index[some])) or "none" for some in (stolen, ~stolen))
     found = f"Above the best that needs no victim: {above}; not above it: {below}"
-    return Summary(title, numbers, _joined(details, found))
+    return Summary(title, numbers, _joined(*others, found))
 
 
 def best_rates(table: pd.DataFrame) -> dict[str, float]:
@@ -286,16 +302,11 @@ def best_rates(table: pd.DataFrame) -> dict[str, float]:
 
 def rates(table: pd.DataFrame) -> Summary:
     """Name the learning rates with the least loss on held-out queries."""
-    best = best_rates(table)
-    rates = sorted(set(best.values()))
-    each = (f"{rate:g} for " + ", ".join(name(attack) for attack in best if best[attack] == rate)
-            for rate in rates)  # fmt: skip
     losses = table.pivot_table(index="attack", columns="rate", values="loss", sort=False)
-    losses.columns = [f"{rate:g}" for rate in losses.columns]
-    least = " or ".join(f"{rate:g}" for rate in rates)
+    least = " or ".join(f"{rate:g}" for rate in sorted(set(best_rates(table).values())))
     title = f"The loss on held-out queries is least at a learning rate of {least}"
-    title += ", by attack" * (len(rates) > 1)
-    return Summary(title, losses.round(4).rename(name), f"Least: {'; '.join(each)}")
+    title += ", by attack" * (" or " in least)
+    return Summary(title, losses.round(4).rename(name).rename(columns="{:g}".format))
 
 
 def steps(table: pd.DataFrame) -> Summary:
@@ -323,8 +334,9 @@ def victims(table: pd.DataFrame) -> Summary:
     if len(each) == 1:
         return Summary(verdict(table, *pair), numbers)
     ahead, behind = reliable(each.values())
-    title = f"Cont-Steal is reliably ahead of MSE on {ahead} of {len(each)} victims"
-    return Summary(f"{title}, behind on {behind}", numbers, _listed(each))
+    title = f"Cont-Steal is reliably ahead of MSE on {ahead} of {len(each)} victims, "
+    title += f"behind on {behind}"
+    return Summary(title, numbers, _listed(each))
 
 
 def by_views(table: pd.DataFrame) -> pd.DataFrame:
@@ -340,11 +352,11 @@ def views(table: pd.DataFrame) -> Summary:
     for view, runs in rows.groupby("views", sort=False):
         a, b = (f"{loss}, {view}" for loss in ("cont-steal", "embedding"))
         if {a, b} <= set(runs["attack"]):
-            each[str(view)] = tables.difference(runs, a, b)
+            each[name(a).removeprefix(f"{name('cont-steal')} ")] = tables.difference(runs, a, b)
     sure = {view for view, d in each.items() if any(reliable([d]))}
-    shown = (f"{view} {_points(d[0])}{' (reliable)' * (view in sure != {*each})}"
+    shown = (f"{_points(d[0])} {view}{' (reliable)' * (view in sure != {*each})}"
              for view, d in each.items())  # fmt: skip
-    title = f"Lead of Cont-Steal's loss over MSE at equal views, in points: {', '.join(shown)}"
+    title = f"Lead of Cont-Steal's loss over MSE's at equal views, in points: {', '.join(shown)}"
     title += " (all reliable)" * (sure == {*each})
     numbers = tables.summary(rows, ["loss", "views"], ["accuracy", "agreement"])
     return Summary(title, numbers, _listed(each))
@@ -374,7 +386,7 @@ def not_stolen(table: pd.DataFrame, gains: pd.DataFrame) -> pd.Series:
 
 
 def boundary(table: pd.DataFrame) -> Summary:
-    """Say where Cont-Steal is better than MSE, and how the mean difference varies along each axis.
+    """Say where Cont-Steal's loss is better than MSE.
 
     Settings in which neither is above the best that needs no victim are counted apart.
     """
@@ -382,19 +394,13 @@ def boundary(table: pd.DataFrame) -> Summary:
     weak, axes = not_stolen(table, gains), [axis for axis in tables.POINT if axis in gains]
     kept = gains.loc[~weak, ["gain", "low", "high", "n"]]
     better, worse = reliable(kept.itertuples(index=False, name=None))
-    counts = f"reliably ahead of MSE in {better} of {len(kept)} settings, behind in {worse}"
-    means = []
-    for axis in axes:
-        each = gains.groupby(axis, sort=False)["gain"].mean()
-        changes = ", ".join(f"{k:g} {_points(v)}" if isinstance(k, float) else f"{k} {_points(v)}"
-                            for k, v in each.items())  # fmt: skip
-        means += [f"{axis}: {changes}"] if len(each) > 1 else []
+    where = "settings in which something is stolen" if weak.any() else "settings"
+    title = f"At equal views, Cont-Steal's loss is reliably ahead of MSE's in {better} of "
+    title += f"{len(kept)} {where}, behind in {worse} (cells: its lead in points)"
     grey = f"In {weak.sum()} settings neither is above the best that needs no victim (grey)"
-    mean = f"Mean difference in points by {'; '.join(means)}"
-    details = _joined(mean * bool(means), grey * bool(weak.any()))
     shown = gains.set_index(axes)
     numbers = tables.percentages(shown[["gain", "low", "high"]]).assign(n=shown["n"])
-    return Summary(f"Cont-Steal is {counts} (cells: its lead over MSE in points)", numbers, details)
+    return Summary(title, numbers, grey * bool(weak.any()))
 
 
 def geometry(table: pd.DataFrame) -> Summary:
@@ -413,12 +419,15 @@ def geometry(table: pd.DataFrame) -> Summary:
 
 def budget(table: pd.DataFrame) -> Summary:
     """Say which attack is better at each number of query images, the largest first."""
-    pairs = ("cont-steal", "embedding"), ("cont-steal, anew", "cont-steal")
+    pairs = {
+        ("cont-steal", "embedding"): ("Cont-Steal (augmented views)", "MSE (clean images)"),
+        ("cont-steal, anew", "cont-steal"): ("Cont-Steal asked anew", "Cont-Steal asked once"),
+    }
     parts = []
     for count in sorted(table["images"].dropna().unique(), reverse=True):
         rows = table[table["images"] == count]
-        verdicts = (verdict(rows, a, b) for a, b in pairs)
-        parts += [f"{sentence} with {count:g} images" for sentence in verdicts if sentence]
+        parts += [f"{compare(tables.difference(rows, *pair), *called)} with {count:g} images"
+                  for pair, called in pairs.items() if {*pair} <= set(rows["attack"])]  # fmt: skip
     first, *others = parts or ["Accuracy against both query budgets"]
     numbers = tables.summary(table, ["attack", "images"], ["accuracy", "agreement"])
     return Summary(first, numbers, _joined(*others))
@@ -427,163 +436,142 @@ def budget(table: pd.DataFrame) -> Summary:
 # ----------------------------------------------------------------------------- defences (05)
 
 
-def kind_name(kind: str) -> str:
-    """Return how figures call a kind of defence: a chain of classes, perhaps "with offset"."""
-    return re.sub("|".join(DEFENCES), lambda match: DEFENCES[match[0]], kind)
-
-
-def _defended(table: pd.DataFrame, attack: str, metric: str) -> dict[str, Difference]:
-    """Return what each defence changes for an attack or its legitimate user, paired by seed."""
-    rows = table[(table["attack"] == attack) & table["defence"].notna()]
-    by = rows.assign(attack=rows["defence"])
-    each = [d for d in rows["defence"].unique() if d != "none"]
-    return {d: tables.difference(by, d, "none", metric) for d in each}
-
-
 def defenses(table: pd.DataFrame) -> Summary:
-    """Say what each defence takes from attackers and the legitimate user, and what adapting gains."""
-    table = table.assign(adapts=table["adapts"].fillna(""))
-    plain = table[table["adapts"] == ""]
-    attacks = list(plain.dropna(subset=["defence"])["attack"].unique())
-    changes = {name(a): _defended(plain, a, "accuracy") for a in attacks}
-    changes["the paying user"] = user = _defended(plain, attacks[0], "legitimate")
-    (first, who), *others = ((reliable(d.values())[1], who) for who, d in changes.items())
-    counts = [f"{first} reliably {'lowers' if first == 1 else 'lower'} the accuracy of {who}"]
-    counts += [f"{count} that of {who}" for count, who in others]
-    details = [f"{name(defence)}: " + ", ".join(f"{who} {points(d[defence])}" for who, d
-                                                in changes.items() if defence in d)
-               for defence in user]  # fmt: skip
+    """Count the defences that harm each thief and the customer, and say what adapting gains."""
+    runs = table.dropna(subset=["defence"]).assign(adapts=table["adapts"].fillna(""))
+    plain, attacks = runs[runs["adapts"] == ""], runs.loc[runs["adapts"] == "", "attack"].unique()
+    parties = [(name(a), a, "accuracy") for a in attacks]
+    counts: list[str] = []
+    for who, attack, metric in (*parties, ("customers", attacks[0], "legitimate")):
+        rows = plain[plain["attack"] == attack]
+        by, known = rows.assign(attack=rows["defence"]), set(rows["defence"]) - {"none"}
+        harm = reliable(tables.difference(by, d, "none", metric) for d in known)[1]
+        counts.append(f"{harm} {'that' if counts else 'reliably lower the accuracy'} of {who}")
+    counts[0] = f"Of {plain['defence'].nunique() - 1} defences, {counts[0]}"
     gains: dict[str, Difference] = {}  # of each way to adapt over the same attack as it is
     both = ["defence", "attack"]
-    for (defence, attack), rows in table.dropna(subset=["defence"]).groupby(both, sort=False):
+    for (defence, attack), rows in runs.groupby(both, sort=False):
         ways, by = [*rows["adapts"].unique()], rows.assign(attack=rows["adapts"])
         gains |= {f"{name(attack)}, {way}, against {name(defence)}": tables.difference(by, way, "")
                   for way in ways if way and "" in ways}  # fmt: skip
     numbers = tables.summary(table, [*both, "adapts"], ["legitimate", "accuracy", "agreement"])
-    return Summary(f"Of {len(user)} defences, {', '.join(counts)}", numbers,
-                   "; ".join([*details, *filter(None, [_listed(gains)])]))  # fmt: skip
+    numbers = numbers.rename(columns={"legitimate": "customer's accuracy"})
+    adapting = f"What adapting gains: {_listed(gains)}" if gains else ""
+    return Summary(", ".join(counts), numbers, adapting)
 
 
 def coverage(table: pd.DataFrame) -> Summary:
-    """Say what share of the embedding space users cover with as many queries as the first sends."""
+    """Say whether a thief covers more of the embedding space than customers with as many queries.
+
+    As many as the user who stands first in the table, or the thief where it sends fewer.
+    """
     table = table[table["defence"] == table["defence"].iloc[0]]
     means = table.groupby(["user", "queries"], sort=False)["coverage"].mean().reset_index()
-    sent = means.loc[means["user"] == means["user"].iloc[0], "queries"].max()
-    parts = []
-    for user, own in means.groupby("user", sort=False):
-        if own["queries"].max() >= sent:
-            share = np.interp(sent, own["queries"], own["coverage"])
-            parts.append(f"{user} {100 * share:.1f} %")
-    last = means.groupby("user", sort=False).last().round(3)
-    title = f"Share of the embedding space (of B4B's buckets) that the answers to {sent:g} queries reach"
-    return Summary(f"{title}: {'; '.join(parts)}", last)
+    ends = means.groupby("user", sort=False)["queries"].max()
+    sent = min(ends.iloc[0], ends["thief"])
+    shares = {str(user): float(np.interp(sent, own["queries"], own["coverage"]))
+              for user, own in means.groupby("user", sort=False) if ends[user] >= sent}  # fmt: skip
+    thief = shares.pop("thief")
+    each = ", ".join(f"{'more' if thief > share else 'not more'} than a "
+                     f"{user.replace(', ', ' of ')} ({percent(share)})"
+                     for user, share in shares.items())  # fmt: skip
+    title = f"With {sent:g} queries a thief reaches {percent(thief)} of B4B's buckets, {each}"
+    return Summary(title, means.groupby("user", sort=False).last().round(3))
 
 
 def matrix(table: pd.DataFrame) -> Summary:
     """Say how many defences take enough from every thief and little from every customer."""
     verdicts = provider.worth(table)
-    each = verdicts.groupby("verdict")["defence"].agg(list)
-    counts = {word: len(each.get(word, ())) for word in (provider.WORKS, provider.FAILS)}
-    left = len(verdicts) - sum(counts.values())
-    works, fails = counts[provider.WORKS], counts[provider.FAILS]
-    title = (
-        f"{works} of {len(verdicts)} defences work: 5 points or more from every thief, 1 or less "
-    )
-    title += f"from every customer; {fails} do not work"
+    works, fails = (sum(verdicts["verdict"] == word) for word in (provider.WORKS, provider.FAILS))
+    left = len(verdicts) - works - fails
+    title = f"{works} of {len(verdicts)} defences {'works' if works == 1 else 'work'} (take at "
+    title += f"least 5 points from every thief, at most 1 from every customer), {fails} do not"
     title += f", {left} {'is' if left == 1 else 'are'} undecided" if left else ""
-    details = "; ".join(f"{word}: {', '.join(map(name, found))}" for word, found in each.items())
     order = list(verdicts["defence"])
     bounded = table["high"] - table["low"] > 1e-9  # equal runs have no interval
     spans = (100 * table[["low", "high"]]).map("{:.1f}".format).agg(", ".join, axis=1)
     cells = table["change"].map(_points) + (" [" + spans + "]").where(bounded, "")
-    who = table["party"] + " " + table["who"].map(name)
+    who = (table["party"] + ", " + table["who"]).map(name)
     wide = table.assign(cell=cells, who=who)
     shown = wide.pivot(index="defence", columns="who", values="cell").loc[order]
     numbers = shown[list(dict.fromkeys(who))].fillna("-")
     numbers = numbers.join(verdicts.set_index("defence")["verdict"]).rename(tables.names(order))
-    return Summary(title, numbers, details)
+    return Summary(title, numbers)
 
 
 def detectors(table: pd.DataFrame) -> Summary:
-    """Say which detector does best, how often each flags each user, and which flag all or nobody."""
+    """Say which detector does best, and how often each flags each user."""
     known = table.dropna(subset=["flagged"]).astype({"flagged": float})
     thief = known["user"].str.startswith("thief")
     sides = [known[rows].groupby("detector")["flagged"].agg(["mean", "sum", "size"])
              for rows in (thief, ~thief)]  # fmt: skip
     lead = sides[0]["mean"] - sides[1]["mean"]
     best = lead.idxmax() if len(lead) else "none"
-    thieves, customers = (
-        f"{s['sum'].get(best, 0):.0f} of {s['size'].get(best, 0):.0f}" for s in sides
-    )
-    shares = known.groupby("detector", sort=False)["flagged"].mean()
-    all_or_nobody = (shares.index[shares == share] for share in (1, 0))
-    details = "; ".join(f"{who} is flagged by: {' and '.join(which) or 'no detector'}" for who, which
-                        in zip(("everybody", "nobody"), all_or_nobody, strict=True))  # fmt: skip
-    rows = []
-    for (detector, user), runs in table.groupby(["detector", "user"], sort=False):
-        flags = runs["flagged"].dropna().astype(bool)
-        rows.append({"detector": detector, "user": user, "flagged": _rate(flags), "n": len(runs),
-                     "statistic": f"{runs['statistic'].mean():.3g}"})  # fmt: skip
+    thieves, customers = (f"{s['sum'].get(best, 0):.0f} of {s['size'].get(best, 0):.0f}"
+                          for s in sides)  # fmt: skip
+    groups = table.groupby(["detector", "user"], sort=False)
+    numbers = groups["flagged"].agg(_rate).to_frame().assign(n=groups.size())
+    numbers["statistic"] = groups["statistic"].mean().map("{:.3g}".format)
     title = f"The best detector ({best}) flags {thieves} thieves and {customers} customers"
-    return Summary(title, pd.DataFrame(rows).set_index(["detector", "user"]), details)
+    return Summary(title, numbers)
 
 
 def roc(table: pd.DataFrame) -> Summary:
     """Give each detector's rates at its own threshold, exact intervals, and the area of its curve."""
     most = table.groupby("user", sort=False)["auc"].max().items()
-    each = ", ".join(f"{str(user).removeprefix('thief, ')} {area:.2f}" for user, area in most)
+    each = ", ".join(f"{area:.2f} for {str(user).removeprefix('thief, ')}" for user, area in most)
     rows: dict[str, dict[str, str]] = {}
     for point in table.drop_duplicates(["detector", "user", "at"]).to_dict("records"):
         cells, user = rows.setdefault(point["detector"], {"customers flagged": "-"}), point["user"]
         if point["at"] == "verdict":
-            cells["customers flagged"] = _share(point["fpr"], point["customers"])
-            cells[f"{user}, flagged"] = _share(point["tpr"], point["thieves"])
+            sides = {
+                "customers flagged": ("fpr", "customers"),
+                f"{user}, flagged": ("tpr", "thieves"),
+            }
+            cells |= {column: _share(point[rate] * point[side], point[side])
+                      for column, (rate, side) in sides.items()}  # fmt: skip
         else:
             cells |= {f"{user}, flagged": "-", f"{user}, AUC": f"{point['auc']:.2f}"}
     numbers = pd.DataFrame(rows).T.rename_axis("detector")
-    title = "Area under the best detector's ROC curve (0.5 is chance), by what the thief sends"
+    title = "Area under the best detector's ROC curve (0.5: chance), by what the thief sends"
     return Summary(f"{title}: {each}", numbers)
 
 
-def _share(rate: float, trials: int) -> str:
-    """Return a share of so many trials with its Clopper-Pearson 95 % interval."""
-    return _rate(pd.Series(range(trials)) < round(rate * trials))
+def _share(hits: float, trials: int) -> str:
+    """Return a share with its Clopper-Pearson 95 % interval; "-" where no hit was possible."""
+    if not trials:
+        return "-"
+    rate = inference.proportion(round(hits), trials)
+    return f"{100 * rate.rate:.1f} % [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
+
+
+def _rate(hits: pd.Series) -> str:
+    """Return the share of ones; what is missing does not count."""
+    return _share(hits.sum(), int(hits.count()))
 
 
 def accounts(table: pd.DataFrame) -> Summary:
     """Say how many answers a user gets before it is refused, and how many accounts all answers take."""
     thief = table["user"].str.startswith("thief")
-    counts = [
-        f"{(rows['refusals'] > 0).sum()} of {len(rows)} {who}"
-        for who, rows in (("thieves", table[thief]), ("customers", table[~thief]))
-    ]
+    thieves, customers = (f"{(rows['refusals'] > 0).sum()} of {len(rows)}"
+                          for rows in (table[thief], table[~thief]))  # fmt: skip
     by = table.groupby(["detector", "user"], sort=False)
     numbers = by[["queries", "answers", "accounts", "answered"]].mean().round(1).assign(n=by.size())
-    title = f"Detectors that act refuse {' and '.join(counts)} (filled)"
-    return Summary(f"{title}; at the right: how many accounts it takes to get all answers", numbers)
+    title = f"{table['detector'].nunique()} detectors refuse thieves in {thieves} cases, customers "
+    title += f"in {customers} (filled); at the right: accounts that it takes to get all answers"
+    return Summary(title, numbers)
 
 
 def refused(table: pd.DataFrame) -> Summary:
-    """Say what each refused thief ends with, on one account and on all, by the detector that refuses."""
-    runs = table.dropna(subset=["detector"])
-    by, metrics = ["detector", "attack"], ["answers", "accounts", "accuracy"]
-    means = runs.groupby(by, sort=False)[metrics].mean().reset_index()
-    parts = [f"{row['attack']} {100 * row['accuracy']:.0f} % ({row['answers']:.0f} answers, "
-             f"{row['accounts']:.3g} account{'s' * (row['accounts'] > 1)})"
-             for row in means.to_dict("records")]  # fmt: skip
+    """Say what thieves with several views end with when they are refused: where they stop or go on."""
+    by, metrics = ["detector", "attack"], ["answers", "accuracy"]
+    means = table.groupby(by, sort=False)[metrics].mean().reset_index()
+    views = means[means["attack"].str.contains("views")]
+    parts = [f"{100 * row['accuracy']:.0f} % for {name(row['attack'])} ({row['answers']:.0f} answers)"
+             for row in views.head(2).to_dict("records")]  # fmt: skip
     whole = table.assign(detector=table["detector"].fillna("-"))
-    numbers = tables.summary(whole, by, ["accuracy"])
-    views = [part for part in parts if "views" in part] or parts
-    details = "; ".join(part for part in parts if part not in views[:2])
-    return Summary(f"Accuracy of refused thieves: {'; '.join(views[:2])}", numbers, details)
-
-
-def _rate(hits: pd.Series) -> str:
-    """Return the share of hits with its Clopper-Pearson 95 % interval; "-" where none was possible."""
-    if not len(hits):
-        return "-"
-    rate = inference.proportion(int(hits.sum()), len(hits))
-    return f"{100 * rate.rate:.1f} % [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
+    return Summary(f"Accuracy of refused thieves: {'; '.join(parts)}",
+                   tables.summary(whole, by, ["accuracy"]))  # fmt: skip
 
 
 PERTURBATION, DETECTOR, PROOF = "perturbation", "detector", "proof"  # kinds of a provider's means
@@ -598,7 +586,7 @@ def parties(table: pd.DataFrame) -> Summary:
         rows = kinds[kind].dropna(subset=["thieves", "others"])
         lead = rows["thieves"] - rows["others"]
         if len(rows) and lead.max() <= 0:
-            parts.append(f"no {kind} finds each kind of thief more often than {others}")
+            parts.append(f"no {kind} finds all thieves more often than {others}")
         elif len(rows):
             best = rows.loc[[lead.idxmax()]].iloc[0]
             found, wrong = (f"{100 * best[who]:.0f} %" for who in ("thieves", "others"))
@@ -609,29 +597,33 @@ def parties(table: pd.DataFrame) -> Summary:
 # ---------------------------------------------------------------------------- ownership (05)
 
 
-def _of(known: pd.DataFrame) -> str:
-    return f"{known['accused'].sum():.0f} of {len(known)}"
-
-
 def _accusations(rows: pd.DataFrame, by_budget: bool = False) -> str:
     """Count the accused of each kind, and with several budgets thieves of the largest and least."""
     counts = []
-    for kind in (k for k in KINDS if k in set(rows["kind"])):
-        known = rows[rows["kind"] == kind].dropna(subset=["accused"])
-        if not by_budget or kind != "stolen":
-            counts += [f"{_of(known)} {KINDS[kind]}"] if len(known) else []
-            continue
-        each = [f"{_of(part)} thieves with {n:g}" for n, part in known.groupby("images")]
-        each[-1:] = [f"{text} queries" for text in each[-1:]]
-        counts += each[-1:] + [text.replace(" thieves", "") for text in each[:-1][:1]]
+    known = rows.dropna(subset=["accused"])
+    for kind, called in KINDS.items():
+        runs = known[known["kind"] == kind]
+        budgets = sorted(runs["images"].unique()) if by_budget and kind == "stolen" else []
+        parts = [runs[runs["images"] == n] for n in budgets[-1:] + budgets[:-1][:1]] or [runs]
+        ends = [f" {called} with {n:g} queries" for n in budgets[-1:]] or [f" {called}"]
+        ends += [f" with {n:g}" for n in budgets[:-1][:1]]
+        counts += [f"{part['accused'].sum():.0f} of {len(part)}{end}"
+                   for part, end in zip(parts, ends, strict=True) if len(part)]  # fmt: skip
     return ", ".join(counts)
 
 
 def _detection(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Return how often suspects of each group are accused, with its interval, and the least effect."""
     groups = rows.groupby(list(by), sort=False, dropna=False)
-    accused = groups["accused"].agg(lambda values: _rate(values.dropna()))
-    return pd.DataFrame({"accused": accused, "least effect": groups["detectable"].mean().round(3)})
+    least = groups["detectable"].mean().round(3)
+    return pd.DataFrame({"accused": groups["accused"].agg(_rate), "least effect": least})
+
+
+def _measured(table: pd.DataFrame, by: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
+    """Return means of what a proof measures per group of suspects, and how often they are accused."""
+    groups = table.groupby(list(by), sort=False, dropna=False)
+    numbers = groups[list(metrics)].mean().round(3).assign(n=groups.size())
+    return numbers.join(_detection(table, by)).rename(name, level="suspect")
 
 
 def dataset_inference(table: pd.DataFrame) -> Summary:
@@ -639,69 +631,41 @@ def dataset_inference(table: pd.DataFrame) -> Summary:
     parts = {form: f"The {form} test accuses {_accusations(rows)}"
              for form, rows in table.groupby("form", sort=False)}  # fmt: skip
     by = ["form", "suspect", "images", "on"]
-    groups = table.groupby(by, sort=False, dropna=False)
-    numbers = groups[["gap", "effect"]].mean().round(3)
-    numbers = numbers.assign(p=groups["p"].median(), n=groups.size()).join(_detection(table, by))
-    numbers = numbers.rename(name, level="suspect")
-    power = (
-        f"An effect above {table['detectable'].max():.2f} standard deviations would be accused, "
-    )
-    power += "a true one of that size every second time"
+    numbers = _measured(table, by, ["gap", "effect"])
+    numbers.insert(2, "p", table.groupby(by, sort=False, dropna=False)["p"].median().to_numpy())
+    power = f"An effect above {table['detectable'].max():.2f} standard deviations would be "
+    power += "accused, a true one of that size every second time"
     return Summary(parts.pop("signed"), numbers, _joined(*parts.values(), power))
 
 
-def _least_excess(rows: pd.DataFrame, unit: str = "points", scale: float = 100) -> str:
-    """Say what excess over the independent encoders is accused, or nothing where there are too few."""
-    suspects = rows[rows["kind"] != "independent"].dropna(subset=["detectable"])
-    if suspects.empty:
-        return ""
-    least, controls = suspects[["detectable", "controls"]].iloc[0]
-    return (f"An excess of {scale * least:.2g} {unit} over the mean of {controls:.0f} independent ones "
-            "is accused: the smallest effect that this test can see")  # fmt: skip
+def _accused(rows: pd.DataFrame, proof: str, unit: str = "points", scale: float = 100) -> list[str]:
+    """Say whom a mark or a key accuses, and from what excess over the independent encoders on."""
+    suspects = rows[rows["kind"].isin(["stolen", "stolen before", "independent"])]
+    counts = _accusations(suspects, unit == "points") or "nobody: too few independent encoders"
+    known = rows[rows["kind"] != "independent"].dropna(subset=["detectable"])
+    least = [f"An excess of {scale * row['detectable']:.2g} {unit} over the mean of "
+             f"{row['controls']:.0f} independent ones is accused: the smallest effect that this test "
+             "can see" for row in known.head(1).to_dict("records")]  # fmt: skip
+    return [f"{proof} accuses {counts}", *least]
 
 
 def watermark(table: pd.DataFrame) -> Summary:
-    """Say whom the mark accuses, how victim, thieves and others respond to it, and what marking costs."""
-    titles, parts = [], []
-    for head, rows in table.groupby("head", sort=False):
-        victim, before = (rows[rows["kind"] == kind].iloc[0] for kind in ("victim", "unmarked"))
-        suspects = rows[rows["kind"].isin(["stolen", "stolen before", "independent"])]
-        counts = _accusations(suspects, by_budget=True) or "nobody: too few independent encoders"
-        titles.append(f"The mark ({head}) accuses {counts}")
-        highest = rows.groupby("kind")["wsr"].max()
-        rates = {"victim": victim["wsr"], "before marking": before["wsr"],
-                 "thieves at most": highest.get("stolen"),
-                 "independent at most": highest.get("independent")}  # fmt: skip
-        each = ", ".join(f"{k} {100 * v:.0f} %" for k, v in rates.items() if pd.notna(v))
-        accuracies = f"{percent(victim['accuracy'])}, {percent(before['accuracy'])} before marking"
-        parts += [f"Watermark success rate, {head}: {each}", _least_excess(rows),
-                  f"Accuracy of the victim ({victim['mark']}): {accuracies}"]  # fmt: skip
+    """Say whom the mark accuses; victim, thieves and others respond to it with the rate `wsr`."""
+    title, *parts = (part for head, rows in table.groupby("head", sort=False)
+                     for part in _accused(rows, f"The mark ({head})"))  # fmt: skip
     read_on = ("on " + table["on"]).where(table["applies"] == "yes", table["applies"])
     shown, by = table.assign(read=read_on), ["head", "suspect", "images", "read"]
     groups = shown.groupby(by, sort=False, dropna=False)
     more = groups[["p_chance", "p_rank", "p_controls"]].median().join(_detection(shown, by))
     numbers = tables.summary(shown, by, ["wsr", "auc", "accuracy"])
-    numbers = numbers.join(more.set_axis(numbers.index))
-    return Summary(titles[0], numbers, _joined(*titles[1:], *parts))
+    return Summary(title, numbers.join(more.set_axis(numbers.index)), _joined(*parts))
 
 
 def guard(table: pd.DataFrame) -> Summary:
-    """Say whom SSLGuard's key accuses, how well each kind answers it, and what it costs."""
-    victim, before = (table[table["kind"] == kind].iloc[0] for kind in ("victim", "unmarked"))
-    known = [k for k in ("victim", "unmarked", "stolen", "independent") if k in set(table["kind"])]
-    means = table.groupby("kind")["cosine"].mean()
-    each = ", ".join(f"{KINDS[k]} {means[k]:.2f}" for k in known)
-    parts = [f"Mean cosine of answers with the key: {each}", _least_excess(table, "in cosine", 1),
-             f"Accuracy of the victim: {percent(victim['accuracy'])}, {percent(before['accuracy'])} "
-             "before the key"]  # fmt: skip
-    by = ["suspect", "images"]
-    groups = table.groupby(by, sort=False, dropna=False)
-    numbers = groups[["rate", "cosine", "accuracy"]].mean().round(3)
-    numbers = numbers.assign(n=groups.size()).join(_detection(table, by))
-    numbers = numbers.rename(name, level="suspect")
-    suspects = table[table["kind"].isin(["stolen", "stolen before", "independent"])]
-    counts = _accusations(suspects) or "nobody: too few independent encoders"
-    return Summary(f"SSLGuard's key accuses {counts}", numbers, _joined(*parts))
+    """Say whom SSLGuard's key accuses, and how well each suspect answers it."""
+    title, *parts = _accused(table, "SSLGuard's key", "in cosine", 1)
+    numbers = _measured(table, ["suspect", "images"], ["rate", "cosine", "accuracy"])
+    return Summary(title, numbers, _joined(*parts))
 
 
 def false_positive_rates(*verdicts: pd.DataFrame) -> pd.DataFrame:
@@ -715,7 +679,7 @@ def false_positive_rates(*verdicts: pd.DataFrame) -> pd.DataFrame:
         by = next(c for c in proofs if c in table)
         for form, part in [("", table)] if by == "cosine" else table.groupby(by, sort=False):
             for column in (c for c in TESTS if c in part):
-                hits = part[part["kind"] == "independent"][column].dropna() <= ALPHA
+                hits = part.loc[part["kind"] == "independent", column].dropna() <= ALPHA
                 test = ", ".join(filter(None, (proofs[by], TESTS[column])))
                 rows.append({"test": test, "form": form, "accused": hits.sum(),
                              "of": len(hits), "rate [95 % interval]": _rate(hits)})  # fmt: skip

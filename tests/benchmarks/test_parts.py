@@ -159,7 +159,7 @@ def test_cached_rates_leave_out_the_first_views(monkeypatch: pytest.MonkeyPatch)
 def test_every_part_runs_tiny(part: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = attack.work
     monkeypatch.setattr(
-        attack, "work", lambda queries, epochs, probe: work(queries, 1, 16, "test_resnet", 1.0)
+        attack, "work", lambda queries, *_: work(queries, 1, 16, "test_resnet", 1.0)
     )
     monkeypatch.setattr(attack, "BATCHES", {"": 32})
     rows = importlib.import_module(f"benchmarks.{part}").measure(True)

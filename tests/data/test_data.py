@@ -108,9 +108,7 @@ def test_a_stored_prefix_is_a_prefix_and_the_seed_draws_the_order(
         data.locate(stored[kind], ["val"], 32)
     if kind == "packed":
         for call, split in ((data.load, "train"), (data.locate, ["train"])):
-            with pytest.raises(
-                ValueError, match="at 32 px, asked for are 16: set image_size to 32"
-            ):
+            with pytest.raises(ValueError, match="at 32 px, not 16 px: set image_size to 32"):
                 call(stored["packed"], split, image_size=16)
 
 

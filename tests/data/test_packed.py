@@ -101,7 +101,7 @@ def test_neither_workers_nor_the_place_change_a_byte(source: Path, tmp_path: Pat
     pack(source, tmp_path / "one", SIZE, workers=1)
     pack(tmp_path / "elsewhere/copy", tmp_path / "four", SIZE, workers=4)
     assert content(tmp_path / "one") == content(tmp_path / "four")
-    assert content(tmp_path / "one").keys() == {IMAGES, MANIFEST}
+    assert content(tmp_path / "one").keys() == {IMAGES, packed.SUMS, MANIFEST}
 
 
 def test_memory_is_that_of_a_few_images(tmp_path: Path) -> None:
@@ -157,12 +157,12 @@ def test_a_finished_pack_is_kept_and_another_size_or_source_is_refused(
     first, before = pack(source, home, SIZE), content(home)
     monkeypatch.setattr(folders, "decode", None)
     assert pack(source, home, SIZE) == first
-    with pytest.raises(PackError, match=r"120 files at 8 px, asked for are 120 at 9 px"):
+    with pytest.raises(PackError, match=r"120 files at 8 px, and not the 120 of .* at 9 px"):
         pack(source, home, 9)
-    with pytest.raises(PackError, match=r"asked for are 80 at 8 px.*or remove it"):
+    with pytest.raises(PackError, match=r"not the 80 of .* at 8 px.*remove .* to pack"):
         pack(source, home, SIZE, keep=["a", "b"])
     (source / "a/07.png").write_bytes((source / "a/08.png").read_bytes() + b" ")
-    with pytest.raises(PackError, match=r"or a name or size among them changed"):
+    with pytest.raises(PackError, match=r"not the 120 of .* as they are now"):
         pack(source, home, SIZE)
     assert content(home) == before
 
@@ -236,13 +236,15 @@ def recount(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
-        (MANIFEST, flip, r"manifest.json is not what was written: remove .*spoilt and pack it again"),
-        (MANIFEST, recount, r"manifest.json is not what was written"),
+        (MANIFEST, flip, r"manifest.json was damaged or altered: remove .*spoilt and pack it again"),
+        (MANIFEST, recount, r"manifest.json was damaged or altered"),
         (MANIFEST, Path.unlink, r"no finished pack in"),
+        (packed.SUMS, flip, r"sums.npy was damaged or altered: remove .*spoilt and pack it again"),
+        (packed.SUMS, Path.unlink, r"sums.npy was damaged or altered"),
         (IMAGES, Path.unlink, r"images.npy is missing or truncated \(.*: remove .*spoilt and pack it"),
         (IMAGES, lambda path: path.write_bytes(b""), r"images.npy is missing or truncated"),
         (IMAGES, lambda path: os.truncate(path, 300_000), r"images.npy is missing or truncated"),
-        (IMAGES, lambda path: np.save(path, np.zeros((120, 3, 8, 8), "u1")), r"images.npy is not what"),
+        (IMAGES, lambda path: np.save(path, np.zeros((120, 3, 8, 8), "u1")), r"images.npy was damaged"),
     ],
 )  # fmt: skip
 def test_damage_is_noticed_when_a_pack_is_opened_or_read(
@@ -256,6 +258,20 @@ def test_damage_is_noticed_when_a_pack_is_opened_or_read(
     if "truncated" in message:
         with pytest.raises(PackError, match=message):
             images[torch.tensor([116, 3])]
+
+
+@pytest.mark.parametrize("size", [9, 16])  # whose rows are no whole number of eight bytes, and are
+def test_a_flipped_bit_of_an_image_is_noticed_when_it_is_read(
+    source: Path, tmp_path: Path, size: int
+) -> None:
+    pack(source, tmp_path / "p", size)
+    images, file = open_pack(tmp_path / "p", "train")[0], tmp_path / "p" / IMAGES
+    content = bytearray(file.read_bytes())
+    content[-3 * size**2 - 1] ^= 4  # of the last image but one
+    file.write_bytes(content)
+    images[[0, 116]], open_pack(tmp_path / "p", "train")
+    with pytest.raises(PackError, match=r"row 118 of .*images.npy was damaged or altered: remove"):
+        images[[0, 115]]
 
 
 # --------------------------------------------------------------------------------------- Packed
@@ -306,7 +322,7 @@ def test_single_images_and_masks_are_read_and_what_does_not_fit_is_refused(image
     for index in (117, torch.tensor([0, 117]), -118, (0, 1), torch.tensor([0.5])):
         with pytest.raises(IndexError):
             images[index]
-    with pytest.raises(IndexError, match=r"\(2, 2\): give a slice or one dimension"):
+    with pytest.raises(IndexError, match=r"\(2, 2\): give a slice or row numbers"):
         images[torch.zeros(2, 2, dtype=torch.int64)]
 
 

@@ -79,6 +79,14 @@ def test_two_views_are_flagged_and_one_view_is_not():
         assert not detector.flagged(f"sybil {half}"), "views split over two accounts are missed"
 
 
+@pytest.mark.parametrize(
+    "detector", [Prada(action="record"), SimilarQueries(0.5, "l2", action="record")]
+)
+def test_answers_of_half_precision_are_compared_too(detector):
+    assert detector(VIEWS.half(), "u").dtype == torch.float16
+    assert detector(VIEWS, "u").equal(VIEWS)
+
+
 def test_a_projection_is_what_is_compared():
     head = nn.Linear(10, 2)
     with torch.no_grad():

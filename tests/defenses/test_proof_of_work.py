@@ -90,7 +90,7 @@ def test_calibration_finds_a_line():
     line = 3 + 0.25 * torch.arange(1, 50).double()
     assert detectors.price_line(torch.stack([line + 1, line - 1])) == pytest.approx((3, 0.25))
     for costs in (torch.zeros(3, 1), torch.full((2, 5), math.nan), torch.zeros(0, 5)):
-        with pytest.raises(ValueError, match=r"costs .*: finite, of \(customers, at least 2 quer"):
+        with pytest.raises(ValueError, match=r"costs .*: finite \(customers, 2 or more quer"):
             detectors.price_line(costs)
 
 
@@ -101,7 +101,7 @@ def test_entropy_in_closed_form():
 
 @pytest.mark.parametrize("rows", [torch.ones(2, 3), torch.tensor([[1.5, -0.5]]), torch.ones(1)])
 def test_entropy_of_embeddings_is_refused(rows):
-    with pytest.raises(ValueError, match=r"entropy is the cost of posteriors.*cost='flat'"):
+    with pytest.raises(ValueError, match=r"cost='entropy' needs posteriors.*cost='flat'"):
         detectors.entropy(rows)
 
 

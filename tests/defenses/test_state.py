@@ -165,7 +165,7 @@ def test_functions_are_named_by_their_place_and_modules_by_layers_and_weights():
         assert f"{__name__}.halved" in make(halved).key
         assert f"{__name__}.halved" in repr(make(halved))
         for nameless in (lambda x: x, [].append):
-            with pytest.raises(ValueError, match="no name of its own"):
+            with pytest.raises(ValueError, match="no name to store results under"):
                 make(nameless)
 
 
@@ -178,7 +178,7 @@ def test_build_by_name():
         options = given.get(kind, {})
         assert repr(defenses.build(name, **options)) == repr(kind(**options))
     for unknown in ("topk", []):
-        with pytest.raises(ValueError, match=r"unknown defence.*normalise, gaussian.*, prada"):
+        with pytest.raises(ValueError, match=r"unknown defence.*gaussian-noise, .*, prada"):
             defenses.build(unknown, k=1)
     for options in ({"n": 3}, {}, {"k": 3, "std": 1}):
         with pytest.raises(ValueError, match="'top-k' does not take"):
@@ -367,10 +367,10 @@ def test_a_state_of_another_defence_is_refused(make):
     for target, given, message in (
         (make(seed=3), state, r"was not saved by .*seed=3.*build the defence"),
         (make(), {}, "was not saved by"),
-        (make(), lacking, f"the state lacks, or should not hold, '{field}'"),
+        (make(), lacking, f"'{field}' is missing or unknown in the state"),
         (make(), state | {"more": torch.zeros(1)}, "'more'"),
-        (make(), state | {field: state[field].repeat(2)}, f"'{field}', needed are 1 and .*damaged"),
-        (make(), state | {"users": torch.tensor([97, 10, 98]).byte()}, "needed are 2"),
+        (make(), state | {field: state[field].repeat(2)}, f"'{field}', not 1 and .*damaged"),
+        (make(), state | {"users": torch.tensor([97, 10, 98]).byte()}, "not 2 and"),
     ):
         with pytest.raises(ValueError, match=message):
             target.load_state_dict(given)

@@ -155,7 +155,7 @@ def test_the_table_of_contents_has_every_heading(opened) -> None:
 
 
 @pytest.mark.parametrize("opened", [FIRST], indirect=True, scope="module")
-def test_the_picture_of_vectors_on_a_circle_moves(opened) -> None:
+def test_the_picture_of_embeddings_on_a_circle_moves(opened) -> None:
     cells = opened.evaluate(BOOK)["cells"]
     place = next(k for k, cell in enumerate(cells) if "<iframe" in str(cell.get("outputs")))
     opened.evaluate("k => jupyterapp.shell.currentWidget.content.scrollToItem(k)", place)

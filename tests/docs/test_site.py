@@ -57,6 +57,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (figures / "summary.md").write_text(
         "# Results of the `demo` profile\n\n"
         + "".join(f"## {FIGURES[s].shows}\n\n![]({s}.png)\n\n41.5 %\n\n" for s in (STEM, OTHER))
+        + "## Removed\n\n![](01_worth.png)\n"
     )
     book = nbformat.read(ROOT / "notebooks" / "03_cont_steal.ipynb", as_version=4)
     bar = new_output("display_data", {WIDGET: {"model_id": "1"}, "text/plain": "Training: 0%"})
@@ -133,6 +134,7 @@ def test_a_profile_shows_its_figures_with_their_files_and_numbers(site: Path) ->
     for kind in ("png", "pdf", "csv"):
         assert any(link.endswith(f"{STEM}.{kind}") for link in links), kind
     assert "01_train_victim.html" in links
+    assert "make figures PROFILE=demo draws this figure from its table." in page.get_text()
 
 
 def test_a_notebook_says_whether_it_was_executed_and_by_which_command(site: Path) -> None:

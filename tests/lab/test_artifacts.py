@@ -322,7 +322,7 @@ def test_a_damaged_artifact_is_moved_aside_and_computed_again(
 ) -> None:
     folder = artifacts.artifact("probe", CONFIG, CODE, make)
     harm(folder)
-    with pytest.warns(UserWarning, match="moved aside, computing it again"):
+    with pytest.warns(UserWarning, match="moved aside, it is computed again"):
         again = artifacts.artifact("probe", CONFIG, CODE, make)
     assert (again, make.times) == (folder, 2)
     assert capsys.readouterr().out.endswith("computing probe: damaged\n")
@@ -347,7 +347,7 @@ def test_a_folder_of_another_artifact_is_not_served(
     shutil.rmtree(folder)
     shutil.copytree(foreign, folder)
     assert artifacts.damage(folder) is None, "it is whole"
-    with pytest.warns(UserWarning, match="another artifact's.*moved aside"):
+    with pytest.warns(UserWarning, match="belongs to another artifact; moved aside"):
         assert artifacts.artifact("probe", CONFIG, CODE, make) == folder
     assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "rows.json", "weights.bin"]
     (folder / ".DS_Store").write_text("of a file manager")

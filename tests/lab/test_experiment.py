@@ -36,19 +36,22 @@ def contents(images: torch.Tensor) -> set[bytes]:
 def test_the_victim_is_trained_once_and_read_back_the_same(
     lab: Lab, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Why it is trained is kept as a message: on a notebook's page it would be a line of a log."""
     first, again = lab.victim, Lab("smoke").victim
     assert again.sha256 == first.sha256 == lab.train(method="simclr").sha256
     assert len(folders_of("victim")) == 1
     assert list(first.history["epoch"]) == [1, 2]
-    capsys.readouterr()
-    for message in ("computing victim: new settings\n", ""):
+    for _ in range(2):
         assert lab.train("victim", lr=0.002).sha256 != first.sha256
-        assert capsys.readouterr().out == message
+    kept = ["computing victim: never computed", "computing victim: new settings"]
+    assert (lab.messages, capsys.readouterr().out) == (kept, "")
 
 
-def test_an_interrupted_victim_continues_and_ends_the_same(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_victim_continues_elsewhere_and_ends_the_same(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """Between the two runs everything is copied to another folder, as to another machine."""
+    lab.steal("embedding", 32)
     whole = lab.train("victim", epochs=3, seed=5)
     shutil.rmtree(newest("victim"))
     real, seen = loop._epoch, []
@@ -65,9 +68,15 @@ def test_an_interrupted_victim_continues_and_ends_the_same(
     monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
     with pytest.raises(KeyboardInterrupt):
         lab.train("victim", epochs=3, seed=5)
-    resumed = lab.train("victim", epochs=3, seed=5)
+    shutil.copytree(artifacts.runs_dir(), tmp_path / "a" / "b", copy_function=shutil.copyfile)
+    monkeypatch.setenv("CONTSTEAL_RUNS", str(tmp_path / "a" / "b"))
+    there = Lab("smoke")
+    resumed = there.train("victim", epochs=3, seed=5)
     assert seen == [0, 1, "died", 2], "what was done before the kill is not repeated"
     assert resumed.sha256 == whole.sha256
+    there.steal("embedding", 32)
+    assert there.messages == [], "it is read back"
+    assert there.steal("cosine", 32).queries["forwards"] == 0, "and so are the victim's answers"
 
 
 def test_an_altered_surrogate_is_moved_aside_and_made_again(lab: Lab) -> None:
@@ -75,7 +84,7 @@ def test_an_altered_surrogate_is_moved_aside_and_made_again(lab: Lab) -> None:
     blob = bytearray((folder / "encoder.safetensors").read_bytes())
     blob[-1] ^= 1
     (folder / "encoder.safetensors").write_bytes(blob)
-    with pytest.warns(UserWarning, match="not what was written"):
+    with pytest.warns(UserWarning, match="was altered"):
         assert lab.steal("embedding", 32).sha256 == before.sha256
     assert list(folder.parent.glob(f"{folder.name}.corrupt-*"))
 
@@ -86,8 +95,11 @@ def test_queries_are_nested_prefixes_and_disjoint_from_all_other_images(lab: Lab
     assert not torch.equal(few, lab.queries(16, seed=2))
     known = [lab.train_images(), lab.images("shapes"), lab.images("shapes", "test")]
     assert not contents(lab.queries(128)) & set.union(*(contents(s.images) for s in known))
-    with pytest.raises(ValueError, match=r"999 queries: the pool of this profile has 128"):
+    with pytest.raises(ValueError, match=r"999 queries: 1 to 128 are possible"):
         lab.queries(999)
+    for odd in ("8", 8.5, True):
+        with pytest.raises(ValueError, match=r"queries=.*: a whole number is needed"):
+            lab.queries(odd)
 
 
 def test_pixels_and_labels_are_part_of_what_a_set_is(lab: Lab) -> None:
@@ -183,7 +195,7 @@ def test_an_attack_may_have_a_learning_rate_of_its_own(lab: Lab) -> None:
         own.steal("cont-steal, shuffled", 16).sha256
         == rated.steal("cont-steal", 16, shuffled=True).sha256
     )
-    with pytest.raises(ValueError, match=r"'cont-steal, RandAugment': a rate is an attack's, or"):
+    with pytest.raises(ValueError, match=r"'cont-steal, RandAugment': name an attack, with no"):
         lab.but(rates={"cont-steal, RandAugment": 2e-3})
     rate = rated.steal("cont-steal", 16).history["lr"].iloc[0]
     assert rate == pytest.approx(1e-4 / 3e-3 * lab.steal("cont-steal", 16).history["lr"].iloc[0])
@@ -306,7 +318,7 @@ def test_a_score_is_the_mean_over_probes_on_each_set_of_labelled_images(lab: Lab
 
 
 def test_a_task_needs_labels_and_a_number_of_images_that_is_one(lab: Lab) -> None:
-    with pytest.raises(ValueError, match="patches has no labels: it cannot be a downstream task"):
+    with pytest.raises(ValueError, match="patches has no labels: choose another downstream task"):
         lab.score(lab.random(), "patches")
     for name, value in (("probe_images", -3), ("test_images", -1), ("probe_draws", 0)):
         with pytest.raises(ValueError, match=f"{name}={value} should be greater than or equal to"):
@@ -443,11 +455,17 @@ def test_a_ready_victim_is_scored_stolen_and_not_marked(
     assert other.train().history.empty
     assert other.steal("embedding", 16).queries["unique_inputs"] == 16
     assert 0 <= other.score(other.random(), "shapes")["accuracy"] <= 1
-    with pytest.raises(ValueError, match="watermark of a victim of method 'ready'"):
+    with pytest.raises(ValueError, match="which method 'ready' does not know: set another"):
         _ = Lab("smoke", victim=ready, watermark={"epochs": 1}).victim
     np.testing.assert_array_equal(lab.train().history["epoch"], [1, 2])
 
 
 def test_a_knob_that_the_name_of_an_attack_sets_is_not_set_again(lab: Lab) -> None:
-    with pytest.raises(ValueError, match="views='shared': the attack's name says it already"):
+    with pytest.raises(
+        ValueError, match="unknown parameter of an attack 'epoch': choose one of att"
+    ):
+        lab.steal("embedding", 32, epoch=3)
+    with pytest.raises(ValueError, match="attack=3: a text is needed"):
+        lab.steal(3, 32)
+    with pytest.raises(ValueError, match="views='shared': the attack's name sets it already"):
         lab.steal("embedding, clean", 16, views="shared")

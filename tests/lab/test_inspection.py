@@ -1,4 +1,4 @@
-"""What a notebook shows of encoders: sheets, curves, rates, worth, maps, and the pulls of losses."""
+"""What a notebook shows of encoders: sheets, curves, rates, worth, maps, pulls; and what it costs."""
 
 import pandas as pd
 import pytest
@@ -92,3 +92,57 @@ def test_a_pull_is_the_loss_s_derivative_by_one_cosine() -> None:
             s[0] += step * z[j]
             values.append(losses.cont_steal(s, z[3:]).item())
         assert found["s1", other] == pytest.approx(-(values[0] - values[1]) / 2e-5, abs=1e-6)
+
+
+# ------------------------------------------------------------------- what a notebook would cost
+
+
+def test_a_training_takes_its_arithmetic_or_the_start_of_its_kernels() -> None:
+    """A ResNet-18 of 0.5554 GMAC at 32 px: three passes of 2 FLOP a MAC over 3,500 batches of 256."""
+    one = inspection.Training("resnet18", 32, 1.0, 3500, 256, 3, 0)
+    flop = 3500 * 256 * 3 * 2 * 0.5554e9
+    assert one.seconds(inspection.H200) == pytest.approx(flop / 197.5e12, rel=1e-3)
+    tiny = inspection.Training("conv4", 32, 1.0, 1000, 8, 3, 0)
+    assert tiny.seconds(inspection.H200) == pytest.approx(4.0), "bound by 4 ms a step"
+    viewed = inspection.Training("conv4", 32, 1.0, 1000, 8, 3, 2)
+    more = viewed.seconds(inspection.CORE) - tiny.seconds(inspection.CORE)
+    assert more == pytest.approx(1000 * 8 * 2 * inspection.CORE.view)
+
+
+CELLS = [
+    "import pandas as pd\nfrom contsteal.lab import experiment, sweeps\nlab = experiment.Lab(profile)",
+    "other = broken(lab)\nlengths = [n for n in steps]",
+    "rows = sweeps.sweep(lab, attacks, [queries], seeds, ['shapes'], steps=lengths)\n"
+    "fig = figures.publish('a', rows, lab.stamp(seeds))",
+    "if more:\n    far = sweeps.sweep(lab, attacks, [queries], seeds, ['shapes'], steps=lengths)",
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "trainings", "sent"),
+    [
+        ({}, 1 + 2 * 2 * 2, 2 * 32 + 2 * 32),  # clean, and a view
+        ({"more": True}, 1 + 2 * 2 * 2, 2 * 32 + 2 * 32),  # the same again
+        ({"attacks": ["embedding", "embedding, clean"]}, 1 + 2 * 2, 2 * 32),  # one by two names
+        ({"attacks": ["info-nce-2"], "seeds": [0], "steps": [4]}, 2, 2 * 32),  # two views
+    ],
+)
+def test_a_rehearsal_counts_each_training_and_each_input_once(
+    changes: dict, trainings: int, sent: int
+) -> None:
+    """`broken` is never called, and the images of the task are counted beside the queries."""
+    values = {"profile": "smoke", "attacks": ["embedding", "cont-steal"], "queries": 32, "more": False,
+              "seeds": [0, 1], "steps": [2, 4]} | changes  # fmt: skip
+    work = inspection.rehearse(CELLS, values)
+    assert len(work.trainings) == trainings
+    seeds = len(values["seeds"])
+    assert work.forwards == sent + seeds * 160 + 160
+    assert work.without([work]).forwards == 0
+    assert inspection.Lab is Lab, "the lab is itself again"
+
+
+def test_a_timing_gives_the_rate_of_ten_steps(lab: Lab) -> None:
+    machine = inspection.timed(lab, steps=2)
+    assert 1e7 < machine.training < 1e13
+    assert machine.forward > machine.training
+    assert "2 steps timed here" in machine.said

@@ -67,7 +67,9 @@ def test_public_images_are_fresh_for_each_block(lab: Lab, name: str) -> None:
 
 def test_stored_data_of_the_victim_are_no_strangers_data(lab: Lab) -> None:
     digits = lab.but(data="digits")
-    with pytest.raises(ValueError, match=r"digits, split 'train', is what the victim was trained"):
+    with pytest.raises(
+        ValueError, match=r"victim was trained on split 'train' of digits; name other"
+    ):
         Strangers().load(digits, 0)
     assert len(Strangers(data="digits", split="test", images=20).load(digits, 0)) == 20
 
@@ -78,10 +80,10 @@ def test_stored_data_of_the_victim_are_no_strangers_data(lab: Lab) -> None:
         (lambda lab: Strangers.read({"number": 3}), "number"),
         (lambda lab: Strangers.read({"count": "3"}), "count"),
         (lambda lab: owner.train_suspects(lab, {"count": -1}), "-1 independent encoders"),
-        (lambda lab: owner.trained_on(lab, 999), "999 images to test on"),
+        (lambda lab: owner.trained_on(lab, 999), "999 private images: 1 to"),
         (lambda lab: owner.public(lab.but(data="digits"), 9999), "9999 public images"),
         (lambda lab: owner.dataset_inference(lab, {}, [16], [0], {"count": 0}, images=8, components=9),
-         "9 components and 8 features"),
+         "9 components for 8 features"),
     ],
 )  # fmt: skip
 def test_impossible_strangers_and_counts(lab: Lab, call, message: str) -> None:
@@ -91,7 +93,7 @@ def test_impossible_strangers_and_counts(lab: Lab, call, message: str) -> None:
 
 def test_strangers_of_a_ready_victim_are_refused() -> None:
     ready = {"method": "ready", "encoder": "test_resnet", "weights": "timm"}
-    with pytest.raises(ValueError, match="strangers of a victim of method 'ready'"):
+    with pytest.raises(ValueError, match="recipe, which method 'ready' does not know"):
         owner.train_independent(Lab("smoke", victim=ready), Strangers(), 0)
 
 

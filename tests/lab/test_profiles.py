@@ -31,6 +31,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_further_victims_have_names_that_a_method_takes() -> None:
+    """Those of the profile `timm`: each with its own encoder, all at the profile's size."""
+    common = profiles.profile("timm")["common"]
+    for name, encoder in (("mae", "vit_base_patch16_224.mae"), (None, "resnet50.tv_in1k")):
+        config = profiles.config(common, "victim", name)
+        assert (config.method, config.encoder, config.weights) == ("ready", encoder, "timm")
+        assert config.image_size == 224
+    assert profiles.changed("timm", {"method": "dinov3"})[1] == "dinov3"
+    with pytest.raises(ValueError, match=r"method 'dino': choose one of .*byol.*, convnextv2"):
+        profiles.changed("timm", {"method": "dino"})
+
+
 @pytest.mark.parametrize("name", profiles.names())
 def test_stored_profiles_are_right_and_can_be_trained(name: str) -> None:
     common = profiles.profile(name)["common"]
@@ -42,18 +54,18 @@ def test_stored_profiles_are_right_and_can_be_trained(name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("notebook: {}", "tiny.yaml: no parameter 'notebook'; it has about, common, notebooks, exp"),
-        ("common: {dta: shapes}", "tiny.yaml, common: no parameter 'dta'; it has data, image_size"),
-        ("common: {victim: {epoch: 3}}", "tiny.yaml, victim: no parameter 'epoch'; it has method, "),
-        ("common: {surrogate: {encoder: a, epoch: 3}}", "surrogate: no parameter 'epoch'; it has att"),
-        ("common: {methods: {mocoo: {}}}", "tiny.yaml, methods: no parameter 'mocoo'; it has simclr"),
+        ("notebook: {}", "tiny.yaml: unknown parameter 'notebook'; known are about, common"),
+        ("common: {dta: shapes}", "tiny.yaml, common: unknown parameter 'dta'; known are data, im"),
+        ("common: {victim: {epoch: 3}}", "tiny.yaml, victim: unknown parameter 'epoch'; known are me"),
+        ("common: {surrogate: {encoder: conv4, epoch: 3}}", "surrogate: unknown parameter 'epoch';"),
+        ("common: {methods: {mocoo: {}}}", "tiny.yaml, methods: unknown parameter 'mocoo'; known are"),
         ("common: {rates: {embedding: x}}", "rates.embedding='x' should be a valid number"),
         ("common: {methods: {moco: {lr: x}}}", "methods.moco.lr='x' should be a valid number"),
         ("common: {victim: {lr: 1e-3}}", "tiny.yaml: victim.lr='1e-3' should be a valid number; YAML "
          "reads 1e-3 as text, write 1.0e-3"),
         ("common: {victim: {epochs: 3.0}}", "victim.epochs=3.0 should be a valid integer"),
         ("common: {victim: {epochs: true}}", "victim.epochs=True should be a valid integer"),
-        ("common: {surrogate: {encoder: a, negatives: all}}", "surrogate.negatives='all' should"),
+        ("common: {surrogate: {encoder: conv4, negatives: all}}", "surrogate.negatives='all' should"),
         ("common: {victim: 3}", "tiny.yaml: victim=3 should be a valid dictionary"),
         ("common: {image_size: '32'}", "image_size='32' should be a valid integer"),
         ("notebooks: [a]", "notebooks=['a'] should be a valid dictionary"),
@@ -73,9 +85,19 @@ def test_stored_profiles_are_right_and_can_be_trained(name: str) -> None:
         ("common: {victim: {temperature: 0}}", "victim.temperature=0 should be greater than 0"),
         ("common: {methods: {moco: {queue: 0}}}", "methods.moco.queue=0 should be greater than or"),
         ("common: {surrogate: {encoder: conv4, batch: 1}}", "surrogate.batch=1 should be greater than"),
-        ("common: {watermark: {kind: rotation}}", "watermark: epochs are needed, 1 or more"),
+        ("common: {watermark: {kind: rotation}}", "watermark: set epochs to 1 or more"),
         ("common: {watermark: {epochs: 0}}", "watermark.epochs=0 should be greater than or equal to 1"),
-        ("common: {watermark: {epochs: 1, kind: sslguard, start: scratch}}", "start is victim"),
+        ("common: {watermark: {epochs: 1, kind: sslguard, start: scratch}}", "set start to victim"),
+        ("common: {victim: {encoder: resnet19}}", "victim.encoder: unknown encoder 'resnet19': nearest"),
+        ("common: {surrogate: {encoder: ''}}", "surrogate.encoder: unknown encoder ''"),
+        ("common: {supervised: {policy: simcrl}}", "supervised.policy: unknown augmentation 'simcrl'"),
+        ("common: {surrogate: {encoder: conv4, policy: a}}", "policy: unknown augmentation 'a': choose"),
+        ("common: {methods: {moco: {optimizer: adam}}}", "methods.moco.optimizer: unknown optimizer"),
+        ("common: {victim: {method: mocoo}}", "victim.method: unknown method 'mocoo': choose one of"),
+        ("common: {surrogate: {encoder: conv4, attack: mse}}", "attack: unknown attack 'mse': choose"),
+        ("common: {data: shapez}", "tiny.yaml, data: unknown data set 'shapez': choose one of"),
+        ("common: {query_data: 'folder:'}", "query_data: unknown data set 'folder:': choose one of"),
+        ("common: {watermark: {epochs: 1, data: a}}", "watermark.data: unknown data set 'a': choose one"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_named_with_its_place(folder: Path, text: str, message: str) -> None:
@@ -95,6 +117,13 @@ def test_a_mistake_is_named_with_its_place(folder: Path, text: str, message: str
             "tiny.yaml is not YAML in UTF-8: unacceptable character #x00e9",
         ),
         (b"common: {data: a}\0", "tiny.yaml is not YAML in UTF-8: unacceptable character"),
+        (
+            b"common:\n  data: a\n  price: 1\n  data: b",
+            "tiny.yaml, line 4: 'data' is named twice; name it once",
+        ),
+        (b"notebooks:\n  a: {seeds: [0]}\n  'a': {}", "tiny.yaml, line 3: 'a' is named twice"),
+        (b"common: &a {data: *a}", "tiny.yaml, line 1: an alias; write its values out"),
+        (b"about: " + 3000 * b"[", "tiny.yaml is not YAML in UTF-8: maximum recursion depth"),
         (b"- 1", "tiny.yaml: a section 'common' is needed; copy one from demo.yaml"),
         (b"", "tiny.yaml: a section 'common' is needed"),
         (
@@ -122,6 +151,7 @@ def test_a_folder_in_the_place_of_a_profile_is_named(folder: Path) -> None:
     ("values", "message"),
     [
         ({"seeds": [0, 1, 0]}, r"seeds=\[0, 1, 0\] names 0 twice: name it once"),
+        ({"goals": [1, 0.5, 1.0]}, r"goals=\[1, 0.5, 1.0\] names 1.0 twice"),
         ({"more_seeds": [1]}, r"seeds and more_seeds=\[0, 1, 1\] names 1 twice"),
         ({"tasks": ["a", "a"]}, "tasks=.* names 'a' twice"),
         ({"elsewhere": [["a", "b", 1]] * 2}, "elsewhere=.* twice"),
@@ -163,10 +193,11 @@ def test_values_are_returned_as_written(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dta": 3}, "changes of smoke: no parameter 'dta'"),
+        ({"dta": 3}, "changes of smoke: unknown parameter 'dta'"),
+        ([1], "changes of smoke: [1] should be a valid dictionary"),
         ({"query_images": "9"}, "changes of smoke: query_images='9' should be a valid integer"),
-        ({"method": "mocoo"}, "method='mocoo' should be 'simclr', 'moco'"),
-        ({"watermark": {"lr": 0.1}}, "changes of smoke, watermark: epochs are needed"),
+        ({"method": "mocoo"}, "unknown method 'mocoo': choose one of simclr, moco"),
+        ({"watermark": {"lr": 0.1}}, "changes of smoke, watermark: set epochs"),
         ({"watermark": {"epochs": 1, "batch": -1}}, "watermark.batch=-1 should be greater than"),
         ({"surrogate": {"temperature": 0.0}}, "surrogate.temperature=0.0 should be greater than 0"),
     ],

@@ -57,6 +57,8 @@ def test_defences_are_listed_by_name_and_first_parameter() -> None:
     ]  # fmt: skip
     assert [chain[0].k for chain in chains[:2]] == [8, 64]
     assert provider.listed({}) == []
+    (chain,) = provider.listed({"normalise + gaussian-noise": [{"std": 0.5, "mean": 2.0}]})
+    assert provider.chain_name(chain) == "Normalise() + GaussianNoise(std=0.5, mean=2.0)"
 
 
 @pytest.mark.parametrize(
@@ -64,9 +66,10 @@ def test_defences_are_listed_by_name_and_first_parameter() -> None:
     [
         ({"unit + rounding": [1]}, "unknown defence 'unit'"),
         ({"top-kk": [8]}, "unknown defence 'top-kk': choose one of normalise"),
-        ({"rounding": 1}, "rounding: 1 is no list"),
-        ({"rounding": "12"}, "rounding: '12' is no list"),
+        ({"rounding": 1}, "rounding=1: a list of its first parameter's values"),
+        ({"rounding": "12"}, "rounding='12': a list of its first parameter's values"),
         ({"top-k": [0]}, "TopK"),
+        ({"top-k": [{"n": 8}]}, "'top-k' does not take"),
     ],
 )
 def test_impossible_lists_are_refused(values: dict, message: str) -> None:
@@ -127,9 +130,9 @@ def test_a_customer_of_few_classes_has_a_task_of_their_own(lab: Lab) -> None:
     assert not known[0] & known[1]
     assert known[0] != known[2], "each seed has classes and images of its own"
     for classes in (1, 11):
-        with pytest.raises(ValueError, match=f"{classes} classes of shapes: it has 10"):
+        with pytest.raises(ValueError, match=f"{classes} classes of shapes: choose 2 to 10"):
             provider.few_classes(lab, "shapes", classes, 0)
-    with pytest.raises(ValueError, match="2 classes of patches: it has 0"):
+    with pytest.raises(ValueError, match="2 classes of patches: choose 2 to 0"):
         provider.few_classes(lab, "patches", 2, 0)
 
 

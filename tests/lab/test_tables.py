@@ -201,9 +201,11 @@ def test_readings_compare_an_embedding_thief_with_each_classifier_s_thief() -> N
     table = tables.readings(both)
     gains = table.groupby("reading", sort=False)["gain"].mean()
     assert gains.to_dict() == pytest.approx({
-        "new probe on a": 0.1, "new probe on b": 0.3, "agreement with the victim's probe": 0.2,
-        "own classifier of the rival": 0.05, "its agreement with the provider's": 0.15,
-        "share of the victim's accuracy, supervised encoder": -0.05,
+        "accuracy on a, with new probes": 0.1, "accuracy on b, with new probes": 0.3,
+        "agreement with the victim, with new probes": 0.2,
+        "accuracy on a, the rival with its own classifier": 0.05,
+        "agreement with the victim, the rival with its own classifier": 0.15,
+        "share of its victim's accuracy, the rival's victim is supervised": -0.05,
     })  # fmt: skip
     assert set(table["attack"]) == {"label"}, "no posterior thief was run"
     assert table.groupby("reading").size().eq(2).all()

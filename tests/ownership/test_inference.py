@@ -48,10 +48,17 @@ def test_false_positives_count_the_accused():
 
 
 @pytest.mark.parametrize(
-    ("hits", "trials", "level"), [(1, 0, 0.95), (3, 2, 0.95), (-1, 2, 0.95), (1, 2, 1.0)]
+    ("hits", "trials", "level", "message"),
+    [
+        (1, 0, 0.95, "trials=0: a whole number of at least 1"),
+        (3, 2, 0.95, "3 of 2 at level"),
+        (-1, 2, 0.95, "hits=-1: a whole number"),
+        (1, 2, 1.0, "1 of 2 at level 1.0"),
+        ("1", 2, 0.95, "hits='1': a whole number"),
+    ],
 )
-def test_impossible_rates(hits, trials, level):
-    with pytest.raises(ValueError, match=f"{hits} of {trials} at level {level}"):
+def test_impossible_rates(hits, trials, level, message):
+    with pytest.raises(ValueError, match=message):
         ownership.proportion(hits, trials, level)
 
 
@@ -176,13 +183,26 @@ TWO = torch.tensor([0.0, 1.0])
         (ownership.against_controls, (0.5, [0.5, 0.5]), r"all 2 controls measure 0\.5: without"),
         (ownership.least_excess, ([0.5],), "1 controls: .* at least 2 encoders"),
         (ownership.least_excess, ([0.5, 0.5],), r"all 2 controls measure 0\.5: without"),
-        (ownership.least_excess, ([0.5, math.nan],), "NaN or infinity"),
+        (ownership.least_excess, ([0.5, math.nan],), "measure=nan: a finite number"),
+        (ownership.least_excess, ([0.5, "a"],), "measure='a': a finite number"),
+        (ownership.least_excess, ([0.5, 0.6], 0), "alpha=0: a finite number above 0"),
+        (
+            ownership.against_controls,
+            (1e308, [0.5, 0.5 + 1e-12]),
+            "controls: the numbers given are too",
+        ),
+        (ownership.welch, (TWO.to_sparse(), TWO), "samples of kind Tensor and"),
         (ownership.least_gap, (1, 9), "1 and 9 samples: a t-test needs two"),
         (ownership.welch, (TWO[:1], TWO), "1 and 2 samples: a t-test needs two"),
         (ownership.welch, (torch.ones(4), torch.ones(4)), "which are not all the same"),
-        (ownership.welch, (torch.tensor([0.0, math.nan]), TWO), "NaN or infinity"),
+        (ownership.welch, (torch.tensor([0.0, math.nan]), TWO), "measure=nan: a finite number"),
         (ownership.welch, (TWO, TWO, "t", "two-sided"), "unknown form 'two-sided': choose"),
-        (ownership.welch, (TWO[None], TWO[None]), r"samples \(1, 2\) and \(1, 2\): \(N,\) and"),
+        (
+            ownership.welch,
+            (TWO[None], TWO[None]),
+            r"samples \(1, 2\) torch.float32 and .*: \(N,\) and",
+        ),
+        (inference.split, ([TWO],), "images of kind list: a dense tensor"),
     ],
 )
 def test_bad_samples(test, given, message):
@@ -252,8 +272,8 @@ X = islands(12, 0)
 @pytest.mark.parametrize(
     ("parts", "components", "message"),
     [
-        ((X, X, X), 13, r"13 components and 12 features .*: fewer features than"),
-        ((X, X[:, :7], X), 10, r"\(12, 8\), \(12, 7\), \(12, 8\): three sets"),
+        ((X, X, X), 13, r"13 components for 12 features: .* fewer components"),
+        ((X, X[:, :7], X), 10, r"\(12, 8\) \S+, \(12, 7\) \S+, \(12, 8\) \S+: three sets"),
         ((X, X[:0], X), 10, "three sets"),
         ((X, X / 0, X), 10, "NaN or infinity"),
     ],

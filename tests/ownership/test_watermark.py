@@ -195,15 +195,15 @@ def test_a_killed_training_ends_with_the_same_victim_and_mark(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("changes", "victim", "message"),
     [
-        ({"weight": -1.0}, {}, r"weight=-1\.0: it must be finite"),
+        ({"weight": -1.0}, {}, r"weight=-1\.0: a finite number of at least 0"),
         ({}, {"method": "simclear"}, "unknown method 'simclear'"),
         ({}, {"method": "supervised"}, "needs a data set with labels"),
     ],
 )
 def test_impossible_configs(changes, victim, message):
-    config = replace(TINY, victim=replace(VICTIM, **victim), **changes)
+    given = {"victim": replace(VICTIM, **victim), **changes}
     with pytest.raises(ValueError, match=message):
-        watermark.fit(config, replace(SHAPES, labels=None))
+        watermark.fit(replace(TINY, **given), replace(SHAPES, labels=None))
 
 
 # ------------------------------------------------------------------------------ verification
@@ -286,13 +286,13 @@ def test_the_order_of_margins_survives_a_shift_that_the_rate_does_not():
 
 def test_answers_that_the_head_cannot_read(tiny):
     mark, images = linear([[0.0] * tiny.dim] * 2), SHAPES.images[:4]
-    with pytest.raises(ValueError, match=r"96 coordinates.*not apply; take ownership\.dataset"):
+    with pytest.raises(ValueError, match=r"96 coordinates.*: use ownership\.dataset"):
         watermark.verify(mark, obfuscation.pad(tiny), images)
     with pytest.raises(ValueError, match="1 controls"):
         watermark.verify(mark, tiny, images, controls=[tiny])
     for test in (watermark.success, watermark.ranked):
         for count in (0, 3):
-            with pytest.raises(ValueError, match=f"{count} answers: give those to both turns"):
+            with pytest.raises(ValueError, match=f"{count} answers: two are needed"):
                 test(mark, torch.zeros(count, 96))
         with pytest.raises(ValueError, match="answers hold NaN or infinity"):
             test(mark, torch.full((2, 96), math.nan))

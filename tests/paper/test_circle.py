@@ -1,4 +1,4 @@
-"""The picture of notebook 00: vectors on a circle move as the package's losses move them."""
+"""The picture of notebook 00: embeddings on a circle move as the package's losses move them."""
 
 import math
 import shutil
@@ -29,7 +29,7 @@ def moved(start: list[float], answers: list[float], loss: str, temperature: floa
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
-def test_dots_move_by_the_losses_and_find_their_answers() -> None:
+def test_dots_move_by_the_losses_and_stand_still_without_scripts() -> None:
     from playwright.sync_api import sync_playwright
 
     errors: list[str] = []
@@ -57,5 +57,10 @@ def test_dots_move_by_the_losses_and_find_their_answers() -> None:
             assert "own for 6 of 6 images" in page.inner_text("#state")
             off = [math.sin(a - b) for a, b in zip(page.evaluate("angles"), answers, strict=True)]
             assert (max(map(abs, off)) < 1e-3) == (loss == "mse"), "only MSE copies the answers"
+        still = browser.new_context(java_script_enabled=False).new_page()
+        still.goto(PAGE.as_uri())
+        assert "Scripts are switched off here" in still.inner_text(".side")
+        rings, dots = (still.locator(f"#plane circle[r='{size}']").count() for size in (8, 5))
+        assert (rings, dots) == (len(answers), len(answers))
         browser.close()
     assert errors == []

@@ -1,6 +1,7 @@
 """Claims: no verdict without evidence, none from unequal budgets, and none against what is stored."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -247,7 +248,9 @@ def test_kinds_of_tests(criterion: Criterion, one: list, two: list | None, verdi
 def test_the_one_victim_stands_beside_every_seed(kind: str, verdict: str, n: int) -> None:
     rates = [("independent", seed, rate) for seed, rate in enumerate((0.5, 0.51, 0.49))]
     table = pd.DataFrame([(kind, 0, 0.8), *rates], columns=["kind", "seed", "wsr"])
-    finding = claims.assess(claim(lambda t: claims.kinds(t, kind), metric="wsr"), table, 0)
+    finding = claims.assess(
+        claim(lambda t: claims.pair("kind", kind, "independent")(t), metric="wsr"), table, 0
+    )
     assert (finding.verdict, finding.n) == (verdict, n)
     floor = assess(claim(versus("victim", "random")), rows("random", LOW), rows("victim", [0.9]))
     assert (floor.verdict, floor.mean) == (HOLDS, pytest.approx(0.39))
@@ -666,6 +669,7 @@ def test_a_claim_about_victims_needs_three_of_them(victims: list[int], verdict: 
 
 def test_the_list_is_well_formed() -> None:
     assert len({c.id for c in CLAIMS}) == len(CLAIMS) >= 65
+    assert {c.id for c in CLAIMS} == claims.CHECKS.keys()
     for one in CLAIMS:
         assert one.table in figures.FIGURES, one.id
         assert one.text.endswith(".")
@@ -675,24 +679,14 @@ def test_the_list_is_well_formed() -> None:
         assert bool(one.within) == (one.criterion.of == "ratio")
 
 
-def test_predictions_are_dated_and_are_of_claims_that_exist() -> None:
-    known = {c.id for c in CLAIMS}
-    for day, verdict, ids in claims.PREDICTIONS:
-        assert date.fromisoformat(day).isoformat() == day
-        assert verdict in (HOLDS, FAILS, OPEN)
-        assert set(ids) <= known
-        assert len(set(ids)) == len(ids)
-    days = [day for day, *_ in claims.PREDICTIONS]
-    assert days == sorted(days), "a changed expectation is a new line below"
-    once = [(day, one) for day, _, ids in claims.PREDICTIONS for one in ids]
-    assert len(set(once)) == len(once), "no claim has two expectations of one day"
-
-
-def test_the_last_prediction_of_a_claim_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = [("2020-01-01", HOLDS, ("x", "y")), ("2020-02-03", FAILS, ("x",))]
-    monkeypatch.setattr(claims, "PREDICTIONS", lines)
-    said = [claims.predicted(replace(claim(), id=one)) for one in ("x", "y", "z")]
-    assert said == ["does not hold (2020-02-03)", "holds (2020-01-01)", "-"]
+def test_a_prediction_is_a_verdict_with_its_date() -> None:
+    said = [one.predicted for one in CLAIMS if one.predicted != "-"]
+    assert said
+    verdict = rf"({HOLDS}|{FAILS}|{OPEN}) \((\d{{4}}-\d\d-\d\d)(, [^)]+)?\)"
+    for text in said:
+        assert re.fullmatch(rf"{verdict}(; {verdict})*", text), text
+        days = [date.fromisoformat(day) for _, day, _ in re.findall(verdict, text)]
+        assert days == sorted(set(days)), "a changed expectation follows the one before"
 
 
 # -------------------------------------------------------------------- stored results
@@ -729,7 +723,7 @@ def test_frame_markdown_and_count_agree(
     frame = claims.frame("demo")
     columns = ["claim", "verdict", "predicted", "effect", "n", "decided by", "source"]
     assert [*frame.columns] == columns
-    assert frame["predicted"].tolist() == [claims.predicted(c) for c in CLAIMS]
+    assert frame["predicted"].tolist() == [c.predicted for c in CLAIMS]
     assert len(frame) == table.count("\n") - 1 == len(CLAIMS)
     assert claims.counted(judgements) in lead == short[0]
     assert "a reason" in table
@@ -788,7 +782,7 @@ def test_stored_results_contradict_nothing(capsys: Capture) -> None:
     assert claims.main([]) == 0
     out = capsys.readouterr().out
     assert "no stored result contradicts" in out
-    assert f"demo: {len(CLAIMS)} claims: " in out
+    assert f"{len(CLAIMS)} claims: " in out
     assert "\x1b" not in out
 
 
@@ -879,7 +873,7 @@ def test_unknown_profiles_and_nothing_stored(
     assert claims.main([]) == 0
     out = capsys.readouterr().out
     assert "unknown profile 'moon'" in out
-    assert "no results are stored: make paper" in out
+    assert "no results are stored: `make paper`" in out
 
 
 @pytest.mark.parametrize(

@@ -99,10 +99,19 @@ def test_a_published_figure_lies_beside_its_table_and_stamp(stem: str, home: Pat
     assert figures.read(home / "demo", stem)[1] == stamp
     figures.publish(stem, *figures.read(home / "demo", stem))
     assert content(home / "demo") == first, "equal tables give equal bytes"
-    figures.publish(stem, table, stamp | {"seeds": "9"})
+    figures.publish(stem, table, stamp | {"date": "later"})
     later = content(home / "demo")
     changed = {name.rpartition(".")[2] for name in first if later[name] != first[name]}
     assert changed == {"pdf", "png", "json"}, "a picture never stays behind its table or stamp"
+
+
+def test_a_run_that_stands_twice_in_a_table_is_not_published(home: Path) -> None:
+    """Two victims of the same seed, which an interactive reader may name, count as two."""
+    table, stamp = figures.read(STORED, "03_pulls")
+    table = table.head(2).assign(seed=[4, 5])
+    with pytest.raises(ValueError, match="2 rows stand there twice, such as one of seed 4: name"):
+        figures.publish("03_pulls", pd.concat([table, table.assign(seconds=1.0)]), stamp)
+    assert content(home) == {}
 
 
 def test_a_table_that_was_altered_is_not_shown(home: Path) -> None:
@@ -117,7 +126,7 @@ def test_a_table_that_was_altered_is_not_shown(home: Path) -> None:
     path.write_text(f"{written[:place]}4{written[place + 1 :]}")
     for read in (figures.read, claims.read):
         with pytest.raises(
-            ValueError, match=r"03_pulls.csv is not what was written: run notebook 03"
+            ValueError, match=r"03_pulls.csv was altered: restore it, or run notebook 03"
         ):
             read(home / "demo", "03_pulls")
 
@@ -203,20 +212,18 @@ def test_stored_figures_are_what_their_tables_draw(stem: str, home: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("seeds", "shown"),
-    [("0, 1, 2, 3", "0 to 3"), ("0, 1, 2", "0, 1, 2"), ("0, 2, 3, 4", "0, 2, 3, 4"), ("0", "0")],
+    ("stem", "seeds", "shown"),
+    [
+        ("03_pulls", {}, "1 seed"),  # no thief, so the run's
+        ("03_victims", {"embedding": 3, "cont-steal": 3, "random": 9}, "3 seeds"),
+        ("03_victims", {"embedding": 2, "cont-steal": 5}, "2 to 5 seeds"),
+    ],
 )
-def test_many_seeds_are_shown_as_a_range(seeds: str, shown: str) -> None:
-    stamp = {
-        "profile": "demo",
-        "data": "d",
-        "seeds": seeds,
-        "device": "CPU",
-        "torch": "2",
-        "date": "-",
-    }
-    parts = figures.section(Path(), "03_pulls", table_of("03_pulls"), stamp)
-    assert f"seeds {shown}; device" in parts[1]
+def test_a_figure_says_how_many_seeds_its_thieves_have(stem: str, seeds: dict, shown: str) -> None:
+    rows = [(0, attack, seed) for attack, n in seeds.items() for seed in range(n)]
+    table = pd.DataFrame(rows, columns=["victim_seed", "attack", "seed"])
+    stamp = {"data": "glyphs, patches", "seeds": "0"}
+    assert figures.origin(stem, table, stamp) == f"glyphs, photographs; {shown}"
 
 
 def test_the_sheet_shows_every_picture_under_its_name(tmp_path: Path) -> None:

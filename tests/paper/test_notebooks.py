@@ -16,12 +16,13 @@ import joblib
 import nbformat
 import psutil
 import pytest
+import tinysets
 import torch
 from nbformat.v4 import new_code_cell, new_notebook
 
 from contsteal import data, files
 from contsteal.data import torchsets
-from contsteal.lab import artifacts, profiles
+from contsteal.lab import artifacts, inspection, profiles
 from contsteal.paper import notebooks
 
 FIRST, LAST = "00_first", "01_last"
@@ -100,7 +101,7 @@ def test_parameters_are_the_defaults_with_the_profile(desk: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("{learning_rate: 0.1}", r"no parameter 'learning_rate'; it has profile, lr, n"),
+        ("{learning_rate: 0.1}", r"unknown parameter 'learning_rate'; known are profile, lr, n"),
         ("{lr: 1e-3}", r"lr='1e-3' should be a valid number; YAML reads 1e-3 as text"),
         ("{n: 3}", r"n=3 should be a valid list"),
         ("{n: [a]}", r"n\[0\]='a' should be a valid integer"),
@@ -218,6 +219,7 @@ def test_parameters_reach_the_notebook_in_their_order(desk: Path, capsys) -> Non
     assert run(capsys) == 0
     executed = (desk / "runs" / "tiny" / f"{FIRST}.ipynb").read_text()
     assert executed.count('{\\"rounding\\": 0, \\"b4b\\": 1}') == 1
+    assert executed.count("lr = 0.1") == 1, "what the profile leaves as it is stands there once"
 
 
 def test_weights_of_ready_victims_count(desk: Path, tmp_path: Path) -> None:
@@ -301,14 +303,44 @@ def test_no_other_error_starts_a_notebook_again(
     assert len(begun) == 1
 
 
-def test_a_damaged_record_is_a_reason(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_widgets_bars_are_text_and_one_sentence_says_why() -> None:
+    """As in a kernel without ipywidgets, at the speed of a script."""
+    code = (
+        "import sys, IPython\nsys.modules |= {'ipywidgets': None, 'ipykernel.zmqshell': sys}\n"
+        "from contsteal import data, loop, pretrain\n"
+        "recipe = pretrain.Config('simclr', 'conv4', steps=2, batch=16)\n"
+        "print(pretrain.train(recipe, data.load('shapes', n=64)).dim, loop.tqdm.__module__)"
+    )
+    own = {k: v for k, v in os.environ.items() if k != "TQDM_DISABLE"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=artifacts.ROOT, text=True, env=own,
+                          capture_output=True)  # fmt: skip
+    assert done.stdout.split() == ["128", "tqdm.asyncio"], done.stderr
+    assert done.stderr.count("Please update jupyter and ipywidgets.") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_a_damaged_mark_copy_or_record_is_not_taken_for_what_was_written(
+    desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_profile(desk, f"notebooks: {{{FIRST}: {{n: [20, 3]}}}}")
     assert run(capsys, "00") == 0
-    path = desk / "runs" / "tiny" / f"{FIRST}.json"
-    altered = path.read_text().replace('"artifacts": 0', '"artifacts": 8')
-    assert altered != path.read_text()
+    executed = desk / "runs" / "tiny" / f"{FIRST}.ipynb"
+    mark, record = executed.parent / ".keys" / FIRST, executed.with_suffix(".json")
+    for text in (mark.read_text().replace("20", "21"), "{", "[]"):
+        mark.write_text(text)
+        assert notebooks.main(["execute", str(executed)]) == 1
+        assert f"error: {mark} is missing or damaged: run" in capsys.readouterr().err
+    assert reasons("00") == {FIRST: ""}
+    copy, facts = executed.read_text(), record.read_text()
+    executed.write_text(copy.replace('"2"', '"3"'))  # what 1 + 1 is
+    assert reasons("00") == {FIRST: "outputs"}
+    executed.write_text(copy)
+    assert reasons("00") == {FIRST: ""}
+    altered = facts.replace('"artifacts": 0', '"artifacts": 8')
+    assert altered != facts
     for text in ("[]", "{", '{"key": {}}', altered):
-        path.write_text(text)
-        assert reasons()[FIRST] == "outputs"
+        record.write_text(text)
+        assert reasons("00") == {FIRST: "outputs"}
 
 
 @pytest.mark.parametrize(
@@ -316,7 +348,7 @@ def test_a_damaged_record_is_a_reason(desk: Path, capsys: pytest.CaptureFixture[
     [
         ("CONTSTEAL_FIGURES", "file", "cannot be written"),
         ("CONTSTEAL_RUNS", "file", "cannot be written"),
-        ("CONTSTEAL_RUNS", "a b", "set CONTSTEAL_RUNS to a plainer folder"),
+        ("CONTSTEAL_RUNS", "a b", "set CONTSTEAL_RUNS to a path of plain characters"),
         ("CONTSTEAL_MODE", "exakt", "exakt"),
     ],
 )
@@ -336,9 +368,15 @@ def test_missing_data_is_said_before_any_notebook_runs(
     desk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATA_DIR", str(desk / "data"))
+    monkeypatch.setattr(torchsets, "fetch", refuse("cifar10 could not be fetched"))
     write_profile(desk, data="cifar10")
     assert command("paper") == 1
     printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert lines[1].startswith(
+        f"fetching cifar10, 0.2 GB, into {desk}/data; the profile `synthetic`"
+    )
+    assert lines[2] == "cifar10 could not be fetched"
     assert re.search("cifar10 is not complete.*170.5 MB.*make data", printed.err)
     assert not (desk / "runs" / "tiny").exists()
     assert command("plan") == 0
@@ -360,19 +398,188 @@ def test_make_data_fetches_what_a_profile_and_its_notebooks_read_and_says_what_i
     assert "error: folder:/x: missing: 16" in printed.err
 
 
+def refuse(message: str) -> Callable[..., object]:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError(message)
+
+    return fails
+
+
 @pytest.mark.parametrize(
-    ("device", "missing", "chosen"),
-    [("cpu", {}, "demo"), ("cuda", {"cifar10": "no"}, "synthetic"), ("cuda", {}, "paper")],
+    ("device", "missing", "chosen", "words"),
+    [
+        ("cpu", {}, "demo", "no CUDA GPU"),
+        ("cuda", {"cifar10": "no"}, "synthetic", "make data PROFILE=paper` fetches cifar10"),
+        ("cuda", {"victim": "no"}, "synthetic", "fetches victim"),
+        ("cuda", {"gtsrb": "no"}, "paper", "gtsrb cannot be had, so only 02, 03, 04, 05a"),
+        ("cuda", {}, "paper", "so are the papers' data"),
+    ],
 )
 def test_auto_looks_at_the_hardware_and_the_data(
-    monkeypatch: pytest.MonkeyPatch, device: str, missing: dict[str, str], chosen: str
+    monkeypatch: pytest.MonkeyPatch, device: str, missing: dict[str, str], chosen: str, words: str
 ) -> None:
+    """With a GPU it fetches what it can, and says what it lacks: CIFAR-10 all notebooks, GTSRB one."""
+    tried = []
     monkeypatch.setattr(artifacts, "device", lambda: torch.device(device))
     monkeypatch.setattr(notebooks, "missing_data", lambda name: missing)
-    profile, why = notebooks.choose_profile("auto")
-    assert profile == chosen
-    assert "CUDA GPU" in why
-    assert all(name in why for name in missing)
+    monkeypatch.setattr(notebooks, "obtain", tried.append)
+    for fetches in (False, True):
+        profile, why = notebooks.choose_profile("auto", fetches)
+        assert profile == chosen
+        assert words in why
+    assert tried == ["paper"] * (device == "cuda")
+
+
+def test_what_lacks_is_fetched_set_by_set_until_there_is_no_network(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first line says what, how large and where; after a first failure no other set is tried."""
+    monkeypatch.setenv("DATA_DIR", str(desk / "data"))
+    write_profile(desk, data="cifar10", query_data="svhn")
+    asked: list[dict[str, set[str]]] = []
+    monkeypatch.setattr(torchsets, "fetch", asked.append)
+    notebooks.obtain("tiny")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"fetching cifar10, svhn, 0.4 GB, into {desk / 'data'}; ")
+    assert [*map(list, asked)] == [["cifar10"], ["svhn"]]
+    monkeypatch.setattr(torchsets, "fetch", refuse("no network\n\nlong remedy"))
+    notebooks.obtain("tiny")
+    assert capsys.readouterr().out.splitlines()[1:] == ["no network"]
+    write_profile(desk)
+    notebooks.obtain("tiny")
+    assert capsys.readouterr().out == "", "nothing lacks"
+
+
+def test_auto_runs_the_notebooks_whose_data_are_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = []
+    monkeypatch.setattr(notebooks, "choose_profile", lambda *_, **__: ("paper", "some data"))
+    monkeypatch.setattr(notebooks, "missing_data", lambda *_: {"gtsrb": "no"})
+    monkeypatch.setattr(notebooks, "paper", lambda *given: ran.append(given))
+    assert notebooks.main(["paper"]) == 0
+    ((profile, only, force),) = ran
+    assert (profile, force) == ("paper", False)
+    assert [notebooks.number(stem) for stem in only] == ["02", "03", "04", "05a", "05b", "05c"]
+
+
+def test_half_a_data_set_is_said_before_any_notebook_runs(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its folder is there, one of its files is not, and another one is not the published one."""
+    monkeypatch.setenv("DATA_DIR", str(desk / "data"))
+    tinysets.make("cifar10", desk / "data", monkeypatch)
+    write_profile(desk, data="cifar10")
+    assert notebooks.missing_data("tiny", whole=True) == {}
+    batch = desk / "data" / "cifar-10-batches-py" / "data_batch_3"
+    for damage in (lambda: batch.write_bytes(b"another"), batch.unlink):
+        damage()
+        assert command("paper") == 1
+        message = capsys.readouterr().err
+        assert re.search("cifar10 (train|test) is damaged or incomplete", message)
+        assert f"delete {batch.parent} and run `make data" in message
+        assert not (desk / "runs" / "tiny").exists()
+
+
+@pytest.mark.parametrize(
+    ("victim", "message"),
+    [
+        ({"weights": "gone.pt"}, "gone.pt does not exist"),
+        ({"weights": "stem.pt", "encoder": "resnet18"}, "stem.pt"),
+        (
+            {"weights": "timm", "encoder": "test_resnet.r160_in1k"},
+            "not in the cache of the Hugging",
+        ),
+        ({"weights": "timm", "encoder": "resnet18.a9_in1k"}, "unknown weights"),
+    ],
+)
+def test_weights_that_cannot_be_read_are_refused_before_anything_runs(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, capsys, victim: dict[str, object], message: str
+) -> None:
+    """Those of a file that is gone, of ImageNet's stem for CIFAR's, and of timm where it has none."""
+    import timm
+
+    known = timm.create_model("resnet18", num_classes=0)
+    torch.save({"state_dict": known.state_dict()}, desk / "stem.pt")
+    monkeypatch.setattr(artifacts, "ROOT", desk)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(desk / "hub"))
+    ready = {"method": "ready", "encoder": "test_resnet"} | victim
+    write_profile(desk, victim=ready)
+    assert command("paper") == 1
+    printed = capsys.readouterr()
+    assert re.search(f"victim of tiny.yaml: .*{message}", printed.err, re.DOTALL)
+    assert not (desk / "runs" / "tiny").exists()
+    assert command("plan") == 0
+    assert "missing: victim of tiny.yaml" in capsys.readouterr().out
+
+
+TRAINS = """
+from contsteal.lab import experiment, sweeps
+lab = experiment.Lab(profile)
+rows = sweeps.sweep(lab, ["embedding"], [64], [0], ["shapes"])
+"""
+
+
+def test_a_disk_without_room_for_the_plan_is_refused_before_anything_runs(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two conv4 of 0.4 MB, and what they were answered."""
+    write_notebook(desk, FIRST, TRAINS)
+    for free, code in ((10**6, 0), (10**5, 1)):
+        usage = shutil.disk_usage(desk)._replace(free=free)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, usage=usage: usage)
+        assert bool(notebooks.lacks_space("tiny", notebooks.tasks("tiny"))) == bool(code)
+    assert command("paper") == 1
+    assert re.search(
+        r"runs needs 0.0 GB more and has 0.0 GB: set CONTSTEAL_RUNS", capsys.readouterr().err
+    )
+    assert command("plan") == 0
+    assert "too little space: " in capsys.readouterr().out
+
+
+def test_a_plan_counts_trainings_answers_hours_disk_and_memory(
+    desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A second notebook finds done what the first one does; nothing of it is trained or read."""
+    write_profile(desk, data="shapes")
+    write_notebook(desk, FIRST, TRAINS)
+    write_notebook(desk, LAST, TRAINS)
+    assert command("plan") == 0
+    _, first, last, whole = capsys.readouterr().out.splitlines()
+    cost = (
+        r"{}: never; (\d) trainings, (\d+) answers of the victim, 0 min, 0.0 GB of disk, .*memory"
+    )
+    assert re.fullmatch(" *" + cost.format(FIRST), first).groups() == ("2", str(64 + 160 + 160))
+    assert re.fullmatch(" *" + cost.format(LAST), last).groups() == ("0", "0")
+    assert re.search("in all, an estimate for .*: . min, 0.0 GB of disk .85 GFLOP/s", whole)
+    assert not (desk / "runs").exists()
+
+
+def test_the_plan_of_the_papers_is_made_in_seconds_and_knows_every_notebook(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Seconds are of this process alone: the machine may do other things."""
+    for name in ("CONTSTEAL_RUNS", "CONTSTEAL_FIGURES", "DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    start = time.process_time()
+    notebooks.plan("paper", (), False)
+    assert time.process_time() - start < 10
+    lines = capsys.readouterr().out.splitlines()
+    for stem, line in zip(notebooks.stems(), lines, strict=False):
+        assert re.fullmatch(rf"  {stem}: never; .*\d (min|h)( on a CPU|, .* of memory)", line), line
+    assert "NVIDIA H200" in lines[9]
+
+
+def test_the_arithmetic_of_demo_is_what_demo_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All notebooks, on as many cores as the stored run had, within a factor of 1.5."""
+    took = files.read_json(artifacts.ROOT / "figures" / "demo" / notebooks.TIMINGS)
+    machine = inspection.CORE
+    chosen = [notebooks.Task(s, Path(), notebooks.parameters(s, "demo"), {}, "never")
+              for s in notebooks.stems()]  # fmt: skip
+    costs = notebooks.work("demo", chosen)
+    seconds = sum(cost.seconds(machine) + machine.start for cost in costs.values())
+    seconds += notebooks.WITHOUT_LAB * (len(chosen) - len(costs))
+    assert 1 / 1.5 < seconds / 2 / took[notebooks.WHOLE]["seconds"] < 1.5
 
 
 def test_plan_starts_with_profile_device_and_why_and_shows_stored_times(
@@ -384,7 +591,7 @@ def test_plan_starts_with_profile_device_and_why_and_shows_stored_times(
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
         f"profile tiny on {artifacts.processor()}: asked for",
-        f"  {FIRST}: never, 61 s on a CPU", f"  {LAST}: never",
+        f"  {FIRST}: never run, 61 s on a CPU", f"  {LAST}: never run",
     ]  # fmt: skip
     assert not (desk / "runs").exists()
 
@@ -420,7 +627,7 @@ def test_a_time_is_kept_unless_artifacts_were_read_back(desk: Path) -> None:
     kept = []
     for seconds, made in ((9.0, 5), (2.0, 0), (4.0, 3), (8.0, 5), (7.0, 9)):
         record = {"seconds": seconds, "artifacts": made, "device": "CPU", "started": 0.0}
-        files.write_json(runs / f"{FIRST}.json", record | {"key": {}, "outputs": {}})
+        files.write_json(runs / f"{FIRST}.json", record | {"key": {}, "outputs": {}, "copy": ""})
         notebooks.finish("tiny", since=1.0)
         kept.append(files.read_json(figures / notebooks.TIMINGS)[FIRST]["seconds"])
     assert kept == [9.0, 9.0, 9.0, 8.0, 7.0]
@@ -437,7 +644,9 @@ def test_a_cold_run_of_all_replaces_times_of_more_rows_and_of_notebooks_that_are
         files.write_json(figures / notebooks.TIMINGS, dict.fromkeys([FIRST, LAST, "09_gone"], old))
         for stem in (FIRST, LAST):
             record = {"seconds": 3.0, "artifacts": 2, "device": "CPU", "started": 11.0}
-            files.write_json(runs / "tiny" / f"{stem}.json", record | {"key": {}, "outputs": {}})
+            files.write_json(
+                runs / "tiny" / f"{stem}.json", record | {"key": {}, "outputs": {}, "copy": ""}
+            )
         files.write_json(manifest, {})
         os.utime(manifest, (made_at, made_at))
         notebooks.finish("tiny", since=10.0)
@@ -475,7 +684,7 @@ def test_damaged_times_count_as_not_measured(
     files.write_text(desk / "figures" / "tiny" / notebooks.TIMINGS, damaged)
     assert notebooks.timings_table(desk / "figures" / "tiny") == "No durations are recorded."
     assert command("plan") == 0
-    assert f"{FIRST}: never\n" in capsys.readouterr().out
+    assert f"{FIRST}: never run\n" in capsys.readouterr().out
     assert len(notebooks.prepare("tiny", (), False)) > 2
     notebooks.finish("tiny", since=1.0)
     assert notebooks._times(desk / "figures" / "tiny") == {}
@@ -574,9 +783,9 @@ def test_an_interrupt_ends_kernels_and_leaves_nothing_half_done(
         time.sleep(0.1)
     kernels = [psutil.Process(int(path.read_text())) for path in pids]
     everybody = psutil.Process(process.pid).children(recursive=True)
-    if to == "runner":
-        for kernel in kernels:
-            kernel.parent().send_signal(number)
+    if to == "runner":  # and what executes one of the notebooks
+        for each in (psutil.Process(process.pid).children()[0], kernels[0].parent()):
+            each.send_signal(number)
     else:
         (os.killpg if to == "all" else os.kill)(process.pid, number)
     assert psutil.wait_procs(everybody, timeout=20)[1] == []
@@ -589,3 +798,4 @@ def test_an_interrupt_ends_kernels_and_leaves_nothing_half_done(
     home = copy / "runs" / "tiny"
     assert all("partial" in path.name for path in home.glob("*.ipynb"))
     assert json.loads((home / ".keys" / STAGED[2]).read_text())["reason"] == "never"
+    assert notebooks._reason(home / f"{STAGED[2]}.ipynb", {}, copy / "figures") == "stopped"

@@ -23,8 +23,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_summary_has_numbers_intervals_n_and_origin(folder: Path) -> None:
     text = figures.write_summary("demo").read_text()
     stamp = files.read_json(folder / "03_attacks.json")
-    first, *_, last = stamp["seeds"].split(", ")
-    assert f"`03_attacks`: data {stamp['data']}; seeds {first} to {last}; device " in text
+    many = len(stamp["seeds"].split(", "))
+    assert f"`03_attacks`: {stamp['data']}; {many} seeds; {stamp['device']}; torch " in text
     numbers = figures.FIGURES["03_attacks"].summarise(figures.read(folder, "03_attacks")[0]).numbers
     assert numbers.loc["Cont-Steal", "accuracy"] in text
     pictures = {stem for stem in figures.FIGURES if f"({stem}.png)" in text}

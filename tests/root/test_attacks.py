@@ -313,9 +313,9 @@ MSE, LABEL = {"attack": "embedding"}, {"attack": "label"}
 REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "attack": ({"attack": "contsteal"}, rf"'contsteal'.*{', '.join(steal.ATTACKS)}"),
     "views": ({"views": "sideways"}, r"'sideways'.*clean, surrogate, shared, independent"),
-    "fixed both": ({"attack": "stolen-encoder", "views": "clean"}, "needs those of 'both'"),
-    "fixed pair": ({"attack": "info-nce-2", "views": "shared"}, "needs those of 'pair'"),
-    "both": ({**MSE, "views": "both"}, "only stolen-encoder's loss"),
+    "fixed both": ({"attack": "stolen-encoder", "views": "clean"}, "needs views='both'"),
+    "fixed pair": ({"attack": "info-nce-2", "views": "shared"}, "needs views='pair'"),
+    "both": ({**MSE, "views": "both"}, "only stolen-encoder takes them"),
     "answers": ({"answers": -1}, "answers=-1"),
     "batch": ({"batch": N + 1}, f"{N} images are fewer than one batch of {N + 1}"),
     "epochs": ({"epochs": 0}, "epochs"),
@@ -342,10 +342,10 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
     ),
     "centred labels": ({**LABEL, "adapt": "centre"}, "adapt='centre', accounts=1 of label: only"),
     "accounts of labels": ({**LABEL, "accounts": 2}, "accounts=2 of label: only answers that are"),
-    "average of views": ({"adapt": "average"}, "adapt='average' of views 'independent'"),
+    "average of views": ({"adapt": "average"}, "adapt='average' of views='independent'"),
     "average of one": (
         {**MSE, "adapt": "average"},
-        "adapt='average' with answers=None: at least 2",
+        "adapt='average' with answers=None: set 2 or more",
     ),
     "no head": (LABEL, "embeddings only"),
     "no head for posteriors": ({"attack": "posterior"}, "embeddings only"),
@@ -403,7 +403,7 @@ def test_an_unknown_mode_and_a_long_name_of_an_account_cost_no_query(shapes, vic
 
 def test_too_small_a_budget_and_labels_of_other_images_are_refused(shapes, victim):
     api, small = BlackBox(victim), BlackBox(victim, budget=2 * N - 1)
-    with pytest.raises(BudgetExceeded, match="would need 64 distinct inputs"):
+    with pytest.raises(BudgetExceeded, match="needs 64 distinct inputs"):
         steal.train(replace(FAST, attack="barlow"), small, shapes.images)
     with pytest.raises(ValueError, match=r"labels \(3,\) torch.int64: whole numbers \(32,\)"):
         steal.train(

@@ -210,10 +210,10 @@ def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path, 
         seen.append(chosen.tolist())
         return loss(chosen, epoch, draws) * (bad if len(seen) == 6 else 1)
 
-    with pytest.raises(loop.Diverged, match=r"epoch 3, step 2 .*learning rate") as caught:
+    with pytest.raises(loop.Diverged, match=r"epoch 3, step 2, .*learning rate") as caught:
         loop.fit(model, breaks, N, SCHEDULE, seed=0, checkpoint=path)
     some = ", ".join(map(str, seen[5]))
-    assert f"on images {some}, ... of the 8 of its batch" in str(caught.value)
+    assert f"on a batch of 8 images ({some}, ...)" in str(caught.value)
     state = torch.load(path, weights_only=True)
     assert len(state["history"]) == 2
     assert all(value.isfinite().all() for value in state["model"].values())
@@ -382,6 +382,8 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_is_kept(tmp_path, always
 
 def test_a_folder_is_no_checkpoint_and_stays(tmp_path):
     (tmp_path / "mine").mkdir()
+    with pytest.raises(ValueError, match="checkpoint=3: the path of a file is needed"):
+        fit(checkpoint=3)
     with pytest.raises(ValueError, match="mine is a folder"):
         fit(checkpoint=tmp_path / "mine")
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
@@ -419,7 +421,7 @@ def test_a_damaged_checkpoint_is_moved_aside(tmp_path, always_save, harm):
     with pytest.raises(KeyboardInterrupt):
         fit(checkpoint=path, after_epoch=die_at(3))
     path.write_bytes(harm(path.read_bytes()))
-    with pytest.warns(UserWarning, match=r"c\.pt is damaged: moved aside, starting anew$"):
+    with pytest.warns(UserWarning, match=r"damaged: it is moved aside, and training starts again$"):
         assert fit(checkpoint=path) == fit()
     assert len(list(tmp_path.glob("c.pt.corrupt-*"))) == 1
 
@@ -434,6 +436,17 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, always_save, other):
     with pytest.raises(ValueError, match="another run"):
         fit(checkpoint=path, **other)
     assert path.read_bytes() == before
+
+
+def test_the_owner_of_a_checkpoint_is_known_by_whole_words(tmp_path, always_save):
+    path = tmp_path / "c.pt"
+    loop.check_owner(path, "anything")  # there is none yet
+    fit(checkpoint=path, identity="a 12")
+    loop.check_owner(path, "a 12")
+    with pytest.raises(ValueError, match="another run"):
+        loop.check_owner(path, "a 1")
+    path.write_bytes(b"damaged")
+    loop.check_owner(path, "a 1")
 
 
 def test_every_epoch_is_logged_to_a_csv_beside_the_checkpoint(tmp_path):

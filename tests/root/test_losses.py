@@ -581,7 +581,10 @@ def test_shapes_must_agree_and_one_row_has_no_negatives(name: str) -> None:
 
 
 S, T = batch()
-ODD, FEW = r"a batch of 5 rows is not \[view 1; view 2\].* even", "no negatives.* at least 4 rows"
+ODD, FEW = (
+    r"a batch of 5 rows cannot be \[view 1; view 2\].* even",
+    "no negatives.* at least 4 rows",
+)
 FORMS = r" of {}: choose \"{}\" or \"{}\""
 UNFIT, LABELS = r"logits \(6, 5\) do not fit answers ", "sup_con needs the true label of each of 6"
 HALF = r".*\(2N, D\) = \[clean; augmented\], the victim's \(N, D\)"
@@ -632,6 +635,8 @@ def test_a_queue_of_another_width_is_refused(shape: tuple[int, ...]) -> None:
         ("logits", lambda: losses.cross_entropy(torch.ones(2, 0), torch.ones(2, 0))),
         ("answers", lambda: losses.cross_entropy(torch.ones(2, 3), torch.ones(2, 3).bool())),
         ("answers", lambda: losses.cross_entropy(torch.ones(2, 3), torch.ones(2))),
+        ("from 1 to 3: cl", lambda: losses.cross_entropy(torch.ones(3, 3), torch.arange(1, 4))),
+        ("from -100 to", lambda: losses.cross_entropy(torch.ones(1, 3), torch.tensor([-100]))),
     ],
 )
 def test_what_would_end_in_nan_or_in_an_error_of_torch_is_refused(name, loss) -> None:

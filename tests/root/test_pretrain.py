@@ -114,12 +114,12 @@ def test_the_seed_alone_decides_the_weights(shapes):
     [
         ({"method": "simclear"}, r"'simclear'.*simclr, moco, byol, simsiam, supervised, ready"),
         ({"batch": 59}, "58 images are fewer than one batch of 59"),
-        ({"method": "supervised"}, "'supervised' needs labels, shapes has none"),
+        ({"method": "supervised"}, "needs labels, and this split of shapes has none"),
         ({"steps": -2}, "steps=-2: a whole number of at least 0"),
         ({"monitor_every": 0}, "monitor_every=0: a whole number of at least 1"),
-        ({"method": "ready"}, "weights=None: method 'ready' needs 'timm' or a file"),
+        ({"method": "ready"}, "weights=None: method 'ready' needs a file or 'timm'"),
         ({"method": "ready", "weights": "gone.pth"}, r"'gone.pth' .*gone.pth does not exist"),
-        ({"weights": "timm"}, "method 'simclr' trains its own; set method: ready"),
+        ({"weights": "timm"}, "method 'simclr' trains its own weights; leave both out"),
     ],
 )
 def test_what_does_not_fit_is_refused(shapes, changes, message):
@@ -130,8 +130,11 @@ def test_what_does_not_fit_is_refused(shapes, changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels": -torch.ones(64, dtype=torch.int64)}, "label -1 of image 0: 10 classes"),
-        ({"labels": torch.full((64,), 10)}, "label 10 of image 0: 10 classes"),
+        (
+            {"labels": -torch.ones(64, dtype=torch.int64)},
+            "label -1 of image 0: labels of 10 classes",
+        ),
+        ({"labels": torch.full((64,), 10)}, "label 10 of image 0: labels of 10 classes are 0 to 9"),
         ({"labels": torch.zeros(64)}, "float32: whole numbers"),
         ({"labels": torch.zeros(63, dtype=torch.int64)}, r"labels \(63,\)"),
         ({"images": torch.zeros(64, 3, 32, 0, dtype=torch.uint8)}, r"images \(64, 3, 32, 0\)"),
@@ -141,7 +144,7 @@ def test_what_does_not_fit_is_refused(shapes, changes, message):
 def test_images_and_labels_that_cannot_be_trained_on(shapes, changes, message):
     with pytest.raises(ValueError, match=message):
         pretrain.fit(replace(TINY, method="supervised"), replace(shapes.take(slice(64)), **changes))
-    with pytest.raises(ValueError, match="images Tensor: a set is needed"):
+    with pytest.raises(ValueError, match="images of kind Tensor: an ImageSet is needed"):
         pretrain.fit(TINY, shapes.images)
 
 

@@ -158,6 +158,23 @@ def test_a_network_that_ends_in_a_relu_cannot_answer_below_zero(images):
     assert errors[True] < 0.2 * bound < bound <= errors[False]
 
 
+def test_the_optimizer_is_the_one_that_was_asked_for(images, victim):
+    """The class of every step's optimizer, and no query for an unknown one."""
+    seen = []
+    hook = register_optimizer_step_post_hook(lambda optimizer, *_: seen.append(type(optimizer)))
+    try:
+        for name in ("adamw", "sgd"):
+            config = replace(FAST, attack="embedding", steps=1, optimizer=name)
+            steal.train(config, BlackBox(victim), images[:N])
+    finally:
+        hook.remove()
+    assert seen == [torch.optim.AdamW, torch.optim.SGD]
+    api = BlackBox(victim)
+    with pytest.raises(ValueError, match="optimizer 'lars': choose one of adamw, sgd"):
+        steal.train(replace(config, optimizer="lars"), api, images[:N])
+    assert api.ledger.calls == 0
+
+
 @pytest.mark.parametrize(("steps", "epochs"), [(1, 1), (4, 2), (5, 3)])
 @pytest.mark.parametrize("attack", ["cont-steal", "info-nce-2"])
 def test_an_attack_of_so_many_steps_asks_for_its_epochs(images, victim, attack, steps, epochs):
@@ -325,14 +342,36 @@ def test_a_killed_attack_ends_with_the_same_weights(images, victim, tmp_path, mo
     assert [r["loss"] for r in resumed.history] == [r["loss"] for r in whole.history]
 
 
-def test_a_checkpoint_of_another_attack_is_refused(images, victim, tmp_path, monkeypatch):
+def test_a_checkpoint_of_another_attack_is_refused_before_any_query(
+    images, victim, tmp_path, monkeypatch
+):
     monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
-    steal.train(FAST, BlackBox(victim), images[:N], checkpoint=tmp_path / "c.pt")
+    path, api = tmp_path / "c.pt", BlackBox(victim)
+    steal.train(FAST, BlackBox(victim), images[:N], checkpoint=path)
+    before = path.read_bytes()
     changes = {"attack": "embedding", "temperature": 0.1, "views": "shared", "encoder": OTHER}
     for name, value in changes.items():
-        other = replace(FAST, **{name: value})
         with pytest.raises(ValueError, match="another run"):
-            steal.train(other, BlackBox(victim), images[:N], tmp_path / "c.pt")
+            steal.train(replace(FAST, **{name: value}), api, images[:N], path)
+    with pytest.raises(ValueError, match="another run"):
+        steal.train(FAST, api, images[1 : N + 1], path)
+    assert api.ledger.calls == 0
+    assert path.read_bytes() == before
+    with pytest.raises(ValueError, match="api of kind NoneType: a BlackBox is needed"):
+        steal.train(FAST, None, images[:N])
+
+
+def test_a_checkpoint_of_another_victim_is_moved_aside_since_the_answers_are_paid_for(
+    images, victim, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
+    path, other = tmp_path / "c.pt", [GaussianNoise(1.0)]
+    steal.train(FAST, BlackBox(victim), images[:N], checkpoint=path)
+    with pytest.warns(UserWarning, match="is of other answers: it is moved aside"):
+        anew = steal.train(FAST, BlackBox(victim, other), images[:N], path)
+    fresh = steal.train(FAST, BlackBox(victim, [GaussianNoise(1.0)]), images[:N])
+    assert digest(anew.encoder) == digest(fresh.encoder)
+    assert len(list(tmp_path.glob("c.pt.corrupt-*"))) == 1
 
 
 def test_a_class_may_first_appear_in_a_later_round(images, victim):

@@ -109,9 +109,7 @@ def test_a_request_past_the_budget_gets_no_answer_and_costs_nothing():
     api.embed(x[:3])
     with pytest.raises(BudgetExceeded, match=r"adversary.*5 distinct.*budget is 4.*3 used"):
         api.embed(x)
-    with pytest.raises(
-        BudgetExceeded, match="would need 5 distinct inputs in all, the budget is 4"
-    ):
+    with pytest.raises(BudgetExceeded, match="needs 5 distinct inputs, and the budget is 4"):
         api.require(2)
     api.require(1)
     assert counts(api) == (3, 3)
@@ -128,6 +126,9 @@ def test_a_budget_is_a_whole_number_from_one(budget):
 
 @pytest.mark.parametrize("net", [None, nn.Flatten, lambda x: x])
 def test_what_is_no_network_is_no_victim(net):
+    for odd in ({"defenses": None}, {"defenses": [3]}, {"defenses": Rounding(0)}, {"head": "a"}):
+        with pytest.raises(ValueError, match="a list of defences is needed, and functions"):
+            BlackBox(Toy(), **odd)
     with pytest.raises(ValueError, match="a victim is a torch"):
         BlackBox(net)
 
@@ -303,7 +304,7 @@ PAD = B4B(transform="pad", padding=4)
         ({"head": None}, "label", "embeddings only"),
         ({}, "gradient", "'gradient': choose one of label, posterior, logits"),
         ({"defenses": [TopK(DIM + 1)]}, "label", "TopK"),
-        ({"defenses": [PAD]}, "label", "9 coordinates of 5 classes.*padding is for embeddings"),
+        ({"defenses": [PAD]}, "label", "5 classes into 9 coordinates: use padding for embeddings"),
     ],
 )
 def test_what_fails_before_an_answer_leaves_is_not_counted(options, answer, message):
@@ -351,7 +352,9 @@ def test_images_of_another_size_may_not_make_vectors_of_another_width():
 
     api = BlackBox(Flat())  # which has no weights, and so no device of its own
     api.embed(pictures(2))
-    with pytest.raises(ValueError, match="192 coordinates, of others 48: send images of one size"):
+    with pytest.raises(
+        ValueError, match="192 coordinates, but earlier ones 48: send images of one size"
+    ):
         api.embed(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
     assert counts(api) == (2, 2)
 
@@ -436,7 +439,7 @@ def test_a_damaged_file_is_moved_aside_and_computed_again(net, images, tmp_path)
     (file,) = tmp_path.glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-40])
     anew = AnswerCache(net, AnswerStore(tmp_path))
-    with pytest.warns(UserWarning, match="is not what was stored.*computing it again"):
+    with pytest.warns(UserWarning, match="does not hold this victim's answers.*computed again"):
         assert torch.equal(anew(images, names), made)
     assert anew.forwards == 12
     assert len(list(tmp_path.glob("*.corrupt-*"))) == 1
@@ -487,7 +490,7 @@ def test_a_table_of_another_victim_request_length_or_type_is_not_shown(harm, tmp
     made = [f for f in tmp_path.glob("*/*.safetensors") if f != file]
     for other in made:
         other.replace(file)
-    with pytest.warns(UserWarning, match="is not what was stored"):
+    with pytest.warns(UserWarning, match="does not hold this victim's answers"):
         assert store.get([b"a"]) is None
     assert not file.exists()
 
