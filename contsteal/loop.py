@@ -304,21 +304,24 @@ def _resume(
         state = _stored(path)
         if problem := checkpoints.misfit(model.state_dict(), state["model"]):
             raise ValueError(problem)
-        history: list[Row] = state["history"]
+        _ = state["history"], state["optimizer"], state["rng"]
     except Exception:  # torch.load's advise to load it unsafely
         warnings.warn(
             f"{path} is damaged: it is moved aside, and training starts again", stacklevel=3
         )
         files.move_aside(path)
         return []
-    _restore(model, optimizer, state)
-    return history
+    return _restore(model, optimizer, state)
 
 
-def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def _restore(
+    model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> list[Row]:
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["rng"])
+    history: list[Row] = state["history"]
+    return history
 
 
 def _of_first(model: nn.Module, optimizer: torch.optim.Optimizer, history: list[Row]) -> list[Row]:
@@ -327,8 +330,7 @@ def _of_first(model: nn.Module, optimizer: torch.optim.Optimizer, history: list[
         return history
     state = [_state(model, optimizer, "", history)]
     dist.broadcast_object_list(state)
-    _restore(model, optimizer, state[0])
-    return state[0]["history"]
+    return _restore(model, optimizer, state[0])
 
 
 def several() -> bool:

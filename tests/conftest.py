@@ -35,6 +35,11 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         yield Lab("smoke")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest test: beside it, the other worker does most of the short ones."""
+    items.sort(key=lambda item: item.name != "test_the_commands_run_one_after_another")
+
+
 @pytest.fixture
 def together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
     """Call a function in two processes that train together on the CPU; return what each has to say."""
@@ -56,8 +61,3 @@ def together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., l
         return [torch.load(tmp_path / f"{meeting}-{k}.pt") for k in range(2)]
 
     return call
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest test: beside it, the other worker does most of the short ones."""
-    items.sort(key=lambda item: item.name != "test_the_commands_run_one_after_another")

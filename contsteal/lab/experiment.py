@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -198,22 +198,24 @@ class Lab:
         self,
         part: str = "victim",
         method: str | None = None,
+        report: Callable[[str], object] | None = None,
         **changes: Any,
     ) -> Trained:
         """Train the profile's "victim" or "supervised" encoder, or return it where that was done.
 
         A victim may be trained by another `method`, with that method's settings. `changes` are fields
-        of pretrain.Config.
+        of pretrain.Config. `report` gets the reason before a training, in place of `messages`.
         """
         config = profiles.config(self.settings, part, method)
         config = replace(config, **profiles.lengthened(changes))
-        return self.fit(part, config, self.train_images(part))
+        return self.fit(part, config, self.train_images(part), report)
 
     def fit(
         self,
         kind: str,
         config: methods.Config,
         images: ImageSet,
+        report: Callable[[str], object] | None = None,
     ) -> Trained:
         """Train an encoder on images, or return it where that was done."""
         identity = asdict(config) | {"images": self.data_key(images), "on": self.machine}
@@ -225,9 +227,8 @@ class Lab:
                 result = pretrain.fit(config, cast(Any, images), checkpoint)
             artifacts.write(folder, result.encoder, result.history, {}, result.projector)
 
-        folder = artifacts.artifact(
-            kind, identity, ["contsteal.pretrain"], make, self.messages.append
-        )
+        report = report or self.messages.append
+        folder = artifacts.artifact(kind, identity, ["contsteal.pretrain"], make, report)
         return artifacts.read(folder, self.device)
 
     @cached_property

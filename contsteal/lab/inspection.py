@@ -303,7 +303,7 @@ class Rehearsal(Lab):
         )  # else on disk
         return count
 
-    def fit(self, kind: str, config: methods.Config, images: Any, report: Any = print) -> Trained:
+    def fit(self, kind: str, config: methods.Config, images: Any, report: Any = None) -> Trained:
         """Note the training of an encoder; of a ready one nothing is trained."""
         n = images if isinstance(images, int) else len(images)
         kept = n - min(config.held_out, n // 10)
@@ -322,7 +322,7 @@ class Rehearsal(Lab):
             ]
         return self._note(f"{kind} {config} {on}", own)
 
-    def train(self, part: str = "victim", method: str | None = None, report: Any = print,
+    def train(self, part: str = "victim", method: str | None = None, report: Any = None,
               **changes: Any) -> Trained:  # fmt: skip
         """Note the training of a profile's encoder."""
         config = profiles.config(self.settings, part, method)

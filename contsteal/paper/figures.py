@@ -192,7 +192,8 @@ def sheet(folder: Path) -> Path:
     font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 18)
     pictures = [Image.open(folder / f"{stem}.png").convert("RGB") for stem in stems]
     pictures = [p.resize((width, round(p.height * width / p.width))) for p in pictures]
-    most = sum(p.height + 2 * gap for p in pictures)
+    heights = [p.height + 2 * gap for p in pictures]
+    most = sum(heights) // columns + max(heights) + 2 * gap
     page, ends = Image.new("RGB", (columns * (width + gap) + gap, most), "white"), [gap] * columns
     for stem, picture in zip(stems, pictures, strict=True):  # below the shortest column
         column = ends.index(min(ends))

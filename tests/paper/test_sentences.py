@@ -35,6 +35,21 @@ def test_a_verdict_claims_what_the_interval_excludes_and_nothing_else(shift, sen
     assert sentences.verdict(pd.DataFrame(duel(shift)), "cont-steal", "embedding") == sentence
 
 
+@pytest.mark.parametrize(
+    ("value", "cell"),
+    [
+        (0.146, "+15"),
+        (-0.0097, "-1"),
+        (0.004, "+0.4"),
+        (-0.0004, "0.0"),
+        (-0.006, "-0.6"),
+        (0, "0.0"),
+    ],
+)
+def test_a_cell_keeps_the_sign_of_a_change_below_one_point(value: float, cell: str) -> None:
+    assert sentences.signed(value) == cell
+
+
 def test_an_attack_that_was_not_run_is_not_compared() -> None:
     assert sentences.verdict(pd.DataFrame(duel(GOOD)), "cont-steal", "label") == ""
 
