@@ -92,23 +92,18 @@ def _row(kind: str, workers: int, runs: int, taken: float) -> Row:
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Draw the seconds of all attacks, and the overhead of a run, against the number of workers."""
+    """Draw the overhead of a run, and the memory of a worker, against the number of workers."""
     fig, axes = plots.canvas(1, 2, height=2.4)
-    left, right = axes[0]
-    rows = table[(table["runs of"] == "attacks") & (table["workers"] > 0)]
-    alone = table.loc[table["workers"] == 0, "seconds"].item()
-    left.plot(rows["workers"], rows["seconds"], marker="o", color="#0072B2", label="Dask workers")
-    left.axhline(alone, color="#555555", linestyle=":", label="without Dask")
-    left.set(xscale="log", xlabel="workers", ylabel="seconds", ylim=(0, None))
-    left.set_title(f"{int(rows['runs'].iloc[0])} tiny attacks")
-    left.legend(fontsize=6, frameon=False)
-    naps = table[table["runs of"] == "naps"]
-    right.plot(naps["workers"], naps["overhead_ms"], marker="o", color="#0072B2")
-    right.axhline(BAR, color="#555555", linestyle=":")
-    right.annotate("at most", (1, BAR), xytext=(0, 2), textcoords="offset points", fontsize=6)
-    right.set(xscale="log", xlabel="workers", ylabel="ms per run", ylim=(0, 1.2 * BAR))
-    right.set_title("overhead of a run that only waits")
+    (left, right), most = axes[0], table["worker_mb"].max()
+    naps, held = table[table["runs of"] == "naps"], table[table["worker_mb"].notna()]
+    left.plot(naps["workers"], naps["overhead_ms"], marker="o", color="#0072B2")
+    left.axhline(BAR, color="#555555", linestyle=":")
+    left.annotate("at most", (1, BAR), xytext=(0, 2), textcoords="offset points", fontsize=6)
+    left.set(ylabel="ms per run", ylim=(0, 1.2 * BAR), title="Overhead of a run that only waits")
+    right.plot(held["workers"], held["worker_mb"], marker="o", color="#0072B2")
+    right.set(ylabel="MB", ylim=(0, 1.2 * most), title="Memory of the largest worker")
     for ax in (left, right):
+        ax.set(xscale="log", xlabel="workers")
         ax.set_xticks(naps["workers"], [str(n) for n in naps["workers"]])
         ax.set_xticks([], minor=True)
     return fig

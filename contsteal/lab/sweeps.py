@@ -646,23 +646,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         dist.destroy_process_group()
 
 
+class _Announced(list[str]):
+    """Messages of a lab that the other processes of a group hear, too: they begin with a training."""
+
+    def append(self, message: str) -> None:
+        super().append(message)
+        dist.broadcast_object_list([message])
+
+
 def train_together(lab: Lab, part: str, method: str | None = None) -> None:
     """Train an encoder of a profile in all processes of a group; the first one keeps the artifact."""
     if dist.get_rank() == 0:
-        reasons: list[str] = []
-
-        def start(reason: str) -> None:
-            reasons.append(reason)
-            dist.broadcast_object_list([reason])
-
-        trained = lab.train(part, method, start)
-        if not reasons:  # the others wait for one
+        lab.messages = _Announced()
+        trained = lab.train(part, method)
+        if not lab.messages:  # it was there; the others wait for a message
             dist.broadcast_object_list([None])
-        print(f"{reasons[0] if reasons else 'read'}: {part} {trained.sha256[:12]}")
+        print(f"{', '.join(lab.messages) or 'read'}: {part} {trained.sha256[:12]}")
         return
-    reason = [None]
-    dist.broadcast_object_list(reason)
-    if reason[0]:
+    message = [None]
+    dist.broadcast_object_list(message)
+    if message[0]:
         os.environ[loop.QUIET] = "1"
         with artifacts.single_thread():
             pretrain.fit(config(lab.settings, part, method), cast(Any, lab.train_images(part)))
