@@ -678,7 +678,7 @@ def roc_curves(table: pd.DataFrame, title: str) -> Figure:
     A dot is the detector's threshold, its bars Clopper-Pearson 95 % intervals.
     """
     styles: dict[Any, dict[str, Any]] = {
-        detector: {"color": CYCLE[k], "linestyle": DASHES[k % len(DASHES)]}
+        detector: {"color": CYCLE[k % len(CYCLE)], "linestyle": DASHES[k % len(DASHES)]}
         for k, detector in enumerate(table["detector"].unique())
     }
     fig, axes = canvas(2, 2, 5.2, title)

@@ -20,7 +20,7 @@ import tinysets
 import torch
 from nbformat.v4 import new_code_cell, new_notebook
 
-from contsteal import data, files
+from contsteal import data, files, pretrain
 from contsteal.data import torchsets
 from contsteal.lab import artifacts, inspection, profiles
 from contsteal.paper import notebooks
@@ -490,7 +490,6 @@ def test_half_a_data_set_is_said_before_any_notebook_runs(
             {"weights": "timm", "encoder": "test_resnet.r160_in1k"},
             "not in the cache of the Hugging",
         ),
-        ({"weights": "timm", "encoder": "resnet18.a9_in1k"}, "unknown weights"),
     ],
 )
 def test_weights_that_cannot_be_read_are_refused_before_anything_runs(
@@ -511,6 +510,24 @@ def test_weights_that_cannot_be_read_are_refused_before_anything_runs(
     assert not (desk / "runs" / "tiny").exists()
     assert command("plan") == 0
     assert "missing: victim of tiny.yaml" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("lies", [False, True])
+def test_weights_of_timm_are_looked_for_on_disk_and_fetched_by_make_data(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lies: bool
+) -> None:
+    """A plan asks no network: it looks into the hub's cache, and reads what lies there."""
+    read: list[str] = []
+    found = str(desk / "model.safetensors") if lies else None
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: found)
+    monkeypatch.setattr(pretrain, "ready", lambda config: read.append(config.encoder))
+    ready = {"method": "ready", "encoder": "test_resnet", "weights": "timm"}
+    write_profile(desk, victim=ready)
+    assert list(notebooks.missing_data("tiny")) == ([] if lies else ["victim"])
+    assert read == ["test_resnet"] * lies
+    assert command("data") == (0 if lies else 1)
+    assert "victim: the weights of test_resnet are present" in capsys.readouterr().out
+    assert len(read) == 1 + 2 * lies
 
 
 TRAINS = """
@@ -546,9 +563,7 @@ def test_a_plan_counts_trainings_answers_hours_disk_and_memory(
     write_notebook(desk, LAST, TRAINS)
     assert command("plan") == 0
     _, first, last, whole = capsys.readouterr().out.splitlines()
-    cost = (
-        r"{}: never; (\d) trainings, (\d+) answers of the victim, 0 min, 0.0 GB of disk, .*memory"
-    )
+    cost = r"{}: never run; (\d) trainings, (\d+) answers of the victim, 0 min, 0.0 GB of disk, .*memory"
     assert re.fullmatch(" *" + cost.format(FIRST), first).groups() == ("2", str(64 + 160 + 160))
     assert re.fullmatch(" *" + cost.format(LAST), last).groups() == ("0", "0")
     assert re.search("in all, an estimate for .*: . min, 0.0 GB of disk .85 GFLOP/s", whole)
@@ -566,7 +581,9 @@ def test_the_plan_of_the_papers_is_made_in_seconds_and_knows_every_notebook(
     assert time.process_time() - start < 10
     lines = capsys.readouterr().out.splitlines()
     for stem, line in zip(notebooks.stems(), lines, strict=False):
-        assert re.fullmatch(rf"  {stem}: never; .*\d (min|h)( on a CPU|, .* of memory)", line), line
+        assert re.fullmatch(
+            rf"  {stem}: never run; .*\d (min|h)( on a CPU|, .* of memory)", line
+        ), line
     assert "NVIDIA H200" in lines[9]
 
 

@@ -6,6 +6,7 @@ looked for in the tables that came out:
     CONTSTEAL_NOTEBOOKS=all .venv/bin/python -m pytest -n 0 tests/paper/test_published.py
 """
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -95,7 +96,7 @@ def tiny_profile(name: str, home: Path) -> dict[int, int]:
         ready = {"encoder": encoder, "weights": str(home / f"{encoder}.safetensors")}
         config |= ready if config["method"] == "ready" else SMALL
     common["methods"] = {"moco": {"queue": 64}} if "methods" in common else {}
-    (home / f"{name}.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    (home / f"{name}.yaml").write_text(json.dumps(settings))
     return small
 
 
