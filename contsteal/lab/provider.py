@@ -233,13 +233,16 @@ def adapting(
     """
     anchors = _anchors(lab, queries)
     parts, rest = [pd.DataFrame()], (queries, seeds, bought, steps)
+    met = False
     for chain in distinct(chains):
         kind = strength(chain)["kind"].split(" + ")[-1]
         for name, how in ADAPTING.get(kind, {}).items():
             changes = how | ({"anchors": anchors} if "accounts" in how else {})
             parts.append(defended(lab, [chain], [attack], *rest, name, changes))
         if kind == "GaussianNoise" and strength(chain)["strength"] in prototypes:
-            parts.append(defended(lab, [[], chain], ["rda"], *rest, "prototypes of RDA"))
+            free: list[Chain] = [] if met else [[]]  # the runs without a defence stand once
+            parts.append(defended(lab, [*free, chain], ["rda"], *rest, "prototypes of RDA"))
+            met = True
     return pd.concat(parts, ignore_index=True)
 
 

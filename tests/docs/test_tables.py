@@ -6,7 +6,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from contsteal.lab import artifacts, profiles
+from contsteal import defenses
+from contsteal.lab import artifacts, profiles, provider
 from contsteal.paper import notebooks
 from contsteal.paper.plots import FIGURES
 
@@ -24,6 +25,13 @@ def flat(value: object) -> set[Any]:
     if isinstance(value, dict):
         return set(value) | {x for inner in value.values() for x in flat(inner)}
     return {x for inner in value for x in flat(inner)} if isinstance(value, list) else {value}
+
+
+def defended(values: dict[str, Any]) -> set[str]:
+    """Return the names of the defences that notebook 05a runs, and of none."""
+    *deviations, mean = values["offset"]
+    shifted = [[defenses.GaussianNoise(std, mean=mean)] for std in deviations]
+    return {provider.chain_name(c) for c in [[], *provider.listed(values["strengths"]), *shifted]}
 
 
 def test_the_stored_page_is_current() -> None:
@@ -67,6 +75,8 @@ def test_rows_are_those_of_their_profile(profile: str, entry: dict[str, Any]) ->
                 elif column == "suspect" and point["kind"] == "stolen":
                     attack, *rest = value.split(", ")
                     assert value in known or {attack, *rest} <= known | {"turned"}, value
+                elif column == "defence":
+                    assert value in defended(values), value
                 elif column == "knob":
                     assert point["value"] in {str(v) for v in values["knobs"][value]}
                 elif column == "detector":

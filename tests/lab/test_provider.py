@@ -364,3 +364,21 @@ def test_the_price_counts_memory_that_grows_and_memory_that_does_not(lab: Lab) -
     assert similar["bytes"] - similar["bytes, half"] == 48 * 4 * lab.victim.encoder.dim
     assert (table["seconds"] > 0).all()
     assert (table["added"].iloc[1:] > 0).all()
+
+
+def test_rda_without_a_defence_stands_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise of one strength before and after another defence shares the runs without any."""
+    ran: list[list[str]] = []
+
+    def note(_: object, chains: list, attacks: list[str], *rest: object) -> pd.DataFrame:
+        ran.append([*map(provider.chain_name, chains), *attacks])
+        return pd.DataFrame()
+
+    monkeypatch.setattr(provider, "defended", note)
+    monkeypatch.setattr(provider, "_anchors", lambda *_: 8)
+    chains = provider.listed({"gaussian-noise": [0.5], "normalise + gaussian-noise": [0.5]})
+    provider.adapting(None, chains, "embedding", 16, [0], pd.DataFrame(), prototypes=[0.5])
+    assert [names for names in ran if names[-1] == "rda"] == [
+        ["none", "GaussianNoise(std=0.5)", "rda"],
+        ["Normalise() + GaussianNoise(std=0.5)", "rda"],
+    ]
