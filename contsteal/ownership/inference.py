@@ -245,7 +245,8 @@ def welch(suspect: Tensor, null: Tensor, test: str = "welch", form: Form = "sign
 
 
 def _finite(values: Iterable[float]) -> Tensor:
-    return torch.tensor([number(value, "measure") for value in values], dtype=torch.float64)
+    span = {"least": -1e100, "most": 1e100}  # squares of what lies beyond overflow
+    return torch.tensor([number(v, "measure", **span) for v in values], dtype=torch.float64)
 
 
 def check_answers(answers: Tensor, dim: int, test: str) -> None:
