@@ -285,7 +285,7 @@ def test_a_disk_that_takes_nothing_is_an_error_in_one_sentence(
     assert pieces.main(["--profile", "smoke"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
-    assert f"cannot be written ({said}): free space or give permission" in line
+    assert f"cannot be written ({said}): free space, give permission" in line
 
 
 def test_a_machine_that_forgets_gives_its_victims_in_parts(
