@@ -312,6 +312,7 @@ ELSEWHERE = {"make test", "make setup", "make lab", "make bench", "make html", "
              "make record TO=FOLDER", "make record SECONDS=500 TO=out PYTHON=python3",
              "make record PROFILE=smoke", "CONTSTEAL_WORKERS=4 make paper PROFILE=study",
              "DASK_SCHEDULER_ADDRESS=tcp://192.0.2.10:8786 make paper PROFILE=study",
+             "python -m benchmarks.scaling", "python -m benchmarks.mapped",
              "python -m benchmarks.scaling --share resnet18"}  # fmt: skip
 LEFT_OUT = {"runs", ".git", ".venv", "study", ".pytest_cache", ".ruff_cache", ".mypy_cache"}
 
