@@ -314,7 +314,9 @@ def section(folder: Path, stem: str, table: pd.DataFrame, stamp: Stamp) -> list[
         result = row.summarise(table)
         numbers = result.numbers.reset_index()
         if isinstance(numbers.columns, pd.MultiIndex):
-            numbers.columns = numbers.columns.map(lambda column: " ".join(filter(None, column)))
+            several = len({victim for victim, task in numbers.columns if task}) > 1
+            numbers.columns = [f"{task}, victim of {victim}" if task and several else task or victim
+                               for victim, task in numbers.columns]  # fmt: skip
         numbers.columns = numbers.columns.str.replace("_", " ")
         parts += [result.text, numbers.to_markdown(index=False)][: 1 + (not result.numbers.empty)]
     return parts

@@ -597,7 +597,11 @@ def parties(table: pd.DataFrame) -> Summary:
             best = rows.loc[[lead.idxmax()]].iloc[0]
             found, wrong = (f"{100 * best[who]:.0f} %" for who in ("thieves", "others"))
             parts.append(f"best {kind} ({best['means']}): {found} of thieves, {wrong} of others")
-    return Summary("; ".join(parts), table.set_index("means").rename(columns=name))
+    shown = table.set_index("means").rename(columns={"bytes": "bytes kept per user"})
+    for column in shown.columns.difference(["verdict", "kind"]):
+        scale, form = (1, "{:.0f}") if column == "bytes kept per user" else (100, "{:.1f}")
+        shown[column] = (scale * shown[column]).map(form.format, na_action="ignore")
+    return Summary("; ".join(parts), shown.rename(columns=name).astype(object).fillna("-"))
 
 
 # ---------------------------------------------------------------------------- ownership (05)
