@@ -335,13 +335,15 @@ def readme(profile: str = "demo") -> str:
         titles["03_steps"] += f"\n- With longer training, in `{LONGER}`: {text}"
     main, stamp = read(folder, "03_attacks")
     images, steps = main["images"].max(), main["steps"].max()
+    guarded = read(folder, "05a_defenses")[0]["steps"].max()
     return "\n\n".join([
         f"Measured with the `{profile}` profile on {stamp['device']}, {stamp['date']}; {images:g} query "
-        f"images and, where nothing else is said, {steps:g} steps of training per attack.",
+        f"images and {steps:g} steps of training per attack ({guarded:g} against defences).",
         "\n".join(titles.values()),
         main_result.reset_index().to_markdown(index=False),
-        "Percentages; in brackets 95 % t-intervals over seeds. The share of the way goes from the best "
-        "encoder that needs no victim to the victim. A claim about attacks is decided only where two "
+        "Percentages; in brackets 95 % t-intervals over seeds. In the share of the way, 0 is the "
+        "best encoder that needs no victim and 100 is the victim: below 0, not stealing was better; "
+        "above 100, a probe did slightly better on the copy. A claim about attacks is decided only where two "
         "lengths of training agree.",
         f"{claims.markdown(profile, short=True)[0]} [All results](figures/{profile}/summary.md).",
     ])  # fmt: skip
