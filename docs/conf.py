@@ -114,7 +114,9 @@ def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     for pattern, place in LINKS:
         text = re.sub(pattern, place, text)
-    text = re.sub(r"<!-- table: (\w+) -->", lambda match: TABLES[match[1]], text)
+    text = re.sub(
+        r"<!-- table: (\w+) -->(\n\*\(The built.*)?", lambda match: TABLES[match[1]], text
+    )
     path.write_text(re.sub(r"!?\[([^][]*)\]\(/results/(\w+)/(\w+\.\w+)[^)]*\)", stored, text))
 
 

@@ -472,11 +472,16 @@ def coverage(table: pd.DataFrame) -> Summary:
     shares = {str(user): float(np.interp(sent, own["queries"], own["coverage"]))
               for user, own in means.groupby("user", sort=False) if ends[user] >= sent}  # fmt: skip
     thief = shares.pop("thief")
-    each = ", ".join(f"{'more' if thief > share else 'not more'} than a "
-                     f"{user.replace(', ', ' of ')} ({percent(share)})"
+    each = ", ".join(f"{_compared(thief, share)} a {user.replace(', ', ' of ')} ({percent(share)})"
                      for user, share in shares.items())  # fmt: skip
     title = f"With {sent:g} queries a thief reaches {percent(thief)} of B4B's buckets, {each}"
     return Summary(title, means.groupby("user", sort=False).last().round(3))
+
+
+def _compared(one: float, other: float) -> str:
+    if percent(one) == percent(other):
+        return "about as many as"
+    return "more than" if one > other else "fewer than"
 
 
 def matrix(table: pd.DataFrame) -> Summary:
@@ -485,7 +490,8 @@ def matrix(table: pd.DataFrame) -> Summary:
     works, fails = (sum(verdicts["verdict"] == word) for word in (provider.WORKS, provider.FAILS))
     left = len(verdicts) - works - fails
     title = f"{works} of {len(verdicts)} defences {'works' if works == 1 else 'work'} (take at "
-    title += f"least 5 points from every thief, at most 1 from every customer), {fails} do not"
+    title += "least 5 points from every thief, at most 1 from every customer), "
+    title += f"{fails} {'does' if fails == 1 else 'do'} not"
     title += f", {left} {'is' if left == 1 else 'are'} undecided" if left else ""
     order = list(verdicts["defence"])
     bounded = table["high"] - table["low"] > 1e-9  # equal runs have no interval

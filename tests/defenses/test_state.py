@@ -196,7 +196,7 @@ BAD = [
     (B4B, {"lam": 0.0}, r"lam=0\.0: a finite number above 0"),
     (B4B, {"alpha": 1e-6}, r"lam=1e-06, alpha=1e-06: a finite number above 1e-06"),
     (B4B, {"bits": 25}, "bits=25: a whole number of at least 1 and of at most 24"),
-    (B4B, {"bits": 24, "families": 2}, r"families=2, bits=24.*2\^24, 2 MB per user"),
+    (B4B, {"bits": 24, "families": 2}, r"families=2, bits=24.*2\^24, which takes 2 MB"),
     (B4B, {"transform": "rotate"}, "'rotate'.*affine, scale, pad, shuffle, binary.*'none'"),
     (SimilarQueries, {"threshold": 1.0}, r"'cosine', threshold=1\.0: .* above -1 and below 1"),
     (SimilarQueries, {"threshold": 0.0, "measure": "l2"}, r"'l2', threshold=0\.0: .* above 0 is"),

@@ -74,6 +74,7 @@ def test_an_interrupted_victim_continues_elsewhere_and_ends_the_same(
     resumed = there.train("victim", epochs=3, seed=5)
     assert seen == [0, 1, "died", 2], "what was done before the kill is not repeated"
     assert resumed.sha256 == whole.sha256
+    there.messages.clear()
     there.steal("embedding", 32)
     assert there.messages == [], "it is read back"
     assert there.steal("cosine", 32).queries["forwards"] == 0, "and so are the victim's answers"

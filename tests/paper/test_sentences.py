@@ -324,7 +324,7 @@ def test_coverage_is_compared_after_as_many_queries_as_thief_and_customer_send()
     other = table.assign(defence="E", coverage=1.0)
     found = sentences.coverage(pd.concat([table, other]))
     assert found.title == ("With 16 queries a thief reaches 50.0 % of B4B's buckets, more than a "
-                           "customer of a (20.0 %), not more than a customer of b (90.0 %)")  # fmt: skip
+                           "customer of a (20.0 %), fewer than a customer of b (90.0 %)")  # fmt: skip
     assert found.numbers["queries"].tolist() == [16, 24, 24, 8], "c sends fewer"
     fewer = sentences.coverage(table[(table["user"] != "thief") | (table["queries"] < 24)]).title
     assert fewer.startswith("With 8 queries a thief reaches 40.0 % of B4B's buckets, more than")
@@ -341,10 +341,10 @@ def stake() -> pd.DataFrame:
 def test_the_matrix_names_what_harms_thieves_and_what_harms_customers() -> None:
     found = sentences.matrix(stake())
     limits = "take at least 5 points from every thief, at most 1 from every customer"
-    assert found.title == f"1 of 2 defences works ({limits}), 1 do not"
+    assert found.title == f"1 of 2 defences works ({limits}), 1 does not"
     assert found.numbers["verdict"].to_dict() == {"D": "works", "E": "does not work"}
     open_ = stake().assign(low=-0.3)
-    assert sentences.matrix(open_).title.endswith("), 1 do not, 1 is undecided")
+    assert sentences.matrix(open_).title.endswith("), 1 does not, 1 is undecided")
     assert found.numbers.loc["D", "thief, MSE"] == "-20.0 [-21.0, -19.0]"
 
 
