@@ -313,13 +313,8 @@ class Rehearsal(Lab):
                        config.batch, passes, 2 if passes != 3 else 1)  # fmt: skip
         on = [self.settings[k] for k in ("data", "train_split", "train_images")]
         if kind == "alone":
-            on = [
-                config.method,
-                on[0],
-                n,
-                self.settings["query_data"],
-                self.settings["query_split"],
-            ]
+            queried = [self.settings[k] for k in ("query_data", "query_split")]
+            on = [on[0], n, *(queried if config.method != "supervised" else [])]
         return self._note(f"{kind} {config} {on}", own)
 
     def train(self, part: str = "victim", method: str | None = None, report: Any = None,

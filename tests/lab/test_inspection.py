@@ -115,6 +115,8 @@ CELLS = [
     "rows = sweeps.sweep(lab, attacks, [queries], seeds, ['shapes'], steps=lengths)\n"
     "fig = figures.publish('a', rows, lab.stamp(seeds))",
     "if more:\n    far = sweeps.sweep(lab, attacks, [queries], seeds, ['shapes'], steps=lengths)",
+    "for split in splits:\n    own = lab.but(query_split=split)\n"
+    "    alone = sweeps.without_victim(own, [queries], seeds, ['shapes'], lengths)",
 ]
 
 
@@ -125,6 +127,12 @@ CELLS = [
         ({"more": True}, 1 + 2 * 2 * 2, 2 * 32 + 2 * 32),  # the same again
         ({"attacks": ["embedding", "embedding, clean"]}, 1 + 2 * 2, 2 * 32),  # one by two names
         ({"attacks": ["info-nce-2"], "seeds": [0], "steps": [4]}, 2, 2 * 32),  # two views
+        # Without the victim: one learns from each set of queries, one from labels that are the same.
+        (
+            {"attacks": ["embedding"], "seeds": [0], "steps": [4], "splits": ["train", "test"]},
+            5,
+            32,
+        ),
     ],
 )
 def test_a_rehearsal_counts_each_training_and_each_input_once(
@@ -132,7 +140,7 @@ def test_a_rehearsal_counts_each_training_and_each_input_once(
 ) -> None:
     """`broken` is never called, and the images of the task are counted beside the queries."""
     values = {"profile": "smoke", "attacks": ["embedding", "cont-steal"], "queries": 32, "more": False,
-              "seeds": [0, 1], "steps": [2, 4]} | changes  # fmt: skip
+              "seeds": [0, 1], "steps": [2, 4], "splits": []} | changes  # fmt: skip
     work = inspection.rehearse(CELLS, values)
     assert len(work.trainings) == trainings
     seeds = len(values["seeds"])

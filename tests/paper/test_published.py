@@ -115,7 +115,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory):
             tinysets.make(name, home / "data", patch, times=40)
         for split in ("train", "val"):
             for k in range(120):
-                tinysets.noise_file(home / f"jpegs/{split}/n{k % 3}/{k}.png", 2 * k)
+                tinysets.noise_file(home / f"jpegs/{split}/n{k % 5}/{k}.png", 2 * k)
         pack = [home / "jpegs", home / "data" / "imagenet-32", "--size", 32, "--workers", 1]
         packed.main([*map(str, pack)])
         for known in (profiles.VARIANTS["published optimizer"], *profiles.PUBLISHED.values()):
