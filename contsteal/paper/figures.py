@@ -343,8 +343,8 @@ def readme(profile: str = "demo") -> str:
         main_result.reset_index().to_markdown(index=False),
         "Percentages; in brackets 95 % t-intervals over seeds. In the share of the way, 0 is the "
         "best encoder that needs no victim and 100 is the victim: below 0, not stealing was better; "
-        "above 100, a probe did slightly better on the copy. A claim about attacks is decided only where two "
-        "lengths of training agree.",
+        "above 100, a probe did slightly better on the copy. A claim about attacks is decided only where "
+        "two lengths of training agree.",
         f"{claims.markdown(profile, short=True)[0]} [All results](figures/{profile}/summary.md).",
     ])  # fmt: skip
 
