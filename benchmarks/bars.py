@@ -55,8 +55,8 @@ class Bar:
         """Return "holds", "missed", "not measured", or "no bar"; a peer that was missing is named."""
         measured = self.measured(rows)
         if measured is None:
-            told = {(r.part, r.work, r.who): r.turns for r in rows}
-            absent = told.get((self.part, self.work, self.over)) == 0
+            turns = {(r.part, r.work, r.who): r.turns for r in rows}
+            absent = turns.get((self.part, self.work, self.over)) == 0
             return f"not measured: no {self.over}" if absent else "not measured"
         if self.at_least is None and self.at_most is None:
             return "no bar"
@@ -67,12 +67,12 @@ class Bar:
     @property
     def asked(self) -> str:
         """What is asked for, in words; "-" where nothing is."""
-        told = [
+        limits = [
             f"{how} {bar:,g}{' x' if self.over else ''}"
             for how, bar in (("at least", self.at_least), ("at most", self.at_most))
             if bar is not None
         ]
-        return " and ".join(told) or "-"
+        return " and ".join(limits) or "-"
 
 
 def load(file: Path = FILE) -> list[Bar]:

@@ -163,7 +163,7 @@ def _run(lab: Lab, job: Job) -> tuple[list[Row], list[str]]:
 
 @dataclass(frozen=True)
 class Order:
-    """What a worker is told with every job: the lab, variables, and what must be as it is here.
+    """What a worker gets with every job: the lab, variables, and what must be the same as here.
 
     `facts` are those of `_facts`; `token` is a file in the runs folder that a worker must find there.
     """

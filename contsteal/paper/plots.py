@@ -252,6 +252,7 @@ def embedding_map(table: pd.DataFrame, title: str = "") -> Figure:
         ax.axis("off")
         sns.scatterplot(rows.sort_values("label"), x="x", y="y", hue="label", style="label", s=22,
                         linewidth=0, markers=signs, hue_order=order, style_order=order, ax=ax,
+                        rasterized=True,  # the outline of each number would fill a megabyte
                         palette=dict(zip(order, cycle(CYCLE), strict=False)))  # fmt: skip
         ax.set_title(name(encoder), size=7.5)
     columns = 1 + (len(order) > 10)  # more classes in one column would not fit beside the maps

@@ -68,10 +68,10 @@ def test_rows_are_those_of_their_profile(profile: str, entry: dict[str, Any]) ->
                     "attack",
                     "encoder",
                 ):
-                    told = (
+                    named = (
                         str(value).replace("@", " ").split() if column == "query_data" else [value]
                     )
-                    assert value is None or set(told) <= known or value in known, (column, value)
+                    assert value is None or set(named) <= known or value in known, (column, value)
                 elif column == "suspect" and point["kind"] == "stolen":
                     attack, *rest = value.split(", ")
                     assert value in known or {attack, *rest} <= known | {"turned"}, value
