@@ -90,7 +90,7 @@ def train(
     schedule = _check(config, api, images, user, labels)
     recipe, options, view_of = config.recipe, config.options, _views(config, images)
     labels = labels if recipe.labels else None
-    identity = f"{config} {_content(images)}" if checkpoint else ""
+    identity = f"{config} {files.content(images)}" if checkpoint else ""
     loop.check_owner(checkpoint, identity)
     answers = ask(config, api, images, user, view_of)  # one (N, D) per round
     net, head = _surrogate(config, answers, images.device)
@@ -112,11 +112,6 @@ def train(
     accounts = [api.ledger.account(name) for name in _accounts(config, user, len(images))]
     distinct, calls = sum(a.unique_inputs for a in accounts), sum(a.calls for a in accounts)
     return Result(net.eval(), history, distinct, calls, head)
-
-
-def _content(images: Tensor) -> str:
-    """Return what identifies the images; those on disk know it."""
-    return getattr(images, "key", "") or encoders.digest([("", images)])
 
 
 def _with_answers(identity: str, answers: Sequence[Tensor], checkpoint: Path | None) -> str:

@@ -172,7 +172,7 @@ class Lab:
         """Return what identifies a set: its name and size, its pixels and its labels."""
         labels = None if images.labels is None else encoders.digest([("", images.labels)])
         size = pixels(images).shape[-1]
-        return [images.name, images.split, len(images), size, _content(images), labels]
+        return [images.name, images.split, len(images), size, files.content(pixels(images)), labels]
 
     @cache  # noqa: B019 as above
     def _labelled_keys(self, task: str, seed: int) -> list[list[object]]:
@@ -278,7 +278,7 @@ class Lab:
             "views": config.mode, "answers": config.rounds, "temperature": config.tau,
             "policy": config.policies, "victim": self.victim.sha256, "on": self.machine,
             "defenses": [artifacts.object_key(d) for d in defenses],
-            "images": files.key(_content(sent)),
+            "images": files.key(files.content(pixels(sent))),
             "labels": None if labels is None else encoders.digest([("", labels)]),
         }  # fmt: skip
         if config.recipe.answer in ("label", "posterior"):  # of the provider's classifier
@@ -443,12 +443,6 @@ def _labels(images: ImageSet) -> Tensor:
     if images.labels is None:
         raise ValueError(f"{images.name} has no labels: choose another downstream task")
     return images.labels
-
-
-def _content(images: ImageSet) -> str:
-    """Return what identifies the pixels of a set."""
-    stored = images.images
-    return encoders.digest([("", stored)]) if isinstance(stored, Tensor) else stored.key
 
 
 @cache
