@@ -268,7 +268,7 @@ def matrix(attacked: pd.DataFrame, bought: pd.DataFrame) -> pd.DataFrame:
     against no defence, with its 95 % t-interval `low`, `high`, and `n`, after the longest training, and
     `low, shorter` and `high, shorter` after the one before. Of the attackers that adapt to a defence the
     most successful stands as "adapting": against the same attack without a defence, or the first one
-    where that was not run.
+    where that was not run. One whose way to adapt changed nothing, in any run, has not adapted.
     """
     *shorter, longest = (_changes(rows, bought) for rows in tables.trainings(attacked))
     if not shorter:
@@ -293,11 +293,19 @@ def _changes(attacked: pd.DataFrame, bought: pd.DataFrame) -> pd.DataFrame:
     base = {str(attack): part for attack, part in free.groupby("attack", sort=False)}
     first = next(iter(base.values()), free)
     adapted = runs[(way != "") & (runs["defence"] != "none")]
+    plain = runs[way == ""].set_index(["defence", "attack", "seed"])["value"]
     for defence, own in adapted.groupby("defence", sort=False):
         ways = [_change(defence, "attacker", "adapting", part, base.get(str(attack), first))
-                for (_, attack), part in own.groupby([way, "attack"])]  # fmt: skip
-        rows.append(max(ways, key=lambda row: row["change"]))
+                for (_, attack), part in own.groupby([way, "attack"])
+                if not _idle(part, plain)]  # fmt: skip
+        rows += [max(ways, key=lambda row: row["change"])] if ways else []
     return pd.DataFrame(rows).sort_values("party", kind="stable", ignore_index=True)
+
+
+def _idle(adapted: pd.DataFrame, plain: pd.Series) -> bool:
+    """Return whether adapting did nothing: every run is worth what the same attack is without it."""
+    same = plain.reindex(adapted.set_index(["defence", "attack", "seed"]).index)
+    return bool((same.to_numpy() == adapted["value"].to_numpy()).all())
 
 
 def _change(defence: Any, party: str, who: str, own: pd.DataFrame, runs: pd.DataFrame) -> Row:

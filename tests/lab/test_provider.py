@@ -217,9 +217,9 @@ def test_the_best_of_the_adapting_thieves_is_compared_with_the_first_attack() ->
 
 def test_a_verdict_needs_both_lengths_and_a_thief_who_adapts() -> None:
     stakes = {}
-    for how, late in (("", -0.3), ("knows", -0.3), ("knows", -0.02)):
+    for how, late in (("", -0.3), ("idle", -0.3), ("knows", -0.3), ("knows", -0.02)):
         rows = [{"defence": d, "attack": "embedding", "adapts": a, "seed": s, "steps": n,
-                 "accuracy": 0.7 + 0.001 * s + (change if d == "D" else 0)}
+                 "accuracy": 0.7 + 0.001 * s + (change if d == "D" else 0) + 0.01 * (a == "knows")}
                 for n, change in ((8, -0.3), (16, late)) for s in (0, 1, 2)
                 for d, a in (("none", ""), ("D", ""), *[("D", how)] * bool(how))]  # fmt: skip
         bought = pd.DataFrame([{"defence": d, "task": "t", "seed": s, "legitimate": 0.8}
@@ -227,8 +227,8 @@ def test_a_verdict_needs_both_lengths_and_a_thief_who_adapts() -> None:
         stakes[how, late] = provider.worth(provider.matrix(pd.DataFrame(rows), bought))[
             "verdict"
         ].item()
-    assert stakes == {("", -0.3): provider.UNDECIDED, ("knows", -0.3): provider.WORKS,
-                      ("knows", -0.02): provider.UNDECIDED}  # fmt: skip
+    assert stakes == {("", -0.3): provider.UNDECIDED, ("idle", -0.3): provider.UNDECIDED,
+                      ("knows", -0.3): provider.WORKS, ("knows", -0.02): provider.UNDECIDED}  # fmt: skip
 
 
 @pytest.mark.parametrize(
