@@ -3,8 +3,9 @@
 import pandas as pd
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from contsteal import losses
+from contsteal import encoders, losses, methods
 from contsteal.lab import inspection, profiles
 from contsteal.lab.artifacts import Trained
 from contsteal.lab.experiment import Lab
@@ -107,6 +108,19 @@ def test_a_training_takes_its_arithmetic_or_the_start_of_its_kernels() -> None:
     viewed = inspection.Training("conv4", 32, 1.0, 1000, 8, 3, 2)
     more = viewed.seconds(inspection.CORE) - tiny.seconds(inspection.CORE)
     assert more == pytest.approx(1000 * 8 * 2 * inspection.CORE.view)
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_the_passes_of_a_method_are_those_that_its_step_makes(method: str) -> None:
+    config = methods.Config(method, "conv4", batch=16, queue=32, hidden=8, projection=8, held_out=0)
+    net = encoders.build("conv4")
+    model = methods.METHODS[method].build(net, config, 4)
+    images = torch.zeros(16, 3, 32, 32, dtype=torch.uint8)
+    with FlopCounterMode(display=False) as counter:
+        model(images, torch.zeros(16), torch.Generator().manual_seed(0)).backward()
+    forward = 2e9 * encoders.describe(net)["gmac"] * len(images)
+    # The images themselves get no gradient, which saves a tenth.
+    assert counter.get_total_flops() / forward == pytest.approx(inspection.PASSES[method], rel=0.12)
 
 
 CELLS = [
