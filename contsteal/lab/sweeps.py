@@ -226,7 +226,10 @@ def _processes(lab: Lab) -> int:
     encoder = lab.settings["surrogate"]["encoder"]
     fills = len(_cards(lab)) * int(loop.measured(f"{SHARING}, {encoder}", 1))
     most = {"cpu": joblib.cpu_count(), "cuda": fills}.get(lab.device.type, 1)
-    return lab.settings.get("workers", int(os.environ.get(WORKERS, most)))
+    given = os.environ.get(WORKERS, str(most))
+    if not given.isdecimal() or not int(given):
+        raise ValueError(f"{WORKERS}={given!r}: a whole number of 1 or more is needed")
+    return lab.settings.get("workers", int(given))
 
 
 def _cards(lab: Lab) -> list[str]:
@@ -277,6 +280,7 @@ def _on_cluster(
     order = _order(lab, facts=_facts(lab), token=token.name)
     with ExitStack() as stack:
         try:
+            distributed.comm.get_address_host_port(address)  # a client of no address is slow to end
             client = distributed.Client(address, timeout=PATIENCE, set_as_default=False)
             stack.enter_context(client).wait_for_workers(1, PATIENCE)
         except (OSError, ValueError) as error:  # a TimeoutError is an OSError

@@ -619,6 +619,24 @@ def test_a_worker_that_differs_is_refused_before_any_run(
         sweeps._check_workers(client, sweeps._order(lab))
 
 
+@pytest.mark.parametrize("given", ["abc", "-2", "0", "1.5", ""])
+def test_an_odd_number_of_workers_is_refused_by_name(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.setenv(sweeps.WORKERS, given)
+    with pytest.raises(ValueError, match=f"CONTSTEAL_WORKERS='{given}': a whole number of 1"):
+        sweeps.sweep(lab, ["embedding"], [16], [0], ["shapes"])
+
+
+def test_an_address_that_is_none_is_refused_before_a_client_waits(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(sweeps.SCHEDULER, "garbage")
+    monkeypatch.setattr("distributed.Client", mock.Mock(side_effect=AssertionError("it waits")))
+    with pytest.raises(RuntimeError, match="DASK_SCHEDULER_ADDRESS='garbage': no scheduler"):
+        sweeps.sweep(lab, ["embedding"], [16], [0], ["shapes"])
+
+
 @pytest.mark.parametrize("installed", [True, False])
 def test_a_scheduler_that_cannot_be_reached_is_said_at_once(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, installed: bool
