@@ -71,8 +71,8 @@ def compare(difference: Difference, a: str, b: str, level: float = 0.95) -> str:
     if high < 0:
         return compare((-mean, -high, -low, n), b, a, level)
     interval = f"{100 * level:.3g} % CI {100 * low:.1f} to {100 * high:.1f}"
-    if low > 0:
-        return _capital(f"{a} beats {b} by {100 * mean:.1f} points ({interval})")
+    if low > 0:  # of one length of training: who wins is for the claims to say, which compare two
+        return _capital(f"{a} is {100 * mean:.1f} points ahead of {b} ({interval})")
     return f"No reliable difference between {a} and {b} ({_points(mean)} points, {interval})"
 
 

@@ -190,7 +190,7 @@ def test_a_figure_shows_the_longest_training_unless_it_is_about_lengths(stem: st
 def test_titles_and_numbers_of_a_figure_are_of_the_longest_training() -> None:
     table = pd.concat([trained("embedding", 0.5, 0.5), trained("label", 0.6, 0.4)])
     found = figures.FIGURES["02_conventional"].summarise(table)
-    assert found.title.startswith("After 200 steps: MSE beats label stealing by 10.0 points")
+    assert found.title.startswith("After 200 steps: MSE is 10.0 points ahead of label stealing")
     assert list(found.numbers["n"]) == [2, 2]
 
 

@@ -25,8 +25,8 @@ def duel(shift: tuple[float, ...], **about: object) -> list[dict[str, object]]:
 @pytest.mark.parametrize(
     ("shift", "sentence"),
     [
-        (GOOD, "Cont-Steal beats MSE by 21.0 points (95 % CI 18.5 to 23.5)"),
-        (BAD, "MSE beats Cont-Steal by 21.0 points (95 % CI 18.5 to 23.5)"),
+        (GOOD, "Cont-Steal is 21.0 points ahead of MSE (95 % CI 18.5 to 23.5)"),
+        (BAD, "MSE is 21.0 points ahead of Cont-Steal (95 % CI 18.5 to 23.5)"),
         (NEAR, "No reliable difference between Cont-Steal and MSE (+0.3 points, 95 % CI -5.9 to 6.6)"),
         ((-0.00001,), "Cont-Steal minus MSE: 0.0 points (one seed, so no interval)"),
     ],
@@ -123,7 +123,7 @@ def test_the_headline_is_counted_per_victim() -> None:
     alone = pd.DataFrame([r for r in rows if r["victim_seed"] == 0])
     assert (
         sentences.victims(alone).title
-        == "Cont-Steal beats MSE by 21.0 points (95 % CI 18.5 to 23.5)"
+        == "Cont-Steal is 21.0 points ahead of MSE (95 % CI 18.5 to 23.5)"
     )
     fig = plots.FIGURES["03_victims"].draw(pd.DataFrame(rows))
     assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["victim 0", "victim 3"]
@@ -194,7 +194,8 @@ def test_ablations_are_counted_and_a_reliable_one_is_named() -> None:
     assert list(found.numbers["n"]) == [3] * 5, "knobs of numbers alone stay apart"
     alone = sentences.ablations(knobs(BAD)).title
     assert (
-        alone == "The default beats Cont-Steal with lr: 0.0 by 21.0 points (95 % CI 18.5 to 23.5)"
+        alone
+        == "The default is 21.0 points ahead of Cont-Steal with lr: 0.0 (95 % CI 18.5 to 23.5)"
     )
 
 
@@ -213,7 +214,8 @@ def test_best_and_worst_of_many_losses_need_more_than_those_of_two() -> None:
     low, high, middle = (0.0, 0.0, 0.0), (0.08, 0.1, 0.12), (0.05, 0.05, 0.05)
     two = sentences.losses(pd.DataFrame(losses(low, high)))
     of = "attacks that send each image once, "
-    assert two.title.startswith(f"Of the 2 {of}the best (loss 1) beats the worst (loss 0) by 10.0")
+    gap = "the best (loss 1) is 10.0 points ahead of the worst (loss 0) ("
+    assert two.title.startswith(f"Of the 2 {of}{gap}")
     many = sentences.losses(pd.DataFrame(losses(low, high, *[middle] * 6))).title
     assert many.startswith(f"Of the 8 {of}no reliable difference between the best (loss 1) and the "
                            "worst (loss 0) (+10.0 points, 99.8 % CI")  # fmt: skip
@@ -232,8 +234,8 @@ def test_query_sets_are_compared_at_one_number_of_images() -> None:
     ]
     table = pd.DataFrame(rows)
     found = sentences.queries(table)
-    gap = "by 21.0 points (95 % CI 18.5 to 23.5)"
-    assert found.title == f"Stealing with 8 images of own beats stealing with as many far {gap}"
+    gap = "21.0 points ahead of stealing with as many far (95 % CI 18.5 to 23.5)"
+    assert found.title == f"Stealing with 8 images of own is {gap}"
     assert list(found.numbers.index) == ["x, 8 own", "x, 8 far", "x, 80 far"]
     third = table[table["query_data"] == "far"].assign(query_data="near", accuracy=0.9)
     title = sentences.queries(pd.concat([table, third])).title
