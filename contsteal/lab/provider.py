@@ -5,6 +5,7 @@ import timeit
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from statistics import mean, median
 from types import MappingProxyType
 from typing import Any, cast
@@ -23,7 +24,7 @@ from contsteal.lab.experiment import Lab, pixels
 from contsteal.lab.profiles import distinct
 from contsteal.lab.sweeps import Job, Names, Numbers, Row, product
 from contsteal.seeds import derive
-from contsteal.victim import Defense
+from contsteal.victim import BlackBox, Defense
 
 Chain = Sequence[Defense]
 CUSTOMERS = 4  # seed of the images that paying users send; the victim's are 0, queries 1
@@ -398,6 +399,70 @@ def coverage(lab: Lab, defences: Sequence[B4B], users: Senders, seeds: Numbers) 
                              "noise": float(watching.sigma(share)),
                              "defence": chain_name([defence])} | about)  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def over_queries(
+    lab: Lab,
+    defence: B4B,
+    attack: str,
+    task: str,
+    classes: int,
+    budgets: Numbers,
+    seeds: Numbers,
+    steps: int | None = None,
+) -> pd.DataFrame:
+    """Return the accuracy of a thief and of customers after so many queries, with B4B and without it.
+
+    A thief of a budget trains on that many answers. A customer, who needs `classes` of them or all, fits
+    a probe on its labelled images, which it sends first; its accuracy is that on the images between this
+    budget and the one before. Rows: `user`, `queries`, `accuracy`, `defence`, `seed`.
+    """
+    chains: list[Chain] = [[], [defence]]
+    length = () if steps is None else (("steps", steps),)
+    points = [("thief", c, s, b) for c, s, b in product(chains, seeds, budgets)]
+    jobs = [Job(sweeps.steal_rows, (attack, budget, seed, (task,), seeded(chain, seed), length))
+            for _, chain, seed, budget in points]  # fmt: skip
+    rows = [
+        {"user": user, "queries": budget, "accuracy": row["accuracy"]}
+        | {"defence": chain_name(chain), "seed": seed}
+        for (user, chain, seed, budget), row in zip(points, sweeps.run(lab, jobs), strict=True)
+    ]
+    for chain, seed in product(chains, seeds):
+        labelled, rest = few_classes(lab, task, classes, seed)
+        everyone = bought_images(lab, task, max(budgets), seed)
+        n = lab.settings["probe_images"] or len(everyone) // 5
+        kinds = {
+            f"customer, {classes} classes": (labelled, rest),
+            "customer, all classes": (everyone.take(slice(n)), everyone.take(slice(n, None))),
+        }
+        for user, sides in kinds.items():
+            about = {"user": user, "defence": chain_name(chain), "seed": seed}
+            served = _served(lab.api(seeded(chain, seed)), *sides, budgets)
+            rows += [about | row for row in served]
+    return pd.DataFrame(rows)
+
+
+def _served(api: BlackBox, labelled: ImageSet, rest: ImageSet, budgets: Numbers) -> list[Row]:
+    """Return a customer's accuracy on what it sends between one number of queries and the next."""
+    x, n = api.embed(pixels(labelled), user="customer"), len(labelled)
+    ends = sorted({min(budget, n + len(rest)) for budget in budgets if budget > n})
+    sizes = [end - start for start, end in pairwise([n, *ends])]
+    asked = rest.take(slice(sum(sizes)))
+    answers = [api.embed(part, user="customer") for part in pixels(asked).split(sizes)]
+    truth = cast(Tensor, asked.labels)
+    probe = evaluate.linear_probe(x, cast(Tensor, labelled.labels), torch.cat(answers), truth)
+    right = (probe.predictions == truth).float().split(sizes)
+    return [{"queries": end, "accuracy": float(part.mean())}
+            for end, part in zip(ends, right, strict=True)]  # fmt: skip
+
+
+def lost(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the `change` of accuracy with a table's first B4B, by `user`, `queries` and `seed`."""
+    if "accuracy" not in table:
+        return pd.DataFrame()
+    point = ["user", "queries", "seed"]
+    wide = table.pivot_table(index=point, columns="defence", values="accuracy", sort=False)
+    return (wide[table["defence"].iloc[0]] - wide["none"]).rename("change").reset_index()
 
 
 # -------------------------------------------------------------------------------- price

@@ -257,7 +257,7 @@ def inherited(t: DataFrame) -> dict[str, Sides]:
 
 def equal_coverage(t: DataFrame, a: str, b: str) -> Sides:
     """Return the rows of two users of the first B4B after the most queries that both have sent."""
-    t = first(t, "defence").rename(columns={"user": "who"})
+    t = first(t, "defence").dropna(subset=["coverage"]).rename(columns={"user": "who"})
     t = t.assign(who=t["who"].str.replace(r"\d+", "few", regex=True))
     one, two = (where(t, who=user) for user in (a, b))
     sent = min(one["queries"].max(), two["queries"].max())

@@ -730,25 +730,37 @@ def refused_dots(table: pd.DataFrame, title: str) -> Figure:
 
 
 def coverage_curves(table: pd.DataFrame, title: str) -> Figure:
-    """Draw the share of the embedding space that users' answers cover, and the noise that it brings.
+    """Draw what users' answers cover of the embedding space, the noise, and what it costs them.
 
-    The noise is that of the first B4B and of the last; dotted is what customers can bear.
+    The noise is that of the first B4B and of the last; dotted is what customers can bear. Accuracy is
+    with the first B4B minus without one, where it was measured.
     """
-    known = table["defence"].unique()
+    known = table.dropna(subset=["coverage"])["defence"].unique()
     shown = [(known[0], "coverage"), *((d, "noise") for d in dict.fromkeys(known[[0, -1]]))]
-    fig, axes = canvas(1, len(shown), 2.4, title)
-    for ax, (defence, column) in zip(axes[0], shown, strict=True):
-        rows = table[table["defence"] == defence]
-        sns.lineplot(rows, x="queries", y=column, hue="user", style="user", errorbar=None, ax=ax,
-                     palette=palette(table["user"]))  # fmt: skip
+    lost, users = provider.lost(table), table["user"].unique()
+    look: Any = {"x": "queries", "hue": "user", "style": "user", "errorbar": None,
+                 "palette": palette(users), "style_order": users}  # fmt: skip
+    fig, axes = canvas(2, 2, 4.2, title)
+    for ax, (defence, column) in zip(axes.flat, shown, strict=False):
+        rows = table[table["defence"] == defence].dropna(subset=[column])
+        sns.lineplot(rows, y=column, ax=ax, **look)
         if column == "noise":
             ax.set(yscale="log", ylim=(1e-7, 10), ylabel="noise (std)")
-            ax.set_title(name(defence).replace(", bits", ",\nbits"), size=7)
+            ax.set_title(name(defence), size=7)
             bearable = rows["bearable"].mean()
             ax.axhline(bearable, color=DARK, linestyle=":", linewidth=0.8)
             ax.annotate("bearable", (0, bearable), (2, 2), textcoords="offset points", size=6)
     axes[0][0].set(ylim=(0, None), ylabel="share of B4B's buckets")
     in_percent(axes[0][0].yaxis)
+    for ax in axes.flat[len(shown) + bool(len(lost)) :]:
+        ax.axis("off")
+    if len(lost):
+        ax = axes.flat[len(shown)]
+        sns.lineplot(lost, y="change", ax=ax, marker="o", markersize=4, legend=False, **look)
+        ax.axhline(0, color=DARK, linewidth=0.8)
+        ax.set(xlim=axes[0][0].get_xlim(), ylabel="change of accuracy, points")
+        in_percent(ax.yaxis, unit="")
+        ax.set_title(f"with {name(known[0])}", size=7)
     legend(fig, fontsize=6.5)
     return fig
 

@@ -465,7 +465,8 @@ def coverage(table: pd.DataFrame) -> Summary:
 
     As many as the user who stands first in the table, or the thief where it sends fewer.
     """
-    table = table[table["defence"] == table["defence"].iloc[0]]
+    costs = provider.lost(table)
+    table = table[table["defence"] == table["defence"].iloc[0]].dropna(subset=["coverage"])
     means = table.groupby(["user", "queries"], sort=False)["coverage"].mean().reset_index()
     ends = means.groupby("user", sort=False)["queries"].max()
     sent = min(ends.iloc[0], ends["thief"])
@@ -475,7 +476,11 @@ def coverage(table: pd.DataFrame) -> Summary:
     each = ", ".join(f"{_compared(thief, share)} a {user.replace(', ', ' of ')} ({percent(share)})"
                      for user, share in shares.items())  # fmt: skip
     title = f"With {sent:g} queries a thief reaches {percent(thief)} of B4B's buckets, {each}"
-    return Summary(title, means.groupby("user", sort=False).last().round(3))
+    changes = {f"{user} after {queries:g} queries": (*evaluate.mean_interval(gaps), len(gaps))
+               for (user, queries), gaps in costs.groupby(["user", "queries"], sort=False)["change"]
+               } if len(costs) else {}  # fmt: skip
+    paid = f"Change of accuracy with this B4B: {_listed(changes)}" if changes else ""
+    return Summary(title, means.groupby("user", sort=False).last().round(3), paid)
 
 
 def _compared(one: float, other: float) -> str:

@@ -13,7 +13,7 @@ from torch import nn
 
 from contsteal import defenses, encoders, evaluate
 from contsteal.defenses.detectors import SimilarQueries
-from contsteal.lab import provider
+from contsteal.lab import provider, sweeps
 from contsteal.lab.experiment import Lab
 from contsteal.victim import BlackBox
 
@@ -175,6 +175,41 @@ def test_coverage_is_b4b_s_own_after_every_step(lab: Lab) -> None:
     assert guard.coverage("a") == 0, "the given defence has seen nobody"
     noise = watch.sigma(table["coverage"].to_numpy()).tolist()
     assert table["noise"].tolist() == pytest.approx(noise)
+
+
+def test_accuracy_over_queries_is_that_of_what_was_sent_so_far(lab: Lab) -> None:
+    lab = lab.but(probe_images=32)
+    guard, budgets = defenses.B4B(bits=4, beta=0.1, families=2), [24, 64, 120]
+    table = provider.over_queries(lab, guard, "embedding", "shapes", 3, budgets, [1], 2)
+    runs = {(d, u): rows.set_index("queries")["accuracy"]
+            for (d, u), rows in table.groupby(["defence", "user"])}  # fmt: skip
+    chain = provider.seeded([guard], 1)
+    for name, defences in (("none", ()), (repr(guard), chain)):
+        for budget in budgets:
+            (row,) = sweeps.steal_rows(
+                lab, "embedding", budget, 1, ("shapes",), defences, (("steps", 2),)
+            )
+            assert runs[name, "thief"][budget] == row["accuracy"]
+    labelled, rest = provider.few_classes(lab, "shapes", 3, 1)
+    n, every = len(labelled), provider.bought_images(lab, "shapes", 120, 1)
+    assert list(runs["none", "customer, 3 classes"].index) == [64, 120], (
+        "24 are no more than labels"
+    )
+    assert len(rest) == 128
+    assert list(runs["none", "customer, all classes"].index) == [64, 120]
+    net = lab.victim.encoder
+    x, y = encoders.embed(net, every.images), every.labels
+    assert y is not None
+    right = (evaluate.linear_probe(x[:n], y[:n], x[n:], y[n:]).predictions == y[n:]).float()
+    expected = [float(right[: 64 - n].mean()), float(right[64 - n :].mean())]
+    assert runs["none", "customer, all classes"].tolist() == pytest.approx(expected)
+    lost = provider.lost(
+        pd.concat([table[table["defence"] != "none"], table[table["defence"] == "none"]])
+    )
+    own = lost[lost["user"] == "customer, all classes"].set_index("queries")["change"]
+    with_it = runs[repr(guard), "customer, all classes"]
+    assert (own == with_it - runs["none", "customer, all classes"]).all()
+    assert with_it[120] < runs["none", "customer, all classes"][120], "so much noise costs accuracy"
 
 
 def test_the_matrix_holds_paired_changes_for_every_attack_and_customer() -> None:

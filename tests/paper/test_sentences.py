@@ -328,6 +328,14 @@ def test_coverage_is_compared_after_as_many_queries_as_thief_and_customer_send()
     assert found.title == ("With 16 queries a thief reaches 50.0 % of B4B's buckets, more than a "
                            "customer of a (20.0 %), fewer than a customer of b (90.0 %)")  # fmt: skip
     assert found.numbers["queries"].tolist() == [16, 24, 24, 8], "c sends fewer"
+    assert not found.details, "no accuracy was measured"
+    runs = [("thief", 24, d, s, a) for s in (0, 1) for d, a in (("D", 0.4), ("none", 0.7))]
+    served = pd.DataFrame(runs, columns=["user", "queries", "defence", "seed", "accuracy"])
+    harmed = sentences.coverage(pd.concat([table, other, served]))
+    assert harmed.title == found.title
+    assert harmed.details.endswith(
+        "this B4B: thief after 24 queries: -30.0 points (95 % CI -30.0 to -30.0)"
+    )
     fewer = sentences.coverage(table[(table["user"] != "thief") | (table["queries"] < 24)]).title
     assert fewer.startswith("With 8 queries a thief reaches 40.0 % of B4B's buckets, more than")
 
