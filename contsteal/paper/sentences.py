@@ -477,7 +477,7 @@ def coverage(table: pd.DataFrame) -> Summary:
                      for user, share in shares.items())  # fmt: skip
     title = f"With {sent:g} queries a thief reaches {percent(thief)} of B4B's buckets, {each}"
     changes = {f"{user} after {queries:g} queries": (*evaluate.mean_interval(gaps), len(gaps))
-               for (user, queries), gaps in costs.groupby(["user", "queries"], sort=False)["change"]
+               for (user, queries), gaps in costs.groupby(["user", "queries"])["change"]
                } if len(costs) else {}  # fmt: skip
     paid = f"Change of accuracy with this B4B: {_listed(changes)}" if changes else ""
     return Summary(title, means.groupby("user", sort=False).last().round(3), paid)
