@@ -211,8 +211,9 @@ def test_two_processes_have_the_loss_and_the_gradients_of_one(shapes, together):
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+@pytest.mark.parametrize(("begun_by", "ended_by"), [(1, 2), (2, 1)])
 def test_a_training_goes_on_with_another_number_of_processes(
-    shapes, together, tmp_path, monkeypatch
+    shapes, together, tmp_path, monkeypatch, begun_by, ended_by
 ):
     config, saved = replace(TINY, epochs=3, lr=1e-4), tmp_path / "last.pt"
     monkeypatch.setattr(loop, "SAVE_EVERY", -1.0)
@@ -224,18 +225,24 @@ def test_a_training_goes_on_with_another_number_of_processes(
             raise KeyboardInterrupt
         return apply(*given)
 
-    def resumed() -> tuple[list[loop.Row], dict[str, torch.Tensor]]:
-        with loop.forced(precision="fp32"):
-            net, history, _ = pretrain.fit(config, shapes, None if dist.get_rank() else saved)
+    def train() -> tuple[list[loop.Row], dict[str, torch.Tensor]]:
+        second = loop.several() and dist.get_rank()  # which has no file
+        net, history, _ = pretrain.fit(config, shapes, None if second else saved)
         return history, net.state_dict()
 
+    def begin() -> None:
+        with mock.patch.object(augment, "apply", interrupted), pytest.raises(KeyboardInterrupt):
+            train()
+
+    by = {1: lambda function: [function()], 2: together}
     with loop.forced(precision="fp32"):
         whole = pretrain.fit(config, shapes)
-        with mock.patch.object(augment, "apply", interrupted), pytest.raises(KeyboardInterrupt):
-            pretrain.fit(config, shapes, saved)
-    first = torch.load(saved)["history"]
-    for history, weights in together(resumed):
-        assert history[:1] == first, "the second process has no file"
+        by[begun_by](begin)
+        first = torch.load(saved)["history"]
+        ended = by[ended_by](train)
+    assert len(first) == 1
+    for history, weights in ended:
+        assert history[:1] == first, "of the file"
         assert [row["loss"] for row in history] == pytest.approx([r["loss"] for r in whole.history])
         for name, value in whole.encoder.state_dict().items():
             torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-4, msg=name)
