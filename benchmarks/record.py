@@ -29,7 +29,8 @@ STORED = artifacts.ROOT / "benchmarks" / "results"
 RESULTS = Path(os.environ.get("CONTSTEAL_RESULTS", STORED)).resolve()
 US = "contsteal"
 device = loop.card  # the name of this device's record
-PLAIN = ("s", "forwards", "points", "share", "slope", "weights", "steps")  # units that are no rates
+# Units that are no rates.
+PLAIN = ("s", "forwards", "points", "share", "slope", "weights", "steps", "surrogates")
 
 
 @dataclass(frozen=True)

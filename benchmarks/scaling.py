@@ -8,6 +8,7 @@ instead, and keeps it in the card's record, where sweeps read it.
 
 import argparse
 import contextlib
+import itertools
 import os
 import signal
 import tempfile
@@ -28,6 +29,7 @@ from contsteal.paper import figures, plots
 
 NAP = 0.25  # seconds
 BAR = 100.0  # milliseconds of overhead per run
+QUERIES, LENGTH = 2048, {"steps": 500, "batch": 128}  # of an attack that shares a card
 GAIN = 1.1  # what twice as many surrogates on a card must gain to be worth their memory
 
 
@@ -120,23 +122,29 @@ def fills(rates: dict[int, float]) -> int:
 
 
 def share(encoder: str, most: int) -> None:
-    """Measure how many surrogates of a kind fill a card, and keep it in the record of the card."""
-    rates = {}
-    surrogate = {"encoder": encoder, "steps": 500, "batch": 128}
-    for count in (2**k for k in range(most.bit_length()) if 2**k <= most):
-        with tempfile.TemporaryDirectory() as home:
-            os.environ |= {"CONTSTEAL_RUNS": home, sweeps.WORKERS: str(count)}
-            lab = Lab("synthetic", surrogate=surrogate, train_images=4096)
-            jobs = [
-                Job(sweeps.steal_rows, ("embedding", 2048, seed, ())) for seed in range(3 * count)
-            ]
+    """Measure how many surrogates of a kind fill a card, and keep it in the record of the card.
+
+    It ends at the first number that gains too little: more of them could also exceed its memory.
+    """
+    rates: dict[int, float] = {}
+    seeds = itertools.count()
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["CONTSTEAL_RUNS"] = home
+        for count in (2**k for k in range(most.bit_length())):
+            changes = {"surrogate": {"encoder": encoder, "lr": 1e-3, **LENGTH}, "workers": count}
+            lab = Lab("smoke", query_images=QUERIES, **changes)
+            given = [("embedding", QUERIES, next(seeds), ()) for _ in range(3 * count)]
+            jobs = [Job(sweeps.steal_rows, one) for one in given]
             sweeps.run(lab, jobs[:count])  # processes, and the victim
             rates[count] = 2 * count / seconds(lab, jobs[count:])
-        print(f"{count} at once: {rates[count]:.3f} attacks a second", flush=True)
+            print(f"{count} at once: {rates[count]:.3f} attacks a second", flush=True)
+            if fills(rates) < count:
+                break
     work = f"{sweeps.SHARING}, {encoder}"
     row = record.row("sharing", work, record.US, "surrogates", [float(fills(rates))])
     stored = record.rows_of(record.read(record.path()))
     record.store("sharing", [r for r in stored if r.part == "sharing" and r.work != work] + [row])
+    print(f"{fills(rates)} fill the card: sweeps of {encoder} start as many for each, from now on")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -148,7 +156,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--most", type=int, default=16, help="surrogates on a GPU at most (16)")
     parser.add_argument("--out", type=Path, default=record.RESULTS, help="folder to write")
     given = parser.parse_args(arguments)
+    os.environ.pop(sweeps.SCHEDULER, None)
     if given.share:
+        cards = sweeps.cards(Lab("smoke"))
+        if not cards:
+            parser.error("--share measures a GPU, and there is none here: a CPU has a run per core")
+        if len(cards) > 1:
+            os.environ["CUDA_VISIBLE_DEVICES"] = cards[0]  # all that the processes will see
         share(given.share, given.most)
         return 0
     table = figures.as_read(pd.DataFrame(measure(given.workers, given.runs)))

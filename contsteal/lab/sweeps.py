@@ -1,11 +1,12 @@
 """Comparisons that change one thing at a time, run side by side: tables with one row per run and task."""
 
 import argparse
+import fcntl
 import json
-import multiprocessing
 import os
 import platform
 import signal
+import tempfile
 import threading
 import time
 import uuid
@@ -137,17 +138,22 @@ def _results(lab: Lab, jobs: Sequence[Job]) -> Iterator[tuple[list[Row], list[st
     if not address and workers < 2:
         yield from (_run(lab, job) for job in jobs)
         return
-    for changes in {repr(job.lab): job.lab for job in jobs if not job.trains}.values():
-        _ = lab.but(**dict(changes)).victim  # made here, once, not by every worker
     if address:
         yield from _on_cluster(lab, jobs, address)
         return
+    _make_victims(lab, jobs)
     # Processes share the cards evenly, and end with this one.
-    begin = {"initializer": _settle, "initargs": (os.getpid(), tuple(_cards(lab)))}
+    begin = {"initializer": _settle, "initargs": (os.getpid(), tuple(cards(lab)), _seats().name)}
     with joblib.parallel_config("loky", n_jobs=workers, inner_max_num_threads=1, **begin):
         yield from joblib.Parallel(return_as="generator")(
             joblib.delayed(_run_in_worker)(_order(lab), job) for job in jobs
         )
+
+
+def _make_victims(lab: Lab, jobs: Sequence[Job]) -> None:
+    """Make here, once, what every worker would otherwise make for its first job."""
+    for changes in {repr(job.lab): job.lab for job in jobs if not job.trains}.values():
+        _ = lab.but(**dict(changes)).victim
 
 
 def _run(lab: Lab, job: Job) -> tuple[list[Row], list[str]]:
@@ -212,10 +218,13 @@ def _facts(lab: Lab) -> Pairs:
     """Return what must be the same in all workers, so that a row does not depend on who computed it."""
     parts = sorted(file.stem for file in Path(__file__).parent.glob("[a-z]*.py"))
     code = artifacts.sources(*(f"contsteal.lab.{part}" for part in parts))
-    libraries = {name: version(name) for name in artifacts.LIBRARIES}
-    kind = {"device": lab.device.type, "precision": loop.precision(lab.device)}
-    own = {"code": code, "python": platform.python_version(), "torch": torch.__version__}
-    return tuple((own | kind | libraries | {"mode": ", ".join(loop.mode_labels())}).items())
+    facts = {
+        "code": code, "settings": files.key([lab.settings, lab.method]),
+        "python": platform.python_version(), "torch": torch.__version__,
+        "device": lab.device.type, "precision": loop.precision(lab.device),
+        **{name: version(name) for name in artifacts.LIBRARIES}, "mode": ", ".join(loop.mode_labels()),
+    }  # fmt: skip
+    return tuple(facts.items())
 
 
 def _processes(lab: Lab) -> int:
@@ -224,7 +233,7 @@ def _processes(lab: Lab) -> int:
     The profile's `workers`, else $CONTSTEAL_WORKERS, take its place.
     """
     encoder = lab.settings["surrogate"]["encoder"]
-    fills = len(_cards(lab)) * int(loop.measured(f"{SHARING}, {encoder}", 1))
+    fills = len(cards(lab)) * int(loop.measured(f"{SHARING}, {encoder}", 1))
     most = {"cpu": joblib.cpu_count(), "cuda": fills}.get(lab.device.type, 1)
     given = os.environ.get(WORKERS, str(most))
     if not given.isdecimal() or not int(given):
@@ -232,7 +241,7 @@ def _processes(lab: Lab) -> int:
     return lab.settings.get("workers", int(given))
 
 
-def _cards(lab: Lab) -> list[str]:
+def cards(lab: Lab) -> list[str]:
     """Return the GPUs that runs may use, as CUDA_VISIBLE_DEVICES names them."""
     if lab.device.type != "cuda":
         return []
@@ -242,12 +251,31 @@ def _cards(lab: Lab) -> list[str]:
     return names if lab.device.index is None else [names[lab.device.index]]
 
 
-def _settle(parent: int, cards: Sequence[str]) -> None:
+@cache
+def _seats() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory()
+
+
+def _settle(parent: int, cards: Sequence[str], seats: str) -> None:
     """Begin a process: take a card before CUDA has looked for any, and watch the parent."""
-    if len(cards) > 1:  # processes are numbered in the order of their start
-        number = int(multiprocessing.current_process().name.rpartition("-")[2])
-        os.environ["CUDA_VISIBLE_DEVICES"] = cards[number % len(cards)]
+    if len(cards) > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = cards[_seat(seats) % len(cards)]
     _end_with(parent)
+
+
+def _seat(folder: str, number: int = 0) -> int:
+    """Return the lowest number, from this one on, that no living process has taken in a folder.
+
+    joblib replaces processes that were idle or have grown. By the order of their start, the new ones
+    could share a card while another card has none.
+    """
+    lock = os.open(f"{folder}/{number}", os.O_CREAT | os.O_RDWR)  # held until this process ends
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return _seat(folder, number + 1)
+    return number
 
 
 def _end_with(parent: int) -> None:
@@ -291,6 +319,7 @@ def _on_cluster(
         stack.callback(token.unlink, missing_ok=True)
         files.write_text(token, "")
         _check_workers(client, order)
+        _make_victims(lab, jobs)
         futures = client.map(partial(_run_in_worker, order), jobs, pure=False)
         try:
             yield from (future.result() for future in futures)
@@ -636,7 +665,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--part", default="victim", choices=("victim", "supervised"))
     given = parser.parse_args(arguments)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        Lab(given.profile).train(given.part, given.method)
+        train_together(Lab(given.profile), given.part, given.method)
         return
     device, place = artifacts.device(), int(os.environ["LOCAL_RANK"])
     if device.type == "cuda":
@@ -650,29 +679,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         dist.destroy_process_group()
 
 
-class _Announced(list[str]):
-    """Messages of a lab that the other processes of a group hear, too: they begin with a training."""
-
-    def append(self, message: str) -> None:
-        super().append(message)
-        dist.broadcast_object_list([message])
-
-
 def train_together(lab: Lab, part: str, method: str | None = None) -> None:
-    """Train an encoder of a profile in all processes of a group; the first one keeps the artifact."""
-    if dist.get_rank() == 0:
-        lab.messages = _Announced()
-        trained = lab.train(part, method)
-        if not lab.messages:  # it was there; the others wait for a message
-            dist.broadcast_object_list([None])
-        print(f"{', '.join(lab.messages) or 'read'}: {part} {trained.sha256[:12]}")
+    """Train an encoder of a profile, in all processes of a group; the first one keeps the artifact.
+
+    It tells the others whether there is something to train before it begins.
+    """
+    if loop.several() and dist.get_rank():
+        message = [None]
+        dist.broadcast_object_list(message)
+        if message[0]:
+            os.environ[loop.QUIET] = "1"
+            with artifacts.single_thread():
+                pretrain.fit(config(lab.settings, part, method), cast(Any, lab.train_images(part)))
         return
-    message = [None]
-    dist.broadcast_object_list(message)
-    if message[0]:
-        os.environ[loop.QUIET] = "1"
-        with artifacts.single_thread():
-            pretrain.fit(config(lab.settings, part, method), cast(Any, lab.train_images(part)))
+    reasons: list[str] = []
+
+    def announce(reason: str | None) -> None:
+        reasons.append(reason or "read")
+        if loop.several():
+            dist.broadcast_object_list([reason])
+
+    trained = lab.train(part, method, announce)
+    if not reasons:
+        announce(None)
+    print(f"{', '.join(reasons)}: {part} {trained.sha256[:12]}")
 
 
 if __name__ == "__main__":

@@ -324,11 +324,6 @@ def test_a_grid_over_epochs_or_steps_is_trained_for_them(lab: Lab) -> None:
         )
 
 
-def number_of_process(lab: Lab) -> list[sweeps.Row]:
-    time.sleep(0.3)  # for the other process to have a job, too
-    return [{"number": int(multiprocessing.current_process().name.rpartition("-")[2])}]
-
-
 def test_workers_give_the_numbers_of_a_single_process(
     lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,8 +348,6 @@ def test_workers_give_the_numbers_of_a_single_process(
         kind: sum(int(x[-2]) for x in lines if f" {kind}:" in x) for kind in ("attack", "score")
     }
     assert counts == {"attack": 2, "score": 2}, "what was computed is said once per reason"
-    numbers = sweeps.run(lab.but(workers=2), [sweeps.Job(number_of_process, (), trains=True)] * 4)
-    assert {row["number"] % 2 for row in numbers} == {0, 1}, "by which they take their cards"
 
 
 def test_references_frame_a_table(lab: Lab) -> None:
@@ -645,11 +638,12 @@ def test_a_scheduler_that_cannot_be_reached_is_said_at_once(
     monkeypatch.setattr(sweeps, "PATIENCE", 0.2)
     if not installed:
         monkeypatch.setitem(sys.modules, "distributed", None)
+    monkeypatch.setattr(Lab, "train", mock.Mock(side_effect=AssertionError("a victim is trained")))
     message = "no scheduler with a worker answers" if installed else "Dask is not installed here"
     with pytest.raises(
         RuntimeError, match=f"DASK_SCHEDULER_ADDRESS='tcp://127.0.0.1:1': {message}"
     ):
-        sweeps.sweep(lab, ["embedding"], [16], [0], ["shapes"])
+        sweeps.sweep(lab.but(train_images=65), ["embedding"], [16], [0], ["shapes"])
 
 
 @pytest.mark.parametrize(
@@ -679,7 +673,7 @@ def test_every_card_has_as_many_runs_at_once_as_were_measured_to_fill_it(
     monkeypatch.setattr(joblib, "cpu_count", lambda: 9)
     rows = [{"work": f"{sweeps.SHARING}, resnet18", "value": 2.0}]
     monkeypatch.setattr(loop.files, "read_json", lambda path: {"rows": rows})
-    assert sweeps._cards(free) == cards
+    assert sweeps.cards(free) == cards
     assert sweeps._processes(free) == count
     assert sweeps._processes(lab) == 1, "as its profile says"
     rows.clear()
@@ -689,23 +683,56 @@ def test_every_card_has_as_many_runs_at_once_as_were_measured_to_fill_it(
 
 
 @pytest.mark.parametrize(("cards", "taken"), [
-    (["4", "7"], ["7", "4", "7", "4"]), (["4"], [None] * 4), ([], [None] * 4),
+    (["4", "7"], ["4", "7", "4", "7"]), (["4"], [None] * 4), ([], [None] * 4),
 ])  # fmt: skip
 def test_processes_take_turns_with_the_cards(
-    monkeypatch: pytest.MonkeyPatch, cards: list[str], taken: list[str | None]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cards: list[str], taken: list[str | None]
 ) -> None:
     """One card is what CONTSTEAL_DEVICE says already."""
     monkeypatch.setattr(sweeps, "_end_with", lambda parent: None)
     seen = []
-    for number in range(1, 5):
-        process = mock.Mock()
-        process.name = f"LokyProcess-{number}"
-        monkeypatch.setattr(sweeps.multiprocessing, "current_process", lambda one=process: one)
+    for _ in taken:
         with mock.patch.dict(os.environ):
             os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-            sweeps._settle(1, cards)
+            sweeps._settle(1, cards, str(tmp_path))
             seen.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
     assert seen == taken
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_a_process_has_the_seat_of_one_that_was_replaced(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+
+    def seat() -> int | None:
+        process = fork.Process(target=lambda: os._exit(sweeps._seat(str(tmp_path))))
+        process.start()
+        process.join()
+        return process.exitcode
+
+    assert [seat(), seat(), sweeps._seat(str(tmp_path)), seat()] == [0, 0, 0, 1]
+
+
+def card_of_process(lab: Lab, folder: str) -> list[sweeps.Row]:
+    """Say which card this process sees, as soon as another process is there to say so, too."""
+    Path(folder, str(os.getpid())).touch()
+    end = time.monotonic() + 60
+    while len(os.listdir(folder)) < 2 and time.monotonic() < end:
+        time.sleep(0.02)
+    return [{"card": os.environ.get("CUDA_VISIBLE_DEVICES")}]
+
+
+def test_all_cards_of_a_machine_are_used_without_any_setting(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Two cards are made up; the processes that a sweep starts for them are real."""
+    for name in ("CUDA_VISIBLE_DEVICES", sweeps.WORKERS, sweeps.SCHEDULER):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    free = Lab("smoke")
+    del free.settings["workers"]
+    free.device = torch.device("cuda")
+    job = sweeps.Job(card_of_process, (str(tmp_path),), trains=True)
+    assert {row["card"] for row in sweeps.run(free, [job] * 2)} == {"0", "1"}
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
@@ -722,6 +749,25 @@ def test_the_artifact_of_two_processes_is_the_one_that_is_read_later(
     assert made.startswith("computing victim: ")
     assert made.endswith(f": victim {trained.sha256[:12]}")
     assert read == f"read: victim {trained.sha256[:12]}"
+
+
+def stopped(lab: Lab) -> None:
+    """Train a victim, and be interrupted in the second epoch."""
+    ends = mock.patch.object(loop, "_epoch", side_effect=[1.0, KeyboardInterrupt])
+    with ends, pytest.raises(KeyboardInterrupt):
+        sweeps.train_together(lab, "victim")
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_a_training_of_two_processes_is_continued_by_a_single_one(
+    lab: Lab, together: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "SAVE_EVERY", -1.0)
+    fresh = lab.but(train_images=208)
+    together(stopped, fresh)
+    trained = fresh.train("victim")
+    assert trained.history["loss"].iloc[0] == 1.0, "as the two have left it"
+    assert trained.history["epoch"].tolist() == [1, 2]
 
 
 def test_torchrun_with_more_processes_than_cards_is_refused(
