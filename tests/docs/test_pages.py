@@ -1,7 +1,10 @@
 """README and docs: examples that run, a README of two screens, and the files that GitHub reads."""
 
+import os
 import re
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,6 +47,38 @@ def test_examples_run_one_after_another(path: Path, desk: Path) -> None:
         for pattern, small in SMALL:
             block = re.sub(pattern, small, block)
         exec(compile(block, str(path), "exec"), names)
+
+
+def test_slurm_gets_jobs_of_one_worker_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page's example submits them to a stand-in for Slurm, which keeps the jobs and runs none."""
+    for name, command in (("sbatch", f'cat "$1" >> {tmp_path}/jobs; echo job 1'), ("scancel", ":")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{command}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "jobs").touch()
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    (block,) = blocks(ROOT / "docs" / "scaling.md", "python")
+    names: dict[str, Any] = {}
+    exec(block.partition("cluster.close()")[0], names)
+    shown, address = capsys.readouterr().out.rsplit("\n", 2)[:2]
+    wanted = (
+        "#SBATCH -n 1", "#SBATCH --cpus-per-task=1", "#SBATCH --mem=15G", "#SBATCH -t 08:00:00",
+        "#SBATCH --gres=gpu:1", "cd $SLURM_SUBMIT_DIR", "source .venv/bin/activate",
+    )  # fmt: skip
+    worker = (
+        rf"-m distributed.cli.dask_worker {address} .*--nthreads 1 --memory-limit 14.90GiB --nanny"
+    )
+    jobs, end = tmp_path / "jobs", time.monotonic() + 60
+    with names["cluster"] as cluster:
+        cluster.scale(2)
+        while jobs.read_text().count(address) < 2 and time.monotonic() < end:
+            time.sleep(0.02)
+    submitted = jobs.read_text().split("#!")[1:]
+    assert len(submitted) == 2
+    for text in (shown, *submitted):
+        assert set(wanted) <= set(text.splitlines())
+        assert re.search(worker, text)
 
 
 @pytest.mark.parametrize("block", blocks(ROOT / "docs" / "victims-and-data.md", "yaml"))
