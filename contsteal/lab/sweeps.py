@@ -192,6 +192,22 @@ def _run_in_worker(order: Order, job: Job) -> tuple[list[Row], list[str]]:
         return _run(_enter(order), job)
 
 
+def _run_on_cluster(order: Order, job: Job) -> tuple[list[Row], list[str]]:
+    """Run a job in a Dask worker, also in one that was started after the others were looked at."""
+    import distributed
+
+    _never_pause(distributed.get_worker())
+    return _run_in_worker(order, job)
+
+
+def _never_pause(worker: Any) -> None:
+    """Let a worker take runs up to its limit of memory, at which Dask starts it again.
+
+    At four fifths of it Dask would pause the worker, until memory is freed that a run never frees.
+    """
+    worker.memory_manager.memory_pause_fraction = 1.0
+
+
 def _enter(order: Order) -> Lab:
     """Return the lab of a worker; RuntimeError where it would not give the numbers of the sweep."""
     os.environ.update(order.environment)
@@ -199,12 +215,15 @@ def _enter(order: Order) -> Lab:
     token = artifacts.runs_dir() / order.token
     if order.token and not token.exists():
         raise RuntimeError(
-            f"it does not see {token}: results are kept in the runs folder, which must lie on a file "
-            "system that all workers share; set CONTSTEAL_RUNS to such a folder"
+            f"the worker on {files.HOST} does not see {token}: results are kept in the runs folder, "
+            "which must lie on a file system that all workers share; set CONTSTEAL_RUNS to such a folder"
         )
     there = dict(_facts(lab)) if order.facts else {}
     if other := [f"{k} {there[k]}, here {here}" for k, here in order.facts if there[k] != here]:
-        raise RuntimeError(f"it has {'; '.join(other)}: install the same, and start it again")
+        differences = "; ".join(other)
+        raise RuntimeError(
+            f"the worker on {files.HOST} has {differences}: install the same, and start it again"
+        )
     return lab
 
 
@@ -320,13 +339,13 @@ def _on_cluster(
         files.write_text(token, "")
         _check_workers(client, order)
         _make_victims(lab, jobs)
-        futures = client.map(partial(_run_in_worker, order), jobs, pure=False)
+        futures = client.map(partial(_run_on_cluster, order), jobs, pure=False)
         try:
             yield from (future.result() for future in futures)
         except distributed.KilledWorker as error:
             raise RuntimeError(
-                f"{error.allowed_failures + 1} workers died of one run, the last at "
-                f"{error.last_worker.address}: most often their memory is too small (dask worker "
+                f"a run ended its worker {error.allowed_failures + 1} times, the last time "
+                f"{error.last_worker.address}: most often its memory is too small (dask worker "
                 "--memory-limit). Finished runs are kept; the same command goes on after them"
             ) from error
 
@@ -343,8 +362,9 @@ def _check_workers(client: Any, order: Order) -> None:
         raise RuntimeError(f"{count}. {worker}: {problem}")
 
 
-def _join(order: Order) -> None:
+def _join(order: Order, dask_worker: Any) -> None:
     _enter(order)
+    _never_pause(dask_worker)
 
 
 # --------------------------------------------------------------------------------- sweeps
@@ -507,9 +527,8 @@ def _split(lab: Lab, given: Mapping[str, Any]) -> tuple[Pairs, Pairs]:
     settings = lab.settings | {"method": lab.method or lab.settings["victim"].get("method")}
     knobs = dict(given)
     for knob, split in (("data", "train_split"), ("query_data", "query_split")):
-        if (
-            knob in given
-        ):  # `name@split` is a set and its split; a set without one means its `train`
+        if knob in given:
+            # `name@split` is a set and its split; a set without one means its `train`.
             name, _, part = given[knob].partition("@")
             knobs |= {knob: name, split: given.get(split, part or "train")}
     attack = sorted((k, v) for k, v in knobs.items() if k not in OF_LAB)

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import joblib
 import pandas as pd
 import pytest
 import torch
-from distributed import LocalCluster
+from distributed import LocalCluster, get_worker
 
 from contsteal import encoders, evaluate, loop, steal
 from contsteal.lab import artifacts, detection, experiment, owner, provider, sweeps, tables
@@ -549,8 +549,15 @@ def dies_once(lab: Lab, flag: str, *given: Any) -> list[sweeps.Row]:
         return sweeps.steal_rows(lab, *given)
 
 
+@pytest.fixture(scope="module")
+def cluster(lab: Lab) -> Iterator[LocalCluster]:
+    """A scheduler and two workers on loopback."""
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        yield cluster
+
+
 def test_dask_workers_give_the_bytes_of_a_single_process_also_when_one_is_killed(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    lab: Lab, cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A scheduler and two workers on loopback; every run is recorded once, in all three ways."""
     kept, flag = artifacts.runs_dir() / "artifacts", tmp_path / "died"
@@ -569,17 +576,66 @@ def test_dask_workers_give_the_bytes_of_a_single_process_also_when_one_is_killed
         return table.to_csv()
 
     alone = csv(plain)
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-        monkeypatch.setenv(sweeps.SCHEDULER, cluster.scheduler_address)
-        with cluster.get_client() as client:
-            before = client.run(os.getpid)
-        assert csv(plain) == alone
-        assert not flag.exists()
-        assert csv(deadly) == alone
-        assert flag.exists()
-        with cluster.get_client() as client:
-            assert client.run(os.getpid) != before
+    monkeypatch.setenv(sweeps.SCHEDULER, cluster.scheduler_address)
+    with cluster.get_client() as client:
+        before = client.run(os.getpid)
+    assert csv(plain) == alone
+    assert not flag.exists()
+    assert csv(deadly) == alone
+    assert flag.exists()
+    with cluster.get_client() as client:
+        assert client.run(os.getpid) != before
     assert not list(artifacts.runs_dir().glob(".shared-*"))
+
+
+def pause_fraction(lab: Lab) -> list[sweeps.Row]:
+    return [{"fraction": get_worker().memory_manager.memory_pause_fraction}]
+
+
+def set_allowed_failures(count: int, dask_scheduler: Any) -> None:
+    dask_scheduler.allowed_failures = count
+
+
+def test_a_run_that_ends_its_worker_each_time_ends_the_sweep_and_the_others_are_kept(
+    lab: Lab, cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a run does whose worker has too little memory, which Dask then ends; it must not pause it."""
+    monkeypatch.setenv(sweeps.SCHEDULER, cluster.scheduler_address)
+    steals = sweeps.Job(sweeps.steal_rows, ("embedding", 16, 5, ("shapes",)))
+    looks, dies = (sweeps.Job(function, (), trains=True) for function in (pause_fraction, die))
+    assert sweeps.run(lab, [looks]) == [{"fraction": 1.0}]
+    with cluster.get_client() as client:
+        client.run_on_scheduler(set_allowed_failures, 0)
+        with pytest.raises(RuntimeError, match=r"ended its worker 1 times, .* memory is too small"):
+            sweeps.run(lab, [steals, dies])
+        client.run_on_scheduler(set_allowed_failures, 3)
+    monkeypatch.delenv(sweeps.SCHEDULER)
+    monkeypatch.setattr(steal, "train", mock.Mock(side_effect=AssertionError("it was kept")))
+    assert len(sweeps.sweep(lab, ["embedding"], [16], [5], ["shapes"])) == 1
+
+
+def look_at(folder: str) -> None:
+    artifacts.runs_dir = lambda: Path(folder)
+
+
+def test_a_worker_with_another_runs_folder_is_refused_and_nothing_is_recorded(
+    lab: Lab, cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(sweeps.SCHEDULER, cluster.scheduler_address)
+    runs = artifacts.runs_dir()
+    with cluster.get_client() as client:
+        client.wait_for_workers(2)
+        blind = next(iter(client.scheduler_info()["workers"]))
+        client.run(look_at, str(tmp_path), workers=[blind])
+        kept = set(runs.rglob("*"))
+        message = (
+            rf"^1 of 2 workers cannot take part. {blind}: .* does not see {tmp_path}/\.shared-"
+        )
+        with pytest.raises(RuntimeError, match=message):
+            sweeps.sweep(lab, ["embedding"], [16], [6], ["shapes"])
+        client.restart_workers([blind])
+    assert set(runs.rglob("*")) == kept
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -587,10 +643,11 @@ def test_dask_workers_give_the_bytes_of_a_single_process_also_when_one_is_killed
     [
         (
             {"token": ".shared-gone"},
-            r"it does not see .*/\.shared-gone: results are .* CONTSTEAL_RUNS",
+            r"the worker on .* does not see .*/\.shared-gone: results are .* CONTSTEAL_RUNS",
         ),
-        ({"facts": (("torch", "1.0"),)}, r"it has torch 2\..*, here 1.0: install the same"),
-        ({"facts": (("code", "old"), ("numpy", "1"))}, r"it has code \w{16}, here old; numpy 2"),
+        ({"facts": (("torch", "1.0"),)}, r"the worker on .* has torch 2\..*, here 1.0: install"),
+        ({"facts": (("code", "old"), ("numpy", "1"))}, r"has code \w{16}, here old; numpy 2"),
+        ({"facts": (("settings", "old"),)}, r"has settings \w{16}, here old: install the same"),
     ],
 )
 def test_a_worker_that_differs_is_refused_before_any_run(
@@ -598,12 +655,14 @@ def test_a_worker_that_differs_is_refused_before_any_run(
 ) -> None:
     with mock.patch.dict(os.environ):
         with pytest.raises(RuntimeError, match=message) as refused:
-            sweeps._join(sweeps._order(lab, **changes))
-        sweeps._join(sweeps._order(lab, facts=sweeps._facts(lab)))
+            sweeps._join(sweeps._order(lab, **changes), mock.Mock())
+        sweeps._join(sweeps._order(lab, facts=sweeps._facts(lab)), mock.Mock())
     client = mock.Mock()
     client.run.return_value = {"tcp://a": None, "tcp://b": refused.value}
     client.nthreads.return_value = {"tcp://a": 1, "tcp://b": 1}
-    with pytest.raises(RuntimeError, match=f"^1 of 2 workers cannot take part. tcp://b: {message}"):
+    with pytest.raises(
+        RuntimeError, match=f"^1 of 2 workers cannot take part. tcp://b: .*{message}"
+    ):
         sweeps._check_workers(client, sweeps._order(lab))
     client.run.return_value["tcp://b"] = None
     sweeps._check_workers(client, sweeps._order(lab))
