@@ -93,6 +93,5 @@ def dense(value: Any) -> bool:
 
 def shown(value: Any) -> str:
     """Return what an error says of a tensor, its shape and type; of anything else, what it is."""
-    return (
-        f"{tuple(value.shape)} {value.dtype}" if dense(value) else f"of kind {type(value).__name__}"
-    )
+    kind = f"of kind {type(value).__name__}"
+    return f"{tuple(value.shape)} {value.dtype}" if dense(value) else kind

@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from contsteal import Batch, Checked, Count, Natural, NotNegative, Positive, Seed, losses
+from contsteal import Batch, Checked, Count, Natural, NotNegative, Positive, Seed, choice, losses
 
 Answer = Literal["embedding", "projection", "label", "posterior", "logits"]
 Views = Literal["clean", "surrogate", "shared", "independent", "both", "pair", "prototype"]
@@ -168,9 +168,7 @@ class Config(Checked):
     #: only the "bounds" that they are
     adapt: Adaptation = "none"
     accounts: Count = 1  #: that share the queries, each defended as a user of its own
-    anchors: Natural = (
-        128  #: images that every account sends, to map its answers to the first one's
-    )
+    anchors: Natural = 128  #: images that every account sends, to map its answers to the first's
 
     def for_images(self, n: int) -> "Config":
         """Return this config with the epochs that its `steps` need on `n` query images."""
@@ -181,9 +179,7 @@ class Config(Checked):
     @property
     def recipe(self) -> Recipe:
         """The attack's row; ValueError for an unknown name lists the known ones."""
-        if self.attack not in ATTACKS:
-            raise ValueError(f"unknown attack {self.attack!r}: choose one of {', '.join(ATTACKS)}")
-        return ATTACKS[self.attack]
+        return ATTACKS[choice(self.attack, "attack", ATTACKS)]
 
     @property
     def mode(self) -> Views:
@@ -217,9 +213,7 @@ class Config(Checked):
         """The loss's keyword arguments; ValueError for negatives that it does not have."""
         if self.negatives != "both" and not self.recipe.negatives:
             able = ", ".join(name for name, recipe in ATTACKS.items() if recipe.negatives)
-            raise ValueError(
-                f"negatives={self.negatives!r} of {self.attack}: only {able} can leave negatives out"
-            )
+            raise ValueError(f"negatives={self.negatives!r} of {self.attack}: only {able} has them")
         options: dict[str, object] = {} if self.tau is None else {"temperature": self.tau}
         return options | ({"negatives": self.negatives} if self.recipe.negatives else {})
 

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from contsteal import choice
+
 Draw = torch.Generator
 
 
@@ -57,9 +59,8 @@ def _check(images: Tensor) -> None:
     if not isinstance(images, Tensor) or images.layout != torch.strided:
         raise ValueError(f"images of kind {type(images).__name__}: a dense tensor is expected")
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
-        raise ValueError(
-            f"images {tuple(images.shape)} {images.dtype}: uint8 of shape (N, 3, H, W) is expected"
-        )
+        given = f"{tuple(images.shape)} {images.dtype}"
+        raise ValueError(f"images {given}: uint8 of shape (N, 3, H, W) is expected")
 
 
 # -------------------------------------------------------------------------------------- geometry
@@ -360,7 +361,6 @@ def apply(policy: str, images: Tensor, g: Draw) -> Tensor:
         >>> apply("simclr", torch.zeros(4, 3, 32, 32, dtype=torch.uint8), draws).shape
         torch.Size([4, 3, 32, 32])
     """
-    if policy not in POLICIES:
-        raise ValueError(f"unknown augmentation {policy!r}: choose one of {', '.join(POLICIES)}")
+    view = POLICIES[choice(policy, "augmentation", POLICIES)]
     with torch.autocast(images.device.type, enabled=False):
-        return POLICIES[policy](images, g)
+        return view(images, g)

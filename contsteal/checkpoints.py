@@ -143,9 +143,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             keys = file.keys()
             return {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
     except Exception as error:  # a damaged file can fail anywhere in the reader
-        raise CheckpointError(
-            f"{path} cannot be read ({error}): train or fetch it again"
-        ) from error
+        raise CheckpointError(f"{path} cannot be read ({error}): fetch it again") from error
 
 
 def _unpickle(path: Path) -> object:

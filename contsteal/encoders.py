@@ -189,9 +189,7 @@ def _has_cifar_stem(name: str, image_size: int) -> bool:
 def _channels(name: str, width: float) -> tuple[int, ...]:
     """Return the channels of conv4 or of a ResNet's stages; ValueError for an unfit width."""
     if name != SMALL and ("resnet" not in name or name.startswith("test_")):
-        raise ValueError(
-            f"width={width} of {name}: only {SMALL} and ResNets have a width; leave it at 1.0"
-        )
+        raise ValueError(f"width={width} of {name}: only {SMALL} and ResNets have one; set 1.0")
     channels = tuple(int(c * width) for c in CHANNELS.get(name, (64, 128, 256, 512)))
     if min(channels) < 8 or any(c % 8 for c in channels):
         least = CHANNELS.get(name, (64,))[0]
@@ -247,9 +245,7 @@ def check(name: str, width: float = 1.0) -> None:
 def _check_inputs(name: str, image_size: int, inputs: Mapping[str, Any]) -> None:
     """Raise ValueError for inputs other than `mean`, `std`, and those of a CIFAR stem."""
     if not isinstance(inputs, Mapping):
-        raise ValueError(
-            f"inputs={inputs!r:.60}: names and values are needed, such as mean and std"
-        )
+        raise ValueError(f"inputs={inputs!r:.60}: names and values are needed, such as mean")
     known = ["mean", "std"] + list(STEM_INPUTS) * _has_cifar_stem(name, image_size)
     if unknown := sorted(map(str, inputs.keys() - set(known))):
         raise ValueError(
@@ -282,10 +278,8 @@ def _check_pretrained(name: str, image_size: int, width: float) -> None:
         raise ValueError(f"width={width} of {name}: no pretrained weights fit; leave it at 1.0")
     own_size = config.input_size[-1]
     if config.fixed_input_size and own_size != image_size and not _resamples(name, image_size):
-        raise ValueError(
-            f"{name} at {image_size} px: its pretrained weights take images of {own_size} px alone; "
-            f"set `image_size: {own_size}`"
-        )
+        reason = f"its pretrained weights do not fit; set `image_size: {own_size}`"
+        raise ValueError(f"{name} at {image_size} px: {reason}")
 
 
 def _resamples(name: str, image_size: int) -> bool:
@@ -456,9 +450,7 @@ def load(path: Path, into: Encoder | None = None) -> Encoder:
         spec = {k: v for k, v in json.loads(stored).items() if k in SPEC}
         name = spec.pop("name")
     except (ValueError, AttributeError, KeyError):
-        raise CheckpointError(
-            f"{path} does not say which encoder it holds: save it again"
-        ) from None
+        raise CheckpointError(f"{path} does not say what it holds: save it again") from None
     net = build(name, **spec) if into is None else into
     problem = checkpoints.misfit(net.state_dict(), state)
     if spec.get("inputs") != json.loads(json.dumps(net.spec)).get("inputs"):
@@ -538,10 +530,8 @@ def as_uint8(images: Tensor) -> Tensor:
         raise ValueError(f"images are {images.dtype}: give uint8, or floats in [0, 1]")
     low, high = images.aminmax()
     if not (low >= 0 and high <= 1):  # also refuses NaN
-        raise ValueError(
-            f"float images range from {low:.3g} to {high:.3g}: they must lie in [0, 1]; "
-            "do not normalise them, the encoder does"
-        )
+        span = f"float images range from {low:.3g} to {high:.3g}"
+        raise ValueError(f"{span}: they must lie in [0, 1]; the encoder normalises them")
     return (images * 255).round().to(torch.uint8)
 
 

@@ -29,9 +29,7 @@ def _features(x: Tensor, rows: int = 1) -> Tensor:
         raise ValueError(f"features {shown(x)}: floats (N, D) are needed, in at least {rows} rows")
     if not (fine := x.norm(dim=1) < LARGEST).all():  # also refuses NaN
         first = (~fine).nonzero()[:5, 0].tolist()
-        raise ValueError(
-            f"features hold NaN, infinity or more than {LARGEST:g}, first in rows {first}"
-        )
+        raise ValueError(f"features hold NaN, infinity or above {LARGEST:g}, first in rows {first}")
     return x.detach().to(torch.promote_types(x.dtype, torch.float32))  # of float16, 0 / 0 is near
 
 
@@ -42,9 +40,8 @@ def classes(labels: Any, n: int, count: int = MOST_CLASSES) -> Tensor:
     labels = labels.long()
     if len(bad := ((labels < 0) | (labels >= count)).nonzero()):
         row = int(bad[0, 0])
-        raise ValueError(
-            f"label {int(labels[row])} of image {row}: labels of {count} classes are 0 to {count - 1}"
-        )
+        span = f"labels of {count} classes are 0 to {count - 1}"
+        raise ValueError(f"label {int(labels[row])} of image {row}: {span}")
     return labels
 
 
@@ -54,15 +51,11 @@ def _task(
     """Return a task's features and labels, checked, and its number of classes."""
     train_x, test_x = _features(train_x, rows), _features(test_x)
     if (train_x.shape[1], train_x.dtype) != (test_x.shape[1], test_x.dtype):
-        raise ValueError(
-            f"training features {shown(train_x)} and test features {shown(test_x)}: both must come from "
-            "one encoder"
-        )
+        both = f"training features {shown(train_x)} and test features {shown(test_x)}"
+        raise ValueError(f"{both}: both must come from one encoder")
     train_y, test_y = classes(train_y, len(train_x)), classes(test_y, len(test_x))
     if not torch.isin(test_y, train_y).any():
-        raise ValueError(
-            "no label of the test set occurs in training: both need the same numbers for classes"
-        )
+        raise ValueError("no label of the test set occurs in training: number classes alike")
     return train_x, train_y, test_x, test_y, int(max(train_y.max(), test_y.max())) + 1
 
 
@@ -282,9 +275,7 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
 
 def _same_rows(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     if len(x) != len(y):
-        raise ValueError(
-            f"features {tuple(x.shape)} and {tuple(y.shape)}: the same N rows are needed"
-        )
+        raise ValueError(f"features {shown(x)} and {shown(y)}: the same N rows are needed")
     return x, y
 
 

@@ -108,9 +108,8 @@ def move_aside(path: Path) -> Path:
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise StorageError(
-            f"{path} is damaged and cannot be moved aside ({error.strerror}): remove it"
-        ) from error
+        reason = f"cannot be moved aside ({error.strerror})"
+        raise StorageError(f"{path} is damaged and {reason}: remove it") from error
     return aside
 
 

@@ -204,9 +204,7 @@ def _epoch(
             "temperature; the last checkpoint is kept"
         )
     if not all(p.isfinite().all() for p in model.parameters()):
-        raise Diverged(
-            f"a weight became NaN or infinite in epoch {epoch + 1}: lower the learning rate"
-        )
+        raise Diverged(f"a weight became NaN in epoch {epoch + 1}: lower the learning rate")
     return values.mean().item()
 
 

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from contsteal import choice
+
 BLOCK = 512  # rows that are compared with all others at a time
 WHOLE = 2048  # rows up to which all pairs are kept at once: 16 MB, no slower than blocks
 
@@ -202,9 +204,9 @@ def cont_steal(
         >>> cont_steal(torch.eye(32), torch.eye(32), form="code")  # ln(1 + 62 e^-2)
         tensor(2.2397)
     """
-    _known("form", form, "cont_steal", "paper", "code")
+    choice(form, "form of cont_steal", ("paper", "code"))
     allowed = ("both", "victim", "self") if form == "paper" else ("both",)
-    _known("negatives", negatives, f'cont_steal(form="{form}")', *allowed)
+    choice(negatives, f'negatives of cont_steal(form="{form}")', allowed)
     if form == "code":
         return info_nce(surrogate, target, temperature)
     s, t = (F.normalize(x, dim=1) for x in _pair(surrogate, target, least=2))
@@ -270,7 +272,7 @@ def info_nce_views(
         >>> info_nce_views(s, s) < info_nce_views(s, s.roll(1, 0))
         tensor(True)
     """
-    _known("form", form, "info_nce_views", "corrected", "published")
+    choice(form, "form of info_nce_views", ("corrected", "published"))
     s, t = _pair(surrogate, target, least=4)
     image = torch.arange(_half(len(s)), device=s.device)
     if form == "corrected":
@@ -374,7 +376,7 @@ def barlow(
         >>> barlow(square, square).round(decimals=2), barlow(square, -square).round(decimals=2)
         (tensor(0.), tensor(8.))
     """
-    _known("form", form, "barlow", "cross", "published")
+    choice(form, "form of barlow", ("cross", "published"))
     s, t = _pair(surrogate, target, least=2)
     if form == "published":
         n = _half(len(s))
@@ -436,9 +438,7 @@ def moco(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.1) ->
     """
     q, k = (F.normalize(x, dim=1) for x in _pair(query, key))
     if queue.ndim != 2 or not len(queue) or queue.shape[1] != q.shape[1]:
-        raise ValueError(
-            f"queue {tuple(queue.shape)}: rows of {q.shape[1]} are needed, as queries have"
-        )
+        raise ValueError(f"queue {tuple(queue.shape)}: rows of {q.shape[1]} are needed")
     matching = (q * k).sum(1, keepdim=True)  # (N, 1)
     negatives = products(q, F.normalize(queue.to(q.dtype), dim=1))  # (N, K)
     logits = torch.cat([matching, negatives], dim=1) / positive(temperature)
@@ -520,9 +520,7 @@ def _pair(s: Tensor, t: Tensor, least: int = 1) -> tuple[Tensor, Tensor]:
             "of one shape; map a surrogate of another width to the victim's with a linear layer"
         )
     if len(s) < least:
-        raise ValueError(
-            f"a batch of {len(s)} has no negatives: this loss needs at least {least} rows"
-        )
+        raise ValueError(f"a batch of {len(s)} has no negatives: at least {least} rows are needed")
     dtype = torch.promote_types(torch.promote_types(s.dtype, t.dtype), torch.float32)
     return s.to(dtype), t.to(dtype)
 
@@ -536,9 +534,3 @@ def _half(rows: int) -> int:
     if rows % 2:
         raise ValueError(f"a batch of {rows} rows cannot be [view 1; view 2]: give an even number")
     return rows // 2
-
-
-def _known(what: str, value: str, place: str, *choices: str) -> None:
-    if value not in choices:
-        known = " or ".join(f'"{c}"' for c in choices)
-        raise ValueError(f"unknown {what} {value!r} of {place}: choose {known}")

@@ -90,19 +90,16 @@ def fit(config: Config, images: ImageSet, checkpoint: Path | None = None) -> Fit
     """
     origin(config)
     if not hasattr(images, "images"):
-        raise ValueError(
-            f"images of kind {type(images).__name__}: an ImageSet is needed, as data.load returns"
-        )
+        kind = type(images).__name__
+        raise ValueError(f"images of kind {kind}: an ImageSet is needed, as data.load returns")
     encoders.check_images(images.images)
     device = images.images.device
     if config.method == READY:
         return Fitted(ready(config).to(device), [], None)
     plan = schedule(config)
     if config.method == "supervised" and images.labels is None:
-        raise ValueError(
-            f"method 'supervised' needs labels, and this split of {images.name} has none: choose another "
-            "method, data set or train_split"
-        )
+        lacking = f"needs labels, and this split of {images.name} has none"
+        raise ValueError(f"method 'supervised' {lacking}: choose another method or train_split")
     if images.labels is not None:
         count = len(images.classes) if config.method == "supervised" else evaluate.MOST_CLASSES
         evaluate.classes(images.labels, len(images.images), count)
@@ -278,16 +275,12 @@ def origin(config: Config) -> str | None:
         ValueError: where `weights` and `method` do not fit, or the file does not exist.
     """
     if config.method != READY and (config.weights or config.inputs):
-        raise ValueError(
-            f"weights={config.weights}, inputs={config.inputs}: method {config.method!r} trains its own "
-            f"weights; leave both out, or set method to {READY!r}"
-        )
+        given = f"weights={config.weights}, inputs={config.inputs}: method {config.method!r}"
+        raise ValueError(f"{given} trains its own weights; leave both out")
     if config.method != READY or config.weights == "timm":
         return config.weights
     path = Path(config.weights or "").expanduser()
     if not config.weights or not path.is_file():
         missing = f" ({path} does not exist)" if config.weights else ""
-        raise ValueError(
-            f"weights={config.weights!r}{missing}: method {READY!r} needs a file or 'timm'"
-        )
+        raise ValueError(f"weights={config.weights!r}{missing}: {READY!r} needs a file or 'timm'")
     return files.sha256(path)

@@ -21,7 +21,7 @@ from contsteal.victim import BlackBox, finite
 
 __all__ = [
     "ATTACKS", "Config", "Recipe", "Result", "Views", "ask", "learn_remap",
-    "left_out", "possible", "remap", "subtract_mean", "train", "view",
+    "left_out", "possible", "remap", "train", "view",
 ]  # fmt: skip
 
 BLOCK = 128  # images whose views are drawn together
@@ -256,8 +256,8 @@ def ask(
         answers = [torch.stack([F.normalize(a, dim=1) for a in answers]).mean(0)]
     if config.adapt == "average":
         answers = [torch.stack(answers).mean(0)]
-    if config.adapt == "centre":
-        answers = [subtract_mean(a) for a in answers]
+    if config.adapt == "centre":  # the offset of Dziedzic et al. (ICML 2022, A.2) is one for all
+        answers = [a - a.mean(0) for a in answers]
     if config.shuffled:
         order = torch.randperm(len(images), generator=generator("shuffled", config.seed))
         answers = [a[order.to(a.device)] for a in answers]
@@ -340,26 +340,6 @@ def _ask_by_accounts(config: Config, api: BlackBox, sent: Tensor, user: str) -> 
 # -------------------------------------------------------------------------- adapting to a defence
 
 
-def subtract_mean(answers: Tensor) -> Tensor:
-    """Return answers (N, D) less their mean, which undoes noise of any constant mean.
-
-    The offset N(mu, std^2) of Dziedzic et al. (ICML 2022, A.2) is the same for all answers; what
-    distinguishes one image from another survives.
-
-    Args:
-        answers: (N, D).
-
-    Returns:
-        (N, D).
-
-    Example:
-        >>> subtract_mean(torch.tensor([[1.0], [3.0]]))
-        tensor([[-1.],
-                [ 1.]])
-    """
-    return answers - answers.mean(0)
-
-
 def left_out(answers: Sequence[Tensor]) -> tuple[float, bool]:
     """Return what rounding and truncation have taken from answers, as the answers show it.
 
@@ -437,14 +417,12 @@ def learn_remap(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         True
     """
     if len(finite(source)) != len(finite(target)) or not len(source):
-        raise ValueError(
-            f"answers {tuple(source.shape)} and {tuple(target.shape)}: both accounts must have sent "
-            "the same images, one finite row each"
-        )
+        given = f"answers {tuple(source.shape)} and {tuple(target.shape)}"
+        raise ValueError(f"{given}: both accounts must have sent the same images")
     x, y = source.double(), target.double()
     # gelsd, the one driver for ranks below D (padding is constant), exists on the CPU alone.
-    solved = torch.linalg.lstsq(subtract_mean(x).cpu(), subtract_mean(y).cpu(), driver="gelsd")
-    weight = solved.solution.to(source.device)
+    centred = ((rows - rows.mean(0)).cpu() for rows in (x, y))
+    weight = torch.linalg.lstsq(*centred, driver="gelsd").solution.to(source.device)
     return weight.to(source.dtype), (y.mean(0) - x.mean(0) @ weight).to(source.dtype)
 
 
@@ -483,10 +461,8 @@ def _check(
     for policy in config.policies:
         augment.apply(policy, one, generator("check"))
     if config.recipe.labels and labels is None:
-        raise ValueError(
-            f"attack {config.attack!r} uses the true labels of the {len(images)} query images: give "
-            "labels=..., or take an attack without them"
-        )
+        needed = f"uses the true labels of the {len(images)} query images"
+        raise ValueError(f"attack {config.attack!r} {needed}: give labels=...")
     if config.recipe.labels:
         evaluate.classes(labels, len(images))
     schedule = loop.Schedule(
@@ -520,20 +496,14 @@ def _check_adaptation(config: Config, n: int) -> None:
     if config.adapt == "none" and config.accounts == 1:
         return
     if config.recipe.answer not in ("embedding", "projection"):
-        raise ValueError(
-            f"adapt={config.adapt!r}, accounts={config.accounts} of {config.attack}: only answers that "
-            "are vectors can be averaged, centred, bounded or mapped"
-        )
+        given = f"adapt={config.adapt!r}, accounts={config.accounts} of {config.attack}"
+        raise ValueError(f"{given}: only answers that are vectors can be averaged or mapped")
     if config.adapt == "average" and config.mode in ("shared", "independent", "pair"):
-        raise ValueError(
-            f"adapt='average' of views={config.mode!r}: answers to different views differ by more than "
-            "noise; use views='clean' or 'surrogate'"
-        )
+        remedy = "answers to different views differ; use views='clean' or 'surrogate'"
+        raise ValueError(f"adapt='average' of views={config.mode!r}: {remedy}")
     if config.adapt == "average" and config.rounds < 2:
         raise ValueError(f"adapt='average' with answers={config.answers}: set 2 or more, or 0 for one an "
                          "epoch")  # fmt: skip
     if config.accounts > 1 and (config.anchors < 1 or n - config.anchors < config.accounts - 1):
-        raise ValueError(
-            f"accounts={config.accounts}, anchors={config.anchors} of {n} images: every further "
-            "account sends the anchors and at least one image of its own"
-        )
+        given = f"accounts={config.accounts}, anchors={config.anchors} of {n} images"
+        raise ValueError(f"{given}: each further account sends the anchors and an image of its own")

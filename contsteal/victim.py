@@ -33,9 +33,8 @@ class Defense(Protocol):
 def named(user: str) -> str:
     """Return a user's name; ValueError where it is empty, unprintable or longer than 256 characters."""
     if not isinstance(user, str) or not 1 <= len(user) <= LONGEST_NAME or not user.isprintable():
-        raise ValueError(
-            f"user {user!r:.60}: a name of 1 to {LONGEST_NAME} printable characters is needed"
-        )
+        needed = f"a name of 1 to {LONGEST_NAME} printable characters"
+        raise ValueError(f"user {user!r:.60}: {needed} is needed")
     return user
 
 
@@ -362,8 +361,6 @@ class BlackBox:
         for defense in self._defenses:  # what one has seen stays seen where a later one refuses
             answers = _leaving(defense(answers, user), len(clean))
         if head is not None and answers.shape[1] != width:
-            raise ValueError(
-                f"the defences changed {width} classes into {answers.shape[1]} coordinates: use padding "
-                "for embeddings only"
-            )
+            made = f"defences made {width} classes into {answers.shape[1]} coordinates"
+            raise ValueError(f"{made}: use padding for embeddings only")
         return answers

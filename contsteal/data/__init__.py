@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 from torch import Tensor
 
-from contsteal import Seed, fitting
+from contsteal import Seed, choice, fitting
 from contsteal.data import folders, torchsets
 from contsteal.data.embedded import ENDLESS, SOURCES, Source
 from contsteal.data.folders import FolderError
@@ -133,7 +133,7 @@ def known(name: str) -> str:
     if name in SOURCES or name in torchsets.NAMES or (kind in PATHS and path):
         return name
     names = [*SOURCES, *torchsets.NAMES, *(f"{kind}:PATH" for kind in PATHS)]
-    raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(names)}")
+    return choice(name, "data set", names)
 
 
 def _resized(images: "Tensor | Packed", size: int, name: str) -> "Tensor | Packed":

@@ -82,9 +82,7 @@ def listing(root: Path, keep: Collection[str] | None = None) -> Listing:
 
 def _subfolders(root: Path) -> list[str]:
     if not root.is_dir():
-        raise FolderError(
-            f"{root} is not a folder: put images into train/CLASS/, test/CLASS/ in it"
-        )
+        raise FolderError(f"{root} is not a folder: put images into train/CLASS/ in it")
     return sorted(e.name for e in os.scandir(root) if e.is_dir() and e.name[0] != ".")
 
 
@@ -106,9 +104,7 @@ def _is_image(name: str) -> bool:
 
 
 def _raise(error: OSError) -> None:
-    raise FolderError(
-        f"{_shown(error.filename)} cannot be listed ({error.strerror}): give permission"
-    ) from error
+    raise FolderError(f"{_shown(error.filename)} cannot be listed ({error.strerror})") from error
 
 
 def _some(names: Collection[str], most: int = 5) -> str:
@@ -287,10 +283,8 @@ def read(root: Path, split: str, size: int) -> tuple[Tensor, Tensor | None, tupl
     try:
         pixels = np.empty((len(files), 3, size, size), np.uint8)
     except MemoryError as error:
-        message = (
-            f"run `python -m contsteal.data.packed {root} PACK --size {size}`, load packed:PACK"
-        )
-        raise FolderError(f"{folder} does not fit in memory: {message}") from error
+        command = f"`python -m contsteal.data.packed {root} PACK --size {size}`, load packed:PACK"
+        raise FolderError(f"{folder} does not fit in memory: run {command}") from error
     skipped, _ = decode_all(folder, files, pixels)
     kept = [row for row in range(len(files)) if row not in skipped]
     for place, row in enumerate(kept if skipped else []):  # a copy would take the memory twice

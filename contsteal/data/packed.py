@@ -186,22 +186,16 @@ def open_pack(path: Path, split: str) -> tuple[Packed, Tensor | None, tuple[str,
 def _manifest(home: Path) -> dict[str, Any]:
     """Return the manifest of a split; PackError where it is damaged or the images do not fit it."""
     manifest = files.read_json(home / MANIFEST)
-    intact, damaged = (
-        isinstance(manifest, dict) and files.sealed(manifest) == manifest,
-        home / MANIFEST,
-    )
-    if intact:
+    damaged, table = home / MANIFEST, home / SUMS
+    if isinstance(manifest, dict) and files.sealed(manifest) == manifest:
         whole = (manifest["rows"], 3, *2 * [manifest["size"]])
-        summed = "sums" not in manifest or _hash(home / SUMS) == manifest["sums"]
+        known = table.is_file() and files.sha256(table) == manifest.get("sums")
+        summed = "sums" not in manifest or known
         images = _map(home / IMAGES) if summed else np.empty(0)
         if (images.shape, images.dtype) == (whole, np.uint8):
             return dict(manifest)
         damaged = home / (IMAGES if summed else SUMS)
     raise PackError(f"{damaged} was damaged or altered: remove {home} and pack it again")
-
-
-def _hash(file: Path) -> str:
-    return files.sha256(file) if file.is_file() else "missing"
 
 
 def pack(

@@ -8,6 +8,7 @@ remembers of its users outlives a restart by `state_dict` and `load_state_dict`.
 import re
 from collections.abc import Callable
 
+from contsteal import choice
 from contsteal.defenses import b4b, detectors, perturbation
 from contsteal.defenses.b4b import *  # noqa: F403 each module says what it offers
 from contsteal.defenses.detectors import *  # noqa: F403
@@ -43,9 +44,8 @@ def build(name: str, **options: object) -> Defense:
         >>> build("rounding", decimals=1)
         Rounding(1)
     """
-    if not isinstance(name, str) or name not in DEFENSES:
-        raise ValueError(f"unknown defence {name!r}: choose one of {', '.join(DEFENSES)}")
+    make = DEFENSES[choice(name, "defence", DEFENSES)]
     try:
-        return DEFENSES[name](**options)
+        return make(**options)
     except TypeError as error:
         raise ValueError(f"defence {name!r} does not take {options}: {error}") from error

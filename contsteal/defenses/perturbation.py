@@ -97,9 +97,7 @@ class TopK(Described):
 
     def __call__(self, answers: Tensor, user: str) -> Tensor:
         if self.k > finite(answers).shape[1]:
-            raise ValueError(
-                f"TopK k={self.k}: answers have {answers.shape[1]} coordinates, keep fewer"
-            )
+            raise ValueError(f"TopK k={self.k}: answers have {answers.shape[1]} coordinates")
         kept = answers.topk(self.k, dim=1)
         return torch.zeros_like(answers).scatter(1, kept.indices, kept.values)
 

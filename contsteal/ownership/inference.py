@@ -30,17 +30,13 @@ class Verdict:
     measure: float  #: what tables show, in the test's unit: a share of images from 0 to 1, or nats
     statistic: float  #: what `p_value` belongs to
     p_value: float  #: one-sided; the null hypothesis is an independent suspect
-    effect: (
-        float  #: distance from the null: a difference of shares, or a gap in standard deviations
-    )
+    effect: float  #: distance from the null: a difference of shares, or standard deviations
     samples: int  #: observations behind the p-value
 
     def __post_init__(self) -> None:
         values = self.measure, self.statistic, self.p_value, self.effect
         if not all(map(math.isfinite, values)):
-            raise ValueError(
-                f"{self.test}: the numbers given are too large, or too alike, for a test"
-            )
+            raise ValueError(f"{self.test}: the numbers given are too large, or too alike")
 
     def accuses(self, alpha: float = ALPHA) -> bool:
         """Return whether the null hypothesis is rejected at the level `alpha`."""

@@ -30,9 +30,8 @@ class Config(Checked):
 
     shadow: str = "resnet18"  #: the encoder that plays the thief
     key: Annotated[int, ("least", 3)] = 256  #: dimension of the secret vector
-    masked: Annotated[float, ("above", 0), ("below", 1)] = (
-        0.35  #: share of the pixel values that the trigger replaces
-    )
+    #: share of the pixel values that the trigger replaces
+    masked: Annotated[float, ("above", 0), ("below", 1)] = 0.35
     hidden: tuple[Count, ...] = (512, 256)  #: of the decoder
     epochs: Count = 50
     batch: Batch = 64
@@ -65,9 +64,8 @@ class Key(nn.Module):
     def stamp(self, images: Tensor) -> Tensor:
         """Return clip((1 - m) x + m trigger) of images (N, 3, H, W), uint8 or float in [0, 1]."""
         if images.shape[1:] != (size := self.mask.shape):
-            raise ValueError(
-                f"images {tuple(images.shape)}: the trigger's size {tuple(size)} is needed"
-            )
+            given = tuple(images.shape)
+            raise ValueError(f"images {given}: the trigger's size {tuple(size)} is needed")
         x = augment.to_float(images) if images.dtype == torch.uint8 else images
         return ((1 - self.mask) * x + self.mask * self.trigger).clamp(0, 1)
 

@@ -106,9 +106,8 @@ def test_a_pair_is_two_shared_views_beside_their_answers(shapes, victim, monkeyp
     epoch = torch.cat([x[:16] for x in shown[:2]]), torch.cat([x[16:] for x in shown[:2]])
     draws = [steal.view(replace(FAST, attack=attack), shapes.images, k) for k in range(2)]
     for half, view in zip(epoch, draws, strict=True):
-        assert {bytes(augment.to_uint8(row).numpy()) for row in half} == {
-            bytes(r.numpy()) for r in view
-        }
+        seen = {bytes(row.numpy()) for row in augment.to_uint8(half)}
+        assert seen == {bytes(row.numpy()) for row in view}
 
 
 def test_both_is_the_clean_image_over_a_view_and_one_answer(shapes, victim, monkeypatch):
@@ -269,9 +268,7 @@ def test_zeros_of_the_victim_s_own_are_no_truncation():
     assert steal.left_out([answers]) == (0.0, False)
     dead = 1 + torch.rand(40, 24, generator=torch.Generator().manual_seed(1))
     dead[:, 3] = 0
-    assert steal.left_out([dead]) == (0.0, False), (
-        "a coordinate that is always zero is the victim's"
-    )
+    assert steal.left_out([dead]) == (0.0, False), "a coordinate of zeros is the victim's"
     assert steal.left_out([torch.zeros(40, 24)]) == (0.0, False)
 
 
@@ -320,14 +317,11 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "batch": ({"batch": N + 1}, f"{N} images are fewer than one batch of {N + 1}"),
     "epochs": ({"epochs": 0}, "epochs"),
     "steps": ({"steps": -3}, "steps=-3: a whole number of at least 0"),
-    "half a step": ({"steps": 1.5}, "steps=1.5: a whole number"),
-    "half an epoch": ({"epochs": 1.5}, "epochs=1.5: a whole number"),
-    "endless": ({"epochs": math.inf}, "epochs=inf: a whole number"),
+    "optimizer": ({"optimizer": "lars"}, "optimizer 'lars': choose one of adamw, sgd"),
     "infinite rate": ({"lr": math.inf}, "lr=inf: a finite number above 0"),
     "weight decay": ({"weight_decay": math.nan}, "weight_decay=nan: a finite number of at least 0"),
     "temperature": ({"temperature": 0.0}, "temperature=0.0: a finite number above 0"),
     "no image": ({"image_size": 0}, "image_size=0: a whole number of at least 1"),
-    "half a pixel": ({"image_size": 1.5}, "image_size=1.5: a whole number"),
     "small images": ({"image_size": 8}, "test_resnet at 8 px: it needs images of at least 32 px"),
     "size": (
         {"encoder": "vit_tiny_patch16_224", "image_size": 64},
@@ -405,10 +399,9 @@ def test_too_small_a_budget_and_labels_of_other_images_are_refused(shapes, victi
     api, small = BlackBox(victim), BlackBox(victim, budget=2 * N - 1)
     with pytest.raises(BudgetExceeded, match="needs 64 distinct inputs"):
         steal.train(replace(FAST, attack="barlow"), small, shapes.images)
+    config = replace(FAST, attack="sup-con")
     with pytest.raises(ValueError, match=r"labels \(3,\) torch.int64: whole numbers \(32,\)"):
-        steal.train(
-            replace(FAST, attack="sup-con"), api, shapes.images, labels=torch.tensor([0, 1, 2])
-        )
+        steal.train(config, api, shapes.images, labels=torch.tensor([0, 1, 2]))
     assert small.ledger.calls == api.ledger.calls == 0
 
 
@@ -420,8 +413,3 @@ def test_a_budget_is_each_account_s_own_and_all_are_billed(shapes, victim):
     with pytest.raises(BudgetExceeded):
         steal.train(config, api, shapes.images)
     assert api.ledger.calls == 0
-
-
-def test_averaging_anew_queries_once_an_epoch():
-    assert replace(FAST, attack="embedding", adapt="average", answers=0).rounds == FAST.epochs
-    assert replace(FAST, attack="embedding", adapt="average", answers=9).rounds == 9

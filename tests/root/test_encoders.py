@@ -1,7 +1,6 @@
 """Building, saving, loading and running encoders."""
 
 import hashlib
-import itertools
 import json
 import subprocess
 import sys
@@ -76,17 +75,6 @@ def test_out_dim_is_a_linear_layer_also_where_it_is_the_network_s_own(dim: int) 
     torch.testing.assert_close(out, net.projection(features(x)), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("width", "channels"), [(0.5, 8), (1.0, 16), (1.5, 24)])
-def test_conv4_has_the_weights_of_four_convolutions(width: float, channels: int) -> None:
-    net = encoders.build("conv4", width=width)
-    c = [3, channels, 2 * channels, 4 * channels, 8 * channels]
-    kernels = sum(9 * a * b for a, b in itertools.pairwise(c))
-    assert sum(p.numel() for p in net.parameters()) == kernels + 2 * sum(c[1:])
-    assert net.dim == 8 * channels
-    assert isinstance(net.projection, nn.Identity)
-    encoders.check("conv4", width)
-
-
 @pytest.mark.parametrize("size", [16, 17, 32, 65])
 def test_conv4_is_the_mean_of_four_strided_convolutions(size: int) -> None:
     net = encoders.build("conv4", size, width=0.5)
@@ -100,24 +88,6 @@ def test_conv4_is_the_mean_of_four_strided_convolutions(size: int) -> None:
         x = ((x - mean) / (var + norm.eps).sqrt()).clamp(min=0)
     assert x.shape == (3, 64, -(-size // 16), -(-size // 16))
     torch.testing.assert_close(net(noise(3, size)), x.mean((2, 3)))
-
-
-@pytest.mark.parametrize("out_dim", [None, 64, 7])
-def test_conv4_is_saved_described_and_read_back(tmp_path: Path, out_dim: int | None) -> None:
-    inputs = {"mean": [0.1, 0.2, 0.3]}
-    net = encoders.build("conv4", width=0.5, out_dim=out_dim, seed=3, inputs=inputs)
-    net(noise())
-    path, into = tmp_path / "net.safetensors", encoders.build("conv4", width=0.5, out_dim=out_dim)
-    encoders.save(net, path)
-    again = encoders.load(path)
-    assert same(net, again)
-    assert torch.equal(encoders.embed(net, noise()), encoders.embed(again, noise()))
-    assert encoders.identity(net) == encoders.identity(again) != encoders.identity(into)
-    card = encoders.describe(again)
-    assert (card["features"], card["mean"], card["std"]) == (net.dim, [0.1, 0.2, 0.3], [0.25] * 3)
-    assert card["gmac"] == pytest.approx(gmacs(net, 32))
-    with pytest.raises(CheckpointError, match="other inputs are another"):
-        encoders.load(path, into)
 
 
 def test_conv4_needs_no_timm(tmp_path: Path) -> None:
@@ -199,7 +169,7 @@ VIT_14 = {"name": "vit_small_patch14_dinov2.lvd142m", "image_size": 225} | PRETR
         ({"name": "resnet18.a9_in1k"}, r"'resnet18.a9_in1k': timm has resnet18.a1_in1k, "),
         ({"width": 0.0625}, r"width=0.0625 of resnet18.*multiple of 8"),
         ({"width": -1.0}, r"width=-1.0: a finite number above 0"),
-        ({"name": "test_vit", "width": 0.5}, r"width=0.5 of test_vit: only conv4 and Res.*at 1.0"),
+        ({"name": "test_vit", "width": 0.5}, r"width=0.5 of test_vit: only conv4 and Res.*set 1.0"),
         ({"name": "conv"}, r"'conv'.*nearest names are .*conv4"),
         ({"name": "conv4", "image_size": 15}, r"conv4 at 15 px: .*at least 16 px"),
         ({"name": "conv4", "width": 0.25}, r"width=0.25 of conv4: 16 x width .* multiple of 8"),
@@ -220,14 +190,11 @@ VIT_14 = {"name": "vit_small_patch14_dinov2.lvd142m", "image_size": 225} | PRETR
         ({"inputs": {"std": (1, 0, 1)}}, r"std=0: a finite number above 0"),
         ({"inputs": {"padding": -1}}, r"padding=-1: a whole number of at least 0"),
         ({"inputs": {"mean": (1, 2, float("nan"))}}, "mean=nan: a finite number"),
-        ({"inputs": {"mean": "abc"}}, "mean 'abc' must be three numbers"),
         ({"inputs": [1]}, r"inputs=\[1\]: names and values"),
         ({"inputs": {"padding": 10**9}}, "padding=1000000000: a whole number of at least 0 and"),
         ({"name": None}, "encoder=None: a text"),
         ({"image_size": 1.5}, "image_size=1.5: a whole number"),
         ({"out_dim": 0}, "out_dim=0: a whole number of at least 1"),
-        ({"out_dim": "a"}, "out_dim='a': a whole number"),
-        ({"width": float("inf")}, "width=inf: a finite number above 0"),
         ({"seed": 2**70}, "seed=1180591620717411303424: a whole number of at least"),
         ({"weights": 3}, "weights=3: a text"),
         ({"inputs": {"relu": "no"}}, r"relu='no': True or False"),
@@ -472,7 +439,7 @@ def test_a_file_that_does_not_say_what_it_holds_is_refused(saved, spec: str) -> 
     seal = hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
     state = checkpoints.read_safetensors(path)[0]
     path.write_bytes(save(state, metadata=header | {"seal": seal}))
-    with pytest.raises(CheckpointError, match="does not say which encoder it holds"):
+    with pytest.raises(CheckpointError, match="does not say what it holds"):
         encoders.load(path)
 
 

@@ -214,17 +214,15 @@ def test_mean_interval_of_one_value_has_no_bounds() -> None:
             r"infinity .*, first in rows \[7\]",
         ),
         (1, lambda y: y[:-1], r"labels \(19,\) torch.int64: whole numbers \(20,\)"),
-        (3, lambda y: y[:-1], r"labels \(19,\) torch.int64: whole numbers \(20,\)"),
         (2, lambda x: x[:, :1], "4.*1"),  # these would even broadcast against a head of four
         (2, lambda x: x[:, :3], "4.*3"),
         (2, lambda x: x.double(), "float32 and test features .*float64"),
         (0, lambda x: x.long(), "features .*int64: floats"),
-        (0, lambda x: x[:0], r"features \(0, 4\)"),
         (2, lambda x: x[:0], r"features \(0, 4\)"),
         (0, lambda x: x[:, :0], r"features \(20, 0\)"),
         (0, lambda x: x.numpy(), "features of kind ndarray"),
         (2, lambda x: x.to_sparse(), "features of kind Tensor"),
-        (0, lambda x: x * 1e30, "more than 1e.15"),
+        (0, lambda x: x * 1e30, "above 1e.15"),
         (1, lambda y: y.float(), "labels .*float32: whole numbers"),
         (3, lambda y: None, "labels of kind NoneType"),
         (1, lambda y: y - 9, r"label -\d of image 0: labels of 1048576 classes are 0 to 1048575"),
@@ -251,15 +249,18 @@ def test_labels_of_any_whole_type_and_features_with_gradients_are_taken(fit, kin
 
 NOT_A_NUMBER = [
     lambda x: evaluate.spread(x[:1]),
-    lambda x: evaluate.spread(x * math.nan),
     lambda x: evaluate.mean_cosine(x * math.nan, x),
-    lambda x: evaluate.mean_cosine(x[:0], x[:0]),
     lambda x: evaluate.mean_cosine(x, x[:5]),
     lambda x: evaluate.linear_cka(x[:1], x[:1]),
     lambda x: evaluate.linear_cka(x * 1e200, x),
     lambda x: evaluate.linear_cka(None, x),
     lambda x: evaluate.geometry(x * math.nan),
     lambda x: evaluate.geometry(x * 0),
+    lambda x: evaluate.geometry(x[:1]),
+    lambda x: evaluate.geometry(x[0]),
+    lambda x: evaluate.linear_cka(x, x[:-1]),
+    lambda x: evaluate.linear_cka(x[:, 0], x),
+    lambda x: evaluate.agreement(x[:3, 0], x[:4, 0]),
     lambda x: evaluate.nearest(x, 40, 3),
     lambda x: evaluate.nearest(x, 0, 41),
     lambda x: evaluate.agreement(x[:0, 0], x[:0, 0]),
@@ -283,18 +284,6 @@ def test_knn_without_a_vote_is_refused(options: dict[str, float]) -> None:
     (name, value), *_ = options.items()
     with pytest.raises(ValueError, match=f"{name}={value}"):
         evaluate.knn(*clusters(40, 4), **options)
-
-
-def test_pairs_that_do_not_match_and_single_rows_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"\(3,\) and \(4,\) predictions"):
-        evaluate.agreement(torch.zeros(3), torch.zeros(4))
-    with pytest.raises(ValueError, match=r"\(40, 7\) and \(39, 7\): the same N rows"):
-        evaluate.linear_cka(features(40), features(39))
-    with pytest.raises(ValueError, match=r"\(40,\)"):
-        evaluate.linear_cka(features(40)[:, 0], features(40))
-    for shape in ((1, 4), (4,)):
-        with pytest.raises(ValueError, match="at least 2 rows"):
-            evaluate.geometry(torch.ones(shape))
 
 
 @pytest.mark.parametrize(

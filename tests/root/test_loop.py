@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from contsteal import files, loop
+from contsteal import loop
 
 SCHEDULE = loop.Schedule(epochs=5, batch=8, lr=1e-2)
 N = 20  # two full batches and an incomplete one, which is dropped
@@ -90,23 +90,6 @@ def test_schedule_is_a_linear_warm_up_and_then_one_cosine(steps, warmup):
     assert all(a > b for a, b in itertools.pairwise(factors[ramp:])), "it never climbs back"
 
 
-def test_steps_take_full_batches_under_one_cosine_over_the_whole_run():
-    (model, loss), seen = problem(), {}
-
-    def spy(chosen: Tensor, epoch: int, draws: torch.Generator) -> Tensor:
-        seen.setdefault(epoch, []).append(chosen.tolist())
-        return loss(chosen, epoch, draws)
-
-    history = loop.fit(model, spy, N, SCHEDULE, seed=0)
-    assert [row["epoch"] for row in history] == [1, 2, 3, 4, 5]
-    rates = [1e-2 * SCHEDULE.factor(2 * epoch + 1, 10) for epoch in range(5)]
-    assert [row["lr"] for row in history] == pytest.approx(rates)
-    assert all([len(batch) for batch in batches] == [8, 8] for batches in seen.values())
-    orders = {tuple(a + b) for a, b in seen.values()}
-    assert all(len(set(order)) == 16 and set(order) <= set(range(N)) for order in orders)
-    assert len(orders) == 5, "each epoch has its own order"
-
-
 @pytest.fixture
 def stepped() -> Iterator[list[float]]:
     """The learning rate of every step that an optimizer does."""
@@ -139,17 +122,10 @@ def test_exactly_so_many_steps_are_done_and_the_last_epoch_is_cut_short(stepped,
         images = [i for e, chosen in seen if e == epoch for i in chosen]
         assert len(images) == len(set(images)), "an image is seen once an epoch"
     assert all(len(chosen) == batch for _, chosen in seen)
-    assert all(math.isfinite(row["loss"]) for row in history), (
-        "a mean over the steps that were done"
-    )
+    assert len({tuple(chosen) for _, chosen in seen}) == steps, "each epoch has its own order"
+    assert all(math.isfinite(row["loss"]) for row in history), "over the steps that were done"
+    assert history[-1]["lr"] == stepped[-1]
     assert stepped == pytest.approx([1e-2 * schedule.factor(k, steps) for k in range(steps)])
-
-
-@pytest.mark.parametrize("steps", [30, 31, 45])
-def test_the_learning_rate_ends_near_zero_in_a_cut_epoch_too(stepped, steps):
-    fit(schedule=replace(SCHEDULE, steps=steps))
-    assert max(stepped) == pytest.approx(SCHEDULE.lr)
-    assert 0 < stepped[-1] < 0.01 * SCHEDULE.lr
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
@@ -236,38 +212,24 @@ def test_a_gradient_that_is_not_finite_is_a_divergence_too(tmp_path, always_save
 # -------------------------------------------------------------------------------- resume
 
 
-@pytest.mark.parametrize("epoch", [1, 2, 4])
-def test_a_killed_run_continues_to_the_same_weights(tmp_path, always_save, epoch):
-    path = tmp_path / "c.pt"
-    with pytest.raises(KeyboardInterrupt):
-        fit(checkpoint=path, after_epoch=die_at(epoch))
-    saved = torch.load(path, weights_only=True)["history"]
-    assert len(saved) == epoch
-    torch.manual_seed(99)
-    model, loss = problem()
-    history = loop.fit(model, loss, N, SCHEDULE, seed=0, checkpoint=path)
-    assert (weights_of(model), [row["loss"] for row in history]) == fit()
-    assert history[:epoch] == saved, "epochs before the kill were not run again"
-    assert fit(checkpoint=path, after_epoch=die_at(4)) == fit(), "a finished run is not run again"
-
-
-@pytest.mark.parametrize("epoch", [1, 3])
-def test_a_killed_run_of_so_many_steps_continues_to_the_same_weights(
-    tmp_path, always_save, stepped, epoch
-):
-    schedule, path = replace(SCHEDULE, steps=7), tmp_path / "c.pt"  # 4 epochs, the last of 1 step
+@pytest.mark.parametrize(("steps", "epoch"), [(0, 1), (0, 2), (0, 4), (7, 1), (7, 3)])
+def test_a_killed_run_continues_to_the_same_weights(tmp_path, always_save, stepped, steps, epoch):
+    path, schedule = tmp_path / "c.pt", replace(SCHEDULE, steps=steps)
     with pytest.raises(KeyboardInterrupt):
         fit(schedule=schedule, checkpoint=path, after_epoch=die_at(epoch))
-    before = min(2 * (epoch + 1), 7)
-    assert len(stepped) == before
-    resumed = fit(schedule=schedule, checkpoint=path)
-    assert len(stepped) == before + 7 - 2 * epoch, (
-        "the interrupted epoch is done again, and the rest"
-    )
-    assert resumed == fit(schedule=schedule)
-    longer = replace(schedule, steps=8)
+    saved, before = torch.load(path, weights_only=True)["history"], len(stepped)
+    assert (len(saved), before) == (epoch, min(2 * (epoch + 1), schedule.total(N)))
+    torch.manual_seed(99)
+    model, loss = problem()
+    history = loop.fit(model, loss, N, schedule, seed=0, checkpoint=path)
+    assert len(stepped) == before + schedule.total(N) - 2 * epoch, "what was saved is not done again"
+    assert (weights_of(model), [row["loss"] for row in history]) == fit(schedule=schedule)
+    assert history[:epoch] == saved
+    done = len(stepped)
+    assert fit(schedule=schedule, checkpoint=path)[0] == weights_of(model)
+    assert len(stepped) == done, "a finished run is not run again"
     with pytest.raises(ValueError, match="another run"):
-        fit(schedule=longer, checkpoint=path)
+        fit(schedule=replace(schedule, steps=8), checkpoint=path)
 
 
 def test_dropout_continues_where_it_was(tmp_path, always_save):
@@ -359,27 +321,6 @@ def test_a_crash_while_saving_keeps_the_checkpoint_before(tmp_path, always_save,
     assert fit(checkpoint=path) == fit()
 
 
-def test_a_full_disk_is_named_and_the_checkpoint_before_is_kept(tmp_path, always_save, monkeypatch):
-    path, normal = tmp_path / "c.pt", Path.open
-    with pytest.raises(KeyboardInterrupt):
-        fit(checkpoint=path, after_epoch=die_at(2))
-    kept = path.read_bytes()
-
-    def full(self: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
-        if "c.pt" in self.name and mode == "wb":
-            return normal(Path("/dev/full"), mode, buffering=0)  # refuses inside of torch's writer
-        return normal(self, mode, *args, **options)
-
-    monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(
-        files.StorageError, match=r"c\.pt cannot be written \(No space left on device"
-    ):
-        fit(checkpoint=path)
-    monkeypatch.undo()
-    assert path.read_bytes() == kept
-    assert fit(checkpoint=path) == fit()
-
-
 def test_a_folder_is_no_checkpoint_and_stays(tmp_path):
     (tmp_path / "mine").mkdir()
     with pytest.raises(ValueError, match="checkpoint=3: the path of a file is needed"):
@@ -460,9 +401,8 @@ def test_every_epoch_is_logged_to_a_csv_beside_the_checkpoint(tmp_path):
     header, *lines = [line.split(",") for line in path.read_text().splitlines()]
     assert header == ["epoch", "loss", "lr", "seconds", "knn"]
     assert lengths == [0, 2, 3, 4, 5], "after each epoch, and not at the end"
-    assert [(line[1], line[4]) for line in lines] == [
-        (str(loss), "0.5" if k == 2 else "") for k, loss in enumerate(losses)
-    ]
+    assert [line[1] for line in lines] == list(map(str, losses))
+    assert [line[4] for line in lines] == ["", "", "0.5", "", ""]
 
 
 # ------------------------------------------------------------------------- exact or fast

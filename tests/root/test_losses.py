@@ -263,42 +263,26 @@ CLOSED: dict[str, tuple[Callable[[], Tensor], float]] = {
     "logits_mse": (lambda: losses.logits_mse(ONES, ONES - 3), 9),
     "cosine of equal rows": (lambda: losses.cosine(EYE, 2 * EYE), 0),
     "cosine of opposite rows": (lambda: losses.cosine(EYE, -EYE), 2),
-    "cross-entropy, uniform": (
-        lambda: losses.cross_entropy(0 * EYE, torch.arange(8)), math.log(10)
-    ),
-    "code": (
-        lambda: losses.cont_steal(EYE, EYE, 0.5, "code"), math.log(1 + 14 * math.exp(-2))
-    ),
+    "cross-entropy, uniform": (lambda: losses.cross_entropy(0 * EYE, torch.arange(8)), math.log(10)),
+    "code": (lambda: losses.cont_steal(EYE, EYE, 0.5, "code"), math.log(1 + 14 * math.exp(-2))),
     "paper": (lambda: losses.cont_steal(EYE, EYE, 0.5), math.log(14 * math.exp(-2))),
     "wasserstein, same": (lambda: losses.wasserstein(3 * EYE[:1], EYE[:1]), 0),
     "wasserstein, far": (lambda: losses.wasserstein(3 * EYE[:1], EYE[7:]), 7),
     "wasserstein, near": (lambda: losses.wasserstein(EYE[5:6], EYE[2:3]), 3),
     "wasserstein, negative": (lambda: losses.wasserstein(-ONES, -ONES), 0),
-    "soft_nn": (
-        lambda: losses.soft_nn(EYE, EYE, 0.5), -math.log(1e-9 + 1 / (1 + 14 * math.exp(-4)))
-    ),
+    "soft_nn": (lambda: losses.soft_nn(EYE, EYE, 0.5), -math.log(1e-9 + 1 / (1 + 14 * math.exp(-4)))),
     "soft_nn of one point": (lambda: losses.soft_nn(ONES, ONES), -math.log(1e-9 + 1 / 11)),
-    "sup_con of one point": (
-        lambda: losses.sup_con(ONES, ONES, torch.zeros(6)), math.log(11)
-    ),
+    "sup_con of one point": (lambda: losses.sup_con(ONES, ONES, torch.zeros(6)), math.log(11)),
     "barlow, uncorrelated": (lambda: losses.barlow(SIGNS, SIGNS), 3 * (1 - OFF) ** 2),
     "barlow, equal features": (
         lambda: losses.barlow(SIGNS[:, [0, 0]], SIGNS[:, [0, 0]]),
         2 * (1 - OFF) ** 2 + 2 * 0.0051 * OFF**2,
     ),
     "stolen_encoder, equal": (lambda: losses.stolen_encoder(EYE.repeat(2, 1), 3 * EYE), 0),
-    "stolen_encoder, clean opposite": (
-        lambda: losses.stolen_encoder(torch.cat([-EYE, EYE]), EYE), 2
-    ),
-    "stolen_encoder, view opposite": (
-        lambda: losses.stolen_encoder(torch.cat([EYE, -EYE]), EYE), 40
-    ),
-    "rda, orthogonal": (
-        lambda: losses.rda(EYE[:4], EYE[4:], 0.07), math.log(6) + math.log(2)
-    ),
-    "rda, equal": (
-        lambda: losses.rda(EYE, EYE) - losses.cont_steal(EYE, EYE, 0.07), -math.log(2 / 1e-8)
-    ),
+    "stolen_encoder, clean opposite": (lambda: losses.stolen_encoder(torch.cat([-EYE, EYE]), EYE), 2),
+    "stolen_encoder, view opposite": (lambda: losses.stolen_encoder(torch.cat([EYE, -EYE]), EYE), 40),
+    "rda, orthogonal": (lambda: losses.rda(EYE[:4], EYE[4:], 0.07), math.log(6) + math.log(2)),
+    "rda, equal": (lambda: losses.rda(EYE, EYE) - losses.cont_steal(EYE, EYE, 0.07), -math.log(2 / 1e-8)),
     "rda, opposite": (
         lambda: losses.rda(EYE, -EYE) - losses.cont_steal(EYE, -EYE, 0.07), math.log(4 / 1e-8)
     ),
@@ -585,7 +569,6 @@ ODD, FEW = (
     r"a batch of 5 rows cannot be \[view 1; view 2\].* even",
     "no negatives.* at least 4 rows",
 )
-FORMS = r" of {}: choose \"{}\" or \"{}\""
 UNFIT, LABELS = r"logits \(6, 5\) do not fit answers ", "sup_con needs the true label of each of 6"
 HALF = r".*\(2N, D\) = \[clean; augmented\], the victim's \(N, D\)"
 
@@ -593,11 +576,11 @@ HALF = r".*\(2N, D\) = \[clean; augmented\], the victim's \(N, D\)"
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: losses.cont_steal(S, T, form="offical"), r"'offical'.*\"paper\" or \"code\""),
-        (lambda: losses.barlow(S, T, form="X"), FORMS.format("barlow", "cross", "published")),
-        (lambda: VIEWS(S, T, form="X"), FORMS.format("info_nce_views", "corrected", "published")),
-        (lambda: losses.cont_steal(S, T, negatives="X"), '"both" or "victim" or "self"'),
-        (lambda: losses.cont_steal(S, T, 1.0, "code", "self"), r"form=\"code\"\): .* \"both\"$"),
+        (lambda: losses.cont_steal(S, T, form="offical"), "'offical'.* of paper, code"),
+        (lambda: losses.barlow(S, T, form="X"), "form of barlow .* of cross, published"),
+        (lambda: VIEWS(S, T, form="X"), "of info_nce_views .*corrected, published"),
+        (lambda: losses.cont_steal(S, T, negatives="X"), "of both, victim, self"),
+        (lambda: losses.cont_steal(S, T, 1.0, "code", "self"), r'form="code"\) .*of both$'),
         (lambda: VIEWS(*batch(3)), f"a batch of 3 has {FEW}"),
         (lambda: VIEWS(*batch(1), form="published"), f"a batch of 1 has {FEW}"),
         (lambda: VIEWS(*batch(5)), ODD),
@@ -613,32 +596,18 @@ HALF = r".*\(2N, D\) = \[clean; augmented\], the victim's \(N, D\)"
         (lambda: losses.stolen_encoder(S, S), rf"\(6, 5\) and victim \(6, 5\){HALF}"),
         (lambda: losses.stolen_encoder(S, T[:3, :4]), rf"\(6, 5\) and victim \(3, 4\){HALF}"),
         (lambda: losses.stolen_encoder(S, T[0, 0]), rf"\(6, 5\) and victim \(\){HALF}"),
+        *((lambda shape=shape: losses.moco(S, T, torch.ones(shape)),
+           r"queue \(.*: rows of 5 are needed") for shape in [(8, 3), (0, 5), (5,)]),
+        (lambda: losses.info_nce(S, T, 1e300), "temperature"),
+        (lambda: losses.soft_nn(S, T, math.inf), "temperature"),
+        (lambda: losses.mse(S[:, :0], T[:, :0]), "embeddings"),
+        (lambda: losses.cross_entropy(S[:, :0], T[:, :0]), "logits"),
+        (lambda: losses.cross_entropy(S, T.bool()), "answers"),
+        (lambda: losses.cross_entropy(S, T[:, 0]), "answers"),
+        (lambda: losses.cross_entropy(S[:3, :3], torch.arange(1, 4)), "from 1 to 3: cl"),
+        (lambda: losses.cross_entropy(S[:1], torch.tensor([-100])), "from -100 to"),
     ],
-)
+)  # fmt: skip
 def test_what_a_loss_cannot_take_is_named(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
-
-
-@pytest.mark.parametrize("shape", [(8, 3), (0, 4), (4,)])
-def test_a_queue_of_another_width_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"queue \(.*: rows of 4 are needed"):
-        losses.moco(torch.ones(2, 4), torch.ones(2, 4), torch.ones(shape))
-
-
-@pytest.mark.parametrize(
-    ("name", "loss"),
-    [
-        ("temperature", lambda: losses.info_nce(torch.ones(2, 2), torch.ones(2, 2), 1e300)),
-        ("temperature", lambda: losses.soft_nn(torch.ones(2, 2), torch.ones(2, 2), math.inf)),
-        ("embeddings", lambda: losses.mse(torch.ones(2, 0), torch.ones(2, 0))),
-        ("logits", lambda: losses.cross_entropy(torch.ones(2, 0), torch.ones(2, 0))),
-        ("answers", lambda: losses.cross_entropy(torch.ones(2, 3), torch.ones(2, 3).bool())),
-        ("answers", lambda: losses.cross_entropy(torch.ones(2, 3), torch.ones(2))),
-        ("from 1 to 3: cl", lambda: losses.cross_entropy(torch.ones(3, 3), torch.arange(1, 4))),
-        ("from -100 to", lambda: losses.cross_entropy(torch.ones(1, 3), torch.tensor([-100]))),
-    ],
-)
-def test_what_would_end_in_nan_or_in_an_error_of_torch_is_refused(name, loss) -> None:
-    with pytest.raises(ValueError, match=name):
-        loss()
