@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from contsteal import data, defenses, victim
+from contsteal import defenses
 from contsteal.defenses import (
     B4B,
     DEFENSES,
@@ -282,13 +282,6 @@ def test_shape_and_type_stay_and_neither_input_nor_gradients_are_kept(make):
         assert out.isfinite().all()
 
 
-def test_infinity_made_by_a_defence_does_not_leave_the_api(tiny):
-    api = victim.BlackBox(tiny, [GaussianNoise(3e38, mean=3e38)])
-    with pytest.raises(ValueError, match="holds NaN or infinity: nothing was answered"):
-        api.embed(data.load("shapes", n=3).images)
-    assert api.ledger.calls == 0
-
-
 # ----------------------------------------------------------------------- draws and users
 
 
@@ -403,11 +396,16 @@ def test_a_user_takes_no_more_memory_than_said(defense, most):
     assert 0 < defense.size("ann") <= most
 
 
-def test_a_hundred_thousand_users_outlive_a_restart():
+def test_many_users_outlive_a_restart_and_lengthen_no_header():
+    """safetensors reads none above 100 MB: a name and a shape of each of 10^5 users would exceed it."""
     defense, again = (B4B(bits=4, transform="none") for _ in range(2))
     defense(ROWS[:3], "any")
-    names = [f"{i:0240}" for i in range(100_000)]
+    alone = save(defense.state_dict())
+    names = [f"{i:0240}" for i in range(1000)]
     defense._users |= dict.fromkeys(names, defense._users["any"])
-    again.load_state_dict(load(save(defense.state_dict())))  # reads no header above 100 MB
+    together = save(defense.state_dict())
+    header = [int.from_bytes(data[:8], "little") for data in (alone, together)]
+    assert header[1] < 1.2 * header[0]
+    again.load_state_dict(load(together))
     assert list(again._users) == ["any", *names]
     assert again.coverage(names[-1]) == defense.coverage("any") > 0

@@ -408,9 +408,8 @@ def test_unknown_and_missing_keys_are_listed(original, net, tmp_path) -> None:
     assert "(state_dict: backbone.*)" in message
     assert "1 missing: layer1.0.conv2.weight; 1 unexpected: backbone.extra.weight" in message
     elsewhere = state | {"layer1.0.conv2.weight": gone}
-    assert "1 missing: layer1.0.conv2.weight; 2 unexpected" in refused(
-        net, write(tmp_path / "net.pth", elsewhere)
-    )
+    message = refused(net, write(tmp_path / "net.pth", elsewhere))
+    assert "1 missing: layer1.0.conv2.weight; 2 unexpected" in message
 
 
 @pytest.mark.parametrize("first", ["shortcut", "downsample"])

@@ -90,18 +90,20 @@ def test_conv4_is_the_mean_of_four_strided_convolutions(size: int) -> None:
     torch.testing.assert_close(net(noise(3, size)), x.mean((2, 3)))
 
 
-def test_conv4_needs_no_timm(tmp_path: Path) -> None:
+def test_embedded_sets_and_conv4_need_no_heavy_package(tmp_path: Path) -> None:
     script = """
         import sys
         from pathlib import Path
         import torch
-        from contsteal import encoders
+        before = set(sys.modules)
+        from contsteal import data, encoders
+        images = data.load("shapes", n=1).images
         encoders.check("conv4", 0.5)
         net = encoders.build("conv4", width=0.5, out_dim=5)
         encoders.save(net, Path(sys.argv[1]))
-        images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
-        assert encoders.embed(encoders.load(Path(sys.argv[1])), images).shape == (2, 5)
-        print(sorted({"timm", "torchvision"} & set(sys.modules)))
+        assert encoders.embed(encoders.load(Path(sys.argv[1])), images).shape == (1, 5)
+        heavy = {"timm", "torchvision", "PIL", "sklearn", "joblib", "pandas", "tqdm.auto"}
+        print(sorted(heavy & (set(sys.modules) - before)))
     """
     command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "net.safetensors")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -24,10 +24,8 @@ MODULES = [
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_run(name: str) -> None:
-    result = doctest.testmod(
-        importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE
-    )
-    assert not result.failed
+    module, spaces = importlib.import_module(name), doctest.NORMALIZE_WHITESPACE
+    assert not doctest.testmod(module, optionflags=spaces).failed
 
 
 REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "api"

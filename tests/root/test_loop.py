@@ -222,7 +222,9 @@ def test_a_killed_run_continues_to_the_same_weights(tmp_path, always_save, stepp
     torch.manual_seed(99)
     model, loss = problem()
     history = loop.fit(model, loss, N, schedule, seed=0, checkpoint=path)
-    assert len(stepped) == before + schedule.total(N) - 2 * epoch, "what was saved is not done again"
+    assert len(stepped) == before + schedule.total(N) - 2 * epoch, (
+        "what was saved is not done again"
+    )
     assert (weights_of(model), [row["loss"] for row in history]) == fit(schedule=schedule)
     assert history[:epoch] == saved
     done = len(stepped)

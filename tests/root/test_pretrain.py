@@ -7,7 +7,6 @@ from unittest import mock
 import pytest
 import torch
 from torch import distributed as dist
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from contsteal import augment, data, encoders, files, loop, methods, pretrain
 from contsteal.seeds import generator
@@ -75,9 +74,8 @@ def test_the_monitor_measures_its_epochs_and_the_last(shapes):
 @pytest.mark.parametrize(("steps", "epochs"), [(3, 1), (8, 2), (10, 3)])
 def test_a_training_of_so_many_steps_is_measured_after_its_last_epoch(shapes, steps, epochs):
     """144 images are trained on, four batches an epoch; 16 are watched."""
-    config = replace(
-        TINY, method="supervised", steps=steps, epochs=99, monitor_every=2, held_out=16
-    )
+    config = replace(TINY, method="supervised", steps=steps, epochs=99, held_out=16)
+    config = replace(config, monitor_every=2)
     assert pretrain.schedule(config).total(144) == steps
     net, history, _ = pretrain.fit(config, shapes)
     assert [row["epoch"] for row in history] == list(range(1, epochs + 1))
@@ -85,18 +83,6 @@ def test_a_training_of_so_many_steps_is_measured_after_its_last_epoch(shapes, st
     assert measured == sorted({k for k in range(1, epochs + 1) if k % 2 == 0} | {epochs})
     same = pretrain.train(replace(config, steps=0, epochs=2), shapes)
     assert (digest(net) == digest(same)) == (steps == 8)
-
-
-def test_steps_of_an_optimizer_do_not_depend_on_the_images(shapes):
-    done = []
-    hook = register_optimizer_step_post_hook(lambda *_: done.append(1))
-    try:
-        for count in (64, 128):
-            config = replace(TINY, method="supervised", steps=5, held_out=0)
-            pretrain.fit(config, shapes.take(slice(count)))
-    finally:
-        hook.remove()
-    assert len(done) == 10
 
 
 def test_the_seed_alone_decides_the_weights(shapes):
@@ -117,7 +103,7 @@ def test_the_seed_alone_decides_the_weights(shapes):
         ({"method": "supervised"}, "needs labels, and this split of shapes has none"),
         ({"steps": -2}, "steps=-2: a whole number of at least 0"),
         ({"monitor_every": 0}, "monitor_every=0: a whole number of at least 1"),
-        ({"method": "ready"}, "weights=None: method 'ready' needs a file or 'timm'"),
+        ({"method": "ready"}, "weights=None: 'ready' needs a file or 'timm'"),
         ({"method": "ready", "weights": "gone.pth"}, r"'gone.pth' .*gone.pth does not exist"),
         ({"weights": "timm"}, "method 'simclr' trains its own weights; leave both out"),
     ],
@@ -252,7 +238,5 @@ def test_a_training_goes_on_with_another_number_of_processes(
 def test_processes_that_cannot_share_a_batch_are_refused(monkeypatch, batch):
     monkeypatch.setattr(pretrain.dist, "get_world_size", lambda: 3)
     model = pretrain.build(replace(TINY, batch=batch), 10)
-    with pytest.raises(
-        ValueError, match=f"3 processes cannot share {batch} rows of a batch evenly"
-    ):
+    with pytest.raises(ValueError, match=f"3 processes cannot share {batch} rows of a batch"):
         pretrain.share(model)
