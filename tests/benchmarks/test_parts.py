@@ -1,17 +1,16 @@
 """Whole attacks, growth and fidelity in the speed record: what they count, and that they run tiny."""
 
 import importlib
-import json
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import attack, bars, fidelity, growth, literal, record, report, stealing
+from benchmarks import attack, bars, fidelity, growth, literal, record
 from benchmarks.bars import Bar
 from benchmarks.record import US, Row
-from contsteal import data, encoders, losses, steal
+from contsteal import data, encoders, losses
 
 
 @pytest.fixture
@@ -32,25 +31,6 @@ def test_an_interval_is_judged_by_whether_it_holds_0(
     rows = [Row("p", "w", US, "points", (low + high) / 2, low, high, 3)]
     bar = Bar("t", "p", "w", of="outside", at_most=0)
     assert (bar.measured(rows), bar.verdict(rows)) == (outside, verdict)
-
-
-def test_what_is_asked_for_is_told() -> None:
-    assert Bar("t", "p", "w", over="peer", at_least=8).asked == "at least 8 x"
-    assert Bar("t", "p", "w", at_least=1, at_most=1500).asked == "at least 1 and at most 1,500"
-    assert Bar("t", "p", "w").asked == "-"
-
-
-def test_a_count_has_no_rate_and_no_factor() -> None:
-    rows = [record.row("p", "w", US, "forwards", [count]) for count in (0, 3)]
-    assert report.changes(rows[:1], rows[1:]) == ["p | w | contsteal: 3 forwards, was 0"]
-
-
-def test_a_figure_s_stamp_beside_the_records_is_no_record(home: Path) -> None:
-    (home / "growth_cpu.json").write_text(json.dumps({"profile": "benchmark"}))
-    record.store("p", [record.row("p", "w", US, "images", [1.0])], home / "cpu.json")
-    (home / "README.md").write_text(f"{report.START}{report.END}")
-    report.write(home / "README.md", home)
-    assert (home / "README.md").read_text().count("From `results/") == 1
 
 
 @pytest.mark.parametrize("n", [2, 33])
@@ -137,24 +117,6 @@ def test_growth_is_drawn_and_kept(home: Path) -> None:
     assert titles == ["slope 1.00"] * 2 * len(growth.QUANTITIES)
 
 
-def test_attacks_share_answers_and_seeds_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(growth, "IMAGES", 64)
-    assert growth.attacks(2) == 64
-    assert 64 < growth.seeds(2) <= 128
-
-
-def test_memory_counts_python_s_objects_too() -> None:
-    assert growth.memory(lambda: list(range(10**6, 10**6 + 50_000))) > 50_000 * 28 / 1e6
-
-
-def test_cached_rates_leave_out_the_first_views(monkeypatch: pytest.MonkeyPatch) -> None:
-    epochs = [{"seconds": s} for s in (9.0, 9.0, 9.0, 9.0, 1.0, 2.0, 4.0)]
-    monkeypatch.setattr(steal, "train", lambda *_: steal.Result(None, epochs, 0, 0))
-    size = stealing.Size("test_resnet", 1.0, 70, (32,))
-    images = data.load("shapes", n=70).images
-    assert stealing.cached(size, torch.nn.Linear(1, 1), images, 32, 4) == [64, 32, 16]
-
-
 @pytest.mark.parametrize("part", ["growth", "fidelity", "attack"])
 def test_every_part_runs_tiny(part: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = attack.work
@@ -170,22 +132,3 @@ def test_every_part_runs_tiny(part: str, home: Path, monkeypatch: pytest.MonkeyP
     assert not list(home.glob("*.json"))
     asked = {bar.work for bar in bars.load() if (bar.part, bar.device) == (part, "cpu")}
     assert {r.work for r in rows} & asked
-
-
-def test_the_official_setting_gives_the_literal_form_one_thread(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    threads, before = [], torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        monkeypatch.setattr(
-            attack, "theirs", lambda *_: threads.append(torch.get_num_threads()) or 0.0
-        )
-        monkeypatch.setattr(attack, "ours", lambda w, batch, answers: threads.append(answers))
-        given = attack.work(32, 1, 16, "test_resnet", 1.0)
-        rows = {r.who: r for r in attack.official(given, given)}
-        assert threads == [1, 1, 2, 1, 1, 2]  # small ones first; our own entry is the answers kept
-        assert set(rows) == {US, "literal", "literal, all threads"}
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)

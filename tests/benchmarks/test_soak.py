@@ -16,9 +16,7 @@ def test_a_short_campaign_is_survived(capsys: pytest.CaptureFixture[str]) -> Non
     torch.random.set_rng_state(before)
     assert problems == []
     assert (table["tried"] == table["survived"]).all()
-    assert len(table) >= len(soak.FAULTS) - 2, (
-        "whole runs are for `make soak`, as a mounted disk may be"
-    )
+    assert len(table) >= len(soak.FAULTS) - 2, "whole runs are for `make soak`"
 
 
 @pytest.mark.parametrize(

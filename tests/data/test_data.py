@@ -1,7 +1,5 @@
 """`data.load` for every kind of set, their order, and which stored sets a profile needs."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -62,12 +60,7 @@ def test_errors_name_the_value_and_what_is_allowed(options: dict, message: str) 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two splits, two classes and images of noise, known by their even red."""
-    root = tmp_path_factory.mktemp("images")
-    for split, count in (("train", 12), ("test", 4)):
-        for k in range(count):
-            tinysets.noise_file(root / split / ("cat", "dog")[k % 2] / f"{k:02}.png", 10 * k)
-    return root
+    return tinysets.folder(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
@@ -229,13 +222,3 @@ def test_locate_says_what_to_do_for_what_is_missing(
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
     with pytest.raises(error, match=message.format(tmp_path)):
         data.locate(name.format(tmp_path), {"train", "test"}, 32)
-
-
-def test_heavy_packages_are_imported_by_what_needs_them() -> None:
-    heavy = "torchvision", "PIL", "sklearn", "joblib", "pandas", "tqdm.auto"
-    code = (
-        "import torch, sys; before = set(sys.modules); from contsteal import data; "
-        f"data.load('shapes', n=1); print(*sorted({{*{heavy}}} & (set(sys.modules) - before)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == ""

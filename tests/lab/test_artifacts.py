@@ -20,7 +20,6 @@ from contsteal import files
 from contsteal.defenses.b4b import B4B
 from contsteal.defenses.perturbation import GaussianNoise
 from contsteal.lab import artifacts
-from contsteal.victim import AnswerStore
 
 CONFIG = {"epochs": 3, "lr": 0.1}
 CODE = ["contsteal.losses"]
@@ -140,28 +139,8 @@ def test_every_form_of_import_is_followed(package: Path, line: str) -> None:
 def test_relative_imports_start_at_the_package_of_their_file(package: Path) -> None:
     edit(package / "data" / "extra.py", "from ..losses import mse\n")
     edit(package / "data" / "__init__.py", "\nfrom . import extra\nfrom .. import seeds\n")
-    assert {"contsteal.data.extra", "contsteal.losses", "contsteal.seeds"} <= artifacts.closure(
-        "contsteal.data"
-    )
-
-
-def test_what_an_attack_runs_is_in_its_closure() -> None:
-    reached = artifacts.closure(*ATTACK)
-    named = (
-        "attacks",
-        "augment",
-        "losses",
-        "loop",
-        "methods",
-        "seeds",
-        "victim",
-        "encoders",
-        "files",
-    )
-    assert {f"contsteal.{name}" for name in named} <= reached
-    assert not {
-        name for name in reached if name.startswith(("contsteal.paper", "contsteal.ownership"))
-    }
+    named = {"contsteal.data.extra", "contsteal.losses", "contsteal.seeds"}
+    assert named <= artifacts.closure("contsteal.data")
 
 
 @pytest.mark.parametrize(
@@ -233,9 +212,8 @@ def test_defences_are_told_apart_by_key_repr_or_content() -> None:
 def test_a_class_of_a_notebook_is_keyed_by_its_code() -> None:
     def defence(body: str) -> type:
         names: dict[str, object] = {"__name__": "__main__"}
-        exec(
-            f"class D:\n    def __repr__(self): return 'D()'\n    def __call__(self): {body}", names
-        )
+        named = "class D:\n    def __repr__(self): return 'D()'\n"
+        exec(f"{named}    def __call__(self): {body}", names)
         return names["D"]  # type: ignore[return-value]
 
     one, other = defence("return 1"), defence("return 2")
@@ -396,23 +374,6 @@ def test_every_artifact_has_its_own_work_dir(make: Make, kinds: tuple[str, ...])
 # ----------------------------------------------------------------- storage, other processes
 
 
-@pytest.mark.parametrize(
-    ("method", "number"),
-    [("mkdir", errno.EACCES), ("mkdir", errno.EROFS), ("replace", errno.ENOSPC)],
-)
-def test_a_folder_that_cannot_be_written(
-    make: Make, root: Path, monkeypatch: pytest.MonkeyPatch, method: str, number: int
-) -> None:
-    def refuse(self: Path, *args: object, **kwargs: object) -> None:
-        raise OSError(number, "refused", str(self))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, method, refuse)
-        with pytest.raises(files.StorageError, match=rf"{root}.*CONTSTEAL_RUNS"):
-            artifacts.artifact("probe", CONFIG, CODE, make)
-    assert not list(root.rglob("*.partial"))
-
-
 def test_a_full_disk_a_file_in_the_way_and_missing_data(make: Make, root: Path) -> None:
     def fill(folder: Path) -> None:
         make(folder)
@@ -533,26 +494,3 @@ def test_code_of_another_content_or_commit_is_another_version(
     assert (one == two, one == artifacts.code_version.__wrapped__()) == (True, False)
     monkeypatch.setattr(artifacts, "ROOT", tmp_path)  # which is no repository
     assert len(artifacts.code_version.__wrapped__().split()) == 2
-
-
-def test_runs_that_moved_to_another_folder_continue_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nothing in an artifact, its key or its answers says where it lies."""
-    made = []
-
-    def make(folder: Path) -> None:
-        made.append(folder)
-        (folder / "a.txt").write_text("a result")
-
-    names = [b"1" * 16]
-    store = artifacts.runs_dir() / "answers" / "a-victim"
-    AnswerStore(store).put(names, torch.ones(1, 3))
-    before = artifacts.artifact("kind", CONFIG, CODE, make)
-    shutil.copytree(artifacts.runs_dir(), tmp_path / "b" / "c", copy_function=shutil.copyfile)
-    shutil.rmtree(artifacts.runs_dir())
-    monkeypatch.setenv("CONTSTEAL_RUNS", str(tmp_path / "b" / "c"))
-    after = artifacts.artifact("kind", CONFIG, CODE, make)
-    assert (len(made), before == after) == (1, False)
-    assert (after / "a.txt").read_text() == "a result"
-    assert AnswerStore(artifacts.runs_dir() / "answers" / "a-victim").get(names) is not None

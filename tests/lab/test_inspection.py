@@ -49,10 +49,6 @@ def test_rates_are_views_over_the_median_epoch(lab: Lab, trained, monkeypatch) -
     assert rates.loc["byol", "share of matmul rate"] == f"{flops / 1e12:.1%}"
 
 
-def test_the_matmul_rate_is_a_rate() -> None:
-    assert 1e8 < inspection.matmul_rate(0.05) < 1e16
-
-
 def test_worth_has_every_encoder_on_every_task(lab: Lab, trained) -> None:
     nets = {"random": lab.random(), "simclr": trained["simclr"].encoder}
     worth = inspection.worth(lab, nets, ["shapes", "shapes:texture"])
@@ -63,9 +59,8 @@ def test_worth_has_every_encoder_on_every_task(lab: Lab, trained) -> None:
 
 
 def test_a_map_has_a_point_per_encoder_and_image(lab: Lab) -> None:
-    points = inspection.embedding_map(
-        lab, {"random": lab.random(), "v": lab.victim.encoder}, "shapes", 40
-    )
+    nets = {"random": lab.random(), "v": lab.victim.encoder}
+    points = inspection.embedding_map(lab, nets, "shapes", 40)
     assert points.groupby("encoder")["label"].size().to_dict() == {"random": 40, "v": 40}
     assert set(points["label"]) <= set(lab.images("shapes", "test").classes)
     assert points[["x", "y"]].notna().all(axis=None)

@@ -15,6 +15,7 @@ HOW = {"count": 3, "epochs": 1, "images": 96}
 TURNED = {"attack": "embedding", "views": "shared", "policy": "rotation"}
 THIEVES = {"embedding": {"attack": "embedding"}, "embedding, turned": TURNED}
 MEMORISES = {"method": "supervised", "epochs": 1, "batch": 32}
+SMALL = {"images": 48, "components": 2, "covariance": "diag"}
 pytestmark = pytest.mark.filterwarnings("ignore:simclr collapsed")
 
 
@@ -26,10 +27,8 @@ def marked(lab: Lab) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def inferred(lab: Lab) -> pd.DataFrame:
-    options = {"components": 2, "covariance": "diag"}
-    return owner.dataset_inference(
-        lab, THIEVES, [32], [0, 1], HOW, images=48, train_images=96, victim=MEMORISES, **options
-    )
+    options = SMALL | {"train_images": 96, "victim": MEMORISES}
+    return owner.dataset_inference(lab, THIEVES, [32], [0, 1], HOW, **options)
 
 
 def rows_of(images: torch.Tensor) -> set[bytes]:
@@ -67,9 +66,7 @@ def test_public_images_are_fresh_for_each_block(lab: Lab, name: str) -> None:
 
 def test_stored_data_of_the_victim_are_no_strangers_data(lab: Lab) -> None:
     digits = lab.but(data="digits")
-    with pytest.raises(
-        ValueError, match=r"victim was trained on split 'train' of digits; name other"
-    ):
+    with pytest.raises(ValueError, match="trained on split 'train' of digits; name other"):
         Strangers().load(digits, 0)
     assert len(Strangers(data="digits", split="test", images=20).load(digits, 0)) == 20
 
@@ -123,9 +120,7 @@ def test_rates_are_those_of_the_verdict_functions(lab: Lab, marked: pd.DataFrame
     images = owner.trained_on(lab.but(watermark=MARK), 32)
     before = marked[marked["kind"] == "stolen before"].iloc[0]
     surrogate = lab.steal("embedding", 32, int(before["seed"])).encoder
-    assert before["wsr"] == rate(victim.mark, surrogate, images), (
-        "it stole from the victim unmarked"
-    )
+    assert before["wsr"] == rate(victim.mark, surrogate, images), "of the victim unmarked"
     first = marked[marked["head"] == owner.HEADS[True]].set_index(["kind", "seed"])["wsr"]
     assert first["victim", 0] == rate(victim.mark, victim.encoder, images)
     plan = Strangers.read(HOW)
@@ -219,9 +214,8 @@ def test_inference_has_both_forms_and_is_kept(lab: Lab, inferred: pd.DataFrame) 
     for seed in (0, 1):
         for name in ("shuffle", "pad"):  # the length of a vector and its order say nothing
             assert gap[name, seed] == pytest.approx(gap["victim", seed], rel=1e-3)
-    assert len(list((artifacts.runs_dir() / "artifacts").glob("inference-*"))) == sum(
-        counts.values()
-    )
+    kept = (artifacts.runs_dir() / "artifacts").glob("inference-*")
+    assert len(list(kept)) == sum(counts.values())
     assert set(inferred["detectable"]) == {inference.least_gap(48, 48)}
     assert (inferred["accused"] == (inferred["p"] <= 0.05)).all()
     own = inferred[inferred["kind"] == "profile"]["suspect"]
@@ -238,21 +232,17 @@ def test_inference_is_what_the_verdict_function_says(lab: Lab, inferred: pd.Data
 
 
 def test_without_a_recipe_the_profile_s_victim_is_examined_on_several_cuts(lab: Lab) -> None:
-    options = {"images": 48, "components": 2, "covariance": "diag"}
-    table = owner.dataset_inference(lab, {}, [32], [0, 1], {"count": 0}, **options)
+    table = owner.dataset_inference(lab, {}, [32], [0, 1], {"count": 0}, **SMALL)
     assert set(table["kind"]) == {"victim", "obfuscated"}
-    seen, fresh = owner.trained_on(lab, 96), owner.public(lab, 48, 1)
-    verdict = inference.dataset_inference(
-        lab.victim.encoder, seen, fresh, components=2, covariance="diag", seed=1
-    )
+    net, images = lab.victim.encoder, (owner.trained_on(lab, 96), owner.public(lab, 48, 1))
+    verdict = inference.dataset_inference(net, *images, components=2, covariance="diag", seed=1)
     row = table[(table["kind"] == "victim") & (table["form"] == "signed")].iloc[1]
     assert row["effect"] == pytest.approx(verdict.effect, rel=1e-3)
 
 
 def test_thieves_are_examined_after_every_length_of_training(lab: Lab) -> None:
     thieves = {"embedding": {"attack": "embedding", "steps": [3, 2]}}
-    options = {"images": 48, "components": 2, "covariance": "diag"}
-    table = owner.dataset_inference(lab, thieves, [32], [0], {"count": 0}, **options)
+    table = owner.dataset_inference(lab, thieves, [32], [0], {"count": 0}, **SMALL)
     stolen = table[table["kind"] == "stolen"]
     assert list(stolen["steps"]) == [3, 3, 2, 2], "two forms of the test each"
     assert stolen["gap"].nunique() == 2
@@ -260,5 +250,5 @@ def test_thieves_are_examined_after_every_length_of_training(lab: Lab) -> None:
     short, long = tables.trainings(table)
     assert len(short) == len(long) == len(table) - 2
     plain = {"embedding": {"attack": "embedding"}}
-    given = owner.dataset_inference(lab, plain, [32], [0], {"count": 0}, **options)
+    given = owner.dataset_inference(lab, plain, [32], [0], {"count": 0}, **SMALL)
     assert given["steps"].max() == 4, "the profile's: two epochs of two batches"

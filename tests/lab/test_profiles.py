@@ -64,7 +64,6 @@ def test_stored_profiles_are_right_and_can_be_trained(name: str) -> None:
         ("common: {victim: {lr: 1e-3}}", "tiny.yaml: victim.lr='1e-3' should be a valid number; YAML "
          "reads 1e-3 as text, write 1.0e-3"),
         ("common: {victim: {epochs: 3.0}}", "victim.epochs=3.0 should be a valid integer"),
-        ("common: {victim: {epochs: true}}", "victim.epochs=True should be a valid integer"),
         ("common: {surrogate: {encoder: conv4, negatives: all}}", "surrogate.negatives='all' should"),
         ("common: {victim: 3}", "tiny.yaml: victim=3 should be a valid dictionary"),
         ("common: {image_size: '32'}", "image_size='32' should be a valid integer"),
@@ -75,18 +74,10 @@ def test_stored_profiles_are_right_and_can_be_trained(name: str) -> None:
         ("expectations: [{encoder: a, task: b, metric: knn, low: .nan}]", "low=nan should be a finite"),
         ("common: {surrogate: {lr: 0.1}}", "tiny.yaml: surrogate.encoder is needed"),
         ("common: {at_once: 0}", "tiny.yaml: at_once=0 should be greater than or equal to 1"),
-        ("common: {workers: -1}", "tiny.yaml: workers=-1 should be greater than or equal to 1"),
         ("common: {image_size: 7}", "tiny.yaml: image_size=7 should be greater than or equal to 8"),
-        ("common: {train_images: -1}", "train_images=-1 should be greater than or equal to 0"),
         ("common: {price: .nan}", "tiny.yaml: price=nan should be a finite number"),
-        ("common: {price: -1}", "tiny.yaml: price=-1 should be greater than or equal to 0"),
-        ("common: {rates: {embedding: .inf}}", "rates.embedding=inf should be a finite number"),
-        ("common: {victim: {lr: .inf}}", "victim.lr=inf should be a finite number"),
         ("common: {victim: {temperature: 0}}", "victim.temperature=0 should be greater than 0"),
-        ("common: {methods: {moco: {queue: 0}}}", "methods.moco.queue=0 should be greater than or"),
-        ("common: {surrogate: {encoder: conv4, batch: 1}}", "surrogate.batch=1 should be greater than"),
         ("common: {watermark: {kind: rotation}}", "watermark: set epochs to 1 or more"),
-        ("common: {watermark: {epochs: 0}}", "watermark.epochs=0 should be greater than or equal to 1"),
         ("common: {watermark: {epochs: 1, kind: sslguard, start: scratch}}", "set start to victim"),
         ("common: {victim: {encoder: resnet19}}", "victim.encoder: unknown encoder 'resnet19': nearest"),
         ("common: {surrogate: {encoder: ''}}", "surrogate.encoder: unknown encoder ''"),
@@ -234,11 +225,8 @@ def test_another_method_keeps_the_victims_settings_but_not_those_of_its_method()
     ],
 )
 def test_epochs_of_a_method_s_own_replace_the_victim_s_steps(own: dict, length: tuple) -> None:
-    common = {
-        "image_size": 32,
-        "victim": {"method": "simclr", "steps": 9},
-        "methods": {"byol": own},
-    }
+    victim = {"method": "simclr", "steps": 9}
+    common = {"image_size": 32, "victim": victim, "methods": {"byol": own}}
     byol, simclr = profiles.config(common, "victim", "byol"), profiles.config(common)
     assert (byol.epochs, byol.steps) == length
     assert simclr.steps == 9

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -103,7 +104,8 @@ def test_a_defended_attack_is_trained_for_several_lengths(lab: Lab) -> None:
 def test_each_defence_meets_the_thief_who_knows_it(lab: Lab) -> None:
     offset = defenses.GaussianNoise(0.1, mean=1.0)
     chains = [[], [defenses.GaussianNoise(1.0)], [defenses.TopK(2)], [offset], [defenses.B4B(bits=4)],
-              [defenses.Normalise(), defenses.Rounding(1)]]  # fmt: skip
+              [defenses.Normalise(), defenses.Rounding(1)],
+              [defenses.Normalise(), defenses.GaussianNoise(1.0)]]  # fmt: skip
     bought = provider.customers(lab, chains, ["shapes"], [0])
     table = provider.adapting(lab, chains, "embedding", 16, [0], bought, prototypes=[1.0])
     assert list(zip(table["kind"], table["adapts"], strict=True)) == [
@@ -112,9 +114,11 @@ def test_each_defence_meets_the_thief_who_knows_it(lab: Lab) -> None:
         ("GaussianNoise with offset", "centres"), ("GaussianNoise with offset", "averages 4 answers"),
         ("B4B", "2 accounts"),
         ("B4B", "6 accounts"), ("Normalise + Rounding", "takes bounds"),
-    ]  # fmt: skip
+        ("Normalise + GaussianNoise", "averages 4 answers"),
+        ("Normalise + GaussianNoise", "prototypes of RDA"),
+    ], "RDA without a defence stands once"  # fmt: skip
     paid = table.set_index("adapts")[["unique_inputs", "calls"]]
-    assert paid.loc["averages 4 answers"].to_numpy().tolist() == [[16, 64]] * 2
+    assert paid.loc["averages 4 answers"].to_numpy().tolist() == [[16, 64]] * 3
     assert paid.loc["2 accounts"].tolist() == [16 + 4, 16 + 4], "both ask a quarter"
     assert paid.loc["6 accounts"].tolist() == [16 + 5 * 4] * 2
     assert provider.adapting(lab, [[]], "embedding", 16, [0], bought).empty
@@ -376,9 +380,8 @@ def planted(chain: provider.Chain, seed: int) -> list[dict[str, Any]]:
 
 def test_a_planted_defence_that_works_is_called_so_and_a_useless_or_leaking_one_is_not() -> None:
     chains: list[provider.Chain] = [[], [Nothing()], [Trap()], [LeakyTrap()]]
-    table = pd.DataFrame(
-        [row for chain in chains for seed in range(5) for row in planted(chain, seed)]
-    )
+    runs = product(chains, range(5))
+    table = pd.DataFrame([row for chain, seed in runs for row in planted(chain, seed)])
     adapted = table[(table["adapts"] == "") | (table["defence"] != "none")]
     bought = table[table["adapts"] == ""].drop(columns=["attack", "adapts", "accuracy"])
     verdicts = provider.worth(provider.matrix(adapted, bought)).set_index("defence")
@@ -399,21 +402,3 @@ def test_the_price_counts_memory_that_grows_and_memory_that_does_not(lab: Lab) -
     assert similar["bytes"] - similar["bytes, half"] == 48 * 4 * lab.victim.encoder.dim
     assert (table["seconds"] > 0).all()
     assert (table["added"].iloc[1:] > 0).all()
-
-
-def test_rda_without_a_defence_stands_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Noise of one strength before and after another defence shares the runs without any."""
-    ran: list[list[str]] = []
-
-    def note(_: object, chains: list, attacks: list[str], *rest: object) -> pd.DataFrame:
-        ran.append([*map(provider.chain_name, chains), *attacks])
-        return pd.DataFrame()
-
-    monkeypatch.setattr(provider, "defended", note)
-    monkeypatch.setattr(provider, "_anchors", lambda *_: 8)
-    chains = provider.listed({"gaussian-noise": [0.5], "normalise + gaussian-noise": [0.5]})
-    provider.adapting(None, chains, "embedding", 16, [0], pd.DataFrame(), prototypes=[0.5])
-    assert [names for names in ran if names[-1] == "rda"] == [
-        ["none", "GaussianNoise(std=0.5)", "rda"],
-        ["Normalise() + GaussianNoise(std=0.5)", "rda"],
-    ]

@@ -63,12 +63,8 @@ def test_lengths_are_compared_among_rows_with_as_many_images() -> None:
 
 
 def test_unequal_numbers_of_lengths_are_compared_by_the_steps() -> None:
-    rows = [
-        ("a", 64, 320, 0.1),
-        ("a", 1024, 320, 0.2),
-        ("a", 1024, 640, 0.3),
-        ("b", np.nan, 640, 0.4),
-    ]
+    rows = [("a", 64, 320, 0.1), ("a", 1024, 320, 0.2), ("a", 1024, 640, 0.3)]
+    rows.append(("b", np.nan, 640, 0.4))
     table = pd.DataFrame(rows, columns=["attack", "images", "steps", "accuracy"])
     found = [list(part["accuracy"]) for part in tables.trainings(table)]
     assert found == [[0.1, 0.2], [0.3, 0.4]]
@@ -91,9 +87,8 @@ def test_shares_are_parts_of_the_way_from_the_best_without_a_victim(
 ) -> None:
     runs = {"random": (0.1, 0.3), "own": (0.2, 0.4), "labels": (0.5,), "worse": (0.0, 0.2),
             "a": (0.6, 0.8), "victim": (0.9,)}  # fmt: skip
-    table = pd.DataFrame(
-        [{"attack": name, "accuracy": value} for name, values in runs.items() for value in values]
-    )
+    rows = [(name, value) for name, values in runs.items() for value in values]
+    table = pd.DataFrame(rows, columns=["attack", "accuracy"])
     found = tables.shares(table, alone)
     assert list(found.index) == list(runs)
     for name, values in runs.items():
@@ -155,10 +150,8 @@ def test_published_numbers_are_percentages_of_known_attacks() -> None:
 def test_a_layout_names_query_sets_where_there_are_several() -> None:
     one = loss_table("v", 8, ("t",)).assign(query_data="own")
     far = loss_table("v", 80, ("t",)).assign(query_data="far")
-    victim = pd.DataFrame(
-        [{"victim": "v", "attack": "victim", "task": "t", "accuracy": 0.9, "seed": 0}]
-    )
-    wide = tables.layout(pd.concat([one, far, victim], ignore_index=True))
+    victim = {"victim": "v", "attack": "victim", "task": "t", "accuracy": 0.9, "seed": 0}
+    wide = tables.layout(pd.concat([one, far, pd.DataFrame([victim])], ignore_index=True))
     assert list(wide.index) == ["MSE, 8 own", "MSE, 80 far", "victim"]
     assert list(wide["answers"]) == ["8", "80", "-"], "references are asked nothing"
     assert list(tables.layout(one).index) == ["MSE"]

@@ -198,11 +198,6 @@ def test_all_comparisons_must_hold_and_a_stray_among_many_is_no_refutation() -> 
     assert decide({"a": good, "b": [-20.0, -20.1, -20.2]}).verdict == FAILS
 
 
-def test_a_failure_that_is_not_conclusive_is_no_verdict() -> None:
-    finding = decide([-10, -11, -12], conclusive=False)
-    assert (finding.verdict, finding.few) == (OPEN, False)
-
-
 @given(st.lists(st.floats(-1, 1), min_size=3, max_size=6), st.floats(-1, 1), st.floats(0, 1))
 def test_a_harder_claim_never_holds_where_an_easier_one_does_not(
     values: list[float], threshold: float, more: float
@@ -215,31 +210,6 @@ def test_a_harder_claim_never_holds_where_an_easier_one_does_not(
 # -------------------------------------------------------------------- kinds of tests
 
 UP = Criterion("value", low=0.7)
-DOWN = Criterion("value", high=0.7)
-
-
-def alone(t: pd.DataFrame) -> Picked:
-    return (t[t["attack"] == "embedding"],)
-
-
-@pytest.mark.parametrize(
-    ("criterion", "one", "two", "verdict"),
-    [
-        (AHEAD, HIGH, LOW, HOLDS),
-        (AHEAD, LOW, HIGH, FAILS),
-        (NOT_WORSE, [0.50, 0.51, 0.52], [0.505, 0.51, 0.52], HOLDS),
-        (EQUIVALENT, [0.50, 0.51, 0.52], [0.505, 0.51, 0.52], HOLDS),
-        (EQUIVALENT, WIDE, LOW, OPEN),
-        (UP, HIGH, None, HOLDS),
-        (UP, WIDE, None, OPEN),
-        (DOWN, HIGH, None, FAILS),
-    ],
-)
-def test_kinds_of_tests(criterion: Criterion, one: list, two: list | None, verdict: str) -> None:
-    compared = claim(PAIR if two else alone, criterion)
-    for seeds, expected in ((3, verdict), (2, OPEN), (1, OPEN)):
-        parts = rows("embedding", one[:seeds]), rows("label", (two or LOW)[:seeds])
-        assert assess(compared, *parts).verdict == expected
 
 
 @pytest.mark.parametrize(
@@ -248,9 +218,8 @@ def test_kinds_of_tests(criterion: Criterion, one: list, two: list | None, verdi
 def test_the_one_victim_stands_beside_every_seed(kind: str, verdict: str, n: int) -> None:
     rates = [("independent", seed, rate) for seed, rate in enumerate((0.5, 0.51, 0.49))]
     table = pd.DataFrame([(kind, 0, 0.8), *rates], columns=["kind", "seed", "wsr"])
-    finding = claims.assess(
-        claim(lambda t: claims.pair("kind", kind, "independent")(t), metric="wsr"), table, 0
-    )
+    one = claim(lambda t: claims.pair("kind", kind, "independent")(t), metric="wsr")
+    finding = claims.assess(one, table, 0)
     assert (finding.verdict, finding.n) == (verdict, n)
     floor = assess(claim(versus("victim", "random")), rows("random", LOW), rows("victim", [0.9]))
     assert (floor.verdict, floor.mean) == (HOLDS, pytest.approx(0.39))
@@ -419,9 +388,7 @@ def test_p_values_are_those_of_scipy_and_agree_with_the_interval(
 def test_p_values_of_closed_cases_and_of_verdicts() -> None:
     values = pd.Series([1.0, 2.0, 3.0])
     assert claims.p_value(values, 2.0) == 1
-    assert claims.p_value(values, 0.0) == pytest.approx(
-        0.0741799, abs=1e-6
-    )  # t = 2 sqrt(3), 2 d.f.
+    assert claims.p_value(values, 0.0) == pytest.approx(0.0741799, abs=1e-6)  # t = 2 sqrt(3)
     assert claims.p_value(values, inf) == claims.p_value(values, -inf) == 0
     near, far = [10.0, 11.0, 12.0], [20.0, 20.1, 20.2]
     p = [claims.p_value(pd.Series(v), 0) for v in (near, far)]
@@ -491,18 +458,9 @@ def test_claims_of_one_notebook_are_corrected_together(
 
 
 TASKS, KNOBS = ["glyphs", "digits"], ["as given", "negatives"]
-ALL = [
-    *attacks.ATTACKS,
-    *claims.NO_VICTIM,
-    "victim",
-    "cont-steal, anew",
-    "info-nce, own views",
-    "embedding, own views",
-    claims.SHUFFLED,
-    *claims.BROKEN,
-    "embedding, published optimizer",
-    "cont-steal-code, published optimizer",
-]
+ALL = [*attacks.ATTACKS, *claims.NO_VICTIM, "victim", "cont-steal, anew", "info-nce, own views",
+       "embedding, own views", claims.SHUFFLED, *claims.BROKEN, "embedding, published optimizer",
+       "cont-steal-code, published optimizer"]  # fmt: skip
 NOISE, OFFSET = "GaussianNoise(std=1.0)", "GaussianNoise(std=1.0, mean=5.0)"
 POISON, PUBLISHED, FITTED = "PredictionPoisoning(eps=1.0)", "B4B(beta=0.8)", "B4B(beta=0.1)"
 KINDS = {"none": "none", NOISE: "GaussianNoise", OFFSET: claims.OFFSET, "Rounding(0)": "Rounding",
@@ -558,9 +516,8 @@ ENDS = ["single images, all answers", "four views, stops", "four views, all answ
 
 def users(seeds: int) -> pd.DataFrame:
     """So many users of each kind before each detector; the last of them, a price, flags nobody."""
-    table = pd.DataFrame(
-        product(DETECTORS, USERS, range(seeds)), columns=["detector", "user", "seed"]
-    )
+    rows = product(DETECTORS, USERS, range(seeds))
+    table = pd.DataFrame(rows, columns=["detector", "user", "seed"])
     priced = table["detector"] == DETECTORS[-1]
     return table.assign(statistic=0.5, flagged=priced.map({True: nan, False: 0.0}))
 
@@ -618,9 +575,8 @@ def arranged(one: Claim, gap: float) -> pd.DataFrame:
 def counted(one: Claim, hits: int) -> pd.DataFrame:
     """A table with eighteen seeds, of which so many have a 1 throughout."""
     table = TABLES[one.table]
-    many = pd.concat(
-        [table.assign(seed=table["seed"] + 3 * k) for k in range(6)], ignore_index=True
-    )
+    copies = [table.assign(seed=table["seed"] + 3 * k) for k in range(6)]
+    many = pd.concat(copies, ignore_index=True)
     return many.assign(**{one.metric: (many["seed"] < hits).astype(float)})
 
 
@@ -695,19 +651,6 @@ def test_a_prediction_is_a_verdict_with_its_date() -> None:
 @pytest.fixture(scope="module")
 def stored() -> list[Judgement]:
     return claims.judge("demo")
-
-
-def test_stored_verdicts_are_what_the_repository_says(stored: list[Judgement]) -> None:
-    assert [j.claim for j in stored] == CLAIMS
-    for j in stored:
-        if j.finding.verdict in (HOLDS, FAILS):
-            assert j.claim.says.get(j.profile) in (None, j.finding.verdict), j.claim.id
-            bounds = j.claim.criterion
-            inside = bounds.low < j.finding.low <= j.finding.high < bounds.high
-            small = "less than one point ahead" in j.finding.why
-            assert (inside and not small) == (j.finding.verdict == HOLDS)
-            assert j.finding.n >= claims.SEEDS
-            assert j.finding.p <= claims.RISK
 
 
 @pytest.mark.parametrize("said", [HOLDS, FAILS, OPEN])
@@ -854,10 +797,7 @@ def test_more_said_than_shown_is_a_contradiction(says: str, finding: Finding) ->
 def test_profiles_on_the_same_data_do_not_decide_a_claim_in_opposite_ways(
     verdicts: dict[str, str], disagree: bool
 ) -> None:
-    given = {
-        name: [Judgement(claim(), name, Finding(verdict, n=5))]
-        for name, verdict in verdicts.items()
-    }
+    given = {n: [Judgement(claim(), n, Finding(verdict, n=5))] for n, verdict in verdicts.items()}
     found = claims.disagreements(given)
     assert len(found) == disagree
     if disagree:

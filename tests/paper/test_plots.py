@@ -126,9 +126,7 @@ def test_the_side_on_which_a_detector_flags_is_shaded(detector, statistics, bord
     (panel, *_) = figures.draw("05b_detectors", table).axes
     drawn = [line.get_xdata()[0] for line in panel.lines]
     assert drawn == ([] if border is None else [pytest.approx(border)])
-    assert len(panel.patches) == len(drawn), (
-        "where verdict and statistic disagree there is no border"
-    )
+    assert len(panel.patches) == len(drawn), "none where verdict and statistic disagree"
     everybody = figures.draw("05b_detectors", table.assign(flagged=1)).axes[0]
     low, high = everybody.get_xlim()
     assert abs(everybody.patches[0].get_width()) == pytest.approx(high - low)
