@@ -115,7 +115,7 @@ def write(path: Path, text: str) -> None:
     for pattern, place in LINKS:
         text = re.sub(pattern, place, text)
     text = re.sub(
-        r"<!-- table: (\w+) -->(\n\*\(The built.*)?", lambda match: TABLES[match[1]], text
+        r"<!-- table: (\w+) -->(\n\*\(`make html`.*)?", lambda match: TABLES[match[1]], text
     )
     path.write_text(re.sub(r"!?\[([^][]*)\]\(/results/(\w+)/(\w+\.\w+)[^)]*\)", stored, text))
 
