@@ -226,7 +226,7 @@ def plain(app: Sphinx, what: str, *others: Any) -> None:
 def without_limits(*arguments: Any) -> tuple[str | None, str | None]:
     """Leave the limits of parameters out of a signature; each parameter's own line has them."""
     signature, returned = arguments[-2:]
-    return signature and re.sub(r"Annotated\[(\w+), \{[^}]*\}\]", r"\1", signature), returned
+    return signature and re.sub(r"Annotated\[(\w+)(?:, \([^)]*\))+\]", r"\1", signature), returned
 
 
 def setup(app: Sphinx) -> None:

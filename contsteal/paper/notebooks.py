@@ -560,7 +560,7 @@ def execute(executed: Path) -> None:
         order = _order(mark)
         if _changed(executed) >= _changed(mark) and _record(executed).get("key") == order["key"]:
             return  # by another run, meanwhile
-        print(f"{stem}: {_said(order['reason'])}", flush=True)
+        print(f"{stem}: starts ({_said(order['reason'])})", flush=True)
         figures, start = Path(order["figures"]), time.time()
         if order["key"]["tables"] != files.key(""):  # the others have written theirs meanwhile
             order["key"]["tables"] = files.key(_tables(figures))
@@ -725,7 +725,7 @@ def finish(profile: str, since: float) -> None:
         files.write_json(figures / TIMINGS, files.sealed(known))
         with suppress(ValueError):  # no results yet
             write_summary(profile)
-    print(f"figures, numbers and {SUMMARY}: {figures}")
+    print(f"what was found: {figures / SUMMARY}, figures and tables beside it")
 
 
 def _times(figures: Path) -> dict[str, dict[str, Any]]:

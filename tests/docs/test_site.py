@@ -208,6 +208,10 @@ def test_tables_are_generated_from_the_package(site: Path) -> None:
     assert all(d.__name__ in text for d in defenses.DEFENSES.values())
     assert "No results" not in soup(site / "claims.html").get_text()
     assert soup(site / "api" / "losses.html").find(id="contsteal.losses.cont_steal")
+    rounding = soup(site / "api" / "defenses.html").find(id="contsteal.defenses.Rounding")
+    assert "Rounding(decimals: int)" in rounding.get_text(), (
+        "limits stand below, not in a signature"
+    )
 
 
 def test_the_search_index_holds_words_of_all_pages(site: Path) -> None:
