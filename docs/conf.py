@@ -104,7 +104,7 @@ TABLES = {  # in place of the comment of that name in a page
                        "what it does": summary(d)} for name, d in defenses.DEFENSES.items()),
     "policies": table({"policy": f"`{name}`", "the view": summary(getattr(p, "func", p))}
                       for name, p in augment.POLICIES.items()),
-    "verdicts": "\n\n".join(f"## `{p}`\n\n{table(claims.frame(p).to_dict('records'))}"
+    "verdicts": "\n\n".join(f"## `{p}`\n\n{table(claims.frame(claims.judge(p)).to_dict('records'))}"
                             for p in RESULTS) or NONE,
     "gallery": "\n\n".join(map(gallery, RESULTS)) or NONE,
 }  # fmt: skip

@@ -162,7 +162,8 @@ def test_imports_of_the_package_are_declared() -> None:
     named = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["cluster"]]
     declared = {re.split("[><=]", name)[0] for name in named}
     packages = {"yaml": "pyyaml", "sklearn": "scikit-learn", "traitlets": "ipykernel",
-                "huggingface_hub": "timm", "PIL": "torchvision", "pydantic_core": "pydantic"}  # fmt: skip
+                "IPython": "ipykernel", "huggingface_hub": "timm", "PIL": "torchvision",
+                "pydantic_core": "pydantic"}  # fmt: skip
     for path in MODULES:
         names = set()
         for node in ast.walk(ast.parse(path.read_text())):

@@ -809,15 +809,13 @@ def judge(profile: str, claims: Sequence[Claim] = CLAIMS) -> list[Judgement]:
     return [Judgement(c, profile, f) for c, f in zip(claims, findings, strict=True)]
 
 
-def frame(profile: str, judgements: Sequence[Judgement] | None = None) -> DataFrame:
-    """Return the verdicts of a profile as a table: claim, verdict, effect with interval, n, source."""
-    rows = [
+def frame(judgements: Sequence[Judgement]) -> DataFrame:
+    """Return verdicts as a table: claim, verdict, effect with interval, n, source."""
+    return DataFrame([
         {"claim": j.claim.text, "verdict": j.finding.verdict, "predicted": j.claim.predicted,
          "effect": j.effect, "n": j.finding.n or "-", "decided by": j.finding.why or "-",
-         "source": j.claim.source}
-        for j in (judge(profile) if judgements is None else judgements)
-    ]  # fmt: skip
-    return DataFrame(rows)
+         "source": j.claim.source} for j in judgements
+    ])  # fmt: skip
 
 
 def counted(judgements: Sequence[Judgement]) -> str:
@@ -827,13 +825,10 @@ def counted(judgements: Sequence[Judgement]) -> str:
     return f"{decided}, for {count[OPEN]} there is not enough evidence, {count[ABSENT]} are not measured"
 
 
-def markdown(
-    profile: str, short: bool = False, judgements: Sequence[Judgement] | None = None
-) -> list[str]:
+def markdown(judgements: Sequence[Judgement], short: bool = False) -> list[str]:
     """Return how many claims got which verdict, and their table; `short` keeps what is decided."""
-    judgements = judge(profile) if judgements is None else judgements
     lead = "The papers' claims and our own, tested on these results (`make check`): "
-    table = frame(profile, judgements)
+    table = frame(judgements)
     if short:
         table = table[table["verdict"].isin([HOLDS, FAILS])].drop(columns="decided by")
     tables = [] if table.empty else [table.to_markdown(index=False)]
@@ -896,9 +891,7 @@ def check(names: Sequence[str], console: Console) -> int:
     by_profile = {profile: judge(profile) for profile in names}
     problems = []
     for profile, judgements in by_profile.items():
-        console.print(
-            Markdown("\n\n".join([f"# {profile}", *markdown(profile, judgements=judgements)]))
-        )
+        console.print(Markdown("\n\n".join([f"# {profile}", *markdown(judgements)])))
         problems += missed_expectations(profile) + contradictions(judgements)
     problems += disagreements(by_profile)
     for problem in problems:

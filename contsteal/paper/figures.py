@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pandas as pd
+from IPython import display
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
@@ -111,6 +113,7 @@ def redraw(stem: str, table: pd.DataFrame, stamp: Stamp, folder: Path) -> Figure
     fig = None
     try:
         fig = draw(stem, as_read(table))
+        plt.close(fig)  # or a notebook would draw it once more
     except plots.NothingToShow as reason:
         print(f"{stem} is not drawn: {reason}")
     save(fig, folder, stem, table, stamp)
@@ -118,7 +121,7 @@ def redraw(stem: str, table: pd.DataFrame, stamp: Stamp, folder: Path) -> Figure
 
 
 def publish(stem: str, table: pd.DataFrame, stamp: Stamp) -> Figure | None:
-    """Draw a figure and save it with its table in its profile's folder of `publish_dir()`.
+    """Draw a figure, save it with its table in its profile's folder of `publish_dir()`, and show it.
 
     What no two runs share (`sweeps.VARYING`) is not stored: `costs` shows it. Raises ValueError where
     runs of the same seed stand in the table twice, which would make intervals too short.
@@ -127,7 +130,11 @@ def publish(stem: str, table: pd.DataFrame, stamp: Stamp) -> Figure | None:
     if "seed" in table and (twice := table[table.astype(str).duplicated()]).size:
         raise ValueError(f"{stem}: {len(twice)} rows stand there twice, such as one of seed "
                          f"{twice['seed'].iloc[0]}: name each seed and each victim once")  # fmt: skip
-    return redraw(stem, table, stamp, artifacts.publish_dir() / stamp["profile"])
+    folder = artifacts.publish_dir() / stamp["profile"]
+    fig = redraw(stem, table, stamp, folder)
+    if fig is not None:
+        display.display(display.Image(folder / f"{stem}.png", width=810))
+    return fig
 
 
 def note(stem: str, table: pd.DataFrame, stamp: Stamp) -> pd.DataFrame:
@@ -274,6 +281,7 @@ def write_summary(profile: str) -> Path:
     Notebooks that were not run are named at its end; where none was, ValueError names the first.
     """
     folder, missing = artifacts.figures_dir() / profile, []
+    judgements = claims.judge(profile)
     parts = [
         f"# Results of the `{profile}` profile",
         "Generated from the tables in this folder. Percentages; in brackets the 95 % t-interval over "
@@ -293,13 +301,13 @@ def write_summary(profile: str) -> Path:
             parts += ["Expected, and measured:", judged.to_markdown(index=False)]
     if len(missing) == len(FIGURES):
         raise missing[0][1]
-    parts += ["## Claims, and what these results say of them", *claims.markdown(profile)]
+    parts += ["## Claims, and what these results say of them", *claims.markdown(judgements)]
     parts += [f"Not run: {', '.join(stem for stem, _ in missing)}."] if missing else []
     path = folder / "summary.md"
     files.write_text(path, "\n\n".join(parts) + "\n")
     shown = {*IN_README} - {stem for stem, _ in missing}
     if folder == artifacts.ROOT / "figures" / "demo" and len(shown) == len(IN_README):
-        update_readme()  # it shows the demo's own results
+        update_readme(judgements)  # it shows the demo's own results
     return path
 
 
@@ -322,8 +330,9 @@ def section(folder: Path, stem: str, table: pd.DataFrame, stamp: Stamp) -> list[
     return parts
 
 
-def readme(profile: str = "demo") -> str:
+def readme(judgements: Sequence[claims.Judgement]) -> str:
     """Return the generated part of the README: what was found, the main attacks, the claims' count."""
+    profile = judgements[0].profile
     folder = artifacts.figures_dir() / profile
     found = {stem: FIGURES[stem].summarise(read(folder, stem)[0]) for stem in IN_README}
     main_result = found.pop("03_attacks").numbers[["accuracy", "share of the way", "n"]]
@@ -345,17 +354,19 @@ def readme(profile: str = "demo") -> str:
         "best encoder that needs no victim and 100 is the victim: below 0, not stealing was better; "
         "above 100, a probe did slightly better on the copy. A claim about attacks is decided only where "
         "two lengths of training agree.",
-        f"{claims.markdown(profile, short=True)[0]} [All results](figures/{profile}/summary.md).",
+        f"{claims.markdown(judgements)[0]} [All results](figures/{profile}/summary.md).",
     ])  # fmt: skip
 
 
-def update_readme(path: Path = artifacts.ROOT / "README.md") -> None:
+def update_readme(
+    judgements: Sequence[claims.Judgement], path: Path = artifacts.ROOT / "README.md"
+) -> None:
     """Put the generated part between the README's two markers."""
     head, _, rest = path.read_text().partition(MARKERS[0])
     _, end, tail = rest.partition(MARKERS[1])
     if not end:
         raise ValueError(f"{path} lacks one of the lines {MARKERS}: put both back")
-    files.write_text(path, f"{head}{MARKERS[0]}\n\n{readme()}\n\n{MARKERS[1]}{tail}")
+    files.write_text(path, f"{head}{MARKERS[0]}\n\n{readme(judgements)}\n\n{MARKERS[1]}{tail}")
 
 
 # ------------------------------------------------------------------------- the command

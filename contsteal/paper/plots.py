@@ -60,9 +60,6 @@ def canvas(
 ) -> tuple[Figure, np.ndarray]:
     """Return a figure of text width with its title, and its axes (rows, columns)."""
     plt.style.use(STYLE)
-    # Drawn and saved at once: nothing is lost when the oldest of many figures is closed.
-    if len(plt.get_fignums()) > 9:
-        plt.close(plt.get_fignums()[0])
     fig, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), squeeze=False, **options)
     if title:  # in lines of about equal length, between which no interval is broken
         whole = re.sub(r"\([^)]*CI [^)]*\)| %", lambda m: m[0].replace(" ", "\u00a0"), title)
@@ -171,9 +168,9 @@ def _dots(ax: Axes, rows: pd.DataFrame, x: str, label: str, colours: Any, unit: 
     ax.grid(False, axis="y")
 
 
-def _leads(rows: pd.DataFrame, title: str, colour: str, over: str = "over") -> Figure:
+def _leads(rows: pd.DataFrame, title: str, colour: str) -> Figure:
     """Draw the `gain` of each row of `attack` in points, a panel per one it is `over`."""
-    fig, each = panels(rows, over, title, 0.3 * rows["attack"].nunique(), 1.2, sharey=True)
+    fig, each = panels(rows, "over", title, 0.3 * rows["attack"].nunique(), 1.2, sharey=True)
     for ax, label, part in each:
         ax.axvline(0, color="#999999", linewidth=0.8)
         _dots(ax, part, "gain", label, COLOURS[colour], "")

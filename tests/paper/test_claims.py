@@ -654,16 +654,13 @@ def stored() -> list[Judgement]:
 
 
 @pytest.mark.parametrize("said", [HOLDS, FAILS, OPEN])
-def test_frame_markdown_and_count_agree(
-    said: str, stored: list[Judgement], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_frame_markdown_and_count_agree(said: str, stored: list[Judgement]) -> None:
     finding = Finding(said, 0.1, 0.05, 0.15, 5, why="a reason")
     first = replace(stored[0], finding=finding)
     judgements = [first, *stored[1:]]
-    monkeypatch.setattr(claims, "judge", lambda _: judgements)
-    lead, table = claims.markdown("demo")
-    short = claims.markdown("demo", short=True)
-    frame = claims.frame("demo")
+    lead, table = claims.markdown(judgements)
+    short = claims.markdown(judgements, short=True)
+    frame = claims.frame(judgements)
     columns = ["claim", "verdict", "predicted", "effect", "n", "decided by", "source"]
     assert [*frame.columns] == columns
     assert frame["predicted"].tolist() == [c.predicted for c in CLAIMS]

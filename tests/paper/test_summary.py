@@ -7,7 +7,7 @@ import pytest
 
 from contsteal import files
 from contsteal.lab import artifacts
-from contsteal.paper import figures
+from contsteal.paper import claims, figures
 
 
 @pytest.fixture
@@ -43,11 +43,12 @@ def test_a_profile_that_was_not_run_names_the_notebook(folder: Path) -> None:
 def test_the_readme_shows_the_stored_results_between_its_markers(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
     path.write_text(f"before\n{figures.MARKERS[0]}\noutdated\n{figures.MARKERS[1]}\nafter\n")
-    figures.update_readme(path)
+    judgements = claims.judge("demo")
+    figures.update_readme(judgements, path)
     text = path.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
-    made = figures.readme()
+    made = figures.readme(judgements)
     assert made in text
     assert "outdated" not in text
     assert "figures/demo/summary.md" in text
@@ -56,4 +57,4 @@ def test_the_readme_shows_the_stored_results_between_its_markers(tmp_path: Path)
     assert len(made.splitlines()) < 30, "details are in the documentation"
     path.write_text("nothing")
     with pytest.raises(ValueError, match="lacks one of the lines"):
-        figures.update_readme(path)
+        figures.update_readme(judgements, path)
