@@ -415,7 +415,7 @@ def kinds_of_results(home: Path) -> dict[str, Kind]:
         f"smoke/{notebooks.TIMINGS}": lambda: notebooks._times(folder),
         "00_start_here.ipynb": up_to_date,
         "00_start_here.json": up_to_date,
-        "mark": lambda: notebooks._order(home / "mark"),
+        "mark": lambda: notebooks._read(home / "mark"),
     }
     return {name: (partial(written, name), read) for name, read in readers.items()}
 

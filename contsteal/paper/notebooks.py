@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import date
-from math import inf, isfinite
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +38,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 VICTIM = "01"  # the notebook that comes before all that attack, with all cores
 NOT_STARTED = "Kernel died before replying"  # jupyter_client's words; no cell was run
-TIMINGS, SUMMARY, WHOLE = "timings.json", "summary.md", "in all"
-RECORD = {"key", "outputs", "copy", "seconds", "started", "device", "date", "artifacts", "seal"}
+TIMINGS, WHOLE = "timings.json", "in all"
 RUNNER = "CONTSTEAL_RUNNER"  # the process that started make, with which kernels end
 ROOMY = 1e12  # free bytes of a disk with which no profile's needs are counted
 WITHOUT_LAB = 90.0  # seconds at most of a notebook that trains nothing of the lab's, on a CPU
@@ -193,7 +192,7 @@ def _tables(figures: Path) -> list[tuple[str, str]]:
 
 def _reason(executed: Path, key: dict[str, str], figures: Path) -> str:
     """Return in one word why a notebook must run, "" where its last run still stands."""
-    partial, record = _partial(executed), _record(executed)
+    partial, record = _partial(executed), _read(executed.with_suffix(".json"))
     if partial.exists() and _changed(partial) > _changed(executed):
         about = (files.read_json(partial) or {}).get("metadata", {}).get("papermill", {})
         return "failed" if about.get("end_time") else "stopped"
@@ -216,15 +215,10 @@ def _said(reason: str) -> str:
     return SAID.get(reason, f"{reason} changed")
 
 
-def _record(executed: Path) -> dict[str, Any]:
-    """Return what `execute` noted beside an executed copy, {} where that is missing or damaged."""
-    record = files.read_json(executed.with_suffix(".json"))
-    if (
-        not isinstance(record, dict)
-        or not {"key", "outputs", "copy", "artifacts"} <= record.keys() <= RECORD
-    ):
-        return {}
-    return record if files.intact(record) else {}
+def _read(path: Path) -> dict[str, Any]:
+    """Return what was sealed and written as JSON, {} where that is missing or damaged."""
+    facts = files.read_json(path)
+    return facts if isinstance(facts, dict) and files.sealed(facts) == facts else {}
 
 
 def _partial(executed: Path) -> Path:
@@ -236,10 +230,7 @@ def _changed(path: Path) -> int:
 
 
 def _digest(path: Path) -> str | None:
-    """Return a file's hash, None for a missing one; the summary is written again by `finish`."""
-    if not path.is_file():
-        return None
-    return "" if path.name == SUMMARY else files.sha256(path)
+    return files.sha256(path) if path.is_file() else None
 
 
 # ---------------------------------------------------------------- make paper, plan and data
@@ -557,17 +548,20 @@ def execute(executed: Path) -> None:
     """Execute the notebook of this copy as it was prepared; the copy appears only on success."""
     stem, mark = executed.stem, executed.parent / ".keys" / executed.stem
     with _locked(mark.with_suffix(".lock"), stem):
-        order = _order(mark)
-        if _changed(executed) >= _changed(mark) and _record(executed).get("key") == order["key"]:
+        if not (order := _read(mark)):
+            raise ValueError(f"{mark} is missing or damaged: run `make paper` again")
+        record = executed.with_suffix(".json")
+        if _changed(executed) >= _changed(mark) and _read(record).get("key") == order["key"]:
             return  # by another run, meanwhile
         print(f"{stem}: starts ({_said(order['reason'])})", flush=True)
         figures, start = Path(order["figures"]), time.time()
         if order["key"]["tables"] != files.key(""):  # the others have written theirs meanwhile
             order["key"]["tables"] = files.key(_tables(figures))
-        before = {path: _changed(path) for path in figures.glob("*")}
+        own = f"{number(stem)}_*"
+        before = {path: _changed(path) for path in figures.glob(own)}
         os.environ["CONTSTEAL_FIGURES"] = str(figures.parent)
-        own = files.key([order["key"][part] for part in ("parameters", "code")])
-        os.environ["CONTSTEAL_NOTEBOOK"] = f"{stem} {own}"
+        key = files.key([order["key"][part] for part in ("parameters", "code")])
+        os.environ["CONTSTEAL_NOTEBOOK"] = f"{stem} {key}"
         os.environ.setdefault("TQDM_DISABLE", "1")  # an executed copy is read, not watched
         if order["cores"]:  # more threads than cores would wait for each other
             os.environ.setdefault("OMP_NUM_THREADS", str(order["cores"]))
@@ -575,32 +569,21 @@ def execute(executed: Path) -> None:
                 os.environ.setdefault("CONTSTEAL_WORKERS", str(order["cores"]))
         _run_cells(stem, _partial(executed), order["parameters"])
         _partial(executed).replace(executed)
-        own = f"{number(stem)}_"
-        prefixes = (own, SUMMARY) if stem == stems()[-1] else (own,)
-        changed = (path for path in figures.glob("*") if _changed(path) != before.get(path))
-        made = [path for path in changed if path.name.startswith(prefixes)]
-        for path in before.keys() - set(made):  # results that this notebook no longer has
-            if path.name.startswith(own) and path.stem not in {p.stem for p in made}:
+        made = [path for path in figures.glob(own) if _changed(path) != before.get(path)]
+        for path in before:  # results that this notebook no longer has
+            if path.stem not in {p.stem for p in made}:
                 path.unlink()
         # Those of the notebooks that ran beside this one count, too.
         artifacts = (executed.parent.parent / "artifacts").glob("*/manifest.json")
-        record = {
+        facts = {
             "key": order["key"], "outputs": {p.name: _digest(p) for p in sorted(made)},
             "copy": _digest(executed),
             "seconds": round(time.time() - start, 1), "started": start, "device": order["device"],
             "date": date.today().isoformat(),
             "artifacts": sum(path.stat().st_mtime >= start for path in artifacts),
         }  # fmt: skip
-        files.write_json(executed.with_suffix(".json"), files.sealed(record))
+        files.write_json(record, files.sealed(facts))
         print(f"{stem}: done in {time.time() - start:.1f} s", flush=True)
-
-
-def _order(mark: Path) -> dict[str, Any]:
-    """Return what `prepare` has written of a notebook to execute; ValueError where it is damaged."""
-    order = files.read_json(mark)
-    if isinstance(order, dict) and files.sealed(order) == order:
-        return order
-    raise ValueError(f"{mark} is missing or damaged: run `make paper` again")
 
 
 @contextmanager
@@ -628,6 +611,8 @@ def _run_cells(stem: str, partial: Path, values: dict[str, Any]) -> None:
 
 def _execute(stem: str, partial: Path, values: dict[str, Any]) -> None:
     """Write the executed copy cell by cell; raise NotebookFailed where it does not get to its end."""
+    # jsonschema would compile a grammar of URIs: three quarters of the time of papermill's import.
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
@@ -705,7 +690,7 @@ def finish(profile: str, since: float) -> None:
 
     folder, figures = artifacts.runs_dir() / profile, artifacts.figures_dir() / profile
     with _locked(folder / ".keys" / "finish.lock", "summary"):
-        records = {s: r for s in stems() if (r := _record(folder / f"{s}.ipynb"))}
+        records = {s: r for s in stems() if (r := _read(folder / f"{s}.json"))}
         complete = len(records) == len(stems()) and all(
             r["started"] >= since for r in records.values()
         )
@@ -730,17 +715,7 @@ def finish(profile: str, since: float) -> None:
 
 def _times(figures: Path) -> dict[str, dict[str, Any]]:
     """Return what is stored of each notebook's duration; what is damaged was not measured."""
-    known = files.read_json(figures / TIMINGS)
-    known = known if isinstance(known, dict) else {}
-    entries = known.items() if files.intact(known) else ()
-    return {name: entry for name, entry in entries if _is_duration(entry)}
-
-
-def _is_duration(entry: Any) -> bool:
-    if not isinstance(entry, dict):
-        return False
-    numbers = entry.get("seconds"), entry.get("artifacts", 0)
-    return all(isinstance(n, int | float) and isfinite(n) and n >= 0 for n in numbers)
+    return {name: entry for name, entry in _read(figures / TIMINGS).items() if name != "seal"}
 
 
 def timings_table(folder: Path) -> str:

@@ -587,7 +587,7 @@ def test_plan_starts_with_profile_device_and_why_and_shows_stored_times(
     desk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     times = {FIRST: {"seconds": 61.2, "device": "a CPU", "artifacts": 3}}
-    files.write_json(desk / "figures" / "tiny" / notebooks.TIMINGS, times)
+    files.write_json(desk / "figures" / "tiny" / notebooks.TIMINGS, files.sealed(times))
     assert command("plan") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
@@ -616,7 +616,7 @@ def test_the_longest_notebook_starts_first(desk: Path) -> None:
 
     assert order() == [LAST, FIRST], "later ones take longer where no times are known"
     times = {FIRST: {"seconds": 61.0, "device": "a CPU"}, LAST: {"seconds": 9.0, "device": "a CPU"}}
-    files.write_json(desk / "figures" / "tiny" / notebooks.TIMINGS, times)
+    files.write_json(desk / "figures" / "tiny" / notebooks.TIMINGS, files.sealed(times))
     assert order() == [FIRST, LAST]
 
 
@@ -628,7 +628,7 @@ def test_a_time_is_kept_unless_artifacts_were_read_back(desk: Path) -> None:
     kept = []
     for seconds, made in ((9.0, 5), (2.0, 0), (4.0, 3), (8.0, 5), (7.0, 9)):
         record = {"seconds": seconds, "artifacts": made, "device": "CPU", "started": 0.0}
-        files.write_json(runs / f"{FIRST}.json", record | {"key": {}, "outputs": {}, "copy": ""})
+        files.write_json(runs / f"{FIRST}.json", files.sealed(record))
         notebooks.finish("tiny", since=1.0)
         kept.append(files.read_json(figures / notebooks.TIMINGS)[FIRST]["seconds"])
     assert kept == [9.0, 9.0, 9.0, 8.0, 7.0]
@@ -642,11 +642,11 @@ def test_a_cold_run_of_all_replaces_times_of_more_rows_and_of_notebooks_that_are
     old = {"seconds": 99.0, "artifacts": 9, "device": "CPU"}
     manifest = runs / "artifacts" / "attack-1" / "manifest.json"
     for made_at, expected in ((5.0, 99.0), (15.0, 3.0)):  # before and after the run's start
-        files.write_json(figures / notebooks.TIMINGS, dict.fromkeys([FIRST, LAST, "09_gone"], old))
+        times = files.sealed(dict.fromkeys([FIRST, LAST, "09_gone"], old))
+        files.write_json(figures / notebooks.TIMINGS, times)
         for stem in (FIRST, LAST):
             record = {"seconds": 3.0, "artifacts": 2, "device": "CPU", "started": 11.0}
-            record |= {"key": {}, "outputs": {}, "copy": ""}
-            files.write_json(runs / "tiny" / f"{stem}.json", record)
+            files.write_json(runs / "tiny" / f"{stem}.json", files.sealed(record))
         files.write_json(manifest, {})
         os.utime(manifest, (made_at, made_at))
         notebooks.finish("tiny", since=10.0)
@@ -658,11 +658,11 @@ def test_a_cold_run_of_all_replaces_times_of_more_rows_and_of_notebooks_that_are
 def test_the_table_of_times_in_closed_values(tmp_path: Path) -> None:
     assert notebooks.timings_table(tmp_path) == "No durations are recorded."
     times = {"b": {"seconds": 30.0, "device": "CPU"}, "a": {"seconds": 20.5}}
-    files.write_json(tmp_path / notebooks.TIMINGS, times)
+    files.write_json(tmp_path / notebooks.TIMINGS, files.sealed(times))
     table = "| notebook | seconds | device |\n| a | 20.5 | - |\n| b | 30 | CPU |"
     assert plain(notebooks.timings_table(tmp_path)) == table
     whole = {notebooks.WHOLE: {"seconds": 40.0, "device": "CPU"}}
-    files.write_json(tmp_path / notebooks.TIMINGS, times | whole)
+    files.write_json(tmp_path / notebooks.TIMINGS, files.sealed(times | whole))
     found = plain(notebooks.timings_table(tmp_path))
     assert found.startswith(f"{table}\n| in all | 40 | CPU |\n")
     assert "overlap" in found
@@ -674,9 +674,8 @@ def plain(table: str) -> str:
 
 @pytest.mark.parametrize(
     "damaged",
-    ["[]", "{", '"a"', '{"00_first": 3}', '{"00_first": {"device": "CPU"}}', '{"in all": {}}',
-     '{"00_first": {"seconds": "61"}}', '{"00_first": {"seconds": NaN}}',
-     '{"00_first": {"seconds": 1.0, "artifacts": null}}'],
+    ["[]", "{", '"a"', "{}", '{"00_first": {"seconds": 61.0}}',
+     '{"00_first": {"seconds": 61.0}, "seal": "0"}'],
 )  # fmt: skip
 def test_damaged_times_count_as_not_measured(
     desk: Path, capsys: pytest.CaptureFixture[str], damaged: str
