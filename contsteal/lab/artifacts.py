@@ -183,7 +183,7 @@ def artifact(
     identity = json.loads(json.dumps(identity, default=str))  # as it will be read from the manifest
     name = f"{kind}-{files.key([kind, config])[:12]}-{files.key(identity['code'])[:8]}"
     folder = runs_dir() / "artifacts" / name
-    while _made_by_others(folder):
+    while not folder.exists() and _made_by_others(folder):
         time.sleep(0.1)
     reason = _reason(kind, folder)
     if folder.exists():

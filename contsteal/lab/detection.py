@@ -1,9 +1,11 @@
 """Detectors at work: whom they flag, what is left to a thief who is refused, and proof of work."""
 
 import copy
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from contsteal import attacks as recipes
-from contsteal import steal
+from contsteal import files, steal
 from contsteal.defenses import detectors
 from contsteal.defenses.detectors import FEWEST_QUERIES, Detector, Prada, Refused, SimilarQueries
-from contsteal.lab import sweeps
+from contsteal.lab import artifacts, sweeps
 from contsteal.lab.experiment import Lab, pixels
 from contsteal.lab.provider import Senders, class_images, customer_images
-from contsteal.lab.sweeps import Job, Names, Numbers, product
+from contsteal.lab.sweeps import Job, Names, Numbers, Row, product
 from contsteal.victim import BlackBox, finite
 
 Watcher = Detector[Any]
@@ -68,15 +70,44 @@ def watched(
     request, which is when a detector that acts would refuse, and the `statistic` where it was most
     suspicious: from the 100th query on, before which nobody is judged.
     """
-    rows = []
-    for user, seed, images in _sent(users, seeds):
-        answers = lab.api().embed(images)
+
+    def watch(images: Tensor) -> dict[str, Row]:
+        answers, found = lab.api().embed(images), {}
         for name, watcher in watchers.items():
             seen, flagged = _suspicion(watcher, answers)
             worst = min(seen) if name.startswith(LOW) else max(seen)
-            rows.append({"detector": name, "user": user, "seed": seed, "queries": len(answers),
-                         "statistic": worst, "flagged": float(flagged)})  # fmt: skip
+            found[name] = {"queries": len(answers), "statistic": worst, "flagged": float(flagged)}
+        return found
+
+    rows = []
+    for user, seed, images in _sent(users, seeds):
+        found = _kept(lab, "watched", watchers, [images], partial(watch, images))
+        rows += [{"detector": name, "user": user, "seed": seed} | found[name] for name in watchers]
     return pd.DataFrame(rows)
+
+
+def _kept(
+    lab: Lab,
+    kind: str,
+    watchers: Mapping[str, Watcher],
+    sent: Sequence[Tensor],
+    detect: Callable[[], dict[str, Row]],
+) -> dict[str, Row]:
+    """Return what each detector finds in a user's images, from its artifact where that was done."""
+    identity = {
+        "detectors": {name: artifacts.object_key(watcher) for name, watcher in watchers.items()},
+        "images": [files.content(part) for part in sent], "victim": lab.victim.sha256,
+        "on": lab.machine,
+    }  # fmt: skip
+    code = ["contsteal.victim"]
+    code += [name for watcher in watchers.values() for name in artifacts.defining_modules(watcher)]
+
+    def make(folder: Path) -> None:
+        files.write_text(folder / "found.json", json.dumps(detect()))  # columns keep their order
+
+    folder = artifacts.artifact(kind, identity, code, make, lab.messages.append)
+    found: dict[str, Row] = files.read_json(folder / "found.json")
+    return found
 
 
 def _sent(users: Mapping[str, Callable[[int], Any]], seeds: Numbers) -> Iterator[Any]:
@@ -227,18 +258,24 @@ def refusals(
     first account got, and the `accounts` that all `answered` images took. A user whose new account is
     refused at its first request gives up. `refusals` counts the accounts that were refused.
     """
-    rows = []
-    for user, seed, sent in _sent(users, seeds):
-        parts = [sent] if hasattr(sent, "split") else list(sent)  # images also on disk
+
+    def refuse(parts: Sequence[Tensor]) -> dict[str, Row]:
+        found: dict[str, Row] = {}
         for part in parts:
             lab.api().embed(part)  # at once, and cached: requests are small
         for name, watcher in watchers.items():
             fresh = copy.deepcopy(watcher)
             fresh.action = "refuse"
             got, refused = _persist(lab.api([fresh]), parts)
-            rows.append({"detector": name, "user": user, "seed": seed, "queries": sum(map(len, parts)),
-                         "answers": got[0], "accounts": len(got), "answered": sum(got),
-                         "refusals": refused})  # fmt: skip
+            found[name] = {"queries": sum(map(len, parts)), "answers": got[0], "accounts": len(got),
+                           "answered": sum(got), "refusals": refused}  # fmt: skip
+        return found
+
+    rows = []
+    for user, seed, sent in _sent(users, seeds):
+        parts = [sent] if hasattr(sent, "split") else list(sent)  # images also on disk
+        found = _kept(lab, "refused", watchers, parts, partial(refuse, parts))
+        rows += [{"detector": name, "user": user, "seed": seed} | found[name] for name in watchers]
     return pd.DataFrame(rows)
 
 

@@ -33,6 +33,11 @@ def test_detectors_see_each_user_for_the_first_time_and_flag_repeats_alone(lab: 
     assert rows.loc[("similar", "thief", 1), "statistic"] >= 0.5, "every second query is a repeat"
     assert rows.loc["similar"]["flagged"].tolist() == [False, False, True, True]
     assert watchers["similar"].statistic("thief") == 0, "the given detector has seen nobody"
+    assert list(rows) == ["queries", "statistic", "flagged"]
+    lab.messages.clear()
+    again = detection.watched(lab, watchers, users, [0, 1]).set_index(["detector", "user", "seed"])
+    assert again.equals(rows)
+    assert not lab.messages, "what was found is read back"
 
 
 def test_users_send_what_their_names_say(lab: Lab) -> None:
