@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
+from importlib.metadata import version
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import MagicMock, patch
@@ -66,12 +68,8 @@ def histories(trained: Mapping[str, Trained]) -> pd.DataFrame:
 
 
 def rates(lab: Lab, trained: Mapping[str, Trained]) -> pd.DataFrame:
-    """Return seconds in all, views per second of a median epoch, and their share of the hardware's rate.
-
-    A view costs three forward passes (one forward, two back) of 2 FLOP a MAC; the rate is that of a
-    matrix product, measured now. Momentum encoders and heads are not counted.
-    """
-    limit, rows, n = matmul_rate(), {}, len(lab.train_images())
+    """Return the seconds of each training in all, and the views per second of its median epoch."""
+    rows, n = {}, len(lab.train_images())
     for name, one in trained.items():
         if one.history.empty:  # a ready encoder
             continue
@@ -79,24 +77,8 @@ def rates(lab: Lab, trained: Mapping[str, Trained]) -> pd.DataFrame:
         kept = n - min(config.held_out, n // 10)
         seconds = one.history["seconds"]
         rate = 2 * (kept // config.batch) * config.batch / seconds.median()
-        share = 6e9 * cast(float, encoders.describe(one.encoder)["gmac"]) * rate / limit
-        rows[name] = {"seconds": round(seconds.sum(), 1), "views per second": round(rate),
-                      "share of matmul rate": f"{share:.1%}"}  # fmt: skip
+        rows[name] = {"seconds": round(seconds.sum(), 1), "views per second": round(rate)}
     return pd.DataFrame(rows).T
-
-
-def matmul_rate(seconds: float = 0.3) -> float:
-    """Return the FLOP/s of one large square matrix product in the precision that training uses."""
-    device = artifacts.device()
-    n = 8192 if device.type == "cuda" else 1024
-    dtype = torch.bfloat16 if loop.precision(device) == "bf16" else torch.float32
-    x = torch.randn(n, n, device=device).to(dtype)
-    (x @ x)[0, 0].item()  # the first product sets things up; item waits for a GPU
-    start, count = time.perf_counter(), 0
-    while not count or time.perf_counter() - start < seconds:
-        (x @ x)[0, 0].item()
-        count += 1
-    return 2 * n**3 * count / (time.perf_counter() - start)
 
 
 def worth(
@@ -115,23 +97,31 @@ def worth(
 
 
 def embedding_map(
-    lab: Lab, nets: Mapping[str, encoders.Encoder], task: str, count: int, seed: int = 0
+    lab: Lab, nets: Mapping[str, encoders.Encoder], task: str, count: int
 ) -> pd.DataFrame:
     """Return a t-SNE map (x, y) of `count` test images per encoder, with their class names."""
-    return image_map(nets, lab.images(task, "test").take(slice(count)), seed)
-
-
-def image_map(nets: Mapping[str, encoders.Encoder], test: ImageSet, seed: int = 0) -> pd.DataFrame:
-    """Return a t-SNE map (x, y) of labelled images per encoder, with their class names."""
-    from sklearn.manifold import TSNE  # scikit-learn takes seconds to import
-
+    test, parts = lab.images(task, "test").take(slice(count)), []
     names = np.array(test.classes)[cast(Tensor, test.labels).cpu().numpy()]
-    tsne, parts = TSNE(init="pca", perplexity=min(30, len(names) // 4), random_state=seed), []
     for name, net in nets.items():
-        x = F.normalize(encoders.embed(net, pixels(test)), dim=1).cpu().numpy()
-        xy = tsne.fit_transform(x)
-        parts.append(pd.DataFrame({"encoder": name, "x": xy[:, 0], "y": xy[:, 1], "label": names}))
+        x, y = _map(lab, net, test).T
+        parts.append(pd.DataFrame({"encoder": name, "x": x, "y": y, "label": names}))
     return pd.concat(parts, ignore_index=True)
+
+
+def _map(lab: Lab, net: encoders.Encoder, test: ImageSet) -> np.ndarray:
+    """Return a t-SNE map (N, 2) of images, from its artifact where it was drawn before."""
+    on = [*lab.machine, version("scikit-learn")]
+    identity = {"encoder": encoders.identity(net), "images": lab.data_key(test), "on": on}
+
+    def make(folder: Path) -> None:
+        from sklearn.manifold import TSNE  # scikit-learn takes seconds to import
+
+        x = F.normalize(encoders.embed(net, pixels(test)), dim=1).cpu().numpy()
+        tsne = TSNE(init="pca", perplexity=min(30, len(x) // 4), random_state=0)
+        np.save(folder / "map.npy", tsne.fit_transform(x))
+
+    folder = artifacts.artifact("map", identity, ["contsteal.encoders"], make, lab.messages.append)
+    return np.load(folder / "map.npy")
 
 
 def pulls(forms: Mapping[str, Callable[[Tensor, Tensor], Tensor]], n: int = 4) -> pd.DataFrame:
@@ -295,35 +285,28 @@ class Rehearsal(Lab):
         each = [MORE.get(s) or known[s == "test"] for s in split.split("+")]
         return min(n or sum(each), sum(each))
 
-    def _hold(self, name: str, split: str, n: int) -> int:
-        size, count = self.settings["image_size"], self._size(name, split, n)
-        held = 3 * size**2 * count
-        self.work.resident[f"{name} {split}"] = (
-            held if held <= data.LARGEST else 0.0
-        )  # else on disk
-        return count
+    def _load(self, name: str, split: str, n: int, seed: int = 0) -> Any:
+        """Note that images are held in memory, or lie on disk; return something as long as they."""
+        count = self._size(name, split, n)
+        held = 3 * self.settings["image_size"] ** 2 * count
+        self.work.resident[f"{name} {split}"] = held if held <= data.LARGEST else 0.0
+        return range(count)
+
+    def _take(self, pool: Any, rows: Tensor) -> Any:
+        return range(len(rows))
 
     def fit(self, kind: str, config: methods.Config, images: Any, report: Any = None) -> Trained:
         """Note the training of an encoder; of a ready one nothing is trained."""
-        n = images if isinstance(images, int) else len(images)
+        n = len(images)
         kept = n - min(config.held_out, n // 10)
         steps = config.steps or config.epochs * (kept // config.batch)
         passes = PASSES.get(config.method, 0)
         own = Training(config.encoder, config.image_size, config.width, steps * bool(passes),
                        config.batch, passes, 2 if passes != 3 else 1)  # fmt: skip
-        on = [self.settings[k] for k in ("data", "train_split", "train_images")]
+        on = ["data", "train_split"]
         if kind == "alone":
-            queried = [self.settings[k] for k in ("query_data", "query_split")]
-            on = [on[0], n, *(queried if config.method != "supervised" else [])]
-        return self._note(f"{kind} {config} {on}", own)
-
-    def train(self, part: str = "victim", method: str | None = None, report: Any = None,
-              **changes: Any) -> Trained:  # fmt: skip
-        """Note the training of a profile's encoder."""
-        config = profiles.config(self.settings, part, method)
-        split = self.settings["train_split"] if part == "victim" else "train"
-        count = self._hold(self.settings["data"], split, self.settings["train_images"])
-        return self.fit(part, replace(config, **profiles.lengthened(changes)), count)
+            on = ["data"] if config.method == "supervised" else ["query_data", "query_split"]
+        return self._note(f"{kind} {config} {n} {[self.settings[k] for k in on]}", own)
 
     @cached_property
     def victim(self) -> Any:
@@ -354,9 +337,9 @@ class Rehearsal(Lab):
 
     def _test(self, task: str, seed: int) -> int:
         """Note that the victim answers the images of a task: labelled ones and tests."""
-        count = self._hold(task, "train", self.settings["probe_images"])
+        count = len(self._load(task, "train", self.settings["probe_images"]))
         self._sent(f"{task}, labelled, {seed if self.settings['probe_images'] else ''}", count)
-        tests = self._hold(task, "test", self.settings["test_images"])
+        tests = len(self._load(task, "test", self.settings["test_images"]))
         self._sent(f"{task}, tests", tests)
         return count + tests
 
@@ -366,7 +349,7 @@ class Rehearsal(Lab):
         """Note the training of a surrogate and the images that it is paid for."""
         config = self.attack_config(attack, queries, seed, **changes)
         query = [self.settings[k] for k in ("query_data", "query_split")]
-        self._hold(query[0], query[1], self.settings["query_images"])
+        self._load(query[0], query[1], self.settings["query_images"])
         views = {"clean": 0, "both": 1, "prototype": config.recipe.patches, "pair": 2}
         seen = {"both": 2, "pair": 2, "prototype": config.recipe.patches}
         steps = config.steps or config.epochs * (queries // config.batch)
@@ -381,11 +364,6 @@ class Rehearsal(Lab):
         distinct = config.distinct(queries)
         stolen.queries.update(unique_inputs=distinct, calls=distinct, forwards=0, steps=steps)
         return stolen
-
-    def alone(self, method: str, queries: int, seed: int, steps: int) -> Trained:
-        """Note what a thief trains without a victim."""
-        count = queries if method == "simclr" else self.settings["probe_images"]
-        return self.fit("alone", self.alone_config(method, seed, steps), count)
 
     def random(self, seed: int = 0) -> Any:
         """Return a network that nobody trains."""
@@ -405,12 +383,6 @@ class Rehearsal(Lab):
     def own_head(self, stolen: Trained, task: str) -> dict[str, float]:
         """Return nothing: no head is trained."""
         return {}
-
-    def train_images(self, part: str = "victim") -> Any:
-        """Return something as long as the training set."""
-        return range(
-            self._size(*(self.settings[k] for k in ("data", "train_split", "train_images")))
-        )
 
     def stamp(self, seeds: Sequence[int]) -> dict[str, str]:
         """Return nothing: no figure is drawn."""
@@ -438,13 +410,9 @@ def _examine(lab: Any, suspect: Any, test: Any) -> list[Row]:
     return [about | {"applies": "yes", "wsr": 0.5, "cosine": 0.5, "right": 1, "answers": 2}]
 
 
-def _stranger(lab: Any, plan: owner.Strangers, index: int) -> Trained:
-    given = {k: getattr(plan, k) for k in ("epochs", "batch") if getattr(plan, k)}
-    config = replace(lab.recipe, **profiles.lengthened(given), seed=owner.FIRST + index)
-    count = lab._size(
-        plan.data or lab.settings["data"], plan.split, plan.images or lab.settings["train_images"]
-    )
-    return lab.fit(f"independent {plan}", config, count)
+def _strange(plan: owner.Strangers, lab: Any, index: int) -> Any:
+    name, count = plan.data or lab.settings["data"], plan.images or lab.settings["train_images"]
+    return lab._load(name, plan.split, count)
 
 
 def _landscapes(lab: Any, methods: Any, query_data: Any, count: int) -> pd.DataFrame:
@@ -509,7 +477,7 @@ def _rehearsing(work: Work, values: Mapping[str, Any]) -> Iterator[None]:
         (provider, "purchase", _purchase), (provider, "_anchors", lambda *_: 128),
         (provider, "calibrated", lambda lab, b4b, *_: b4b.calibrated(0.5, 1.0)),
         (owner, "_judged", lambda table, _: table.assign(p_paper=1.0)),
-        (owner, "examine", _examine), (owner, "train_independent", _stranger),
+        (owner, "examine", _examine), (owner.Strangers, "load", _strange),
         (detection, "refusals", _refusals),
         (detection, "calibrated", lambda *_: {f"{n}, calibrated": None for n in CALIBRATED}),
     ]  # fmt: skip

@@ -36,17 +36,12 @@ def test_curves_have_every_epoch_of_every_method_and_no_seconds(lab: Lab, traine
     assert inspection.rates(lab, {"ready": ready}).empty
 
 
-def test_rates_are_views_over_the_median_epoch(lab: Lab, trained, monkeypatch) -> None:
-    monkeypatch.setattr(inspection, "matmul_rate", lambda: 1e12)
+def test_rates_are_views_over_the_median_epoch(lab: Lab, trained) -> None:
     rates = inspection.rates(lab, trained)
     seconds = trained["byol"].history["seconds"]
     views = 2 * 256  # of 320 images 32 are held out, and the last 32 fill no batch of 64
     assert rates.loc["byol", "views per second"] == round(views / seconds.median())
     assert rates.loc["byol", "seconds"] == round(seconds.sum(), 1)
-    # Multiply-adds of conv4 at 32 px: channels in x out x 9 x pixels of each layer.
-    mac = 9 * (3 * 16 * 16**2 + 16 * 32 * 8**2 + 32 * 64 * 4**2 + 64 * 128 * 2**2)
-    flops = 6 * mac * views / seconds.median()
-    assert rates.loc["byol", "share of matmul rate"] == f"{flops / 1e12:.1%}"
 
 
 def test_worth_has_every_encoder_on_every_task(lab: Lab, trained) -> None:
@@ -61,6 +56,9 @@ def test_worth_has_every_encoder_on_every_task(lab: Lab, trained) -> None:
 def test_a_map_has_a_point_per_encoder_and_image(lab: Lab) -> None:
     nets = {"random": lab.random(), "v": lab.victim.encoder}
     points = inspection.embedding_map(lab, nets, "shapes", 40)
+    lab.messages.clear()
+    assert inspection.embedding_map(lab, nets, "shapes", 40).equals(points)
+    assert not lab.messages, "it is read back"
     assert points.groupby("encoder")["label"].size().to_dict() == {"random": 40, "v": 40}
     assert set(points["label"]) <= set(lab.images("shapes", "test").classes)
     assert points[["x", "y"]].notna().all(axis=None)
