@@ -710,7 +710,7 @@ def finish(profile: str, since: float) -> None:
         files.write_json(figures / TIMINGS, files.sealed(known))
         with suppress(ValueError):  # no results yet
             write_summary(profile)
-    print(f"what was found: {figures / SUMMARY}, figures and tables beside it")
+    print(f"what was found: {figures / 'summary.md'}, figures and tables beside it")
 
 
 def _times(figures: Path) -> dict[str, dict[str, Any]]:
