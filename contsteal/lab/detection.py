@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from contsteal import attacks as recipes
-from contsteal import files, steal
+from contsteal import choice, files, pretrain, steal
 from contsteal.defenses import detectors
 from contsteal.defenses.detectors import FEWEST_QUERIES, Detector, Prada, Refused, SimilarQueries
 from contsteal.lab import artifacts, sweeps
@@ -29,6 +29,37 @@ REQUEST = 32  # images in a request: a detector has a verdict after each
 VIEWS = 4  # of each image, that a thief with several views sends
 BELOW_ONE = math.nextafter(1, 0)  # the largest threshold of W and of shares
 LOW = "PRADA"  # names of detectors that suspect users with a low statistic begin with it
+CALIBRATED = ("similar projections", "similar embeddings", LOW)  # detectors of `calibrated`
+
+
+def published(
+    thresholds: Mapping[str, Sequence[float]], head: Callable[[Tensor], Tensor] | None = None
+) -> dict[str, Watcher]:
+    """Return detectors at published settings, by name.
+
+    `thresholds` are {"cosine": [0.5], "l2": [13.0]} between what the victim's `head` makes of answers;
+    "l2 of answers" compares the answers themselves, as all do without a head. PRADA has its own.
+    """
+    watchers: dict[str, Watcher] = {}
+    for kind, values in thresholds.items():
+        measure: Any
+        measure, _, answers = kind.partition(" of ")
+        title = f"similar, {kind.replace('l2', 'L2')} {'<' if measure == 'l2' else '>'}"
+        for value in values:
+            watcher = SimilarQueries(value, measure, None if answers else head, "record")
+            watchers[f"{title} {value:g}"] = watcher
+    return watchers | {f"{LOW}, W < 0.9": Prada(0.9, action="record")}
+
+
+def check_names(names: Names, thresholds: Mapping[str, Sequence[float]], method: str) -> None:
+    """Raise ValueError for a name of no detector, `published` or `calibrated`, with those that exist.
+
+    A victim by a `method` that leaves no head has no projections to compare.
+    """
+    bare = method in ("supervised", pretrain.READY)
+    known = [*published(thresholds), *(f"{name}, calibrated" for name in CALIBRATED[bare:])]
+    for name in names:
+        choice(name, "detector", known)
 
 
 def senders(

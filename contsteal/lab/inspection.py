@@ -464,9 +464,6 @@ def timed(lab: Lab, steps: int = 10) -> Machine:
     return replace(like, name=artifacts.processor(), training=rate, forward=1.6 * rate, said=said)
 
 
-CALIBRATED = ("similar projections", "similar embeddings", detection.LOW)
-
-
 @contextmanager
 def _rehearsing(work: Work, values: Mapping[str, Any]) -> Iterator[None]:
     """Let the lab's functions note in `work` what they would do, and do none of it."""
@@ -479,7 +476,7 @@ def _rehearsing(work: Work, values: Mapping[str, Any]) -> Iterator[None]:
         (owner, "_judged", lambda table, _: table.assign(p_paper=1.0)),
         (owner, "examine", _examine), (owner.Strangers, "load", _strange),
         (detection, "refusals", _refusals),
-        (detection, "calibrated", lambda *_: {f"{n}, calibrated": None for n in CALIBRATED}),
+        (detection, "calibrated", lambda *_: {f"{n}, calibrated": None for n in detection.CALIBRATED}),
     ]  # fmt: skip
     with ExitStack() as stack:
         for module, name, value in patches:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from numbers import Real
@@ -26,6 +27,8 @@ from contsteal.lab import artifacts
 
 PROFILES = artifacts.ROOT / "notebooks" / "profiles"
 PAIRS = ("offset",)  # lists whose places differ in meaning: their values may be equal
+OF_ATTACKS = ("attacks", "losses", "elsewhere_losses", "classifiers", "longer", "headline", "searched",
+              "broken", "anew")  # parameters of notebooks that name attacks  # fmt: skip
 SPLITS = {"train_split": "train", "query_split": "train"}  # read of `data` and of `query_data`
 OF_METHOD = ("temperature", "hidden", "projection", "weights", "inputs")
 
@@ -68,6 +71,13 @@ def variant(name: str) -> tuple[str, dict[str, Any]]:
     own = PUBLISHED.get(attack)
     known = VARIANTS | ({"published optimizer": own} if own else {})
     return attack, {k: v for word in given for k, v in known[word].items()}
+
+
+def known_variant(name: str) -> dict[str, Any]:
+    """Return what an attack's variants change; ValueError for an unknown attack or variant."""
+    attack, changes = variant(name)
+    _ = attacks.Config(attack).recipe  # refuses an unknown one with those that exist
+    return changes
 
 
 Rate = Annotated[float, Field(gt=0)]
@@ -221,9 +231,7 @@ class Common(Strict):
     @classmethod
     def _check_attacks(cls, rates: dict[str, float]) -> dict[str, float]:
         for name in rates:
-            attack, changes = variant(name)
-            _ = attacks.Config(attack).recipe  # refuses an unknown one with those that exist
-            if not changes.keys() <= {"views"}:
+            if not known_variant(name).keys() <= {"views"}:
                 raise ValueError(f"{name!r}: name an attack, with no other word than its views")
         return rates
 
@@ -343,7 +351,7 @@ def distinct(values: Iterable[Any], name: str = "") -> list[Any]:
 
 
 def check_values(given: dict[str, Any], place: str) -> None:
-    """Raise ValueError for NaN, an infinite number, or a list that names a value twice."""
+    """Raise ValueError for NaN, infinity, a list that names a value twice, or an unknown attack."""
     given = given | {
         "seeds and more_seeds": [*given.get("seeds", ()), *given.get("more_seeds", ())]
     }
@@ -352,6 +360,11 @@ def check_values(given: dict[str, Any], place: str) -> None:
             raise ValueError(f"{place}: {name}={value!r}: a finite number is needed")
         if isinstance(value, list) and name not in PAIRS and "[" not in name:
             distinct(value, f"{place}: {name}=")
+        if isinstance(value, str) and re.split(r"[.\[]", name)[0] in OF_ATTACKS:
+            try:
+                known_variant(value)
+            except ValueError as error:
+                raise ValueError(f"{place}: {name}: {error}") from None
 
 
 def _nested(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

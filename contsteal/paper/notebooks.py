@@ -91,12 +91,20 @@ def defaults(stem: str) -> dict[str, Any]:
 
 def parameters(stem: str, profile: str) -> dict[str, Any]:
     """Return a notebook's parameters under a profile; ValueError for misspelt or mistyped ones."""
-    from contsteal.lab import profiles
+    from contsteal.lab import detection, profiles
 
-    known = defaults(stem)
-    given = (profiles.profile(profile).get("notebooks") or {}).get(stem) or {}
-    profiles.check(given, known, f"{profile}.yaml, {stem}")
-    return {**known, "profile": profile, **given}
+    known, settings = defaults(stem), profiles.profile(profile)
+    given = (settings.get("notebooks") or {}).get(stem) or {}
+    place = f"{profile}.yaml, {stem}"
+    profiles.check(given, known, place)
+    values = {**known, "profile": profile, **given}
+    if "refusing" in values:
+        method = profiles.config(settings["common"]).method
+        try:
+            detection.check_names(values["refusing"], values["thresholds"], method)
+        except ValueError as error:
+            raise ValueError(f"{place}: refusing: {error}") from None
+    return values
 
 
 def imports(code: str) -> list[str]:

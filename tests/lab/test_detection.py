@@ -258,6 +258,26 @@ def test_the_similarity_threshold_leaves_the_share_of_customers_queries() -> Non
             detection.similarity(bad, share)
 
 
+def test_published_detectors_are_named_by_their_thresholds(lab: Lab) -> None:
+    """Those of answers have no head, and a calibrated one is known before it is made."""
+    head, thresholds = torch.nn.Identity(), {"cosine": [0.5], "l2": [13.0], "l2 of answers": [18]}
+    watchers = detection.published(thresholds, head)
+    assert [*watchers] == ["similar, cosine > 0.5", "similar, L2 < 13", "similar, L2 of answers < 18",
+                           "PRADA, W < 0.9"]  # fmt: skip
+    heads = [getattr(watcher, "projection", None) is not None for watcher in watchers.values()]
+    assert heads == [True, True, False, False]
+    users = {"customer": lambda seed: lab.queries(40, seed)}
+    for projection in (None, head):
+        made = detection.calibrated(lab, users, [0], projection)
+        method = "simclr" if projection else "ready"
+        detection.check_names([*made, *watchers], thresholds, method)
+    unknown = (
+        "unknown detector 'similar projections, calibrated': choose one of PRADA, W < 0.9, sim"
+    )
+    with pytest.raises(ValueError, match=unknown):
+        detection.check_names(["similar projections, calibrated"], {}, "ready")
+
+
 # ------------------------------------------------------------------- thieves who are refused
 
 

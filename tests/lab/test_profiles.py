@@ -150,11 +150,15 @@ def test_a_folder_in_the_place_of_a_profile_is_named(folder: Path) -> None:
         ({"goals": [math.nan]}, r"goals\[0\]=nan should be a finite number"),
         ({"mark": {"lr": math.inf}}, "mark.lr=inf: a finite number is needed"),
         ({"offset": [math.nan, 1.0]}, r"offset\[0\]=nan should be a finite number"),
+        ({"attacks": ["label", "mse"]}, r"attacks\[1\]: unknown attack 'mse': choose one of label"),
+        ({"attacks": ["label, no views"]}, r"attacks\[0\]: unknown variant 'no views' of label"),
+        ({"classifiers": {"victim": ["a"]}}, r"classifiers.victim\[0\]: unknown attack 'a'"),
     ],
 )
 def test_values_that_mean_nothing_are_refused(values: dict[str, Any], message: str) -> None:
     known = {"seeds": [0, 1], "more_seeds": [], "tasks": [""], "elsewhere": [["", "", 0]],
-             "strengths": {}, "goals": [0.5], "mark": {}, "offset": [0.2, 1.0]}  # fmt: skip
+             "strengths": {}, "goals": [0.5], "mark": {}, "offset": [0.2, 1.0],
+             "attacks": ["label"], "classifiers": {}}  # fmt: skip
     profiles.check({"offset": [1.0, 1.0], "elsewhere": [["a", "a", 1]]}, known, "here")
     with pytest.raises(ValueError, match=f"^here: {message}"):
         profiles.check(values, known, "here")

@@ -119,6 +119,24 @@ def test_misspelt_and_mistyped_parameters_are_refused_before_anything_runs(
     assert not (desk / "runs").exists()
 
 
+def test_a_detector_that_does_not_exist_is_refused_before_anything_runs(
+    desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the profile, and in the notebook as somebody opens it, before a victim is trained."""
+    shutil.copy(artifacts.ROOT / "notebooks/05b_detectors.ipynb", desk / "notebooks")
+    own = {"refusing": ["similar, cosine > 0.6"]}
+    write_profile(desk, f"notebooks: {{05b_detectors: {json.dumps(own)}}}")
+    assert command("paper") == 1
+    message = (
+        r"unknown detector 'similar, cosine > 0.6': choose one of similar, cosine > 0.5, .* < 0.9"
+    )
+    assert re.search(f"tiny.yaml, 05b_detectors: refusing: {message}", capsys.readouterr().err)
+    first = notebooks._code_cells("05b_detectors")[1]["source"]
+    with pytest.raises(ValueError, match=message):
+        exec(first, notebooks.defaults("05b_detectors") | {"profile": "tiny"} | own)
+    assert not (desk / "runs").exists()
+
+
 def test_unknown_names_list_the_known(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("huge", "../tiny", str(desk / "notebooks" / "profiles" / "tiny")):
         assert notebooks.main(["plan", "--profile", name]) == 1
