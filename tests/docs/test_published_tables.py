@@ -75,6 +75,14 @@ def test_rows_are_those_of_their_profile(profile: str, entry: dict[str, Any]) ->
                     assert float(limit) in values["thresholds"][DETECTORS[name]]
 
 
+def test_a_number_of_one_paper_stands_in_no_table_of_another() -> None:
+    """Of Cont-Steal none could be read, though its rows have the attacks of the ICML paper's."""
+    for profile, entry in ENTRIES:
+        if entry["table"].startswith("Cont-Steal") and "rows" in entry:
+            section = tables.section(profile, profiles.profile(profile)["common"], entry)
+            assert section.count("| no number read ") == len(entry["rows"])
+
+
 def test_rows_are_chosen_by_their_columns() -> None:
     rows = [("a", 1, 0.5, ""), ("a", 2, 0.7, None), ("b", 1, 0.9, "x")]
     table = pd.DataFrame(rows, columns=["attack", "images", "accuracy", "adapts"])
