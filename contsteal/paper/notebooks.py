@@ -348,12 +348,28 @@ def obtain(profile: str) -> None:
     fetched = False
     for name in lacking:
         try:
-            torchsets.fetch({name: needs[name]})
+            _fetch({name: needs[name]})
             fetched = True
         except (ValueError, RuntimeError, OSError) as error:
             print(str(error).partition("\n")[0], flush=True)
             if not fetched:
                 return
+
+
+def _fetch(needs: dict[str, set[str]]) -> None:
+    """Fetch data sets; RuntimeError where one cannot be had, which names archives that are wrong ones."""
+    from contsteal.data import torchsets
+
+    try:
+        torchsets.fetch(needs)
+    except RuntimeError as error:
+        own = [name for name in needs if name in torchsets.SPLITS]
+        lacking = [a for name in own for a in torchsets.missing(name, needs[name])]
+        wrong = [str(p) for a in lacking if (p := torchsets.data_dir() / a.path).exists()]
+        if wrong:
+            problem = f"not as published, delete it: {', '.join(wrong)}"
+            raise RuntimeError(f"{problem}. {error}") from error
+        raise
 
 
 def paper(profile: str, only: Sequence[str], force: bool) -> None:
@@ -524,9 +540,11 @@ def lacks_space(
     need = sum(cost.disk() for cost in costs.values()) - kept
     if need <= free:
         return ""
+    unit, name = (1e9, "GB") if need >= 1e9 else (1e6, "MB")
+    more, left = (f"{size / unit:.1f} {name}" for size in (need, free))
     return (
-        f"{folder} needs {need / 1e9:.1f} GB more and has {free / 1e9:.1f} GB: set CONTSTEAL_RUNS to "
-        "a folder with more space, or choose notebooks with NB"
+        f"{folder} needs {more} more and has {left}: set CONTSTEAL_RUNS to a folder with more space, or "
+        "choose notebooks with NB"
     )
 
 
@@ -537,7 +555,7 @@ def fetch(profile: str) -> None:
     from contsteal.lab import profiles
 
     needs = needed_data(profile)
-    torchsets.fetch({name: needs[name] for name in needs if name in torchsets.NAMES})
+    _fetch({name: needs[name] for name in needs if name in torchsets.NAMES})
     for name, config in _victims(profiles.profile(profile)["common"]).items():
         if config.weights == "timm":
             pretrain.ready(config)
