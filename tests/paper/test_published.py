@@ -113,8 +113,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory):
         for name in torchsets.SPLITS:
             tinysets.make(name, home / "data", patch, times=40)
         for split in ("train", "val"):
-            for k in range(120):
-                tinysets.noise_file(home / f"jpegs/{split}/n{k % 5}/{k}.png", 2 * k)
+            for k in range(240):  # a customer of 05a needs 25 of three classes
+                tinysets.noise_file(home / f"jpegs/{split}/n{k % 5}/{k}.png", 2 * (k % 128))
         pack = [home / "jpegs", home / "data" / "imagenet-32", "--size", 32, "--workers", 1]
         packed.main([*map(str, pack)])
         for known in (profiles.VARIANTS["published optimizer"], *profiles.PUBLISHED.values()):
