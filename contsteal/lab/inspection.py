@@ -395,6 +395,18 @@ def _purchase(lab: Any, chain: Any, task: str, seed: int = 0, classes: int = 0) 
     return [{"legitimate": 0.5}]
 
 
+def _over_queries(
+    lab: Any, defence: Any, attack: str, task: str, _: int, budgets: Any, seeds: Any, steps: Any = None
+) -> pd.DataFrame:  # fmt: skip
+    """Note the thieves of each budget, and the images of two customers."""
+    length = () if steps is None else (("steps", steps),)
+    for chain, seed, budget in product(((), (defence,)), seeds, budgets):
+        own = provider.seeded(chain, seed)
+        sweeps.steal_rows(lab, attack, budget, seed, (task,), own, length)
+        lab._sent(f"{task}, over queries, {seed}", 2 * max(budgets))
+    return pd.DataFrame()
+
+
 def _trial(
     lab: Any, attack: str, rate: float, queries: int, held_out: int, seed: int, steps: int
 ) -> list[Row]:
@@ -471,7 +483,8 @@ def _rehearsing(work: Work, values: Mapping[str, Any]) -> Iterator[None]:
     patches: list[tuple[object, str, object]] = [
         (experiment, "Lab", own), (profiles, "profile", cache(profiles.profile)),
         (sweeps, "run", _run), (sweeps, "trial_rows", _trial), (sweeps, "landscapes", _landscapes),
-        (provider, "purchase", _purchase), (provider, "_anchors", lambda *_: 128),
+        (provider, "purchase", _purchase), (provider, "over_queries", _over_queries),
+        (provider, "_anchors", lambda *_: 128),
         (provider, "calibrated", lambda lab, b4b, *_: b4b.calibrated(0.5, 1.0)),
         (owner, "_judged", lambda table, _: table.assign(p_paper=1.0)),
         (owner, "examine", _examine), (owner.Strangers, "load", _strange),
@@ -486,7 +499,7 @@ def _rehearsing(work: Work, values: Mapping[str, Any]) -> Iterator[None]:
 
 STARTS = {  # calls of a cell that train or score
     "lab": ("train", "steal"), "inspection": ("worth",), "detection": ("refusals", "refused"),
-    "provider": ("customers", "defended", "adapting"),
+    "provider": ("customers", "defended", "adapting", "over_queries"),
     "owner": ("dataset_inference", "watermark", "guard"),
     "sweeps": ("train", "sweep", "search_rates", "without_victim", "stake", "victims", "references",
                "ablate", "losses", "classifiers", "elsewhere", "grid", "landscapes"),

@@ -31,7 +31,7 @@ import tables  # docs/tables.py
 
 EVERY = os.environ.get("CONTSTEAL_NOTEBOOKS") == "all"
 NAMES = ("paper", "imagenet", "timm")
-CHEAP = {"paper": ["05b"], "imagenet": ["05c"], "timm": ["05c"]}
+CHEAP = {"paper": ["05b"], "imagenet": ["05a", "05c"], "timm": ["05c"]}
 VICTIMS = {"victim": "test_resnet", "dinov2": "test_vit", "dinov3": "test_vit2", "mae": "test_vit4",
            "convnextv2": "test_convnext2"}  # fmt: skip
 TRAINED = ("attack", "alone", "victim", "supervised", "independent", "watermarked", "guarded")
@@ -59,7 +59,7 @@ def sizes(given: dict[str, dict[str, Any]]) -> dict[int, int]:
             value = values.get(name, [])
             each = value if isinstance(value, list) else [value]
             found |= {row[-1] if isinstance(row, list) else row for row in each}
-    return {count: 16 + k for k, count in enumerate(sorted(found))}
+    return {count: 32 + k for k, count in enumerate(sorted(found))}
 
 
 def shrunk(value: Any, small: dict[int, int]) -> Any:
