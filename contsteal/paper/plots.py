@@ -203,7 +203,7 @@ def training_curves(table: pd.DataFrame, title: str) -> Figure:
     loss = table["loss"] / table.groupby("method")["loss"].transform("first")
     rows = table.assign(loss=loss, method=table["method"].map(name))
     colours = palette(table["method"])
-    labels = {"loss": "training loss / first epoch's", "knn": "kNN accuracy",
+    labels = {"loss": "training loss / first epoch's", "knn": "kNN accuracy, many labels",
               "spread": "spread of features (0: collapsed)"}  # fmt: skip
     fig, axes = canvas(1, 3, 2.4, title)
     for ax, (column, label) in zip(axes[0], labels.items(), strict=True):
@@ -223,7 +223,7 @@ def worth_bars(table: pd.DataFrame, title: str) -> Figure:
                 palette=palette(table["encoder"]), ax=ax)  # fmt: skip
     for bars in ax.containers:
         ax.bar_label(bars, fmt=lambda value: f"{100 * value:.0f}", size=6.5, padding=1)
-    ax.set(xlabel="", ylim=(0, 1.1), ylabel="accuracy")
+    ax.set(xlabel="", ylim=(0, 1.1), ylabel="linear-probe accuracy")
     in_percent(ax.yaxis)
     ax.grid(False, axis="x")
     legend(fig)
@@ -366,7 +366,8 @@ def views_dots(table: pd.DataFrame, title: str) -> Figure:
     sns.stripplot(**same, dodge=True, jitter=False, size=3.5, alpha=0.8, legend=False, ax=ax)
     frame(ax, table, "accuracy", vertical=False)
     ax.set_xticks(range(len(order)), [view.replace("clean", "clean images") for view in order])
-    ax.set(xlabel="what the surrogate sees of each image", ylabel="accuracy on the main task")
+    ax.set(xlabel="what the surrogate sees of each image (colours: losses)")
+    ax.set(ylabel="accuracy on the main task")
     in_percent(ax.yaxis)
     legend(fig, ax, ncols=count)
     return fig
@@ -560,7 +561,8 @@ def _sheet(
         known = values.loc[:, change & bad].notna().any(axis=1) & bool(points)  # of a perturbation
         texts[column] = [form(v) if pd.notna(v) else "not run" if run else ""
                          for v, run in zip(values[column], known, strict=True)]  # fmt: skip
-    heads = columns.replace({"thieves": "thieves found", "others": "others found"}).map(name)
+    found = {"thieves": "thieves found, hardest kind", "others": "others found"}
+    heads = columns.replace(found).map(name)
     parts = (head.replace(":", ": ").split(", ") for head in heads)
     good.columns = [",\n".join(textwrap.fill(part, 11) for part in label) for label in parts]
     fig, ((ax,),) = canvas(1, 1, height * len(values) + 1.3, title)
@@ -590,14 +592,19 @@ def defence_matrix(table: pd.DataFrame, title: str) -> Figure:
 
 
 def parties_sheet(table: pd.DataFrame, title: str) -> Figure:
-    """Draw what each of a provider's means does to every party: green is good for the provider."""
+    """Draw what each of a provider's means does to every party: green is good for the provider.
+
+    Of several kinds of thieves the share of those found is of the hardest, which is found least often.
+    """
     wanted = ("attacker", "customer", "thieves", "others")
     values = table.set_index("means").filter(regex=f"^({'|'.join(wanted)})").rename_axis(index=None)
     fig, ax = _sheet(values, title, 0.24)
     ax.tick_params(labelsize=6.5)
     starts = table["kind"].ne(table["kind"].shift())
-    for border in table.index[starts][1:]:
+    does = {sentences.DETECTOR: "detectors flag users", sentences.PROOF: "proofs accuse encoders"}
+    for border in table.index[starts][1:]:  # the label stands in cells that are always blank
         ax.axhline(border, color=DARK, linewidth=1.5)
+        ax.text(0.1, border + 0.5, does[table["kind"][border]], size=7, va="center", style="italic")
     return fig
 
 
@@ -633,7 +640,9 @@ def detector_dots(table: pd.DataFrame, title: str) -> Figure:
     Shaded is the side on which users are flagged; its border lies between them and the others.
     """
     fig, each = _by_detector(table, title, "statistic", "flagged")
-    kinds = {"PRADA": "W, low is suspicious", "proof of work": "seconds"}
+    kinds = {"PRADA": "Shapiro-Wilk W\n(low: suspicious)", "proof of work": "seconds",
+             "similar projections": "share of similar\nhead outputs",
+             "similar embeddings": "share of similar answers"}  # fmt: skip
     for ax, detector, rows in each:
         label = next((text for kind, text in kinds.items() if detector.startswith(kind)), "")
         ax.set_xlabel(label or "share of similar queries", size=6.5)
@@ -696,7 +705,8 @@ def roc_curves(table: pd.DataFrame, title: str) -> Figure:
                     **style) for detector, style in styles.items()]  # fmt: skip
     axes[1][1].axis("off")
     axes[1][1].legend(handles=lines, loc="center left", fontsize=7,
-                      title="detector: areas under its curves\n(dots: at its threshold)")  # fmt: skip
+                      title="detector: area under its curve in each\n"
+                            "panel (dots: at its threshold)")  # fmt: skip
     return fig
 
 
@@ -746,7 +756,7 @@ def coverage_curves(table: pd.DataFrame, title: str) -> Figure:
             ax.set_title(name(defence), size=7)
             bearable = rows["bearable"].mean()
             ax.axhline(bearable, color=DARK, linestyle=":", linewidth=0.8)
-            ax.annotate("bearable", (0, bearable), (2, 2), textcoords="offset points", size=6)
+            ax.annotate("tolerated", (0, bearable), (2, 2), textcoords="offset points", size=6)
     axes[0][0].set(ylim=(0, None), ylabel="share of B4B's buckets")
     in_percent(axes[0][0].yaxis)
     for ax in axes.flat[len(shown) + bool(len(lost)) :]:
@@ -880,8 +890,9 @@ FIGURES = {
                       sample_sheet, "Images of the embedded data sets"),
     "01_views": Row("Two augmented views of each image, as the victim's training sees them.",
                     sample_sheet, "Training images, and two augmented views of each"),
-    "01_training": Row("The victim's training, monitored on held-out training images.",
-                       training_curves, sentences.training),
+    "01_training": Row("The victim's training, monitored on held-out training images, whose neighbours "
+                       "are looked for among up to 4,096 labelled ones: a probe of few labels is "
+                       "less accurate.", training_curves, sentences.training),
     "01_worth": Row("The victim's features beside random ones and those of supervised training.",
                     worth_bars, sentences.worth),
     "01_stake": Row("How good an encoder a thief trains without the victim, by data set.",
@@ -894,7 +905,8 @@ FIGURES = {
                        "embeddings over thieves of labels and posteriors, by what is compared.",
                        reading_dots, sentences.readings),
     "02_losses": Row("Stealing losses by victim and downstream task (published rows: queries are "
-                     "test images there).", query_dots, sentences.losses),
+                     "test images there). A corrected interval allows for the choice of the best and the "
+                     "worst among all pairs (Bonferroni).", query_dots, sentences.losses),
     "02_elsewhere": Row("Queries from other data than the victim's.",
                         query_dots, sentences.queries),
     "03_pulls": Row("Which vectors each loss moves a surrogate's vector towards, and away from.",
@@ -910,7 +922,8 @@ FIGURES = {
                       "on one victim of a recipe or several, with more seeds.",
                       victims_dots, sentences.victims),
     "03_views": Row("Losses by what surrogate and victim see of each image: at equal views only the "
-                    "loss differs.", views_dots, sentences.views),
+                    "loss differs. The attack Cont-Steal of other figures is its loss on independent "
+                    "views; the victim answers one of each image.", views_dots, sentences.views),
     "03_ablations": Row("What one changed knob at a time does to Cont-Steal, paired by seed.",
                         ablation_dots, sentences.ablations),
     "03_boundary": Row("When the contrastive loss beats MSE at equal views (bold: reliably; grey: "
@@ -931,7 +944,8 @@ FIGURES = {
                       "reach both sides, where two lengths of training disagree, or where it might work "
                       "and no thief has adapted to it.", defence_matrix, sentences.matrix),
     "05b_detectors": Row("What detectors see of customers and thieves, and whom they flag (filled, "
-                         "in the shade).", detector_dots, sentences.detectors),
+                         "in the shade). Projections are outputs of the head with which SimCLR was "
+                         "trained.", detector_dots, sentences.detectors),
     "05b_roc": Row("ROC curves of the detectors' statistics, for each kind of thief.",
                    roc_curves, sentences.roc),
     "05b_accounts": Row("Answers before a refusal, and accounts that all answers take.",
@@ -945,8 +959,9 @@ FIGURES = {
                         sentences.guard),
     "05c_watermark": Row("The rotation watermark: which encoders carry it (above the dotted line).",
                          watermark_curves, sentences.watermark),
-    "06_parties": Row("What each of a provider's means does to thieves, customers and others: customers "
-                      "whom a detector flags; independent encoders, or thieves of the victim before it "
-                      "was marked, whom a proof accuses. Green is good for the provider; blank: does not "
+    "06_parties": Row("What each of a provider's means does to thieves, customers and others. Thieves "
+                      "found are of the kind that is found least often. Others found are customers whom "
+                      "a detector flags; independent encoders, or thieves of the victim before it was "
+                      "marked, whom a proof accuses. Green is good for the provider; blank: does not "
                       "apply.", parties_sheet, sentences.parties),
 }  # fmt: skip

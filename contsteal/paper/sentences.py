@@ -4,7 +4,7 @@ A difference is reliable where its 95 % t-interval over seeds excludes zero.
 """
 
 from collections.abc import Iterable, Sequence
-from itertools import combinations
+from math import comb
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,14 +63,17 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def compare(difference: Difference, a: str, b: str, level: float = 0.95) -> str:
-    """Say how a compares with b, given the mean of a - b and its interval at `level`."""
+def compare(difference: Difference, a: str, b: str, corrected: bool = False) -> str:
+    """Say how a compares with b, given the mean of a - b and its interval.
+
+    `corrected` says that the interval allows for the choice of this pair among several.
+    """
     mean, low, high, n = difference
     if n < 2:
         return _capital(f"{a} minus {b}: {_points(mean)} points (one seed, so no interval)")
     if high < 0:
-        return compare((-mean, -high, -low, n), b, a, level)
-    interval = f"{100 * level:.3g} % CI {100 * low:.1f} to {100 * high:.1f}"
+        return compare((-mean, -high, -low, n), b, a, corrected)
+    interval = f"{'corrected ' * corrected}95 % CI {100 * low:.1f} to {100 * high:.1f}"
     if low > 0:  # of one length of training: who wins is for the claims to say, which compare two
         return _capital(f"{a} is {100 * mean:.1f} points ahead of {b} ({interval})")
     return f"No reliable difference between {a} and {b} ({_points(mean)} points, {interval})"
@@ -182,7 +185,7 @@ def judge(worth: pd.DataFrame, expectations: Sequence[dict[str, Any]]) -> pd.Dat
             measured = percent(values.iloc[0])
             holds = "yes" if wanted["low"] <= values.iloc[0] <= wanted["high"] else "NO"
         rows.append({
-            **{k: wanted[k] for k in ("encoder", "task", "metric")},
+            "encoder": name(wanted["encoder"]), "task": wanted["task"], "metric": wanted["metric"],
             "expected": f"{100 * wanted['low']:g} to {100 * wanted['high']:g} %",
             "measured": measured, "holds": holds, "source": wanted["source"],
         })  # fmt: skip
@@ -222,12 +225,12 @@ def losses(table: pd.DataFrame) -> Summary:
         same = runs[runs["unique_inputs"] == runs["images"]]
         order = list(same.groupby("attack")["accuracy"].mean().sort_values().index)
         if len(order) > 1:
-            level = 1 - ALPHA / len(list(combinations(order, 2)))
+            pairs = comb(len(order), 2)
             best, worst = (f"the {k} ({name(order[at])})" for k, at in (("best", -1), ("worst", 0)))
-            gap = tables.difference(same, order[-1], order[0], level=level)
-            lead = compare(gap, best, worst, level)
+            gap = tables.difference(same, order[-1], order[0], level=1 - ALPHA / pairs)
+            lead = compare(gap, best, worst, corrected=pairs > 1)
             on = f" on {victim}" if len(each) > 1 else ""
-            parts.append(f"Of the {len(order)} attacks{on} that send each image once, "
+            parts.append(f"Of the {len(order)} attacks{on} with equal queries, "
                          f"{lead[:1].lower()}{lead[1:]}")  # fmt: skip
     first, *others = parts or ["Accuracy and agreement of one loss"]
     return Summary(first, tables.layout(table), _joined(*others))
@@ -407,7 +410,8 @@ def geometry(table: pd.DataFrame) -> Summary:
     """Name what goes with Cont-Steal's gain: rank correlations, corrected for how many are tried."""
     n, numbers = len(table), table.round(3).set_index(["method", "query_data"]).rename(name)
     if n < LEAST_POINTS:
-        title = f"A correlation needs {LEAST_POINTS} victims or query sets, there are {n}"
+        title = f"A correlation needs at least {LEAST_POINTS} pairs of a victim and a query set; "
+        title += f"this table has {n}"
         return Summary(title, numbers)
     ranks = {label: spearmanr(table[column], table["gain"]) for column, label in GEOMETRY.items()}
     known = [f"{label} ({r.statistic:+.2f})" for label, r in ranks.items()
@@ -589,7 +593,10 @@ PERTURBATION, DETECTOR, PROOF = "perturbation", "detector", "proof"  # kinds of 
 
 
 def parties(table: pd.DataFrame) -> Summary:
-    """Say how many perturbations work, and whether a detector or a proof finds every kind of thief."""
+    """Say how many perturbations work, and whether a detector or a proof finds every kind of thief.
+
+    Shares of thieves are of the kind that is found least often.
+    """
     kinds = {kind: table[table["kind"] == kind] for kind in (PERTURBATION, DETECTOR, PROOF)}
     works = (kinds[PERTURBATION]["verdict"] == provider.WORKS).sum()
     parts = [f"{works} of {len(kinds[PERTURBATION])} perturbations work"]
@@ -597,7 +604,7 @@ def parties(table: pd.DataFrame) -> Summary:
         rows = kinds[kind].dropna(subset=["thieves", "others"])
         lead = rows["thieves"] - rows["others"]
         if len(rows) and lead.max() <= 0:
-            parts.append(f"no {kind} finds all thieves more often than {others}")
+            parts.append(f"no {kind} separates every kind of thief from {others}")
         elif len(rows):
             best = rows.loc[[lead.idxmax()]].iloc[0]
             found, wrong = (f"{100 * best[who]:.0f} %" for who in ("thieves", "others"))
