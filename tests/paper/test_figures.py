@@ -331,7 +331,9 @@ def test_one_table_says_what_each_of_a_provider_s_means_does(home: Path) -> None
     )
     assert rows.loc["watermark, h", "customer, t"] == pytest.approx(-0.05)
     fig = figures.draw("06_parties", figures.as_read(table))
-    assert "50 %" in [text.get_text() for text in fig.axes[0].texts]
+    texts = [text.get_text() for text in fig.axes[0].texts]
+    assert {"50 %", "detectors flag users", "proofs accuse encoders"} <= {*texts}
+    assert "thieves\nfound,\nhardest\nkind" in [x.get_text() for x in fig.axes[0].get_xticklabels()]
     for stem in ("05b_detectors", "05c_watermark"):
         (folder / f"{stem}.csv").unlink()
     title = figures.draw("06_parties", figures.parties(folder)[0]).get_suptitle()
