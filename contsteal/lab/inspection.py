@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from contsteal import attacks, augment, data, encoders, loop, methods
@@ -118,7 +119,8 @@ def _map(lab: Lab, net: encoders.Encoder, test: ImageSet) -> np.ndarray:
 
         x = F.normalize(encoders.embed(net, pixels(test)), dim=1).cpu().numpy()
         tsne = TSNE(init="pca", perplexity=min(30, len(x) // 4), random_state=0)
-        np.save(folder / "map.npy", tsne.fit_transform(x))
+        with threadpool_limits(1):  # else threads of notebooks side by side wait for each other
+            np.save(folder / "map.npy", tsne.fit_transform(x))
 
     folder = artifacts.artifact("map", identity, ["contsteal.encoders"], make, lab.messages.append)
     return np.load(folder / "map.npy")
