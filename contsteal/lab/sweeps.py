@@ -683,9 +683,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--method", help="of its training, where it is not the profile's")
     parser.add_argument("--part", default="victim", choices=("victim", "supervised"))
     given = parser.parse_args(arguments)
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        train_together(Lab(given.profile), given.part, given.method)
+    lab, processes = Lab(given.profile), int(os.environ.get("WORLD_SIZE", 1))
+    if processes == 1:
+        train_together(lab, given.part, given.method)
         return
+    if (batch := config(lab.settings, given.part, given.method).batch) % processes:
+        problem = f"{processes} processes cannot share {batch} images of a batch evenly"
+        first = os.environ["RANK"] == "0"  # who says it for all, before they wait for each other
+        raise SystemExit(f"{problem}: choose a number that divides it" if first else 2)
     device, place = artifacts.device(), int(os.environ["LOCAL_RANK"])
     if device.type == "cuda":
         if place >= torch.cuda.device_count():
@@ -693,7 +698,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.cuda.set_device(place)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        train_together(Lab(given.profile), given.part, given.method)
+        train_together(lab, given.part, given.method)
     finally:
         dist.destroy_process_group()
 

@@ -829,6 +829,18 @@ def test_a_training_of_two_processes_is_continued_by_a_single_one(
     assert trained.history["epoch"].tolist() == [1, 2]
 
 
+@pytest.mark.parametrize(("rank", "said"), [("0", "3 processes cannot share 64 images"), ("2", 2)])
+def test_processes_that_cannot_share_a_batch_are_refused_once_and_before_they_meet(
+    monkeypatch: pytest.MonkeyPatch, rank: str, said: str | int
+) -> None:
+    for name, value in (("WORLD_SIZE", "3"), ("RANK", rank)):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as refused:  # no LOCAL_RANK, and no address to meet at
+        sweeps.main(["--profile", "smoke"])
+    code = refused.value.code
+    assert code == said if rank == "2" else str(code).startswith(str(said))
+
+
 def test_torchrun_with_more_processes_than_cards_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
