@@ -358,6 +358,8 @@ def _check_workers(client: Any, order: Order) -> None:
             problems[worker] = f"it has {threads} threads: start it with --nthreads 1"
     bad = {worker: problem for worker, problem in problems.items() if problem is not None}
     for worker, problem in bad.items():
+        if isinstance(problem, OSError):  # its connection was closed
+            problem = "it ended while it joined, most often for want of memory (--memory-limit)"
         count = f"{len(bad)} of {len(problems)} workers cannot take part"
         raise RuntimeError(f"{count}. {worker}: {problem}")
 

@@ -664,6 +664,9 @@ def test_a_worker_that_differs_is_refused_before_any_run(
         RuntimeError, match=f"^1 of 2 workers cannot take part. tcp://b: .*{message}"
     ):
         sweeps._check_workers(client, sweeps._order(lab))
+    client.run.return_value["tcp://b"] = OSError("Stream is closed")
+    with pytest.raises(RuntimeError, match="tcp://b: it ended while it joined, .* memory"):
+        sweeps._check_workers(client, sweeps._order(lab))
     client.run.return_value["tcp://b"] = None
     sweeps._check_workers(client, sweeps._order(lab))
     client.nthreads.return_value["tcp://a"] = 4
