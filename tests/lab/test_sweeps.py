@@ -665,7 +665,7 @@ def test_a_worker_that_differs_is_refused_before_any_run(
     ):
         sweeps._check_workers(client, sweeps._order(lab))
     client.run.return_value["tcp://b"] = OSError("Stream is closed")
-    with pytest.raises(RuntimeError, match="tcp://b: it ended while it joined, .* memory"):
+    with pytest.raises(RuntimeError, match=r"tcp://b: it ended while it joined, .* memory"):
         sweeps._check_workers(client, sweeps._order(lab))
     client.run.return_value["tcp://b"] = None
     sweeps._check_workers(client, sweeps._order(lab))
