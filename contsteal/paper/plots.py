@@ -497,15 +497,16 @@ def defence_curves(table: pd.DataFrame, title: str) -> Figure:
     rows = rows.assign(adapts=rows["adapts"].fillna(""))
     free = rows[rows["kind"] == "none"]
     main = free["attack"].iloc[0]
-    base = free.loc[free["attack"] == main, ["accuracy", "legitimate"]].mean()
     known, colours = rows[rows["kind"] != "none"], palette(rows["attack"])
     columns = 2 if known["kind"].nunique() in (2, 4) else 3
     fig, each = panels(known, "kind", title, 2.0, 0.9, columns, sharex=True, sharey=True)
     for ax, kind, own in each:  # a defence works where it takes enough, and not too much
+        same = free[free["seed"].isin(own["seed"])]  # not every defence has all seeds
+        base = same.loc[same["attack"] == main, ["accuracy", "legitimate"]].mean()
         ax.fill_between([base["legitimate"] - provider.COSTS, 1], 0, base["accuracy"] - provider.TAKES,
                         color=CYCLE[2], alpha=0.12, linewidth=0)  # fmt: skip
         for (attack, adapts), runs in own.groupby(["attack", "adapts"], sort=False):
-            start = free[free["attack"] == (main if adapts else attack)]
+            start = same[same["attack"] == (attack if attack in set(same["attack"]) else main)]
             labels = attack == main and not adapts
             _strengths(ax, start, runs, colours[name(attack)], labels)
         frame(ax, table, "accuracy", vertical=False)
