@@ -244,6 +244,7 @@ COMMANDS = {
     "make -j2 paper": ("make -j2 paper PROFILE=smoke NB=03", "nothing to do"),
     "make paper MODE=exact": ("make plan PROFILE=smoke NB=00 MODE=exact", "00_start_here: machine"),
     "make plan": ("make plan PROFILE=smoke", "06_figures: up to date"),
+    "make plan PROFILE=synthetic": ("", "in all"),
     "make check": ("make check PROFILE=demo", "not enough evidence"),
     "make check PROFILE=synthetic": ("make check PROFILE=demo", "not enough evidence"),
     "make figures": ("make figures PROFILE=smoke", "smoke"),
