@@ -357,7 +357,7 @@ def views(table: pd.DataFrame) -> Summary:
         if {a, b} <= set(runs["attack"]):
             each[name(a).removeprefix(f"{name('cont-steal')} ")] = tables.difference(runs, a, b)
     sure = {view for view, d in each.items() if any(reliable([d]))}
-    shown = (f"{_points(d[0])} {view}{' (reliable)' * (view in sure != {*each})}"
+    shown = (f"{view.removeprefix('on ')} {_points(d[0])}{' (reliable)' * (view in sure != {*each})}"
              for view, d in each.items())  # fmt: skip
     title = f"Lead of Cont-Steal's loss over MSE's at equal views, in points: {', '.join(shown)}"
     title += " (all reliable)" * (sure == {*each})

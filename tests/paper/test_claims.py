@@ -538,7 +538,8 @@ TABLES = dict.fromkeys(OF_ATTACKS, grid(attack=ALL)) | {
         "knob == 'negatives' or value == 'self'"),
     "04_budget": grid(attack=ALL, images=[64, 1600]),
     "05a_defenses": defended(),
-    "05a_coverage": grid(user=["customer, 3 classes", "thief"], queries=[64, 128], defence=[FITTED]),
+    "05a_coverage": grid(user=["customer, 3 classes", "thief"], queries=[64, 128], defence=[FITTED])
+    .assign(coverage=0.5),
     "05b_detectors": users(40),
     "05b_refused": grid(attack=[*ENDS, *claims.NO_VICTIM, "victim"]).query(
         f"task == {TASKS[0]!r}").assign(detector=lambda t: np.where(t["attack"].isin(ENDS), "D", None)),

@@ -105,8 +105,8 @@ def test_losses_are_compared_at_equal_views() -> None:
     rows = [r for r in rows if r["attack"] != "cont-steal, shared views"]
     rows += runs((0.3,), attack="victim", **about)
     found = sentences.views(pd.DataFrame(rows))
-    lead = "Lead of Cont-Steal's loss over MSE's at equal views, in points: +21.0 on clean images"
-    assert found.title == f"{lead} (reliable), +0.3 on own views"
+    lead = "Lead of Cont-Steal's loss over MSE's at equal views, in points: clean images +21.0"
+    assert found.title == f"{lead} (reliable), own views +0.3"
     assert found.details == ("on clean images: +21.0 points (95 % CI 18.5 to 23.5); "
                              "on own views: +0.3 points (95 % CI -5.9 to 6.6)")  # fmt: skip
     assert [*found.numbers["n"]] == [3] * 5, "each loss and each kind of views has a row"
