@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from contsteal import choice
-
 Draw = torch.Generator
 
 
@@ -361,6 +359,7 @@ def apply(policy: str, images: Tensor, g: Draw) -> Tensor:
         >>> apply("simclr", torch.zeros(4, 3, 32, 32, dtype=torch.uint8), draws).shape
         torch.Size([4, 3, 32, 32])
     """
-    view = POLICIES[choice(policy, "augmentation", POLICIES)]
+    if policy not in POLICIES:
+        raise ValueError(f"unknown augmentation {policy!r}: choose one of {', '.join(POLICIES)}")
     with torch.autocast(images.device.type, enabled=False):
-        return view(images, g)
+        return POLICIES[policy](images, g)

@@ -204,7 +204,8 @@ def _epoch(
             "temperature; the last checkpoint is kept"
         )
     if not all(p.isfinite().all() for p in model.parameters()):
-        raise Diverged(f"a weight became NaN in epoch {epoch + 1}: lower the learning rate")
+        place = f"in epoch {epoch + 1}"
+        raise Diverged(f"a weight became NaN or infinite {place}: lower the learning rate")
     return values.mean().item()
 
 

@@ -14,8 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from contsteal import choice
-
 BLOCK = 512  # rows that are compared with all others at a time
 WHOLE = 2048  # rows up to which all pairs are kept at once: 16 MB, no slower than blocks
 
@@ -204,9 +202,9 @@ def cont_steal(
         >>> cont_steal(torch.eye(32), torch.eye(32), form="code")  # ln(1 + 62 e^-2)
         tensor(2.2397)
     """
-    choice(form, "form of cont_steal", ("paper", "code"))
+    _known("form", form, "cont_steal", "paper", "code")
     allowed = ("both", "victim", "self") if form == "paper" else ("both",)
-    choice(negatives, f'negatives of cont_steal(form="{form}")', allowed)
+    _known("negatives", negatives, f'cont_steal(form="{form}")', *allowed)
     if form == "code":
         return info_nce(surrogate, target, temperature)
     s, t = (F.normalize(x, dim=1) for x in _pair(surrogate, target, least=2))
@@ -272,7 +270,7 @@ def info_nce_views(
         >>> info_nce_views(s, s) < info_nce_views(s, s.roll(1, 0))
         tensor(True)
     """
-    choice(form, "form of info_nce_views", ("corrected", "published"))
+    _known("form", form, "info_nce_views", "corrected", "published")
     s, t = _pair(surrogate, target, least=4)
     image = torch.arange(_half(len(s)), device=s.device)
     if form == "corrected":
@@ -376,7 +374,7 @@ def barlow(
         >>> barlow(square, square).round(decimals=2), barlow(square, -square).round(decimals=2)
         (tensor(0.), tensor(8.))
     """
-    choice(form, "form of barlow", ("cross", "published"))
+    _known("form", form, "barlow", "cross", "published")
     s, t = _pair(surrogate, target, least=2)
     if form == "published":
         n = _half(len(s))
@@ -534,3 +532,8 @@ def _half(rows: int) -> int:
     if rows % 2:
         raise ValueError(f"a batch of {rows} rows cannot be [view 1; view 2]: give an even number")
     return rows // 2
+
+
+def _known(what: str, value: str, place: str, *choices: str) -> None:
+    if value not in choices:
+        raise ValueError(f"unknown {what} {value!r} of {place}: choose one of {', '.join(choices)}")

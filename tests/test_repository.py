@@ -199,6 +199,12 @@ Lab("demo")
 # ------------------------------------------------------------------ environment and citation
 
 
+@pytest.mark.parametrize("module", ["losses", "augment", "seeds", "files"])
+def test_modules_that_stand_alone_import_nothing_of_ours(module: str) -> None:
+    text = (ROOT / "contsteal" / f"{module}.py").read_text()
+    assert not re.search(r"^\s*(from|import) contsteal", text, re.M)  # not even the package itself
+
+
 def test_environment_pyproject_and_lock_belong_together() -> None:
     wanted = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
     locked: dict[str, list[str]] = {}

@@ -577,10 +577,10 @@ HALF = r".*\(2N, D\) = \[clean; augmented\], the victim's \(N, D\)"
     ("call", "message"),
     [
         (lambda: losses.cont_steal(S, T, form="offical"), "'offical'.* of paper, code"),
-        (lambda: losses.barlow(S, T, form="X"), "form of barlow .* of cross, published"),
-        (lambda: VIEWS(S, T, form="X"), "of info_nce_views .*corrected, published"),
+        (lambda: losses.barlow(S, T, form="X"), "form 'X' of barlow: .* cross, published"),
+        (lambda: VIEWS(S, T, form="X"), "of info_nce_views: .*corrected, published"),
         (lambda: losses.cont_steal(S, T, negatives="X"), "of both, victim, self"),
-        (lambda: losses.cont_steal(S, T, 1.0, "code", "self"), r'form="code"\) .*of both$'),
+        (lambda: losses.cont_steal(S, T, 1.0, "code", "self"), r'form="code"\): .*of both$'),
         (lambda: VIEWS(*batch(3)), f"a batch of 3 has {FEW}"),
         (lambda: VIEWS(*batch(1), form="published"), f"a batch of 1 has {FEW}"),
         (lambda: VIEWS(*batch(5)), ODD),
