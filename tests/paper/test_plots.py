@@ -238,3 +238,24 @@ def test_the_first_notebooks_exercises_can_be_solved_as_shown(
     assert single / mean == pytest.approx(16**0.5, rel=0.1), "it falls with the root"
     assert (inputs, calls) == (32, 17 * 32)
     assert artifacts.publish_dir() == tmp_path / "interactive", "stored figures are not touched"
+
+
+def test_a_curve_of_defences_begins_at_the_same_attack_and_seeds_without_a_defence() -> None:
+    each = [("none", "embedding", "", 4, 0.3), ("none", "rda", "prototypes", 2, 0.6),
+            ("GaussianNoise", "embedding", "", 2, 0.2), ("B4B", "embedding", "", 4, 0.1),
+            ("GaussianNoise", "rda", "prototypes", 2, 0.4),
+            ("GaussianNoise", "embedding", "averages", 2, 0.25)]  # fmt: skip
+    rows = [(kind, kind, attack, adapts, s, 0.5 + 0.1 * s, accuracy + 0.1 * s)
+            for kind, attack, adapts, seeds, accuracy in each for s in range(seeds)]  # fmt: skip
+    names = ["kind", "defence", "attack", "adapts", "seed", "legitimate", "accuracy"]
+    frame = pd.DataFrame({"attack": ["random", "victim"], "seed": 0, "accuracy": [0.1, 0.9]})
+    table = pd.concat([pd.DataFrame(rows, columns=names), frame], ignore_index=True)
+    figure = plots.defence_curves(table.assign(task="glyphs", steps=2, strength=1.0), "")
+    lines = [(ax.get_title(loc="left").partition(" ")[0], line) for ax in figure.axes
+             for line in ax.lines if len(line.get_xydata()) > 1]  # fmt: skip
+    starts = {(kind, line.get_label()): line.get_xydata()[0].round(2).tolist()
+              for kind, line in lines if not str(line.get_label()).startswith("_")}  # fmt: skip
+    assert starts == {
+        ("noise", "MSE"): [0.55, 0.35], ("noise", "RDA that adapts"): [0.55, 0.65],
+        ("noise", "MSE that adapts"): [0.55, 0.35], ("B4B", "MSE"): [0.65, 0.45],
+    }  # fmt: skip
