@@ -417,6 +417,8 @@ def over_queries(
     a probe on its labelled images, which it sends first; its accuracy is that on the images between this
     budget and the one before. Rows: `user`, `queries`, `accuracy`, `defence`, `seed`.
     """
+    if not budgets:
+        return pd.DataFrame()
     chains: list[Chain] = [[], [defence]]
     length = () if steps is None else (("steps", steps),)
     points = [("thief", c, s, b) for c, s, b in product(chains, seeds, budgets)]

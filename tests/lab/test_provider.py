@@ -216,6 +216,7 @@ def test_accuracy_over_queries_is_that_of_what_was_sent_so_far(lab: Lab) -> None
     assert with_it[120] < runs["none", "customer, all classes"][120], "so much noise costs accuracy"
     few = provider.over_queries(lab, guard, "embedding", "shapes", 3, [24], [1], 2)
     assert set(few["user"]) == {"thief"}, "customers send as many to be labelled"
+    assert provider.over_queries(lab, guard, "embedding", "shapes", 3, [], [1], 2).empty
 
 
 def test_the_matrix_holds_paired_changes_for_every_attack_and_customer() -> None:
