@@ -62,6 +62,8 @@ def test_a_map_has_a_point_per_encoder_and_image(lab: Lab) -> None:
     assert points.groupby("encoder")["label"].size().to_dict() == {"random": 40, "v": 40}
     assert set(points["label"]) <= set(lab.images("shapes", "test").classes)
     assert points[["x", "y"]].notna().all(axis=None)
+    random, victim = (points[points["encoder"] == name]["x"].to_numpy() for name in nets)
+    assert (random != victim).any(), "each encoder has a map of its own"
 
 
 def test_pulls_are_the_losses_positives_and_negatives() -> None:
