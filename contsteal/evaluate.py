@@ -195,7 +195,7 @@ def knn(
     bank = F.normalize(train_x, dim=1)
     predictions = []
     for part in F.normalize(test_x, dim=1).split(2048):
-        near, index = (part @ bank.T).topk(k, dim=1)  # (B, k)
+        near, index = (part @ bank.T).topk(k, dim=1, sorted=False)  # (B, k), in any order
         votes = part.new_zeros(len(part), count)
         votes.scatter_add_(1, train_y[index], ((near - 1) / temperature).exp())
         predictions.append(votes.argmax(1))
