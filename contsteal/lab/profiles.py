@@ -28,7 +28,7 @@ from contsteal.lab import artifacts
 PROFILES = artifacts.ROOT / "notebooks" / "profiles"
 PAIRS = ("offset",)  # lists whose places differ in meaning: their values may be equal
 OF_ATTACKS = ("attacks", "losses", "elsewhere_losses", "classifiers", "longer", "headline", "searched",
-              "broken", "anew")  # parameters of notebooks that name attacks  # fmt: skip
+              "broken", "anew", "again")  # parameters of notebooks that name attacks  # fmt: skip
 SPLITS = {"train_split": "train", "query_split": "train"}  # read of `data` and of `query_data`
 OF_METHOD = ("temperature", "hidden", "projection", "weights", "inputs")
 
