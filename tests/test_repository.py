@@ -33,8 +33,9 @@ def read(stem: str) -> nbformat.NotebookNode:
 
 
 def links(text: str) -> list[str]:
+    """Return the links of a text to files, not those to the web or to GitHub's page of the workflow."""
     found = re.findall(r"\]\(([^)#\s]+)[^)]*\)", text)
-    return [target for target in found if not target.startswith("http")]
+    return [target for target in found if not target.startswith(("http", "../../actions/"))]
 
 
 def test_no_link_into_a_machine_is_tracked() -> None:

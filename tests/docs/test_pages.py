@@ -3,8 +3,10 @@
 import os
 import re
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -97,7 +99,24 @@ def test_settings_that_are_shown_are_ones_that_profiles_take(
 def test_the_readme_fits_two_screens_and_shows_one_figure() -> None:
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 130
-    assert re.findall(r"!\[[^]]*\]\(([^)]+)\)", text) == ["figures/demo/03_attacks.png"]
+    assert re.findall(r"!\[[^]]*\]\(([^)]+png)\)", text) == ["figures/demo/03_attacks.png"]
+
+
+def test_the_badges_say_what_is_true() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = project["requires-python"].removeprefix(">=")
+    (licence,) = re.findall(r"^(\w+) License\n", (ROOT / "LICENSE").read_text())
+    said = {"licence": licence, "python": f"≥ {needed}"}
+    for badge, value in said.items():
+        svg = ElementTree.parse(ROOT / "docs" / f"{badge}.svg").getroot()
+        assert [e.text for e in svg.findall(".//{*}text")] == [badge, value]
+        assert svg.attrib["aria-label"] == svg.findtext("{*}title") == f"{badge}: {value}"
+    wanted = {f"Licence: {project['license']}": "docs/licence.svg",
+              f"Python {needed} or newer": "docs/python.svg",
+              "CI": "../../actions/workflows/ci.yml/badge.svg"}  # fmt: skip
+    text = (ROOT / "README.md").read_text()
+    assert dict(re.findall(r"\[!\[([^]]*)\]\(([^)]+svg)\)\]", text)) == wanted
+    assert (ROOT / ".github" / "workflows" / "ci.yml").is_file()  # whose state the first one shows
 
 
 def test_the_hosted_workflow_runs_what_a_laptop_runs() -> None:
