@@ -14,9 +14,7 @@ from contsteal import augment, data, encoders, loop, pretrain
 from contsteal.ownership import inference, obfuscation, watermark
 from contsteal.ownership.watermark import Config, Mark, half_planes
 
-VICTIM = pretrain.Config(
-    encoder="test_resnet", epochs=2, batch=16, hidden=24, projection=16, held_out=16
-)
+VICTIM = pretrain.Config(encoder="conv4", epochs=2, batch=16, hidden=24, projection=16, held_out=16)
 TINY = Config(victim=VICTIM, hidden=(12, 6))
 SHAPES = data.load("shapes", n=96)
 
@@ -34,7 +32,7 @@ LIT = replace(SHAPES, images=half_lit(SHAPES.images))
 
 def stranger(seed: int) -> encoders.Encoder:
     """An encoder of somebody else, with the images' statistics: else its answers hardly differ."""
-    net = encoders.build("test_resnet", seed=seed)
+    net = encoders.build("conv4", seed=seed)
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.momentum = 1.0  # takes those of one batch
@@ -137,7 +135,7 @@ def test_the_head_is_trained_only_where_the_config_says_so(trained):
 
 @pytest.mark.parametrize("tuned", [True, False])
 def test_a_tuned_mark_leaves_the_running_averages_to_the_views(tuned):
-    start = pretrain.Fitted(encoders.build("test_resnet"), [], None) if tuned else None
+    start = pretrain.Fitted(encoders.build("conv4"), [], None) if tuned else None
     model = watermark.build(TINY, 10, start).train()
     before = [b.clone() for b in model.method.encoder.buffers()]
     model.rotation(SHAPES.images[:8], draws())

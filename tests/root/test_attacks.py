@@ -14,8 +14,8 @@ from contsteal.seeds import derive
 from contsteal.victim import BlackBox, BudgetExceeded
 
 N = 32
-OTHER = "test_efficientnet"  # 256 features, the victim has 96
-FAST = steal.Config(encoder="test_resnet", epochs=2, batch=16, lr=1e-3)
+FAST = steal.Config(encoder="conv4", epochs=2, batch=16, lr=1e-3)
+NARROW = 0.5  # 64 features; the victim has 128
 COST = {"pair": 2, "prototype": 10}  # images sent per query image; 1 under other views
 
 
@@ -26,7 +26,7 @@ def shapes() -> data.ImageSet:
 
 @pytest.fixture(scope="module")
 def victim() -> encoders.Encoder:
-    return encoders.build("test_resnet", seed=3).eval()
+    return encoders.build("conv4", seed=3).eval()
 
 
 def api_of(victim: encoders.Encoder, **options: object) -> BlackBox:
@@ -72,7 +72,7 @@ def test_every_attack_trains_a_surrogate_and_pays_for_its_views(
         return recipe.loss(s, t, **options)
 
     monkeypatch.setitem(steal.ATTACKS, attack, replace(recipe, loss=spy))
-    config, cost = replace(FAST, attack=attack, encoder=OTHER), N * COST.get(recipe.views, 1)
+    config, cost = replace(FAST, attack=attack, width=NARROW), N * COST.get(recipe.views, 1)
     result = steal.train(config, api_of(victim, budget=cost), shapes.images, labels=shapes.labels)
     assert result.calls == config.distinct(N) == cost
     least = 5 * N if recipe.views == "prototype" else cost  # two crops may be the same pixels
@@ -84,7 +84,7 @@ def test_every_attack_trains_a_surrogate_and_pays_for_its_views(
     assert replace(config, temperature=3.0).tau == (3.0 if expected else None)
     embeds = recipe.answer == "embedding"
     width = victim.dim if embeds else None
-    start = encoders.build(OTHER, seed=derive("surrogate", 0), out_dim=width)
+    start = encoders.build("conv4", width=NARROW, seed=derive("surrogate", 0), out_dim=width)
     first, stolen = start.state_dict(), result.encoder.state_dict()
     assert not [k for k, v in stolen.items() if v.ndim > 1 and v.equal(first[k])], "never trained"
     assert encoders.embed(result.encoder, shapes.images[:3]).shape == (3, start.dim)
@@ -152,14 +152,14 @@ def test_labels_reach_the_loss_that_uses_them_and_no_other(shapes, victim, monke
 
 
 def test_access_head_compares_projections_behind_a_head_of_its_own(shapes, victim, monkeypatch):
-    given, _, result = spied("access-head", victim, shapes, monkeypatch)
+    given, _, result = spied("access-head", victim, shapes, monkeypatch, width=NARROW)
     s, t, options = given[0]
     assert s.shape == t.shape == (16, 12)
     assert options == {"temperature": 0.07}
     sent = {row.numpy().tobytes() for row in api_of(victim).project(shapes.images)}
     assert {row.numpy().tobytes() for row in t} <= sent
     assert [type(m).__name__ for m in result.head] == ["Linear", "ReLU", "Linear"]
-    assert result.encoder.dim == 96, "its own width: the attacker never sees the victim's"
+    assert result.encoder.dim == 64, "its own width: the attacker never sees the victim's"
 
 
 def test_recreate_head_compares_behind_one_frozen_head(shapes, victim, monkeypatch):
@@ -292,7 +292,8 @@ def test_taking_bounds_trains_on_what_is_possible_alone(shapes, victim, monkeypa
     assert torch.allclose(t, literally_possible(s, answers, 0.0, True), atol=1e-5)
 
 
-def test_accounts_are_mapped_into_the_space_of_the_first(shapes, victim):
+def test_accounts_are_mapped_into_the_space_of_the_first():
+    victim = encoders.build("test_resnet", seed=3).eval()  # 96 features, fewer than anchors
     images = data.load("shapes", n=200, seed=2)
     chain = [defenses.build("user-transform", transform="affine")]
     whole = BlackBox(victim, chain).embed(images.images, user="thief")
@@ -322,7 +323,7 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "weight decay": ({"weight_decay": math.nan}, "weight_decay=nan: a finite number of at least 0"),
     "temperature": ({"temperature": 0.0}, "temperature=0.0: a finite number above 0"),
     "no image": ({"image_size": 0}, "image_size=0: a whole number of at least 1"),
-    "small images": ({"image_size": 8}, "test_resnet at 8 px: it needs images of at least 32 px"),
+    "small images": ({"image_size": 8}, "conv4 at 8 px: it needs images of at least 16 px"),
     "size": (
         {"encoder": "vit_tiny_patch16_224", "image_size": 64},
         r"64 does not run on images of 32 x 32 px",

@@ -17,7 +17,7 @@ from contsteal.attacks import ATTACKS
 from contsteal.methods import METHODS, Config, Head
 
 TINY = Config(
-    encoder="test_resnet", epochs=2, batch=16, queue=64, hidden=24, projection=16, held_out=16,
+    encoder="conv4", epochs=2, batch=16, queue=64, hidden=24, projection=16, held_out=16,
     key_groups=1,
 )  # fmt: skip
 SELF_SUPERVISED = [name for name in METHODS if name != "supervised"]
@@ -223,7 +223,7 @@ def nodes(value: Tensor) -> set[str]:
     return set(names.values())
 
 
-@pytest.mark.parametrize("encoder", ["resnet10t", "test_resnet"])
+@pytest.mark.parametrize("encoder", ["resnet10t", "conv4"])
 @pytest.mark.parametrize("method", METHODS)
 def test_no_method_differentiates_what_cuda_cannot_repeat(shapes, method, encoder):
     model = build(method, encoder=encoder)
@@ -282,14 +282,14 @@ def test_published_learning_rates_follow_the_batch():
 @pytest.mark.parametrize(
     ("method", "sizes"),
     [
-        ("simclr", [96, 128]),
-        ("moco", [96, 128] * 2),  # and those of the key encoder
+        ("simclr", [128, 128]),
+        ("moco", [128, 128] * 2),  # and those of the key encoder
         ("byol", [1024, 256, 1024, 256, 1024, 256]),
         ("simsiam", [2048, 2048, 512, 2048]),
     ],
 )
 def test_heads_have_the_published_sizes(method, sizes):
-    model = pretrain.build(Config(method=method, encoder="test_resnet"), 10)
+    model = pretrain.build(Config(method=method, encoder="conv4"), 10)
     assert [m.out_features for m in model.modules() if isinstance(m, nn.Linear)] == sizes
 
 

@@ -13,7 +13,7 @@ from contsteal.seeds import generator
 from contsteal.victim import digests
 
 TINY = pretrain.Config(
-    encoder="test_resnet", epochs=2, batch=32, held_out=64, hidden=32, projection=16, queue=64,
+    encoder="conv4", epochs=2, batch=32, held_out=64, hidden=32, projection=16, queue=64,
     optimizer="adamw", lr=1e-3, key_groups=2, seed=0,
 )  # fmt: skip
 
@@ -48,7 +48,7 @@ def test_every_method_learns_an_easy_problem(shapes, method):
     assert projector is None or projector(torch.ones(2, net.dim)).shape == (2, 16)
     assert not net.training
     assert net(shapes.images[:2]).shape == (2, net.dim), "the projector is left behind"
-    start = encoders.build("test_resnet", 32, seed=TINY.seed).state_dict()
+    start = encoders.build("conv4", 32, seed=TINY.seed).state_dict()
     assert not [k for k, v in net.state_dict().items() if v.ndim > 1 and v.equal(start[k])]
     assert [row["epoch"] for row in history] == [1, 2, 3, 4, 5, 6]
     first = max(row["loss"] for row in history[:2])  # MoCo's queue is easy until it holds real keys
@@ -147,7 +147,7 @@ def test_a_trained_encoder_and_its_projector_are_adopted(shapes):
 
 def test_a_ready_encoder_is_read_from_its_file_and_known_by_its_content(shapes, tmp_path):
     paths = [tmp_path / f"{name}.safetensors" for name in ("one", "two", "same")]
-    nets = [encoders.build("test_resnet", seed=seed) for seed in range(2)]
+    nets = [encoders.build("conv4", seed=seed) for seed in range(2)]
     for net, path in zip(nets, paths[:2], strict=True):
         encoders.save(net, path)
     paths[2].write_bytes(paths[0].read_bytes())
