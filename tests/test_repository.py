@@ -254,12 +254,17 @@ COMMANDS = {
     "make plan PROFILE=synthetic": ("", "in all"),
     "make check": ("make check PROFILE=demo", "not enough evidence"),
     "make check PROFILE=synthetic": ("make check PROFILE=demo", "not enough evidence"),
-    "make figures": ("make figures PROFILE=smoke", "smoke"),
+    "make figures": (  # of one notebook: all others were drawn above
+        "mkdir -p few/smoke && cp figures/smoke/00* few/smoke && "
+        "CONTSTEAL_FIGURES=few make figures PROFILE=smoke", "smoke",
+    ),
     "make format": ("", "left unchanged"),
     "python -m contsteal.data.packed SRC DST --size 256": (
         "python -m contsteal.data.packed photos packed --size 16", "4 images",
     ),
-    ".venv/bin/python -m pytest -q tests/root/test_losses.py": ("", "passed"),
+    ".venv/bin/python -m pytest -q tests/root/test_losses.py": (
+        ".venv/bin/python -m pytest -q tests/root/test_losses.py -k closed_forms", "passed",
+    ),
     "python -m benchmarks --only augmentation training": (
         "python -m benchmarks --tiny --only augmentation", "images/s",
     ),
@@ -341,7 +346,8 @@ def test_the_commands_run_one_after_another(copy: Path) -> None:
     drawn = {s for s in figures.FIGURES if s != "03_geometry"}  # too few points for a correlation
     assert {f"{s}.{kind}" for s in drawn for kind in ("pdf", "png")} <= made
     assert {f"{s}.csv" for s in figures.FIGURES} <= made
-    assert {"summary.md", "timings.json", "contact_sheet.pdf"} <= made
+    assert {"summary.md", "timings.json"} <= made
+    assert (copy / "few" / "smoke" / "contact_sheet.pdf").is_file()
     executed = copy / "runs" / "smoke"
     assert {f"{stem}.ipynb" for stem in STEMS} <= {path.name for path in executed.iterdir()}
     for stem in STEMS:
