@@ -400,18 +400,6 @@ def timer(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[float, list[float]
     return times
 
 
-@pytest.mark.parametrize(("compiled", "pays"), [(200.0, 800.0), (100.0, gpu.NEVER)])
-def test_compiling_pays_from_the_step_that_its_seconds_are_saved(
-    compiled: float, pays: float, timer: dict
-) -> None:
-    """It takes 40 s; a compiled step takes half of an eager one's 0.1 s, or as long."""
-    timer["eager"] = (41.0, [compiled])
-    rows, found = gpu.forms(gpu.TINY._replace(batch=10))
-    assert found == pytest.approx(pays)
-    assert [r.who for r in rows] == list(gpu.FORMS)
-    assert {r.value for r in rows} == {200.0, 2 * compiled}
-
-
 class Crashed(SimpleNamespace):
     """A step that no compiler takes: `Compiled` warns, and goes on eagerly."""
 
@@ -439,12 +427,6 @@ def test_a_form_that_crashes_is_left_out_and_never_pays(
     )
 
 
-def test_the_default_form_must_run(timer: dict) -> None:
-    timer["none"] = ValueError("no bf16")
-    with pytest.raises(ValueError, match="no bf16"):
-        gpu.forms(gpu.TINY)
-
-
 @pytest.mark.parametrize(("compiled", "used"), [(200.0, True), (90.0, False), (None, False)])
 def test_the_slower_form_is_not_used_afterwards(
     compiled: float | None, used: bool, timer: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -458,7 +440,7 @@ def test_the_slower_form_is_not_used_afterwards(
     pays = gpu.forms(gpu.TINY._replace(batch=10))[1]
     row = record.row("gpu", loop.PAYS, record.US, "steps", [pays])
     record.store("gpu", [row], tmp_path / "a-card.json")
-    for steps, compiles in ((10**6, used), (799, False)):
+    for steps, compiles in ((801, used), (799, False)):
         with loop.compiled(torch.nn.Identity(), torch.device("cuda"), steps) as step:
             assert isinstance(step, loop.Compiled) == compiles
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
-from matplotlib.path import Path
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
@@ -100,31 +99,6 @@ def test_the_symmetry_of_a_curve_is_the_peak_of_its_radius_in_fourier_space() ->
     order = spectrum[:, 1:].argmax(1) + 1
     assert set(order) >= {2, 3, 4, 5, 7}, "also beyond 5, which share a class"
     assert embedded._symmetry(curves).tolist() == (order.clip(max=5) - 2).tolist()
-
-
-@pytest.mark.parametrize("place", range(6))
-def test_a_drawn_curve_fills_the_pixels_inside_its_polygon(place: int) -> None:
-    """Against a polygon: the curve itself is scaled, turned, stretched and moved to its place."""
-    rng = np.random.default_rng(place)
-    curve = some_curves(6)[place]
-    centre, turn = rng.uniform(-3, 3, 2), rng.uniform(-np.pi, np.pi)
-    scale, stretch = rng.uniform(6, 9), rng.uniform(0.8, 1.2)
-    t = np.linspace(0, 2 * np.pi, 4000)
-    point = scale * radius(curve.numpy(), t).clip(0.1) * np.exp(1j * (t + turn))
-    x, y = centre[0] + point.real / stretch, centre[1] + point.imag * stretch
-    pixels = np.array([(u - 15.5, v - 15.5) for v in range(32) for u in range(32)])
-    inside = Path(np.stack([x, y], 1)).contains_points(pixels).reshape(32, 32)
-    given = (
-        torch.tensor(np.array([value]), dtype=torch.float32)
-        for value in (centre, turn, scale, stretch)
-    )
-    cover = embedded._fill(curve[None], *given)[0].numpy()
-    sure = np.abs(cover - 0.5) > 1e-3
-    assert sure.sum() > 1000
-    assert np.array_equal((cover > 0.5)[sure], inside[sure])
-    if np.hypot(x, y).max() < 15:  # nothing lies outside the image
-        area = abs(np.sum(x * np.roll(y, 1) - y * np.roll(x, 1))) / 2
-        assert cover.sum() == pytest.approx(area, rel=0.04)
 
 
 @pytest.mark.parametrize("split", data.SPLITS)

@@ -25,7 +25,7 @@ from contsteal.defenses import (
     TopK,
     UserTransform,
 )
-from contsteal.defenses.state import Described, identity
+from contsteal.defenses.state import identity
 from contsteal.seeds import generator
 
 ROWS = torch.randn(160, 6, generator=generator("rows"))
@@ -137,19 +137,6 @@ def test_the_repr_builds_it_again(make):
     again = eval(repr(defense), vars(defenses))
     assert (repr(again), again.key) == (repr(defense), defense.key)
     assert answers(again).equal(answers(defense))
-
-
-def test_a_new_defence_needs_two_methods():
-    class Clip(Described):
-        def __init__(self, limit: float) -> None:
-            self.limit = limit
-
-        def __call__(self, answers: Tensor, user: str) -> Tensor:
-            return answers.clamp(-self.limit, self.limit)
-
-    assert repr(Clip(1.0)) == "Clip(limit=1.0)"
-    assert Clip(1.0).label == "Clip, limit 1.0"
-    assert Clip(1.0).key != Clip(2.0).key
 
 
 def test_functions_are_named_by_their_place_and_modules_by_layers_and_weights():

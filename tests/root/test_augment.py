@@ -163,16 +163,6 @@ def test_colours_are_torchvisions(ours, theirs, neutral: float) -> None:
     close(ours(x, torch.full((8,), neutral)), x, 1e-6)
 
 
-@given(seed=seeds, turn=st.floats(-0.5, 0.5))
-def test_hue_keeps_value_and_chroma_and_turns_back(seed: int, turn: float) -> None:
-    x = torch.rand(2, 3, 4, 4, generator=draws(seed))
-    turned = augment.hue(x, torch.full((2,), turn))
-    close(turned.amax(1), x.amax(1))
-    close(turned.amin(1), x.amin(1))
-    close(augment.hue(turned, torch.full((2,), -turn)), x)
-    close(augment.hue(x, torch.full((2,), turn + 1)), turned)
-
-
 @pytest.mark.parametrize(("size", "kernel"), [(32, 3), (64, 7), (224, 23)])
 def test_blur_is_torchvisions(size: int, kernel: int) -> None:
     x = augment.to_float(pixels(4, size))
@@ -351,17 +341,13 @@ def test_images_of_a_batch_draw_their_own_parameters(policy: str, least: int) ->
     assert len(view.flatten(1).unique(dim=0)) >= least
 
 
-def test_upright_never_mirrors_and_keeps_two_fifths_of_the_image() -> None:
+def test_upright_never_mirrors() -> None:
     """An image that grows brighter to the right does so in each view; SimCLR's are mirrored too."""
     ramp = torch.linspace(0, 255, 32).round().to(torch.uint8).expand(64, 3, 32, 32)
     for policy, mirrored in (("upright", False), ("simclr", True)):
         view = augment.apply(policy, ramp, draws()).mean(1)
         slopes = (view[:, :, -1] - view[:, :, 0]).mean(1)
         assert bool((slopes < -0.01).any()) == mirrored
-    ones = augment.upright(pixels(64), draws(3))
-    boxes = augment.draw_boxes(64, 32, draws(3), (0.4, 1.0))
-    assert (boxes[:, 2] * boxes[:, 3] / 32**2).min() > 0.37, "but for whole pixels"
-    assert ones.shape == (64, 3, 32, 32)
 
 
 def test_none_is_the_image() -> None:

@@ -55,14 +55,6 @@ def test_the_cifar_stem_ends_above_64_px(size: int) -> None:
     assert encoders.embed(net, noise(2, size)).shape == (2, net.dim) == (2, 512)
 
 
-@pytest.mark.parametrize(("width", "dim"), [(0.5, 256), (0.125, 64), (2.0, 1024)])
-def test_width_scales_channels(width: float, dim: int) -> None:
-    net = encoders.build("resnet18", width=width)
-    assert net.dim == dim
-    stages = [getattr(net.backbone, f"layer{i}")[-1].conv2.out_channels for i in range(1, 5)]
-    assert stages == [dim // 8, dim // 4, dim // 2, dim]
-
-
 @pytest.mark.parametrize("dim", [8, 96, 200])
 def test_out_dim_is_a_linear_layer_also_where_it_is_the_network_s_own(dim: int) -> None:
     net = encoders.build("test_resnet", out_dim=dim).eval()
