@@ -64,8 +64,9 @@ data: $(READY) ## fetch what a profile needs and is missing: make data PROFILE=p
 check: $(READY) ## test the papers' claims on stored results: make check PROFILE=demo
 	@$(PYTHON) -m contsteal.paper.claims --profile $(PROFILE)
 
+# A file's tests stay together: what they share, such as a cluster or the site, is made once.
 test: lint ## lint, then run all tests (CPU, no network)
-	@$(PYTHON) -m pytest -q -n 2
+	@$(PYTHON) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: $(READY) ## measure speed against its bars, into benchmarks/results
 	@$(PYTHON) benchmarks/pack.py

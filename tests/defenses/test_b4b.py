@@ -140,6 +140,11 @@ def test_binary_is_the_side_of_a_plane_through_a_point_of_the_cube():
         assert out[i, j] == float(side > 0)
 
 
+def test_lengths_stay_under_affine():
+    out = UserTransform("affine")(ROWS * 100, "ann")
+    assert out.norm(dim=1).mean() / (ROWS * 100).norm(dim=1).mean() == pytest.approx(1, abs=0.1)
+
+
 def test_b4b_adds_the_noise_before_the_map():
     plain = B4B(lam=0.5, alpha=1.0, bits=2, transform="none")(ROWS, "u")
     out = B4B(lam=0.5, alpha=1.0, bits=2, transform="affine+pad", padding=5)(ROWS, "u")

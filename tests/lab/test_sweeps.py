@@ -143,19 +143,6 @@ def test_an_unknown_variant_is_refused_with_those_that_exist(
         sweeps.sweep(lab, [name], [16], [0], ["shapes"])
 
 
-@pytest.mark.parametrize(
-    "name", ["embedding, own views", "embedding, clean", "embedding, shuffled"]
-)
-def test_a_variant_is_the_artifact_of_the_config_spelled_out(lab: Lab, name: str) -> None:
-    folder = artifacts.runs_dir() / "artifacts"
-    spelled = lab.steal("embedding", 16, **experiment.VARIANTS[name.split(", ")[1]])
-    known = {*folder.glob("attack-*")}
-    row = sweeps.sweep(lab, [name], [16], [0], ["shapes"]).iloc[0]
-    assert {*folder.glob("attack-*")} == known
-    assert row["attack"] == name
-    assert row["cka"] == lab.score(spelled.encoder, "shapes")["cka"]
-
-
 def test_a_sweep_over_lengths_has_a_row_for_each(lab: Lab) -> None:
     attacks = ["embedding, own views", "label"]
     table = sweeps.sweep(lab, attacks, [32], [0], ["shapes", "shapes:texture"], steps=[4, 3])
