@@ -386,7 +386,7 @@ def kinds_of_results(home: Path) -> dict[str, Kind]:
     """Return what a run writes of its notebooks: figures, tables, stamps, notes, records, times."""
     stamp, folder = artifacts.stamp("smoke", "shapes", "0"), home / "smoke"
     table = pd.DataFrame({"attack": ["a", "b"], "accuracy": [0.25, 0.5]})
-    times = {"00_start_here": {"seconds": 2.5, "device": "CPU", "artifacts": 1}}
+    times = {"00_start_here": {"seconds": 2.5, "device": "CPU"}}
     executed, key = home / "00_start_here.ipynb", {"parameters": "0"}
     order = {"key": key, "parameters": {"seeds": [0, 1]}, "reason": "never"}
 
@@ -396,7 +396,7 @@ def kinds_of_results(home: Path) -> dict[str, Kind]:
         figures.note("05a_price", table, stamp)
         files.write_json(executed, {"cells": [{"outputs": ["accuracy 0.5"]}]})
         made = {path.name: files.sha256(path) for path in folder.glob("03_pulls.*")}
-        record = {"key": key, "outputs": made, "artifacts": 3, "seconds": 2.5}
+        record = {"key": key, "outputs": made, "seconds": 2.5}
         record["copy"] = files.sha256(executed)
         files.write_json(executed.with_suffix(".json"), files.sealed(record))
         files.write_json(folder / notebooks.TIMINGS, files.sealed(times))

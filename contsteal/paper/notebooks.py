@@ -22,7 +22,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import date
-from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +38,8 @@ NOTEBOOKS = ROOT / "notebooks"
 VICTIM = "01"  # the notebook that comes before all that attack, with all cores
 NOT_STARTED = "Kernel died before replying"  # jupyter_client's words; no cell was run
 TIMINGS, WHOLE = "timings.json", "in all"
+CHANGED = "results missing or changed"
 RUNNER = "CONTSTEAL_RUNNER"  # the process that started make, with which kernels end
-ROOMY = 1e12  # free bytes of a disk with which no profile's needs are counted
 WITHOUT_LAB = 90.0  # seconds at most of a notebook that trains nothing of the lab's, on a CPU
 PATIENCE = 3.0  # seconds that kernels and workers have to save their checkpoints
 
@@ -125,7 +124,7 @@ def imports(code: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Task:
-    """A notebook under a profile: what decides its results, and why it must run, in a word or ""."""
+    """A notebook under a profile: what decides its results, and why it must run, or ""."""
 
     stem: str
     executed: Path  # its executed copy
@@ -151,7 +150,7 @@ def tasks(profile: str, only: Iterable[str] = (), force: bool = False) -> list[T
         key = _key(stem, profile, values)
         reason = "forced" if force else _reason(executed, key, artifacts.figures_dir() / profile)
         if not reason and stem == stems()[-1] and any(task.reason for task in chosen):
-            reason = "tables"
+            reason = "tables changed"
         chosen.append(Task(stem, executed, values, key, reason))
     return chosen
 
@@ -199,28 +198,19 @@ def _tables(figures: Path) -> list[tuple[str, str]]:
 
 
 def _reason(executed: Path, key: dict[str, str], figures: Path) -> str:
-    """Return in one word why a notebook must run, "" where its last run still stands."""
+    """Return why a notebook must run, "" where its last run still stands."""
     partial, record = _partial(executed), _read(executed.with_suffix(".json"))
     if partial.exists() and _changed(partial) > _changed(executed):
         about = (files.read_json(partial) or {}).get("metadata", {}).get("papermill", {})
-        return "failed" if about.get("end_time") else "stopped"
+        return "failed before" if about.get("end_time") else "stopped before its end"
     if not executed.exists():
-        return "never"
+        return "never run"
     if not record:
-        return "outputs"  # what they were is not known
+        return CHANGED  # what they were is not known
     kept = [_digest(figures / name) == digest for name, digest in record["outputs"].items()]
     kept.append(_digest(executed) == record["copy"])
-    parts = (part for part, value in key.items() if record["key"].get(part) != value)
-    return next(parts, "" if all(kept) else "outputs")
-
-
-SAID = {"never": "never run", "failed": "failed before", "stopped": "stopped before its end",
-        "outputs": "results missing or changed", "forced": "forced"}  # fmt: skip
-
-
-def _said(reason: str) -> str:
-    """Return a reason as it is printed: what is not in SAID names what has changed."""
-    return SAID.get(reason, f"{reason} changed")
+    parts = (f"{part} changed" for part, value in key.items() if record["key"].get(part) != value)
+    return next(parts, "" if all(kept) else CHANGED)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -345,31 +335,15 @@ def obtain(profile: str) -> None:
     size = sum(archive.size for archives in lacking.values() for archive in archives)
     print(f"fetching {', '.join(lacking)}, {size / 1e9:.1f} GB, into {torchsets.data_dir()}; the "
           "profile `synthetic` needs no data: make paper PROFILE=synthetic", flush=True)  # fmt: skip
-    fetched = False
-    for name in lacking:
+    for name, archives in lacking.items():
         try:
-            _fetch({name: needs[name]})
-            fetched = True
+            torchsets.fetch({name: needs[name]})
         except (ValueError, RuntimeError, OSError) as error:
-            print(str(error).partition("\n")[0], flush=True)
-            if not fetched:
+            wrong = [str(p) for a in archives if (p := torchsets.data_dir() / a.path).exists()]
+            print(f"not as published, delete it: {', '.join(wrong)}. " * bool(wrong)
+                  + str(error).partition("\n")[0], flush=True)  # fmt: skip
+            if name == next(iter(lacking)):
                 return
-
-
-def _fetch(needs: dict[str, set[str]]) -> None:
-    """Fetch data sets; RuntimeError where one cannot be had, which names archives that are wrong ones."""
-    from contsteal.data import torchsets
-
-    try:
-        torchsets.fetch(needs)
-    except RuntimeError as error:
-        own = [name for name in needs if name in torchsets.SPLITS]
-        lacking = [a for name in own for a in torchsets.missing(name, needs[name])]
-        wrong = [str(p) for a in lacking if (p := torchsets.data_dir() / a.path).exists()]
-        if wrong:
-            problem = f"not as published, delete it: {', '.join(wrong)}"
-            raise RuntimeError(f"{problem}. {error}") from error
-        raise
 
 
 def paper(profile: str, only: Sequence[str], force: bool) -> None:
@@ -407,19 +381,21 @@ def prepare(profile: str, only: Sequence[str], force: bool) -> list[str]:
     if problems := missing_data(profile, [task.stem for task in todo], whole=True):
         raise ValueError("\n".join(problems.values()))
     folder = artifacts.runs_dir() / profile
-    if problem := lacks_space(profile, todo):
+    if problem := lacks_space(work(todo).values()):
         raise ValueError(problem)
     for home in (folder, figures):  # raises StorageError where results could not be kept
         files.write_text(home / ".writable", " " * 2**16)
         (home / ".writable").unlink(missing_ok=True)
     beside = [t for t in todo if t.stem[:2] != VICTIM and t.stem != stems()[-1]]
     given, jobs = _jobs(profiles.profile(profile)["common"].get("at_once", 1), len(beside))
+    cores = str(max(1, joblib.cpu_count() // jobs))
+    share = {"OMP_NUM_THREADS": cores}  # more threads than cores would wait for each other
+    if artifacts.device().type == "cpu":  # a GPU holds as many runs whatever the cores
+        share["CONTSTEAL_WORKERS"] = cores
     for task in chosen:
-        order = {"figures": str(figures), "device": artifacts.processor(), "cores": 0}
-        order["gpu"] = artifacts.device().type != "cpu"
-        if task in beside and min(jobs, len(beside)) > 1:
-            order["cores"] = max(1, joblib.cpu_count() // jobs)
-        _mark(task, order)
+        shares = task in beside and min(jobs, len(beside)) > 1
+        order = {"figures": str(figures), "device": artifacts.processor()}
+        _mark(task, order | {"environment": share if shares else {}})
     times = _times(figures)  # the longest first; without times the later notebooks are the longer
     longest = sorted(chosen[::-1], key=lambda t: -times.get(t.stem, {}).get("seconds", 1e9))
     return [*given, f"FOLDER={_relative(folder)}", *(_relative(t.executed) for t in longest)]
@@ -460,11 +436,11 @@ def plan(profile: str, only: Sequence[str], force: bool) -> None:
     times = _times(artifacts.figures_dir() / profile)
     chosen = tasks(profile, only, force)
     todo = [task for task in chosen if task.reason]
-    machine, costs = machine_of(profile), work(profile, todo)
+    machine, costs = machine_of(profile), work(todo)
     for task in chosen:
         took = times.get(task.stem)
         time_taken = f", {took['seconds']:.0f} s on {took.get('device', '-')}" if took else ""
-        line = f"  {task.stem}: {_said(task.reason) + time_taken if task.reason else 'up to date'}"
+        line = f"  {task.stem}: {task.reason + time_taken if task.reason else 'up to date'}"
         if task.stem in costs:
             line += _cost_line(costs[task.stem], machine)
         elif task.reason and costs:
@@ -478,11 +454,11 @@ def plan(profile: str, only: Sequence[str], force: bool) -> None:
               f"disk ({machine.said}); what is kept already counts again")  # fmt: skip
     for problem in missing_data(profile).values():
         print(f"  missing: {problem}")
-    if problem := lacks_space(profile, todo, costs):
+    if problem := lacks_space(costs.values()):
         print(f"  too little space: {problem}")
 
 
-def work(profile: str, chosen: Iterable[Task]) -> "dict[str, inspection.Work]":
+def work(chosen: Iterable[Task]) -> "dict[str, inspection.Work]":
     """Return what each of these notebooks would do that none before it does, if it trains or asks."""
     from contsteal.lab import inspection
 
@@ -522,30 +498,18 @@ def _hours(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
 
 
-def lacks_space(
-    profile: str, todo: Iterable[Task], costs: "dict[str, inspection.Work] | None" = None
-) -> str:
+def lacks_space(costs: "Iterable[inspection.Work]") -> str:
     """Return what is wrong where the disk has no room for all that notebooks keep, else ""."""
-    from contsteal import encoders
-    from contsteal.lab import artifacts, profiles
+    from contsteal.lab import artifacts
 
     folder = artifacts.runs_dir()
-    place = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(place).free
-    small = profiles.profile(profile)["common"]["surrogate"]["encoder"] == encoders.SMALL
-    if costs is None and free > (ROOMY / 100 if small else ROOMY):  # no need to count
-        return ""
+    free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
     kept = sum(p.stat().st_size for p in (folder / "artifacts").glob("*/*") if p.is_file())
-    costs = work(profile, todo) if costs is None else costs
-    need = sum(cost.disk() for cost in costs.values()) - kept
-    if need <= free:
-        return ""
-    unit, name = (1e9, "GB") if need >= 1e9 else (1e6, "MB")
-    more, left = (f"{size / unit:.1f} {name}" for size in (need, free))
-    return (
-        f"{folder} needs {more} more and has {left}: set CONTSTEAL_RUNS to a folder with more space, or "
-        "choose notebooks with NB"
-    )
+    need = sum(cost.disk() for cost in costs) - kept
+    return "" if need <= free else (
+        f"{folder} needs {need / 1e9:.4g} GB more and has {free / 1e9:.4g} GB: set CONTSTEAL_RUNS to a "
+        "folder with more space, or choose notebooks with NB"
+    )  # fmt: skip
 
 
 def fetch(profile: str) -> None:
@@ -554,14 +518,13 @@ def fetch(profile: str) -> None:
     from contsteal.data import torchsets
     from contsteal.lab import profiles
 
-    needs = needed_data(profile)
-    _fetch({name: needs[name] for name in needs if name in torchsets.NAMES})
+    obtain(profile)
     for name, config in _victims(profiles.profile(profile)["common"]).items():
         if config.weights == "timm":
             pretrain.ready(config)
             print(f"{name}: the weights of {config.encoder} are present")
-    problems = missing_data(profile)
-    for name in needs.keys() - problems.keys():
+    problems = missing_data(profile, whole=True)
+    for name in needed_data(profile).keys() - problems.keys():
         print(f"{name}: present ({data.data_dir() if name in torchsets.NAMES else 'your own'})")
     if problems:
         raise ValueError("\n".join(f"{name}: missing: {p}" for name, p in problems.items()))
@@ -579,7 +542,7 @@ def execute(executed: Path) -> None:
         record = executed.with_suffix(".json")
         if _changed(executed) >= _changed(mark) and _read(record).get("key") == order["key"]:
             return  # by another run, meanwhile
-        print(f"{stem}: starts ({_said(order['reason'])})", flush=True)
+        print(f"{stem}: starts ({order['reason']})", flush=True)
         figures, start = Path(order["figures"]), time.time()
         if order["key"]["tables"] != files.key(""):  # the others have written theirs meanwhile
             order["key"]["tables"] = files.key(_tables(figures))
@@ -588,25 +551,20 @@ def execute(executed: Path) -> None:
         os.environ["CONTSTEAL_FIGURES"] = str(figures.parent)
         key = files.key([order["key"][part] for part in ("parameters", "code")])
         os.environ["CONTSTEAL_NOTEBOOK"] = f"{stem} {key}"
-        os.environ.setdefault("TQDM_DISABLE", "1")  # an executed copy is read, not watched
-        if order["cores"]:  # more threads than cores would wait for each other
-            os.environ.setdefault("OMP_NUM_THREADS", str(order["cores"]))
-            if not order["gpu"]:  # which holds as many runs whatever the cores
-                os.environ.setdefault("CONTSTEAL_WORKERS", str(order["cores"]))
+        settings = {"TQDM_DISABLE": "1"} | order["environment"]  # a copy is read, not watched
+        for variable, value in settings.items():
+            os.environ.setdefault(variable, value)
         _run_cells(stem, _partial(executed), order["parameters"])
         _partial(executed).replace(executed)
         made = [path for path in figures.glob(own) if _changed(path) != before.get(path)]
         for path in before:  # results that this notebook no longer has
             if path.stem not in {p.stem for p in made}:
                 path.unlink()
-        # Those of the notebooks that ran beside this one count, too.
-        artifacts = (executed.parent.parent / "artifacts").glob("*/manifest.json")
         facts = {
             "key": order["key"], "outputs": {p.name: _digest(p) for p in sorted(made)},
             "copy": _digest(executed),
             "seconds": round(time.time() - start, 1), "started": start, "device": order["device"],
             "date": date.today().isoformat(),
-            "artifacts": sum(path.stat().st_mtime >= start for path in artifacts),
         }  # fmt: skip
         files.write_json(record, files.sealed(facts))
         print(f"{stem}: done in {time.time() - start:.1f} s", flush=True)
@@ -717,22 +675,20 @@ def finish(profile: str, since: float) -> None:
     folder, figures = artifacts.runs_dir() / profile, artifacts.figures_dir() / profile
     with _locked(folder / ".keys" / "finish.lock", "summary"):
         records = {s: r for s in stems() if (r := _read(folder / f"{s}.json"))}
-        complete = len(records) == len(stems()) and all(
+        kept, times = (artifacts.runs_dir() / "artifacts").glob("*/manifest.json"), _times(figures)
+        whole = len(records) == len(stems()) and all(
             r["started"] >= since for r in records.values()
         )
-        made = (artifacts.runs_dir() / "artifacts").glob("*/manifest.json")
-        cold = complete and all(path.stat().st_mtime >= since for path in made)
-        if complete:
-            records[WHOLE] = {
-                "seconds": round(time.time() - since, 1), "device": artifacts.processor(),
-                "artifacts": max(r["artifacts"] for r in records.values()),
-            }  # fmt: skip
-        # A cold run of all notebooks is the measure, though it may have fewer rows than an earlier one.
-        known = {} if cold else {n: t for n, t in _times(figures).items() if n in (*stems(), WHOLE)}
-        for name, record in records.items():
-            # A run that made fewer artifacts read the others back: its time is not the notebook's.
-            if record["artifacts"] >= known.get(name, {}).get("artifacts", 0):
-                known[name] = {k: record[k] for k in ("seconds", "device", "artifacts")}
+        if whole:
+            seconds = round(time.time() - since, 1)
+            records[WHOLE] = {"seconds": seconds, "device": artifacts.processor()}
+        measured = {n: {k: r[k] for k in ("seconds", "device")} for n, r in records.items()}
+        if whole and all(path.stat().st_mtime >= since for path in kept):
+            known = (
+                measured  # any other run may have read artifacts back, and is kept for want of one
+            )
+        else:
+            known = measured | {n: t for n, t in times.items() if n in (*stems(), WHOLE)}
         files.write_json(figures / TIMINGS, files.sealed(known))
         with suppress(ValueError):  # no results yet
             write_summary(profile)
@@ -746,17 +702,14 @@ def _times(figures: Path) -> dict[str, dict[str, Any]]:
 
 def timings_table(folder: Path) -> str:
     """Return what each notebook took as a Markdown table, or that nothing is recorded."""
-    from tabulate import tabulate
+    import pandas as pd
 
     times = _times(folder)
     if not times:
         return "No durations are recorded."
-    notebooks, whole = sorted(times.keys() - {WHOLE}), times.get(WHOLE, {}).get("seconds", inf)
-    names = notebooks + [WHOLE] * (WHOLE in times)
-    rows = [(name, times[name]["seconds"], times[name].get("device", "-")) for name in names]
-    table = tabulate(rows, headers=["notebook", "seconds", "device"], tablefmt="pipe")
-    overlap = sum(times[name]["seconds"] for name in notebooks) > whole
-    return table + "\n\nNotebooks ran side by side, so their seconds overlap." * overlap
+    table = pd.DataFrame.from_dict(times, orient="index", columns=["seconds", "device"])
+    shown = table.rename_axis("notebook").to_markdown()
+    return f"{shown}\n\nNotebooks that run side by side count the same seconds."
 
 
 # ------------------------------------------------------------------------------ command line

@@ -160,7 +160,7 @@ def test_a_notebook_runs_and_has_every_published_row(
     desk: Path, small: dict[str, dict[int, int]], name: str, stem: str
 ) -> None:
     chosen = notebooks.Task(stem, Path(), notebooks.parameters(stem, name), {}, "never")
-    planned = notebooks.work(name, [chosen]).get(stem, inspection.Work())
+    planned = notebooks.work([chosen]).get(stem, inspection.Work())
     before = trainings(desk)
     execute(stem, name)
     if notebooks.number(stem) != "05b":  # whose refusals are results
