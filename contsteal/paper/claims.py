@@ -818,21 +818,17 @@ def frame(judgements: Sequence[Judgement]) -> DataFrame:
     ])  # fmt: skip
 
 
-def counted(judgements: Sequence[Judgement]) -> str:
-    """Say how many claims got which verdict."""
-    count = Counter(j.finding.verdict for j in judgements)
-    decided = f"{len(judgements)} claims: {count[HOLDS]} hold, {count[FAILS]} do not hold"
-    return f"{decided}, for {count[OPEN]} there is not enough evidence, {count[ABSENT]} are not measured"
-
-
 def markdown(judgements: Sequence[Judgement], short: bool = False) -> list[str]:
     """Return how many claims got which verdict, and their table; `short` keeps what is decided."""
-    lead = "The papers' claims and our own, tested on these results (`make check`): "
+    count = Counter(j.finding.verdict for j in judgements)
+    lead = (f"The papers' claims and our own, tested on these results (`make check`): {len(judgements)} "
+            f"claims: {count[HOLDS]} hold, {count[FAILS]} do not hold, for {count[OPEN]} there is not "
+            f"enough evidence, {count[ABSENT]} are not measured.")  # fmt: skip
     table = frame(judgements)
     if short:
         table = table[table["verdict"].isin([HOLDS, FAILS])].drop(columns="decided by")
     tables = [] if table.empty else [table.to_markdown(index=False)]
-    return [f"{lead}{counted(judgements)}.", *tables]
+    return [lead, *tables]
 
 
 def contradictions(judgements: Sequence[Judgement]) -> list[str]:

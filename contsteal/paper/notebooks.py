@@ -44,10 +44,6 @@ WITHOUT_LAB = 90.0  # seconds at most of a notebook that trains nothing of the l
 PATIENCE = 3.0  # seconds that kernels and workers have to save their checkpoints
 
 
-class NotebookFailed(RuntimeError):
-    """A cell raised, or the kernel died; the executed copy is kept for inspection."""
-
-
 # ------------------------------------------------------------------------- reading notebooks
 
 
@@ -588,13 +584,13 @@ def _run_cells(stem: str, partial: Path, values: dict[str, Any]) -> None:
     try:
         _execute(stem, partial, values)
     except RuntimeError as error:
-        if isinstance(error, NotebookFailed) or NOT_STARTED not in str(error):
+        if NOT_STARTED not in str(error):
             raise
         _execute(stem, partial, values)
 
 
 def _execute(stem: str, partial: Path, values: dict[str, Any]) -> None:
-    """Write the executed copy cell by cell; raise NotebookFailed where it does not get to its end."""
+    """Write the executed copy cell by cell; RuntimeError where it does not get to its end."""
     # jsonschema would compile a grammar of URIs: three quarters of the time of papermill's import.
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     import papermill
@@ -615,9 +611,9 @@ def _execute(stem: str, partial: Path, values: dict[str, Any]) -> None:
             )  # fmt: skip
     except DeadKernelError as error:
         message = f"{stem}: the kernel died, probably because memory ran out"
-        raise NotebookFailed(f"{message}; the executed copy is kept at {partial}") from error
+        raise RuntimeError(f"{message}; the executed copy is kept at {partial}") from error
     except PapermillExecutionError as error:
-        raise NotebookFailed(
+        raise RuntimeError(
             f"{stem}, code cell {error.exec_count - bool(given)}:\n\n{error.source}\n\n{error.ename}: "
             f"{error.evalue}\n\nthe executed copy is kept at {partial}"
         ) from error

@@ -3,7 +3,7 @@
 import base64
 import re
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,13 +14,11 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from scipy.stats import spearmanr
 
 from contsteal.evaluate import mean_interval
-from contsteal.lab import detection, profiles, provider, sweeps, tables
+from contsteal.lab import detection, provider, sweeps, tables
 from contsteal.lab.tables import DEFENCES, name, names
-from contsteal.ownership import proportion
 from contsteal.paper import sentences
 from contsteal.paper.sentences import REFERENCES, Summary
 
@@ -45,7 +43,6 @@ COLOURS = {
 }  # fmt: skip
 SUSPECTS = {"stolen": "thief, ", "stolen before": "thief before marking, ",
             "profile": "main victim, "}  # fmt: skip
-DASHES = ("-", "--", "-.", ":")
 
 
 class NothingToShow(ValueError):
@@ -83,8 +80,7 @@ def panels(
     fig, axes = canvas(lines, min(len(parts), columns), height * lines + more, title, **options)
     for ax in axes.flat[len(parts) :]:
         ax.axis("off")
-    drawn = zip(axes.flat, parts, strict=False)
-    return fig, [(ax, value, rows) for ax, (value, rows) in drawn]
+    return fig, [(ax, *part) for ax, part in zip(axes.flat, parts, strict=False)]
 
 
 def in_percent(*axes: Any, unit: str = " %") -> None:
@@ -138,13 +134,11 @@ def frame(ax: Axes, table: pd.DataFrame, metric: str, vertical: bool = True) -> 
         if known[k][0] - known[k - 1][0] < far:
             sides[k - 1 : k + 1] = ["right", "left"] if vertical else ["top", "bottom"]
     for (value, which, colour, _), side in zip(known, sides, strict=True):
-        text: dict[str, Any] = {"xy": (1, value), "xytext": (3, 0), "va": side,
-                                "xycoords": ("axes fraction", "data")}  # fmt: skip
-        if vertical:
-            text = {"xy": (value, 1), "xytext": (0, 2), "ha": side,
-                    "xycoords": ("data", "axes fraction")}  # fmt: skip
-        ax.annotate(f"{which}\n{100 * value:.0f} %", textcoords="offset points", size=6.5, color=colour,
-                    linespacing=0.95, **text)  # fmt: skip
+        aligned: Any = {"ha" if vertical else "va": side}
+        place, offset = ((value, 1), (0, 2)) if vertical else ((1, value), (3, 0))
+        along = ax.get_xaxis_transform() if vertical else ax.get_yaxis_transform()
+        ax.annotate(f"{which}\n{100 * value:.0f} %", place, offset, along, "offset points", size=6.5,
+                    color=colour, linespacing=0.95, **aligned)  # fmt: skip
 
 
 def _attacks(table: pd.DataFrame) -> pd.DataFrame:
@@ -352,31 +346,24 @@ def ablation_dots(table: pd.DataFrame, title: str) -> Figure:
 
 
 def views_dots(table: pd.DataFrame, title: str) -> Figure:
-    """Draw accuracy by what both sides see, a colour per loss, a dot per seed and the 95 % t-interval."""
-    attacks = sentences.by_views(_attacks(table)).dropna(subset=["views"])
-    attacks["loss"] = attacks["loss"].map(name)
-    order = [v for v in profiles.VARIANTS if v in set(attacks["views"])]
-    same: dict[str, Any] = {"data": attacks, "x": "views", "y": "accuracy", "hue": "loss", "order": order,
-                            "palette": palette(attacks["attack"].str.split(", ").str[0])}  # fmt: skip
-    fig, ((ax,),) = canvas(1, 1, 3.0, title)
-    count = attacks["loss"].nunique()
-    width = 0.8 * (count - 1) / count  # where stripplot puts its dots
-    sns.pointplot(**same, errorbar=interval, dodge=width, marker="_", markersize=12, linestyle="none",
-                  err_kws={"linewidth": 4, "alpha": 0.3}, ax=ax)  # fmt: skip
-    sns.stripplot(**same, dodge=True, jitter=False, size=3.5, alpha=0.8, legend=False, ax=ax)
-    frame(ax, table, "accuracy", vertical=False)
-    ax.set_xticks(range(len(order)), [view.replace("clean", "clean images") for view in order])
-    ax.set(xlabel="what the surrogate sees of each image (colours: losses)")
-    ax.set(ylabel="accuracy on the main task")
-    in_percent(ax.yaxis)
-    legend(fig, ax, ncols=count)
+    """Draw accuracy per loss, a panel per kind of views: a dot per seed and the 95 % t-interval."""
+    rows = sentences.by_views(_attacks(table)).dropna(subset=["views"])
+    named, colours = rows.assign(attack=rows["loss"].map(name)), palette(rows["loss"])
+    height = 0.22 * named["attack"].nunique() + 0.9
+    fig, each = panels(named, "views", title, height, 0.4, columns=2, sharex=True, sharey=True)
+    for ax, _, part in each:
+        _dots(ax, part, "accuracy", "accuracy on the main task", colours)
+    for ax, view, _ in each:  # once the common scale is known
+        frame(ax, table, "accuracy")
+        ax.set_title(str(view).replace("clean", "clean images"), size=7.5, pad=20)
     return fig
 
 
 def budget_curves(table: pd.DataFrame, title: str) -> Figure:
     """Draw accuracy and agreement against distinct inputs and against answers, which cost money."""
-    costs = {"unique_inputs": "distinct inputs", "calls": "answers"}
     attacks = _attacks(table).dropna(subset=["unique_inputs"])
+    price = 1000 * (attacks["usd"] / attacks["calls"]).mean()
+    costs = {"unique_inputs": "distinct inputs", "calls": f"answers, {price:g} $ for 1,000"}
     means = attacks.groupby(["attack", "images"])[[*costs]].transform("mean")
     rows = attacks.assign(**means, name=attacks["attack"].map(name))
     anew = {n: (2, 1) if n.endswith("anew") else "" for n in rows["name"].unique()}
@@ -394,10 +381,6 @@ def budget_curves(table: pd.DataFrame, title: str) -> Figure:
         ax.set_xticks(budgets := sorted(attacks["images"].unique()), [f"{n:g}" for n in budgets])
         ax.tick_params(axis="x", labelrotation=45)
         ax.minorticks_off()
-    price = float((attacks["usd"] / attacks["calls"]).mean())
-    top = axes[0][1].secondary_xaxis("top", functions=(lambda x: np.multiply(x, price),
-                                                       lambda x: np.divide(x, price)))  # fmt: skip
-    top.set_xlabel(f"US dollars, at {1000 * price:g} for 1,000 answers", size=7)
     legend(fig, loc="outside lower left", ncols=2, fontsize=7)
     return fig
 
@@ -420,19 +403,14 @@ def pull_maps(table: pd.DataFrame, title: str) -> Figure:
 def _heatmap(
     ax: Axes, values: pd.DataFrame, texts: Any = None, bold: Any = None, **options: Any
 ) -> None:
-    """Draw a heat map; cells hold `texts`, those that `bold` marks in bold, also where no value is."""
-    sns.heatmap(values, ax=ax, cbar=False, **options)
+    """Draw a heat map; cells hold `texts`, those that `bold` marks in bold; unknown values are 0."""
+    cells = {} if texts is None else {"annot": texts, "fmt": "", "annot_kws": {"size": 7}}
+    sns.heatmap(values.fillna(0.0), ax=ax, cbar=False, **cells, **options)
+    for text, heavy in zip(ax.texts, [] if bold is None else bold.to_numpy().flat, strict=False):
+        text.set_fontweight("bold" if heavy else "normal")
     ax.tick_params(length=0, rotation=0)
     ax.set(xlabel="", ylabel="")
     ax.grid(False)
-    mesh: Any = ax.collections[0]
-    mesh.update_scalarmappable()
-    shades = mesh.get_facecolors() if texts is not None else ()
-    for (row, column), (*shade, alpha) in zip(np.ndindex(values.shape), shades, strict=False):
-        dark = np.dot(shade, (0.21, 0.72, 0.07)) * alpha + 1 - alpha < 0.5
-        heavy = bold is not None and bold.iloc[row, column]
-        ax.text(column + 0.5, row + 0.5, texts.iloc[row, column], ha="center", va="center", size=7,
-                color="white" if dark else DARK, weight="bold" if heavy else "normal")  # fmt: skip
 
 
 def boundary_maps(table: pd.DataFrame, title: str) -> Figure:
@@ -447,19 +425,16 @@ def boundary_maps(table: pd.DataFrame, title: str) -> Figure:
     gains["text"] = gains["gain"].map(sentences.signed)
     gains["images"] = gains["images"].astype(int)
     gains["setting"] = gains["method"].map(name)
-    if len(gains["steps"].unique()) > 1:
-        gains["setting"] += ", " + gains["steps"].map("{:g} steps".format)
     views = gains["views"].replace("surrogate", "own views").replace("clean", "clean images")
-    order = gains.sort_values(["method", "steps"])["setting"].unique()
     by = [gains["query_data"].map(name), views]
-    fig, each = panels(gains, by, title, 0.32 * len(order), 1.3, sharey=True)
+    fig, each = panels(gains, by, title, 0.32 * gains["setting"].nunique(), 1.3, sharey=True)
     bound = max(0.05, gains["gain"].abs().max())
     for ax, (data, view), part in each:
-        shade, text, sure = (part.pivot(index="setting", columns="images", values=v).loc[order]
+        shade, text, sure = (part.pivot(index="setting", columns="images", values=v)
                              for v in ("shade", "text", "sure"))  # fmt: skip
         _heatmap(ax, shade, text.fillna(""), sure == True,  # noqa: E712 a missing point is neither
                  cmap="RdBu_r", vmin=-bound, vmax=bound)  # fmt: skip
-        ax.set_facecolor("#DDDDDD")
+        ax.pcolormesh(np.where(shade.isna(), 0.2, np.nan), cmap="Greys", vmin=0, vmax=1)
         ax.set(xlabel="query images")
         ax.set_title(f"queries: {data},\n{view}", size=7.5)
     fig.axes[0].set_ylabel("victim")
@@ -567,7 +542,7 @@ def _sheet(
     parts = (head.replace(":", ": ").split(", ") for head in heads)
     good.columns = [",\n".join(textwrap.fill(part, 11) for part in label) for label in parts]
     fig, ((ax,),) = canvas(1, 1, height * len(values) + 1.3, title)
-    _heatmap(ax, good, texts, bold, vmin=-1, vmax=1, cmap="PiYG", alpha=0.75, linewidths=1)
+    _heatmap(ax, good, texts, bold, vmin=-1, vmax=1, cmap="PiYG", linewidths=1)
     ax.xaxis.tick_top()
     return fig, ax
 
@@ -681,44 +656,20 @@ def account_dots(table: pd.DataFrame, title: str) -> Figure:
 
 
 def roc_curves(table: pd.DataFrame, title: str) -> Figure:
-    """Draw ROC curves of the detectors' statistics, a panel per kind of thief, and their own verdicts.
-
-    A dot is the detector's threshold, its bars Clopper-Pearson 95 % intervals.
-    """
-    styles: dict[Any, dict[str, Any]] = {
-        detector: {"color": CYCLE[k % len(CYCLE)], "linestyle": DASHES[k % len(DASHES)]}
-        for k, detector in enumerate(table["detector"].unique())
-    }
-    fig, axes = canvas(2, 2, 5.2, title)
-    for ax, (user, part) in zip(axes.flat, table.groupby("user", sort=False), strict=False):
+    """Draw ROC curves of the detectors' statistics, a panel per kind of thief; dots: own thresholds."""
+    fig, each = panels(table, "user", title, 2.5, 0.8, columns=2)
+    for ax, user, rows in each:
+        look = {"x": "fpr", "y": "tpr", "hue": "detector", "palette": palette(table["detector"]),
+                "alpha": 0.85, "ax": ax}  # fmt: skip
         ax.plot([0, 1], [0, 1], color="#BBBBBB", linewidth=0.8, linestyle=":")
-        for detector, rows in part.groupby("detector", sort=False):
-            curve, verdicts = (rows[rows["at"] == at] for at in ("curve", "verdict"))
-            ax.plot(curve["fpr"], curve["tpr"], linewidth=1.2, alpha=0.85, **styles[detector])
-            for row in verdicts.to_dict("records"):
-                _rates(ax, row, styles[detector]["color"])
-        ax.set(xlabel="customers flagged", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
-        ax.set(ylabel="thieves flagged")
+        sns.lineplot(rows[rows["at"] == "curve"], style="detector", estimator=None, sort=False,
+                     linewidth=1.2, **look)  # fmt: skip
+        sns.scatterplot(rows[rows["at"] == "verdict"], legend=False, s=24, clip_on=False, **look)
+        ax.set(xlabel="customers flagged", ylabel="thieves flagged", xlim=(0, 1), ylim=(0, 1))
         ax.set_title(user, size=7.5)
         in_percent(ax.xaxis, ax.yaxis)
-    areas = table.groupby(["detector", "user"], sort=False)["auc"].first().unstack(sort=False)
-    lines = [Line2D([], [], label=f"{detector}: {', '.join(areas.loc[detector].map('{:.2f}'.format))}",
-                    **style) for detector, style in styles.items()]  # fmt: skip
-    axes[1][1].axis("off")
-    axes[1][1].legend(handles=lines, loc="center left", fontsize=7,
-                      title="detector: area under its curve in each\n"
-                            "panel (dots: at its threshold)")  # fmt: skip
+    legend(fig, loc="outside lower left", ncols=2, fontsize=7)
     return fig
-
-
-def _rates(ax: Axes, row: Mapping[Any, Any], colour: str) -> None:
-    """Draw the shares of customers and thieves that a detector flags, with their intervals."""
-    spans = {}
-    for rate, side in (("tpr", "thieves"), ("fpr", "customers")):
-        found = proportion(round(row[rate] * row[side]), row[side])
-        spans[rate] = [[found.rate - found.low], [found.high - found.rate]]
-    ax.errorbar(row["fpr"], row["tpr"], yerr=spans["tpr"], xerr=spans["fpr"], fmt="o", markersize=4.5,
-                color=colour, elinewidth=0.8, alpha=0.85)  # fmt: skip
 
 
 def refused_dots(table: pd.DataFrame, title: str) -> Figure:
@@ -744,31 +695,29 @@ def coverage_curves(table: pd.DataFrame, title: str) -> Figure:
     with the first B4B minus without one, where it was measured.
     """
     known = table.dropna(subset=["coverage"])["defence"].unique()
-    shown = [(known[0], "coverage"), *((d, "noise") for d in dict.fromkeys(known[[0, -1]]))]
     lost, users = provider.lost(table), table["user"].unique()
     look: Any = {"x": "queries", "hue": "user", "style": "user", "errorbar": None,
                  "palette": palette(users), "style_order": users}  # fmt: skip
     fig, axes = canvas(2, 2, 4.2, title)
-    for ax, (defence, column) in zip(axes.flat, shown, strict=False):
-        rows = table[table["defence"] == defence].dropna(subset=[column])
-        sns.lineplot(rows, y=column, ax=ax, **look)
-        if column == "noise":
-            ax.set(yscale="log", ylim=(1e-7, 10), ylabel="noise (std)")
-            ax.set_title(name(defence), size=7)
-            bearable = rows["bearable"].mean()
-            ax.axhline(bearable, color=DARK, linestyle=":", linewidth=0.8)
-            ax.annotate("tolerated", (0, bearable), (2, 2), textcoords="offset points", size=6)
-    axes[0][0].set(ylim=(0, None), ylabel="share of B4B's buckets")
-    in_percent(axes[0][0].yaxis)
-    for ax in axes.flat[len(shown) + bool(len(lost)) :]:
-        ax.axis("off")
+    cover, first, last, change = axes.flat
+    sns.lineplot(table[table["defence"] == known[0]], y="coverage", ax=cover, **look)
+    cover.set(ylim=(0, None), ylabel="share of B4B's buckets")
+    for ax, defence in ((first, known[0]), (last, known[-1])):
+        rows = table[table["defence"] == defence]
+        sns.lineplot(rows, y="noise", ax=ax, **look)
+        bearable = rows["bearable"].mean()
+        ax.axhline(bearable, color=DARK, linestyle=":", linewidth=0.8)
+        ax.annotate("tolerated", (0, bearable), (2, 2), textcoords="offset points", size=6)
+        ax.set(yscale="log", ylim=(1e-7, 10), ylabel="noise (std)")
+        ax.set_title(name(defence), size=7)
+    change.set_visible(len(lost) > 0)
     if len(lost):
-        ax = axes.flat[len(shown)]
-        sns.lineplot(lost, y="change", ax=ax, marker="o", markersize=4, legend=False, **look)
-        ax.axhline(0, color=DARK, linewidth=0.8)
-        ax.set(xlim=axes[0][0].get_xlim(), ylabel="change of accuracy, points")
-        in_percent(ax.yaxis, unit="")
-        ax.set_title(f"with {name(known[0])}", size=7)
+        sns.lineplot(lost, y="change", ax=change, marker="o", markersize=4, legend=False, **look)
+        change.axhline(0, color=DARK, linewidth=0.8)
+        change.set(xlim=cover.get_xlim(), ylabel="change of accuracy, points")
+        change.set_title(f"with {name(known[0])}", size=7)
+    in_percent(cover.yaxis)
+    in_percent(change.yaxis, unit="")
     legend(fig, fontsize=6.5)
     return fig
 
@@ -777,7 +726,7 @@ def coverage_curves(table: pd.DataFrame, title: str) -> Figure:
 
 
 def watermark_curves(table: pd.DataFrame, title: str) -> Figure:
-    """Draw the watermark success rate against query images, a panel per head; dots are runs.
+    """Draw the watermark success rate against query images, a panel per head; bars are 95 % t-intervals.
 
     Lines mark the victim's own rate and its rate before marking; the band holds the independent encoders,
     and a suspect above the dotted line is accused.
@@ -799,16 +748,11 @@ def watermark_curves(table: pd.DataFrame, title: str) -> Figure:
         for level, style, colour, label in levels:
             ax.axhline(level, linestyle=style, color=colour, linewidth=1, label=label)
         runs = rows[rows["kind"] == "stolen"].assign(suspect=lambda t: t["suspect"].map(name))
-        same = {"data": runs, "x": "images", "y": "wsr", "hue": "suspect", "ax": ax,
-                "palette": palette(stolen["suspect"])}  # fmt: skip
-        sns.scatterplot(**same, s=12, alpha=0.5, linewidth=0, legend=False)
-        sns.lineplot(
-            **same, style="suspect", markers=True, dashes=False, errorbar=None, markersize=5
-        )
+        sns.lineplot(runs, x="images", y="wsr", hue="suspect", style="suspect", markers=True,
+                     dashes=False, errorbar=interval, err_style="bars", markersize=5, ax=ax,
+                     palette=palette(stolen["suspect"]))  # fmt: skip
         before = rows[rows["kind"] == "stolen before"]
-        first = name(before["suspect"].iloc[0]) if len(before) else ""
-        label = f"thief before marking, {first}"
-        ax.plot(before["images"], before["wsr"], "x", color=DARK, label=label)
+        ax.plot(before["images"], before["wsr"], "x", color=DARK, label="thief before marking")
         ax.set(xlabel="query images", ylabel="watermark success rate", xscale="log")
         ax.set_xticks(images, [f"{n:g}" for n in images])
         ax.minorticks_off()
@@ -837,34 +781,31 @@ def suspect_dots(table: pd.DataFrame, title: str) -> Figure:
         _filled_dots(ax, part[measure], part["who"], order, innocent, part["accused"] == 1)
         least = part.loc[part["kind"] == "victim", "detectable"].mean()
         least += 0 if inference else part.loc[part["kind"] == "independent", measure].mean()
-        for side in (1, -1)[: 1 + (form == "published")]:  # which accuses on both sides
-            _threshold(ax, side * least)
+        for value in (least, -least)[: 1 + (form == "published")]:  # which accuses on both sides
+            if np.isfinite(value):
+                text, side = (
+                    ("accused \u2192", "left") if value > 0 else ("\u2190 accused", "right")
+                )
+                ax.axvline(value, color=DARK, linestyle="--", linewidth=1)
+                ax.annotate(text, (value, 1), xycoords=ax.get_xaxis_transform(), size=6.5, ha=side,
+                            va="bottom")  # fmt: skip
         ax.set(xlabel=label)
         ax.set_title(f"{form} form" if form else "", size=7.5, pad=14)
     return fig
-
-
-def _threshold(ax: Axes, value: float) -> None:
-    """Draw the border beyond which a suspect is accused; none for NaN."""
-    if np.isfinite(value):
-        text, side = ("accused \u2192", "left") if value > 0 else ("\u2190 accused", "right")
-        ax.axvline(value, color=DARK, linestyle="--", linewidth=1)
-        ax.annotate(text, (value, 1), size=6.5, ha=side, va="bottom",
-                    xycoords=("data", "axes fraction"))  # fmt: skip
 
 
 # ------------------------------------------------------------------------------ the registry
 
 
 class Row(NamedTuple):
-    """A figure: what it shows, who draws it, and its title or what says title and numbers.
+    """A figure: what it shows, who draws it, and what says its title and numbers.
 
     Of a table with several lengths of training it shows the longest, unless it is about the `lengths`.
     """
 
     shows: str
     plot: Callable[[pd.DataFrame, str], Figure]
-    summary: str | Callable[[pd.DataFrame], Summary]
+    summary: Callable[[pd.DataFrame], Summary]
     lengths: bool = False
 
     def shown(self, table: pd.DataFrame) -> pd.DataFrame:
@@ -873,8 +814,6 @@ class Row(NamedTuple):
 
     def summarise(self, table: pd.DataFrame) -> Summary:
         """Return what the table says, and after which length where it has several."""
-        if isinstance(self.summary, str):  # a fixed title says nothing
-            return Summary(self.summary)
         shown = self.shown(table)
         result = self.summary(shown)
         if self.lengths or len(tables.trainings(table)) == 1 or " steps" in result.title:
@@ -888,9 +827,9 @@ class Row(NamedTuple):
 
 FIGURES = {
     "00_samples": Row("Images of the embedded data sets (in code, the photographs are `patches`).",
-                      sample_sheet, "Images of the embedded data sets"),
+                      sample_sheet, lambda _: Summary("Images of the embedded data sets")),
     "01_views": Row("Two augmented views of each image, as the victim's training sees them.",
-                    sample_sheet, "Training images, and two augmented views of each"),
+                    sample_sheet, lambda _: Summary("Training images and two views of each")),
     "01_training": Row("The victim's training, monitored on held-out training images, whose neighbours "
                        "are looked for among up to 4,096 labelled ones: a probe of few labels is "
                        "less accurate.", training_curves, sentences.training),
@@ -947,7 +886,8 @@ FIGURES = {
     "05b_detectors": Row("What detectors see of customers and thieves, and whom they flag (filled, "
                          "in the shade). Projections are outputs of the head with which SimCLR was "
                          "trained.", detector_dots, sentences.detectors),
-    "05b_roc": Row("ROC curves of the detectors' statistics, for each kind of thief.",
+    "05b_roc": Row("ROC curves of the detectors' statistics, for each kind of thief (dots: at a "
+                   "detector's own threshold).",
                    roc_curves, sentences.roc),
     "05b_accounts": Row("Answers before a refusal, and accounts that all answers take.",
                         account_dots, sentences.accounts),

@@ -23,7 +23,7 @@ REFERENCES = ("random", "victim")
 GEOMETRY = {"norm_spread": "spread of norms", "anisotropy": "anisotropy",
             "effective_rank": "effective rank"}  # fmt: skip
 KINDS = {"victim": "victims", "unmarked": "unmarked victims", "obfuscated": "disguised copies",
-         "stolen": "thieves", "stolen before": "thieves of the unmarked victim",
+         "stolen": "thieves", "stolen before": "thieves before marking",
          "independent": "independent encoders", "profile": "tests of the main victim"}  # fmt: skip
 TESTS = {"p_chance": "against chance", "p_rank": "by rank, against chance",
          "p_paper": "against one independent encoder",
@@ -79,11 +79,11 @@ def compare(difference: Difference, a: str, b: str, corrected: bool = False) -> 
     return f"No reliable difference between {a} and {b} ({_points(mean)} points, {interval})"
 
 
-def verdict(table: pd.DataFrame, a: str, b: str, metric: str = "accuracy") -> str:
+def verdict(table: pd.DataFrame, a: str, b: str) -> str:
     """Say which of two attacks is better, paired by seed; nothing where one was not run."""
     if not {a, b} <= set(table["attack"]):
         return ""
-    return compare(tables.difference(table, a, b, metric), name(a), name(b))
+    return compare(tables.difference(table, a, b), name(a), name(b))
 
 
 def points(difference: Difference) -> str:
@@ -153,13 +153,12 @@ def training(table: pd.DataFrame) -> Summary:
 
 
 def worth(table: pd.DataFrame) -> Summary:
-    """Say what pre-training gained over random features, on one encoder of each kind."""
+    """Say what a probe reaches on the victim's features and on random ones, one encoder of each kind."""
     wide = table.pivot_table(index="encoder", columns="task", values="accuracy", sort=False)
     victim = next(n for n in wide.index if n not in ("random", "supervised"))
-    gains = wide.loc[victim] - wide.loc["random"]
-    gain, side = 100 * abs(gains.iloc[0]), "more" if gains.iloc[0] >= 0 else "less"
-    title = f"A linear probe on the victim's features ({name(victim)}) is {gain:.0f} points {side} "
-    title += f"accurate than on random ones ({gains.index[0]})"
+    reached, random = (f"{100 * wide.iloc[:, 0][encoder]:.0f} %" for encoder in (victim, "random"))
+    title = f"A linear probe reaches {reached} on the victim's features ({name(victim)}) and {random} on "
+    title += f"random ones ({wide.columns[0]})"
     return Summary(title, tables.percentages(wide.rename(name)))
 
 
@@ -349,37 +348,32 @@ def by_views(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def views(table: pd.DataFrame) -> Summary:
-    """Give Cont-Steal's difference from MSE for each kind of views, and say which are reliable."""
-    rows = by_views(main_task(table)).dropna(subset=["views"])
-    each: dict[str, Difference] = {}
+    """Say for how many kinds of views Cont-Steal's loss is ahead of MSE, and by how much for each."""
+    rows, each = by_views(main_task(table)).dropna(subset=["views"]), {}
     for view, runs in rows.groupby("views", sort=False):
         a, b = (f"{loss}, {view}" for loss in ("cont-steal", "embedding"))
         if {a, b} <= set(runs["attack"]):
-            each[name(a).removeprefix(f"{name('cont-steal')} ")] = tables.difference(runs, a, b)
-    sure = {view for view, d in each.items() if any(reliable([d]))}
-    shown = (f"{view.removeprefix('on ')} {_points(d[0])}{' (reliable)' * (view in sure != {*each})}"
-             for view, d in each.items())  # fmt: skip
-    title = f"Lead of Cont-Steal's loss over MSE's at equal views, in points: {', '.join(shown)}"
-    title += " (all reliable)" * (sure == {*each})
-    numbers = tables.summary(rows, ["loss", "views"], ["accuracy", "agreement"])
-    return Summary(title, numbers, _listed(each))
+            label = name(a).removeprefix(f"{name('cont-steal')} ")
+            each[label] = tables.difference(runs, a, b)
+    ahead, behind = reliable(each.values())
+    title = (
+        f"At equal views, Cont-Steal's loss is reliably ahead of MSE's on {ahead} of {len(each)} "
+    )
+    title += f"kinds of views, behind on {behind}"
+    return Summary(
+        title, tables.summary(rows, ["loss", "views"], ["accuracy", "agreement"]), _listed(each)
+    )
 
 
 def ablations(table: pd.DataFrame) -> Summary:
-    """Say what each change of a knob does to Cont-Steal, paired by seed, and name a single one."""
+    """Say how many changes of a knob help or harm Cont-Steal, paired by seed, and what each does."""
     rows = changed(table)
     each = {n: tables.difference(rows, n, sweeps.AS_GIVEN)
             for n in rows["attack"].unique() if n != sweeps.AS_GIVEN}  # fmt: skip
+    better, worse = reliable(each.values())
+    title = f"Changes to Cont-Steal, one at a time: {better} of {len(each)} reliably better, "
+    title += f"{worse} reliably worse"
     numbers = tables.summary(rows, ["knob", "value"], ["accuracy", "agreement", "cka"])
-    if len(each) == 1:
-        ((change, gap),) = each.items()
-        return Summary(compare(gap, f"Cont-Steal with {change}", "the default"), numbers)
-    sides = [k for k, d in each.items() if d[1] > 0], [k for k, d in each.items() if d[2] < 0]
-    counts = (f"{len(known)} {verb}" + (f"s ({known[0]})" if len(known) == 1 else "")
-              for verb, known in zip(("reliably help", "harm"), sides, strict=True))  # fmt: skip
-    once = each and max(d[3] for d in each.values()) < 2
-    title = f"Of {len(each)} changes to Cont-Steal, one at a time: "
-    title += "one seed, so no interval" if once else ", ".join(counts)
     return Summary(title, numbers, _listed(each))
 
 
@@ -465,7 +459,7 @@ def defenses(table: pd.DataFrame) -> Summary:
 
 
 def coverage(table: pd.DataFrame) -> Summary:
-    """Say whether a thief covers more of the embedding space than customers with as many queries.
+    """Say how much of the embedding space a thief and customers cover with as many queries.
 
     As many as the user who stands first in the table, or the thief where it sends fewer.
     """
@@ -476,10 +470,9 @@ def coverage(table: pd.DataFrame) -> Summary:
     sent = min(ends.iloc[0], ends["thief"])
     shares = {str(user): float(np.interp(sent, own["queries"], own["coverage"]))
               for user, own in means.groupby("user", sort=False) if ends[user] >= sent}  # fmt: skip
-    thief = shares.pop("thief")
-    each = ", ".join(f"{_compared(thief, share)} a {user.replace(', ', ' of ')} ({percent(share)})"
-                     for user, share in shares.items())  # fmt: skip
-    title = f"With {sent:g} queries a thief reaches {percent(thief)} of B4B's buckets, {each}"
+    thief = percent(shares.pop("thief"))
+    each = (f"a {user.replace(', ', ' of ')} {percent(share)}" for user, share in shares.items())
+    title = ", ".join([f"With {sent:g} queries a thief reaches {thief} of B4B's buckets", *each])
     changes = {f"{user} after {queries:g} queries": (*evaluate.mean_interval(gaps), len(gaps))
                for (user, queries), gaps in costs.groupby(["user", "queries"])["change"]
                } if len(costs) else {}  # fmt: skip
@@ -487,21 +480,14 @@ def coverage(table: pd.DataFrame) -> Summary:
     return Summary(title, means.groupby("user", sort=False).last().round(3), paid)
 
 
-def _compared(one: float, other: float) -> str:
-    if percent(one) == percent(other):
-        return "about as many as"
-    return "more than" if one > other else "fewer than"
-
-
 def matrix(table: pd.DataFrame) -> Summary:
     """Say how many defences take enough from every thief and little from every customer."""
     verdicts = provider.worth(table)
     works, fails = (sum(verdicts["verdict"] == word) for word in (provider.WORKS, provider.FAILS))
-    left = len(verdicts) - works - fails
-    title = f"{works} of {len(verdicts)} defences {'works' if works == 1 else 'work'} (take at "
-    title += "least 5 points from every thief, at most 1 from every customer), "
-    title += f"{fails} {'does' if fails == 1 else 'do'} not"
-    title += f", {left} {'is' if left == 1 else 'are'} undecided" if left else ""
+    title = (
+        "Defences that take at least 5 points from every thief and at most 1 from every customer: "
+    )
+    title += f"{works} of {len(verdicts)}, {len(verdicts) - works - fails} undecided"
     order = list(verdicts["defence"])
     bounded = table["high"] - table["low"] > 1e-9  # equal runs have no interval
     spans = (100 * table[["low", "high"]]).map("{:.1f}".format).agg(", ".join, axis=1)
@@ -535,21 +521,14 @@ def roc(table: pd.DataFrame) -> Summary:
     """Give each detector's rates at its own threshold, exact intervals, and the area of its curve."""
     most = table.groupby("user", sort=False)["auc"].max().items()
     each = ", ".join(f"{area:.2f} for {str(user).removeprefix('thief, ')}" for user, area in most)
-    rows: dict[str, dict[str, str]] = {}
-    for point in table.drop_duplicates(["detector", "user", "at"]).to_dict("records"):
-        cells, user = rows.setdefault(point["detector"], {"customers flagged": "-"}), point["user"]
-        if point["at"] == "verdict":
-            sides = {
-                "customers flagged": ("fpr", "customers"),
-                f"{user}, flagged": ("tpr", "thieves"),
-            }
-            cells |= {column: _share(point[rate] * point[side], point[side])
-                      for column, (rate, side) in sides.items()}  # fmt: skip
-        else:
-            cells |= {f"{user}, flagged": "-", f"{user}, AUC": f"{point['auc']:.2f}"}
-    numbers = pd.DataFrame(rows).T.rename_axis("detector")
+    by = ["detector", "user"]
+    numbers = table.groupby(by, sort=False)["auc"].first().round(2).to_frame("area")
+    verdicts = table[table["at"] == "verdict"].set_index(by)
+    for side, rate in (("customers", "fpr"), ("thieves", "tpr")):
+        shares = {at: _share(row[rate] * row[side], row[side]) for at, row in verdicts.iterrows()}
+        numbers[f"{side} flagged"] = pd.Series(shares, numbers.index, dtype=object)
     title = "Area under the best detector's ROC curve (0.5: chance), by what the thief sends"
-    return Summary(f"{title}: {each}", numbers)
+    return Summary(f"{title}: {each}", numbers.fillna("-"))
 
 
 def _share(hits: float, trials: int) -> str:
@@ -619,18 +598,16 @@ def parties(table: pd.DataFrame) -> Summary:
 # ---------------------------------------------------------------------------- ownership (05)
 
 
-def _accusations(rows: pd.DataFrame, by_budget: bool = False) -> str:
-    """Count the accused of each kind, and with several budgets thieves of the largest and least."""
-    counts = []
-    known = rows.dropna(subset=["accused"])
+def _accusations(rows: pd.DataFrame) -> str:
+    """Count the accused of each kind, thieves of the largest budget and of the least."""
+    counts, known = [], rows.dropna(subset=["accused"])
     for kind, called in KINDS.items():
         runs = known[known["kind"] == kind]
-        budgets = sorted(runs["images"].unique()) if by_budget and kind == "stolen" else []
-        parts = [runs[runs["images"] == n] for n in budgets[-1:] + budgets[:-1][:1]] or [runs]
-        ends = [f" {called} with {n:g} queries" for n in budgets[-1:]] or [f" {called}"]
-        ends += [f" with {n:g}" for n in budgets[:-1][:1]]
-        counts += [f"{part['accused'].sum():.0f} of {len(part)}{end}"
-                   for part, end in zip(parts, ends, strict=True) if len(part)]  # fmt: skip
+        parts, (least, most) = {called: runs}, runs["images"].agg(["min", "max"])
+        if kind == "stolen" and least < most:
+            parts = {f"{called} ({n:g} queries)": runs[runs["images"] == n] for n in (most, least)}
+        counts += [f"{part['accused'].sum():.0f} of {len(part)} {who}"
+                   for who, part in parts.items() if len(part)]  # fmt: skip
     return ", ".join(counts)
 
 
@@ -663,7 +640,7 @@ def dataset_inference(table: pd.DataFrame) -> Summary:
 def _accused(rows: pd.DataFrame, proof: str, unit: str = "points", scale: float = 100) -> list[str]:
     """Say whom a mark or a key accuses, and from what excess over the independent encoders on."""
     suspects = rows[rows["kind"].isin(["stolen", "stolen before", "independent"])]
-    counts = _accusations(suspects, unit == "points") or "nobody: too few independent encoders"
+    counts = _accusations(suspects) or "nobody: too few independent encoders"
     known = rows[rows["kind"] != "independent"].dropna(subset=["detectable"])
     least = [f"An excess of {scale * row['detectable']:.2g} {unit} over the mean of "
              f"{row['controls']:.0f} independent ones is accused: the smallest effect that this test "

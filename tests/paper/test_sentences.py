@@ -105,8 +105,8 @@ def test_losses_are_compared_at_equal_views() -> None:
     rows = [r for r in rows if r["attack"] != "cont-steal, shared views"]
     rows += runs((0.3,), attack="victim", **about)
     found = sentences.views(pd.DataFrame(rows))
-    lead = "Lead of Cont-Steal's loss over MSE's at equal views, in points: clean images +21.0"
-    assert found.title == f"{lead} (reliable), own views +0.3"
+    assert found.title == ("At equal views, Cont-Steal's loss is reliably ahead of MSE's on 1 of 2 kinds "
+                           "of views, behind on 0")  # fmt: skip
     assert found.details == ("on clean images: +21.0 points (95 % CI 18.5 to 23.5); "
                              "on own views: +0.3 points (95 % CI -5.9 to 6.6)")  # fmt: skip
     assert [*found.numbers["n"]] == [3] * 5, "each loss and each kind of views has a row"
@@ -182,14 +182,14 @@ def knobs(*shifts: tuple[float, ...]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def test_ablations_are_counted_and_a_reliable_one_is_named() -> None:
+def test_reliable_ablations_are_counted_and_each_is_given_with_its_interval() -> None:
     found = sentences.ablations(knobs(GOOD, NEAR, BAD, BAD))
-    assert found.title.endswith("4 changes to Cont-Steal, one at a time: "
-                                "1 reliably helps (lr: 0.0), 2 harm")  # fmt: skip
+    start = "Changes to Cont-Steal, one at a time: "
+    assert found.title == f"{start}1 of 4 reliably better, 2 reliably worse"
     assert "lr: 0.1: +0.3 points (95 % CI -5.9 to 6.6); lr: 0.2: -21.0" in found.details
     assert list(found.numbers["n"]) == [3] * 5, "knobs of numbers alone stay apart"
-    alone = "The default is 21.0 points ahead of Cont-Steal with lr: 0.0 (95 % CI 18.5 to 23.5)"
-    assert sentences.ablations(knobs(BAD)).title == alone
+    once = sentences.ablations(knobs(GOOD).query("seed == 0"))
+    assert once.title.startswith(f"{start}0 of 1"), "one seed has no interval"
 
 
 def test_an_ablation_of_no_knob_is_said_without_a_warning(recwarn) -> None:
@@ -314,8 +314,8 @@ def test_coverage_is_compared_after_as_many_queries_as_thief_and_customer_send()
     table = table.assign(noise=0.0, defence="D")
     other = table.assign(defence="E", coverage=1.0)
     found = sentences.coverage(pd.concat([table, other]))
-    assert found.title == ("With 16 queries a thief reaches 50.0 % of B4B's buckets, more than a "
-                           "customer of a (20.0 %), fewer than a customer of b (90.0 %)")  # fmt: skip
+    assert found.title == ("With 16 queries a thief reaches 50.0 % of B4B's buckets, a customer of a "
+                           "20.0 %, a customer of b 90.0 %")  # fmt: skip
     assert found.numbers["queries"].tolist() == [16, 24, 24, 8], "c sends fewer"
     assert not found.details, "no accuracy was measured"
     runs = [("thief", 24, d, s, a) for s in (0, 1) for d, a in (("D", 0.4), ("none", 0.7))]
@@ -326,7 +326,7 @@ def test_coverage_is_compared_after_as_many_queries_as_thief_and_customer_send()
         "this B4B: thief after 24 queries: -30.0 points (95 % CI -30.0 to -30.0)"
     )
     fewer = sentences.coverage(table[(table["user"] != "thief") | (table["queries"] < 24)]).title
-    assert fewer.startswith("With 8 queries a thief reaches 40.0 % of B4B's buckets, more than")
+    assert fewer.startswith("With 8 queries a thief reaches 40.0 % of B4B's buckets, a")
 
 
 def stake() -> pd.DataFrame:
@@ -339,11 +339,11 @@ def stake() -> pd.DataFrame:
 
 def test_the_matrix_names_what_harms_thieves_and_what_harms_customers() -> None:
     found = sentences.matrix(stake())
-    limits = "take at least 5 points from every thief, at most 1 from every customer"
-    assert found.title == f"1 of 2 defences works ({limits}), 1 does not"
+    limits = "take at least 5 points from every thief and at most 1 from every customer"
+    assert found.title == f"Defences that {limits}: 1 of 2, 0 undecided"
     assert found.numbers["verdict"].to_dict() == {"D": "works", "E": "does not work"}
     open_ = stake().assign(low=-0.3)
-    assert sentences.matrix(open_).title.endswith("), 1 does not, 1 is undecided")
+    assert sentences.matrix(open_).title.endswith(": 0 of 2, 1 undecided")
     assert found.numbers.loc["D", "thief, MSE"] == "-20.0 [-21.0, -19.0]"
 
 
@@ -384,8 +384,8 @@ def test_a_roc_is_told_by_its_area_and_its_verdict_by_exact_rates() -> None:
     found = sentences.roc(detection.roc(pd.concat([watch, price])))
     assert found.title.startswith("Area under the best detector's ROC curve (0.5: chance)")
     assert found.title.endswith(": 0.75 for x")
-    assert found.numbers.loc["D"].tolist() == ["50.0 % [1, 99]", "50.0 % [1, 99]", "0.75"]
-    assert found.numbers.loc["bill"].tolist() == ["-", "-", "0.75"]
+    assert found.numbers.loc[("D", "thief, x")].tolist() == [0.75, *["50.0 % [1, 99]"] * 2]
+    assert found.numbers.loc[("bill", "thief, x")].tolist() == [0.75, "-", "-"]
 
 
 def test_refusals_are_counted_and_what_a_thief_ends_with_is_said() -> None:
@@ -427,7 +427,8 @@ def owned() -> pd.DataFrame:
 
 def test_the_watermark_is_described_by_its_verdicts_its_rates_and_its_price() -> None:
     found = sentences.watermark(owned())
-    assert found.title == ("The mark (trained) accuses 1 of 1 thieves with 32 queries, 0 of 1 with 16, "
+    assert found.title == ("The mark (trained) accuses 1 of 1 thieves (32 queries), 0 of 1 thieves "
+                           "(16 queries), "
                            "0 of 2 independent encoders")  # fmt: skip
     assert found.details == ("An excess of 9 points over the mean of 2 independent ones is accused: the "
                              "smallest effect that this test can see")  # fmt: skip
@@ -442,7 +443,8 @@ def test_the_key_is_described_by_its_verdicts_and_its_price() -> None:
     keyed = owned().drop(columns=["head", "wsr"])
     keyed = keyed.assign(cosine=[0.9, 0.1, 0.3, 0.5, 0.1, -0.1], rate=0.5)
     found = sentences.guard(keyed)
-    assert found.title == "SSLGuard's key accuses 1 of 2 thieves, 0 of 2 independent encoders"
+    assert found.title == ("SSLGuard's key accuses 1 of 1 thieves (32 queries), 0 of 1 thieves (16 "
+                           "queries), 0 of 2 independent encoders")  # fmt: skip
     assert found.details.startswith("An excess of 0.09 in cosine over the mean of 2 independent")
     assert found.numbers["cosine"].tolist() == [0.9, 0.1, 0.3, 0.5, 0.0]
     rates = sentences.false_positive_rates(keyed.assign(p_keys=0.5))
@@ -455,8 +457,9 @@ def test_accusations_and_false_positives_are_counted() -> None:
     signed = signed.assign(gap=1.0, on="all", detectable=0.15)
     inferred = pd.concat([signed.assign(form=form) for form in ("signed", "published")])
     found = sentences.dataset_inference(inferred)
-    assert found.title == ("The signed test accuses 1 of 1 victims, 1 of 1 unmarked victims, 0 of 2 "
-                           "thieves, 1 of 2 independent encoders")  # fmt: skip
+    thieves = "0 of 1 thieves (32 queries), 0 of 1 thieves (16 queries)"
+    assert found.title == ("The signed test accuses 1 of 1 victims, 1 of 1 unmarked victims, "
+                           f"{thieves}, 1 of 2 independent encoders")  # fmt: skip
     assert "An effect above 0.15 standard deviations" in found.details
     rates = sentences.false_positive_rates(owned(), inferred)
     row = rates.loc[("dataset inference", "published")]
