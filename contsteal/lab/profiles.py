@@ -61,23 +61,17 @@ PUBLISHED: dict[str, dict[str, Any]] = {  # optimizers of attacks with other cod
 def variant(name: str) -> tuple[str, dict[str, Any]]:
     """Return an attack's name in `steal.ATTACKS` and the fields of its config that its variants change.
 
-    Raises ValueError for an unknown variant, with those that exist.
+    Raises ValueError for an unknown attack or variant, with those that exist.
     """
     attack, *given = fitting(name, "attack", str).split(", ")
     if unknown := [word for word in given if word not in VARIANTS]:
         raise ValueError(
             f"unknown variant {unknown[0]!r} of {attack}: choose one of {', '.join(VARIANTS)}"
         )
+    _ = attacks.Config(attack).recipe  # refuses an unknown one with those that exist
     own = PUBLISHED.get(attack)
     known = VARIANTS | ({"published optimizer": own} if own else {})
     return attack, {k: v for word in given for k, v in known[word].items()}
-
-
-def known_variant(name: str) -> dict[str, Any]:
-    """Return what an attack's variants change; ValueError for an unknown attack or variant."""
-    attack, changes = variant(name)
-    _ = attacks.Config(attack).recipe  # refuses an unknown one with those that exist
-    return changes
 
 
 Rate = Annotated[float, Field(gt=0)]
@@ -194,7 +188,9 @@ class Victim(_model("Victim", _fields(methods.Config))):  # type: ignore[misc]
 
 
 class Surrogate(_model("Surrogate", _fields(attacks.Config))):  # type: ignore[misc]
-    """How an encoder is stolen."""
+    """How an encoder is stolen, by one that is named."""
+
+    encoder: Annotated[str, AfterValidator(_encoder)]
 
 
 class Methods(_model("Methods", dict.fromkeys(methods.METHODS, (Victim, None)))):  # type: ignore[misc]
@@ -204,21 +200,20 @@ class Methods(_model("Methods", dict.fromkeys(methods.METHODS, (Victim, None))))
 class Common(Strict):
     """The settings that all notebooks of a profile share."""
 
-    data: Data = ""
-    image_size: int = Field(0, ge=8)
-    train_images: Count = 0
-    probe_images: Count = 0
+    data: Data
+    image_size: int = Field(ge=8)
+    train_images: Count
+    probe_images: Count
     probe_draws: Positive = 1  # sets of so many images over which an accuracy is a mean
-    test_images: Count = 0
-    query_data: Data = ""
-    query_images: Count = 0
-    victim: Victim = Victim()
+    test_images: Count
+    query_data: Data
+    query_images: Count
+    victim: Victim
     methods: Methods = Methods()
-    victims: dict[
-        str, Victim
-    ] = {}  # further ones, such as ready encoders, by names that `method` takes
-    supervised: Victim = Victim()
-    surrogate: Surrogate = Surrogate()
+    # Further victims, such as ready encoders, by names that `method` takes.
+    victims: dict[str, Victim] = {}
+    supervised: Victim
+    surrogate: Surrogate
     rates: dict[str, Rate] = {}  # of attacks, where they are not the surrogate's `lr`
     workers: Positive = 1
     at_once: Positive = 1
@@ -231,36 +226,15 @@ class Common(Strict):
     @classmethod
     def _check_attacks(cls, rates: dict[str, float]) -> dict[str, float]:
         for name in rates:
-            if not known_variant(name).keys() <= {"views"}:
+            if not variant(name)[1].keys() <= {"views"}:
                 raise ValueError(f"{name!r}: name an attack, with no other word than its views")
         return rates
 
 
 class Changes(Common):
-    """What an experiment may change of a profile: its settings, and the victim's method or name."""
+    """A profile's settings as an experiment changes them, and the victim's method or name."""
 
     method: str | None = None
-
-
-class Thief(Surrogate):
-    """How every attack of a profile steals: by an encoder that is named."""
-
-    encoder: Annotated[str, AfterValidator(_encoder)]
-
-
-class Whole(Common):
-    """The settings of a profile, which has those that every experiment reads."""
-
-    data: Data
-    image_size: int = Field(ge=8)
-    train_images: Count
-    probe_images: Count
-    test_images: Count
-    query_data: Data
-    query_images: Count
-    victim: Victim
-    supervised: Victim
-    surrogate: Thief
 
 
 class Published(Strict):
@@ -294,16 +268,16 @@ class Profile(Strict):
     """A file of `notebooks/profiles`."""
 
     about: str = ""
-    common: Whole
+    common: Common
     notebooks: dict[str, dict[str, Any]] = {}
     expectations: list[Expectation] = []
     tables: list[Published] = []
 
 
-def _validate(model: type[BaseModel], given: object, place: str) -> None:
-    """Raise ValueError with one sentence for each thing that is wrong, `place` before it."""
+def validated(model: type[BaseModel], given: object, place: str) -> Any:
+    """Return a model of what is given; ValueError with a sentence for each mistake, after its `place`."""
     try:
-        model.model_validate(given)
+        return model.model_validate(given)
     except ValidationError as error:
         missing = [_name(e) for e in error.errors() if e["type"] == "missing"]
         lines = [_sentence(e, place) for e in error.errors() if e["type"] != "missing"]
@@ -332,10 +306,24 @@ def _sentence(error: ErrorDetails, place: str) -> str:
 
 
 def check(given: dict[str, Any], known: dict[str, Any], place: str) -> None:
-    """Raise ValueError for a name that is not known or a value of another type than its default's."""
+    """Raise ValueError for a name that is not known or a value of another type than its default's.
+
+    So do NaN, infinity, a list that names a value twice, and an unknown attack.
+    """
     types = {name: (_type(default), default) for name, default in known.items()}
-    _validate(_model("Parameters", types), given, place)
-    check_values(known | given, place)
+    validated(_model("Parameters", types), given, place)
+    values = known | given
+    values["seeds and more_seeds"] = [*values.get("seeds", ()), *values.get("more_seeds", ())]
+    for name, value in _nested(values):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{place}: {name}={value!r}: a finite number is needed")
+        if isinstance(value, list) and name not in PAIRS and "[" not in name:
+            distinct(value, f"{place}: {name}=")
+        if isinstance(value, str) and re.split(r"[.\[]", name)[0] in OF_ATTACKS:
+            try:
+                variant(value)
+            except ValueError as error:
+                raise ValueError(f"{place}: {name}: {error}") from None
 
 
 def distinct(values: Iterable[Any], name: str = "") -> list[Any]:
@@ -348,23 +336,6 @@ def distinct(values: Iterable[Any], name: str = "") -> list[Any]:
     if repeated := [word for k, word in enumerate(words) if word in words[:k]]:
         raise ValueError(f"{name}{values} names {repeated[0]} twice: name it once")
     return values
-
-
-def check_values(given: dict[str, Any], place: str) -> None:
-    """Raise ValueError for NaN, infinity, a list that names a value twice, or an unknown attack."""
-    given = given | {
-        "seeds and more_seeds": [*given.get("seeds", ()), *given.get("more_seeds", ())]
-    }
-    for name, value in _nested(given):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{place}: {name}={value!r}: a finite number is needed")
-        if isinstance(value, list) and name not in PAIRS and "[" not in name:
-            distinct(value, f"{place}: {name}=")
-        if isinstance(value, str) and re.split(r"[.\[]", name)[0] in OF_ATTACKS:
-            try:
-                known_variant(value)
-            except ValueError as error:
-                raise ValueError(f"{place}: {name}: {error}") from None
 
 
 def _nested(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -395,23 +366,19 @@ class _Loader(yaml.SafeLoader):
     An alias could hold itself, or grow without end.
     """
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise self._refusal(self.peek_event(), "an alias; write its values out")
-        return super().compose_node(parent, index)
+    def fetch_alias(self) -> None:
+        raise yaml.MarkedYAMLError(
+            problem="an alias: write its values out", problem_mark=self.get_mark()
+        )
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys: list[Any] = []
         for key, _ in node.value:
             if key.value in keys:
-                raise self._refusal(key, f"{key.value!r} is named twice; name it once")
+                problem = f"{key.value!r} is named twice: name it once"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             keys.append(key.value)
         return super().construct_mapping(node, deep)
-
-    def _refusal(self, thing: Any, problem: str) -> ValueError:
-        return ValueError(
-            f"{os.path.basename(self.name)}, line {thing.start_mark.line + 1}: {problem}"
-        )
 
 
 def names() -> list[str]:
@@ -434,10 +401,10 @@ def profile(name: str) -> dict[str, Any]:
         with (PROFILES / place).open("rb") as file:
             settings = yaml.load(file, _Loader)
     except (OSError, RecursionError, yaml.YAMLError) as error:
-        raise ValueError(f"{place} is not YAML in UTF-8: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{place} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict) or not isinstance(settings.get("common"), dict):
         raise ValueError(f"{place}: a section 'common' is needed; copy one from demo.yaml")
-    _validate(Profile, settings, place)
+    validated(Profile, settings, place)
     return settings
 
 
@@ -446,10 +413,9 @@ def changed(name: str, changes: dict[str, Any]) -> tuple[dict[str, Any], str | N
 
     Raises ValueError for a setting that no profile has, a value of another type, or an unknown method.
     """
-    _validate(Changes, changes, f"changes of {name}")
-    method = changes.get("method")
-    settings = {k: v for k, v in changes.items() if k != "method"}
-    settings = SPLITS | profile(name)["common"] | settings
+    settings = SPLITS | profile(name)["common"] | changes
+    validated(Changes, settings, f"changes of {name}")
+    method = settings.pop("method", None)
     if method is not None:
         choice(method, "method", [*methods.METHODS, *settings.get("victims", {})])
     return settings, method
@@ -457,7 +423,7 @@ def changed(name: str, changes: dict[str, Any]) -> tuple[dict[str, Any], str | N
 
 def watermark(given: dict[str, Any], place: str = "watermark") -> dict[str, Any]:
     """Return how a victim is marked, defaults filled in; {} for one that is not."""
-    _validate(Watermark, given, place)
+    validated(Watermark, given, place)
     return Watermark().model_dump() | given if given else {}
 
 

@@ -102,19 +102,25 @@ def test_a_mistake_is_named_with_its_place(folder: Path, text: str, message: str
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"common: [", "tiny.yaml is not YAML in UTF-8: while parsing"),
+        (b"common: [", "tiny.yaml cannot be read: while parsing"),
         (
             "common: {data: \u00e9}".encode("latin-1"),
-            "tiny.yaml is not YAML in UTF-8: unacceptable character #x00e9",
+            "tiny.yaml cannot be read: unacceptable character #x00e9",
         ),
-        (b"common: {data: a}\0", "tiny.yaml is not YAML in UTF-8: unacceptable character"),
+        (b"common: {data: a}\0", "tiny.yaml cannot be read: unacceptable character"),
         (
             b"common:\n  data: a\n  price: 1\n  data: b",
-            "tiny.yaml, line 4: 'data' is named twice; name it once",
+            "tiny.yaml cannot be read: 'data' is named twice: name it once .*tiny.yaml\", line 4",
         ),
-        (b"notebooks:\n  a: {seeds: [0]}\n  'a': {}", "tiny.yaml, line 3: 'a' is named twice"),
-        (b"common: &a {data: *a}", "tiny.yaml, line 1: an alias; write its values out"),
-        (b"about: " + 3000 * b"[", "tiny.yaml is not YAML in UTF-8: maximum recursion depth"),
+        (
+            b"notebooks:\n  a: {seeds: [0]}\n  'a': {}",
+            "tiny.yaml cannot be read: 'a' is named twice.*, line 3",
+        ),
+        (
+            b"common: &a {data: *a}",
+            "tiny.yaml cannot be read: an alias: write its values out .*, line 1",
+        ),
+        (b"about: " + 3000 * b"[", "tiny.yaml cannot be read: maximum recursion depth"),
         (b"- 1", "tiny.yaml: a section 'common' is needed; copy one from demo.yaml"),
         (b"", "tiny.yaml: a section 'common' is needed"),
         (
@@ -134,7 +140,7 @@ def test_a_file_that_is_no_profile_is_named_in_one_line(
 
 def test_a_folder_in_the_place_of_a_profile_is_named(folder: Path) -> None:
     (folder / "tiny.yaml").mkdir()
-    with pytest.raises(ValueError, match=r"^tiny.yaml is not YAML in UTF-8: .*Is a directory"):
+    with pytest.raises(ValueError, match=r"^tiny.yaml cannot be read: .*Is a directory"):
         profiles.profile("tiny")
 
 
@@ -189,7 +195,6 @@ def test_values_are_returned_as_written(folder: Path) -> None:
     ("changes", "message"),
     [
         ({"dta": 3}, "changes of smoke: unknown parameter 'dta'"),
-        ([1], "changes of smoke: [1] should be a valid dictionary"),
         ({"query_images": "9"}, "changes of smoke: query_images='9' should be a valid integer"),
         ({"method": "mocoo"}, "unknown method 'mocoo': choose one of simclr, moco"),
         ({"watermark": {"lr": 0.1}}, "changes of smoke, watermark: set epochs"),
