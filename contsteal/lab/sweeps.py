@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
 from itertools import product as combinations
-from numbers import Integral
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import joblib
 import pandas as pd
@@ -27,7 +26,7 @@ import torch
 from torch import distributed as dist
 from tqdm.auto import tqdm
 
-from contsteal import encoders, evaluate, files, loop, pretrain, steal
+from contsteal import choice, encoders, evaluate, files, loop, number, pretrain, steal
 from contsteal.lab import artifacts
 from contsteal.lab.experiment import Lab
 from contsteal.lab.profiles import config, distinct, variant
@@ -152,8 +151,9 @@ def _results(lab: Lab, jobs: Sequence[Job]) -> Iterator[tuple[list[Row], list[st
 
 def _make_victims(lab: Lab, jobs: Sequence[Job]) -> None:
     """Make here, once, what every worker would otherwise make for its first job."""
-    for changes in {repr(job.lab): job.lab for job in jobs if not job.trains}.values():
-        _ = lab.but(**dict(changes)).victim
+    for job in jobs:
+        if not job.trains:
+            _ = lab.but(**dict(job.lab)).victim
 
 
 def _run(lab: Lab, job: Job) -> tuple[list[Row], list[str]]:
@@ -196,16 +196,8 @@ def _run_on_cluster(order: Order, job: Job) -> tuple[list[Row], list[str]]:
     """Run a job in a Dask worker, also in one that was started after the others were looked at."""
     import distributed
 
-    _never_pause(distributed.get_worker())
+    _join(order, distributed.get_worker())
     return _run_in_worker(order, job)
-
-
-def _never_pause(worker: Any) -> None:
-    """Let a worker take runs up to its limit of memory, at which Dask starts it again.
-
-    At four fifths of it Dask would pause the worker, until memory is freed that a run never frees.
-    """
-    worker.memory_manager.memory_pause_fraction = 1.0
 
 
 def _enter(order: Order) -> Lab:
@@ -365,8 +357,12 @@ def _check_workers(client: Any, order: Order) -> None:
 
 
 def _join(order: Order, dask_worker: Any) -> None:
+    """Check a worker, and let it take runs up to its limit of memory, at which Dask starts it again.
+
+    At four fifths of it Dask would pause the worker, until memory is freed that a run never frees.
+    """
     _enter(order)
-    _never_pause(dask_worker)
+    dask_worker.memory_manager.memory_pause_fraction = 1.0
 
 
 # --------------------------------------------------------------------------------- sweeps
@@ -378,7 +374,7 @@ def product(*lists: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
 
 
 def train(
-    lab: Lab, methods: Names, data: Names = (), alone: tuple[int, Numbers, Numbers] | None = None
+    lab: Lab, methods: Names, data: Names, alone: tuple[int, Numbers, Numbers] = (0, (), ())
 ) -> None:
     """Train victims side by side on a CPU: by these methods, on other `data`, and the supervised one.
 
@@ -388,7 +384,7 @@ def train(
     jobs += [Job(pretrain_victim, ("victim",), tuple(changes.items()), True)
              for changes in (_on(lab, name) for name in distinct(data)) if changes]  # fmt: skip
     jobs.append(Job(pretrain_victim, ("supervised",), trains=True))
-    queries, seeds, steps = alone or (0, (), ())
+    queries, seeds, steps = alone
     jobs += [Job(alone_rows, (name, queries, seed, (), n), trains=True)
              for name, seed, n in product(ALONE, seeds, steps)]  # fmt: skip
     run(lab, jobs)
@@ -406,7 +402,6 @@ def sweep(
     queries: Numbers,
     seeds: Numbers,
     tasks: Names,
-    defenses: Sequence[Defense] = (),
     steps: Numbers = (),
     **changes: Any,
 ) -> pd.DataFrame:
@@ -419,26 +414,18 @@ def sweep(
     `agreement`, `knn`, `cka`, `cosine`, and of a classifier's thief `own_head`, the accuracy of its own
     head, and `own_agreement` with the provider's classifier).
     """
-    scored = distinct(tasks)
-    jobs = [
-        Job(
-            steal_rows, (*point, scored, tuple(defenses), tuple(sorted((changes | length).items())))
-        )
-        for *point, length in product(attacks, queries, seeds, lengths(steps))
-    ]
-    return pd.DataFrame(run(lab, jobs))
+    points = product(attacks, queries, seeds)
+    rows = [Attack({}, attack, images, seed, changes) for attack, images, seed in points]
+    return table(lab, tasks, rows, steps)
 
 
 def lengths(steps: Numbers) -> list[dict[str, Any]]:
     """Return the changes of `steal.Config` for each length of training; one of none for the profile's.
 
-    Raises ValueError for what is no list, and for a length that is no whole number of 1 or more or is
-    named twice.
+    Raises ValueError for a length that is no whole number of 1 or more, or is named twice.
     """
-    whole = isinstance(steps, Sequence) and all(isinstance(n, Integral) and n >= 1 for n in steps)
-    if not whole or len(set(steps)) < len(steps):
-        raise ValueError(f"steps={steps!r}: a list of different lengths of 1 or more is needed")
-    return [{"steps": n} for n in steps] or [{}]
+    each = distinct(steps, "steps=")
+    return [{"steps": number(n, "steps", int, least=1)} for n in each] or [{}]
 
 
 def search_rates(
@@ -461,10 +448,8 @@ def without_victim(
     """Return what a thief gets without any answer, at the same lengths of training; rows as `sweep`'s.
 
     SimCLR on each number of query images alone, and supervision with labelled images of the main task.
-    Raises ValueError for no length of training, and for what `lengths` refuses.
+    Raises ValueError for what `lengths` refuses.
     """
-    if not steps:
-        raise ValueError("steps=[]: at least one length of training is needed")
     lengths(steps)
     jobs = [Job(alone_rows, (name, count, seed, tasks, length))
             for name, count, seed, length in product(ALONE, queries, seeds, steps)]  # fmt: skip
@@ -474,10 +459,8 @@ def without_victim(
 def stake(lab: Lab, data: Names, queries: int, seeds: Numbers, steps: Numbers) -> pd.DataFrame:
     """Return, per data set, what a thief gets `without_victim`, beside random features and the victim.
 
-    Victim and queries are of that set; each row names it as `data`. Raises ValueError for no set.
+    Victim and queries are of that set; each row names it as `data`.
     """
-    if not data:
-        raise ValueError("data=[]: at least one data set is needed")
     parts = []
     for name in distinct(data):
         other = lab.but(**_on(lab, name))
@@ -508,10 +491,9 @@ def victims(
 
 def references(lab: Lab, tasks: Iterable[str], seeds: Iterable[int]) -> pd.DataFrame:
     """Return the rows that frame every table: random features and the victim, each per seed."""
-    seeds = distinct(seeds)
-    nets = [("random", s, lab.random(s)) for s in seeds]
-    nets += [("victim", s, lab.victim.encoder) for s in seeds]
-    jobs = [Job(score_rows, ({"attack": name, "seed": s}, net, tasks, s)) for name, s, net in nets]
+    nets = {"random": lab.random, "victim": lambda seed: lab.victim.encoder}
+    jobs = [Job(score_rows, ({"attack": name, "seed": seed}, net(seed), tasks, seed))
+            for (name, net), seed in product(nets.items(), seeds)]  # fmt: skip
     return pd.DataFrame(run(lab, jobs))
 
 
@@ -538,24 +520,32 @@ def _split(lab: Lab, given: Mapping[str, Any]) -> tuple[Pairs, Pairs]:
     return tuple(attack), tuple(profile)
 
 
-Point = tuple[Row, str, int, int, Mapping[str, Any]]  # what rows say; attack, images, seed, changes
+class Attack(NamedTuple):
+    """A row of a `table`: what it says of itself, the attack, its query images and seed.
 
-
-def _table(lab: Lab, tasks: Names, points: Sequence[Point], steps: Numbers = ()) -> pd.DataFrame:
-    """Run an attack per point and length of training; return a row for each and each task.
-
-    Beside it stands what the point says of it.
+    `changes` are fields of steal.Config or, as OF_LAB, of the profile; `defenses` those of the victim.
     """
-    if steps and (named := {k for *_, changes in points for k in changes} & {"steps", "epochs"}):
+
+    about: Row
+    name: str
+    images: int
+    seed: int
+    changes: Mapping[str, Any] = {}
+    defenses: Sequence[Defense] = ()
+
+
+def table(lab: Lab, tasks: Names, attacks: Sequence[Attack], steps: Numbers = ()) -> pd.DataFrame:
+    """Run every attack at each length of training; return a row per run and task, after what it says."""
+    if steps and (named := {k for one in attacks for k in one.changes} & {"steps", "epochs"}):
         raise ValueError(
             f"steps={list(steps)}: {named.pop()!r} is a knob already, leave one of them out"
         )
-    runs = [(*point, length) for point, length in product(points, lengths(steps))]
-    jobs = []
-    for _, attack, images, seed, changes, length in runs:
-        knobs, elsewhere = _split(lab, {**changes, **length})
-        jobs.append(Job(steal_rows, (attack, images, seed, tasks, (), knobs), elsewhere))
-    about = [row for row, *_ in runs for _ in tasks]
+    tasks, jobs, about = distinct(tasks), [], []
+    for one, length in product(attacks, lengths(steps)):
+        knobs, profile = _split(lab, {**one.changes, **length})
+        given = (one.name, one.images, one.seed, tasks, tuple(one.defenses), knobs)
+        jobs.append(Job(steal_rows, given, profile))
+        about += len(tasks) * [one.about]
     return pd.DataFrame([a | row for a, row in zip(about, run(lab, jobs), strict=True)])
 
 
@@ -575,9 +565,9 @@ def ablate(
     `sweep`, at as many lengths of training, with `knob` and `value`.
     """
     settings = [(AS_GIVEN, ""), *((knob, value) for knob in knobs for value in knobs[knob])]
-    return _table(lab, [task], [
-        ({"knob": knob, "value": str(value)}, attack, queries, seed,
-         {} if knob == AS_GIVEN else {knob: value})
+    return table(lab, [task], [
+        Attack({"knob": knob, "value": str(value)}, attack, queries, seed,
+               {} if knob == AS_GIVEN else {knob: value})
         for (knob, value), seed in product(settings, seeds)
     ], steps)  # fmt: skip
 
@@ -587,8 +577,9 @@ def losses(
     steps: Numbers = (), split: str = "train",
 ) -> pd.DataFrame:  # fmt: skip
     """Run every attack on the victim of each data set, queried with images of that set's `split`."""
-    return _table(lab, tasks, [
-        ({"victim": name}, attack, queries, seed, {"data": name, "query_data": f"{name}@{split}"})
+    return table(lab, tasks, [
+        Attack({"victim": name}, attack, queries, seed,
+               {"data": name, "query_data": f"{name}@{split}"})
         for name, attack, seed in product(victim_data, attacks, seeds)
     ], steps)  # fmt: skip
 
@@ -607,19 +598,18 @@ def classifiers(
     classifier of each is the provider's probe on its features. `share` is what a row has of its own
     victim's accuracy on that task with the same labelled images.
     """
-    if unknown := sorted(victims.keys() - {"victim", "supervised"}):
-        raise ValueError(f"unknown victim {unknown[0]!r}: choose victim or supervised")
-    if not victims:
-        raise ValueError("victims={}: name victim or supervised, with its attacks")
+    for name in victims:
+        choice(name, "victim", ("victim", "supervised"))
     parts = []
     for name, attacks in victims.items():
         settings = lab.settings[name]
         other = lab.but(**({} if name == "victim" else {"victim": settings}))
         rows = sweep(other, attacks, [queries], seeds, tasks, steps=steps)
         part = _framed(other, rows, tasks, seeds)
-        ceiling = part[part["attack"] == "victim"].set_index(["seed", "task"])["accuracy"]
-        own = [ceiling[point] for point in zip(part["seed"], part["task"], strict=True)]
-        parts.append(part.assign(victim=settings.get("method", name), share=part["accuracy"] / own))
+        own = part["accuracy"].where(part["attack"] == "victim")
+        ceiling = own.groupby([part["seed"], part["task"]]).transform("first")
+        share = part["accuracy"] / ceiling
+        parts.append(part.assign(victim=settings.get("method", name), share=share))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -628,14 +618,14 @@ def elsewhere(
     steps: Numbers = (),
 ) -> pd.DataFrame:  # fmt: skip
     """Run attacks on the profile's victim with queries from elsewhere: (data set, split, images)."""
-    points: list[Point] = []
+    rows: list[Attack] = []
     for (data, split, images), attack, seed in product(sources, attacks, seeds):
         pool = max(images, lab.settings["query_images"])
         changes = {"query_data": f"{data}@{split}", "query_images": pool}
         name = data if split == "train" else f"{data}@{split}"
         about = {"victim": lab.settings["data"], "query_data": name}
-        points.append((about, attack, images, seed, changes))
-    return _table(lab, tasks, points, steps)
+        rows.append(Attack(about, attack, images, seed, changes))
+    return table(lab, tasks, rows, steps)
 
 
 def grid(
@@ -649,7 +639,7 @@ def grid(
     training.
     """
     largest = lab.settings["surrogate"].get("batch", steal.Config.batch)
-    points: list[Point] = []
+    rows: list[Attack] = []
     for values, attack, seed in product(product(*axes.values()), attacks, seeds):
         about = dict(zip(axes, values, strict=True))
         images = about["images"]
@@ -657,8 +647,8 @@ def grid(
         changes = {k: v for k, v in about.items() if k != "images"} | {"batch": batch}
         changes["query_images"] = max(images, lab.settings["query_images"])
         length = {"steps": about["epochs"] * (images // batch)} if "epochs" in about else {}
-        points.append((about | length, attack, images, seed, changes))
-    return _table(lab, tasks, points, steps)
+        rows.append(Attack(about | length, attack, images, seed, changes))
+    return table(lab, tasks, rows, steps)
 
 
 def landscapes(lab: Lab, methods: Names, query_data: Names, count: int) -> pd.DataFrame:
@@ -686,23 +676,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--part", default="victim", choices=("victim", "supervised"))
     given = parser.parse_args(arguments)
     lab, processes = Lab(given.profile), int(os.environ.get("WORLD_SIZE", 1))
-    if processes == 1:
-        train_together(lab, given.part, given.method)
-        return
     if (batch := config(lab.settings, given.part, given.method).batch) % processes:
         problem = f"{processes} processes cannot share {batch} images of a batch evenly"
         first = os.environ["RANK"] == "0"  # who says it for all, before they wait for each other
         raise SystemExit(f"{problem}: choose a number that divides it" if first else 2)
-    device, place = artifacts.device(), int(os.environ["LOCAL_RANK"])
-    if device.type == "cuda":
-        if place >= torch.cuda.device_count():
-            raise ValueError(f"process {place + 1} of {torch.cuda.device_count()} GPUs: one a GPU")
-        torch.cuda.set_device(place)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    on_gpus = artifacts.device().type == "cuda"
+    if processes > 1:
+        if on_gpus:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # refuses more than there are
+        dist.init_process_group("nccl" if on_gpus else "gloo")
     try:
         train_together(lab, given.part, given.method)
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def train_together(lab: Lab, part: str, method: str | None = None) -> None:

@@ -124,15 +124,11 @@ def readings(table: pd.DataFrame) -> pd.DataFrame:
     ours, rows = table[table["victim"] == first], []
     compared = [(f"accuracy on {task}, with new probes", ours, task, "accuracy", "accuracy")
                 for task in table["task"].unique()]  # fmt: skip
-    agreement = "agreement with the victim"
+    agreement, own = "agreement with the victim", "the rival with its own classifier"
     compared += [(f"{agreement}, with new probes", ours, main, "agreement", "agreement")]
     if "own_head" in table:
-        own = (
-            (f"accuracy on {main}", "accuracy", "own_head"),
-            (agreement, "agreement", "own_agreement"),
-        )
-        compared += [(f"{what}, the rival with its own classifier", ours, main, *metrics)
-                     for what, *metrics in own]  # fmt: skip
+        compared += [(f"accuracy on {main}, {own}", ours, main, "accuracy", "own_head"),
+                     (f"{agreement}, {own}", ours, main, "agreement", "own_agreement")]  # fmt: skip
     for victim in table["victim"].unique()[1:]:
         label = f"share of its victim's accuracy, the rival's victim is {victim}"
         compared.append((label, table[table["victim"] == victim], main, "share", "share"))
@@ -140,8 +136,6 @@ def readings(table: pd.DataFrame) -> pd.DataFrame:
         mine = ours[(ours["attack"] == "embedding") & (ours["task"] == task)]
         for rival in ("label", "posterior"):
             runs = theirs[(theirs["attack"] == rival) & (theirs["task"] == task)]
-            if runs.empty:
-                continue
             gains = mine.set_index("seed")[metric] - runs.set_index("seed")[their_metric]
             rows += [{"reading": reading, "attack": rival, "seed": seed, "gain": gain}
                      for seed, gain in gains.dropna().items()]  # fmt: skip
@@ -236,8 +230,7 @@ def published(table: pd.DataFrame) -> pd.DataFrame:
     point = ["victim", "query_data", "images", "task"]
     if "query_data" not in table:
         table = table.assign(query_data=table["victim"])
-    ours = set(table[point].itertuples(index=False, name=None))
-    same = known[[row in ours for row in known[point].itertuples(index=False, name=None)]]
+    same = known.merge(table[point].dropna().drop_duplicates())
     ceiling = known[(known["attack"] == "victim") & known["victim"].isin(same["victim"])]
     ceiling = ceiling[ceiling["task"].isin(same["task"])]
     return pd.concat([same, ceiling]).drop_duplicates().reset_index(drop=True)
