@@ -779,7 +779,7 @@ def ownership(dice: Dice) -> Callable[[], object]:
         lambda: obfuscation.scale(net, odd(2.0)).weight,
         lambda: obfuscation.affine(net, odd(0), odd(1.0)).weight,
         lambda: obfuscation.pad(net, odd(1), odd(0)).weight,
-        lambda: owner.Strangers.read(given) and 0,
+        lambda: profiles.validated(owner.Strangers, given, "strangers") and 0,
     ])  # fmt: skip
 
 

@@ -34,7 +34,7 @@ ROOT = PACKAGE.parent
 MANIFEST, HEAD = "manifest.json", "projector.safetensors"
 LIBRARIES = ("numpy", "pandas", "pillow", "scikit-learn", "scipy", "timm", "torchvision")
 NOTEBOOK = "CONTSTEAL_NOTEBOOK"  # which the runner sets
-UNTRAINED = ("epoch", "loss", "lr", "seconds")  # columns of a history without epochs
+UNTRAINED = ["epoch", "loss", "lr", "seconds"]  # columns of a history without epochs
 
 
 def runs_dir() -> Path:
@@ -264,7 +264,8 @@ def work_dir(folder: Path) -> Path:
 @dataclass(frozen=True)
 class Trained:
     """An encoder read back from its artifact, its history per epoch, its `encoders.identity`, the seconds
-    it took, what it cost in queries, and the projector that its loss was computed behind."""
+    it took, what it cost in queries, the projector that its loss was computed behind, and the secret
+    `watermark.Mark` or `sslguard.Key` that its owner keeps."""
 
     encoder: encoders.Encoder
     history: pd.DataFrame
@@ -272,6 +273,7 @@ class Trained:
     seconds: float
     queries: dict[str, int]
     projector: methods.Head | None = None
+    mark: Any = None
 
 
 def read(folder: Path, device: torch.device) -> Trained:
@@ -294,7 +296,7 @@ def write(
 ) -> None:
     """Write an encoder, its history (empty where it was not trained here), its queries and projector."""
     encoders.save(net, folder / "encoder.safetensors", epochs=len(history))
-    table = pd.DataFrame(history) if history else pd.DataFrame(columns=list(UNTRAINED))
+    table = pd.DataFrame(history, columns=None if history else UNTRAINED)
     table.to_csv(folder / "history.csv", index=False)
     files.write_json(folder / "queries.json", queries or {})
     if projector is not None:

@@ -1,11 +1,9 @@
 """Detectors at work: whom they flag, what is left to a thief who is refused, and proof of work."""
 
 import copy
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,10 +23,12 @@ from contsteal.lab.sweeps import Job, Names, Numbers, Row, product
 from contsteal.victim import BlackBox, finite
 
 Watcher = Detector[Any]
+Streams = Mapping[str, Callable[[int], Tensor | Sequence[Tensor]]]
 REQUEST = 32  # images in a request: a detector has a verdict after each
 VIEWS = 4  # of each image, that a thief with several views sends
 BELOW_ONE = math.nextafter(1, 0)  # the largest threshold of W and of shares
 LOW = "PRADA"  # names of detectors that suspect users with a low statistic begin with it
+SHARE = 0.05  # of customers' queries that count as similar
 CALIBRATED = ("similar projections", "similar embeddings", LOW)  # detectors of `calibrated`
 
 
@@ -102,43 +102,42 @@ def watched(
     suspicious: from the 100th query on, before which nobody is judged.
     """
 
-    def watch(images: Tensor) -> dict[str, Row]:
-        answers, found = lab.api().embed(images), {}
+    def watch(sent: Sequence[Tensor]) -> dict[str, Row]:
+        answers, found = lab.api().embed(sent[0]), {}
         for name, watcher in watchers.items():
             seen, flagged = _suspicion(watcher, answers)
             worst = min(seen) if name.startswith(LOW) else max(seen)
             found[name] = {"queries": len(answers), "statistic": worst, "flagged": float(flagged)}
         return found
 
-    rows = []
-    for user, seed, images in _sent(users, seeds):
-        found = _kept(lab, "watched", watchers, [images], partial(watch, images))
-        rows += [{"detector": name, "user": user, "seed": seed} | found[name] for name in watchers]
-    return pd.DataFrame(rows)
+    return _each_user(lab, "watched", watchers, users, seeds, watch)
 
 
-def _kept(
+def _each_user(
     lab: Lab,
     kind: str,
     watchers: Mapping[str, Watcher],
-    sent: Sequence[Tensor],
-    detect: Callable[[], dict[str, Row]],
-) -> dict[str, Row]:
-    """Return what each detector finds in a user's images, from its artifact where that was done."""
-    identity = {
-        "detectors": {name: artifacts.object_key(watcher) for name, watcher in watchers.items()},
-        "images": [files.content(part) for part in sent], "victim": lab.victim.sha256,
-        "on": lab.machine,
-    }  # fmt: skip
+    users: Streams,
+    seeds: Numbers,
+    detect: Callable[[Sequence[Tensor]], dict[str, Row]],
+) -> pd.DataFrame:
+    """Return a row for what each detector finds in each user's images, read back where that was done."""
     code = ["contsteal.victim"]
     code += [name for watcher in watchers.values() for name in artifacts.defining_modules(watcher)]
+    identity = {
+        "detectors": {name: artifacts.object_key(watcher) for name, watcher in watchers.items()},
+        "victim": lab.victim.sha256, "on": lab.machine,
+    }  # fmt: skip
 
-    def make(folder: Path) -> None:
-        files.write_text(folder / "found.json", json.dumps(detect()))  # columns keep their order
+    def find(parts: Sequence[Tensor]) -> Any:
+        sent = {"images": [files.content(part) for part in parts]}
+        return lab.kept(kind, identity | sent, code, lambda: detect(parts))
 
-    folder = artifacts.artifact(kind, identity, code, make, lab.messages.append)
-    found: dict[str, Row] = files.read_json(folder / "found.json")
-    return found
+    rows = []
+    for user, seed, sent in _sent(users, seeds):
+        found = find([sent] if hasattr(sent, "split") else list(sent))  # images also on disk
+        rows += [{"detector": name, "user": user, "seed": seed} | found[name] for name in watchers]
+    return pd.DataFrame(rows)
 
 
 def _sent(users: Mapping[str, Callable[[int], Any]], seeds: Numbers) -> Iterator[Any]:
@@ -166,13 +165,11 @@ def calibrated(
     customers: Senders,
     seeds: Numbers,
     projection: Callable[[Tensor], Tensor] | None = None,
-    share: float = 0.05,
 ) -> dict[str, Watcher]:
     """Return detectors that flag whoever is more suspicious than each of these customers.
 
     Of m customers and one more of the same kind, the latter is flagged with a probability of at most
-    1 / (m + 1). `SimilarQueries` first needs the cosine that `share` of their queries exceed. Errors: as
-    `similarity`.
+    1 / (m + 1). `SimilarQueries` first needs the cosine that `SHARE` of their queries exceed.
     """
     answers = [lab.api().embed(images) for *_, images in _sent(customers, seeds)]
     watchers: dict[str, Watcher] = {}
@@ -180,29 +177,25 @@ def calibrated(
         heads = {"projections": projection} if projection else {}
         for space, head in {**heads, "embeddings": None}.items():
             points = answers if head is None else [head(a) for a in answers]
-            watcher = SimilarQueries(similarity(points, share), projection=head, action="record")
+            watcher = SimilarQueries(similarity(points), projection=head, action="record")
             watcher.share = min(max(max(_suspicion(watcher, a)[0]) for a in answers), BELOW_ONE)
             watchers[f"similar {space}, calibrated"] = watcher
     lowest = min(min(_suspicion(Prada(action="record"), a)[0]) for a in answers)
     return watchers | {f"{LOW}, calibrated": Prada(min(lowest, BELOW_ONE), action="record")}
 
 
-def similarity(answers: Sequence[Tensor], share: float = 0.05) -> float:
-    """Return the cosine that `share` of customers' queries, (N, D) each, exceed with an earlier one.
+def similarity(answers: Sequence[Tensor]) -> float:
+    """Return the cosine that `SHARE` of customers' queries, (N, D) each, exceed with an earlier one.
 
     The threshold that `defenses.SimilarQueries` needs: chosen on customers, never on thieves. Errors:
-    ValueError for fewer than 2 queries, a share outside (0, 1), answers with NaN.
+    ValueError for answers with NaN.
     """
-    fewest = min(map(len, answers), default=0)
-    if fewest < 2 or not 0 < share < 1:
-        raise ValueError(f"{fewest} queries, share={share}: at least 2 queries of each customer are "
-                         "needed, and a share between 0 and 1")  # fmt: skip
     nearest = []
     for one in answers:
         unit = F.normalize(finite(one), dim=1)
         earlier = torch.ones(len(unit), len(unit), device=unit.device).tril(-1) > 0
         nearest.append((unit @ unit.T).masked_fill(~earlier, -1).amax(1)[1:])
-    return float(np.quantile(torch.cat(nearest).cpu().numpy(), 1 - share))
+    return float(np.quantile(torch.cat(nearest).cpu().numpy(), 1 - SHARE))
 
 
 def bills(
@@ -233,41 +226,30 @@ def bills(
     return pd.DataFrame(rows)
 
 
-def auc(thieves: Sequence[float], customers: Sequence[float]) -> float:
-    """Return the area under the ROC curve: how often a thief's value is above a customer's.
-
-    Ties count half. This is Mann and Whitney's U over the number of pairs: (R - n (n + 1) / 2) / (n m),
-    with R the sum of the n thieves' ranks among all. ValueError for an empty side.
-    """
-    n, m = len(thieves), len(customers)
-    if not n or not m:
-        raise ValueError(f"{n} thieves, {m} customers: at least one of each is needed")
-    ranks = pd.Series([*thieves, *customers], dtype=float).rank()
-    return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
-
-
 def roc(watch: pd.DataFrame) -> pd.DataFrame:
     """Return each detector's ROC curve for each kind of thief against all customers, as rows of points.
 
     `watch` is of `watched` and `bills`. `at` is "curve" for the points of the statistic, every threshold
-    there is, and "verdict" for the detector's own. Beside `fpr` and `tpr` stand the curve's `auc` and
-    how many `customers` and `thieves` were watched. ValueError for a table of nobody.
+    there is, and "verdict" for the detector's own. Beside `fpr` and `tpr` stand the curve's area `auc`,
+    Mann and Whitney's U over the number of pairs, and how many `customers` and `thieves` were watched.
     """
-    if watch.empty:
-        raise ValueError("no user was watched: an ROC curve needs customers and thieves")
+    from scipy.stats import mannwhitneyu  # which takes a second to import
+    from sklearn.metrics import roc_curve
+
     rows = []
     for detector, seen in watch.groupby("detector", sort=False):
         sign = -1 if str(detector).startswith(LOW) else 1
         seen = seen.assign(suspicion=sign * seen["statistic"])
         honest = seen[~seen["user"].str.startswith("thief")]
         for user, thieves in seen.drop(honest.index).groupby("user", sort=False):
+            both = pd.concat([thieves, honest])["suspicion"]
+            won = mannwhitneyu(thieves["suspicion"], honest["suspicion"], method="asymptotic")
             same = {"detector": detector, "user": user, "customers": len(honest),
                     "thieves": len(thieves),
-                    "auc": auc(list(thieves["suspicion"]), list(honest["suspicion"]))}  # fmt: skip
-            both = pd.concat([thieves, honest])["suspicion"].unique()
-            for limit in [np.inf, *sorted(both, reverse=True)]:
-                fpr, tpr = ((side["suspicion"] >= limit).mean() for side in (honest, thieves))
-                rows.append(same | {"at": "curve", "fpr": fpr, "tpr": tpr})
+                    "auc": won.statistic / (len(thieves) * len(honest))}  # fmt: skip
+            is_thief = np.arange(len(both)) < len(thieves)
+            points = zip(*roc_curve(is_thief, both, drop_intermediate=False)[:2], strict=True)
+            rows += [same | {"at": "curve", "fpr": fpr, "tpr": tpr} for fpr, tpr in points]
             if seen["flagged"].notna().all():
                 fpr, tpr = (side["flagged"].mean() for side in (honest, thieves))
                 rows.append(same | {"at": "verdict", "fpr": fpr, "tpr": tpr})
@@ -275,8 +257,6 @@ def roc(watch: pd.DataFrame) -> pd.DataFrame:
 
 
 # ------------------------------------------------------------------- thieves who are refused
-
-Streams = Mapping[str, Callable[[int], Tensor | Sequence[Tensor]]]
 
 
 def refusals(
@@ -302,12 +282,7 @@ def refusals(
                            "answered": sum(got), "refusals": refused}  # fmt: skip
         return found
 
-    rows = []
-    for user, seed, sent in _sent(users, seeds):
-        parts = [sent] if hasattr(sent, "split") else list(sent)  # images also on disk
-        found = _kept(lab, "refused", watchers, parts, partial(refuse, parts))
-        rows += [{"detector": name, "user": user, "seed": seed} | found[name] for name in watchers]
-    return pd.DataFrame(rows)
+    return _each_user(lab, "refused", watchers, users, seeds, refuse)
 
 
 def _persist(api: BlackBox, parts: Sequence[Tensor]) -> tuple[list[int], int]:
@@ -317,16 +292,16 @@ def _persist(api: BlackBox, parts: Sequence[Tensor]) -> tuple[list[int], int]:
     for part in parts:
         got.append(0)
         for request in part.split(REQUEST):
-            try:
-                api.embed(request, f"account {len(got)}")
-            except Refused:
-                refusals += 1
-                got.append(0)
+            for last in (False, True):
                 try:
                     api.embed(request, f"account {len(got)}")
+                    got[-1] += len(request)
+                    break
                 except Refused:
-                    return got, refusals + 1
-            got[-1] += len(request)
+                    refusals += 1
+                    if last:
+                        return got, refusals
+                    got.append(0)
     return got, refusals
 
 

@@ -3,8 +3,8 @@
 import copy
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from functools import cache, cached_property
+from dataclasses import asdict, fields, replace
+from functools import cache, cached_property, wraps
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -184,7 +184,7 @@ class Lab:
 
     # ------------------------------------------------------------------- victim and attacks
 
-    @property
+    @cached_property
     def recipe(self) -> methods.Config:
         """How the victim is trained."""
         return profiles.config(self.settings, "victim", self.method)
@@ -234,7 +234,9 @@ class Lab:
     @cached_property
     def victim(self) -> Trained:
         """The profile's victim, with the watermark that its settings ask for."""
-        return marked_victim(self) if self.watermark else self.train("victim", self.method)
+        if not self.watermark:
+            return self.train("victim", self.method)
+        return _rotation_mark(self) if self.watermark["kind"] == "rotation" else _sslguard_key(self)
 
     @cached_property
     def answers(self) -> AnswerCache:
@@ -317,7 +319,7 @@ class Lab:
     def rate(self, name: str, views: str | None = None) -> float:
         """Return an attack's learning rate: the profile's for its views, else for it, else for all."""
         (attack, varied), rates = variant(name), self.settings.get("rates", {})
-        own = attacks.ATTACKS[attack].views if attack in attacks.ATTACKS else None
+        own = attacks.Config(attack).recipe.views
         seen = {"views": views or varied.get("views") or own}
         names = [f"{attack}, {word}" for word, change in VARIANTS.items() if change == seen]
         general = self.settings["surrogate"].get("lr", attacks.Config.lr)
@@ -329,22 +331,17 @@ class Lab:
         "simclr" learns from the query images alone, as the victim did; "supervised" from the first of
         the `labelled` sets of the main task.
         """
-        config = self.alone_config(method, seed, steps)
         if method == "supervised":
-            images = self.labelled(self.settings["data"], seed)[0]
+            part, images = "supervised", self.labelled(self.settings["data"], seed)[0]
         else:
-            images = self._queries(queries, seed)
-        return self.fit("alone", config, images)
-
-    def alone_config(self, method: str, seed: int, steps: int) -> methods.Config:
-        """Return the settings with which `alone` trains."""
-        part = "supervised" if method == "supervised" else "victim"
+            part, images = "victim", self._queries(queries, seed)
         like = self.settings["surrogate"]
-        return replace(
+        config = replace(
             profiles.config(self.settings, part, method),  # from scratch, where part is a ready one
             encoder=like["encoder"], width=like.get("width", 1.0), steps=steps, held_out=0,
             batch=like.get("batch", attacks.Config.batch), seed=seed,
         )  # fmt: skip
+        return self.fit("alone", config, images)
 
     # --------------------------------------------------------------------- evaluation
 
@@ -363,15 +360,10 @@ class Lab:
             "on": self.machine,
         }  # fmt: skip
         code = ["contsteal.evaluate", "contsteal.loop", "contsteal.encoders"]
+        scores = self.kept("score", identity, code, lambda: self._score(net, task, seed, draws))
+        return dict(sorted(scores.items()))  # the order of the columns of tables
 
-        def make(folder: Path) -> None:
-            with artifacts.single_thread():
-                files.write_json(folder / "score.json", self._score(net, task, seed, draws))
-
-        folder = artifacts.artifact("score", identity, code, make, self.messages.append)
-        scores: dict[str, float] = json.loads((folder / "score.json").read_text())
-        return scores
-
+    @artifacts.single_thread()
     def _score(
         self, net: encoders.Encoder, task: str, seed: int, draws: int | None
     ) -> dict[str, float]:
@@ -380,7 +372,7 @@ class Lab:
         for k, images in enumerate(self.labelled(task, seed)[:draws]):
             # Named by its pixels, as seeds may share them.
             place = str(self._labelled_keys(task, seed)[k][4])
-            x, labels = self._embed(net, task, place, images), (_labels(images), _labels(test))
+            x, labels = self._embed(net, task, place, images), (labels_of(images), labels_of(test))
             probe = evaluate.linear_probe(x, labels[0], y, labels[1])
             theirs = self._probe(task, place, images)
             agreement = evaluate.agreement(probe.predictions, theirs.predictions)
@@ -402,7 +394,7 @@ class Lab:
         test = self.images(task, "test")
         predicted = head(self._embed(stolen.encoder, task, "test", test)).argmax(1)
         served = self._probe(task, PROVIDER, self.images(task)).predictions
-        shares = {"own_head": predicted == _labels(test), "own_agreement": predicted == served}
+        shares = {"own_head": predicted == labels_of(test), "own_agreement": predicted == served}
         return {name: hits.float().mean().item() for name, hits in shares.items()}
 
     def _probe(self, task: str, place: str, images: ImageSet) -> evaluate.Probe:
@@ -410,7 +402,7 @@ class Lab:
         if (task, place) not in self._probes:
             sides = (place, images), ("test", self.images(task, "test"))
             x, y = (self._embed(self.victim.encoder, task, *side) for side in sides)
-            labels = [_labels(side) for _, side in sides]
+            labels = [labels_of(side) for _, side in sides]
             self._probes[task, place] = evaluate.linear_probe(x, labels[0], y, labels[1])
         return self._probes[task, place]
 
@@ -426,20 +418,21 @@ class Lab:
                 self._features[key] = encoders.embed(net, pixels(images))
         return self._features[key]
 
-    def legitimate(self, task: str, defenses: Sequence[Defense] = (), seed: int = 0) -> float:
-        """Return the accuracy of paying users who train and test a probe on defended answers.
+    def kept(
+        self, kind: str, identity: object, code: Sequence[str], compute: Callable[[], Any]
+    ) -> Any:
+        """Return what `compute` returns, which JSON can hold, from its artifact where that was done."""
 
-        It is the mean over one user per set of `labelled(task, seed)`, each new to the provider.
-        """
-        test, accuracies = self.images(task, "test"), []
-        for images in self.labelled(task, seed):
-            api = self.api(defenses)
-            x, y = (api.embed(pixels(sent), user="legitimate") for sent in (images, test))
-            accuracies.append(evaluate.linear_probe(x, _labels(images), y, _labels(test)).accuracy)
-        return sum(accuracies) / len(accuracies)
+        @wraps(compute)  # whose module is part of the key
+        def make(folder: Path) -> None:
+            (folder / "found.json").write_text(json.dumps(compute()))
+
+        folder = artifacts.artifact(kind, identity, code, make, self.messages.append)
+        return json.loads((folder / "found.json").read_text())
 
 
-def _labels(images: ImageSet) -> Tensor:
+def labels_of(images: ImageSet) -> Tensor:
+    """Return the labels (N,) of a set; ValueError for one without."""
     if images.labels is None:
         raise ValueError(f"{images.name} has no labels: choose another downstream task")
     return images.labels
@@ -453,29 +446,14 @@ def _cached(name: str, split: str, n: int | None, seed: int, image_size: int) ->
 # ------------------------------------------------------------------------- marked victims
 
 
-@dataclass(frozen=True)
-class MarkedVictim(Trained):
-    """A watermarked victim and the secret that its owner keeps."""
-
-    mark: watermark.Mark | sslguard.Key | None = None
-
-
-def marked_victim(lab: Lab) -> MarkedVictim:
-    """Return a lab's victim with the mark that its setting `watermark` describes.
-
-    Errors: ValueError for a rotation mark of a ready victim, whose training cannot be continued here.
-    """
-    method, kind = lab.recipe.method, lab.watermark["kind"]
-    if method == pretrain.READY and kind == "rotation":
+def _rotation_mark(lab: Lab) -> Trained:
+    """Return a lab's victim with a rotation mark; ValueError for a ready one, which nobody trains."""
+    plan, method = lab.watermark, lab.recipe.method
+    if method == pretrain.READY:
         raise ValueError(
             f"a rotation mark continues the victim's training, which method {method!r} does not know: "
             "set another victim.method, or watermark: {}"
         )
-    return _rotation_mark(lab) if kind == "rotation" else _sslguard_key(lab)
-
-
-def _rotation_mark(lab: Lab) -> MarkedVictim:
-    plan = lab.watermark
     given = profiles.lengthened({k: plan[k] for k in ("epochs", "batch", "lr") if plan[k]})
     config = watermark.Config(replace(lab.recipe, **given), plan["trained_head"], plan["weight"])
     plain = lab.train("victim", lab.method) if plan["start"] == "victim" else None
@@ -498,11 +476,10 @@ def _rotation_mark(lab: Lab) -> MarkedVictim:
     folder = artifacts.artifact("watermarked", identity, code, make, lab.messages.append)
     victim = artifacts.read(folder, lab.device)
     head = methods.Head.load(folder / MARK).to(lab.device).requires_grad_(False)
-    mark = watermark.Mark(head, victim.encoder.dim, config.trained_head)
-    return MarkedVictim(**vars(victim), mark=mark)
+    return replace(victim, mark=watermark.Mark(head, victim.encoder.dim, config.trained_head))
 
 
-def _sslguard_key(lab: Lab) -> MarkedVictim:
+def _sslguard_key(lab: Lab) -> Trained:
     plan, plain = lab.watermark, lab.train("victim", lab.method)
     given = {"lr_encoder": plan["lr"]} if plan["lr"] else {}
     config = sslguard.Config(
@@ -529,7 +506,7 @@ def _sslguard_key(lab: Lab) -> MarkedVictim:
     victim = artifacts.read(folder, lab.device)
     key = sslguard.Key(config, victim.encoder.dim)
     key.load_state_dict(load_file(folder / KEY))
-    return MarkedVictim(**vars(victim), mark=key.to(lab.device).requires_grad_(False))
+    return replace(victim, mark=key.to(lab.device).requires_grad_(False))
 
 
 def carrier_images(lab: Lab) -> Tensor:

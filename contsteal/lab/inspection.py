@@ -2,7 +2,7 @@
 
 import ast
 import base64
-import time
+import timeit
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -168,13 +168,8 @@ H200 = Machine("NVIDIA H200", 0.25 * 790e12, 0.40 * 790e12, 1e-6, 4e-3, 2.0, 1.0
 # As measured in `demo` on one core of an AMD EPYC, whose conv4 has 1 MMAC an image.
 CORE = Machine("CPU core", 85e9, 85e9, 5.2e-5, 1e-3, 0.2, 0.2, 15.0, 1,
                "85 GFLOP/s of bf16 and 19,000 views a second a core, as in `demo`")  # fmt: skip
-PASSES = {
-    "simclr": 6,
-    "moco": 8,
-    "byol": 8,
-    "simsiam": 6,
-    "supervised": 3,
-}  # forward passes an image
+# Forward passes that a training step costs an image.
+PASSES = {"simclr": 6, "moco": 8, "byol": 8, "simsiam": 6, "supervised": 3}
 MARKING = {"rotation": 6, "sslguard": 15}  # those of a mark, beside its method's
 SIZES = {  # images of stored sets; of GTSRB those of the competition
     "cifar10": (50000, 10000), "cifar100": (50000, 10000), "stl10": (5000, 8000),
@@ -327,15 +322,10 @@ class Rehearsal(Lab):
         """Note that the victim answers images: of nested sets the largest counts."""
         key = f"{self.victim.sha256} {what}"
         self.work.inputs[key] = max(self.work.inputs.get(key, 0), count)
-        gmac, *_, self.work.dim = self._answer
+        recipe = self.recipe
+        gmac, *_, self.work.dim = _cost(recipe.encoder, recipe.image_size, recipe.width)
         self.work.answers[key] = 2e9 * gmac
         self.work.victims.add(self.victim.sha256)
-
-    @cached_property
-    def _answer(self) -> tuple[float, float, float, int]:
-        """What one of the victim's answers costs."""
-        recipe = self.recipe
-        return _cost(recipe.encoder, recipe.image_size, recipe.width)
 
     def _test(self, task: str, seed: int) -> int:
         """Note that the victim answers the images of a task: labelled ones and tests."""
@@ -382,10 +372,6 @@ class Rehearsal(Lab):
         self.work.scores[f"{net.key} {task} {seed} {draws}"] = 2e9 * gmac * count
         return dict.fromkeys(("accuracy", "agreement", "knn", "cka", "cosine"), 0.5)
 
-    def own_head(self, stolen: Trained, task: str) -> dict[str, float]:
-        """Return nothing: no head is trained."""
-        return {}
-
     def stamp(self, seeds: Sequence[int]) -> dict[str, str]:
         """Return nothing: no figure is drawn."""
         return {}
@@ -398,12 +384,11 @@ def _purchase(lab: Any, chain: Any, task: str, seed: int = 0, classes: int = 0) 
 
 
 def _over_queries(
-    lab: Any, defence: Any, attack: str, task: str, _: int, budgets: Any, seeds: Any, steps: Any = None
+    lab: Any, defence: Any, attack: str, task: str, _: int, budgets: Any, seeds: Any, steps: int
 ) -> pd.DataFrame:  # fmt: skip
     """Note the thieves of each budget, and the images of two customers."""
-    length = () if steps is None else (("steps", steps),)
     for chain, seed, budget in product(((), (defence,)), seeds, budgets):
-        own = provider.seeded(chain, seed)
+        own, length = provider.seeded(chain, seed), (("steps", steps),)
         sweeps.steal_rows(lab, attack, budget, seed, (task,), own, length)
         lab._sent(f"{task}, over queries, {seed}", 2 * max(budgets))
     return pd.DataFrame()
@@ -426,7 +411,7 @@ def _examine(lab: Any, suspect: Any, test: Any) -> list[Row]:
 
 def _strange(plan: owner.Strangers, lab: Any, index: int) -> Any:
     name, count = plan.data or lab.settings["data"], plan.images or lab.settings["train_images"]
-    return lab._load(name, plan.split, count)
+    return lab._load(name, "train", count)
 
 
 def _landscapes(lab: Any, methods: Any, query_data: Any, count: int) -> pd.DataFrame:
@@ -459,17 +444,16 @@ def timed(lab: Lab, steps: int = 10) -> Machine:
     net = encoders.build(config.encoder, size, width=config.width).to(lab.device).train()
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-6)
     images = torch.zeros(config.batch, 3, size, size, dtype=torch.uint8, device=lab.device)
-    start = 0.0
-    for k in range(3 + steps):
-        if k == 3:
-            start = time.perf_counter()
+
+    def step() -> None:
         with loop.autocast(lab.device):
             loss = net(images).square().mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         loss.item()  # waits for a GPU
-    seconds = (time.perf_counter() - start) / steps
+
+    _, seconds = (timeit.timeit(step, number=count) / count for count in (3, steps))
     rate = 6e9 * _cost(config.encoder, size, config.width)[0] * config.batch / seconds
     said = (
         f"{steps} steps timed here, {rate / 1e12:.3g} TFLOP/s in training; all else is arithmetic"

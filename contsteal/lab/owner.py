@@ -2,26 +2,25 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from contsteal import data, encoders, files, pretrain
+from contsteal import data, encoders, pretrain
 from contsteal.data import ImageSet
 from contsteal.lab import artifacts, profiles, sweeps
 from contsteal.lab.artifacts import Trained
-from contsteal.lab.experiment import Lab, MarkedVictim, carrier_images, modes, pixels, private
-from contsteal.lab.profiles import distinct
+from contsteal.lab.experiment import Lab, carrier_images, modes, pixels, private
+from contsteal.lab.profiles import Count, Data, distinct
 from contsteal.lab.sweeps import Job, Numbers, Pairs, Row, product
 from contsteal.ownership import inference, sslguard
 from contsteal.ownership.inference import Form, Verdict
 from contsteal.ownership.obfuscation import OBFUSCATIONS
-from contsteal.ownership.watermark import Mark, against_chance, questions, ranked, success
+from contsteal.ownership.watermark import against_chance, questions, ranked, success
 
 FIRST = 100  # seed of the first stranger's images and weights; the victim's are 0, queries 1
 PUBLIC = 2  # seed of the images that nobody trains on
@@ -67,42 +66,30 @@ def public(lab: Lab, count: int, block: int = 0) -> Tensor:
     return images[data.order(len(images), block)[:count]].to(lab.device)
 
 
-@dataclass(frozen=True)
-class Strangers:
+class Strangers(profiles.Strict):
     """How many encoders are trained independently of the victim, by its recipe, and on what.
 
-    `images` of `data` and `split` each, drawn anew for each encoder; "" is the victim's data set, which
-    must be endless then. 0 epochs, images or batch are the victim's.
+    `images` of `data` each, drawn anew for each encoder; "" is the victim's data set, which must be
+    endless then. 0 epochs, images or batch are the victim's.
     """
 
-    count: int = 3
-    epochs: int = 0
-    images: int = 0
-    batch: int = 0
-    data: str = ""
-    split: str = "train"
-
-    @classmethod
-    def read(cls, given: Plan) -> "Strangers":
-        """Return how independent encoders are trained; ValueError for a name, type or count."""
-        profiles.check(dict(given), {f.name: f.default for f in fields(cls)}, "strangers")
-        plan = cls(**given)
-        if plan.count < 0:
-            raise ValueError(f"{plan.count} independent encoders: 0 or more are needed")
-        return plan
+    count: Count = 3
+    epochs: Count = 0
+    images: Count = 0
+    batch: Count = 0
+    data: Data = ""
 
     def load(self, lab: Lab, index: int) -> ImageSet:
         """Return the images of one independent encoder, none of which is the victim's.
 
-        Errors: ValueError for the stored data and split that the victim was trained on.
+        Errors: ValueError for the stored data that the victim was trained on.
         """
         name, size = self.data or lab.settings["data"], lab.settings["image_size"]
         count, endless = self.images or lab.settings["train_images"] or None, name in data.ENDLESS
         own = lab.settings["data"], lab.settings["train_split"]
-        if (name, self.split) == own and not endless:
-            seen = f"the victim was trained on split {self.split!r} of {name}"
-            raise ValueError(f"strangers: {seen}; name other `data` or another `split`")
-        images = data.load(name, self.split, count if endless else None, FIRST + index, size)
+        if (name, "train") == own and not endless:
+            raise ValueError(f"strangers: the victim was trained on {name}; name other `data`")
+        images = data.load(name, "train", count if endless else None, FIRST + index, size)
         return images.take(slice(count)).to(lab.device)
 
 
@@ -164,7 +151,7 @@ class Suspect:
 def examine(lab: Lab, suspect: Suspect, test: Test) -> list[Row]:
     """Return a test's rows of a suspect, made where need be, each beside what identifies it."""
     net, about = suspect.find(lab)
-    mark = getattr(lab.victim, "mark", None)  # of dimensions that the owner's head or key reads
+    mark = lab.victim.mark  # of dimensions that the owner's head or key reads
     if mark is not None and net.dim != mark.dim:
         no = f"does not apply: {net.dim} features, the owner reads {mark.dim}"
         return [about | {"applies": no}]
@@ -172,68 +159,71 @@ def examine(lab: Lab, suspect: Suspect, test: Test) -> list[Row]:
         return [about | row for row in test(lab, net)]
 
 
-def train_suspect(lab: Lab, suspect: Suspect, mark: Plan | None = None) -> list[Row]:
-    """Train an independent encoder, or the victim with its `mark`; return the seconds that it took."""
-    if suspect.kind == "independent":
-        trained = train_independent(lab, suspect.strangers, suspect.seed)
-    else:
-        trained = lab.but(**{"watermark": dict(mark)} if mark else {}).victim
-    return [suspect.about | {"seconds": trained.seconds}]
+def train_suspect(lab: Lab, suspect: Suspect) -> list[Row]:
+    """Train an independent encoder, or a lab's victim with its mark; no row."""
+    suspect.find(lab)
+    return []
 
 
 def _independent(strangers: Plan) -> list[Suspect]:
-    plan = Strangers.read(strangers)
+    plan = profiles.validated(Strangers, strangers, "strangers")
     return [Suspect("independent", "independent", k, strangers=plan) for k in range(plan.count)]
 
 
-def train_suspects(lab: Lab, strangers: Plan, marks: Sequence[Plan] = ()) -> pd.DataFrame:
-    """Train the independent encoders, and marks into the victim, side by side; return their seconds."""
-    jobs = [Job(train_suspect, (Suspect("victim", "victim"), mark)) for mark in distinct(marks)]
+def train_suspects(lab: Lab, strangers: Plan, marks: Sequence[Plan]) -> None:
+    """Train the independent encoders, and marks into the victim, side by side."""
+    victim = Suspect("victim", "victim")
+    jobs = [Job(train_suspect, (victim,), (("watermark", mark),), True) for mark in distinct(marks)]
     jobs += [Job(train_suspect, (suspect,)) for suspect in _independent(strangers)]
-    return pd.DataFrame(sweeps.run(lab, jobs), columns=["kind", "suspect", "seed", "seconds"])
+    sweeps.run(lab, jobs)
 
 
-@dataclass(frozen=True)
-class Lineup:
-    """Everybody who is examined beside the victim: thieves by budget and seed, and strangers."""
+def _thieves(kind: str, thieves: Thieves, budgets: Numbers, seeds: Numbers) -> list[Suspect]:
+    """Return the thieves, by budget, seed and length of training."""
+    suspects = []
+    for (name, attack), images, seed in product(thieves.items(), budgets, seeds):
+        given = {k: v for k, v in attack.items() if k != "steps"}
+        for length in sweeps.lengths(attack.get("steps", ())):
+            knobs = tuple(sorted((given | length).items()))
+            suspects.append(Suspect(kind, name, seed, images, knobs))
+    return suspects
 
-    thieves: Thieves
-    budgets: Numbers
-    seeds: Numbers
-    strangers: Plan
 
-    def suspects(self, seeds: Numbers = (0,)) -> list[Suspect]:
-        """Return victims and obfuscated copies of these seeds, thieves, and independent encoders."""
-        known = [("victim", "victim"), *(("obfuscated", name) for name in OBFUSCATIONS)]
-        suspects = [Suspect(*known_as, seed) for known_as in known for seed in seeds]
-        return suspects + self.stolen("stolen") + _independent(self.strangers)
+def _everybody(
+    thieves: Thieves, budgets: Numbers, seeds: Numbers, strangers: Plan, victims: Numbers = (0,)
+) -> list[Suspect]:
+    """Return victims and obfuscated copies of their seeds, thieves, and independent encoders."""
+    known = [("victim", "victim"), *(("obfuscated", name) for name in OBFUSCATIONS)]
+    suspects = [Suspect(*known_as, seed) for known_as in known for seed in victims]
+    stolen = _thieves("stolen", thieves, budgets, seeds)
+    return suspects + stolen + _independent(strangers)
 
-    def stolen(self, kind: str) -> list[Suspect]:
-        """Return the thieves, by budget, seed and length of training."""
-        suspects = []
-        for (name, attack), images, seed in product(self.thieves.items(), self.budgets, self.seeds):
-            given = {k: v for k, v in attack.items() if k != "steps"}
-            for length in sweeps.lengths(attack.get("steps", ())):
-                knobs = tuple(sorted((given | length).items()))
-                suspects.append(Suspect(kind, name, seed, images, knobs))
-        return suspects
 
-    def examine(self, lab: Lab, test: Test, changes: Pairs) -> pd.DataFrame:
-        """Run a test on everybody around a marked victim, and on it before marking, side by side.
+def _examine_marked(
+    lab: Lab, mark: Plan, test: Test, measure: str, thieves: Thieves, budgets: Numbers, seeds: Numbers,
+    strangers: Plan,
+) -> pd.DataFrame:  # fmt: skip
+    """Run a test on everybody around a marked victim, and on it before marking, side by side.
 
-        The first thief, at the largest budget, also steals the victim before marking: what it has of the
-        mark is no inheritance of it, but of coordinates that marking has left alone.
-        """
-        first = dict(list(self.thieves.items())[:1])
-        before = replace(self, thieves=first, budgets=[max(self.budgets)]).stolen("stolen before")
-        suspects = [Suspect("unmarked", "before marking"), *self.suspects(), *before]
-        jobs = [Job(examine, (suspect, test), changes) for suspect in suspects]
-        return pd.DataFrame(sweeps.run(lab, jobs))
+    The first thief, at the largest budget, also steals the victim before marking: what it has of the
+    mark is no inheritance of it, but of coordinates that marking has left alone. Beside the verdicts
+    against the independent encoders stand, for marked and unmarked victim, accuracy and agreement on
+    the main task: a legitimate user's price.
+    """
+    suspects = [Suspect("unmarked", "before marking")]
+    suspects += _everybody(thieves, budgets, seeds, strangers)
+    suspects += _thieves("stolen before", _first(thieves), [max(budgets)], seeds)
+    jobs = [Job(examine, (suspect, test), (("watermark", mark),)) for suspect in suspects]
+    table = _judged(pd.DataFrame(sweeps.run(lab, jobs)), measure)
+    nets = {"victim": lab.but(watermark=mark).victim, "unmarked": lab.train("victim", lab.method)}
+    task = (lab.settings["data"],)
+    jobs = [Job(sweeps.score_rows, ({"kind": k}, v.encoder, task)) for k, v in nets.items()]
+    worth = pd.DataFrame(sweeps.run(lab, jobs))[["kind", "accuracy", "agreement"]]
+    return table.merge(worth, on="kind", how="left")
 
-    def examine_marked(self, lab: Lab, mark: Plan, test: Test, measure: str) -> pd.DataFrame:
-        """Examine all around a marked victim, against the independent encoders, with the mark's price."""
-        changes = (("watermark", mark),)
-        return _priced(lab, _judged(self.examine(lab, test, changes), measure), mark)
+
+def _first(thieves: Thieves) -> Thieves:
+    return dict(list(thieves.items())[:1])
 
 
 # ---------------------------------------------------------------------- rotation watermark
@@ -261,12 +251,10 @@ def watermark(
     """
     train_suspects(lab, strangers, marks)
     parts = []
-    for place, mark in enumerate(map(dict, marks)):
-        lineup = Lineup(thieves, budgets, seeds, strangers)
-        if place:
-            one = dict(list(thieves.items())[:1])
-            lineup = replace(lineup, thieves=one, budgets=[max(budgets)])
-        table = lineup.examine_marked(lab, mark, partial(_rotation, images), "wsr")
+    for mark in map(dict, marks):
+        test = partial(_rotation, images)
+        table = _examine_marked(lab, mark, test, "wsr", thieves, budgets, seeds, strangers)
+        thieves, budgets = _first(thieves), [max(budgets)]
         plan = profiles.watermark(mark)
         head = HEADS[plan["trained_head"]]
         head += f", carried by {plan['data']}" if plan["data"] else ""
@@ -279,9 +267,8 @@ def watermark(
 
 def _rotation(images: int, lab: Lab, net: nn.Module) -> list[Row]:
     """Return how a suspect's answers to turned training images are read by the owner's head."""
-    mark = cast(Mark, cast(MarkedVictim, lab.victim).mark)
     answers = encoders.embed(net, questions(trained_on(lab, images)))
-    right, order = success(mark, answers), ranked(mark, answers)
+    right, order = success(lab.victim.mark, answers), ranked(lab.victim.mark, answers)
     carriers = lab.watermark["data"] or "training"
     return [{
         "applies": "yes", "wsr": right.mean().item(), "right": int(right.sum()), "answers": len(right),
@@ -320,15 +307,6 @@ def _p(test: Callable[..., Verdict], *samples: Any) -> float:
         return math.nan
 
 
-def _priced(lab: Lab, table: pd.DataFrame, mark: Plan) -> pd.DataFrame:
-    """Add what marked and unmarked victim are worth on the main task: a legitimate user's price."""
-    nets = {"victim": lab.but(watermark=mark).victim, "unmarked": lab.train("victim", lab.method)}
-    task = lab.settings["data"]
-    jobs = [Job(sweeps.score_rows, ({"kind": k}, v.encoder, (task,))) for k, v in nets.items()]
-    worth = pd.DataFrame(sweeps.run(lab, jobs))[["kind", "accuracy", "agreement"]]
-    return table.merge(worth, on="kind", how="left")
-
-
 # ----------------------------------------------------------------------- dataset inference
 
 
@@ -363,7 +341,7 @@ def dataset_inference(
         A row per suspect and form of the test: `gap` in nats, `effect` (Cohen's d), `p`, `accused` (1 or
         0), and `detectable`, the least effect that would be.
     """
-    suspects = Lineup(thieves, budgets, seeds, strangers).suspects(seeds)
+    suspects = _everybody(thieves, budgets, seeds, strangers, seeds)
     if victim is not None:
         who = f"{lab.recipe.method}, {len(lab.train_images())} images"
         suspects += [Suspect("profile", who, seed) for seed in seeds]
@@ -377,7 +355,7 @@ def dataset_inference(
         test = partial(_inference, images, options, s.seed)
         jobs.append(Job(examine, (s, test), tuple(changes.items())))
         if s.kind in ("victim", "independent"):
-            trained.append(Job(train_suspect, (s,), tuple(changes.items())))
+            trained.append(Job(train_suspect, (s,), tuple(changes.items()), True))
     sweeps.run(lab, trained)
     return pd.DataFrame(sweeps.run(lab, jobs))
 
@@ -389,21 +367,18 @@ def _inference(images: int, options: Plan, seed: int, lab: Lab, net: nn.Module) 
     identity: Row = {name: encoders.digest(values.items()) for name, values in tensors.items()}
     identity |= {"options": dict(options), "seed": seed, "device": [str(lab.device), *modes()]}
 
-    def make(folder: Path) -> None:
+    def verdicts() -> dict[str, Row]:
         parts = [encoders.embed(net, part) for part in (*inference.split(seen, seed), fresh)]
         scores = inference.mixture_scores(*parts, **options, seed=seed)
-        verdicts = {form: inference.welch(*scores, GAP, form) for form in FORMS}
-        files.write_json(folder / "verdicts.json", {k: vars(v) for k, v in verdicts.items()})
+        return {form: vars(inference.welch(*scores, GAP, form)) for form in FORMS}
 
-    code = ["contsteal.ownership.inference"]
-    folder = artifacts.artifact("inference", identity, code, make, lab.messages.append)
-    verdicts = files.read_json(folder / "verdicts.json") or {}
+    found = lab.kept("inference", identity, ["contsteal.ownership.inference"], verdicts)
     on = f"{images} training images to fit, {images} to test, against {images} of nobody's"
     least = inference.least_gap(images, images)
     return [
         {"form": form, "gap": v["measure"], "effect": v["effect"], "p": v["p_value"],
          "accused": float(v["p_value"] <= inference.ALPHA), "detectable": least, "on": on}
-        for form, v in sorted(verdicts.items(), reverse=True)
+        for form, v in found.items()
     ]  # fmt: skip
 
 
@@ -428,15 +403,14 @@ def guard(
     """
     mark = {"kind": "sslguard"} | dict(mark)
     train_suspects(lab, strangers, [mark])
-    lineup = Lineup(thieves, budgets, seeds, strangers)
-    table = lineup.examine_marked(lab, mark, partial(_key, images), "cosine")
+    test = partial(_key, images)
+    table = _examine_marked(lab, mark, test, "cosine", thieves, budgets, seeds, strangers)
     return table.drop(columns="p_paper")
 
 
 def _key(images: int, lab: Lab, net: nn.Module) -> list[Row]:
     """Return how a suspect's answers to stamped training images agree with the owner's key."""
-    key = cast(sslguard.Key, cast(MarkedVictim, lab.victim).mark)
-    verdict = sslguard.verify(key, net, trained_on(lab, images))
+    verdict = sslguard.verify(lab.victim.mark, net, trained_on(lab, images))
     return [{
         "applies": "yes", "rate": verdict.measure, "cosine": verdict.effect, "p_keys": verdict.p_value,
         "on": f"{images} training images of the victim, stamped",

@@ -15,14 +15,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from contsteal import data, encoders, evaluate
+from contsteal import choice, data, encoders, evaluate
 from contsteal.data import ImageSet
 from contsteal.defenses import B4B, DEFENSES, Described, build
 from contsteal.defenses.state import PerUser
 from contsteal.lab import sweeps, tables
-from contsteal.lab.experiment import Lab, pixels
+from contsteal.lab.experiment import Lab, labels_of, pixels
 from contsteal.lab.profiles import distinct
-from contsteal.lab.sweeps import Job, Names, Numbers, Row, product
+from contsteal.lab.sweeps import Attack, Job, Names, Numbers, Row, product
 from contsteal.seeds import derive
 from contsteal.victim import BlackBox, Defense
 
@@ -49,14 +49,11 @@ def listed(values: Mapping[str, Sequence[float | Mapping[str, Any]]]) -> list[Ch
     chains: list[Chain] = []
     for names, parameters in values.items():
         *first, last = names.split(" + ")
-        for name in (*first, last):
-            if name not in DEFENSES:
-                raise ValueError(f"unknown defence {name!r}: choose one of {', '.join(DEFENSES)}")
         if not isinstance(parameters, Sequence) or isinstance(parameters, str):
             raise ValueError(
                 f"{names}={parameters!r}: a list of its first parameter's values is needed"
             )
-        make = cast(Callable[[float], Defense], DEFENSES[last])
+        make = cast(Callable[[float], Defense], DEFENSES[choice(last, "defence", DEFENSES)])
         for value in parameters:
             own = build(last, **value) if isinstance(value, Mapping) else make(value)
             chains.append([*map(build, first), own])
@@ -80,14 +77,20 @@ def purchase(
 ) -> list[Row]:
     """Return the accuracy of paying users who fit and test a probe on defended answers, as one row.
 
-    With `classes` the one user's task has so many classes of the data set, drawn by `seed`.
+    It is the mean over one user per set of the seed's labelled images, each new to the provider. With
+    `classes` the one user's task has so many classes of the data set, drawn by `seed`.
     """
+    user, users = "customer", [few_classes(lab, task, classes, seed)] if classes else []
     if not classes:
-        return [{"legitimate": lab.legitimate(task, chain, seed)}]
-    api, sides = lab.api(chain), few_classes(lab, task, classes, seed)
-    x, y = (api.embed(pixels(side), user="customer") for side in sides)
-    a, b = (cast(Tensor, side.labels) for side in sides)
-    return [{"legitimate": evaluate.linear_probe(x, a, y, b).accuracy}]
+        user, test = "legitimate", lab.images(task, "test")
+        users = [(images, test) for images in lab.labelled(task, seed)]
+    accuracies = []
+    for sides in users:
+        api = lab.api(chain)
+        x, y = (api.embed(pixels(side), user=user) for side in sides)
+        a, b = map(labels_of, sides)
+        accuracies.append(evaluate.linear_probe(x, a, y, b).accuracy)
+    return [{"legitimate": sum(accuracies) / len(accuracies)}]
 
 
 def customers(
@@ -121,7 +124,7 @@ def few_classes(lab: Lab, task: str, classes: int, seed: int) -> tuple[ImageSet,
         raise ValueError(
             f"{classes} classes of {task} have {len(pool)} images, more than {n} are needed"
         )
-    pool = replace(pool, labels=torch.unique(cast(Tensor, pool.labels), return_inverse=True)[1])
+    pool = replace(pool, labels=torch.unique(labels_of(pool), return_inverse=True)[1])
     return pool.take(slice(n)), pool.take(slice(n, None))
 
 
@@ -132,7 +135,7 @@ def class_images(lab: Lab, task: str, classes: int, count: int, seed: int) -> Im
         raise ValueError(f"{classes} classes of {task}: choose 2 to {known}")
     images = bought_images(lab, task, round(1.4 * count * known / classes), seed)
     chosen = data.order(known, seed)[:classes].to(lab.device)
-    return images.take(torch.isin(cast(Tensor, images.labels), chosen).nonzero()[:count, 0])
+    return images.take(torch.isin(labels_of(images), chosen).nonzero()[:count, 0])
 
 
 def customer_images(lab: Lab, task: str, queries: int, seed: int) -> Tensor:
@@ -190,14 +193,11 @@ def defended(
     which `adapts` names. `bought` are the rows of `customers`; those of the first task are added as
     `legitimate`, those with few classes as `few`. A `kind` is tried at several `strength`s.
     """
-    task = bought["task"].iloc[0]
-    knobs = [tuple(sorted((dict(changes) | length).items())) for length in sweeps.lengths(steps)]
-    points = list(product(chains, attacks, seeds, knobs))
-    jobs = [Job(sweeps.steal_rows, (attack, queries, seed, (task,), seeded(chain, seed), knob))
-            for chain, attack, seed, knob in points]  # fmt: skip
-    about = [{"defence": chain_name(c)} | strength(c) | {"adapts": adapts} for c, *_ in points]
-    table = pd.concat([pd.DataFrame(about), pd.DataFrame(sweeps.run(lab, jobs))], axis=1)
-    few = bought["task"].iloc[-1]
+    task, few = bought["task"].iloc[0], bought["task"].iloc[-1]
+    rows = [Attack({"defence": chain_name(chain)} | strength(chain) | {"adapts": adapts},
+                   attack, queries, seed, changes, seeded(chain, seed))
+            for chain, attack, seed in product(chains, attacks, seeds)]  # fmt: skip
+    table = sweeps.table(lab, [task], rows, steps)
     kinds = {"legitimate": task} | ({"few": few} if few.endswith(" classes") else {})
     for column, kind in kinds.items():
         own = bought.loc[bought["task"] == kind, ["defence", "seed", "legitimate"]]
@@ -409,7 +409,7 @@ def over_queries(
     classes: int,
     budgets: Numbers,
     seeds: Numbers,
-    steps: int | None = None,
+    steps: int,
 ) -> pd.DataFrame:
     """Return the accuracy of a thief and of customers after so many queries, with B4B and without it.
 
@@ -420,22 +420,17 @@ def over_queries(
     if not budgets:
         return pd.DataFrame()
     chains: list[Chain] = [[], [defence]]
-    length = () if steps is None else (("steps", steps),)
-    points = [("thief", c, s, b) for c, s, b in product(chains, seeds, budgets)]
-    jobs = [Job(sweeps.steal_rows, (attack, budget, seed, (task,), seeded(chain, seed), length))
-            for _, chain, seed, budget in points]  # fmt: skip
-    rows = [
-        {"user": user, "queries": budget, "accuracy": row["accuracy"]}
-        | {"defence": chain_name(chain), "seed": seed}
-        for (user, chain, seed, budget), row in zip(points, sweeps.run(lab, jobs), strict=True)
-    ]
+    thieves = [Attack({"user": "thief", "queries": budget, "defence": chain_name(chain)},
+                      attack, budget, seed, {}, seeded(chain, seed))
+               for chain, seed, budget in product(chains, seeds, budgets)]  # fmt: skip
+    columns = ["user", "queries", "accuracy", "defence", "seed"]
+    rows: list[Any] = sweeps.table(lab, [task], thieves, [steps])[columns].to_dict("records")
     for chain, seed in product(chains, seeds):
-        labelled, rest = few_classes(lab, task, classes, seed)
-        everyone = bought_images(lab, task, max(budgets), seed)
-        n = lab.settings["probe_images"] or len(everyone) // 5
+        every = bought_images(lab, task, max(budgets), seed)
+        n = lab.settings["probe_images"] or len(every) // 5
         kinds = {
-            f"customer, {classes} classes": (labelled, rest),
-            "customer, all classes": (everyone.take(slice(n)), everyone.take(slice(n, None))),
+            f"customer, {classes} classes": few_classes(lab, task, classes, seed),
+            "customer, all classes": (every.take(slice(n)), every.take(slice(n, None))),
         }
         for user, sides in kinds.items():
             about = {"user": user, "defence": chain_name(chain), "seed": seed}
@@ -453,8 +448,8 @@ def _served(api: BlackBox, labelled: ImageSet, rest: ImageSet, budgets: Numbers)
     sizes = [end - start for start, end in pairwise([n, *ends])]
     asked = rest.take(slice(sum(sizes)))
     answers = [api.embed(part, user="customer") for part in pixels(asked).split(sizes)]
-    truth = cast(Tensor, asked.labels)
-    probe = evaluate.linear_probe(x, cast(Tensor, labelled.labels), torch.cat(answers), truth)
+    truth = labels_of(asked)
+    probe = evaluate.linear_probe(x, labels_of(labelled), torch.cat(answers), truth)
     right = (probe.predictions == truth).float().split(sizes)
     return [{"queries": end, "accuracy": float(part.mean())}
             for end, part in zip(ends, right, strict=True)]  # fmt: skip
@@ -473,19 +468,15 @@ def lost(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def price(
-    net: encoders.Encoder,
-    chains: Sequence[Chain],
-    images: Tensor,
-    batch: int = 256,
-    rounds: int = 5,
+    net: encoders.Encoder, chains: Sequence[Chain], images: Tensor, rounds: int = 5
 ) -> pd.DataFrame:
     """Return what defending a victim costs: the median time of 1,000 answers, and memory per user.
 
-    `seconds` are the victim's and the chain's for requests of `batch` images, on this machine;
+    `seconds` are the victim's and the chain's for requests of 256 images, on this machine;
     `added` is the chain's share of the victim's. `bytes, half` is a user's state after half of the
     images, `bytes` after all: equal where memory does not grow with queries.
     """
-    requests, answers = images.split(batch), encoders.embed(net, images).split(batch)
+    requests, answers = images.split(256), encoders.embed(net, images).split(256)
     alone = _median(lambda: [encoders.embed(net, request) for request in requests], rounds)
     rows = []
     for chain in distinct(chains):

@@ -39,7 +39,7 @@ def rows_of(images: torch.Tensor) -> set[bytes]:
 
 
 def test_strangers_never_see_an_image_of_the_victim_or_of_each_other(lab: Lab) -> None:
-    plan = Strangers.read(HOW)
+    plan = Strangers(**HOW)
     sets = [rows_of(plan.load(lab, k).images) for k in range(3)]
     known = rows_of(lab.train_images().images) | rows_of(lab.queries(128))
     known |= rows_of(owner.public(lab, 96))
@@ -66,17 +66,17 @@ def test_public_images_are_fresh_for_each_block(lab: Lab, name: str) -> None:
 
 def test_stored_data_of_the_victim_are_no_strangers_data(lab: Lab) -> None:
     digits = lab.but(data="digits")
-    with pytest.raises(ValueError, match="trained on split 'train' of digits; name other"):
+    with pytest.raises(ValueError, match="trained on digits; name other"):
         Strangers().load(digits, 0)
-    assert len(Strangers(data="digits", split="test", images=20).load(digits, 0)) == 20
+    assert len(Strangers(data="digits", images=20).load(lab, 0)) == 20
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda lab: Strangers.read({"number": 3}), "number"),
-        (lambda lab: Strangers.read({"count": "3"}), "count"),
-        (lambda lab: owner.train_suspects(lab, {"count": -1}), "-1 independent encoders"),
+        (lambda lab: owner.train_suspects(lab, {"number": 3}, []), "number"),
+        (lambda lab: owner.train_suspects(lab, {"count": "3"}, []), "count"),
+        (lambda lab: owner.train_suspects(lab, {"count": -1}, []), "strangers: count=-1 should be"),
         (lambda lab: owner.trained_on(lab, 999), "999 private images: 1 to"),
         (lambda lab: owner.public(lab.but(data="digits"), 9999), "9999 public images"),
         (lambda lab: owner.dataset_inference(lab, {}, [16], [0], {"count": 0}, images=8, components=9),
@@ -123,7 +123,7 @@ def test_rates_are_those_of_the_verdict_functions(lab: Lab, marked: pd.DataFrame
     assert before["wsr"] == rate(victim.mark, surrogate, images), "of the victim unmarked"
     first = marked[marked["head"] == owner.HEADS[True]].set_index(["kind", "seed"])["wsr"]
     assert first["victim", 0] == rate(victim.mark, victim.encoder, images)
-    plan = Strangers.read(HOW)
+    plan = Strangers(**HOW)
     nets = [owner.train_independent(lab, plan, k).encoder for k in range(3)]
     controls = [rate(victim.mark, net, images) for net in nets]
     assert [first["independent", k] for k in range(3)] == controls

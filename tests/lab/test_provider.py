@@ -29,16 +29,21 @@ def test_customers_of_each_seed_have_images_and_draws_of_their_own(lab: Lab) -> 
     table = provider.customers(lab, [[], NOISE], ["shapes", "digits"], [0, 1])
     assert len(table) == 2 * 2 * 2
     wide = table.pivot_table(index=["defence", "task"], columns="seed", values="legitimate")
-    assert wide.loc[("none", "shapes"), 1] == lab.legitimate("shapes", (), 1)
+    assert (
+        wide.loc[("none", "shapes"), 1] == provider.purchase(lab, (), "shapes", 1)[0]["legitimate"]
+    )
     assert wide.loc[("none", "shapes"), 0] != wide.loc[("none", "shapes"), 1]
     seeded, name = provider.seeded(NOISE, 1), provider.chain_name(NOISE)
-    assert wide.loc[(name, "digits"), 1] == lab.legitimate("digits", seeded, 1)
+    assert (
+        wide.loc[(name, "digits"), 1]
+        == provider.purchase(lab, seeded, "digits", 1)[0]["legitimate"]
+    )
 
 
 def test_an_undefended_customer_is_worth_what_the_victim_is(lab: Lab) -> None:
     several = lab.but(probe_images=40, probe_draws=2)
     victim = [several.score(several.victim.encoder, "shapes", s)["accuracy"] for s in range(8)]
-    paid = [several.legitimate("shapes", (), s) for s in range(8)]
+    paid = [provider.purchase(several, (), "shapes", s)[0]["legitimate"] for s in range(8)]
     assert paid == pytest.approx(victim, abs=0.02)
     assert max(victim) - min(victim) > 0.04, "or the seeds would prove nothing"
 
@@ -85,7 +90,7 @@ def test_defended_rows_name_defence_attack_and_honest_accuracy(lab: Lab) -> None
     assert list(table["defence"]) == ["none"] * 2 + [provider.chain_name(chains[1])] * 2
     assert list(table["kind"][::2]) == ["none", "Normalise + TopK"]
     assert table["strength"].iloc[2] == 2
-    assert table["legitimate"][1] == lab.legitimate("shapes", (), 1)
+    assert table["legitimate"][1] == provider.purchase(lab, (), "shapes", 1)[0]["legitimate"]
     few = bought.set_index(["task", "defence", "seed"])["legitimate"]
     assert table["few"][3] == few["shapes, 3 classes", table["defence"][3], 1]
 
@@ -397,11 +402,11 @@ def test_a_planted_defence_that_works_is_called_so_and_a_useless_or_leaking_one_
 
 def test_the_price_counts_memory_that_grows_and_memory_that_does_not(lab: Lab) -> None:
     chains = [[], [defenses.B4B(bits=6)], [SimilarQueries(0.9, action="record")]]
-    images = lab.images("shapes").images[:96]
-    table = provider.price(lab.victim.encoder, chains, images, batch=16, rounds=1)
+    images = lab.train_images().images.repeat(2, 1, 1, 1)[:512]  # two requests
+    table = provider.price(lab.victim.encoder, chains, images, rounds=1)
     free, buckets, similar = (table.iloc[k] for k in range(3))
     assert (free["bytes"], free["bytes, half"]) == (0, 0)
     assert buckets["bytes"] == buckets["bytes, half"] == 2**6 // 8 + 16, "two counts besides"
-    assert similar["bytes"] - similar["bytes, half"] == 48 * 4 * lab.victim.encoder.dim
+    assert similar["bytes"] - similar["bytes, half"] == 256 * 4 * lab.victim.encoder.dim
     assert (table["seconds"] > 0).all()
     assert (table["added"].iloc[1:] > 0).all()
