@@ -4,7 +4,7 @@ import copy
 import timeit
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise
 from statistics import mean, median
 from types import MappingProxyType
@@ -19,7 +19,7 @@ from contsteal import choice, data, encoders, evaluate
 from contsteal.data import ImageSet
 from contsteal.defenses import B4B, DEFENSES, Described, build
 from contsteal.defenses.state import PerUser
-from contsteal.lab import sweeps, tables
+from contsteal.lab import artifacts, sweeps, tables
 from contsteal.lab.experiment import Lab, labels_of, pixels
 from contsteal.lab.profiles import distinct
 from contsteal.lab.sweeps import Attack, Job, Names, Numbers, Row, product
@@ -84,13 +84,24 @@ def purchase(
     if not classes:
         user, test = "legitimate", lab.images(task, "test")
         users = [(images, test) for images in lab.labelled(task, seed)]
-    accuracies = []
-    for sides in users:
-        api = lab.api(chain)
-        x, y = (api.embed(pixels(side), user=user) for side in sides)
-        a, b = map(labels_of, sides)
-        accuracies.append(evaluate.linear_probe(x, a, y, b).accuracy)
-    return [{"legitimate": sum(accuracies) / len(accuracies)}]
+
+    def spent() -> float:
+        accuracies = []
+        for sides in users:
+            api = lab.api(chain)
+            x, y = (api.embed(pixels(side), user=user) for side in sides)
+            a, b = map(labels_of, sides)
+            accuracies.append(evaluate.linear_probe(x, a, y, b).accuracy)
+        return sum(accuracies) / len(accuracies)
+
+    identity = {
+        "images": [[lab.data_key(side) for side in sides] for sides in users],
+        "defenses": [artifacts.object_key(defense) for defense in chain],
+        "victim": lab.victim.sha256, "on": lab.machine,
+    }  # fmt: skip
+    code = ["contsteal.victim", "contsteal.evaluate"]
+    code += [name for defense in chain for name in artifacts.defining_modules(defense)]
+    return [{"legitimate": lab.kept("customer", identity, code, spent)}]
 
 
 def customers(
@@ -110,6 +121,7 @@ def customers(
     ])  # fmt: skip
 
 
+@lru_cache(maxsize=32)  # to draw them takes longer than a probe
 def few_classes(lab: Lab, task: str, classes: int, seed: int) -> tuple[ImageSet, ImageSet]:
     """Return labelled and test images of a customer whose task has a few classes, drawn by `seed`.
 

@@ -25,19 +25,34 @@ def rows_of(images: torch.Tensor) -> set[bytes]:
     return {row.numpy().tobytes() for row in images}
 
 
+def by_hand(lab: Lab, chain: provider.Chain, task: str, seed: int) -> float:
+    test, each = lab.images(task, "test"), []
+    for images in lab.labelled(task, seed):
+        api = lab.api(chain)  # a new user of a provider who remembers nobody
+        x, y = (api.embed(side.images, user="legitimate") for side in (images, test))
+        each.append(evaluate.linear_probe(x, images.labels, y, test.labels).accuracy)
+    return sum(each) / len(each)
+
+
+def test_what_a_customer_gets_is_read_back_for_the_same_defence_alone(
+    lab: Lab, monkeypatch
+) -> None:
+    first = provider.customers(lab, [NOISE], ["shapes"], [0], classes=3)
+    monkeypatch.setattr(evaluate, "linear_probe", None)
+    pd.testing.assert_frame_equal(provider.customers(lab, [NOISE], ["shapes"], [0], 3), first)
+    for other in ([defenses.GaussianNoise(0.21)], NOISE * 2):
+        with pytest.raises(TypeError, match="not callable"):
+            provider.customers(lab, [other], ["shapes"], [0])
+
+
 def test_customers_of_each_seed_have_images_and_draws_of_their_own(lab: Lab) -> None:
     table = provider.customers(lab, [[], NOISE], ["shapes", "digits"], [0, 1])
     assert len(table) == 2 * 2 * 2
     wide = table.pivot_table(index=["defence", "task"], columns="seed", values="legitimate")
-    assert (
-        wide.loc[("none", "shapes"), 1] == provider.purchase(lab, (), "shapes", 1)[0]["legitimate"]
-    )
+    assert wide.loc[("none", "shapes"), 1] == by_hand(lab, (), "shapes", 1)
     assert wide.loc[("none", "shapes"), 0] != wide.loc[("none", "shapes"), 1]
     seeded, name = provider.seeded(NOISE, 1), provider.chain_name(NOISE)
-    assert (
-        wide.loc[(name, "digits"), 1]
-        == provider.purchase(lab, seeded, "digits", 1)[0]["legitimate"]
-    )
+    assert wide.loc[(name, "digits"), 1] == by_hand(lab, seeded, "digits", 1)
 
 
 def test_an_undefended_customer_is_worth_what_the_victim_is(lab: Lab) -> None:
