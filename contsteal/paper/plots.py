@@ -798,14 +798,14 @@ def suspect_dots(table: pd.DataFrame, title: str) -> Figure:
 
 
 class Row(NamedTuple):
-    """A figure: what it shows, who draws it, and what says its title and numbers.
+    """A figure: what it shows, who draws it, and its title or what says title and numbers.
 
     Of a table with several lengths of training it shows the longest, unless it is about the `lengths`.
     """
 
     shows: str
     plot: Callable[[pd.DataFrame, str], Figure]
-    summary: Callable[[pd.DataFrame], Summary]
+    summary: str | Callable[[pd.DataFrame], Summary]
     lengths: bool = False
 
     def shown(self, table: pd.DataFrame) -> pd.DataFrame:
@@ -814,6 +814,8 @@ class Row(NamedTuple):
 
     def summarise(self, table: pd.DataFrame) -> Summary:
         """Return what the table says, and after which length where it has several."""
+        if isinstance(self.summary, str):
+            return Summary(self.summary)
         shown = self.shown(table)
         result = self.summary(shown)
         if self.lengths or len(tables.trainings(table)) == 1 or " steps" in result.title:
@@ -827,9 +829,9 @@ class Row(NamedTuple):
 
 FIGURES = {
     "00_samples": Row("Images of the embedded data sets (in code, the photographs are `patches`).",
-                      sample_sheet, lambda _: Summary("Images of the embedded data sets")),
+                      sample_sheet, "Images of the embedded data sets"),
     "01_views": Row("Two augmented views of each image, as the victim's training sees them.",
-                    sample_sheet, lambda _: Summary("Training images and two views of each")),
+                    sample_sheet, "Training images and two views of each"),
     "01_training": Row("The victim's training, monitored on held-out training images, whose neighbours "
                        "are looked for among up to 4,096 labelled ones: a probe of few labels is "
                        "less accurate.", training_curves, sentences.training),
