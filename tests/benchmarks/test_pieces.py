@@ -185,18 +185,6 @@ def test_tests_and_benchmarks_do_without_what_a_gpu_machine_lacks() -> None:
     subprocess.run([sys.executable, "-c", text], cwd=artifacts.ROOT, check=True)
 
 
-def test_a_piece_that_was_stopped_needs_more_time_than_it_had(home: Path) -> None:
-    slow, state = asleep(), {"pieces": {}}
-    pieces.logs().mkdir(parents=True)
-    outcome, took, said = pieces.run(slow, 0.5, state)
-    assert (outcome, said) == ("stopped", ["slow"])
-    assert 0.5 <= took < 5
-    assert slow.needs(state) == 1.0
-    pieces.note(slow, state, "stopped", time.time(), 200.0)
-    assert slow.needs(state) == 300.0
-    assert not slow.finished(state)
-
-
 @pytest.mark.parametrize(("kept", "needs"), [(True, pieces.LEAST), (False, 300.0)])
 def test_a_notebook_that_kept_nothing_needs_more_time_too(
     kept: bool, needs: float, home: Path

@@ -376,7 +376,7 @@ def test_threads_share_a_budget_and_each_gets_the_answers_to_its_own_images(
     tmp_path, users, stored
 ):
     x, want = pictures(128), BlackBox(Toy()).embed(pictures(128))
-    for trial in range(8):
+    for trial in range(4):
         store = AnswerStore(tmp_path / str(trial)) if stored else None
         net, barrier = Slow(), threading.Barrier(8)
         api = BlackBox(AnswerCache(net, store), budget=64)
