@@ -472,14 +472,9 @@ def test_landscapes_are_the_victims_geometry_on_the_queries(lab: Lab) -> None:
     assert row[list(expected)].to_dict() == pytest.approx(expected, rel=1e-4)
 
 
-def test_no_data_set_is_refused(lab: Lab) -> None:
-    with pytest.raises(ValueError, match="at least one data set is needed"):
-        sweeps.stake(lab, [], 16, [0], [2])
-
-
-@pytest.mark.parametrize("steps", [[0], [-1], [4, 4], 100, "12", [2.5], ["3"]])
+@pytest.mark.parametrize("steps", [[0], [-1], [4, 4], "12", [2.5], ["3"]])
 def test_lengths_of_training_that_say_nothing_are_refused(lab: Lab, steps: Any) -> None:
-    with pytest.raises(ValueError, match="a list of different lengths of 1 or more is needed"):
+    with pytest.raises(ValueError, match=r"a whole number of at least 1 is needed|names 4 twice"):
         sweeps.sweep(lab, ["embedding"], [16], [0], ["shapes"], steps=steps)
 
 
