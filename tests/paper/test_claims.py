@@ -753,7 +753,7 @@ def test_contradictions_and_bad_tables_fail(
 def test_too_few_seeds_or_rows_contradict_nothing(copy: Path, capsys: Capture) -> None:
     tamper("02_conventional", lambda t: swapped(t[t["seed"] < 2]))(copy)
     tamper("03_attacks", lambda t: t[t["attack"] != "embedding"])(copy)
-    for stem in ("01_worth", "02_losses"):
+    for stem in ("01_worth", "02_readings"):
         (copy / f"{stem}.csv").unlink()
     assert claims.main(["--profile", "demo"]) == 0
     assert "not measured" in capsys.readouterr().out

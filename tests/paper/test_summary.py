@@ -28,7 +28,8 @@ def test_a_summary_has_numbers_intervals_n_and_origin(folder: Path) -> None:
     numbers = figures.FIGURES["03_attacks"].summarise(figures.read(folder, "03_attacks")[0]).numbers
     assert numbers.loc["Cont-Steal", "accuracy"] in text
     pictures = {stem for stem in figures.FIGURES if f"({stem}.png)" in text}
-    absent = {"03_ablations", "04_budget", "05b_refused", "05c_sslguard", "05c_watermark"}
+    absent = {"02_losses", "02_elsewhere", "03_rates", "03_ablations", "04_budget", "05b_refused",
+              "05c_sslguard", "05c_watermark"}  # fmt: skip
     assert pictures == figures.FIGURES.keys() - absent - {"03_geometry"}
     assert f"Not run: {', '.join(sorted(absent))}." in text
     assert "Expected, and measured:" in text
