@@ -286,7 +286,8 @@ class Rehearsal(Lab):
         """Note that images are held in memory, or lie on disk; return something as long as they."""
         count = self._size(name, split, n)
         held = 3 * self.settings["image_size"] ** 2 * count
-        self.work.resident[f"{name} {split}"] = held if held <= data.LARGEST else 0.0
+        place, most = f"{name} {split}", self.work.resident
+        most[place] = max(most.get(place, 0.0), held if held <= data.LARGEST else 0.0)
         return range(count)
 
     def _take(self, pool: Any, rows: Tensor) -> Any:
