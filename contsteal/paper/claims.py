@@ -660,9 +660,12 @@ def assess(claim: Claim, table: DataFrame, train_images: int) -> Finding:
     """Return what a table says about a claim; `train_images` is what the victim was trained on.
 
     Of trained surrogates the longest training and the next shorter one must agree: otherwise, and with
-    one length alone, a verdict might be about the length, and there is not enough evidence.
+    one length alone, a verdict might be about the length, and there is not enough evidence. A length at
+    which only some of the comparisons were made does not count.
     """
     trained = tables.trainings(table)[::-1]
+    made = [len(_comparisons(claim, rows)) for rows in trained]
+    trained = [rows for rows, count in zip(trained, made, strict=True) if count == max(made)]
     findings = [_assess(claim, rows, train_images) for rows in trained]
     measured = [k for k, finding in enumerate(findings) if finding.verdict != ABSENT]
     if not measured:
@@ -681,14 +684,17 @@ def _of_surrogates(claim: Claim, table: DataFrame) -> bool:
     """Say whether a claim is about trained surrogates, and not about the victim or its customers."""
     if "steps" not in table or claim.metric in CUSTOMERS:
         return False
-    picked = claim.pick(table)
-    comparisons = picked.values() if isinstance(picked, dict) else [picked]
+    comparisons = _comparisons(claim, table).values()
     return any(rows["steps"].notna().any() for sides in comparisons for rows in sides)
 
 
-def _assess(claim: Claim, table: DataFrame, train_images: int) -> Finding:
+def _comparisons(claim: Claim, table: DataFrame) -> dict[str, Sides]:
     picked = claim.pick(table)
-    comparisons = picked if isinstance(picked, dict) else {"": picked}
+    return picked if isinstance(picked, dict) else {"": picked}
+
+
+def _assess(claim: Claim, table: DataFrame, train_images: int) -> Finding:
+    comparisons = _comparisons(claim, table)
     if not comparisons:
         return Finding(ABSENT, why=f"{claim.table}.csv has no such rows")
     conclusive, notes = True, []

@@ -351,6 +351,19 @@ def test_rows_without_training_stand_beside_every_length() -> None:
     assert assess(claim(), *missing).verdict == ABSENT, "two lengths are not compared"
 
 
+def test_a_length_at_which_only_some_comparisons_were_made_does_not_count() -> None:
+    """On the second task 300 steps would decide alone, for both."""
+    tasks = [("t", (0.1, 0.1)), ("second", (-0.1, 0.1, 0.1))]
+    table = pd.concat([lengths(*gaps).assign(task=task) for task, gaps in tasks])
+    of_each = claim(lambda t: claims.every(t, ["task"], versus("embedding", "label")))
+    finding = assess(of_each, table)
+    assert (finding.verdict, finding.why.split("; ")[-1]) == (
+        OPEN,
+        "after 100 steps: does not hold",
+    )
+    assert assess(of_each, table[table["steps"] > 100]).verdict == OPEN, "one length is left"
+
+
 def test_a_classifiers_thief_may_use_its_own_head() -> None:
     one = next(c for c in CLAIMS if c.id == "embedding-label-head")
     for head, verdict in ((0.3, HOLDS), (0.99, FAILS)):
