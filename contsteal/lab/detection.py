@@ -188,8 +188,10 @@ def similarity(answers: Sequence[Tensor]) -> float:
     """Return the cosine that `SHARE` of customers' queries, (N, D) each, exceed with an earlier one.
 
     The threshold that `defenses.SimilarQueries` needs: chosen on customers, never on thieves. Errors:
-    ValueError for answers with NaN.
+    ValueError for fewer than 2 queries, answers with NaN.
     """
+    if (fewest := min(map(len, answers), default=0)) < 2:
+        raise ValueError(f"{fewest} queries: at least 2 queries of each customer are needed")
     nearest = []
     for one in answers:
         unit = F.normalize(finite(one), dim=1)
@@ -232,7 +234,10 @@ def roc(watch: pd.DataFrame) -> pd.DataFrame:
     `watch` is of `watched` and `bills`. `at` is "curve" for the points of the statistic, every threshold
     there is, and "verdict" for the detector's own. Beside `fpr` and `tpr` stand the curve's area `auc`,
     Mann and Whitney's U over the number of pairs, and how many `customers` and `thieves` were watched.
+    ValueError for a table of nobody, or without a customer.
     """
+    if watch.empty or watch["user"].str.startswith("thief").all():
+        raise ValueError("no customer was watched: an ROC curve needs customers and thieves")
     from scipy.stats import mannwhitneyu  # which takes a second to import
     from sklearn.metrics import roc_curve
 

@@ -422,8 +422,11 @@ def sweep(
 def lengths(steps: Numbers) -> list[dict[str, Any]]:
     """Return the changes of `steal.Config` for each length of training; one of none for the profile's.
 
-    Raises ValueError for a length that is no whole number of 1 or more, or is named twice.
+    Raises ValueError for what is no list, and for a length that is no whole number of 1 or more or is
+    named twice.
     """
+    if not isinstance(steps, Sequence):
+        raise ValueError(f"steps={steps!r}: a list of lengths is needed")
     each = distinct(steps, "steps=")
     return [{"steps": number(n, "steps", int, least=1)} for n in each] or [{}]
 
@@ -448,8 +451,10 @@ def without_victim(
     """Return what a thief gets without any answer, at the same lengths of training; rows as `sweep`'s.
 
     SimCLR on each number of query images alone, and supervision with labelled images of the main task.
-    Raises ValueError for what `lengths` refuses.
+    Raises ValueError for no length of training, and for what `lengths` refuses.
     """
+    if not steps:
+        raise ValueError("steps=[]: at least one length of training is needed")
     lengths(steps)
     jobs = [Job(alone_rows, (name, count, seed, tasks, length))
             for name, count, seed, length in product(ALONE, queries, seeds, steps)]  # fmt: skip
@@ -459,8 +464,10 @@ def without_victim(
 def stake(lab: Lab, data: Names, queries: int, seeds: Numbers, steps: Numbers) -> pd.DataFrame:
     """Return, per data set, what a thief gets `without_victim`, beside random features and the victim.
 
-    Victim and queries are of that set; each row names it as `data`.
+    Victim and queries are of that set; each row names it as `data`. Raises ValueError for no set.
     """
+    if not data:
+        raise ValueError("data=[]: at least one data set is needed")
     parts = []
     for name in distinct(data):
         other = lab.but(**_on(lab, name))
@@ -600,6 +607,8 @@ def classifiers(
     """
     for name in victims:
         choice(name, "victim", ("victim", "supervised"))
+    if not victims:
+        raise ValueError("victims={}: name victim or supervised, with its attacks")
     parts = []
     for name, attacks in victims.items():
         settings = lab.settings[name]
@@ -683,7 +692,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     on_gpus = artifacts.device().type == "cuda"
     if processes > 1:
         if on_gpus:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # refuses more than there are
+            place, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+            if place >= count:
+                raise ValueError(f"process {place + 1} of {count} GPUs: one a GPU")
+            torch.cuda.set_device(place)
         dist.init_process_group("nccl" if on_gpus else "gloo")
     try:
         train_together(lab, given.part, given.method)

@@ -330,3 +330,15 @@ def test_a_refused_thief_trains_on_what_one_account_got(lab: Lab) -> None:
     alone = lab.score(lab.steal("embedding", 32, 0, steps=8).encoder, "shapes", 0)
     assert table["accuracy"].iloc[0] == alone["accuracy"]
     assert len(table) == 8
+
+
+def test_nobody_watched_and_too_few_queries_are_refused() -> None:
+    watch = pd.DataFrame(
+        {"detector": ["D"], "user": ["thief, x"], "statistic": [1.0], "flagged": [0.0]}
+    )
+    for table in (watch, watch.iloc[:0]):
+        with pytest.raises(ValueError, match="no customer was watched"):
+            detection.roc(table)
+    for answers in ([], [torch.ones(1, 4)]):
+        with pytest.raises(ValueError, match="at least 2 queries of each customer"):
+            detection.similarity(answers)

@@ -823,3 +823,25 @@ def test_processes_that_cannot_share_a_batch_are_refused_once_and_before_they_me
         sweeps.main(["--profile", "smoke"])
     code = refused.value.code
     assert code == said if rank == "2" else str(code).startswith(str(said))
+
+
+def test_nothing_to_compare_is_refused(lab: Lab) -> None:
+    with pytest.raises(ValueError, match=r"data=\[\]: at least one data set is needed"):
+        sweeps.stake(lab, [], 16, [0], [2])
+    with pytest.raises(ValueError, match=r"victims=\{\}: name victim or supervised"):
+        sweeps.classifiers(lab, {}, 16, [0], ["shapes"], [2])
+    with pytest.raises(ValueError, match="at least one length of training is needed"):
+        sweeps.without_victim(lab, [16], [0], ["shapes"], [])
+    with pytest.raises(ValueError, match="steps=100: a list of lengths is needed"):
+        sweeps.lengths(100)  # type: ignore[arg-type]
+
+
+def test_torchrun_with_more_processes_than_cards_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(artifacts, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in (("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="process 2 of 1 GPUs: one a GPU"):
+        sweeps.main(["--profile", "smoke"])
