@@ -163,3 +163,11 @@ def test_a_timing_gives_the_rate_of_ten_steps(lab: Lab) -> None:
     assert 1e7 < machine.training < 1e13
     assert machine.forward > machine.training
     assert "2 steps timed here" in machine.said
+
+
+def test_a_plan_holds_the_largest_number_of_images_of_a_set() -> None:
+    lab = object.__new__(inspection.Rehearsal)  # which has no profile: only what is asked here
+    lab.work, lab.settings = inspection.Work(), {"image_size": 32}
+    for count in (100, 5000, 64):
+        lab._load("glyphs", "train", count)
+    assert lab.work.memory() == 5000 * 3 * 32 * 32
