@@ -124,7 +124,7 @@ def fit(
         checkpoint: a file to save the state to after an epoch, at most every SAVE_EVERY seconds: a
             killed run continues from it to the same weights. One that is ended by Ctrl-C or SIGTERM
             saves the last epoch that it kept, at most every KEEP_EVERY seconds. A CSV beside the file
-            gets a row per epoch.
+            has a row per epoch, and is written as often.
         after_epoch: maps an epoch to more columns of its row, such as a monitor's.
         title: stands before the progress bar.
         identity: describes the run: the checkpoint of another one is refused.
@@ -163,14 +163,15 @@ def fit(
             history.append(row | (after_epoch(epoch) if after_epoch else {}))
             bar.set_postfix({k: f"{v:.3f}" for k, v in history[-1].items() if k not in HIDDEN})
             bar.update()
-            if checkpoint:
-                _log(checkpoint.with_suffix(".csv"), history)
             if checkpoint and time.monotonic() - copied > min(KEEP_EVERY, SAVE_EVERY):
+                _log(checkpoint.with_suffix(".csv"), history)
                 kept["state"] = _state(model, optimizer, identity, history)
                 copied = time.monotonic()
             if checkpoint and time.monotonic() - saved > SAVE_EVERY:
                 _save(checkpoint, kept)
                 saved = time.monotonic()
+    if checkpoint:
+        _log(checkpoint.with_suffix(".csv"), history)
     optimizer.zero_grad(set_to_none=True)  # gradients take as much memory as the weights
     model.eval()
     return history
@@ -210,7 +211,10 @@ def _epoch(
 
 
 def _log(path: Path, history: list[Row]) -> None:
-    """Write one line per epoch so far, to be watched while the training runs."""
+    """Write one line per epoch so far, to be watched while the training runs.
+
+    Not after every epoch: those of 128 images are as short as the writing of a long history.
+    """
     text = io.StringIO()
     columns = dict.fromkeys(key for row in history for key in row)
     writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")

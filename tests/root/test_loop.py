@@ -392,7 +392,10 @@ def test_the_owner_of_a_checkpoint_is_known_by_whole_words(tmp_path, always_save
     loop.check_owner(path, "a 1")
 
 
-def test_every_epoch_is_logged_to_a_csv_beside_the_checkpoint(tmp_path):
+@pytest.mark.parametrize(("seconds", "seen"), [(-1.0, [0, 2, 3, 4, 5]), (1e6, [0, 0, 0, 0, 0])])
+def test_every_epoch_is_logged_to_a_csv_beside_the_checkpoint(tmp_path, monkeypatch, seconds, seen):
+    monkeypatch.setattr(loop, "KEEP_EVERY", seconds)
+    monkeypatch.setattr(loop, "SAVE_EVERY", seconds)
     path, lengths = tmp_path / "last.csv", []
 
     def after_epoch(epoch: int) -> loop.Row:
@@ -402,7 +405,7 @@ def test_every_epoch_is_logged_to_a_csv_beside_the_checkpoint(tmp_path):
     losses = fit(checkpoint=tmp_path / "last.pt", after_epoch=after_epoch)[1]
     header, *lines = [line.split(",") for line in path.read_text().splitlines()]
     assert header == ["epoch", "loss", "lr", "seconds", "knn"]
-    assert lengths == [0, 2, 3, 4, 5], "after each epoch, and not at the end"
+    assert lengths == seen, "while it runs, as often as the state is kept"
     assert [line[1] for line in lines] == list(map(str, losses))
     assert [line[4] for line in lines] == ["", "", "0.5", "", ""]
 
