@@ -2,7 +2,7 @@
 
 A defence maps answers (N, D) of one user to those that leave, of the same shape but for padding.
 Defences compose by being listed: `[Normalise(), Rounding(1)]` rounds unit vectors. What a defence
-remembers of its users outlives a restart by `state_dict` and `load_state_dict`.
+remembers of its users is pickled with it, and so outlives a restart.
 """
 
 import re

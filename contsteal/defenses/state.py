@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from contsteal import fitting
-from contsteal.seeds import derive, generator
+from contsteal.seeds import generator
 from contsteal.victim import named
 
 # ------------------------------------------------------------------------- parameters
@@ -123,6 +123,7 @@ R = TypeVar("R", bound=Record)
 class PerUser(Described, Generic[R]):
     """A defence that remembers a `record` of each user; users share nothing.
 
+    To outlive a restart it is pickled, with its parameters and all records: by `pickle.dumps`.
     Subclasses name their record, a dataclass derived from `Record`, and change what `_of(user)` returns.
     """
 
@@ -146,56 +147,5 @@ class PerUser(Described, Generic[R]):
 
     def size(self, user: str) -> int:
         """Return the bytes of a user's record, without the name."""
-        return sum(_packed(value).nbytes for value in vars(self._seen(user)).values())
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return all records as tensors, two per field: safetensors reads no header of 10^5 users."""
-        names = "\n".join(self._users).encode()  # names are printable: no line breaks
-        users = torch.from_numpy(np.frombuffer(names, np.uint8).copy())
-        state = {"defence": torch.tensor(derive(repr(self))), "users": users}
-        for f in fields(self.record):
-            parts = [_packed(getattr(record, f.name)) for record in self._users.values()]
-            shapes = [[*part.shape, -1, -1][:2] for part in parts]  # -1 for a missing dimension
-            filled = [part.flatten() for part in parts if part.numel()]  # these decide the type
-            state[f.name] = torch.cat(filled) if filled else torch.empty(0)
-            state[f"{f.name}, shapes"] = torch.tensor(shapes, dtype=torch.int64).view(-1, 2)
-        return state
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Replace all records by those of a `state_dict`.
-
-        Raises:
-            ValueError: for another defence's state, or a damaged one.
-        """
-        if "defence" not in state or int(state["defence"]) != derive(repr(self)):
-            raise ValueError(f"the state was not saved by {self!r}: build the defence with the "
-                             "parameters and the seed it had when it was saved")  # fmt: skip
-        names = [f.name for f in fields(self.record)]
-        known = {"defence", "users", *names, *(f"{name}, shapes" for name in names)}
-        if unfit := known ^ state.keys():
-            raise ValueError(f"{min(unfit)!r} is missing or unknown in the state: save it again")
-        text = state["users"].numpy().tobytes().decode()
-        users = {user: self.record() for user in text.split("\n") if text}
-        for name in names:
-            parts = _parted(state[name], state[f"{name}, shapes"], len(users), name)
-            for record, part in zip(users.values(), parts, strict=True):
-                tensor = isinstance(getattr(record, name), Tensor)
-                setattr(record, name, part.clone() if tensor else part.tolist())
-        self._users = users
-
-
-def _packed(value: int | float | list | Tensor) -> Tensor:
-    if isinstance(value, Tensor):
-        return value.detach().cpu().contiguous().clone()
-    one = next(iter(value), 0) if isinstance(value, list) else value
-    return torch.tensor(value, dtype=torch.float64 if isinstance(one, float) else None)
-
-
-def _parted(joined: Tensor, shapes: Tensor, users: int, name: str) -> list[Tensor]:
-    """Return each user's value; ValueError where values, shapes and users do not belong together."""
-    sizes = shapes.abs().prod(1).tolist()
-    if len(shapes) != users or sum(sizes) != len(joined):
-        raise ValueError(f"the state has {len(shapes)} users and {len(joined)} values of {name!r}, not "
-                         f"{users} and {sum(sizes)}: it is damaged, save it again")  # fmt: skip
-    dims = [[size for size in shape if size >= 0] for shape in shapes.tolist()]
-    return [part.view(d) for part, d in zip(joined.split(sizes), dims, strict=True)]
+        values = vars(self._seen(user)).values()
+        return sum((v if isinstance(v, Tensor) else np.asarray(v)).nbytes for v in values)

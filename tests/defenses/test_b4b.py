@@ -51,7 +51,7 @@ def test_many_bits_are_allowed_and_a_user_stays_small():
     b4b = B4B(bits=24)
     b4b(ROWS, "u")
     assert b4b.coverage("u") == pytest.approx(300 / 2**24, rel=0.02)
-    assert len(b4b.state_dict()["buckets"]) == 2**21
+    assert len(b4b._users["u"].buckets) == 2**21
 
 
 def test_answers_of_another_dimension_fall_into_the_same_buckets():
