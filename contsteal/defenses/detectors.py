@@ -183,7 +183,6 @@ class SimilarQueries(Detector[Recent]):
 # ------------------------------------------------------------------------------ PRADA
 
 TEST_EVERY = 10  # queries between two tests
-FEWEST_IN_CLASS = 10  # distances of a class that are needed to pool it
 FEWEST_POOLED = 100  # the test needs more distances than this
 NEWEST = 5000  # distances kept; scipy vouches for Shapiro-Wilk up to here
 PRADA_BLOCK = 256  # queries whose distances Prada computes at once
@@ -191,14 +190,12 @@ PRADA_BLOCK = 256  # queries whose distances Prada computes at once
 
 @dataclass
 class Growing(Answered):
-    """A user's growing sets, one per class, the distances to them, and the latest verdict."""
+    """A user's growing set, the distances to it, and the latest verdict."""
 
     members: Tensor = field(default_factory=lambda: torch.empty(0))
-    member_classes: list[int] = field(default_factory=list)
-    member_distances: list[float] = field(default_factory=list)  # on joining; 0 for a class's first
-    thresholds: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
-    distances: list[float] = field(default_factory=list)  # of the newest queries to their sets
-    distance_classes: list[int] = field(default_factory=list)
+    member_distances: list[float] = field(default_factory=list)  # on joining; 0 for the first
+    threshold: float = 0.0
+    distances: list[float] = field(default_factory=list)  # of the newest queries to the set
     queries: int = 0
     shapiro: float = 1.0
     flagged: bool = False
@@ -208,14 +205,15 @@ class Growing(Answered):
 class Prada(Detector[Growing]):
     """Flag a user whose nearest distances are not normal: Shapiro-Wilk W < `threshold`.
 
-    A class's set takes in a query whose least L2 distance to it is above T = max(T, mean - std of the
+    A set takes in a query whose least L2 distance to it is above T = max(T, mean - std of the
     distances at which members joined). Every 10 queries the distances of all queries (the newest 5,000
-    here) of classes with at least 10 are tested, without those 3 std or more off the mean, if more than
-    100 remain. As in the code, the verdict is the latest test's; where it refuses, it stays.
+    here) are tested, without those 3 std or more off the mean, if more than 100 remain. As in the code,
+    the verdict is the latest test's; where it refuses, it stays.
 
-    PRADA measures distances between inputs; a defence sees answers, so they are measured there.
+    PRADA measures distances between inputs, with a set for each class; a defence sees answers, so they
+    are measured there, and embeddings have no class.
     Natural images sent by an encoder thief look like a customer's (Dziedzic et al., ICML 2022, 5.3).
-    A user takes up to 4 `memory` D bytes and 0.3 MB; the paper's sets never stop growing.
+    A user takes up to 4 `memory` D bytes and 0.2 MB; the paper's sets never stop growing.
 
     Raises:
         ValueError: for parameters out of range.
@@ -230,10 +228,9 @@ class Prada(Detector[Growing]):
 
     title, record = "PRADA", Growing
     threshold: Annotated[float, ("above", 0), ("below", 1)] = 0.9  #: of W
-    classes: Literal["one", "argmax"] = "one"  #: "argmax" of the answer for posteriors and logits
     #: "shuffle" a flagged user's three largest coordinates, as in the code
     action: Literal["shuffle", "refuse", "record"] = "shuffle"
-    memory: Count = 1000  #: queries in a user's sets, all classes together
+    memory: Count = 1000  #: queries in a user's set
     seed: int = 0  #: of the shuffling
 
     def statistic(self, user: str) -> float:
@@ -249,56 +246,43 @@ class Prada(Detector[Growing]):
         return torch.cat([self._observe_block(record, part) for part in answers.split(PRADA_BLOCK)])
 
     def _observe_block(self, record: Growing, part: Tensor) -> Tensor:
-        labels, links = self._links(record, part)
-        old = len(record.members)
+        old, earlier = len(record.members), _earlier(record.members, part)
+        links = torch.cdist(part, torch.cat([earlier, part])).double().cpu().numpy()
         nearest = links[:, :old].min(1, initial=np.inf)  # (N,)
         joined, flags = [], torch.zeros(len(part), dtype=torch.bool)
-        for i, label in enumerate(labels.tolist()):
+        for i in range(len(part)):
             if record.flagged and self.action == "refuse":
                 break  # the verdict stays where it refuses
-            if self._joins(record, label, float(nearest[i])):
+            if self._joins(record, float(nearest[i])):
                 joined.append(i)
                 nearest = np.minimum(nearest, links[:, old + i])
             record.queries += 1
             if record.queries % TEST_EVERY == 1:
                 self._test(record)
             flags[i] = record.flagged
-        record.members = torch.cat([_earlier(record.members, part), part[joined]])
+        record.members = torch.cat([earlier, part[joined]])
         return flags.to(part.device)
 
-    def _links(self, record: Growing, part: Tensor) -> tuple[Tensor, np.ndarray]:
-        """Return classes (N,), and distances to members and each other, infinite across classes."""
-        labels = part.argmax(1).cpu() if self.classes == "argmax" else torch.zeros(len(part)).long()
-        links = torch.cdist(part, torch.cat([_earlier(record.members, part), part])).double().cpu()
-        classes = torch.cat([torch.tensor(record.member_classes, dtype=torch.long), labels])
-        return labels, links.masked_fill(labels[:, None] != classes, torch.inf).numpy()
-
-    def _joins(self, record: Growing, label: int, distance: float) -> bool:
-        """Note a query's distance, and return whether it joins its class's set."""
-        first, unknown = distance == np.inf, max(0, label + 1 - len(record.thresholds))
-        record.thresholds = F.pad(record.thresholds, (0, unknown))
+    def _joins(self, record: Growing, distance: float) -> bool:
+        """Note a query's distance, and return whether it joins the set."""
+        first = distance == np.inf
         if not first:
             record.distances.append(distance)
-            record.distance_classes.append(label)
-        full = len(record.member_classes) >= self.memory
-        if full or not (first or distance > record.thresholds[label]):
+        full = len(record.member_distances) >= self.memory
+        if full or not (first or distance > record.threshold):
             return False
         record.member_distances.append(0.0 if first else distance)
-        record.member_classes.append(label)
-        joining = np.array(record.member_distances)[np.array(record.member_classes) == label]
-        higher = max(record.thresholds[label].item(), joining.mean() - joining.std())
-        record.thresholds[label] = higher
+        joining = np.array(record.member_distances)
+        record.threshold = max(record.threshold, float(joining.mean() - joining.std()))
         return True
 
     def _test(self, record: Growing) -> None:
         """Test the pooled distances for normality; too few leave the verdict as it is."""
-        del record.distances[:-NEWEST], record.distance_classes[:-NEWEST]
+        del record.distances[:-NEWEST]
         if len(record.distances) <= FEWEST_POOLED:
             return
-        classes, pooled = np.array(record.distance_classes), np.array(record.distances)
-        pooled = pooled[np.bincount(classes)[classes] >= FEWEST_IN_CLASS]
-        if len(pooled):
-            pooled = pooled[np.abs(pooled - pooled.mean()) < 3 * pooled.std()]
+        pooled = np.array(record.distances)
+        pooled = pooled[np.abs(pooled - pooled.mean()) < 3 * pooled.std()]
         if len(pooled) > FEWEST_POOLED:
             from scipy.stats import shapiro  # half a second to import
 

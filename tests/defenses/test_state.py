@@ -44,7 +44,6 @@ DRAWING = {
     "cosine": lambda **k: SimilarQueries(0.95, memory=100, **k),
     "l2": lambda **k: SimilarQueries(0.9, "l2", **k),
     "prada": lambda **k: Prada(0.999, **k),
-    "prada per class": lambda **k: Prada(0.999, classes="argmax", **k),
 }
 REMEMBERING = DRAWING | {"work": ProofOfWork}
 SEEDED = REMEMBERING | SPACES
@@ -81,7 +80,7 @@ NAMES = [  # repr and label as stored tables have them
     (SimilarQueries(0.9),
      "SimilarQueries(threshold=0.9, measure='cosine', action='replace', mean=1000.0, std=20.0, "
      "memory=4096, share=0.5)", "similar queries, threshold 0.9"),
-    (Prada(), "Prada(threshold=0.9, classes='one', action='shuffle', memory=1000)", "PRADA"),
+    (Prada(), "Prada(threshold=0.9, action='shuffle', memory=1000)", "PRADA"),
     (ProofOfWork(),
      "ProofOfWork(cost='flat', intercept=0.0, slope=0.0, base=1.0075, least=0.1, most=2948.0, "
      "hashes_per_second=1000000.0)", "proof of work"),
@@ -110,7 +109,7 @@ CHANGES = [
     (SimilarQueries, {"threshold": 0.5},
      {"threshold": 0.4, "measure": "l2", "action": "record", "mean": 0.0, "std": 1.0, "memory": 9,
       "share": 0.4, "projection": halved}),
-    (Prada, {}, {"threshold": 0.8, "classes": "argmax", "action": "refuse", "memory": 9}),
+    (Prada, {}, {"threshold": 0.8, "action": "refuse", "memory": 9}),
     (ProofOfWork, {},
      {"cost": "entropy", "intercept": 1.0, "slope": 0.5, "base": 1.01, "least": 0.2, "most": 9.0,
       "hashes_per_second": 2.0}),
@@ -193,7 +192,6 @@ BAD = [
     (SimilarQueries, THRESHOLD | {"memory": 0}, "memory=0"),
     (SimilarQueries, THRESHOLD | {"share": 1.0}, r"share=1\.0: .* at least 0 and below 1"),
     (Prada, {"threshold": 0}, "threshold=0"),
-    (Prada, {"classes": "two"}, "'two': choose one of one, argmax"),
     (Prada, {"action": "replace"}, "'replace'.*shuffle, refuse, record"),
     (ProofOfWork, {"cost": "pate"}, "'pate': choose one of flat, entropy, a function"),
     (ProofOfWork, {"cost": None}, "unknown cost None"),
@@ -340,7 +338,7 @@ def test_a_forgotten_user_starts_again(make):
         (ProofOfWork(), 24),
         (PredictionPoisoning(0.1), 8),
         (SimilarQueries(0.9, memory=50), 50 * 6 * 4 + 24),
-        (Prada(memory=50), 50 * (6 * 4 + 16) + 5009 * 16 + 60),
+        (Prada(memory=50), 50 * (6 * 4 + 8) + 5009 * 8 + 60),
     ],
     ids=repr,
 )
