@@ -32,7 +32,6 @@ HEAD = re.compile(
     r"(_\w+|\d+)?|fc|linear|heads|dummy_param|mask_token|decoder(_\w+)?"
 )
 CHILDREN = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc")  # of a ResNet, in order
-Shapes = dict[str, tuple[tuple[int, ...], tuple[int, ...]]]  # keys to the file's shape and ours
 
 
 class CheckpointError(ValueError):
@@ -260,42 +259,18 @@ def misfit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
 
 
 def _problem(weights: Mapping[str, Tensor], unexpected: Iterable[str], net: Any) -> str:
-    """Return what of the file does not fit the network, and how to build one that fits."""
+    """Return what of the file does not fit the network, and what to look at; "" where all fits."""
     own = net.backbone.state_dict()
     own |= {k: v for k, v in net.state_dict().items() if not k.startswith("backbone.")}
     extra = {f"{k} twice" if k in own else k: torch.empty(0) for k in unexpected}
     problem = misfit(own, {**weights, **extra})
-    if not problem:
-        return ""
-    shapes: Shapes = {
-        k: (tuple(weights[k].shape), tuple(own[k].shape))
-        for k in own.keys() & weights.keys()
-        if weights[k].shape != own[k].shape and weights[k].ndim == own[k].ndim
-    }
-    from timm.models import VisionTransformer  # imported late: timm takes seconds
-
-    hints = _stem_hints(shapes)
-    if "pos_embed" in shapes and isinstance(net.backbone, VisionTransformer):
-        (_, theirs, _), (_, ours, _) = shapes["pos_embed"]
-        patches = net.backbone.patch_embed
-        side = max(0, theirs - ours + patches.num_patches) ** 0.5
-        hints.append(f"image_size: {side * patches.patch_size[0]:g} fits its tokens")
-    if any(k.startswith("projection.") for k in net.state_dict()):
-        hints.append("an output layer cannot be imported: build without out_dim")
-    return "; ".join([problem, *hints])
-
-
-def _stem_hints(shapes: Shapes) -> list[str]:
-    """Return which image size and width have the stem of the file's ResNet."""
-    theirs, ours = shapes.get("conv1.weight", ((), ()))
-    hints = []
-    if theirs[2:] != ours[2:]:
-        size = "32 (up to 64 px)" if theirs[-1] == 3 else "224 (above 64 px)"
-        hints.append(f"resnet18, resnet34 and resnet50 have this stem at image_size: {size}")
-    if theirs[:1] != ours[:1]:
-        return [*hints, f"no width fits: at any width timm's stem has {ours[0]} channels"]
-    first, mine = shapes.get("layer1.0.conv1.weight", ((0,), (0,)))
-    return [*hints, f"width: {first[0] / 64:g} fits its channels"] if first[0] != mine[0] else hints
+    if "misshapen" in problem:
+        problem += (
+            "; image_size decides a ResNet's stem and a transformer's tokens, width its channels"
+        )
+    elif "projection.weight" in problem:
+        problem += "; an output layer cannot be imported: build without out_dim"
+    return problem
 
 
 def _activation(match: Match, backbone: Any) -> str:
