@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
+from pydantic import Field, model_validator
 from tabulate import tabulate
 
 from contsteal.lab import artifacts, profiles, tables
@@ -29,6 +30,33 @@ stored results of that very profile. This page is generated from the section `ta
 [profiles](../notebooks/profiles) by `python docs/tables.py`.
 """
 NOTHING = "*Left out*: "
+
+
+class Published(profiles.Strict):
+    """A published table: where its rows stand among this profile's results, and how they differ.
+
+    `where` (of all rows) and `rows` name values of columns of the table behind `figure`; a list means
+    that there is a row for each. `read` has published values that are no accuracies of a probe. A table
+    without `rows` says why they are `missing`.
+    """
+
+    table: str
+    title: str
+    figure: str = ""
+    where: dict[str, Any] = Field({})
+    rows: dict[str, dict[str, Any]] = Field({})
+    read: dict[str, str] = Field({})
+    differs: str = ""
+    missing: str = ""
+
+    @model_validator(mode="after")
+    def _check_rows(self) -> Self:
+        if not (self.rows and self.figure and self.differs) and not self.missing:
+            needed = "rows, figure and differs are needed, or why they are missing"
+            raise ValueError(needed)
+        if unknown := sorted(self.read.keys() - self.rows.keys()):
+            raise ValueError(f"read names no row: {unknown[0]!r}")
+        return self
 
 
 def conditions(where: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -118,6 +146,8 @@ def page() -> str:
     """Return the page."""
     known = {name: profiles.profile(name) for name in profiles.names()}
     entries = [(name, entry) for name, own in known.items() for entry in own.get("tables", [])]
+    for name, entry in entries:
+        profiles.validated(Published, entry, f"{name}.yaml, {entry.get('table')}")
     parts = [section(n, known[n]["common"], e) for n, e in sorted(entries, key=_place)]
     return "\n\n".join([INTRODUCTION.rstrip("\n"), *parts]) + "\n"
 

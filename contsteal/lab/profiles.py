@@ -237,33 +237,6 @@ class Changes(Common):
     method: str | None = None
 
 
-class Published(Strict):
-    """A published table: where its rows stand among this profile's results, and how they differ.
-
-    `where` (of all rows) and `rows` name values of columns of the table behind `figure`; a list means
-    that there is a row for each. `read` has published values that are no accuracies of a probe. A table
-    without `rows` says why they are `missing`.
-    """
-
-    table: str
-    title: str
-    figure: str = ""
-    where: dict[str, Any] = {}
-    rows: dict[str, dict[str, Any]] = {}
-    read: dict[str, str] = {}
-    differs: str = ""
-    missing: str = ""
-
-    @model_validator(mode="after")
-    def _check_rows(self) -> Self:
-        if not (self.rows and self.figure and self.differs) and not self.missing:
-            needed = "rows, figure and differs are needed, or why they are missing"
-            raise PydanticCustomError("mark", needed)
-        if unknown := sorted(self.read.keys() - self.rows.keys()):
-            raise ValueError(f"read names no row: {unknown[0]!r}")
-        return self
-
-
 class Profile(Strict):
     """A file of `notebooks/profiles`."""
 
@@ -271,7 +244,7 @@ class Profile(Strict):
     common: Common
     notebooks: dict[str, dict[str, Any]] = {}
     expectations: list[Expectation] = []
-    tables: list[Published] = []
+    tables: list[dict[str, Any]] = []  # published ones, as docs/tables.py reads them
 
 
 def validated(model: type[BaseModel], given: object, place: str) -> Any:
