@@ -75,7 +75,7 @@ def fitting(value: Any, name: str, hint: Any) -> Any:
 
 
 class Checked:
-    """A frozen dataclass whose fields are `fitting` their annotations, or refused with a ValueError."""
+    """A dataclass whose fields are `fitting` their annotations, or refused with a ValueError."""
 
     def __post_init__(self) -> None:
         for field in fields(self):  # type: ignore[arg-type]

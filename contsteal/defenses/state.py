@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from contsteal import fitting
+from contsteal import Checked
 from contsteal.seeds import generator
 from contsteal.victim import named
 
@@ -36,7 +36,7 @@ def identity(function: Callable[[Tensor], Tensor]) -> str:
     return f"{function.__module__}.{name}"
 
 
-class Described:
+class Described(Checked):
     """A defence whose `repr`, `label` and `key` follow from its constructor's parameters.
 
     A subclass keeps each parameter in an attribute of the same name, and needs no more than these and
@@ -55,12 +55,6 @@ class Described:
     title: str = ""  # the label's beginning; "{bits}" is replaced by that parameter
     optional: ClassVar[tuple[str, ...]] = ("seed",)  # left out of `repr` at their defaults
     positional: ClassVar[tuple[str, ...]] = ()  # written without their name in `repr`
-
-    def __post_init__(self) -> None:
-        """Check that each parameter is `fitting` its annotation."""
-        for name, parameter in inspect.signature(type(self)).parameters.items():
-            label = f"{type(self).__name__} {name}"
-            setattr(self, name, fitting(getattr(self, name), label, parameter.annotation))
 
     def parameters(self) -> dict[str, Any]:
         """Return the values of the parameters by name, functions and modules as their `identity`."""
