@@ -10,6 +10,7 @@ a rehearsal.
 """
 
 import argparse
+import ast
 import fcntl
 import os
 import platform
@@ -83,7 +84,7 @@ class Piece:
             return files.key([[(p.name, files.sha256(p)) for p in own],
                               [task.key for task in self.tasks()]])  # fmt: skip
         paths = [artifacts.ROOT / name for name in self.code]
-        modules = notebooks.imports("\n".join(path.read_text() for path in paths))
+        modules = artifacts.imported(ast.parse("\n".join(path.read_text() for path in paths)))
         code = [*map(artifacts.source_key, paths), artifacts.sources(*modules)]
         return files.key([self.command, code, versions()])
 

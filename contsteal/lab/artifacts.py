@@ -95,14 +95,18 @@ def _file(module: str) -> Path:
 @cache
 def _imports(module: str, file: Path, changed: int) -> frozenset[str]:
     """Return the modules of the package that a file imports; `changed` is its time of change."""
+    # The first dot of a package's own file means the package itself.
+    return imported(_parsed(file), module + ".__init__" * (file.name == "__init__.py"))
+
+
+def imported(code: ast.Module, module: str = "") -> frozenset[str]:
+    """Return the modules of the package that a module's code, or a notebook's, imports."""
     names: set[str] = set()
-    for node in ast.walk(_parsed(file)):
+    for node in ast.walk(code):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            # The first dot of a package's own file means the package itself.
-            levels = node.level - (file.name == "__init__.py")
-            start = ".".join(module.split(".")[: -levels or None]) if node.level else ""
+            start = ".".join(module.split(".")[: -node.level]) if node.level else ""
             base = ".".join(filter(None, (start, node.module)))
             parts = [f"{base}.{alias.name}" for alias in node.names]  # modules, or names in one
             names |= {part if _is_ours(part) else base for part in parts}

@@ -102,19 +102,6 @@ def parameters(stem: str, profile: str) -> dict[str, Any]:
     return values
 
 
-def imports(code: str) -> list[str]:
-    """Return the modules of this package that code imports."""
-    names = []
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    paths = (path.relative_to(ROOT).with_suffix("") for path in (ROOT / "contsteal").rglob("*.py"))
-    modules = {".".join(path.parts).removesuffix(".__init__") for path in paths}
-    return [name for name in names if name in modules]
-
-
 # --------------------------------------------------------------------------- what must run
 
 
@@ -165,7 +152,7 @@ def _key(stem: str, profile: str, values: dict[str, Any]) -> dict[str, str]:
             with suppress(ValueError):  # the notebook says what is wrong with the file
                 weights[part] = pretrain.origin(config)
     code = [cell["source"] for cell in _code_cells(stem)]
-    modules = imports("\n".join(code))
+    modules = sorted(artifacts.imported(ast.parse("\n".join(code))))
     styles = [p for p in sorted(artifacts.PACKAGE.rglob("*.*")) if p.suffix not in (".py", ".pyc")]
     parts = {
         "parameters": json.dumps(values),  # as text: rows of tables follow their order

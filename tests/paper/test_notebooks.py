@@ -1,5 +1,6 @@
 """Notebooks as a graph: strict parameters, reasons, rename on success, failure, kills, two at once."""
 
+import ast
 import json
 import os
 import re
@@ -223,7 +224,8 @@ def test_a_module_that_a_notebook_imports_counts_and_others_do_not(
 
 def test_imports_are_read_from_code() -> None:
     code = "import numpy, contsteal.files\ndef f():\n    from contsteal.lab import sweeps as s, nothing"
-    assert notebooks.imports(code) == ["contsteal.files", "contsteal.lab", "contsteal.lab.sweeps"]
+    modules = {"contsteal.files", "contsteal.lab", "contsteal.lab.sweeps"}
+    assert artifacts.imported(ast.parse(code)) == modules
 
 
 def test_parameters_reach_the_notebook_in_their_order(desk: Path, capsys) -> None:
