@@ -9,7 +9,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,10 +91,23 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def process_of(partial: Path) -> int | None:
-    """Return the number of the process that writes a temporary path; None for one of another machine."""
-    number, _, host = partial.name.split(".")[-2].partition("@")
-    return int(number) if number.isdigit() and host == HOST else None
+def makers(path: Path) -> set[int]:
+    """Return the living processes of this machine that write a path; remove what dead ones left of it.
+
+    What processes of another machine write is left alone: nobody here knows whether they live.
+    """
+    import psutil
+
+    living = set()
+    for partial in path.parent.glob(f".{path.name}.*@{HOST}.partial"):
+        pid = int(partial.name.split(".")[-2].partition("@")[0])
+        with suppress(psutil.AccessDenied, FileNotFoundError):
+            since = partial.stat().st_ctime
+            if psutil.pid_exists(pid) and psutil.Process(pid).create_time() < since + 5:
+                living.add(pid)
+            else:
+                shutil.rmtree(partial, ignore_errors=True)  # it may be as large as the path
+    return living
 
 
 def move_aside(path: Path) -> Path:

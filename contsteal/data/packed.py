@@ -11,7 +11,6 @@ import copy
 import hashlib
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -252,23 +251,13 @@ def _pack(folder: Path, home: Path, listing: Listing, size: int, workers: int) -
             f"{home} holds {old['rows']} files at {old['size']} px, and not the {len(sizes)} of {folder} "
             f"at {size} px as they are now: remove {home} to pack them again"
         )
-    _remove_leftovers(home)
+    files.makers(home)  # removes what killed processes have left
     with files.atomic(home) as partial:
         partial.mkdir()
         manifest = _write(folder, partial / IMAGES, listing, size, workers)
         manifest |= {"source": source, "rows": len(sizes), "size": size}
         files.write_json(partial / MANIFEST, files.sealed(manifest))
     return _manifest(home)
-
-
-def _remove_leftovers(home: Path) -> None:
-    """Remove what killed processes have left of this pack: it may be as large as the pack."""
-    import psutil
-
-    for partial in home.parent.glob(f".{home.name}.*.partial"):
-        process = files.process_of(partial)
-        if process is not None and not psutil.pid_exists(process):
-            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write(folder: Path, file: Path, listing: Listing, size: int, workers: int) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from typing import Any
 import cloudpickle
 import joblib
 import pandas as pd
-import psutil
 import torch
 
 import contsteal
@@ -187,7 +186,7 @@ def artifact(
     identity = json.loads(json.dumps(identity, default=str))  # as it will be read from the manifest
     name = f"{kind}-{files.key([kind, config])[:12]}-{files.key(identity['code'])[:8]}"
     folder = runs_dir() / "artifacts" / name
-    while not folder.exists() and _made_by_others(folder):
+    while not folder.exists() and files.makers(folder) - {os.getpid()}:
         time.sleep(0.1)
     reason = _reason(kind, folder)
     if folder.exists():
@@ -241,20 +240,6 @@ def damage(folder: Path, identity: dict[str, Any] | None = None) -> str | None:
         return f"{odd[0]} is missing, or does not belong there"
     altered = (n for n, digest in manifest["files"].items() if files.sha256(folder / n) != digest)
     return next((f"{name} was altered" for name in altered), None)
-
-
-def _made_by_others(folder: Path) -> bool:
-    """Return whether another process is making this artifact; remove what killed ones left of it."""
-    for partial in folder.parent.glob(f".{folder.name}.*.partial"):
-        pid = files.process_of(partial)
-        if pid is None:
-            continue  # of another machine: the first of both to finish is kept
-        with suppress(psutil.AccessDenied, FileNotFoundError):
-            since = partial.stat().st_ctime
-            if psutil.pid_exists(pid) and psutil.Process(pid).create_time() < since + 5:
-                return pid != os.getpid()
-            shutil.rmtree(partial, ignore_errors=True)  # of a process that is gone
-    return False
 
 
 def work_dir(folder: Path) -> Path:

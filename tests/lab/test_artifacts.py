@@ -12,6 +12,7 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -187,7 +188,7 @@ def test_a_defence_of_a_user_s_module_is_keyed_by_its_file(
 
 
 def test_bases_count_and_python_s_own_modules_do_not() -> None:
-    modules = ["contsteal.defenses.b4b", "contsteal.defenses.state"]
+    modules = ["contsteal", "contsteal.defenses.b4b", "contsteal.defenses.state"]
     assert artifacts.defining_modules(B4B(bits=4)) == modules
     assert artifacts.defining_modules(lambda answers, user: answers) == [__name__]
     assert artifacts.defining_modules(functools.partial(print)) == []
@@ -436,7 +437,7 @@ def test_what_a_process_of_another_time_left_is_not_waited_for(
     left, theirs = (folder.with_name(f".{folder.name}.1@{h}.partial") for h in (files.HOST, "far"))
     left.mkdir()
     theirs.mkdir()
-    monkeypatch.setattr(artifacts.psutil.Process, "create_time", lambda self: time.time() + 100)
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: time.time() + 100)
     artifacts.artifact("probe", CONFIG, CODE, lambda f: write(f, "x"))
     assert not left.exists()
     assert theirs.exists()
