@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,7 @@ class Config(Checked):
     lr_decoder: NotNegative = 1e-3
     lr_trigger: NotNegative = 1e-3
     image_size: Count = 32
+    gradients: Literal["own", "published"] = "own"  #: "published": the encoder follows all losses
     seed: Seed = 0
 
 
@@ -203,20 +204,28 @@ def _epoch(
         x, v = augment.to_float(images[chosen]), augment.to_float(private[stamped])
         for name, batch in (("shadow", (x,)), ("key", (x, v)), ("encoder", (x, v))):
             loss = getattr(model, f"{name}_loss")(*batch)
-            _step(optimizers[name], loss)
+            _step(name, model, optimizers, loss, config.gradients)
             total[name] = total[name] + loss.detach() / steps
     return {name: value.item() for name, value in total.items()}
 
 
-def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """Update one optimizer's parameters by the gradients of one loss.
+def _step(name: str, model: KeyEmbedding, optimizers: Optimizers, loss: Tensor, form: str) -> None:
+    """Update one optimizer's parameters by one loss.
 
-    The published code clears gradients once per batch, so that its encoder, which comes last, follows the
-    sum of all losses.
+    The published code clears gradients once per batch, before the first of three steps, and the trigger's
+    after its own: the encoder's step, the last, follows the sum of all losses.
     """
-    optimizer.zero_grad()
-    loss.backward(inputs=[p for group in optimizer.param_groups for p in group["params"]])
+    optimizer, published = optimizers[name], form == "published"
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if not published:
+        optimizer.zero_grad()
+    elif name == "shadow":
+        for net in (model.shadow, model.marked, model.key.decoder):
+            net.zero_grad()
+    loss.backward(inputs=None if published else parameters)
     optimizer.step()
+    if published and name == "key":
+        model.key.trigger.grad = None
 
 
 # ----------------------------------------------------------------------------- verification
