@@ -64,6 +64,7 @@ LINKS = (  # from places in the repository to pages of the site; of other files 
     (r"\]\(\.\./figures/", "](/results/"),
     (r"\]\(\.\./benchmarks/results/", "](/measured/"),
     (r"\]\(\.\./notebooks/(\w+\.ipynb)", rf"](/results/{SHOWN[0]}/\1"),
+    (r"\]\(\.\./docs/", "](/"),
     (r"\]\(\.\./CONTRIBUTING\.md", "](/contributing.md"),
     (r"\]\(CHANGELOG\.md", "](/changelog.md"),  # of CONTRIBUTING.md
     (r"\]\(docs/", "](/"),  # of CONTRIBUTING.md

@@ -198,7 +198,7 @@ def layout(table: pd.DataFrame) -> pd.DataFrame:
     wide = cells.unstack(["victim", "task"]).reindex(rows["attack"].unique())
     spent = rows.groupby("attack")[list(COSTS)].mean()
     for place, (cost, label) in enumerate(COSTS.items()):
-        wide.insert(place, (label, ""), spent[cost].map("{:g}".format, na_action="ignore"))
+        wide.insert(place, (label, ""), spent[cost].map("{:,.0f}".format, na_action="ignore"))
     known = published(table)
     if known.empty:
         return wide.fillna("-")
@@ -221,7 +221,7 @@ def _named(table: pd.DataFrame) -> pd.Series:
 
 def _cell(values: pd.Series) -> str:
     mean, low, high = evaluate.mean_interval(values)
-    return f"{100 * mean:.1f}" + ("" if np.isnan(low) else f" +- {50 * (high - low):.1f}")
+    return f"{100 * mean:.1f}" + ("" if np.isnan(low) else f" ± {50 * (high - low):.1f}")
 
 
 def published(table: pd.DataFrame) -> pd.DataFrame:
