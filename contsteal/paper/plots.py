@@ -14,6 +14,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from scipy.stats import spearmanr
 
 from contsteal.evaluate import mean_interval
@@ -24,25 +25,37 @@ from contsteal.paper.sentences import REFERENCES, Summary
 
 STYLE = Path(__file__).with_name("contsteal.mplstyle")
 WIDTH, WIDEST = 6.75, 90  # inches of a figure, and characters of its title that fit
+METRICS = "accuracy", "agreement"
 DARK, FLOOR, CEILING = "#333333", "#777777", "#000000"
 MOST_SHADED = 0.25  # change of accuracy from which on colours stay: else one cell hides the others
 NEAR = 0.06  # distance of two accuracies below which numbers would overlap
 STRENGTHS = {"GaussianNoise": "std", "GaussianNoise with offset": "std", "Rounding": "decimals",
              "TopK": "k", "PredictionPoisoning": "eps", "B4B": "beta"}  # fmt: skip
-# Okabe and Ito's colours, which colour-blind readers can distinguish; one method, one colour.
+# Okabe and Ito's colours, and some of Paul Tol's, which colour-blind readers can distinguish.
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
-COLOURS = {
-    "label": "#999999", "posterior": "#56B4E9", "embedding": "#0072B2", "info-nce": "#009E73",
-    "cont-steal": "#D55E00", "cont-steal-code": "#E69F00", "embedding, anew": "#56B4E9",
-    "cont-steal, anew": "#CC79A7", "random": "#BBBBBB", "supervised": "#333333",
-    "SimCLR on the queries": "#777777", "labelled images": "#AAAAAA", "cosine": "#56B4E9",
-    "embedding, own views": "#332288", "info-nce, own views": "#009E73",
-    "info-nce, own views, shuffled": "#CC79A7", "cont-steal-code, RandAugment": "#882255",
-    "cont-steal-code, published optimizer": "#DDCC77", "embedding, published optimizer": "#88CCEE",
-    "simclr": "#D55E00", "moco": "#0072B2", "byol": "#009E73", "simsiam": "#CC79A7",
+COLOURS = {  # of what stands before the first comma of a name: each attack has one in all figures
+    "label": "#CC79A7", "posterior": "#56B4E9", "embedding": "#0072B2", "info-nce": "#009E73",
+    "cont-steal": "#D55E00", "cont-steal-code": "#E69F00", "cosine": "#AA4499", "soft-nn": "#332288",
+    "sup-con": "#44AA99", "wasserstein": "#999933", "barlow": "#6699CC", "barlow-published": "#88CCEE",
+    "stolen-encoder": "#117733", "rda": "#882255", "recreate-head": "#AA7744", "access-head": "#661100",
+    "posterior-logits": "#56B4E9", "info-nce-2": "#009E73", "info-nce-2-published": "#009E73",
+    "random": "#BBBBBB", "SimCLR on the queries": "#777777", "labelled images": "#AAAAAA",
+    "supervised": "#333333", "simclr": "#332288", "moco": "#999933", "byol": "#44AA99",
+    "simsiam": "#117733", "customer": "#0072B2", "thief": "#D55E00",
 }  # fmt: skip
+DASHES = ("", (4, 1.5), (1, 1), (4, 1, 1, 1))  # of lines that share a colour
+# Marks that a `key` explains: of runs, and of users or suspects about whom somebody decides.
+SEEDS: Any = {"a seed": {"marker": "o"}, "mean": {"marker": "|", "markersize": 9, "markeredgewidth": 2},
+         "95 % interval": {"linestyle": "-", "linewidth": 4, "alpha": 0.4}}  # fmt: skip
+FILLED, EMPTY = {"marker": "o"}, {"marker": "o", "markerfacecolor": "white"}
+BELOW: Any = {"loc": "outside lower left", "fontsize": 7, "borderpad": 0.8, "borderaxespad": 1.2}
+BOLD = {"marker": r"$\mathbf{12}$", "markersize": 9, "markeredgewidth": 0, "color": DARK}
 SUSPECTS = {"stolen": "thief, ", "stolen before": "thief before marking, ",
             "profile": "main victim, "}  # fmt: skip
+# Of proofs, by the column that only they have: what is measured, its name, and its value by chance.
+PROOFS = {"form": ("effect", "gap in standard deviations", 0.0),
+          "head": ("wsr", "watermark success rate", 0.5),
+          "rate": ("cosine", "mean cosine of the answers with the key", 0.0)}  # fmt: skip
 
 
 class NothingToShow(ValueError):
@@ -89,11 +102,24 @@ def in_percent(*axes: Any, unit: str = " %") -> None:
         axis.set_major_formatter(lambda value, _: f"{100 * value:.3g}{unit}")
 
 
+def colour_of(value: object) -> str | None:
+    """Return the colour of an attack, whatever its views or queries; None for what has none."""
+    return COLOURS.get(str(value).split(", ")[0])
+
+
 def palette(values: Any) -> dict[str, str]:
-    """Return the colour of each name: its method's own, else the next that none of them has."""
-    known = list(dict.fromkeys(values))
-    free = cycle(c for c in CYCLE if c not in {COLOURS.get(value) for value in known})
-    return {name(value): COLOURS.get(value) or next(free) for value in known}
+    """Return the colour of each name: its own (`colour_of`), else the next that none of them has."""
+    known = {value: colour_of(value) for value in values}
+    free = cycle(colour for colour in CYCLE if colour not in known.values())
+    return {name(value): colour or next(free) for value, colour in known.items()}
+
+
+def line_style(values: Any) -> dict[str, Any]:
+    """Return colours and dashes of lines as seaborn's options: those of one colour differ in dashes."""
+    colours = palette(values)
+    drawn = pd.Series(colours)
+    dashes = drawn.groupby(drawn).cumcount().map(lambda place: DASHES[place % len(DASHES)])
+    return {"palette": colours, "dashes": dict(dashes)}
 
 
 def interval(values: Any) -> tuple[float, float]:
@@ -101,21 +127,26 @@ def interval(values: Any) -> tuple[float, float]:
     return mean_interval(values)[1:]
 
 
-def legend(fig: Figure, inside: Axes | None = None, **options: Any) -> None:
-    """Put the legend that all axes of a figure share to its right, or where some axes are empty."""
+def legend(fig: Figure, **options: Any) -> None:
+    """Put the legend that all axes of a figure share to its right, or where `loc` says."""
     entries = {label: handle for ax in fig.axes  # methods of one panel may be missing in another
                for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}  # fmt: skip
     for drawn in filter(None, (ax.get_legend() for ax in fig.axes)):
         drawn.remove()
-    place: Any = inside or fig
-    options = {"loc": "best" if inside else "outside right center"} | options
-    place.legend([*entries.values()], [*entries], **options)
+    fig.legend([*entries.values()], [*entries], **{"loc": "outside right center"} | options)
+
+
+def key(fig: Any, looks: dict[str, dict[str, Any]]) -> None:
+    """Say below a figure's axes what its marks mean: the label of each, and how it looks."""
+    common: Any = {"linestyle": "none", "color": FLOOR, "markersize": 4.5, "solid_capstyle": "butt"}
+    marks = [Line2D([], [], **common | look, label=label) for label, look in looks.items()]
+    fig.legend(handles=marks, ncols=len(marks), columnspacing=1.4, handlelength=1.4, **BELOW)
 
 
 def frame(ax: Axes, table: pd.DataFrame, metric: str, vertical: bool = True) -> None:
     """Draw the random floor, the best that needs no victim, and the victim, labelled at their ends.
 
-    The axis begins at 0. Labels stand outside the axes, those of near lines apart. Of axes that share a
+    Curves begin at 0. Labels stand outside the axes, those of near lines apart. Of axes that share a
     scale the rightmost has the labels of horizontal lines, for all.
     """
     means = table.groupby("attack")[metric].mean()
@@ -125,11 +156,13 @@ def frame(ax: Axes, table: pd.DataFrame, metric: str, vertical: bool = True) -> 
     for value, _, colour, style in known:
         line = ax.axvline if vertical else ax.axhline
         line(value, color=colour, linestyle=style, linewidth=1)
-    (ax.set_xlim if vertical else ax.set_ylim)(0)
+    if not vertical:
+        ax.set_ylim(0)
     same = ax.get_shared_y_axes().get_siblings(ax)
     if not vertical and ax is not max(same, key=lambda other: other.get_position().x0):
         return
-    far, sides = 0.2 * (ax.get_xlim() if vertical else ax.get_ylim())[1], ["center"] * len(known)
+    far = 0.2 * np.ptp(ax.get_xlim() if vertical else ax.get_ylim())
+    sides = ["left" if vertical else "center", *["center"] * (len(known) - 1)][: len(known)]
     for k in range(1, len(known)):
         if known[k][0] - known[k - 1][0] < far:
             sides[k - 1 : k + 1] = ["right", "left"] if vertical else ["top", "bottom"]
@@ -158,6 +191,8 @@ def _dots(ax: Axes, rows: pd.DataFrame, x: str, label: str, colours: Any, unit: 
                   markeredgewidth=2, err_kws={"linewidth": 4, "alpha": 0.3})  # fmt: skip
     sns.stripplot(**same, jitter=False, size=3.5, alpha=0.8)
     ax.set(xlabel=label, ylabel="")
+    if ax is ax.figure.axes[0]:
+        key(ax.figure, SEEDS)
     in_percent(ax.xaxis, unit=unit)
     ax.grid(False, axis="y")
 
@@ -260,9 +295,9 @@ def attack_dots(table: pd.DataFrame, title: str) -> Figure:
     if "victim" in rows:
         rows = rows[rows["victim"].isna() | (rows["victim"] == rows["victim"].iloc[0])]
     known = names(_attacks(rows)["attack"])
-    colours = {n: COLOURS.get(a.split(", ")[0], DARK) for a, n in known.items()}
+    colours = {n: colour_of(a) or DARK for a, n in known.items()}
     fig, axes = canvas(1, 2, 0.28 * len(known) + 1.5, title, sharey=True)
-    for ax, metric in zip(axes[0], ("accuracy", "agreement"), strict=True):
+    for ax, metric in zip(axes[0], METRICS, strict=True):
         named = _attacks(rows).replace({"attack": known})
         _dots(ax, named, metric, f"{metric} on the main task", colours)
         frame(ax, rows, metric)
@@ -301,19 +336,19 @@ def rate_map(table: pd.DataFrame, title: str) -> Figure:
     _heatmap(ax, excess, losses.map("{:.4g}".format), excess == 0, cmap="Blues_r", linewidths=1,
              vmin=-0.5)  # fmt: skip
     ax.set(xlabel="learning rate")
+    key(fig, {"the least loss of an attack": BOLD})
     return fig
 
 
 def step_curves(table: pd.DataFrame, title: str) -> Figure:
     """Draw accuracy against the steps of training, a line per attack with its 95 % t-interval."""
     rows = _attacks(sentences.main_task(table)).assign(name=lambda t: t["attack"].map(name))
-    shapes = {n: (2, 1) if n in sweeps.ALONE else "" for n in rows["name"].unique()}
     ends = rows[rows["steps"] == rows.groupby("name")["steps"].transform("max")]
     means = ends.groupby("name")["accuracy"].mean().sort_values(ascending=False)
     order = list(means.index)  # as lines end
     fig, ((ax,),) = canvas(1, 1, 3.2, title)
-    sns.lineplot(rows, x="steps", y="accuracy", hue="name", style="name", dashes=shapes, markers=True,
-                 hue_order=order, style_order=order, palette=palette(rows["attack"]), markersize=5,
+    sns.lineplot(rows, x="steps", y="accuracy", hue="name", style="name", markers=True, markersize=5,
+                 hue_order=order, style_order=order, **line_style(rows["attack"].unique()),
                  errorbar=interval, err_kws={"alpha": 0.12}, ax=ax)  # fmt: skip
     frame(ax, table[~table["attack"].isin(sweeps.ALONE)], "accuracy", vertical=False)  # lines here
     lengths = sorted(rows["steps"].unique())
@@ -322,6 +357,7 @@ def step_curves(table: pd.DataFrame, title: str) -> Figure:
     ax.minorticks_off()
     in_percent(ax.yaxis)
     legend(fig, fontsize=6.5)
+    key(fig, {"95 % interval": SEEDS["95 % interval"]})
     return fig
 
 
@@ -360,28 +396,29 @@ def views_dots(table: pd.DataFrame, title: str) -> Figure:
 
 
 def budget_curves(table: pd.DataFrame, title: str) -> Figure:
-    """Draw accuracy and agreement against distinct inputs and against answers, which cost money."""
+    """Draw accuracy and agreement against answers, which cost money.
+
+    Dashed lines lead from images that are asked once to the same ones asked anew in every step.
+    """
     attacks = _attacks(table).dropna(subset=["unique_inputs"])
+    anew = attacks["attack"].str.endswith(", anew")
+    attacks = attacks.assign(loss=attacks["attack"].str.removesuffix(", anew").map(name))
     price = 1000 * (attacks["usd"] / attacks["calls"]).mean()
-    costs = {"unique_inputs": "distinct inputs", "calls": f"answers, {price:g} $ for 1,000"}
-    means = attacks.groupby(["attack", "images"])[[*costs]].transform("mean")
-    rows = attacks.assign(**means, name=attacks["attack"].map(name))
-    anew = {n: (2, 1) if n.endswith("anew") else "" for n in rows["name"].unique()}
-    fig, axes = canvas(2, 2, 4.6, title, sharex="col", sharey="row")
-    for line, metric in zip(axes, ("accuracy", "agreement"), strict=True):
-        for ax, (cost, label) in zip(line, costs.items(), strict=True):
-            same = {"data": rows, "x": cost, "y": metric, "hue": "name", "ax": ax,
-                    "palette": palette(attacks["attack"])}  # fmt: skip
-            sns.scatterplot(**same, s=10, alpha=0.5, linewidth=0, legend=False)
-            sns.lineplot(**same, style="name", dashes=anew, errorbar=None)
-            frame(ax, table, metric, vertical=False)
-            ax.set(xscale="log", xlabel=f"{label} (log scale)", ylabel=metric)
-            in_percent(ax.yaxis)
-    for ax in axes[:, 0]:
-        ax.set_xticks(budgets := sorted(attacks["images"].unique()), [f"{n:g}" for n in budgets])
-        ax.tick_params(axis="x", labelrotation=45)
-        ax.minorticks_off()
-    legend(fig, loc="outside lower left", ncols=2, fontsize=7)
+    colours = palette(attacks["attack"][~anew])
+    means = attacks.groupby(["attack", "loss", "images"], sort=False)[["calls", *METRICS]].mean()
+    fig, axes = canvas(1, 2, 3.0, title)
+    for ax, metric in zip(axes[0], METRICS, strict=True):
+        look = {"x": "calls", "y": metric, "hue": "loss", "palette": colours, "legend": False}
+        sns.scatterplot(attacks, **look, s=10, alpha=0.5, linewidth=0, ax=ax)
+        sns.lineplot(attacks[~anew], **look, errorbar=None, ax=ax)
+        sns.lineplot(means, **look, units="images", estimator=None, ls="--", linewidth=0.8, ax=ax)
+        frame(ax, table, metric, vertical=False)
+        ax.set(xscale="log", xlabel=f"answers, at {price:g} $ for 1,000 (log scale)", ylabel=metric)
+        ax.xaxis.set_major_formatter("{x:,.0f}")
+        in_percent(ax.yaxis)
+    once = {f"{loss}, asked once": {"linestyle": "-", "color": colours[loss]} for loss in colours}
+    key(fig, {"a seed": {"marker": "o", "markersize": 3}} | once
+        | {"the same images, asked anew in every step": {"linestyle": (0, (2, 1))}})  # fmt: skip
     return fig
 
 
@@ -438,6 +475,9 @@ def boundary_maps(table: pd.DataFrame, title: str) -> Figure:
         ax.set(xlabel="query images")
         ax.set_title(f"queries: {data},\n{view}", size=7.5)
     fig.axes[0].set_ylabel("victim")
+    key(fig, {"Cont-Steal is ahead": {"marker": "s", "color": "#F4A582"},
+              "MSE is ahead": {"marker": "s", "color": "#92C5DE"}, "95 % interval excludes 0": BOLD,
+              "no more than without the victim": {"marker": "s", "color": "#DDDDDD"}})  # fmt: skip
     return fig
 
 
@@ -479,7 +519,7 @@ def defence_curves(table: pd.DataFrame, title: str) -> Figure:
         same = free[free["seed"].isin(own["seed"])]  # not every defence has all seeds
         base = same.loc[same["attack"] == main, ["accuracy", "legitimate"]].mean()
         ax.fill_between([base["legitimate"] - provider.COSTS, 1], 0, base["accuracy"] - provider.TAKES,
-                        color=CYCLE[2], alpha=0.12, linewidth=0)  # fmt: skip
+                        color=CYCLE[2], alpha=0.12, linewidth=0, label="a defence works")  # fmt: skip
         for (attack, adapts), runs in own.groupby(["attack", "adapts"], sort=False):
             start = same[same["attack"] == (attack if attack in set(same["attack"]) else main)]
             labels = attack == main and not adapts
@@ -493,7 +533,7 @@ def defence_curves(table: pd.DataFrame, title: str) -> Figure:
         ax.label_outer()
         ax.xaxis.set_tick_params(labelbottom=True)
         in_percent(ax.xaxis, ax.yaxis)
-    legend(fig, loc="outside lower left", ncols=2, fontsize=7)
+    legend(fig, ncols=3, **BELOW)
     return fig
 
 
@@ -544,6 +584,9 @@ def _sheet(
     fig, ((ax,),) = canvas(1, 1, height * len(values) + 1.3, title)
     _heatmap(ax, good, texts, bold, vmin=-1, vmax=1, cmap="PiYG", linewidths=1)
     ax.xaxis.tick_top()
+    key(fig, {"good for the provider": {"marker": "s", "color": "#4D9221"},
+              "bad": {"marker": "s", "color": "#C51B7D"}}
+        | ({} if bold is None else {"95 % interval excludes 0": BOLD}))  # fmt: skip
     return fig, ax
 
 
@@ -631,6 +674,8 @@ def detector_dots(table: pd.DataFrame, title: str) -> Figure:
             ax.axvspan(border, ends[sign > 0], color=CYCLE[1], alpha=0.12, linewidth=0)
             ax.axvline(border, color=DARK, linestyle="--", linewidth=0 if flagged.all() else 1)
         ax.set_xlim(ends)
+    side = {"marker": "s", "color": CYCLE[1], "alpha": 0.2}
+    key(fig, {"flagged": FILLED, "not flagged": EMPTY, "side on which users are flagged": side})
     return fig
 
 
@@ -652,23 +697,28 @@ def account_dots(table: pd.DataFrame, title: str) -> Figure:
         ax.set(xlim=(0, 1.05), xlabel="answers before a refusal")
         ax.xaxis.label.set_fontsize(6.5)
         in_percent(ax.xaxis)
+    key(fig, {"was refused": FILLED, "was not refused": EMPTY})
     return fig
 
 
 def roc_curves(table: pd.DataFrame, title: str) -> Figure:
     """Draw ROC curves of the detectors' statistics, a panel per kind of thief; dots: own thresholds."""
-    fig, each = panels(table, "user", title, 2.5, 0.8, columns=2)
+    fig, each = panels(table, "user", title, 2.2, 1.0, columns=3, sharey=True)
     for ax, user, rows in each:
         look = {"x": "fpr", "y": "tpr", "hue": "detector", "palette": palette(table["detector"]),
                 "alpha": 0.85, "ax": ax}  # fmt: skip
-        ax.plot([0, 1], [0, 1], color="#BBBBBB", linewidth=0.8, linestyle=":")
+        ax.plot([0, 1], [0, 1], color="#BBBBBB", linewidth=0.8, linestyle=":", label="chance")
         sns.lineplot(rows[rows["at"] == "curve"], style="detector", estimator=None, sort=False,
                      linewidth=1.2, **look)  # fmt: skip
         sns.scatterplot(rows[rows["at"] == "verdict"], legend=False, s=24, clip_on=False, **look)
         ax.set(xlabel="customers flagged", ylabel="thieves flagged", xlim=(0, 1), ylim=(0, 1))
+        ax.plot([], [], "o", color=FLOOR, label="at a detector's own threshold")
         ax.set_title(user, size=7.5)
+        ax.label_outer()
+        ax.xaxis.set_tick_params(labelbottom=True)
+        ax.locator_params(axis="x", nbins=3)
         in_percent(ax.xaxis, ax.yaxis)
-    legend(fig, loc="outside lower left", ncols=2, fontsize=7)
+    legend(fig, ncols=3, **BELOW)
     return fig
 
 
@@ -682,8 +732,8 @@ def refused_dots(table: pd.DataFrame, title: str) -> Figure:
     height = 0.4 * runs["attack"].nunique()
     fig, drawn = panels(rows, "detector", title, height, 1.2, columns=1, sharex=True)
     for ax, detector, part in drawn:
-        colours = {n: CYCLE["stops" in n] for n in part["attack"]}
-        _dots(ax, part, "accuracy", f"accuracy on the main task; refused by {detector}", colours)
+        label = f"accuracy on the main task; refused by {detector}"
+        _dots(ax, part, "accuracy", label, COLOURS["thief"])
         frame(ax, table[table["detector"].isna()], "accuracy")
     return fig
 
@@ -725,72 +775,45 @@ def coverage_curves(table: pd.DataFrame, title: str) -> Figure:
 # --------------------------------------------------------------------------------- ownership
 
 
-def watermark_curves(table: pd.DataFrame, title: str) -> Figure:
-    """Draw the watermark success rate against query images, a panel per head; bars are 95 % t-intervals.
-
-    Lines mark the victim's own rate and its rate before marking; the band holds the independent encoders,
-    and a suspect above the dotted line is accused.
-    """
-    stolen = table[table["kind"] == "stolen"]
-    images = sorted(stolen["images"].unique())
-    fig, each = panels(table, "head", title, 2.9, sharex=True, sharey=True)
-    for ax, head, rows in each:
-        known = rows.dropna(subset=["wsr"]).groupby("kind")["wsr"]
-        rates = known.agg(["first", "mean", "min", "max", "size"])
-        levels = [(rates.loc["victim", "first"], "--", CEILING, "victim"),
-                  (rates.loc["unmarked", "first"], "-.", FLOOR, "victim before marking")]  # fmt: skip
-        if "independent" in rates.index:
-            _, mean, low, high, n = rates.loc["independent"]
-            label = f"{n:g} independent"
-            ax.axhspan(low, high, color="#BBBBBB", alpha=0.45, linewidth=0, label=label)
-            least = rows[rows["kind"] == "victim"]["detectable"].iloc[0]
-            levels.append((mean + least, ":", DARK, "accused above"))
-        for level, style, colour, label in levels:
-            ax.axhline(level, linestyle=style, color=colour, linewidth=1, label=label)
-        runs = rows[rows["kind"] == "stolen"].assign(suspect=lambda t: t["suspect"].map(name))
-        sns.lineplot(runs, x="images", y="wsr", hue="suspect", style="suspect", markers=True,
-                     dashes=False, errorbar=interval, err_style="bars", markersize=5, ax=ax,
-                     palette=palette(stolen["suspect"]))  # fmt: skip
-        before = rows[rows["kind"] == "stolen before"]
-        ax.plot(before["images"], before["wsr"], "x", color=DARK, label="thief before marking")
-        ax.set(xlabel="query images", ylabel="watermark success rate", xscale="log")
-        ax.set_xticks(images, [f"{n:g}" for n in images])
-        ax.minorticks_off()
-        ax.set_title(str(head).replace(", ", ",\n"), size=7.5)
-        in_percent(ax.yaxis)
-    legend(fig, fontsize=6.5)
-    return fig
-
-
 def suspect_dots(table: pd.DataFrame, title: str) -> Figure:
-    """Draw what dataset inference or SSLGuard measures of each encoder, a panel per form of the test.
+    """Draw what a proof of ownership measures of each encoder, a panel per form of the test.
 
     Filled dots are accused. Orange are the victim, its copies and its thieves; blue is who took nothing
     that the test looks for.
     """
-    inference = "form" in table
-    measure = "effect" if inference else "cosine"
-    label = "gap in standard deviations" if inference else "mean cosine of the answers with the key"
-    rows = table if inference else table[table["applies"] == "yes"].assign(form="")
-    rows = rows.assign(who=rows["kind"].map(SUSPECTS).fillna("") + rows["suspect"])
+    by = next(column for column in PROOFS if column in table)
+    measure, label, chance = PROOFS[by]
+    rows = table.dropna(subset=[measure])  # a test does not apply to every suspect
+    queries = ", {:g} queries" * (len(rows["images"].dropna().unique()) > 1)
+    sent = rows["images"].map(queries.format, na_action="ignore").fillna("")
+    rows = rows.assign(who=rows["kind"].map(SUSPECTS).fillna("") + rows["suspect"] + sent)
     order = list(rows["who"].unique())[::-1]
-    fig, each = panels(rows, "form", title, 0.24 * len(order), 1.3, sharex=True, sharey=True)
+    forms = by if by != "rate" else np.zeros(len(rows))
+    fig, each = panels(rows, forms, title, 0.2 * len(order) + 0.2, 1.3, sharex=True, sharey=True)
     for ax, form, part in each:
-        ax.axvline(0, color="#999999", linewidth=0.8)
+        ax.axvline(chance, color="#999999", linewidth=0.8)
         innocent = part["kind"].isin(["independent", "unmarked", "stolen before"])
         _filled_dots(ax, part[measure], part["who"], order, innocent, part["accused"] == 1)
         least = part.loc[part["kind"] == "victim", "detectable"].mean()
-        least += 0 if inference else part.loc[part["kind"] == "independent", measure].mean()
+        if by != "form":
+            least += part.loc[part["kind"] == "independent", measure].mean()
         for value in (least, -least)[: 1 + (form == "published")]:  # which accuses on both sides
             if np.isfinite(value):
+                ax.axvline(value, color=DARK, linestyle="--", linewidth=1)
                 text, side = (
                     ("accused \u2192", "left") if value > 0 else ("\u2190 accused", "right")
                 )
-                ax.axvline(value, color=DARK, linestyle="--", linewidth=1)
                 ax.annotate(text, (value, 1), xycoords=ax.get_xaxis_transform(), size=6.5, ha=side,
                             va="bottom")  # fmt: skip
         ax.set(xlabel=label)
-        ax.set_title(f"{form} form" if form else "", size=7.5, pad=14)
+        if by == "head":
+            in_percent(ax.xaxis)
+        if by != "rate":
+            heading = f"{form} form" if by == "form" else str(form).replace(", ", ",\n")
+            ax.set_title(heading, size=7.5, pad=14)
+    key(fig, {"accused": FILLED, "not accused": EMPTY,
+              "victim, its copies and thieves": {"marker": "s", "color": CYCLE[1]},
+              "took nothing": {"marker": "s", "color": CYCLE[0]}})  # fmt: skip
     return fig
 
 
@@ -875,8 +898,9 @@ FIGURES = {
                        geometry_dots, sentences.geometry),
     "03_embedding_map": Row("Test images as the victim and two surrogates see them (t-SNE; numbers are "
                             "classes).", embedding_map, sentences.maps),
-    "04_budget": Row("Accuracy against both query budgets. As published, Cont-Steal trains on augmented "
-                     "views and MSE on clean images.", budget_curves, sentences.budget),
+    "04_budget": Row("Accuracy against the answers that a thief pays for. As published, Cont-Steal "
+                     "trains on augmented views and MSE on clean images.", budget_curves,
+                     sentences.budget),
     "05a_coverage": Row("What B4B sees of its users, and the noise that they get (beta 0.8 is published, "
                         "others are calibrated on customers).", coverage_curves, sentences.coverage),
     "05a_defenses": Row("Defences by strength: thieves, those that adapt, and the customer. In the green "
@@ -900,8 +924,8 @@ FIGURES = {
                          suspect_dots, sentences.dataset_inference),
     "05c_sslguard": Row("SSLGuard: which encoders answer the secret key (filled).", suspect_dots,
                         sentences.guard),
-    "05c_watermark": Row("The rotation watermark: which encoders carry it (above the dotted line).",
-                         watermark_curves, sentences.watermark),
+    "05c_watermark": Row("The rotation watermark: which encoders carry it (filled).", suspect_dots,
+                         sentences.watermark),
     "06_parties": Row("What each of a provider's means does to thieves, customers and others. Thieves "
                       "found are of the kind that is found least often. Others found are customers whom "
                       "a detector flags; independent encoders, or thieves of the victim before it was "

@@ -3,6 +3,7 @@
 A difference is reliable where its 95 % t-interval over seeds excludes zero.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from math import comb
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ LEAST_POINTS = 5  # below which a rank correlation says nothing
 REFERENCES = ("random", "victim")
 GEOMETRY = {"norm_spread": "spread of norms", "anisotropy": "anisotropy",
             "effective_rank": "effective rank"}  # fmt: skip
-KINDS = {"victim": "victims", "unmarked": "unmarked victims", "obfuscated": "disguised copies",
+KINDS = {"victim": "memorising victims", "unmarked": "unmarked victims", "obfuscated": "disguised copies",
          "stolen": "thieves", "stolen before": "thieves before marking",
          "independent": "independent encoders", "profile": "tests of the main victim"}  # fmt: skip
 TESTS = {"p_chance": "against chance", "p_rank": "by rank, against chance",
@@ -225,7 +226,7 @@ def losses(table: pd.DataFrame) -> Summary:
         order = list(same.groupby("attack")["accuracy"].mean().sort_values().index)
         if len(order) > 1:
             pairs = comb(len(order), 2)
-            best, worst = (f"the {k} ({name(order[at])})" for k, at in (("best", -1), ("worst", 0)))
+            best, worst = f"the best, {name(order[-1])},", f"the worst, {name(order[0])}"
             gap = tables.difference(same, order[-1], order[0], level=1 - ALPHA / pairs)
             lead = compare(gap, best, worst, corrected=pairs > 1)
             on = f" on {victim}" if len(each) > 1 else ""
@@ -245,8 +246,8 @@ def queries(table: pd.DataFrame) -> Summary:
     first, *others = by["attack"].unique()
     differences = [tables.difference(by, first, other) for other in others]
     ahead, behind = reliable(differences)
-    title = f"Queries from {first} reliably beat those from {ahead} of {len(others)} other sets "
-    title += f"and lose to {behind} ({count} each)"
+    title = f"A thief with {count} of {first} is reliably more accurate than with as many of {ahead} of "
+    title += f"{len(others)} other sets, and less accurate than with those of {behind or 'none'}"
     if len(others) == 1:
         far = f"stealing with as many {others[0]}"
         title = compare(differences[0], f"stealing with {count} of {first}", far)
@@ -257,9 +258,11 @@ def pulls(table: pd.DataFrame) -> Summary:
     """Say which losses push a surrogate's vector away from other vectors."""
     away = table.groupby("loss", sort=False)["pull"].min() < 0
     push, pull = (" and ".join(map(name, away.index[flag])) for flag in (away, ~away))
-    parts = [f"{push} push other vectors away (red)"] if push else []
-    parts += [f"{pull} only pulls (blue)"] if pull else []
-    return Summary(", ".join(parts))
+    parts = (
+        [f"{push} push a surrogate's vector away from those of other images (red)"] if push else []
+    )
+    parts += [f"{pull} only pulls it to its target (blue)"] if pull else []
+    return Summary("; ".join(parts))
 
 
 def attacks(table: pd.DataFrame) -> Summary:
@@ -272,7 +275,9 @@ def attacks(table: pd.DataFrame) -> Summary:
     title = f"{title}. {rival}".removesuffix(".") if rival else title
     metrics = ["accuracy", "agreement", "knn", "cka", "cosine"]
     numbers = tables.summary(table, ["attack"], metrics)
-    shares = tables.shares(table, sweeps.ALONE).rename(name)
+    shares = tables.shares(table, sweeps.ALONE)  # controls do not go that way
+    controls = shares.index.isin(["random", *sweeps.ALONE]) | shares.index.str.endswith("shuffled")
+    shares = shares.astype(object).mask(controls, "control").rename(name)
     numbers.insert(len(numbers.columns) - 1, "share of the way", shares)
     return Summary(title, numbers, details)
 
@@ -307,7 +312,7 @@ def rates(table: pd.DataFrame) -> Summary:
     losses = table.pivot_table(index="attack", columns="rate", values="loss", sort=False)
     least = " or ".join(f"{rate:g}" for rate in sorted(set(best_rates(table).values())))
     title = f"The loss on held-out queries is least at a learning rate of {least}"
-    title += ", by attack" * (" or " in least)
+    title += ", depending on the attack" * (" or " in least)
     return Summary(title, losses.round(4).rename(name).rename(columns="{:g}".format))
 
 
@@ -324,7 +329,7 @@ def steps(table: pd.DataFrame) -> Summary:
     last = _joined(*(verdict(trained[-1], a, b) for a, b in pairs))
     details = f"After {trained[-1]['steps'].max():g} steps: {last}" if last else ""
     numbers = tables.summary(main_task(table), ["attack", "steps"], ["accuracy"])
-    return Summary(f"The most accurate thief: {', '.join(parts)}", numbers, details)
+    return Summary(f"The most accurate thief is {', '.join(parts)}", numbers, details)
 
 
 def victims(table: pd.DataFrame) -> Summary:
@@ -337,7 +342,7 @@ def victims(table: pd.DataFrame) -> Summary:
         return Summary(verdict(table, *pair), numbers)
     ahead, behind = reliable(each.values())
     title = f"Cont-Steal is reliably ahead of MSE on {ahead} of {len(each)} victims, "
-    title += f"behind on {behind}"
+    title += f"behind on {behind or 'none'}"
     return Summary(title, numbers, _listed(each))
 
 
@@ -356,13 +361,10 @@ def views(table: pd.DataFrame) -> Summary:
             label = name(a).removeprefix(f"{name('cont-steal')} ")
             each[label] = tables.difference(runs, a, b)
     ahead, behind = reliable(each.values())
-    title = (
-        f"At equal views, Cont-Steal's loss is reliably ahead of MSE's on {ahead} of {len(each)} "
-    )
-    title += f"kinds of views, behind on {behind}"
-    return Summary(
-        title, tables.summary(rows, ["loss", "views"], ["accuracy", "agreement"]), _listed(each)
-    )
+    title = "At equal views, Cont-Steal's loss is reliably ahead of MSE's on "
+    title += f"{ahead} of {len(each)} kinds of views, behind on {behind or 'none'}"
+    numbers = tables.summary(rows, ["loss", "views"], ["accuracy", "agreement"])
+    return Summary(title, numbers, _listed(each))
 
 
 def ablations(table: pd.DataFrame) -> Summary:
@@ -371,8 +373,8 @@ def ablations(table: pd.DataFrame) -> Summary:
     each = {n: tables.difference(rows, n, sweeps.AS_GIVEN)
             for n in rows["attack"].unique() if n != sweeps.AS_GIVEN}  # fmt: skip
     better, worse = reliable(each.values())
-    title = f"Changes to Cont-Steal, one at a time: {better} of {len(each)} reliably better, "
-    title += f"{worse} reliably worse"
+    title = f"Of {len(each)} changes to Cont-Steal, one at a time, {better or 'none'} reliably "
+    title += f"raises its accuracy, and {worse or 'none'} reliably lowers it"
     numbers = tables.summary(rows, ["knob", "value"], ["accuracy", "agreement", "cka"])
     return Summary(title, numbers, _listed(each))
 
@@ -393,7 +395,7 @@ def boundary(table: pd.DataFrame) -> Summary:
     better, worse = reliable(kept.itertuples(index=False, name=None))
     where = "settings in which something is stolen" if weak.any() else "settings"
     title = f"At equal views, Cont-Steal's loss is reliably ahead of MSE's in {better} of "
-    title += f"{len(kept)} {where}, behind in {worse} (cells: its lead in points)"
+    title += f"{len(kept)} {where}, behind in {worse or 'none'} (cells: its lead in points)"
     grey = f"In {weak.sum()} settings neither is above the best that needs no victim (grey)"
     shown = gains.set_index(axes)
     numbers = tables.percentages(shown[["gain", "low", "high"]]).assign(n=shown["n"])
@@ -416,19 +418,22 @@ def geometry(table: pd.DataFrame) -> Summary:
 
 
 def budget(table: pd.DataFrame) -> Summary:
-    """Say which attack is better at each number of query images, the largest first."""
+    """Give Cont-Steal's lead over MSE with the fewest query images and with the most; compare at each."""
     pairs = {
-        ("cont-steal", "embedding"): ("Cont-Steal (augmented views)", "MSE (clean images)"),
+        ("cont-steal", "embedding"): ("Cont-Steal on augmented views", "MSE on clean images"),
         ("cont-steal, anew", "cont-steal"): ("Cont-Steal asked anew", "Cont-Steal asked once"),
     }
-    parts = []
-    for count in sorted(table["images"].dropna().unique(), reverse=True):
+    leads, parts = [], []
+    for count in sorted(table["images"].dropna().unique()):
         rows = table[table["images"] == count]
-        parts += [f"{compare(tables.difference(rows, *pair), *called)} with {count:g} images"
-                  for pair, called in pairs.items() if {*pair} <= set(rows["attack"])]  # fmt: skip
-    first, *others = parts or ["Accuracy against both query budgets"]
+        gaps = {called: tables.difference(rows, *pair) for pair, called in pairs.items()
+                if {*pair} <= set(rows["attack"])}  # fmt: skip
+        parts += [f"With {count:g} images: {compare(gap, *called)}" for called, gap in gaps.items()]
+        leads += [f"{points(gap)} with {count:g} queries" for gap in [*gaps.values()][:1]]
+    ends = ", ".join(dict.fromkeys([*leads[:1], *leads[-1:]]))
+    title = f"Cont-Steal's lead over MSE is {ends}" if leads else "Accuracy against the budget"
     numbers = tables.summary(table, ["attack", "images"], ["accuracy", "agreement"])
-    return Summary(first, numbers, _joined(*others))
+    return Summary(title, numbers, _joined(*parts))
 
 
 # ----------------------------------------------------------------------------- defences (05)
@@ -484,10 +489,10 @@ def matrix(table: pd.DataFrame) -> Summary:
     """Say how many defences take enough from every thief and little from every customer."""
     verdicts = provider.worth(table)
     works, fails = (sum(verdicts["verdict"] == word) for word in (provider.WORKS, provider.FAILS))
-    title = (
-        "Defences that take at least 5 points from every thief and at most 1 from every customer: "
-    )
-    title += f"{works} of {len(verdicts)}, {len(verdicts) - works - fails} undecided"
+    title = f"Of {len(verdicts)} defences, {works or 'none'} {'take' if works > 1 else 'takes'} at least "
+    title += "5 points from every thief and at most 1 from every customer"
+    undecided = len(verdicts) - works - fails
+    title += f" ({undecided} undecided)" * (undecided > 0)
     order = list(verdicts["defence"])
     bounded = table["high"] - table["low"] > 1e-9  # equal runs have no interval
     spans = (100 * table[["low", "high"]]).map("{:.1f}".format).agg(", ".join, axis=1)
@@ -520,15 +525,15 @@ def detectors(table: pd.DataFrame) -> Summary:
 def roc(table: pd.DataFrame) -> Summary:
     """Give each detector's rates at its own threshold, exact intervals, and the area of its curve."""
     most = table.groupby("user", sort=False)["auc"].max().items()
-    each = ", ".join(f"{area:.2f} for {str(user).removeprefix('thief, ')}" for user, area in most)
+    each = ", ".join(f"{100 * area:.0f} % ({str(user).partition(', ')[2]})" for user, area in most)
     by = ["detector", "user"]
     numbers = table.groupby(by, sort=False)["auc"].first().round(2).to_frame("area")
     verdicts = table[table["at"] == "verdict"].set_index(by)
     for side, rate in (("customers", "fpr"), ("thieves", "tpr")):
         shares = {at: _share(row[rate] * row[side], row[side]) for at, row in verdicts.iterrows()}
         numbers[f"{side} flagged"] = pd.Series(shares, numbers.index, dtype=object)
-    title = "Area under the best detector's ROC curve (0.5: chance), by what the thief sends"
-    return Summary(f"{title}: {each}", numbers.fillna("-"))
+    title = "To the best detector, a thief looks more suspicious than a customer in this share of "
+    return Summary(f"{title}pairs (chance: 50 %): {each}", numbers.fillna("-"))
 
 
 def _share(hits: float, trials: int) -> str:
@@ -551,8 +556,8 @@ def accounts(table: pd.DataFrame) -> Summary:
                           for rows in (table[thief], table[~thief]))  # fmt: skip
     by = table.groupby(["detector", "user"], sort=False)
     numbers = by[["queries", "answers", "accounts", "answered"]].mean().round(1).assign(n=by.size())
-    title = f"{table['detector'].nunique()} detectors refuse thieves in {thieves} cases, customers "
-    title += f"in {customers} (filled); at the right: accounts that it takes to get all answers"
+    title = f"Detectors refuse a thief in {thieves} runs and a customer in {customers}; "
+    title += "at the right stands how many accounts it takes to get all answers"
     return Summary(title, numbers)
 
 
@@ -561,11 +566,11 @@ def refused(table: pd.DataFrame) -> Summary:
     by, metrics = ["detector", "attack"], ["answers", "accuracy"]
     means = table.groupby(by, sort=False)[metrics].mean().reset_index()
     views = means[means["attack"].str.contains("views")]
-    parts = [f"{100 * row['accuracy']:.0f} % for {name(row['attack'])} ({row['answers']:.0f} answers)"
-             for row in views.head(2).to_dict("records")]  # fmt: skip
+    ends = [f"{100 * row['accuracy']:.0f} % if it {'stops' if 'stops' in row['attack'] else 'goes on'} "
+            f"({row['answers']:.0f} answers)" for row in views.head(2).to_dict("records")]  # fmt: skip
+    title = f"A thief that is refused because it sends four views per image reaches {' and '.join(ends)}"
     whole = table.assign(detector=table["detector"].fillna("-"))
-    return Summary(f"Accuracy of refused thieves: {'; '.join(parts)}",
-                   tables.summary(whole, by, ["accuracy"]))  # fmt: skip
+    return Summary(title, tables.summary(whole, by, ["accuracy"]))
 
 
 PERTURBATION, DETECTOR, PROOF = "perturbation", "detector", "proof"  # kinds of a provider's means
@@ -577,22 +582,23 @@ def parties(table: pd.DataFrame) -> Summary:
     Shares of thieves are of the kind that is found least often.
     """
     kinds = {kind: table[table["kind"] == kind] for kind in (PERTURBATION, DETECTOR, PROOF)}
-    works = (kinds[PERTURBATION]["verdict"] == provider.WORKS).sum()
+    works = list(kinds[PERTURBATION]["verdict"]).count(provider.WORKS)
     parts = [f"{works} of {len(kinds[PERTURBATION])} perturbations work"]
-    for kind, others in ((DETECTOR, "customers"), (PROOF, "innocent encoders")):
+    for kind, does, others in ((DETECTOR, "flags", "customers"), (PROOF, "accuses", "others")):
         rows = kinds[kind].dropna(subset=["thieves", "others"])
         lead = rows["thieves"] - rows["others"]
         if len(rows) and lead.max() <= 0:
-            parts.append(f"no {kind} separates every kind of thief from {others}")
+            parts.append(f"No {kind} separates all thieves from {others}")
         elif len(rows):
-            best = rows.loc[[lead.idxmax()]].iloc[0]
+            best = rows.iloc[int(lead.to_numpy().argmax())]
             found, wrong = (f"{100 * best[who]:.0f} %" for who in ("thieves", "others"))
-            parts.append(f"best {kind} ({best['means']}): {found} of thieves, {wrong} of others")
+            tool = re.sub("(dataset inference).*", r"\1 on victims that memorise", best["means"])
+            parts.append(f"The best {kind} ({tool}) {does} {found} of thieves, {wrong} of {others}")
     shown = table.set_index("means").rename(columns={"bytes": "bytes kept per user"})
     for column in shown.columns.difference(["verdict", "kind"]):
         scale, form = (1, "{:.0f}") if column == "bytes kept per user" else (100, "{:.1f}")
         shown[column] = (scale * shown[column]).map(form.format, na_action="ignore")
-    return Summary("; ".join(parts), shown.rename(columns=name).astype(object).fillna("-"))
+    return Summary(_joined(*parts), shown.rename(columns=name).astype(object).fillna("-"))
 
 
 # ---------------------------------------------------------------------------- ownership (05)
@@ -627,14 +633,15 @@ def _measured(table: pd.DataFrame, by: Sequence[str], metrics: Sequence[str]) ->
 
 def dataset_inference(table: pd.DataFrame) -> Summary:
     """Say how many encoders of each kind dataset inference accuses, in its two forms."""
-    parts = {form: f"The {form} test accuses {_accusations(rows)}"
+    parts = {form: f"The {form} form accuses {_accusations(rows)}"
              for form, rows in table.groupby("form", sort=False)}  # fmt: skip
     by = ["form", "suspect", "images", "on"]
     numbers = _measured(table, by, ["gap", "effect"])
     numbers.insert(2, "p", table.groupby(by, sort=False, dropna=False)["p"].median().to_numpy())
     power = f"An effect above {table['detectable'].max():.2f} standard deviations would be "
     power += "accused, a true one of that size every second time"
-    return Summary(parts.pop("signed"), numbers, _joined(*parts.values(), power))
+    title = parts.pop("signed").replace("The signed form", "Dataset inference")
+    return Summary(title, numbers, _joined(*parts.values(), power))
 
 
 def _accused(rows: pd.DataFrame, proof: str, unit: str = "points", scale: float = 100) -> list[str]:
@@ -651,7 +658,7 @@ def _accused(rows: pd.DataFrame, proof: str, unit: str = "points", scale: float 
 def watermark(table: pd.DataFrame) -> Summary:
     """Say whom the mark accuses; victim, thieves and others respond to it with the rate `wsr`."""
     title, *parts = (part for head, rows in table.groupby("head", sort=False)
-                     for part in _accused(rows, f"The mark ({head})"))  # fmt: skip
+                     for part in _accused(rows, f"The watermark ({head})"))  # fmt: skip
     read_on = ("on " + table["on"]).where(table["applies"] == "yes", table["applies"])
     shown, by = table.assign(read=read_on), ["head", "suspect", "images", "read"]
     groups = shown.groupby(by, sort=False, dropna=False)

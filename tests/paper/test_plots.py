@@ -1,7 +1,7 @@
 """Plots: what stands in the cells, at the ends of lines and in the panel of the first notebook."""
 
 import re
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -10,6 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from contsteal import steal
 from contsteal.lab import artifacts, detection, provider
 from contsteal.paper import figures, plots, sentences
 
@@ -36,13 +37,14 @@ def test_floor_and_ceiling_are_labelled_once_per_scale(shared: bool, labels: lis
 
 
 @pytest.mark.parametrize("vertical", [True, False])
-def test_labels_of_near_lines_stand_apart_on_an_axis_from_zero(vertical: bool) -> None:
+def test_labels_of_near_lines_stand_apart_on_an_axis_that_shows_the_floor(vertical: bool) -> None:
     levels = {"random": 0.1, "labelled images": 0.66, "SimCLR on the queries": 0.4, "victim": 0.7}
     table = pd.DataFrame(levels.items(), columns=["attack", "accuracy"])
     fig, ((ax,),) = plots.canvas()
     plots.frame(ax, table, "accuracy", vertical)
     assert [t.get_text() for t in ax.texts] == ["random\n10 %", "no victim\n66 %", "victim\n70 %"]
-    assert (ax.get_xlim() if vertical else ax.get_ylim())[0] == 0
+    low, _ = ax.get_xlim() if vertical else ax.get_ylim()
+    assert low <= 0.1 if vertical else low == 0, "curves begin at zero"
     fig.draw_without_rendering()
     boxes = [text.get_window_extent() for text in ax.texts]
     assert not any(a.overlaps(b) for a, b in pairwise(boxes))
@@ -103,7 +105,8 @@ def test_a_roc_panel_has_every_curve_and_the_verdicts_of_detectors() -> None:
     assert [list(line.get_ydata()) for line in curves] == [[0, 0.5, 0.5, 1, 1]] * 2
     (verdicts,) = panel.collections
     assert verdicts.get_offsets().tolist() == [[0.5, 0.5]]
-    assert [t.get_text() for t in fig.legends[0].get_texts()] == ["D", "bill"]
+    names = [t.get_text() for t in fig.legends[0].get_texts()]
+    assert names == ["chance", "D", "bill", "at a detector's own threshold"]
 
 
 def test_refused_users_have_filled_dots_and_the_mean_of_their_accounts() -> None:
@@ -134,7 +137,7 @@ def test_the_side_on_which_a_detector_flags_is_shaded(detector, statistics, bord
 
 def drawn(fig: Figure) -> dict[str, Line2D]:
     """The lines of the legend's names, each by the colour that it has there."""
-    (legend,) = fig.legends or [ax.get_legend() for ax in fig.axes if ax.get_legend()]
+    legend, *_ = fig.legends or [ax.get_legend() for ax in fig.axes if ax.get_legend()]
     names = {h.get_color(): t.get_text() for h, t in zip(legend.legend_handles, legend.get_texts(),
                                                          strict=True)}  # fmt: skip
     lines = (line for line in fig.axes[0].lines if len(line.get_xdata()) > 1)
@@ -211,10 +214,29 @@ def test_neighbours_on_a_map_are_counted() -> None:
     assert sentences.same_class(pd.DataFrame(rows, columns=["x", "y", "label"])) == 0.5
 
 
-def test_a_line_has_its_methods_colour_and_no_two_names_share_one() -> None:
-    colours = plots.palette(["customer", "cont-steal", "thief"])
-    assert colours["Cont-Steal"] == plots.COLOURS["cont-steal"]
-    assert len(set(colours.values())) == 3
+def test_an_attack_has_one_colour_and_its_variants_differ_in_dashes() -> None:
+    each = {attack.split(", ")[0]: plots.colour_of(attack) for attack in steal.ATTACKS}
+    assert None not in each.values()
+    shared = [(a, b) for a, b in combinations(each, 2) if each[a] == each[b]]
+    assert all(b.startswith(a) for a, b in shared), "but for other forms of one loss"
+    colours = plots.palette(["one", "cont-steal", "two", "cont-steal, own views"])
+    assert (
+        colours["Cont-Steal"] == colours["Cont-Steal on own views"] == plots.COLOURS["cont-steal"]
+    )
+    assert len(set(colours.values())) == 3, "others have the next that is free"
+    dashes = plots.line_style(["one", "cont-steal", "two", "cont-steal, own views"])["dashes"]
+    assert list(dashes.values()) == ["", "", "", plots.DASHES[1]]
+
+
+def test_every_figure_with_dots_or_cells_says_what_they_mean() -> None:
+    marks = dict.fromkeys(["03_attacks", "03_views", "02_readings"], "a seed, mean, 95 % interval")
+    marks["05a_matrix"] = "good for the provider, bad, 95 % interval excludes 0"
+    marks["05b_detectors"] = "flagged, not flagged, side on which users are flagged"
+    marks["05b_accounts"] = "was refused, was not refused"
+    marks["05c_inference"] = "accused, not accused, victim, its copies and thieves, took nothing"
+    for stem, labels in marks.items():
+        (key,) = figures.draw(stem, stored(stem)).legends
+        assert ", ".join(text.get_text() for text in key.get_texts()) == labels
 
 
 def test_the_first_notebooks_exercises_can_be_solved_as_shown(

@@ -106,7 +106,7 @@ def test_losses_are_compared_at_equal_views() -> None:
     rows += runs((0.3,), attack="victim", **about)
     found = sentences.views(pd.DataFrame(rows))
     assert found.title == ("At equal views, Cont-Steal's loss is reliably ahead of MSE's on 1 of 2 kinds "
-                           "of views, behind on 0")  # fmt: skip
+                           "of views, behind on none")  # fmt: skip
     assert found.details == ("on clean images: +21.0 points (95 % CI 18.5 to 23.5); "
                              "on own views: +0.3 points (95 % CI -5.9 to 6.6)")  # fmt: skip
     assert [*found.numbers["n"]] == [3] * 5, "each loss and each kind of views has a row"
@@ -117,7 +117,7 @@ def test_the_headline_is_counted_per_victim() -> None:
     gaps = ((0, GOOD), (3, NEAR))
     rows = [r | about | {"victim_seed": seed} for seed, gap in gaps for r in duel(gap)]
     found = sentences.victims(pd.DataFrame(rows))
-    assert found.title == "Cont-Steal is reliably ahead of MSE on 1 of 2 victims, behind on 0"
+    assert found.title == "Cont-Steal is reliably ahead of MSE on 1 of 2 victims, behind on none"
     assert found.details.startswith("victim 0: +21.0 points (95 % CI 18.5 to 23.5); victim 3: +0.3")
     alone = pd.DataFrame([r for r in rows if r["victim_seed"] == 0])
     title = "Cont-Steal is 21.0 points ahead of MSE (95 % CI 18.5 to 23.5)"
@@ -150,8 +150,28 @@ def test_the_attack_that_leads_is_named_for_each_length_of_training() -> None:
     frame = runs((0.5,), attack="victim") + runs((0.5,) * 3, attack="random")
     rows += [r | about | {"steps": None} for r in frame]
     found = sentences.steps(pd.DataFrame(rows))
-    assert found.title == "The most accurate thief: MSE after 10 steps, Cont-Steal after 20 steps"
+    assert found.title == "The most accurate thief is MSE after 10 steps, Cont-Steal after 20 steps"
     assert [*found.numbers["n"]] == [3, 3, 3, 3, 1, 3]
+
+
+def test_the_lead_is_given_with_the_fewest_and_the_most_images() -> None:
+    rows = [r | {"images": images, "unique_inputs": images, "calls": images}
+            for images, shift in ((8, GOOD), (16, NEAR), (32, BAD)) for r in duel(shift)]  # fmt: skip
+    found = sentences.budget(pd.DataFrame(rows))
+    assert found.title == ("Cont-Steal's lead over MSE is +21.0 points (95 % CI 18.5 to 23.5) with 8 "
+                           "queries, -21.0 points (95 % CI -23.5 to -18.5) with 32 queries")  # fmt: skip
+    assert "With 16 images: No reliable difference between Cont-Steal on augmented" in found.details
+    assert sentences.budget(pd.DataFrame(runs(GOOD, attack="x", images=8))).details == ""
+
+
+def test_controls_have_no_share_of_the_way() -> None:
+    levels = {"random": 0.1, "labelled images": 0.3, "cont-steal": 0.5, "cont-steal, shuffled": 0.1,
+              "label": 0.2, "victim": 0.7}  # fmt: skip
+    rows = [{"attack": a, "task": "t", "seed": 0, "accuracy": v, "unique_inputs": 8, "calls": 8}
+            for a, v in levels.items()]  # fmt: skip
+    table = pd.DataFrame(rows).assign(agreement=0.5, knn=0.5, cka=0.5, cosine=0.5)
+    shares = sentences.attacks(table).numbers["share of the way"]
+    assert list(shares) == ["control", "control", 50, "control", -25, 100]
 
 
 RATES = pd.DataFrame([
@@ -171,7 +191,9 @@ def test_the_best_learning_rate_has_the_least_mean_loss_of_its_attack() -> None:
 
 def test_chosen_learning_rates_are_named_and_all_losses_shown() -> None:
     found = sentences.rates(RATES)
-    assert found.title.endswith("is least at a learning rate of 0.001 or 0.003, by attack")
+    assert found.title.endswith(
+        "is least at a learning rate of 0.001 or 0.003, depending on the attack"
+    )
     assert [*found.numbers.columns] == ["0.001", "0.003", "0.01"]
     assert found.numbers.loc["MSE"].tolist() == pytest.approx([1.8, 1.6, 1.7])
 
@@ -184,12 +206,12 @@ def knobs(*shifts: tuple[float, ...]) -> pd.DataFrame:
 
 def test_reliable_ablations_are_counted_and_each_is_given_with_its_interval() -> None:
     found = sentences.ablations(knobs(GOOD, NEAR, BAD, BAD))
-    start = "Changes to Cont-Steal, one at a time: "
-    assert found.title == f"{start}1 of 4 reliably better, 2 reliably worse"
+    assert found.title == ("Of 4 changes to Cont-Steal, one at a time, 1 reliably raises its accuracy, "
+                           "and 2 reliably lowers it")  # fmt: skip
     assert "lr: 0.1: +0.3 points (95 % CI -5.9 to 6.6); lr: 0.2: -21.0" in found.details
     assert list(found.numbers["n"]) == [3] * 5, "knobs of numbers alone stay apart"
     once = sentences.ablations(knobs(GOOD).query("seed == 0"))
-    assert once.title.startswith(f"{start}0 of 1"), "one seed has no interval"
+    assert "none reliably raises" in once.title, "one seed has no interval"
 
 
 def test_an_ablation_of_no_knob_is_said_without_a_warning(recwarn) -> None:
@@ -207,11 +229,11 @@ def test_best_and_worst_of_many_losses_need_more_than_those_of_two() -> None:
     low, high, middle = (0.0, 0.0, 0.0), (0.08, 0.1, 0.12), (0.05, 0.05, 0.05)
     two = sentences.losses(pd.DataFrame(losses(low, high)))
     of = "attacks with equal queries, "
-    gap = "the best (loss 1) is 10.0 points ahead of the worst (loss 0) ("
+    gap = "the best, loss 1, is 10.0 points ahead of the worst, loss 0 ("
     assert two.title.startswith(f"Of the 2 {of}{gap}")
     many = sentences.losses(pd.DataFrame(losses(low, high, *[middle] * 6))).title
-    assert many.startswith(f"Of the 8 {of}no reliable difference between the best (loss 1) and the "
-                           "worst (loss 0) (+10.0 points, corrected 95 % CI -")  # fmt: skip
+    assert many.startswith(f"Of the 8 {of}no reliable difference between the best, loss 1, and the "
+                           "worst, loss 0 (+10.0 points, corrected 95 % CI -")  # fmt: skip
     both = sentences.losses(pd.DataFrame(losses(low, high) + losses(high, low, victim="w")))
     assert both.title.startswith("Of the 2 attacks on v with")
     assert both.details.startswith("Of the 2 attacks on w with")
@@ -232,7 +254,8 @@ def test_query_sets_are_compared_at_one_number_of_images() -> None:
     assert list(found.numbers.index) == ["x, 8 own", "x, 8 far", "x, 80 far"]
     third = table[table["query_data"] == "far"].assign(query_data="near", accuracy=0.9)
     title = sentences.queries(pd.concat([table, third])).title
-    assert title.startswith("Queries from own reliably beat those from 1 of 2 other sets and lose")
+    assert title == ("A thief with 8 images of own is reliably more accurate than with as many of 1 of 2 "
+                     "other sets, and less accurate than with those of 1")  # fmt: skip
 
 
 def test_settings_of_a_grid_are_counted_and_averaged_along_its_axes() -> None:
@@ -340,10 +363,11 @@ def stake() -> pd.DataFrame:
 def test_the_matrix_names_what_harms_thieves_and_what_harms_customers() -> None:
     found = sentences.matrix(stake())
     limits = "take at least 5 points from every thief and at most 1 from every customer"
-    assert found.title == f"Defences that {limits}: 1 of 2, 0 undecided"
+    assert found.title == f"Of 2 defences, 1 {limits.replace('take', 'takes', 1)}"
     assert found.numbers["verdict"].to_dict() == {"D": "works", "E": "does not work"}
     open_ = stake().assign(low=-0.3)
-    assert sentences.matrix(open_).title.endswith(": 0 of 2, 1 undecided")
+    open_ = sentences.matrix(open_).title
+    assert open_ == f"Of 2 defences, none {limits.replace('take', 'takes', 1)} (1 undecided)"
     assert found.numbers.loc["D", "thief, MSE"] == "-20.0 [-21.0, -19.0]"
 
 
@@ -353,11 +377,13 @@ def test_the_best_means_of_each_kind_are_named() -> None:
             ("W", "proof", 1.0, 0.25, None), ("X", "proof", None, 0.0, None)]  # fmt: skip
     table = pd.DataFrame(rows, columns=["means", "kind", "thieves", "others", "verdict"])
     assert sentences.parties(table).title == (
-        "1 of 2 perturbations work; best detector (E): 40 % of thieves, 0 % of others; best proof (W): "
-        "100 % of thieves, 25 % of others"
+        "1 of 2 perturbations work. The best detector (E) flags 40 % of thieves, 0 % of customers. "
+        "The best proof (W) accuses 100 % of thieves, 25 % of others"
     )
+    memorised = sentences.parties(table.replace("W", "dataset inference, signed")).title
+    assert "proof (dataset inference on victims that memorise) accuses" in memorised
     useless = table.assign(others=1.0).iloc[:4]
-    text = "1 of 2 perturbations work; no detector separates every kind of thief from customers"
+    text = "1 of 2 perturbations work. No detector separates all thieves from customers"
     assert sentences.parties(useless).title == text
     alone = sentences.parties(table.iloc[:2]).title
     assert alone == "1 of 2 perturbations work"
@@ -382,8 +408,10 @@ def test_a_roc_is_told_by_its_area_and_its_verdict_by_exact_rates() -> None:
     watch = pd.DataFrame(seen, columns=["user", "statistic", "flagged"]).assign(detector="D")
     price = watch.assign(detector="bill", flagged=math.nan)
     found = sentences.roc(detection.roc(pd.concat([watch, price])))
-    assert found.title.startswith("Area under the best detector's ROC curve (0.5: chance)")
-    assert found.title.endswith(": 0.75 for x")
+    assert found.title.startswith(
+        "To the best detector, a thief looks more suspicious than a customer"
+    )
+    assert found.title.endswith(" (chance: 50 %): 75 % (x)")
     assert found.numbers.loc[("D", "thief, x")].tolist() == [0.75, *["50.0 % [1, 99]"] * 2]
     assert found.numbers.loc[("bill", "thief, x")].tolist() == [0.75, "-", "-"]
 
@@ -393,15 +421,17 @@ def test_refusals_are_counted_and_what_a_thief_ends_with_is_said() -> None:
     users.append(("thief, single images", 0, 1, 96))
     table = pd.DataFrame(users, columns=["user", "refusals", "accounts", "answers"])
     found = sentences.accounts(table.assign(detector="D", queries=96, answered=96, seed=0))
-    assert found.title.startswith("1 detectors refuse thieves in 1 of 2 cases, customers in 0 of")
+    assert found.title.startswith(
+        "Detectors refuse a thief in 1 of 2 runs and a customer in 0 of 1;"
+    )
     assert found.numbers.loc[("D", "thief, four views"), "accounts"] == 3
     ends = [("single images, stops", 96, 1, 0.6), ("four views, stops", 32, 1, 0.4),
             ("four views, all answers", 96, 3, 0.5)]  # fmt: skip
     rows = pd.DataFrame(ends, columns=["attack", "answers", "accounts", "accuracy"])
     victim = pd.DataFrame([{"attack": "victim", "accuracy": 0.9}])
     found = sentences.refused(pd.concat([rows.assign(detector="D"), victim]))
-    assert found.title == ("Accuracy of refused thieves: 40 % for four views, stops if refused (32 "
-                           "answers); 50 % for four views, goes on if refused (96 answers)")  # fmt: skip
+    assert found.title == ("A thief that is refused because it sends four views per image reaches 40 % "
+                           "if it stops (32 answers) and 50 % if it goes on (96 answers)")  # fmt: skip
     assert found.numbers.index.tolist()[-1] == ("-", "victim")
 
 
@@ -427,7 +457,7 @@ def owned() -> pd.DataFrame:
 
 def test_the_watermark_is_described_by_its_verdicts_its_rates_and_its_price() -> None:
     found = sentences.watermark(owned())
-    assert found.title == ("The mark (trained) accuses 1 of 1 thieves (32 queries), 0 of 1 thieves "
+    assert found.title == ("The watermark (trained) accuses 1 of 1 thieves (32 queries), 0 of 1 thieves "
                            "(16 queries), "
                            "0 of 2 independent encoders")  # fmt: skip
     assert found.details == ("An excess of 9 points over the mean of 2 independent ones is accused: the "
@@ -458,8 +488,8 @@ def test_accusations_and_false_positives_are_counted() -> None:
     inferred = pd.concat([signed.assign(form=form) for form in ("signed", "published")])
     found = sentences.dataset_inference(inferred)
     thieves = "0 of 1 thieves (32 queries), 0 of 1 thieves (16 queries)"
-    assert found.title == ("The signed test accuses 1 of 1 victims, 1 of 1 unmarked victims, "
-                           f"{thieves}, 1 of 2 independent encoders")  # fmt: skip
+    assert found.title == ("Dataset inference accuses 1 of 1 memorising victims, 1 of 1 unmarked "
+                           f"victims, {thieves}, 1 of 2 independent encoders")  # fmt: skip
     assert "An effect above 0.15 standard deviations" in found.details
     rates = sentences.false_positive_rates(owned(), inferred)
     row = rates.loc[("dataset inference", "published")]
