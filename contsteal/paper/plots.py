@@ -199,7 +199,7 @@ def _dots(ax: Axes, rows: pd.DataFrame, x: str, label: str, colours: Any, unit: 
 
 def _leads(rows: pd.DataFrame, title: str, colour: str) -> Figure:
     """Draw the `gain` of each row of `attack` in points, a panel per one it is `over`."""
-    fig, each = panels(rows, "over", title, 0.3 * rows["attack"].nunique(), 1.2, sharey=True)
+    fig, each = panels(rows, "over", title, 0.3 * rows["attack"].nunique(), 1.4, sharey=True)
     for ax, label, part in each:
         ax.axvline(0, color="#999999", linewidth=0.8)
         _dots(ax, part, "gain", label, COLOURS[colour], "")
@@ -264,8 +264,8 @@ def stake_dots(table: pd.DataFrame, title: str) -> Figure:
     fig, each = panels(table, "data", title, 1.9, sharey=True)
     for ax, data, rows in each:
         _dots(ax, _attacks(rows), "accuracy", f"accuracy on {data}", COLOURS)
-        frame(ax, rows, "accuracy")
         ax.set(xlim=(0, 1))
+        frame(ax, rows, "accuracy")
     return fig
 
 
@@ -386,7 +386,7 @@ def views_dots(table: pd.DataFrame, title: str) -> Figure:
     rows = sentences.by_views(_attacks(table)).dropna(subset=["views"])
     named, colours = rows.assign(attack=rows["loss"].map(name)), palette(rows["loss"])
     height = 0.22 * named["attack"].nunique() + 0.9
-    fig, each = panels(named, "views", title, height, 0.4, columns=2, sharex=True, sharey=True)
+    fig, each = panels(named, "views", title, height, 0.7, columns=2, sharex=True, sharey=True)
     for ax, _, part in each:
         _dots(ax, part, "accuracy", "accuracy on the main task", colours)
     for ax, view, _ in each:  # once the common scale is known
