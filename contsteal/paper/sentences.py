@@ -21,6 +21,7 @@ from contsteal.ownership import inference
 ALPHA = 0.05
 LEAST_POINTS = 5  # below which a rank correlation says nothing
 REFERENCES = ("random", "victim")
+LOSSES = "Cont-Steal's loss", "MSE's"
 GEOMETRY = {"norm_spread": "spread of norms", "anisotropy": "anisotropy",
             "effective_rank": "effective rank"}  # fmt: skip
 KINDS = {"victim": "memorising victims", "unmarked": "unmarked victims", "obfuscated": "disguised copies",
@@ -98,6 +99,13 @@ def reliable(differences: Iterable[Difference]) -> tuple[int, int]:
     """Count the differences that are reliably above and reliably below zero."""
     known = list(differences)
     return sum(d[1] > 0 for d in known), sum(d[2] < 0 for d in known)
+
+
+def _tally(a: str, b: str, differences: Iterable[Difference], of: str) -> str:
+    """Say on how many of several things a is reliably ahead of b, and on how many behind."""
+    known = list(differences)
+    ahead, behind = reliable(known)
+    return f"{a} is reliably ahead of {b} on {ahead} of {len(known)} {of}, behind on {behind or 'none'}"
 
 
 def _listed(each: dict[str, Difference]) -> str:
@@ -207,9 +215,8 @@ def readings(table: pd.DataFrame) -> Summary:
     by = tables.readings(table).groupby(["reading", "attack"], sort=False)["gain"]
     each = {f"{name(rival)}, {reading}": (*evaluate.mean_interval(gains), len(gains))
             for (reading, rival), gains in by}  # fmt: skip
-    ahead, behind = reliable(each.values())
-    title = "The thief of embeddings (MSE) is reliably ahead of thieves of labels or posteriors in "
-    title += f"{ahead} of {len(each)} comparisons, and behind in {behind}"
+    thieves = "The thief of embeddings (MSE)", "thieves of labels or posteriors"
+    title = _tally(*thieves, each.values(), "comparisons")
     rows = {who: {"embedding thief's lead": points(d), "n": d[3]} for who, d in each.items()}
     return Summary(title, pd.DataFrame(rows).T.rename_axis("rival, reading"))
 
@@ -340,10 +347,7 @@ def victims(table: pd.DataFrame) -> Summary:
     numbers = tables.summary(table, ["victim_seed", "attack"], ["accuracy"])
     if len(each) == 1:
         return Summary(verdict(table, *pair), numbers)
-    ahead, behind = reliable(each.values())
-    title = f"Cont-Steal is reliably ahead of MSE on {ahead} of {len(each)} victims, "
-    title += f"behind on {behind or 'none'}"
-    return Summary(title, numbers, _listed(each))
+    return Summary(_tally("Cont-Steal", "MSE", each.values(), "victims"), numbers, _listed(each))
 
 
 def by_views(table: pd.DataFrame) -> pd.DataFrame:
@@ -360,9 +364,7 @@ def views(table: pd.DataFrame) -> Summary:
         if {a, b} <= set(runs["attack"]):
             label = name(a).removeprefix(f"{name('cont-steal')} ")
             each[label] = tables.difference(runs, a, b)
-    ahead, behind = reliable(each.values())
-    title = "At equal views, Cont-Steal's loss is reliably ahead of MSE's on "
-    title += f"{ahead} of {len(each)} kinds of views, behind on {behind or 'none'}"
+    title = "At equal views, " + _tally(*LOSSES, each.values(), "kinds of views")
     numbers = tables.summary(rows, ["loss", "views"], ["accuracy", "agreement"])
     return Summary(title, numbers, _listed(each))
 
@@ -392,10 +394,9 @@ def boundary(table: pd.DataFrame) -> Summary:
     gains = tables.gains(main_task(table), "cont-steal", "embedding")
     weak, axes = not_stolen(table, gains), [axis for axis in tables.POINT if axis in gains]
     kept = gains.loc[~weak, ["gain", "low", "high", "n"]]
-    better, worse = reliable(kept.itertuples(index=False, name=None))
     where = "settings in which something is stolen" if weak.any() else "settings"
-    title = f"At equal views, Cont-Steal's loss is reliably ahead of MSE's in {better} of "
-    title += f"{len(kept)} {where}, behind in {worse or 'none'} (cells: its lead in points)"
+    title = _tally(*LOSSES, kept.itertuples(index=False, name=None), where)
+    title = f"At equal views, {title} (cells: its lead in points)"
     grey = f"In {weak.sum()} settings neither is above the best that needs no victim (grey)"
     shown = gains.set_index(axes)
     numbers = tables.percentages(shown[["gain", "low", "high"]]).assign(n=shown["n"])

@@ -267,7 +267,7 @@ def test_settings_of_a_grid_are_counted_and_averaged_along_its_axes() -> None:
     ]
     found = sentences.boundary(pd.DataFrame(rows))
     assert found.title.startswith(
-        "At equal views, Cont-Steal's loss is reliably ahead of MSE's in 1 of 3 settings, behind in 1"
+        "At equal views, Cont-Steal's loss is reliably ahead of MSE's on 1 of 3 settings, behind on 1"
     )
     assert found.numbers["gain"].tolist() == pytest.approx([21, -21, 0.3])
 
@@ -508,8 +508,8 @@ def test_readings_count_where_the_embedding_thief_leads_and_where_it_trails() ->
     ]  # fmt: skip
     table = pd.DataFrame(rows).assign(share=1.0)
     found = sentences.readings(table)
-    thief = "The thief of embeddings (MSE) is reliably ahead of thieves of labels or posteriors in"
-    assert found.title == f"{thief} 1 of 4 comparisons, and behind in 1"
+    thief = "The thief of embeddings (MSE) is reliably ahead of thieves of labels or posteriors on"
+    assert found.title == f"{thief} 1 of 4 comparisons, behind on 1"
     lead = found.numbers.loc["label stealing, accuracy on a, with new probes"]
     assert lead.tolist() == ["+10.0 points (95 % CI 10.0 to 10.0)", 3]
     alone = sentences.readings(table[table["attack"] == "embedding"])
