@@ -4,7 +4,7 @@ import os
 import shlex
 import shutil
 import socket
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
@@ -133,31 +133,28 @@ def _size(archives: Collection[Archive]) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
-def fetch(needs: Mapping[str, Collection[str]]) -> None:
-    """Fetch, check and unpack what is missing of the splits of each data set, by torchvision.
+def fetch(name: str, splits: Collection[str]) -> None:
+    """Fetch, check and unpack what is missing of a data set's splits, by torchvision.
 
-    ImageNets, folders and packs are left out.
+    Args:
+        name: of SPLITS.
+        splits: some of them.
 
     Raises:
         StorageError: for no permission or too little space; nothing was fetched.
-        RuntimeError: with the problem and the remedy of all that failed, after the others were fetched.
+        RuntimeError: with the problem and the remedy.
     """
-    names = [name for name in needs if name not in FOLDERS and ":" not in name]
-    wanted = {name: missing(name, needs[name]) for name in names}
-    _check_space([archive for archives in wanted.values() for archive in archives])
-    problems = []
-    for name, archives in wanted.items():
-        if archives:
-            print(f"fetching {name} ({_size(archives)}) into {data_dir()}", flush=True)
-        try:
-            for split in sorted(needs[name]):
-                _open(name, split, download=True)
-            print(f"{name}: complete in {data_dir()}")
-        except CorruptData as error:
-            reason = f"{name} could not be fetched ({error.__cause__})"
-            problems.append(f"{reason}: {_remedy(archives)}" if archives else str(error))
-    if problems:
-        raise RuntimeError("\n\n".join(problems))
+    archives = missing(name, splits)
+    _check_space(archives)
+    if archives:
+        print(f"fetching {name} ({_size(archives)}) into {data_dir()}", flush=True)
+    try:
+        for split in sorted(splits):
+            _open(name, split, download=True)
+    except CorruptData as error:
+        reason = f"{name} could not be fetched ({error.__cause__}): {_remedy(archives)}"
+        raise RuntimeError(reason if archives else str(error)) from error
+    print(f"{name}: complete in {data_dir()}")
 
 
 def _check_space(archives: Collection[Archive]) -> None:

@@ -320,7 +320,7 @@ def obtain(profile: str) -> None:
           "profile `synthetic` needs no data: make paper PROFILE=synthetic", flush=True)  # fmt: skip
     for name, archives in lacking.items():
         try:
-            torchsets.fetch({name: needs[name]})
+            torchsets.fetch(name, needs[name])
         except (ValueError, RuntimeError, OSError) as error:
             wrong = [str(p) for a in archives if (p := torchsets.data_dir() / a.path).exists()]
             print(f"not as published, delete it: {', '.join(wrong)}. " * bool(wrong)

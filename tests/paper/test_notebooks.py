@@ -395,13 +395,13 @@ def test_make_data_fetches_what_a_profile_and_its_notebooks_read_and_says_what_i
 ) -> None:
     asked: list[object] = []
     monkeypatch.setenv("DATA_DIR", str(desk / "data"))
-    monkeypatch.setattr(torchsets, "fetch", asked.append)
+    monkeypatch.setattr(torchsets, "fetch", lambda *given: asked.append(given))
     monkeypatch.setattr(torchsets, "verify", lambda name, splits: None)
     monkeypatch.setattr(data, "locate", lambda name, splits, size: exec(f"raise ValueError('{size}')")
                         if name.startswith("folder") else desk)  # fmt: skip
     write_profile(desk, data="folder:/x", image_size=16, query_data="svhn")
     assert command("data") == 1
-    assert asked == [{"svhn": {"train"}}]
+    assert asked == [("svhn", {"train"})]
     printed = capsys.readouterr()
     assert "svhn: present" in printed.out
     assert "error: folder:/x: missing: 16" in printed.err
@@ -445,12 +445,12 @@ def test_what_lacks_is_fetched_set_by_set_until_there_is_no_network(
     """The first line says what, how large and where; after a first failure no other set is tried."""
     monkeypatch.setenv("DATA_DIR", str(desk / "data"))
     write_profile(desk, data="cifar10", query_data="svhn")
-    asked: list[dict[str, set[str]]] = []
-    monkeypatch.setattr(torchsets, "fetch", asked.append)
+    asked: list[tuple[str, set[str]]] = []
+    monkeypatch.setattr(torchsets, "fetch", lambda *given: asked.append(given))
     notebooks.obtain("tiny")
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"fetching cifar10, svhn, 0.4 GB, into {desk / 'data'}; ")
-    assert [*map(list, asked)] == [["cifar10"], ["svhn"]]
+    assert [name for name, _ in asked] == ["cifar10", "svhn"]
     monkeypatch.setattr(torchsets, "fetch", refuse("no network\n\nlong remedy"))
     notebooks.obtain("tiny")
     assert capsys.readouterr().out.splitlines()[1:] == ["no network"]
