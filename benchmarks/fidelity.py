@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from benchmarks.record import US, Row
+from benchmarks.record import US, Row, forced
 from contsteal import (
     augment,
     data,
@@ -125,13 +125,13 @@ def measure(tiny: bool) -> list[Row]:
     ]  # fmt: skip
     slow = {"views of a batch against one by one": image_by_image}
     if loop.precision(artifacts.device()) == "bf16":
-        slow["bf16 against float32"] = partial(loop.forced, precision="fp32")
+        slow["bf16 against float32"] = partial(forced, precision="fp32")
     for work, way in slow.items():
         rows.append(difference(work, fast, [given.run(seed, way)[0] for seed in seeds]))
     if tiny or not any(map(shutil.which, ("c++", "g++", "clang++"))):
         return rows
     eager, compiled = (
-        [given.run(seed, partial(loop.forced, backend=backend))[0] for seed in seeds]
+        [given.run(seed, partial(forced, backend=backend))[0] for seed in seeds]
         for backend in ("none", "inductor")
     )
     return [*rows, difference("compile against eager", compiled, eager)]

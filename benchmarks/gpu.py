@@ -67,7 +67,7 @@ def forms(size: Size) -> tuple[list[Row], float]:
         if form["backend"] == "inductor" and artifacts.device().type != "cuda":
             form = form | {"backend": "eager"}  # the same path without a compiler's minute
         try:
-            with loop.forced(**form), _compiled_or_error():
+            with record.forced(**form), _compiled_or_error():
                 trial = training.own("simclr", size.batch, encoder=size.encoder, width=1.0)
                 ready[who], rates = trial.timed(size.turns, size.least)
         except Exception as error:
@@ -109,7 +109,7 @@ def chosen(rows: list[Row], size: Size) -> Iterator[Row]:
 def repeated(size: Size) -> Row:
     """Return how many weights differ between two short trainings in exact mode."""
     nets = []
-    with loop.forced(mode="exact"):
+    with record.forced(mode="exact"):
         for _ in range(2):
             trial = training.own("simclr", size.batch, encoder=size.encoder, width=1.0)
             for _ in range(5):

@@ -10,11 +10,13 @@ import platform
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import joblib
 import torch
@@ -31,6 +33,33 @@ US = "contsteal"
 device = loop.card  # the name of this device's record
 # Units that are no rates.
 PLAIN = ("s", "forwards", "points", "share", "slope", "weights", "steps", "surrogates")
+
+
+@contextmanager
+def forced(
+    *, mode: str | None = None, precision: str | None = None, backend: loop.Backend | None = None
+) -> Iterator[None]:
+    """Force mode, precision and compilation in this process: for benchmarks and tests.
+
+    Args:
+        mode: "fast" or "exact".
+        precision: "auto", "bf16" or "fp32".
+        backend: one of torch.compile's, whatever the device and length of a training; or "none".
+
+    Raises:
+        ValueError: for an unknown mode or precision.
+    """
+    given = {"mode": mode, "precision": precision}
+    names = {loop.CHOICES[name][0]: value for name, value in given.items() if value}
+    backend = backend or loop.BACKEND
+    with (
+        patch.dict(os.environ, names),
+        patch.object(loop, "BACKEND", backend),
+        loop.flags_restored(),
+    ):
+        loop.mode_labels()  # refuses what is unknown
+        loop.set_mode()
+        yield
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ class Trial:
     def timed(self, turns: int, least: float) -> tuple[float, list[float]]:
         """Return the seconds of the first steps, and images per second in turns of `least` seconds.
 
-        The step has the form that `loop.forced` names; compiling it falls into the first steps.
+        The step has the form that `record.forced` names; compiling it falls into the first steps.
         """
         torch.backends.cudnn.benchmark = loop.mode() == "fast"  # as `loop.fit` has it
         with loop.compiled(self.model.loss, self.device, 0) as self.compare:
@@ -142,11 +142,11 @@ def modes(batch: int, steps: int, turns: int) -> list[Row]:
     """Return views per second of a SimCLR step in fast and in exact mode, by turns."""
     trials = {}
     for mode in ("fast", "exact"):
-        with loop.forced(mode=mode):
+        with record.forced(mode=mode):
             trials[mode] = own("simclr", batch)
 
     def run(mode: str) -> None:
-        with loop.forced(mode=mode):
+        with record.forced(mode=mode):
             for _ in range(steps):
                 trials[mode].step()
 

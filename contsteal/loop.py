@@ -153,7 +153,7 @@ def fit(
     bar = tqdm(
         total=epochs, initial=done, desc=title, leave=False, delay=2, disable=QUIET in os.environ
     )
-    with _flags_restored(), bar, _saved_if_ended(checkpoint, kept):
+    with flags_restored(), bar, _saved_if_ended(checkpoint, kept):
         torch.backends.cudnn.benchmark = mode() == "fast"  # tries its kernels on every shape
         for epoch in range(done, epochs):
             start, draws = time.monotonic(), generator("epoch", seed, epoch)
@@ -350,13 +350,13 @@ CHOICES = {  # variable and allowed values of each; the first is the default
 COMPILE_FROM = 5000
 PAYS = "steps from which compiling pays"
 RECORDS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"  # of a clone
-
-_forced: dict[str, Any] = {}
+# Of torch.compile, or "none", whatever the device and the length: benchmarks set it.
+BACKEND: Backend | None = None
 
 
 def _choice(name: str) -> str:
     variable, allowed = CHOICES[name]
-    value = _forced.get(name) or os.environ.get(variable) or allowed[0]
+    value = os.environ.get(variable) or allowed[0]
     if value not in allowed:
         raise ValueError(f"{variable}={value!r} is unknown: choose {', '.join(allowed)}")
     return value
@@ -403,7 +403,8 @@ def set_mode() -> None:
 
 
 @contextmanager
-def _flags_restored() -> Iterator[None]:
+def flags_restored() -> Iterator[None]:
+    """Put torch's flags back that `set_mode` and a training change."""
     deterministic = torch.are_deterministic_algorithms_enabled()
     benchmark = torch.backends.cudnn.benchmark
     try:
@@ -411,33 +412,6 @@ def _flags_restored() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(deterministic)
         torch.backends.cudnn.benchmark = benchmark
-
-
-@contextmanager
-def forced(
-    *, mode: str | None = None, precision: str | None = None, backend: Backend | None = None
-) -> Iterator[None]:
-    """Force mode, precision and compilation in this process: for tests and benchmarks.
-
-    Args:
-        mode: "fast" or "exact".
-        precision: "auto", "bf16" or "fp32".
-        backend: one of torch.compile's, whatever the device and length of a training; or "none".
-
-    Raises:
-        ValueError: for an unknown mode or precision.
-    """
-    before = dict(_forced)
-    given = {"mode": mode, "precision": precision, "backend": backend}
-    _forced.update({name: value for name, value in given.items() if value is not None})
-    try:
-        mode_labels()  # refuses what is unknown
-        with _flags_restored():
-            set_mode()
-            yield
-    finally:
-        _forced.clear()
-        _forced.update(before)
 
 
 def card() -> str:
@@ -497,7 +471,7 @@ def compiled(
     c_compiler = os.environ.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang")))
     able = device.type == "cuda" and c_compiler and find_spec("triton")
     pays = able and steps >= compile_from()
-    backend: Backend | None = _forced.get("backend") or ("inductor" if pays else None)
+    backend = BACKEND or ("inductor" if pays else None)
     if mode() == "exact" or backend == "none":
         backend = None
     try:

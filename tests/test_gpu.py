@@ -11,6 +11,7 @@ import os
 import pytest
 import torch
 
+from benchmarks.record import forced
 from contsteal import (
     augment,
     data,
@@ -86,7 +87,7 @@ def test_train_steal_and_probe_on_the_gpu():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_exact_runs_are_equal_bit_by_bit(method):
-    with loop.forced(mode="exact"):
+    with forced(mode="exact"):
         assert trained(method) == trained(method)
 
 
@@ -103,7 +104,7 @@ def test_every_attack_runs_in_exact_mode(attack):
         result = steal.train(given, api, images.images, labels=images.labels)
         return files.digest(result.encoder.state_dict().items())
 
-    with loop.forced(mode="exact"):
+    with forced(mode="exact"):
         assert stolen() == stolen()
 
 
@@ -117,9 +118,9 @@ def test_every_attack_runs_in_exact_mode(attack):
     ],
 )
 def test_compiled_steps_learn_what_eager_ones_learn(method, encoder, precision):
-    with loop.forced(backend="none", precision=precision):
+    with forced(backend="none", precision=precision):
         expected = trained(method, encoder=encoder)[1]
-    with loop.forced(backend=BACKEND, precision=precision):
+    with forced(backend=BACKEND, precision=precision):
         assert trained(method, encoder=encoder)[1] == pytest.approx(expected, rel=0.03)
 
 
@@ -132,7 +133,7 @@ def test_gradients_and_statistics_of_compiled_steps(method):
     def run(backend):
         model = pretrain.build(config(method, encoder=SMALL), 10).to(DEVICE).train()
         with (
-            loop.forced(backend=backend, precision="fp32"),
+            forced(backend=backend, precision="fp32"),
             loop.compiled(model.loss, images.device, 3) as compare,
         ):
             for step in range(3):
@@ -149,7 +150,7 @@ def test_gradients_and_statistics_of_compiled_steps(method):
 def test_the_memory_of_cuda_graphs_is_given_back():
     reserved = []
     for _ in range(2):
-        with loop.forced(backend=BACKEND):
+        with forced(backend=BACKEND):
             trained("simclr")
         torch.cuda.empty_cache()
         reserved.append(torch.cuda.memory_reserved())

@@ -377,7 +377,7 @@ def timer(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[float, list[float]
 
     def own(*_: object, **more: object) -> SimpleNamespace:
         def timed(turns: int, least: float) -> tuple[float, list[float]]:
-            if isinstance(found := times[loop._forced["backend"]], Exception):
+            if isinstance(found := times[loop.BACKEND], Exception):
                 raise found
             return found
 
@@ -392,7 +392,7 @@ class Crashed(SimpleNamespace):
     """A step that no compiler takes: `Compiled` warns, and goes on eagerly."""
 
     def timed(self, turns: int, least: float) -> tuple[float, list[float]]:
-        if loop._forced["backend"] != "none":
+        if loop.BACKEND != "none":
             step = loop.Compiled(torch.nn.Identity(), "eager")
             step.run = self.crash
             step(torch.zeros(1))

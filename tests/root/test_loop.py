@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from benchmarks.record import forced
 from contsteal import loop
 
 SCHEDULE = loop.Schedule(epochs=5, batch=8, lr=1e-2)
@@ -33,7 +34,7 @@ def _defaults(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
-    with loop.forced():
+    with forced():
         yield
 
 
@@ -426,12 +427,12 @@ def test_choices_come_from_the_environment_unless_they_are_forced(monkeypatch):
     assert (loop.mode(), loop.mode_labels()) == ("fast", [])
     monkeypatch.setenv("CONTSTEAL_MODE", "exact")
     monkeypatch.setenv("CONTSTEAL_PRECISION", "bf16")
-    with loop.forced(precision="fp32"):
+    with forced(precision="fp32"):
         assert loop.mode_labels() == ["exact mode", "fp32 precision"]
         assert torch.are_deterministic_algorithms_enabled()
-        with loop.forced(mode="fast"):
+        with forced(mode="fast"):
             assert (loop.mode(), loop.precision(CPU)) == ("fast", "fp32")
-    with pytest.raises(ValueError, match="'quick' is unknown"), loop.forced(mode="quick"):
+    with pytest.raises(ValueError, match="'quick' is unknown"), forced(mode="quick"):
         pass
     assert loop.mode_labels() == ["exact mode", "bf16 precision"]
     assert not torch.are_deterministic_algorithms_enabled()
@@ -442,7 +443,7 @@ def test_the_loss_is_computed_in_the_precision(precision, dtype):
     model, loss = problem()
     types = []
     model[3].register_forward_hook(lambda module, inputs, output: types.append(output.dtype))
-    with loop.forced(precision=precision):
+    with forced(precision=precision):
         loop.fit(model, loss, N, loop.Schedule(1, 8, 1e-2), seed=0)
     assert types == [dtype] * 2
 
@@ -483,7 +484,7 @@ def test_long_trainings_on_a_gpu_are_compiled(device, steps, tools, choice, comp
     monkeypatch.setenv("CC", "cc")
     monkeypatch.setattr(loop, "find_spec", lambda name: tools or None)
     monkeypatch.setattr(torch, "compile", lambda f, **given: made.append(given["mode"]) or f)
-    with loop.forced(**choice), loop.compiled(model, torch.device(device), steps) as network:
+    with forced(**choice), loop.compiled(model, torch.device(device), steps) as network:
         assert (network is model) != compiles
     assert made == ["reduce-overhead"] * compiles
 
@@ -492,7 +493,7 @@ def compiled_fit(backend: Any, **options: Any) -> tuple[bytes, list[float]]:
     """Train by the compiled form of a model; return its weights and its losses."""
     model, x = problem()[0], torch.linspace(-1, 1, N * 4).reshape(N, 4)
     keys = list(model.state_dict())
-    with loop.forced(backend=backend), loop.compiled(model, CPU, 10) as network:
+    with forced(backend=backend), loop.compiled(model, CPU, 10) as network:
 
         def loss(chosen: Tensor, epoch: int, draws: torch.Generator) -> Tensor:
             return (network(x[chosen]) - x[chosen, :2].sin()).square().mean()

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.record import forced
 from contsteal import augment, checkpoints, data, files, loop, methods, pretrain
 from contsteal.attacks import ATTACKS
 from contsteal.methods import METHODS, Config, Head
@@ -263,7 +264,7 @@ def test_a_killed_training_keeps_queue_and_momentum_copy(
 
     expected = digest()
     monkeypatch.setattr(pretrain, "_monitor", dies)
-    with loop.forced(backend=backend), pytest.raises(KeyboardInterrupt):
+    with forced(backend=backend), pytest.raises(KeyboardInterrupt):
         digest(tmp_path / "c.pt")
     assert digest(tmp_path / "c.pt") == expected, "compiled steps are those of eager ones"
     assert seen == [0, 1, 1, 2], "it continued after the first epoch"

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import distributed as dist
 
+from benchmarks.record import forced
 from contsteal import augment, data, encoders, files, loop, methods, pretrain
 from contsteal.seeds import generator
 from contsteal.victim import digests
@@ -221,7 +222,7 @@ def test_a_training_goes_on_with_another_number_of_processes(
             train()
 
     by = {1: lambda function: [function()], 2: together}
-    with loop.forced(precision="fp32"):
+    with forced(precision="fp32"):
         whole = pretrain.fit(config, shapes)
         by[begun_by](begin)
         first = torch.load(saved)["history"]
