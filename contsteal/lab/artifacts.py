@@ -137,9 +137,10 @@ def _parsed(file: Path) -> ast.Module:
     return ast.parse(file.read_bytes(), str(file))
 
 
-def defining_modules(thing: object) -> list[str]:
-    """Return the modules, with a file, of an object's class and its bases, Python's own excepted."""
-    names = {getattr(thing, "__module__", None) or "", *(c.__module__ for c in type(thing).__mro__)}
+def defining_modules(*things: object) -> list[str]:
+    """Return the modules, with a file, of objects' classes and their bases, Python's own excepted."""
+    names = {getattr(thing, "__module__", None) or "" for thing in things}
+    names |= {c.__module__ for thing in things for c in type(thing).__mro__}
     apart = sys.stdlib_module_names | {"__main__", ""}
     return sorted(
         name

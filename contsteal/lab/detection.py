@@ -122,8 +122,7 @@ def _each_user(
     detect: Callable[[Sequence[Tensor]], dict[str, Row]],
 ) -> pd.DataFrame:
     """Return a row for what each detector finds in each user's images, read back where that was done."""
-    code = ["contsteal.victim"]
-    code += [name for watcher in watchers.values() for name in artifacts.defining_modules(watcher)]
+    code = ["contsteal.victim", *artifacts.defining_modules(*watchers.values())]
     identity = {
         "detectors": {name: artifacts.object_key(watcher) for name, watcher in watchers.items()},
         "victim": lab.victim.sha256, "on": lab.machine,

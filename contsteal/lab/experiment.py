@@ -285,8 +285,7 @@ class Lab:
         }  # fmt: skip
         if config.recipe.answer in ("label", "posterior"):  # of the provider's classifier
             identity["probe"] = [self.settings[k] for k in ("data", "probe_images")]
-        code = ["contsteal.steal", "contsteal.evaluate"]
-        code += [name for defense in defenses for name in artifacts.defining_modules(defense)]
+        code = ["contsteal.steal", "contsteal.evaluate", *artifacts.defining_modules(*defenses)]
 
         def make(folder: Path) -> None:
             api, before = self.api(defenses, config.distinct(queries)), self.answers.forwards

@@ -26,7 +26,6 @@ FIRST = 100  # seed of the first stranger's images and weights; the victim's are
 PUBLIC = 2  # seed of the images that nobody trains on
 HEADS = {True: "trained head", False: "untrained head, as published"}
 FORMS: tuple[Form, ...] = ("signed", "published")
-GAP = 'dataset inference, "{}"'
 
 Plan = Mapping[str, Any]
 Thieves = Mapping[str, Plan]  # by name: fields of steal.Config, `steps` perhaps several
@@ -370,7 +369,7 @@ def _inference(images: int, options: Plan, seed: int, lab: Lab, net: nn.Module) 
     def verdicts() -> dict[str, Row]:
         parts = [encoders.embed(net, part) for part in (*inference.split(seen, seed), fresh)]
         scores = inference.mixture_scores(*parts, **options, seed=seed)
-        return {form: vars(inference.welch(*scores, GAP, form)) for form in FORMS}
+        return {form: vars(inference.welch(*scores, form=form)) for form in FORMS}
 
     found = lab.kept("inference", identity, ["contsteal.ownership.inference"], verdicts)
     on = f"{images} training images to fit, {images} to test, against {images} of nobody's"

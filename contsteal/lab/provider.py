@@ -99,8 +99,7 @@ def purchase(
         "defenses": [artifacts.object_key(defense) for defense in chain],
         "victim": lab.victim.sha256, "on": lab.machine,
     }  # fmt: skip
-    code = ["contsteal.victim", "contsteal.evaluate"]
-    code += [name for defense in chain for name in artifacts.defining_modules(defense)]
+    code = ["contsteal.victim", "contsteal.evaluate", *artifacts.defining_modules(*chain)]
     return [{"legitimate": lab.kept("customer", identity, code, spent)}]
 
 
