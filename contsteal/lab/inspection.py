@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
 from importlib.metadata import version
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import MagicMock, patch
@@ -114,16 +113,15 @@ def _map(lab: Lab, net: encoders.Encoder, test: ImageSet) -> np.ndarray:
     on = [*lab.machine, version("scikit-learn")]
     identity = {"encoder": encoders.identity(net), "images": lab.data_key(test), "on": on}
 
-    def make(folder: Path) -> None:
+    def draw() -> list[list[float]]:
         from sklearn.manifold import TSNE  # scikit-learn takes seconds to import
 
         x = F.normalize(encoders.embed(net, pixels(test)), dim=1).cpu().numpy()
         tsne = TSNE(init="pca", perplexity=min(30, len(x) // 4), random_state=0)
         with threadpool_limits(1):  # else threads of notebooks side by side wait for each other
-            np.save(folder / "map.npy", tsne.fit_transform(x))
+            return cast(list[list[float]], tsne.fit_transform(x).tolist())
 
-    folder = artifacts.artifact("map", identity, ["contsteal.encoders"], make, lab.messages.append)
-    return np.load(folder / "map.npy")
+    return np.array(lab.kept("map", identity, ["contsteal.encoders"], draw), np.float32)
 
 
 def pulls(forms: Mapping[str, Callable[[Tensor, Tensor], Tensor]], n: int = 4) -> pd.DataFrame:
