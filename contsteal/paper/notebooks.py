@@ -372,13 +372,15 @@ def prepare(profile: str, only: Sequence[str], force: bool) -> list[str]:
     beside = [t for t in todo if t.stem[:2] != VICTIM and t.stem != stems()[-1]]
     given, jobs = _jobs(profiles.profile(profile)["common"].get("at_once", 1), len(beside))
     cores = str(max(1, joblib.cpu_count() // jobs))
-    share = {"OMP_NUM_THREADS": cores}  # more threads than cores would wait for each other
+    threads = {"OMP_NUM_THREADS": cores}  # more threads than cores would wait for each other
+    share = dict(threads)
     if artifacts.device().type == "cpu":  # a GPU holds as many runs whatever the cores
         share["CONTSTEAL_WORKERS"] = cores
     for task in chosen:
         shares = task in beside and min(jobs, len(beside)) > 1
+        taught = jobs > 1 and task.stem[:2] == VICTIM and todo[0].stem == stems()[0]  # beside it
         order = {"figures": str(figures), "device": artifacts.processor()}
-        _mark(task, order | {"environment": share if shares else {}})
+        _mark(task, order | {"environment": share if shares else threads if taught else {}})
     times = _times(figures)  # the longest first; without times the later notebooks are the longer
     longest = sorted(chosen[::-1], key=lambda t: -times.get(t.stem, {}).get("seconds", 1e9))
     return [*given, f"FOLDER={_relative(folder)}", *(_relative(t.executed) for t in longest)]
