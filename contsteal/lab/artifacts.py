@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
@@ -167,6 +168,23 @@ def object_key(thing: object) -> str:
 class _MadeMeanwhile(Exception): ...
 
 
+class NotKept(Exception):
+    """An artifact that is missing where only those that were made before are asked for."""
+
+
+_READING = ContextVar("reading", default=False)
+
+
+@contextmanager
+def only_kept() -> Iterator[None]:
+    """Make no artifact: raise NotKept for one that is missing."""
+    token = _READING.set(True)
+    try:
+        yield
+    finally:
+        _READING.reset(token)
+
+
 def artifact(
     kind: str,
     config: object,
@@ -187,6 +205,8 @@ def artifact(
     identity = json.loads(json.dumps(identity, default=str))  # as it will be read from the manifest
     name = f"{kind}-{files.key([kind, config])[:12]}-{files.key(identity['code'])[:8]}"
     folder = runs_dir() / "artifacts" / name
+    if _READING.get() and not folder.exists():
+        raise NotKept(name)
     while not folder.exists() and files.makers(folder) - {os.getpid()}:
         time.sleep(0.1)
     reason = _reason(kind, folder)

@@ -38,7 +38,7 @@ from contsteal.victim import AnswerCache, AnswerStore, BlackBox, Defense
 CARRIERS = 3  # seed of the images that carry a mark; the victim's are 0
 PROVIDER = "provider"  # whose classifier is fitted on labelled images of its own
 LABELLED, POOL = 5, 4096  # seed, and least number, of the images that probes draw theirs from
-MARK, KEY = "mark.safetensors", "key.safetensors"
+MARK, KEY, DRAWN = "mark.safetensors", "key.safetensors", "images.safetensors"
 
 
 def modes() -> list[str]:
@@ -101,7 +101,7 @@ class Lab:
     def _images_key(self) -> str:
         name, split, n = (self.settings[f"query_{part}"] for part in ("data", "split", "images"))
         sets = self.train_images(), self._load(name, split, n, 1)
-        return files.key([*map(self.data_key, sets), self._test_key(self.settings["data"])])
+        return files.key([*map(self.data_key, sets), self.test_key(self.settings["data"])])
 
     @property
     def machine(self) -> list[str]:
@@ -175,11 +175,13 @@ class Lab:
         return [images.name, images.split, len(images), size, files.content(pixels(images)), labels]
 
     @cache  # noqa: B019 as above
-    def _labelled_keys(self, task: str, seed: int) -> list[list[object]]:
+    def labelled_keys(self, task: str, seed: int) -> list[list[object]]:
+        """Return the `data_key` of each of the `labelled` sets."""
         return [self.data_key(images) for images in self.labelled(task, seed)]
 
     @cache  # noqa: B019 as above
-    def _test_key(self, task: str) -> list[object]:
+    def test_key(self, task: str) -> list[object]:
+        """Return the `data_key` of a task's test images."""
         return self.data_key(self.images(task, "test"))
 
     # ------------------------------------------------------------------- victim and attacks
@@ -249,10 +251,15 @@ class Lab:
 
     def api(self, defenses: Sequence[Defense] = (), budget: int | None = None) -> BlackBox:
         """Return the victim behind a fresh API; its classifier is the probe on the main task."""
-        head = self._probe(self.settings["data"], PROVIDER, self.images(self.settings["data"])).head
         # Copies: what a defence remembers of one attack must not reach the next.
         fresh = copy.deepcopy(list(defenses))
-        return BlackBox(self.answers, fresh, budget, head, self.victim.projector)
+        return BlackBox(self.answers, fresh, budget, self._classifier, self.victim.projector)
+
+    @artifacts.single_thread()
+    def _classifier(self, features: Tensor) -> Tensor:
+        """Return logits (N, C) of the provider's classifier, which is fitted at the first question."""
+        probe = self._probe(self.settings["data"], PROVIDER, self.images(self.settings["data"]))
+        return cast(evaluate.Linear, probe.head)(features)
 
     def random(self, seed: int = 0) -> encoders.Encoder:
         """Return a surrogate that was never trained: the floor of every table."""
@@ -355,7 +362,7 @@ class Lab:
         """
         identity = {
             "encoder": encoders.identity(net), "victim": self.victim.sha256, "task": task,
-            "labelled": self._labelled_keys(task, seed)[:draws], "test": self._test_key(task),
+            "labelled": self.labelled_keys(task, seed)[:draws], "test": self.test_key(task),
             "on": self.machine,
         }  # fmt: skip
         code = ["contsteal.evaluate", "contsteal.loop", "contsteal.encoders"]
@@ -370,7 +377,7 @@ class Lab:
         y, victim_y = (self._embed(n, task, "test", test) for n in (net, self.victim.encoder))
         for k, images in enumerate(self.labelled(task, seed)[:draws]):
             # Named by its pixels, as seeds may share them.
-            place = str(self._labelled_keys(task, seed)[k][4])
+            place = str(self.labelled_keys(task, seed)[k][4])
             x, labels = self._embed(net, task, place, images), (labels_of(images), labels_of(test))
             probe = evaluate.linear_probe(x, labels[0], y, labels[1])
             theirs = self._probe(task, place, images)
@@ -390,11 +397,22 @@ class Lab:
         head = stolen.projector
         if task != self.settings["data"] or head is None or len(head) > 1:  # a projector, or none
             return {}
-        test = self.images(task, "test")
-        predicted = head(self._embed(stolen.encoder, task, "test", test)).argmax(1)
-        served = self._probe(task, PROVIDER, self.images(task)).predictions
-        shares = {"own_head": predicted == labels_of(test), "own_agreement": predicted == served}
-        return {name: hits.float().mean().item() for name, hits in shares.items()}
+
+        @artifacts.single_thread()
+        def shares() -> dict[str, float]:
+            test, labelled = self.images(task, "test"), self.images(task)
+            predicted = head(self._embed(stolen.encoder, task, "test", test)).argmax(1)
+            served = self._probe(task, PROVIDER, labelled).predictions
+            hits = {"own_head": predicted == labels_of(test), "own_agreement": predicted == served}
+            return {name: each.float().mean().item() for name, each in hits.items()}
+
+        identity = {
+            "encoder": stolen.sha256, "head": encoders.digest(head.state_dict().items()),
+            "victim": self.victim.sha256, "task": task, "labelled": self.data_key(self.images(task)),
+            "test": self.test_key(task), "on": self.machine,
+        }  # fmt: skip
+        code = ["contsteal.evaluate", "contsteal.loop", "contsteal.encoders", "contsteal.methods"]
+        return self.kept("own-head", identity, code, shares)
 
     def _probe(self, task: str, place: str, images: ImageSet) -> evaluate.Probe:
         """Return the victim's own probe on a task, fitted on these labelled images."""
@@ -439,7 +457,36 @@ def labels_of(images: ImageSet) -> Tensor:
 
 @cache
 def _cached(name: str, split: str, n: int | None, seed: int, image_size: int) -> ImageSet:
-    return data.load(name, split, n, seed, image_size)
+    return load(name, split, n, seed, image_size)
+
+
+def load(name: str, split: str, n: int | None, seed: int, image_size: int) -> ImageSet:
+    """Return what `data.load` does; images of an embedded set are `drawn` once for all processes."""
+
+    def draw() -> ImageSet:
+        return data.load(name, split, n, seed, image_size)
+
+    return drawn([name, split, n, seed, image_size], draw) if name in data.SOURCES else draw()
+
+
+def drawn(about: Sequence[Any], draw: Callable[[], ImageSet]) -> ImageSet:
+    """Return images of an embedded set, from the artifact where they were drawn before.
+
+    `about` has the set's name, its split, and all else that decides what `draw` returns.
+    """
+
+    @wraps(draw)  # whose module is part of the key
+    def make(folder: Path) -> None:
+        images = draw()
+        tensors = {"images": pixels(images), "labels": images.labels}
+        kept = {k: v.cpu().contiguous() for k, v in tensors.items() if v is not None}
+        save_file(kept, folder / DRAWN)
+
+    code, identity = ["contsteal.data"], [*about, torch.__version__]
+    folder = artifacts.artifact("images", identity, code, make, lambda _: None)
+    kept = load_file(folder / DRAWN)
+    name, split = about[:2]
+    return ImageSet(kept["images"], kept.get("labels"), name, split, data.SOURCES[name].classes)
 
 
 # ------------------------------------------------------------------------- marked victims
@@ -511,5 +558,5 @@ def _sslguard_key(lab: Lab) -> Trained:
 def carrier_images(lab: Lab) -> Tensor:
     """Return the images (N, 3, H, W) that carry a rotation mark where these are not the victim's."""
     size = lab.settings["image_size"]
-    images = data.load(lab.watermark["data"], "train", None, CARRIERS, size)
+    images = load(lab.watermark["data"], "train", None, CARRIERS, size)
     return pixels(images.to(lab.device))

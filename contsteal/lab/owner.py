@@ -14,7 +14,7 @@ from contsteal import data, encoders, pretrain
 from contsteal.data import ImageSet
 from contsteal.lab import artifacts, profiles, sweeps
 from contsteal.lab.artifacts import Trained
-from contsteal.lab.experiment import Lab, carrier_images, modes, pixels, private
+from contsteal.lab.experiment import Lab, carrier_images, load, modes, pixels, private
 from contsteal.lab.profiles import Count, Data, distinct
 from contsteal.lab.sweeps import Job, Numbers, Pairs, Row, product
 from contsteal.ownership import inference, sslguard
@@ -55,9 +55,9 @@ def public(lab: Lab, count: int, block: int = 0) -> Tensor:
     """
     name, size = lab.settings["data"], lab.settings["image_size"]
     if name in data.ENDLESS:
-        drawn = data.load(name, "train", count * (block + 1), PUBLIC, size)
+        drawn = load(name, "train", count * (block + 1), PUBLIC, size)
         return pixels(drawn.to(lab.device))[count * block :]
-    images = pixels(data.load(name, "test", None, PUBLIC, size))
+    images = pixels(load(name, "test", None, PUBLIC, size))
     if count > len(images):
         raise ValueError(
             f"{count} public images: {name} has {len(images)} test images, ask for fewer"
@@ -88,7 +88,7 @@ class Strangers(profiles.Strict):
         own = lab.settings["data"], lab.settings["train_split"]
         if (name, "train") == own and not endless:
             raise ValueError(f"strangers: the victim was trained on {name}; name other `data`")
-        images = data.load(name, "train", count if endless else None, FIRST + index, size)
+        images = load(name, "train", count if endless else None, FIRST + index, size)
         return images.take(slice(count)).to(lab.device)
 
 

@@ -20,7 +20,7 @@ from contsteal.data import ImageSet
 from contsteal.defenses import B4B, DEFENSES, Described, build
 from contsteal.defenses.state import PerUser
 from contsteal.lab import artifacts, sweeps, tables
-from contsteal.lab.experiment import Lab, labels_of, pixels
+from contsteal.lab.experiment import Lab, drawn, labels_of, load, pixels
 from contsteal.lab.profiles import distinct
 from contsteal.lab.sweeps import Attack, Job, Names, Numbers, Row, product
 from contsteal.seeds import derive
@@ -94,8 +94,11 @@ def purchase(
             accuracies.append(evaluate.linear_probe(x, a, y, b).accuracy)
         return sum(accuracies) / len(accuracies)
 
+    keys = [[lab.data_key(side) for side in sides] for sides in users] if classes else [
+        [labelled, lab.test_key(task)] for labelled in lab.labelled_keys(task, seed)
+    ]  # fmt: skip
     identity = {
-        "images": [[lab.data_key(side) for side in sides] for sides in users],
+        "images": keys,
         "defenses": [artifacts.object_key(defense) for defense in chain],
         "victim": lab.victim.sha256, "on": lab.machine,
     }  # fmt: skip
@@ -144,9 +147,14 @@ def class_images(lab: Lab, task: str, classes: int, count: int, seed: int) -> Im
     known = len(lab.images(task, "test").classes)
     if not 1 < classes <= known:
         raise ValueError(f"{classes} classes of {task}: choose 2 to {known}")
-    images = bought_images(lab, task, round(1.4 * count * known / classes), seed)
-    chosen = data.order(known, seed)[:classes].to(lab.device)
-    return images.take(torch.isin(labels_of(images), chosen).nonzero()[:count, 0])
+
+    def draw() -> ImageSet:
+        images = bought_images(lab, task, round(1.4 * count * known / classes), seed)
+        chosen = data.order(known, seed)[:classes].to(lab.device)
+        return images.take(torch.isin(labels_of(images), chosen).nonzero()[:count, 0])
+
+    about = [task, "train", classes, count, seed, lab.settings["image_size"]]
+    return drawn(about, draw).to(lab.device) if task in data.SOURCES else draw()
 
 
 def customer_images(lab: Lab, task: str, queries: int, seed: int) -> Tensor:
@@ -165,7 +173,7 @@ def bought_images(lab: Lab, task: str, queries: int, seed: int) -> ImageSet:
     if task in data.ENDLESS:
         own = derive("customer", CUSTOMERS, seed)
         return data.load(task, "train", queries, own, size).to(lab.device)
-    pool = data.load(task, "train", None, CUSTOMERS, size).to(lab.device)
+    pool = load(task, "train", None, CUSTOMERS, size).to(lab.device)
     half = data.order(len(pool), CUSTOMERS).chunk(2)[seed >= CALIBRATION]
     return pool.take(half[data.order(len(half), seed)[: min(queries, len(half) // 2)]])
 

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
@@ -133,17 +133,33 @@ def run(lab: Lab, jobs: Sequence[Job]) -> list[Row]:
 
 def _results(lab: Lab, jobs: Sequence[Job]) -> Iterator[tuple[list[Row], list[str]]]:
     """Run jobs in the workers of a Dask cluster, in processes of this machine, or one by one here."""
-    address, workers = os.environ.get(SCHEDULER), min(_processes(lab), len(jobs))
-    if not address and workers < 2:
-        yield from (_run(lab, job) for job in jobs)
-        return
-    if address:
+    if address := os.environ.get(SCHEDULER):
         yield from _on_cluster(lab, jobs, address)
         return
-    _make_victims(lab, jobs)
-    # Processes share the cards evenly, and end with this one.
+    several = (workers := min(_processes(lab), len(jobs))) > 1
+    if several:
+        _make_victims(lab, jobs)
+    kept = [_read(lab, job) if several else None for job in jobs]  # a process takes long to start
+    rest = [job for job, found in zip(jobs, kept, strict=True) if found is None]
+    several = several and len(rest) > 1
+    made = _side_by_side(lab, rest, workers) if several else (_run(lab, job) for job in rest)
+    yield from (found or next(made) for found in kept)
+
+
+def _read(lab: Lab, job: Job) -> tuple[list[Row], list[str]] | None:
+    """Run a job of which everything was computed before; None where something was not."""
+    with suppress(artifacts.NotKept), artifacts.single_thread(), artifacts.only_kept():
+        return _run(lab, job)
+    return None
+
+
+def _side_by_side(
+    lab: Lab, jobs: Sequence[Job], workers: int
+) -> Iterator[tuple[list[Row], list[str]]]:
+    """Run jobs in processes of this machine, which share its cards evenly and end with this one."""
     begin = {"initializer": _settle, "initargs": (os.getpid(), tuple(cards(lab)), _seats().name)}
-    with joblib.parallel_config("loky", n_jobs=workers, inner_max_num_threads=1, **begin):
+    count = min(workers, len(jobs))
+    with joblib.parallel_config("loky", n_jobs=count, inner_max_num_threads=1, **begin):
         yield from joblib.Parallel(return_as="generator")(
             joblib.delayed(_run_in_worker)(_order(lab), job) for job in jobs
         )

@@ -240,6 +240,16 @@ def test_an_artifact_is_computed_once(make: Make, root: Path) -> None:
     assert artifacts.artifact("probe", {"data": Path("images")}, CODE, make) == odd
 
 
+def test_nothing_is_made_where_only_what_was_kept_is_asked_for(make: Make, root: Path) -> None:
+    with artifacts.only_kept(), pytest.raises(artifacts.NotKept, match=r"^probe-"):
+        artifacts.artifact("probe", CONFIG, CODE, make)
+    made = artifacts.artifact("probe", CONFIG, CODE, make)
+    with artifacts.only_kept():
+        assert artifacts.artifact("probe", CONFIG, CODE, make) == made
+    artifacts.artifact("probe", CONFIG | {"lr": 0.2}, CODE, make)
+    assert make.times == 2, "afterwards all is made again"
+
+
 @pytest.mark.parametrize(
     ("kind", "config", "code", "reason"),
     [

@@ -184,6 +184,24 @@ def test_a_classifier_s_thief_is_worth_what_its_own_head_gets_right(lab: Lab, at
     assert found["own_agreement"] != found["own_head"]
     assert sum(hits) / 160 > 0.1, "better than chance"
     assert lab.own_head(stolen, "shapes:texture") == {}, "the victim serves another task"
+    lab.messages.clear()
+    assert lab.own_head(stolen, "shapes") == found
+    assert not lab.messages, "it is read back"
+
+
+@pytest.mark.parametrize("name", ["shapes:texture", "digits", "patches"])
+def test_embedded_images_are_drawn_once_for_all_processes(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    drawn = data.load(name, "train", 9, 7, 16)
+    first = experiment.load(name, "train", 9, 7, 16)
+    monkeypatch.delattr(data, "load")
+    for images in (first, experiment.load(name, "train", 9, 7, 16)):
+        assert torch.equal(images.images, drawn.images)
+        assert (images.labels is None) == (drawn.labels is None) == (name == "patches")
+        assert images.labels is None or torch.equal(images.labels, drawn.labels)
+        about = [(one.name, one.split, one.classes) for one in (images, drawn)]
+        assert about[0] == about[1]
 
 
 @pytest.mark.parametrize("attack", ["embedding", "access-head", "recreate-head"])

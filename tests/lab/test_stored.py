@@ -57,11 +57,11 @@ def test_two_folders_are_two_tasks_and_their_pixels_are_part_of_a_score(lab, fol
     tasks = [f"folder:{f}" for f in (folder, other)]
     features = [lab._embed(net, task, "test", lab.images(task, "test")) for task in tasks]
     assert not torch.equal(*features)
-    before = lab._test_key(f"folder:{other}")
+    before = lab.test_key(f"folder:{other}")
     for path in other.rglob("*.png"):
         Image.new("RGB", (40, 30)).save(path)
     experiment._cached.cache_clear()
-    assert experiment.Lab("smoke")._test_key(f"folder:{other}") != before
+    assert experiment.Lab("smoke").test_key(f"folder:{other}") != before
 
 
 def test_a_packed_set_goes_through_views_and_api(lab, packed):

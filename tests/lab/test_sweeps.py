@@ -1,6 +1,7 @@
 """Sweeps: one thing changed at a time, at equal queries, the same numbers in one process or many."""
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import shutil
@@ -334,6 +335,25 @@ def test_workers_give_the_numbers_of_a_single_process(
         kind: sum(int(x[-2]) for x in lines if f" {kind}:" in x) for kind in ("attack", "score")
     }
     assert counts == {"attack": 2, "score": 2}, "what was computed is said once per reason"
+
+
+def test_what_was_computed_before_is_read_without_any_process(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process takes seconds to start; what is missing still gets processes of its own."""
+    two, given = lab.but(workers=2), (["embedding", "label"], [16], [0, 1], ["shapes"])
+    first, asked = sweeps.sweep(lab, *given), []
+
+    def asking(lab: Lab, jobs: list[sweeps.Job], workers: int) -> Iterator[Any]:
+        asked.append(len(jobs))
+        yield from map(functools.partial(sweeps._run, lab), jobs)
+
+    monkeypatch.setattr(sweeps, "_side_by_side", asking)
+    pd.testing.assert_frame_equal(sweeps.sweep(two, *given), first)
+    assert asked == []
+    more = sweeps.sweep(two, ["embedding"], [16], [0, 7, 8], ["shapes"])
+    assert asked == [2], "the other one was kept"
+    assert more["seed"].to_list() == [0, 7, 8], "rows keep their order"
 
 
 def test_references_frame_a_table(lab: Lab) -> None:
@@ -757,6 +777,7 @@ def test_a_process_has_the_seat_of_one_that_was_replaced(tmp_path: Path) -> None
 
 def card_of_process(lab: Lab, folder: str) -> list[sweeps.Row]:
     """Say which card this process sees, as soon as another process is there to say so, too."""
+    lab.kept("card", [folder, os.getpid()], [], lambda: 0)  # what was kept needs no process
     Path(folder, str(os.getpid())).touch()
     end = time.monotonic() + 60
     while len(os.listdir(folder)) < 2 and time.monotonic() < end:
