@@ -663,29 +663,28 @@ def assess(claim: Claim, table: DataFrame, train_images: int) -> Finding:
     one length alone, a verdict might be about the length, and there is not enough evidence. A length at
     which only some of the comparisons were made does not count.
     """
-    trained = tables.trainings(table)[::-1]
-    made = [len(_comparisons(claim, rows)) for rows in trained]
-    trained = [rows for rows, count in zip(trained, made, strict=True) if count == max(made)]
-    findings = [_assess(claim, rows, train_images) for rows in trained]
+    trained = [(rows, _comparisons(claim, rows)) for rows in tables.trainings(table)[::-1]]
+    most = max(len(made) for _, made in trained)
+    trained = [(rows, made) for rows, made in trained if len(made) == most]
+    findings = [_assess(claim, *each, train_images) for each in trained]
     measured = [k for k, finding in enumerate(findings) if finding.verdict != ABSENT]
     if not measured:
         return findings[0]
     finding = findings[measured[0]]
-    if finding.verdict not in (HOLDS, FAILS) or not _of_surrogates(claim, trained[measured[0]]):
+    if finding.verdict not in (HOLDS, FAILS) or not _of_surrogates(claim, *trained[measured[0]]):
         return finding
     if len(measured) == 1:
         return finding.open(f"{finding.verdict} after one length of training, which is not enough")
     if (shorter := findings[measured[1]].verdict) != finding.verdict:
-        return finding.open(f"after {trained[measured[1]]['steps'].max():g} steps: {shorter}")
+        return finding.open(f"after {trained[measured[1]][0]['steps'].max():g} steps: {shorter}")
     return finding
 
 
-def _of_surrogates(claim: Claim, table: DataFrame) -> bool:
+def _of_surrogates(claim: Claim, table: DataFrame, comparisons: dict[str, Sides]) -> bool:
     """Say whether a claim is about trained surrogates, and not about the victim or its customers."""
     if "steps" not in table or claim.metric in CUSTOMERS:
         return False
-    comparisons = _comparisons(claim, table).values()
-    return any(rows["steps"].notna().any() for sides in comparisons for rows in sides)
+    return any(rows["steps"].notna().any() for sides in comparisons.values() for rows in sides)
 
 
 def _comparisons(claim: Claim, table: DataFrame) -> dict[str, Sides]:
@@ -693,8 +692,9 @@ def _comparisons(claim: Claim, table: DataFrame) -> dict[str, Sides]:
     return picked if isinstance(picked, dict) else {"": picked}
 
 
-def _assess(claim: Claim, table: DataFrame, train_images: int) -> Finding:
-    comparisons = _comparisons(claim, table)
+def _assess(
+    claim: Claim, table: DataFrame, comparisons: dict[str, Sides], train_images: int
+) -> Finding:
     if not comparisons:
         return Finding(ABSENT, why=f"{claim.table}.csv has no such rows")
     conclusive, notes = True, []
