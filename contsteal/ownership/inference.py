@@ -18,10 +18,6 @@ from torch import Tensor, nn
 from contsteal import Count, NotNegative, Seed, choice, dense, encoders, fitting, number, shown
 from contsteal.seeds import derive, generator
 
-__all__ = [
-    "Rate", "Verdict", "against_controls", "dataset_inference", "false_positives", "least_excess",
-    "least_gap", "mixture_scores", "mixture_test", "proportion", "welch",
-]  # fmt: skip
 Form = Literal["signed", "published"]
 ALPHA = 0.05  # at which a test accuses
 
