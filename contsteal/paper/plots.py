@@ -52,10 +52,10 @@ BELOW: Any = {"loc": "outside lower left", "fontsize": 7, "borderpad": 0.8, "bor
 BOLD = {"marker": r"$\mathbf{12}$", "markersize": 9, "markeredgewidth": 0, "color": DARK}
 SUSPECTS = {"stolen": "thief, ", "stolen before": "thief before marking, ",
             "profile": "main victim, "}  # fmt: skip
-# Of proofs, by the column that only they have: what is measured, its name, and its value by chance.
+# Of proofs, by the column of their panels: what is measured, its name, and its value by chance.
 PROOFS = {"form": ("effect", "gap in standard deviations", 0.0),
           "head": ("wsr", "watermark success rate", 0.5),
-          "rate": ("cosine", "mean cosine of the answers with the key", 0.0)}  # fmt: skip
+          "on": ("cosine", "mean cosine of the answers with the key", 0.0)}  # fmt: skip
 
 
 class NothingToShow(ValueError):
@@ -697,7 +697,8 @@ def account_dots(table: pd.DataFrame, title: str) -> Figure:
         ax.set(xlim=(0, 1.05), xlabel="answers before a refusal")
         ax.xaxis.label.set_fontsize(6.5)
         in_percent(ax.xaxis)
-    key(fig, {"was refused": FILLED, "was not refused": EMPTY})
+    number = BOLD | {"marker": "$2.5$", "markersize": 11}
+    key(fig, {"was refused": FILLED, "was not refused": EMPTY, "accounts for all answers": number})
     return fig
 
 
@@ -788,8 +789,7 @@ def suspect_dots(table: pd.DataFrame, title: str) -> Figure:
     sent = rows["images"].map(queries.format, na_action="ignore").fillna("")
     rows = rows.assign(who=rows["kind"].map(SUSPECTS).fillna("") + rows["suspect"] + sent)
     order = list(rows["who"].unique())[::-1]
-    forms = by if by != "rate" else np.zeros(len(rows))
-    fig, each = panels(rows, forms, title, 0.2 * len(order) + 0.2, 1.3, sharex=True, sharey=True)
+    fig, each = panels(rows, by, title, 0.2 * len(order) + 0.2, 1.3, sharex=True, sharey=True)
     for ax, form, part in each:
         ax.axvline(chance, color="#999999", linewidth=0.8)
         innocent = part["kind"].isin(["independent", "unmarked", "stolen before"])
@@ -797,20 +797,17 @@ def suspect_dots(table: pd.DataFrame, title: str) -> Figure:
         least = part.loc[part["kind"] == "victim", "detectable"].mean()
         if by != "form":
             least += part.loc[part["kind"] == "independent", measure].mean()
-        for value in (least, -least)[: 1 + (form == "published")]:  # which accuses on both sides
+        sides = {least: ("accused \u2192", "left"), -least: ("\u2190 accused", "right")}
+        for value in list(sides)[: 1 + (form == "published")]:  # which accuses on both sides
             if np.isfinite(value):
                 ax.axvline(value, color=DARK, linestyle="--", linewidth=1)
-                text, side = (
-                    ("accused \u2192", "left") if value > 0 else ("\u2190 accused", "right")
-                )
+                text, side = sides[value]
                 ax.annotate(text, (value, 1), xycoords=ax.get_xaxis_transform(), size=6.5, ha=side,
                             va="bottom")  # fmt: skip
         ax.set(xlabel=label)
+        ax.set_title(str(form).replace(", ", ",\n") + " form" * (by == "form"), size=7.5, pad=14)
         if by == "head":
             in_percent(ax.xaxis)
-        if by != "rate":
-            heading = f"{form} form" if by == "form" else str(form).replace(", ", ",\n")
-            ax.set_title(heading, size=7.5, pad=14)
     key(fig, {"accused": FILLED, "not accused": EMPTY,
               "victim, its copies and thieves": {"marker": "s", "color": CYCLE[1]},
               "took nothing": {"marker": "s", "color": CYCLE[0]}})  # fmt: skip

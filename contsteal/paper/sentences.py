@@ -557,8 +557,7 @@ def accounts(table: pd.DataFrame) -> Summary:
                           for rows in (table[thief], table[~thief]))  # fmt: skip
     by = table.groupby(["detector", "user"], sort=False)
     numbers = by[["queries", "answers", "accounts", "answered"]].mean().round(1).assign(n=by.size())
-    title = f"Detectors refuse a thief in {thieves} runs and a customer in {customers}; "
-    title += "at the right stands how many accounts it takes to get all answers"
+    title = f"Detectors refuse a thief in {thieves} runs, and a customer in {customers}"
     return Summary(title, numbers)
 
 

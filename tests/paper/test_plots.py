@@ -232,7 +232,7 @@ def test_every_figure_with_dots_or_cells_says_what_they_mean() -> None:
     marks = dict.fromkeys(["03_attacks", "03_views", "02_readings"], "a seed, mean, 95 % interval")
     marks["05a_matrix"] = "good for the provider, bad, 95 % interval excludes 0"
     marks["05b_detectors"] = "flagged, not flagged, side on which users are flagged"
-    marks["05b_accounts"] = "was refused, was not refused"
+    marks["05b_accounts"] = "was refused, was not refused, accounts for all answers"
     marks["05c_inference"] = "accused, not accused, victim, its copies and thieves, took nothing"
     for stem, labels in marks.items():
         (key,) = figures.draw(stem, stored(stem)).legends

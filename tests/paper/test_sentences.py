@@ -421,9 +421,7 @@ def test_refusals_are_counted_and_what_a_thief_ends_with_is_said() -> None:
     users.append(("thief, single images", 0, 1, 96))
     table = pd.DataFrame(users, columns=["user", "refusals", "accounts", "answers"])
     found = sentences.accounts(table.assign(detector="D", queries=96, answered=96, seed=0))
-    assert found.title.startswith(
-        "Detectors refuse a thief in 1 of 2 runs and a customer in 0 of 1;"
-    )
+    assert found.title == "Detectors refuse a thief in 1 of 2 runs, and a customer in 0 of 1"
     assert found.numbers.loc[("D", "thief, four views"), "accounts"] == 3
     ends = [("single images, stops", 96, 1, 0.6), ("four views, stops", 32, 1, 0.4),
             ("four views, all answers", 96, 3, 0.5)]  # fmt: skip
