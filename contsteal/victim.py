@@ -294,9 +294,8 @@ class BlackBox:
         if answer == "logits":
             return self._answer(images, user, head)
         # Defences perturb: make rows non-negative with sum 1 again, uniform where nothing is left.
-        values = self._answer(images, user, lambda x: finite(head(x), len(x)).softmax(1)).clamp(
-            min=0
-        )
+        values = self._answer(images, user, lambda x: finite(head(x), len(x)).softmax(1))
+        values = values.clamp(min=0)
         total = values.sum(1, keepdim=True)
         uniform = torch.full_like(values, 1 / values.shape[1])
         posterior = torch.where(total > 0, values / total.clamp(min=1e-12), uniform)

@@ -252,9 +252,7 @@ def damage(folder: Path, identity: dict[str, Any] | None = None) -> str | None:
         return "its manifest is missing or damaged"
     if files.sealed(manifest) != manifest:
         return "its manifest was altered"
-    if identity and files.key({name: manifest.get(name) for name in identity}) != files.key(
-        identity
-    ):
+    if identity and {name: manifest.get(name) for name in identity} != identity:
         return "its manifest belongs to another artifact"
     visible = {f.name for f in folder.iterdir() if f.is_file() and not f.name.startswith(".")}
     if odd := sorted(visible ^ {MANIFEST, *manifest["files"]}):

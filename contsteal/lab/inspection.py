@@ -415,9 +415,8 @@ def _strange(plan: owner.Strangers, lab: Any, index: int) -> Any:
 
 def _landscapes(lab: Any, methods: Any, query_data: Any, count: int) -> pd.DataFrame:
     for method, name in product(methods, query_data):
-        lab.but(**sweeps.of_lab(lab, method=method, query_data=name))._sent(
-            f"landscape {name}", count
-        )
+        other = lab.but(**sweeps.of_lab(lab, method=method, query_data=name))
+        other._sent(f"landscape {name}", count)
     return pd.DataFrame()
 
 

@@ -332,10 +332,9 @@ def _change(defence: Any, party: str, who: str, own: pd.DataFrame, runs: pd.Data
     """Return a row of the matrix: one's `value` under a defence minus that of `runs` without one."""
     free = runs[runs["defence"] == "none"]
     both = pd.concat([own.assign(attack="own"), free.assign(attack="free")])
-    gap = tables.difference(both, "own", "free", "value")
-    return {"defence": defence, "party": party, "who": who} | dict(
-        zip(("change", "low", "high", "n"), gap, strict=True)
-    )
+    change, low, high, n = tables.difference(both, "own", "free", "value")
+    return {"defence": defence, "party": party, "who": who, "change": change, "low": low,
+            "high": high, "n": n}  # fmt: skip
 
 
 TAKES = 0.05  # of accuracy: the least that a defence must take from every thief

@@ -660,20 +660,15 @@ def finish(profile: str, since: float) -> None:
     folder, figures = artifacts.runs_dir() / profile, artifacts.figures_dir() / profile
     with _locked(folder / ".keys" / "finish.lock", "summary"):
         records = {s: r for s in stems() if (r := _read(folder / f"{s}.json"))}
-        kept, times = (artifacts.runs_dir() / "artifacts").glob("*/manifest.json"), _times(figures)
-        whole = len(records) == len(stems()) and all(
-            r["started"] >= since for r in records.values()
-        )
+        kept = (artifacts.runs_dir() / "artifacts").glob("*/manifest.json")
+        whole = [r["started"] >= since for r in records.values()] == [True] * len(stems())
         if whole:
             seconds = round(time.time() - since, 1)
             records[WHOLE] = {"seconds": seconds, "device": artifacts.processor()}
-        measured = {n: {k: r[k] for k in ("seconds", "device")} for n, r in records.items()}
-        if whole and all(path.stat().st_mtime >= since for path in kept):
-            known = (
-                measured  # any other run may have read artifacts back, and is kept for want of one
-            )
-        else:
-            known = measured | {n: t for n, t in times.items() if n in (*stems(), WHOLE)}
+        known = {n: {k: r[k] for k in ("seconds", "device")} for n, r in records.items()}
+        if not whole or any(path.stat().st_mtime < since for path in kept):
+            # It may have read artifacts back: earlier times stand, and its own where there are none.
+            known |= {n: t for n, t in _times(figures).items() if n in (*stems(), WHOLE)}
         files.write_json(figures / TIMINGS, files.sealed(known))
         with suppress(ValueError):  # no results yet
             write_summary(profile)
