@@ -696,7 +696,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train a profile's victim in as many processes as torchrun has started; notebook 01 reads it."""
     command = "torchrun --nproc-per-node N -m contsteal.lab.sweeps"
     parser = argparse.ArgumentParser(prog=command, description=main.__doc__)
-    parser.add_argument("--profile", required=True, help="whose victim, such as imagenet")
+    parser.add_argument("--profile", required=True, help="whose victim, such as paper")
     parser.add_argument("--method", help="of its training, where it is not the profile's")
     parser.add_argument("--part", default="victim", choices=("victim", "supervised"))
     given = parser.parse_args(arguments)
