@@ -254,7 +254,9 @@ def queries(table: pd.DataFrame) -> Summary:
     differences = [tables.difference(by, first, other) for other in others]
     ahead, behind = reliable(differences)
     title = f"A thief with {count} of {first} is reliably more accurate than with as many of {ahead} of "
-    title += f"{len(others)} other sets, and less accurate than with those of {behind or 'none'}"
+    title += f"{len(others)} other sets"
+    if behind:
+        title += f", and less accurate than with those of {behind}"
     if len(others) == 1:
         far = f"stealing with as many {others[0]}"
         title = compare(differences[0], f"stealing with {count} of {first}", far)
