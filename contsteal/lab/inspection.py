@@ -191,26 +191,32 @@ class Training:
 
     def seconds(self, machine: Machine) -> float:
         """Return what it takes: arithmetic or the start of its kernels, and its views."""
-        work = 2e9 * _cost(self.encoder, self.image_size, self.width)[0] * self.passes
+        work = _flops(self.encoder, self.image_size, self.width) * self.passes
         each = max(self.batch * work / machine.training, machine.step)
         return self.steps * (each + self.batch * self.views * machine.view)
 
     def memory(self) -> float:
         """Return the bytes of weights, gradients, moments and what is kept for the way back."""
-        _, weights, kept, _ = _cost(self.encoder, self.image_size, self.width)
+        weights, kept, _ = _cost(self.encoder, self.image_size, self.width)
         return 16 * weights + 2 * kept * self.batch * max(1.0, self.passes / 3)
 
 
 @cache
-def _cost(encoder: str, image_size: int, width: float) -> tuple[float, float, float, int]:
-    """Return an encoder's GMAC an image, its weights, the numbers that its layers make, its features."""
+def _flops(encoder: str, image_size: int, width: float) -> float:
+    """Return the FLOP of an encoder's forward pass of one image."""
+    return 2e9 * encoders.describe(encoders.build(encoder, image_size, width=width))["gmac"]
+
+
+@cache
+def _cost(encoder: str, image_size: int, width: float) -> tuple[float, float, int]:
+    """Return an encoder's weights, the numbers that its layers make of an image, and its features."""
     net, made = encoders.build(encoder, image_size, width=width), [0]
     leaves = [module for module in net.modules() if not list(module.children())]
     hooks = [m.register_forward_hook(lambda *given: made.append(_numel(given[-1]))) for m in leaves]
-    about = encoders.describe(net)
+    encoders.embed(net, torch.zeros(1, 3, image_size, image_size))
     for hook in hooks:
         hook.remove()
-    return about["gmac"], 1e6 * about["parameters"], float(sum(made)), net.dim
+    return float(sum(p.numel() for p in net.parameters())), float(sum(made)), net.dim
 
 
 def _numel(output: object) -> int:
@@ -222,9 +228,9 @@ class Work:
     """What a notebook asks for, each thing once: trainings, scores, images sent to victims."""
 
     trainings: dict[str, Training] = field(default_factory=dict)
-    scores: dict[str, float] = field(default_factory=dict)  # by encoder, task and seed: FLOP
-    inputs: dict[str, float] = field(default_factory=dict)  # by victim and what it is sent
-    answers: dict[str, float] = field(default_factory=dict)  # FLOP of one such forward pass
+    scores: dict[str, float] = field(default_factory=dict)  # images by encoder, task and seed
+    inputs: dict[str, float] = field(default_factory=dict)  # images by victim and what it is sent
+    nets: dict[str, tuple[str, int, float]] = field(default_factory=dict)  # that these pass
     victims: set[str] = field(default_factory=set)
     resident: dict[str, float] = field(default_factory=dict)  # bytes of images in memory
     dim: int = 0  # of the victims' answers
@@ -245,14 +251,14 @@ class Work:
     def seconds(self, machine: Machine) -> float:
         """Return what it takes, without the start of the notebook."""
         trained = sum(machine.beside + t.seconds(machine) for t in self.trainings.values())
-        flops = sum(n * self.answers[key] for key, n in self.inputs.items())
-        flops += sum(self.scores.values())
+        passed = self.inputs | self.scores
+        flops = sum(n * _flops(*self.nets[key]) for key, n in passed.items() if n)
         scored = machine.probe * len(self.scores) + flops / machine.forward
         return (trained + scored) / machine.cores
 
     def disk(self) -> float:
         """Return the bytes of encoders and answers that are kept."""
-        nets = sum(4 * _cost(t.encoder, t.image_size, t.width)[1] for t in self.trainings.values())
+        nets = sum(4 * _cost(t.encoder, t.image_size, t.width)[0] for t in self.trainings.values())
         return nets + min(4 * self.dim * self.forwards, STORE_LIMIT * len(self.victims))
 
     def memory(self) -> float:
@@ -322,8 +328,8 @@ class Rehearsal(Lab):
         key = f"{self.victim.sha256} {what}"
         self.work.inputs[key] = max(self.work.inputs.get(key, 0), count)
         recipe = self.recipe
-        gmac, *_, self.work.dim = _cost(recipe.encoder, recipe.image_size, recipe.width)
-        self.work.answers[key] = 2e9 * gmac
+        self.work.nets[key] = recipe.encoder, recipe.image_size, recipe.width
+        self.work.dim = _cost(*self.work.nets[key])[-1]
         self.work.victims.add(self.victim.sha256)
 
     def _test(self, task: str, seed: int) -> int:
@@ -366,9 +372,10 @@ class Rehearsal(Lab):
     ) -> dict[str, float]:
         """Note that an encoder is scored, and return some numbers."""
         count = self._test(task, seed)
-        like = self.settings["surrogate"]
-        gmac = _cost(like["encoder"], self.settings["image_size"], like.get("width", 1.0))[0]
-        self.work.scores[f"{net.key} {task} {seed} {draws}"] = 2e9 * gmac * count
+        like, key = self.settings["surrogate"], f"{net.key} {task} {seed} {draws}"
+        self.work.scores[key] = count
+        size = self.settings["image_size"]
+        self.work.nets[key] = like["encoder"], size, like.get("width", 1.0)
         return dict.fromkeys(("accuracy", "agreement", "knn", "cka", "cosine"), 0.5)
 
     def stamp(self, seeds: Sequence[int]) -> dict[str, str]:
@@ -452,7 +459,7 @@ def timed(lab: Lab, steps: int = 10) -> Machine:
         loss.item()  # waits for a GPU
 
     _, seconds = (timeit.timeit(step, number=count) / count for count in (3, steps))
-    rate = 6e9 * _cost(config.encoder, size, config.width)[0] * config.batch / seconds
+    rate = 3 * _flops(config.encoder, size, config.width) * config.batch / seconds
     said = (
         f"{steps} steps timed here, {rate / 1e12:.3g} TFLOP/s in training; all else is arithmetic"
     )

@@ -364,7 +364,8 @@ def prepare(profile: str, only: Sequence[str], force: bool) -> list[str]:
     if problems := missing_data(profile, [task.stem for task in todo], whole=True):
         raise ValueError("\n".join(problems.values()))
     folder = artifacts.runs_dir() / profile
-    if problem := lacks_space(work(todo).values()):
+    costs = work(todo)
+    if problem := lacks_space(costs.values()):
         raise ValueError(problem)
     for home in (folder, figures):  # raises StorageError where results could not be kept
         files.write_text(home / ".writable", " " * 2**16)
@@ -381,8 +382,10 @@ def prepare(profile: str, only: Sequence[str], force: bool) -> list[str]:
         taught = jobs > 1 and task.stem[:2] == VICTIM and todo[0].stem == stems()[0]  # beside it
         order = {"figures": str(figures), "device": artifacts.processor()}
         _mark(task, order | {"environment": share if shares else threads if taught else {}})
-    times = _times(figures)  # the longest first; without times the later notebooks are the longer
-    longest = sorted(chosen[::-1], key=lambda t: -times.get(t.stem, {}).get("seconds", 1e9))
+    # The longest first: by its time, and without one by how much it trains and scores.
+    times = {stem: entry["seconds"] for stem, entry in _times(figures).items()}
+    amount = {stem: len(cost.trainings) + len(cost.scores) for stem, cost in costs.items()}
+    longest = sorted(chosen, key=lambda t: (times.get(t.stem, 1e9), amount.get(t.stem, 0)))[::-1]
     return [*given, f"FOLDER={_relative(folder)}", *(_relative(t.executed) for t in longest)]
 
 

@@ -22,7 +22,7 @@ def rows_of(images: torch.Tensor) -> set[bytes]:
 
 
 def test_detectors_see_each_user_for_the_first_time_and_flag_repeats_alone(lab: Lab) -> None:
-    pool = lab.images("shapes").images
+    pool = lab.images("shapes", "test").images
     users = {
         "customer": lambda seed: pool[seed : seed + 120],
         "thief": lambda seed: pool[seed : seed + 60].repeat(2, 1, 1, 1),
@@ -226,7 +226,7 @@ def test_the_bill_is_that_of_a_line_calibrated_on_customers(lab: Lab) -> None:
 
 
 def test_all_users_are_billed_for_as_many_answers(lab: Lab) -> None:
-    images = lab.images("shapes").images[:96]
+    images = lab.images("shapes", "test").images[:96]
     users = {"short": lambda seed: images[:40], "long": lambda seed: images}
     known = {"customer": lambda seed: images[40:]}
     table = detection.bills(lab, users, [0], known, calibration=[1]).set_index("user")

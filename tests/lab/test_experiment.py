@@ -215,7 +215,7 @@ def test_what_is_learnt_without_the_victim_is_what_the_images_alone_give(
 ) -> None:
     """The surrogate's architecture and batch, the victim's or the ceiling's recipe."""
     own = {"encoder": "conv4", "width": 0.5, "batch": 24}
-    other = lab.but(surrogate=lab.settings["surrogate"] | own)
+    other = lab.but(surrogate=lab.settings["surrogate"] | own, probe_images=160)
     before = other.answers.forwards
     trained = other.alone(method, 48, seed=1, steps=3)
     assert other.answers.forwards == before
@@ -223,7 +223,7 @@ def test_what_is_learnt_without_the_victim_is_what_the_images_alone_give(
         method, "conv4", 0.5, 32, steps=3, batch=24, lr=3e-3, optimizer="adamw", weight_decay=1e-4,
         temperature=0.2 if method == "simclr" else None, held_out=0, seed=1,
     )  # fmt: skip
-    images = lab.labelled("shapes", 1)[0] if method == "supervised" else lab._queries(48, seed=1)
+    images = other.labelled("shapes", 1)[0] if method == "supervised" else lab._queries(48, seed=1)
     assert trained.sha256 == encoders.identity(pretrain.train(config, images))
     ready = {"method": "ready", "encoder": "conv4", "weights": "timm"}
     supervised = other.but(supervised=ready).alone("supervised", 48, seed=1, steps=3)

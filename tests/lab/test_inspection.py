@@ -153,7 +153,7 @@ def test_a_rehearsal_counts_each_training_and_each_input_once(
     work = inspection.rehearse(CELLS, values)
     assert len(work.trainings) == trainings
     seeds = len(values["seeds"])
-    assert work.forwards == sent + seeds * 160 + 160
+    assert work.forwards == sent + seeds * 40 + 160
     assert work.without([work]).forwards == 0
     assert inspection.Lab is Lab, "the lab is itself again"
 

@@ -187,7 +187,7 @@ def test_b4b_is_calibrated_on_customers_who_get_a_twentieth_of_the_spread(lab: L
 
 
 def test_coverage_is_b4b_s_own_after_every_step(lab: Lab) -> None:
-    guard, images = defenses.B4B(bits=4, transform="none"), lab.images("shapes").images
+    guard, images = defenses.B4B(bits=4, transform="none"), lab.images("shapes", "test").images
     users = {"a": lambda seed: images[:48], "b": lambda seed: images[:4].repeat(12, 1, 1, 1)}
     table = provider.coverage(lab, [guard], users, [0])
     assert list(table["queries"]) == [*range(3, 49, 3)] * 2
