@@ -1,11 +1,15 @@
 """Profiles: what `notebooks/profiles/<name>.yaml` may say, as strict models, and how it is read."""
 
+import copy
+import io
 import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
+from functools import lru_cache
 from numbers import Real
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
@@ -359,6 +363,13 @@ def names() -> list[str]:
     return sorted(p.stem for p in PROFILES.glob("*.yaml"))
 
 
+@lru_cache(maxsize=8)  # a plan asks dozens of times
+def _parsed(path: Path, text: bytes) -> Any:
+    file = io.BytesIO(text)
+    file.name = str(path)  # which errors show
+    return yaml.load(file, _Loader)
+
+
 def profile(name: str) -> dict[str, Any]:
     """Return a profile: `about`, `common` settings, parameters per notebook, expectations.
 
@@ -371,8 +382,7 @@ def profile(name: str) -> dict[str, Any]:
         raise ValueError(f"unknown profile {name!r}: {known}")
     place = f"{name}.yaml"
     try:
-        with (PROFILES / place).open("rb") as file:
-            settings = yaml.load(file, _Loader)
+        settings = copy.deepcopy(_parsed(PROFILES / place, (PROFILES / place).read_bytes()))
     except (OSError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{place} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict) or not isinstance(settings.get("common"), dict):
