@@ -169,7 +169,7 @@ class _MadeMeanwhile(Exception): ...
 
 
 class NotKept(Exception):
-    """An artifact that is missing where only those that were made before are asked for."""
+    """An artifact that is missing or damaged where only those that were made before are asked for."""
 
 
 _READING = ContextVar("reading", default=False)
@@ -177,7 +177,7 @@ _READING = ContextVar("reading", default=False)
 
 @contextmanager
 def only_kept() -> Iterator[None]:
-    """Make no artifact: raise NotKept for one that is missing."""
+    """Make no artifact: raise NotKept for one that is missing or damaged."""
     token = _READING.set(True)
     try:
         yield
@@ -205,15 +205,16 @@ def artifact(
     identity = json.loads(json.dumps(identity, default=str))  # as it will be read from the manifest
     name = f"{kind}-{files.key([kind, config])[:12]}-{files.key(identity['code'])[:8]}"
     folder = runs_dir() / "artifacts" / name
-    if _READING.get() and not folder.exists():
-        raise NotKept(name)
-    while not folder.exists() and files.makers(folder) - {os.getpid()}:
+    reading = _READING.get()
+    while not (reading or folder.exists()) and files.makers(folder) - {os.getpid()}:
         time.sleep(0.1)
+    problem = damage(folder, identity) if folder.exists() else "it is missing"
+    if problem is None:
+        return folder
+    if reading:
+        raise NotKept(f"{name}: {problem}")
     reason = _reason(kind, folder)
     if folder.exists():
-        problem = damage(folder, identity)
-        if problem is None:
-            return folder
         warnings.warn(f"{folder.name}: {problem}; moved aside, it is computed again", stacklevel=2)
         files.move_aside(folder)
     report(f"computing {kind}: {reason}")

@@ -246,7 +246,12 @@ def test_nothing_is_made_where_only_what_was_kept_is_asked_for(make: Make, root:
     made = artifacts.artifact("probe", CONFIG, CODE, make)
     with artifacts.only_kept():
         assert artifacts.artifact("probe", CONFIG, CODE, make) == made
-    artifacts.artifact("probe", CONFIG | {"lr": 0.2}, CODE, make)
+        (made / "weights.bin").write_bytes(b"damaged")
+        with pytest.raises(artifacts.NotKept, match=r"weights.bin was altered$"):
+            artifacts.artifact("probe", CONFIG, CODE, make)
+    assert made.exists(), "who makes it again says that it was damaged, and moves it aside"
+    with pytest.warns(UserWarning, match="moved aside"):
+        artifacts.artifact("probe", CONFIG, CODE, make)
     assert make.times == 2, "afterwards all is made again"
 
 
