@@ -136,19 +136,20 @@ def _results(lab: Lab, jobs: Sequence[Job]) -> Iterator[tuple[list[Row], list[st
     if address := os.environ.get(SCHEDULER):
         yield from _on_cluster(lab, jobs, address)
         return
-    several = (workers := min(_processes(lab), len(jobs))) > 1
-    if several:
-        _make_victims(lab, jobs)
-    kept = [_read(lab, job) if several else None for job in jobs]  # a process takes long to start
+    workers = min(_processes(lab), len(jobs))
+    if workers < 2:
+        yield from (_run(lab, job) for job in jobs)
+        return
+    _make_victims(lab, jobs)
+    kept = [_read(lab, job) for job in jobs]  # a process takes long to start
     rest = [job for job, found in zip(jobs, kept, strict=True) if found is None]
-    several = several and len(rest) > 1
-    made = _side_by_side(lab, rest, workers) if several else (_run(lab, job) for job in rest)
+    made = _side_by_side(lab, rest, workers) if len(rest) > 1 else (_run(lab, job) for job in rest)
     yield from (found or next(made) for found in kept)
 
 
 def _read(lab: Lab, job: Job) -> tuple[list[Row], list[str]] | None:
     """Run a job of which everything was computed before; None where something was not."""
-    with suppress(artifacts.NotKept), artifacts.single_thread(), artifacts.only_kept():
+    with suppress(artifacts.NotKept), artifacts.only_kept():
         return _run(lab, job)
     return None
 
@@ -172,6 +173,7 @@ def _make_victims(lab: Lab, jobs: Sequence[Job]) -> None:
             _ = lab.but(**dict(job.lab)).victim
 
 
+@artifacts.single_thread()
 def _run(lab: Lab, job: Job) -> tuple[list[Row], list[str]]:
     """Run a job in the lab of its changes; return its rows, and messages of what was computed."""
     changed = lab.but(**dict(job.lab))
@@ -204,8 +206,7 @@ def _order(lab: Lab, **more: Any) -> Order:
 
 
 def _run_in_worker(order: Order, job: Job) -> tuple[list[Row], list[str]]:
-    with artifacts.single_thread():
-        return _run(_enter(order), job)
+    return _run(_enter(order), job)
 
 
 def _run_on_cluster(order: Order, job: Job) -> tuple[list[Row], list[str]]:

@@ -356,6 +356,25 @@ def test_what_was_computed_before_is_read_without_any_process(
     assert more["seed"].to_list() == [0, 7, 8], "rows keep their order"
 
 
+def count_threads(lab: Lab, name: str) -> list[sweeps.Row]:
+    """Return how many threads computed, from the artifact where that was counted before."""
+    return [{"threads": lab.kept("threads", name, [], torch.get_num_threads)}]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_job_has_one_thread_wherever_it_runs(lab: Lab, workers: int) -> None:
+    """A row must not depend on whether its job was the only one that was not kept."""
+    names = [f"{workers} workers, {which}" for which in ("kept", "not kept")]
+    count_threads(lab, names[0])
+    torch.set_num_threads(2)
+    try:
+        each = [sweeps.Job(count_threads, (name,), trains=True) for name in names]
+        assert sweeps.run(lab.but(workers=workers), each) == 2 * [{"threads": 1}]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
 def test_references_frame_a_table(lab: Lab) -> None:
     frame = sweeps.references(lab, ["shapes"], [0, 1])
     assert list(frame["attack"]) == ["random", "random", "victim", "victim"]
