@@ -101,7 +101,7 @@ def makers(path: Path) -> set[int]:
     living = set()
     for partial in path.parent.glob(f".{path.name}.*@{HOST}.partial"):
         pid = int(partial.name.split(".")[-2].partition("@")[0])
-        with suppress(psutil.AccessDenied, FileNotFoundError):
+        with suppress(psutil.Error, FileNotFoundError):  # it may end in the meantime
             since = partial.stat().st_ctime
             if psutil.pid_exists(pid) and psutil.Process(pid).create_time() < since + 5:
                 living.add(pid)

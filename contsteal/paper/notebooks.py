@@ -664,7 +664,8 @@ def finish(profile: str, since: float) -> None:
     with _locked(folder / ".keys" / "finish.lock", "summary"):
         records = {s: r for s in stems() if (r := _read(folder / f"{s}.json"))}
         kept = (artifacts.runs_dir() / "artifacts").glob("*/manifest.json")
-        whole = [r["started"] >= since for r in records.values()] == [True] * len(stems())
+        begun = [r["started"] for r in records.values()]
+        whole = len(begun) == len(stems()) and min(begun) >= since
         if whole:
             seconds = round(time.time() - since, 1)
             records[WHOLE] = {"seconds": seconds, "device": artifacts.processor()}
