@@ -24,7 +24,7 @@ REFERENCES = ("random", "victim")
 LOSSES = "Cont-Steal's loss", "MSE's"
 GEOMETRY = {"norm_spread": "spread of norms", "anisotropy": "anisotropy",
             "effective_rank": "effective rank"}  # fmt: skip
-KINDS = {"victim": "memorising victims", "unmarked": "unmarked victims", "obfuscated": "disguised copies",
+KINDS = {"victim": "victims", "unmarked": "unmarked victims", "obfuscated": "disguised copies",
          "stolen": "thieves", "stolen before": "thieves before marking",
          "independent": "independent encoders", "profile": "tests of the main victim"}  # fmt: skip
 TESTS = {"p_chance": "against chance", "p_rank": "by rank, against chance",
@@ -610,6 +610,8 @@ def _accusations(rows: pd.DataFrame) -> str:
     """Count the accused of each kind, thieves of the largest budget and of the least."""
     counts, known = [], rows.dropna(subset=["accused"])
     for kind, called in KINDS.items():
+        if kind == "victim" and "profile" in {*rows["kind"]}:  # beside the main one
+            called = f"memorising {called}"
         runs = known[known["kind"] == kind]
         parts, (least, most) = {called: runs}, runs["images"].agg(["min", "max"])
         if kind == "stolen" and least < most:

@@ -486,8 +486,12 @@ def test_accusations_and_false_positives_are_counted() -> None:
     inferred = pd.concat([signed.assign(form=form) for form in ("signed", "published")])
     found = sentences.dataset_inference(inferred)
     thieves = "0 of 1 thieves (32 queries), 0 of 1 thieves (16 queries)"
-    assert found.title == ("Dataset inference accuses 1 of 1 memorising victims, 1 of 1 unmarked "
-                           f"victims, {thieves}, 1 of 2 independent encoders")  # fmt: skip
+    others = f"1 of 1 unmarked victims, {thieves}, 1 of 2 independent encoders"
+    assert found.title == f"Dataset inference accuses 1 of 1 victims, {others}"
+    main = inferred[inferred["kind"] == "victim"].assign(kind="profile", accused=0)
+    beside = sentences.dataset_inference(pd.concat([inferred, main])).title
+    assert beside == ("Dataset inference accuses 1 of 1 memorising victims, "
+                      f"{others}, 0 of 1 tests of the main victim")  # fmt: skip
     assert "An effect above 0.15 standard deviations" in found.details
     rates = sentences.false_positive_rates(owned(), inferred)
     row = rates.loc[("dataset inference", "published")]
