@@ -233,12 +233,13 @@ class Work:
     nets: dict[str, tuple[str, int, float]] = field(default_factory=dict)  # that these pass
     victims: set[str] = field(default_factory=set)
     resident: dict[str, float] = field(default_factory=dict)  # bytes of images in memory
+    drawn: dict[str, float] = field(default_factory=dict)  # bytes of embedded images on disk
     dim: int = 0  # of the victims' answers
 
     def without(self, done: Sequence["Work"]) -> "Work":
         """Return what remains where other notebooks have done theirs."""
         kept: dict[str, Any] = {}
-        for name in ("trainings", "scores", "inputs"):
+        for name in ("trainings", "scores", "inputs", "drawn"):
             known = {key for other in done for key in getattr(other, name)}
             kept[name] = {k: v for k, v in getattr(self, name).items() if k not in known}
         return replace(self, **kept)
@@ -257,9 +258,10 @@ class Work:
         return (trained + scored) / machine.cores
 
     def disk(self) -> float:
-        """Return the bytes of encoders and answers that are kept."""
-        nets = sum(4 * _cost(t.encoder, t.image_size, t.width)[0] for t in self.trainings.values())
-        return nets + min(4 * self.dim * self.forwards, STORE_LIMIT * len(self.victims))
+        """Return the bytes of encoders, answers and embedded images that are kept."""
+        kept = sum(4 * _cost(t.encoder, t.image_size, t.width)[0] for t in self.trainings.values())
+        kept += sum(self.drawn.values())
+        return kept + min(4 * self.dim * self.forwards, STORE_LIMIT * len(self.victims))
 
     def memory(self) -> float:
         """Return the bytes of the largest training beside the images."""
@@ -292,6 +294,8 @@ class Rehearsal(Lab):
         held = 3 * self.settings["image_size"] ** 2 * count
         place, most = f"{name} {split}", self.work.resident
         most[place] = max(most.get(place, 0.0), held if held <= data.LARGEST else 0.0)
+        if name in data.SOURCES:
+            self.work.drawn[f"{place} {held} {seed}"] = held
         return range(count)
 
     def _take(self, pool: Any, rows: Tensor) -> Any:
@@ -417,7 +421,7 @@ def _examine(lab: Any, suspect: Any, test: Any) -> list[Row]:
 
 def _strange(plan: owner.Strangers, lab: Any, index: int) -> Any:
     name, count = plan.data or lab.settings["data"], plan.images or lab.settings["train_images"]
-    return lab._load(name, "train", count)
+    return lab._load(name, "train", count, owner.FIRST + index)
 
 
 def _landscapes(lab: Any, methods: Any, query_data: Any, count: int) -> pd.DataFrame:

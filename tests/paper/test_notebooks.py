@@ -553,16 +553,16 @@ rows = sweeps.sweep(lab, ["embedding"], [64], [0], ["shapes"])
 def test_a_disk_without_room_for_the_plan_is_refused_before_anything_runs(
     desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two conv4 of 0.4 MB, and what they were answered."""
+    """Two conv4 of 0.4 MB, what they were answered, and 2.4 MB of images."""
     write_notebook(desk, FIRST, TRAINS)
-    for free, code in ((10**6, 0), (10**5, 1)):
+    for free, code in ((4 * 10**6, 0), (10**6, 1)):
         usage = shutil.disk_usage(desk)._replace(free=free)
         monkeypatch.setattr(shutil, "disk_usage", lambda _, usage=usage: usage)
         assert bool(
             notebooks.lacks_space(notebooks.work(notebooks.tasks("tiny")).values())
         ) == bool(code)
     assert command("paper") == 1
-    message = r"runs needs 0.00\d+ GB more and has 0.0001 GB: set CONTSTEAL_RUNS"
+    message = r"runs needs 0.00\d+ GB more and has 0.001 GB: set CONTSTEAL_RUNS"
     assert re.search(message, capsys.readouterr().err)
     assert command("plan") == 0
     assert "too little space: " in capsys.readouterr().out
@@ -582,6 +582,10 @@ def test_a_plan_counts_trainings_answers_hours_disk_and_memory(
     assert re.fullmatch(" *" + cost.format(LAST), last).groups() == ("0", "0")
     assert re.search("in all, an estimate for .*: . min, 0.0 GB of disk .85 GFLOP/s", whole)
     assert not (desk / "runs").exists()
+    drawn, again = (work.drawn for work in notebooks.work(notebooks.tasks("tiny")).values())
+    images = sum(SMOKE[f"{part}_images"] for part in ("train", "query", "probe", "test"))
+    assert sum(drawn.values()) == 3 * 32**2 * images, "those of embedded sets are kept"
+    assert not again
 
 
 def test_the_plan_of_the_papers_is_made_in_seconds_and_knows_every_notebook(
