@@ -1,6 +1,7 @@
 """Atomic writes, and hashes that identify files, values and tensors."""
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -99,8 +100,10 @@ def makers(path: Path) -> set[int]:
     import psutil
 
     living = set()
-    for partial in path.parent.glob(f".{path.name}.*@{HOST}.partial"):
-        pid = int(partial.name.split(".")[-2].partition("@")[0])
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.*@{HOST}.partial"):
+        if not (number := partial.name.split(".")[-2].partition("@")[0]).isdecimal():
+            continue  # no name of ours
+        pid = int(number)
         with suppress(psutil.Error, FileNotFoundError):  # it may end in the meantime
             since = partial.stat().st_ctime
             if psutil.pid_exists(pid) and psutil.Process(pid).create_time() < since + 5:
