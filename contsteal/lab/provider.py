@@ -44,12 +44,12 @@ def listed(values: Mapping[str, Sequence[float | Mapping[str, Any]]]) -> list[Ch
 
     "normalise + top-k" is a chain whose last defence has the value. A table in place of a value names
     parameters: {"similar-queries": [{"threshold": 13.0, "measure": "l2"}]}. Errors: ValueError for a
-    name that `defenses.DEFENSES` does not have, for values that are no list, and the defences' own.
+    name that `defenses.DEFENSES` does not have, for no list of values, and the defences' own.
     """
     chains: list[Chain] = []
     for names, parameters in values.items():
         *first, last = names.split(" + ")
-        if not isinstance(parameters, Sequence) or isinstance(parameters, str):
+        if not isinstance(parameters, Sequence) or isinstance(parameters, str) or not parameters:
             raise ValueError(
                 f"{names}={parameters!r}: a list of its first parameter's values is needed"
             )
@@ -94,9 +94,10 @@ def purchase(
             accuracies.append(evaluate.linear_probe(x, a, y, b).accuracy)
         return sum(accuracies) / len(accuracies)
 
-    keys = [[lab.data_key(side) for side in sides] for sides in users] if classes else [
-        [labelled, lab.test_key(task)] for labelled in lab.labelled_keys(task, seed)
-    ]  # fmt: skip
+    if classes:
+        keys = [[lab.data_key(side) for side in sides] for sides in users]
+    else:  # the same, which the lab remembers
+        keys = [[labelled, lab.test_key(task)] for labelled in lab.labelled_keys(task, seed)]
     identity = {
         "images": keys,
         "defenses": [artifacts.object_key(defense) for defense in chain],

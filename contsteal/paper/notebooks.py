@@ -379,9 +379,11 @@ def prepare(profile: str, only: Sequence[str], force: bool) -> list[str]:
         share["CONTSTEAL_WORKERS"] = cores
     for task in chosen:
         shares = task in beside and min(jobs, len(beside)) > 1
-        taught = jobs > 1 and task.stem[:2] == VICTIM and todo[0].stem == stems()[0]  # beside it
+        # The victim's notebook may run beside the first one, which needs no victim.
+        beside_first = jobs > 1 and task.stem[:2] == VICTIM and todo[0].stem == stems()[0]
         order = {"figures": str(figures), "device": artifacts.processor()}
-        _mark(task, order | {"environment": share if shares else threads if taught else {}})
+        environment = share if shares else threads if beside_first else {}
+        _mark(task, order | {"environment": environment})
     # The longest first: by its time, and without one by how much it trains and scores.
     times = {stem: entry["seconds"] for stem, entry in _times(figures).items()}
     amount = {stem: len(cost.trainings) + len(cost.scores) for stem, cost in costs.items()}

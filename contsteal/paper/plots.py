@@ -162,7 +162,9 @@ def frame(ax: Axes, table: pd.DataFrame, metric: str, vertical: bool = True) -> 
     if not vertical and ax is not max(same, key=lambda other: other.get_position().x0):
         return
     far = 0.2 * np.ptp(ax.get_xlim() if vertical else ax.get_ylim())
-    sides = ["left" if vertical else "center", *["center"] * (len(known) - 1)][: len(known)]
+    sides = ["center"] * len(known)
+    if vertical and known:
+        sides[0] = "left"  # this line may stand at the edge
     for k in range(1, len(known)):
         if known[k][0] - known[k - 1][0] < far:
             sides[k - 1 : k + 1] = ["right", "left"] if vertical else ["top", "bottom"]

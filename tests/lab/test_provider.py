@@ -88,6 +88,7 @@ def test_defences_are_listed_by_name_and_first_parameter() -> None:
         ({"unit + rounding": [1]}, "unknown defence 'unit'"),
         ({"top-kk": [8]}, "unknown defence 'top-kk': choose one of .*gaussian"),
         ({"rounding": 1}, "rounding=1: a list of its first parameter's values"),
+        ({"rounding": []}, r"rounding=\[\]: a list of its first parameter's values"),
         ({"rounding": "12"}, "rounding='12': a list of its first parameter's values"),
         ({"top-k": [0]}, "TopK"),
         ({"top-k": [{"n": 8}]}, "'top-k' does not take"),

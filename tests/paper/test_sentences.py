@@ -256,6 +256,9 @@ def test_query_sets_are_compared_at_one_number_of_images() -> None:
     title = sentences.queries(pd.concat([table, third])).title
     assert title == ("A thief with 8 images of own is reliably more accurate than with as many of 1 of 2 "
                      "other sets, and less accurate than with those of 1")  # fmt: skip
+    weak = third.assign(accuracy=0.1)
+    title = sentences.queries(pd.concat([table, weak])).title
+    assert title.endswith("with as many of 2 of 2 other sets"), "and no word of none"
 
 
 def test_settings_of_a_grid_are_counted_and_averaged_along_its_axes() -> None:
