@@ -1,5 +1,7 @@
 """A profile's experiments: each computed once, resumed, never paid twice, and read back the same."""
 
+import copy
+import dataclasses
 import shutil
 from itertools import combinations
 from pathlib import Path
@@ -187,6 +189,10 @@ def test_a_classifier_s_thief_is_worth_what_its_own_head_gets_right(lab: Lab, at
     lab.messages.clear()
     assert lab.own_head(stolen, "shapes") == found
     assert not lab.messages, "it is read back"
+    other = copy.deepcopy(stolen.projector)
+    torch.nn.init.zeros_(other[0].weight)
+    changed = lab.own_head(dataclasses.replace(stolen, projector=other), "shapes")
+    assert changed != found, "another head has a key of its own"
 
 
 @pytest.mark.parametrize("name", ["shapes:texture", "digits", "patches"])
@@ -195,6 +201,14 @@ def test_embedded_images_are_drawn_once_for_all_processes(
 ) -> None:
     drawn = data.load(name, "train", 9, 7, 16)
     first = experiment.load(name, "train", 9, 7, 16)
+    for given in (
+        ("test", 9, 7, 16),
+        ("train", 8, 7, 16),
+        ("train", 9, 6, 16),
+        ("train", 9, 7, 20),
+    ):
+        same = experiment.load(name, *given).images, data.load(name, *given).images
+        assert torch.equal(*same), "each has a key of its own"
     monkeypatch.delattr(data, "load")
     for images in (first, experiment.load(name, "train", 9, 7, 16)):
         assert torch.equal(images.images, drawn.images)

@@ -351,9 +351,9 @@ def test_what_was_computed_before_is_read_without_any_process(
     monkeypatch.setattr(sweeps, "_side_by_side", asking)
     pd.testing.assert_frame_equal(sweeps.sweep(two, *given), first)
     assert asked == []
-    more = sweeps.sweep(two, ["embedding"], [16], [0, 7, 8], ["shapes"])
+    more = sweeps.sweep(two, ["embedding"], [16], [7, 0, 8], ["shapes"])
     assert asked == [2], "the other one was kept"
-    assert more["seed"].to_list() == [0, 7, 8], "rows keep their order"
+    assert more["seed"].to_list() == [7, 0, 8], "rows keep their order"
 
 
 def count_threads(lab: Lab, name: str) -> list[sweeps.Row]:
