@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,8 @@ from contsteal import data, encoders
 from contsteal.lab.experiment import Lab
 
 os.environ["TQDM_DISABLE"] = "1"
+# jsonschema, which nbformat imports, would compile a grammar of URIs: seconds in every worker.
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 torch.set_num_threads(1)
 settings.register_profile("contsteal", deadline=None, max_examples=20, derandomize=True)
 settings.load_profile("contsteal")
