@@ -3,7 +3,7 @@
 Each form of a SimCLR step is timed, its augmentation included; other encoders and batches are those of
 benchmarks/forms.py. The default form, eager and in bf16, is the row of contsteal; beside it stand
 float32, the compiled step and exact mode. From compiling's seconds and what a step then saves follows the
-length of training from which it pays, which `loop.compile_from` reads on the same card. A form that
+length of training from which it pays, which `loop.compiled` reads on the same card. A form that
 cannot be run has no row, and one that cannot be compiled never pays.
 """
 

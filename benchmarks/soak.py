@@ -236,7 +236,7 @@ def writers(home: Path) -> dict[str, Callable[[], object]]:
     loop.SAVE_EVERY = 0.0
     stamp = artifacts.stamp("smoke", "shapes", "0")
     return {
-        "encoder": lambda: encoders.save(net, home / "encoder.safetensors", epochs=1),
+        "encoder": lambda: encoders.save(net, home / "encoder.safetensors"),
         "answers": lambda: victim.AnswerStore(home / "answers").put(names, torch.ones(99, 999)),
         "checkpoint": lambda: loop.fit(
             model, loss, 4, schedule, seed=0, checkpoint=home / "last.pt"
@@ -348,7 +348,7 @@ def kinds_of_training(home: Path) -> dict[str, Kind]:
         return path
 
     def alone() -> Path:
-        encoders.save(net, home / "net.safetensors", epochs=1)
+        encoders.save(net, home / "net.safetensors")
         return home / "net.safetensors"
 
     parts = ("encoder.safetensors", artifacts.HEAD, "history.csv", "queries.json", "score.json",

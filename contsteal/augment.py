@@ -165,16 +165,16 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
     return top[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp_(0, 1)
 
 
-def jitter(images: Tensor, g: Draw, strength: float = 1.0, p: float = 0.8) -> Tensor:
-    """Jitter the colours of a share `p` of the images by (0.4, 0.4, 0.4, 0.1) times `strength`.
+def jitter(images: Tensor, g: Draw, p: float = 0.8) -> Tensor:
+    """Jitter the colours of a share `p` of the images by (0.4, 0.4, 0.4, 0.1).
 
     Factors are drawn per image, the order of the four operations per batch (torchvision draws it per
     image: a deviation that saves 12 of 16 passes over the batch).
     """
-    n, reach = len(images), 0.4 * strength
+    n = len(images)
     steps: list[tuple[Callable[[Tensor, Tensor], Tensor], Tensor]] = [
-        *((op, _uniform(n, 1 - reach, 1 + reach, g)) for op in (brightness, contrast, saturation)),
-        (hue, _uniform(n, -0.1 * strength, 0.1 * strength, g)),
+        *((op, _uniform(n, 1 - 0.4, 1 + 0.4, g)) for op in (brightness, contrast, saturation)),
+        (hue, _uniform(n, -0.1, 0.1, g)),
     ]
     chosen, out = torch.rand(n, generator=g) < p, images
     for index in torch.randperm(4, generator=g).tolist():

@@ -6,16 +6,17 @@ paper (`backbone.`), torchvision and timm (plain).
 """
 
 import argparse
+import json
 import pickle
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from contsteal import dense, files
@@ -38,8 +39,7 @@ class CheckpointError(ValueError):
     """A weight file that is damaged, altered, or of another architecture."""
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(NamedTuple):
     """The record of an import: the file, where in it the encoder stands, and what became of its keys.
 
     Attributes:
@@ -88,19 +88,17 @@ def import_weights(path: Path, net: Any) -> Report:
         ...     import_weights(path, net).used == len(net.backbone.state_dict())
         True
     """
-    table = read_table(path)
+    table, place, others = read_table(path)
     own = net.backbone.state_dict()
-    match = _match(table.weights, own)
-    chosen = {name: table.weights[key] for name, key in match.used.items()}
-    weights, notes = _batch_norm(chosen, own)
-    layout = f"{table.name or 'the top'}: {match.prefix}*"
+    match = _match(table, own)
+    weights, notes = _batch_norm({name: table[key] for name, key in match.used.items()}, own)
+    layout = f"{place or 'the top'}: {match.prefix}*"
     if problem := _problem(weights, match.unexpected, net) or _activation(match, net.backbone):
         raise CheckpointError(f"{path} ({layout}) does not fit {net.spec}: {problem}")
     net.backbone.load_state_dict(weights)
-    left_out = match.left_out | ({"not weights": table.others} if table.others else {})
+    left_out = match.left_out | ({"not weights": others} if others else {})
     if "momentum copy" in left_out:
-        note = f"the file holds two encoders: {match.prefix}* is the trained one, and was taken"
-        notes.append(note)
+        notes += [f"the file holds two encoders: {match.prefix}* is the trained one, and was taken"]
     mean, std = ([round(v, 4) for v in x.flatten().tolist()] for x in (net.mean, net.std))
     note = f"the file states no normalisation: the encoder uses mean {mean}, std {std}"
     stem = getattr(net.backbone, "conv1", None)
@@ -110,17 +108,12 @@ def import_weights(path: Path, net: Any) -> Report:
     return Report(path, files.sha256(path), layout, len(match.used), left_out, tuple(notes))
 
 
-class Table(NamedTuple):
-    """The weights in a file, the entry that holds them ("" for the top), and the other entries."""
+def read_table(path: Path) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
+    """Return the weights in a file, the entry that holds them ("" for the top), and the other entries.
 
-    weights: dict[str, Tensor]
-    name: str
-    others: tuple[str, ...]
-
-
-def read_table(path: Path) -> Table:
-    """Return the table of weights in a file; CheckpointError for any other file, and for NaN."""
-    tree: Any = read_safetensors(path)[0] if path.suffix == ".safetensors" else _unpickle(path)
+    Raises CheckpointError for a file without weights, and for NaN.
+    """
+    tree: Any = read_safetensors(path)[0] if path.suffix == ".safetensors" else unpickle(path)
     tree = tree if isinstance(tree, dict) else {type(tree).__name__: None}
     name = next((name for name in TABLES if isinstance(tree.get(name), dict)), "")
     weights = tree[name] if name else tree
@@ -132,7 +125,7 @@ def read_table(path: Path) -> Table:
         )
     if bad := [k for k, v in weights.items() if v.is_floating_point() and not v.isfinite().all()]:
         raise CheckpointError(f"{path} holds NaN or infinity in {_listed(bad)}: fetch it again")
-    return Table(weights, name, tuple(str(k) for k in tree if name and k != name))
+    return weights, name, tuple(str(k) for k in tree if name and k != name)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -145,7 +138,26 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{path} cannot be read ({error}): fetch it again") from error
 
 
-def _unpickle(path: Path) -> object:
+def write_sealed(path: Path, state: Mapping[str, Tensor], **facts: Any) -> None:
+    """Write tensors and JSON-like facts about them as safetensors, with a `seal` over both."""
+    state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    header = files.sealed({"facts": json.dumps(facts), "sha256": files.digest(state.items())})
+    with files.atomic(path) as partial:
+        partial.write_bytes(save(state, metadata=header))  # a full disk is an OSError here
+
+
+def read_sealed(path: Path, fact: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return what `write_sealed` wrote, `fact` among it; CheckpointError for any other file."""
+    state, header = read_safetensors(path)
+    if files.sealed(header) != header or header["sha256"] != files.digest(state.items()):
+        raise CheckpointError(f"{path} was altered after it was saved: save or fetch it again")
+    facts = json.loads(header["facts"])
+    if fact not in facts:
+        raise CheckpointError(f"{path} holds no {fact}: save it again")
+    return state, facts
+
+
+def unpickle(path: Path) -> Any:
     """Read tensors and plain values, and argparse's record of options; refuse all other classes."""
     try:
         if zipfile.is_zipfile(path):  # torch does not compare the checksums
@@ -260,17 +272,15 @@ def misfit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
 
 def _problem(weights: Mapping[str, Tensor], unexpected: Iterable[str], net: Any) -> str:
     """Return what of the file does not fit the network, and what to look at; "" where all fits."""
+    if isinstance(net.projection, nn.Linear):
+        return "an output layer cannot be imported: build without out_dim"
     own = net.backbone.state_dict()
-    own |= {k: v for k, v in net.state_dict().items() if not k.startswith("backbone.")}
     extra = {f"{k} twice" if k in own else k: torch.empty(0) for k in unexpected}
     problem = misfit(own, {**weights, **extra})
-    if "misshapen" in problem:
-        problem += (
-            "; image_size decides a ResNet's stem and a transformer's tokens, width its channels"
-        )
-    elif "projection.weight" in problem:
-        problem += "; an output layer cannot be imported: build without out_dim"
-    return problem
+    if "misshapen" not in problem:
+        return problem
+    hint = "image_size decides a ResNet's stem and a transformer's tokens, width its channels"
+    return f"{problem}; {hint}"
 
 
 def _activation(match: Match, backbone: Any) -> str:

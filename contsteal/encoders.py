@@ -12,23 +12,22 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from contsteal import Count, Positive, Seed, checkpoints, dense, files, fitting, number, shown
+from contsteal import Count, Positive, Seed, checkpoints, choice, dense, fitting, number, shown
 from contsteal.checkpoints import CheckpointError
 from contsteal.files import digest
 
 CIFAR_STEM = ("resnet18", "resnet34", "resnet50")  # 3 x 3 first convolution up to 64 px
-STEM_INPUTS = ("padding", "relu")  # in which projects' CIFAR stems differ
-SPEC = ("name", "image_size", "width", "out_dim", "inputs")  # what describes an encoder
+INPUTS = {"mean": tuple[float, ...], "std": tuple[Positive, ...]}  # how a project treats images
+# In these projects' CIFAR stems differ.
+STEM_INPUTS = {"padding": Annotated[int, ("least", 0), ("most", 64)], "relu": bool}
 RESAMPLED = ("timm.models.vision_transformer", "timm.models.eva")  # DINOv2, MAE; DINOv3
 LEAST_RESAMPLED = 224  # pixels
 SMALL = "conv4"  # the one network that is not timm's
-CHANNELS = {SMALL: (16, 32, 64, 128)}  # of each layer, at width 1
 
 
 class DownloadError(RuntimeError):
@@ -85,8 +84,7 @@ class Encoder(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        shape = tuple(images.shape) if isinstance(images, Tensor) else ()
-        if len(shape) != 4 or shape[1] != 3 or 0 in shape[2:]:
+        if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
             raise ValueError(f"images {shown(images)}: an encoder takes (N, 3, H, W)")
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise ValueError(f"images are {images.dtype}: give uint8, or floats in [0, 1]")
@@ -143,7 +141,7 @@ def build(
     _check_runs(net)
     if weights is None:
         return net
-    path = Path(fitting(str(weights) if isinstance(weights, Path) else weights, "weights", str))
+    path = Path(weights)
     if path.suffix == ".safetensors" and "seal" in checkpoints.read_safetensors(path)[1]:
         return load(path, net)
     net.report, net.licence = checkpoints.import_weights(path, net), "not stated"
@@ -151,15 +149,28 @@ def build(
 
 
 def _spec(
-    name: str, image_size: int, width: float, out_dim: int | None, inputs: Mapping[str, Any] | None
+    name: str, image_size: int, width: float, out_dim: int | None, inputs: Any = None
 ) -> dict[str, Any]:
     """Return what describes an encoder; ValueError for what is unknown or of another type."""
     check(name, width)
     image_size = fitting(image_size, "image_size", Count)
-    _check_inputs(name, image_size, {} if inputs is None else inputs)
     spec = {"name": name, "image_size": image_size, "width": float(width),
             "out_dim": fitting(out_dim, "out_dim", Count | None)}  # fmt: skip
-    return spec | ({"inputs": dict(inputs)} if inputs else {})
+    return spec | ({"inputs": _fitting_inputs(name, image_size, inputs)} if inputs else {})
+
+
+def _fitting_inputs(name: str, image_size: int, given: Any) -> dict[str, Any]:
+    """Return how a project treats images; ValueError for what is unknown or of another type."""
+    if not isinstance(given, Mapping):
+        raise ValueError(f"inputs={given!r:.60}: names and values are needed, such as mean")
+    known = INPUTS | (STEM_INPUTS if _has_cifar_stem(name, image_size) else {})
+    for key in given:
+        choice(key, f"input of {name} at {image_size} px", known)
+    kept = {key: fitting(value, f"inputs: {key}", known[key]) for key, value in given.items()}
+    for key in INPUTS:
+        if len(kept.get(key, "RGB")) != 3:
+            raise ValueError(f"inputs: {key}={kept[key]}: three numbers are needed")
+    return kept
 
 
 def _draw(spec: dict[str, Any], pretrained: bool) -> Encoder:
@@ -190,10 +201,10 @@ def _channels(name: str, width: float) -> tuple[int, ...]:
     """Return the channels of conv4 or of a ResNet's stages; ValueError for an unfit width."""
     if name != SMALL and ("resnet" not in name or name.startswith("test_")):
         raise ValueError(f"width={width} of {name}: only {SMALL} and ResNets have one; set 1.0")
-    channels = tuple(int(c * width) for c in CHANNELS.get(name, (64, 128, 256, 512)))
-    if min(channels) < 8 or any(c % 8 for c in channels):
-        least = CHANNELS.get(name, (64,))[0]
-        raise ValueError(f"width={width} of {name}: {least} x width must be a multiple of 8")
+    own = (16, 32, 64, 128) if name == SMALL else (64, 128, 256, 512)  # at width 1
+    channels = tuple(int(c * width) for c in own)
+    if any(c < 8 or c % 8 for c in channels):
+        raise ValueError(f"width={width} of {name}: {own[0]} x width must be a multiple of 8")
     return channels
 
 
@@ -242,26 +253,6 @@ def check(name: str, width: float = 1.0) -> None:
         _channels(name, width)
 
 
-def _check_inputs(name: str, image_size: int, inputs: Mapping[str, Any]) -> None:
-    """Raise ValueError for inputs other than `mean`, `std`, and those of a CIFAR stem."""
-    if not isinstance(inputs, Mapping):
-        raise ValueError(f"inputs={inputs!r:.60}: names and values are needed, such as mean")
-    known = ["mean", "std"] + list(STEM_INPUTS) * _has_cifar_stem(name, image_size)
-    if unknown := sorted(map(str, inputs.keys() - set(known))):
-        raise ValueError(
-            f"inputs of {name} at {image_size} px: unknown {', '.join(unknown)}; "
-            f"known are {', '.join(known)} ({', '.join(STEM_INPUTS)}: of the CIFAR stem)"
-        )
-    for key in sorted(inputs.keys() & {"mean", "std"}):
-        values = inputs[key]
-        if not isinstance(values, list | tuple) or len(values) != 3:
-            raise ValueError(f"inputs: {key} {values!r:.60} must be three numbers")
-        for value in values:
-            fitting(value, f"inputs: {key}", Positive if key == "std" else float)
-    number(inputs.get("padding", 1), "inputs: padding", int, least=0, most=image_size)
-    fitting(inputs.get("relu", True), "inputs: relu", bool)
-
-
 def _check_pretrained(name: str, image_size: int, width: float) -> None:
     """Raise ValueError where timm has no weights for this size and width."""
     import timm
@@ -304,11 +295,7 @@ def _check_runs(net: Encoder) -> None:
             f"{name} at {size} px: it needs images of at least {needs} px; set `image_size: "
             f"{needs}`, or take one of {', '.join(CIFAR_STEM)}, whose CIFAR stem takes smaller ones"
         )
-    if name == SMALL:
-        return
-    from timm.models import ResNet
-
-    if isinstance(net.backbone, ResNet):  # which run at any size
+    if type(net.backbone).__name__ in ("Conv4", "ResNet"):  # which run at any size
         return
     try:
         _gmac(net)
@@ -391,19 +378,16 @@ def identity(net: Encoder) -> str:
         >>> identity(build("conv4")) == identity(build("conv4", seed=1))
         False
     """
-    return _seal(digest(net.state_dict().items()), json.dumps(net.spec, sort_keys=True))
+    parts = digest(net.state_dict().items()), json.dumps(net.spec, sort_keys=True)
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
-def save(net: Encoder, path: Path, **metadata: str | int | float) -> str:
+def save(net: Encoder, path: Path) -> None:
     """Write weights as safetensors with their architecture.
 
     Args:
         net: an encoder of `build`.
         path: the file to write; its folder is made.
-        **metadata: more entries of the file's header.
-
-    Returns:
-        The weights' sha256.
 
     Raises:
         files.StorageError: where the file cannot be written; an older one is kept then.
@@ -411,18 +395,11 @@ def save(net: Encoder, path: Path, **metadata: str | int | float) -> str:
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
-        ...     sha = save(build("conv4"), Path(folder) / "victim.safetensors")
+        ...     save(build("conv4"), Path(folder) / "victim.safetensors")
         ...     load(Path(folder) / "victim.safetensors").dim
         128
     """
-    state = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
-    sha, spec = digest(state.items()), json.dumps(net.spec)
-    header = {"licence": net.licence} | {k: str(v) for k, v in metadata.items()}
-    header |= {"spec": spec, "sha256": sha}
-    header["seal"] = _seal(json.dumps(header, sort_keys=True))
-    with files.atomic(path) as partial:
-        partial.write_bytes(serialize(state, metadata=header))  # a full disk is an OSError here
-    return sha
+    checkpoints.write_sealed(path, net.state_dict(), encoder=net.spec, licence=net.licence)
 
 
 def load(path: Path, into: Encoder | None = None) -> Encoder:
@@ -441,29 +418,17 @@ def load(path: Path, into: Encoder | None = None) -> Encoder:
     Example:
         See `save`.
     """
-    state, header = checkpoints.read_safetensors(path)
-    stored, seal = header.get("spec", ""), header.pop("seal", "")
-    whole = seal == _seal(json.dumps(header, sort_keys=True))
-    if not whole or header.get("sha256") != digest(state.items()):
-        raise CheckpointError(f"{path} was altered after it was saved: save or fetch it again")
-    try:
-        spec = {k: v for k, v in json.loads(stored).items() if k in SPEC}
-        name = spec.pop("name")
-    except (ValueError, AttributeError, KeyError):
-        raise CheckpointError(f"{path} does not say what it holds: save it again") from None
-    net = build(name, **spec) if into is None else into
+    state, facts = checkpoints.read_sealed(path, "encoder")
+    spec = _spec(**facts["encoder"])
+    net = build(**spec) if into is None else into
     problem = checkpoints.misfit(net.state_dict(), state)
-    if spec.get("inputs") != json.loads(json.dumps(net.spec)).get("inputs"):
+    if spec.get("inputs") != net.spec.get("inputs"):
         problem = problem or "the same weights with other inputs are another network"
     if problem:
-        raise CheckpointError(f"{path} is {stored}, which does not fit {net.spec}: {problem}")
+        raise CheckpointError(f"{path} is {spec}, which does not fit {net.spec}: {problem}")
     net.load_state_dict(state)
-    net.licence = header["licence"]
+    net.licence = facts["licence"]
     return net
-
-
-def _seal(*parts: str) -> str:
-    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
 @torch.no_grad()

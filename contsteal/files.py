@@ -1,12 +1,10 @@
 """Atomic writes, and hashes that identify files, values and tensors."""
 
-import errno
 import glob
 import hashlib
 import json
 import os
 import platform
-import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -19,7 +17,6 @@ if TYPE_CHECKING:
 
 
 HOST = platform.node().partition(".")[0]  # processes of several machines may share a folder
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # of a disk, a quota, or a broken disk
 
 
 class StorageError(RuntimeError):
@@ -29,6 +26,8 @@ class StorageError(RuntimeError):
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` that replaces it when the block ends without an error.
+
+    Write by Python's own files: torch and safetensors hide what a disk says.
 
     Args:
         path: the file or folder to write; its parents are made.
@@ -41,9 +40,10 @@ def atomic(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         partial.replace(path)
-    except Exception as error:
-        if isinstance(error, StorageError) or (reason := _refused(error, path)) is None:
-            raise
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and Path(str(error.filename)) not in path.parents:
+            raise  # something that the block reads
+        reason = error.strerror or error
         raise StorageError(
             f"{path} cannot be written ({reason}): free space, give permission, or set CONTSTEAL_RUNS "
             "(for figures CONTSTEAL_FIGURES) to another folder; what was saved before is kept"
@@ -53,24 +53,6 @@ def atomic(path: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
         elif partial.exists():
             partial.unlink()
-
-
-def _refused(error: BaseException, path: Path) -> str | None:
-    """Return why a disk took no more, where that is behind an error; None for any other error.
-
-    Writers hide it: torch's ends in "unexpected pos", after an OSError or after none, and safetensors'
-    only names the number in its text.
-    """
-    if isinstance(error, FileNotFoundError) and Path(str(error.filename)) not in path.parents:
-        return None  # something that the block reads
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    cause = error.__cause__ or error.__context__
-    if isinstance(cause, OSError) and cause.errno in FULL:
-        return os.strerror(cause.errno)
-    if found := re.search(r"os error (\d+)\)", str(error)):
-        return os.strerror(int(found[1])) if int(found[1]) in FULL else None
-    return "the disk takes no more" if "unexpected pos" in str(error) else None
 
 
 def write_text(path: Path, text: str) -> None:

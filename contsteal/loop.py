@@ -5,25 +5,19 @@ $CONTSTEAL_PRECISION "auto" (default: what the hardware is fast in), "bf16" or "
 notebooks and workers inherit both.
 """
 
-import copy
-import csv
 import io
 import math
 import os
 import shutil
-import signal
-import threading
 import time
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +40,8 @@ from contsteal.seeds import generator
 Row = dict[str, float]
 Backend = str | Callable[..., Any]  # of torch.compile
 Loss = Callable[[Tensor, int, torch.Generator], Tensor]  # (indices (B,), epoch, draws) -> scalar
-SAVE_EVERY = 15.0  # seconds between checkpoints: what a killed run can lose
-KEEP_EVERY = 1.0  # seconds between copies in memory, the last of which is saved when a run is ended
+WARMUP = 0.1  # share of all steps
+SAVE_EVERY = 15.0  # seconds between checkpoints: what a run that is ended or killed can lose
 QUIET = "TQDM_DISABLE"  # which a notebook's bars do not read by themselves
 HIDDEN = ("epoch", "lr", "seconds")  # columns of a row that the progress bar leaves out
 
@@ -76,7 +70,6 @@ class Schedule(Checked):
     batch: Batch  # incomplete batches are dropped
     lr: Positive  # at the peak
     weight_decay: NotNegative = 1e-4
-    warmup: Annotated[float, ("least", 0), ("below", 1)] = 0.1  # share of all steps
     optimizer: str = "adamw"  # a name of OPTIMIZERS
     #: of the optimizer, which then cut the last epoch short; 0: all of the epochs'
     steps: Natural = 0
@@ -102,7 +95,7 @@ class Schedule(Checked):
 
     def factor(self, step: int, steps: int) -> float:
         """Return the share of the peak learning rate at `step` of `steps`."""
-        ramp = max(1, round(self.warmup * steps))
+        ramp = max(1, round(WARMUP * steps))
         if step < ramp:
             return (step + 1) / ramp
         return 0.5 * (1 + math.cos(math.pi * (step - ramp) / max(1, steps - ramp)))
@@ -122,9 +115,7 @@ def fit(
         schedule: how long and how fast.
         seed: decides the order of the samples, and with the epoch what `loss` draws.
         checkpoint: a file to save the state to after an epoch, at most every SAVE_EVERY seconds: a
-            killed run continues from it to the same weights. One that is ended by Ctrl-C or SIGTERM
-            saves the last epoch that it kept, at most every KEEP_EVERY seconds. A CSV beside the file
-            has a row per epoch, and is written as often.
+            run that was ended or killed continues from it to the same weights.
         after_epoch: maps an epoch to more columns of its row, such as a monitor's.
         title: stands before the progress bar.
         identity: describes the run: the checkpoint of another one is refused.
@@ -147,14 +138,13 @@ def fit(
     epochs = math.ceil(schedule.total(n) / schedule.check(n))
     optimizer = schedule.build(model)
     identity = f"{identity} {schedule} seed={seed} n={n}"
-    history = _of_first(model, optimizer, _resume(checkpoint, model, optimizer, identity))
-    kept: dict[str, Any] = {}
-    saved, copied, done = time.monotonic(), 0.0, len(history)
+    history = _resume(checkpoint, model, optimizer, identity)
+    saved, done = time.monotonic(), len(history)
     bar = tqdm(
         total=epochs, initial=done, desc=title, leave=False, delay=2, disable=QUIET in os.environ
     )
-    with flags_restored(), bar, _saved_if_ended(checkpoint, kept):
-        torch.backends.cudnn.benchmark = mode() == "fast"  # tries its kernels on every shape
+    # In fast mode cuDNN tries its kernels on every shape.
+    with torch.backends.cudnn.flags(enabled=True, benchmark=mode() == "fast"), bar:
         for epoch in range(done, epochs):
             start, draws = time.monotonic(), generator("epoch", seed, epoch)
             mean = _epoch(model.train(), loss, n, schedule, optimizer, draws, epoch)
@@ -163,15 +153,15 @@ def fit(
             history.append(row | (after_epoch(epoch) if after_epoch else {}))
             bar.set_postfix({k: f"{v:.3f}" for k, v in history[-1].items() if k not in HIDDEN})
             bar.update()
-            if checkpoint and time.monotonic() - copied > min(KEEP_EVERY, SAVE_EVERY):
-                _log(checkpoint.with_suffix(".csv"), history)
-                kept["state"] = _state(model, optimizer, identity, history)
-                copied = time.monotonic()
             if checkpoint and time.monotonic() - saved > SAVE_EVERY:
-                _save(checkpoint, kept)
+                state = {
+                    "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                    "rng": torch.get_rng_state(), "history": history, "identity": identity,
+                }  # fmt: skip
+                torch.save(state, buffer := io.BytesIO())
+                with files.atomic(checkpoint) as partial:
+                    partial.write_bytes(buffer.getvalue())
                 saved = time.monotonic()
-    if checkpoint:
-        _log(checkpoint.with_suffix(".csv"), history)
     optimizer.zero_grad(set_to_none=True)  # gradients take as much memory as the weights
     model.eval()
     return history
@@ -210,63 +200,8 @@ def _epoch(
     return values.mean().item()
 
 
-def _log(path: Path, history: list[Row]) -> None:
-    """Write one line per epoch so far, to be watched while the training runs.
-
-    Not after every epoch: those of 128 images are as short as the writing of a long history.
-    """
-    text = io.StringIO()
-    columns = dict.fromkeys(key for row in history for key in row)
-    writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    files.write_text(path, text.getvalue())
-
-
-def _state(
-    model: nn.Module, optimizer: torch.optim.Optimizer, identity: str, history: list[Row]
-) -> dict[str, Any]:
-    """Return a copy of all that a training continues from."""
-    return copy.deepcopy({
-        "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-        "rng": torch.get_rng_state(), "history": history, "identity": identity,
-    })  # fmt: skip
-
-
-def _save(path: Path | None, kept: dict[str, Any]) -> None:
-    """Write the state that was kept, if there is one."""
-    if path and "state" in kept:
-        with files.atomic(path) as partial, partial.open("wb") as file:
-            torch.save(kept["state"], file)
-
-
-@contextmanager
-def _saved_if_ended(path: Path | None, kept: dict[str, Any]) -> Iterator[None]:
-    """Save what was kept where Ctrl-C ends the block, or SIGTERM the process."""
-
-    def end(number: int, _: FrameType | None) -> None:
-        try:
-            _save(path, kept)
-        finally:
-            signal.signal(number, before)
-            os.kill(os.getpid(), number)
-
-    able = path is not None and threading.current_thread() is threading.main_thread()
-    before = (signal.signal(signal.SIGTERM, end) if able else None) or signal.SIG_DFL
-    try:
-        yield
-    except KeyboardInterrupt:
-        _save(path, kept)
-        raise
-    finally:
-        if able:
-            signal.signal(signal.SIGTERM, before)
-
-
 def checkpoint_file(path: Path | str | None) -> Path | None:
-    """Return the file to resume from and to save to; ValueError for a folder, or for no path."""
-    if path is not None and not isinstance(path, str | Path):
-        raise ValueError(f"checkpoint={path!r:.60}: the path of a file is needed")
+    """Return the file to resume from and to save to; ValueError for a folder."""
     if path is not None and Path(path).is_dir():
         raise ValueError(f"checkpoint={path} is a folder: give a file in it")
     return None if path is None else Path(path)
@@ -280,60 +215,45 @@ def check_owner(path: Path | None, identity: str) -> None:
     if (path := checkpoint_file(path)) is None or not path.exists():
         return
     try:
-        stored = str(_stored(path)["identity"])
+        stored = str(checkpoints.unpickle(path)["identity"])
     except Exception:  # of many kinds for a damaged file
         return
     if not f"{stored} ".startswith(f"{identity} "):
         raise ValueError(f"{path} belongs to another run ({stored}, not {identity}): remove it")
 
 
-def _stored(path: Path) -> dict[str, Any]:
-    """Read a checkpoint; an error of some kind for a damaged one."""
-    with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
-        if bad := archive.testzip():
-            raise ValueError(f"{bad} was altered")
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return state
-
-
 def _resume(
     path: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer, identity: str
 ) -> list[Row]:
-    """Restore a checkpoint and return its history; a damaged one is moved aside, with a warning."""
+    """Restore a checkpoint, in all processes the one that the first has, and return its history."""
+    state = [_kept(path, model, identity)]
+    if several():
+        dist.broadcast_object_list(state)
+    if state[0] is None:
+        return []
+    model.load_state_dict(state[0]["model"])
+    optimizer.load_state_dict(state[0]["optimizer"])
+    torch.set_rng_state(state[0]["rng"])
+    return cast(list[Row], state[0]["history"])
+
+
+def _kept(path: Path | None, model: nn.Module, identity: str) -> dict[str, Any] | None:
+    """Return the state in a checkpoint; a damaged one is moved aside, with a warning."""
     check_owner(path, identity)  # refuses a folder, which would be moved aside
     if path is None or not path.exists():
-        return []
+        return None
     try:
-        state = _stored(path)
+        state: dict[str, Any] = checkpoints.unpickle(path)
         if problem := checkpoints.misfit(model.state_dict(), state["model"]):
             raise ValueError(problem)
         _ = state["history"], state["optimizer"], state["rng"]
-    except Exception:  # torch.load's advise to load it unsafely
+        return state
+    except Exception:  # of many kinds for a damaged file
         warnings.warn(
-            f"{path} is damaged: it is moved aside, and training starts again", stacklevel=3
+            f"{path} is damaged: it is moved aside, and training starts again", stacklevel=4
         )
         files.move_aside(path)
-        return []
-    return _restore(model, optimizer, state)
-
-
-def _restore(
-    model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
-) -> list[Row]:
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["rng"])
-    history: list[Row] = state["history"]
-    return history
-
-
-def _of_first(model: nn.Module, optimizer: torch.optim.Optimizer, history: list[Row]) -> list[Row]:
-    """Continue in all processes of a distributed training from the state that the first one has."""
-    if not several():
-        return history
-    state = [_state(model, optimizer, "", history)]
-    dist.broadcast_object_list(state)
-    return _restore(model, optimizer, state[0])
+        return None
 
 
 def several() -> bool:
@@ -356,10 +276,7 @@ BACKEND: Backend | None = None
 
 def _choice(name: str) -> str:
     variable, allowed = CHOICES[name]
-    value = os.environ.get(variable) or allowed[0]
-    if value not in allowed:
-        raise ValueError(f"{variable}={value!r} is unknown: choose {', '.join(allowed)}")
-    return value
+    return choice(os.environ.get(variable) or allowed[0], variable, allowed)
 
 
 def mode() -> str:
@@ -402,18 +319,6 @@ def set_mode() -> None:
         torch.backends.cudnn.benchmark = False
 
 
-@contextmanager
-def flags_restored() -> Iterator[None]:
-    """Put torch's flags back that `set_mode` and a training change."""
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    benchmark = torch.backends.cudnn.benchmark
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(deterministic)
-        torch.backends.cudnn.benchmark = benchmark
-
-
 def card() -> str:
     """Return this GPU's name as the files of `benchmarks/results` have it, "cpu" without one."""
     if not torch.cuda.is_available():
@@ -425,11 +330,6 @@ def measured(work: str, default: float) -> float:
     """Return what was measured on this card, by its name in `benchmarks/results`; else the default."""
     stored = files.read_json(RECORDS / f"{card()}.json") or {"rows": []}
     return next((row["value"] for row in stored["rows"] if row["work"] == work), default)
-
-
-def compile_from() -> float:
-    """Return the steps from which compiling pays: as timed on this card, else COMPILE_FROM."""
-    return measured(PAYS, COMPILE_FROM)
 
 
 class Compiled:
@@ -470,10 +370,9 @@ def compiled(
     """
     c_compiler = os.environ.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang")))
     able = device.type == "cuda" and c_compiler and find_spec("triton")
-    pays = able and steps >= compile_from()
-    backend = BACKEND or ("inductor" if pays else None)
-    if mode() == "exact" or backend == "none":
-        backend = None
+    pays = able and steps >= measured(PAYS, COMPILE_FROM)
+    wanted = BACKEND or ("inductor" if pays else "none")
+    backend = None if mode() == "exact" or wanted == "none" else wanted
     try:
         yield Compiled(function, backend) if backend else function
     finally:

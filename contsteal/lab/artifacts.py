@@ -304,7 +304,7 @@ def write(
     projector: methods.Head | None = None,
 ) -> None:
     """Write an encoder, its history (empty where it was not trained here), its queries and projector."""
-    encoders.save(net, folder / "encoder.safetensors", epochs=len(history))
+    encoders.save(net, folder / "encoder.safetensors")
     table = pd.DataFrame(history, columns=None if history else UNTRAINED)
     table.to_csv(folder / "history.csv", index=False)
     files.write_json(folder / "queries.json", queries or {})

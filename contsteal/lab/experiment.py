@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from contsteal import (
     attacks,
+    checkpoints,
     choice,
     data,
     encoders,
@@ -480,7 +481,7 @@ def drawn(about: Sequence[Any], draw: Callable[[], ImageSet]) -> ImageSet:
         images = draw()
         tensors = {"images": pixels(images), "labels": images.labels}
         kept = {k: v.cpu().contiguous() for k, v in tensors.items() if v is not None}
-        save_file(kept, folder / DRAWN)
+        (folder / DRAWN).write_bytes(save(kept))
 
     code, identity = ["contsteal.data"], [*about, torch.__version__]
     folder = artifacts.artifact("images", identity, code, make, lambda _: None)
@@ -544,8 +545,7 @@ def _sslguard_key(lab: Lab) -> Trained:
         with artifacts.single_thread():
             result = sslguard.embed(config, plain.encoder, seen, seen)
         artifacts.write(folder, result.encoder, result.history)
-        state = result.key.state_dict()
-        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / KEY)
+        checkpoints.write_sealed(folder / KEY, result.key.state_dict())
 
     code = ["contsteal.ownership.sslguard"]
     folder = artifacts.artifact("guarded", identity, code, make, lab.messages.append)

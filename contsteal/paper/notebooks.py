@@ -617,9 +617,8 @@ def _execute(stem: str, partial: Path, values: dict[str, Any]) -> None:
 def _left_at_once(message: str = "") -> Iterator[None]:
     """On Ctrl-C or SIGTERM end every process below this one, print a line, and exit with 130 or 143.
 
-    The same where the process above this one is killed, or that which started make. Kernels and workers
-    save their checkpoints at SIGTERM. No exception is raised: what it passes through would wait for
-    kernels that are gone, and print a traceback.
+    The same where the process above this one is killed, or that which started make. No exception is
+    raised: what it passes through would wait for kernels that are gone, and print a traceback.
     """
     import psutil
 

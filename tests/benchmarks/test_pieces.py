@@ -438,13 +438,13 @@ def test_a_card_s_record_says_from_when_its_trainings_are_compiled(
 ) -> None:
     monkeypatch.setattr(loop, "RECORDS", tmp_path)
     monkeypatch.setattr(loop, "card", lambda: "a-card")
-    assert loop.compile_from() == loop.COMPILE_FROM
+    assert loop.measured(loop.PAYS, loop.COMPILE_FROM) == loop.COMPILE_FROM
     rows = [record.row("gpu", f"{loop.PAYS}, resnet34, batch 256", record.US, "steps", [9.0]),
             record.row("gpu", loop.PAYS, record.US, "steps", [6543.0])]  # fmt: skip
     record.store("gpu", rows, tmp_path / "a-card.json")
-    assert loop.compile_from() == 6543.0
+    assert loop.measured(loop.PAYS, loop.COMPILE_FROM) == 6543.0
     (tmp_path / "a-card.json").write_text("{")
-    assert loop.compile_from() == loop.COMPILE_FROM
+    assert loop.measured(loop.PAYS, loop.COMPILE_FROM) == loop.COMPILE_FROM
 
 
 def test_without_lightly_its_bar_is_not_measured(

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import SafetensorError
 
 from contsteal import files
 
@@ -66,19 +65,10 @@ def test_what_cannot_be_written_names_path_and_remedy(tmp_path, monkeypatch, met
     assert names(tmp_path) == ["a.txt"]
 
 
-def chained(cause: OSError) -> RuntimeError:
-    error = RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 704 vs 598")
-    error.__context__ = cause
-    return error
-
-
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (chained(OSError(errno.ENOSPC, "No space left on device")), "No space left on device"),
-        (chained(OSError(errno.EDQUOT, "")), "uota exceeded"),
-        (RuntimeError("unexpected pos 576 vs 534"), "the disk takes no more"),
-        (SafetensorError("I/O error: No space left on device (os error 28)"), "No space left"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
         (OSError("1000 requested and 10 written"), "1000 requested and 10 written"),
     ],
 )
@@ -95,7 +85,6 @@ def test_a_full_disk_is_named_whatever_its_writer_says(tmp_path, error: Exceptio
     "error",
     [
         RuntimeError("size mismatch"),
-        SafetensorError("I/O error: No such file or directory (os error 2)"),
         files.StorageError("/elsewhere cannot be written"),
         ValueError("no number"),
     ],
