@@ -8,16 +8,13 @@ In the comments B is the batch, P the projection's dimension, K the length of Mo
 """
 
 import copy
-import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from contsteal import (
@@ -31,7 +28,6 @@ from contsteal import (
     Share,
     augment,
     checkpoints,
-    files,
     losses,
 )
 from contsteal.encoders import Encoder
@@ -62,7 +58,6 @@ class Config(Checked):
     projection: Count | None = None  #: dimension that the loss is computed in; None: the method's
     momentum: Share = 0.99  #: of the key or target encoder, MoCo and BYOL [L]
     queue: Count = 4096  #: MoCo's negatives [L]; 8,192 there at batch 512
-    symmetric: bool = True  #: MoCo: each view is query and key once [L]
     key_groups: Count = 8  #: MoCo: parts of a batch of keys, each normalised by itself [L]
     held_out: Natural = 1024  #: training images kept for the monitor, at most a tenth of the set
     monitor_every: Count = 1  #: epochs between two measurements on them
@@ -95,20 +90,14 @@ class Head(nn.Sequential):
 
     def save(self, path: Path) -> None:
         """Write weights and architecture as safetensors."""
-        state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
-        with files.atomic(path) as partial:
-            partial.write_bytes(save(state, metadata={"head": json.dumps(self.spec)}))
+        checkpoints.write_sealed(path, self.state_dict(), head=self.spec)
 
     @staticmethod
     def load(path: Path) -> "Head":
         """Return the head that `save` wrote, in eval mode; CheckpointError for any other file."""
-        state, header = checkpoints.read_safetensors(path)
-        try:
-            spec = json.loads(header["head"])
-            head = Head(*spec["sizes"], norm=spec["norm"], last=spec["last"])
-            head.load_state_dict(state)
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise checkpoints.CheckpointError(f"{path} holds no head: save it again") from error
+        state, facts = checkpoints.read_sealed(path, "head")
+        head = Head(*facts["head"].pop("sizes"), **facts["head"])
+        head.load_state_dict(state)
         return head.eval()
 
 
@@ -159,6 +148,8 @@ class Method(nn.Module):
 
     hidden = 0  # default width of the heads; 0 is the encoder's dimension
     projection = 0  # default dimension that the loss is computed in
+    lr = 0.06  # default learning rate at batch 128 [L]
+    scaled = True  # whether it grows with the batch
 
     def __init__(self, encoder: Encoder, config: Config, classes: int) -> None:
         super().__init__()
@@ -188,9 +179,8 @@ class Method(nn.Module):
         """Return the loss of what `views` gives, a scalar."""
         raise NotImplementedError
 
-    def forward(self, images: Tensor, labels: Tensor | None, draws: torch.Generator) -> Tensor:
-        """Return the loss of a batch, a scalar, on views that are drawn here."""
-        return self.loss(*self.views(images, labels, draws))
+    def forward(self, one: Tensor, two: Tensor) -> Tensor:
+        return self.loss(one, two)
 
     @property
     def encoder(self) -> Encoder:
@@ -202,11 +192,6 @@ class Method(nn.Module):
         """The head that the loss is computed behind; None where it is a classifier."""
         head = self.online[1]
         return head if isinstance(head, Head) else None
-
-    @property
-    def compared(self) -> nn.Module:
-        """The network whose outputs the loss compares: what can collapse."""
-        return self.online
 
 
 class SimCLR(Method):
@@ -222,9 +207,9 @@ class SimCLR(Method):
 class MoCo(Method):
     """MoCo v2 (He et al., CVPR 2020; Chen et al., 2020): keys of a momentum encoder, and a queue.
 
-    Keys pass in groups with batch statistics of their own, as [L]'s split batch norm: an encoder
-    could otherwise recognise a key by the batch that it shares with its query. The queue starts with
-    random directions.
+    Each view is query and key once. Keys pass in groups with batch statistics of their own, as [L]'s
+    split batch norm: an encoder could otherwise recognise a key by the batch that it shares with its
+    query. The queue starts with random directions.
     """
 
     projection = 128
@@ -233,8 +218,7 @@ class MoCo(Method):
 
     def __init__(self, encoder: Encoder, config: Config, classes: int) -> None:
         super().__init__(encoder, config, classes)
-        sent = config.batch * (2 if config.symmetric else 1)
-        if config.queue < sent:
+        if config.queue < (sent := 2 * config.batch):
             raise ValueError(f"queue={config.queue}: it must hold the {sent} keys of a batch of "
                              f"{config.batch}")  # fmt: skip
         if config.batch % config.key_groups:
@@ -246,15 +230,13 @@ class MoCo(Method):
 
     def loss(self, one: Tensor, two: Tensor) -> Tensor:
         self.keys.follow(self.online)
-        pairs = [(one, two), (two, one)] if self.config.symmetric else [(one, two)]
         with torch.no_grad():
-            keys = [self.encode(key) for _, key in pairs]  # (B, P) each
-        terms = []
-        for (query, _), k in zip(pairs, keys, strict=True):
-            q = self.online(query)  # (B, P)
-            terms.append(losses.moco(q, k, self.queue, self.config.temperature or 0.1))
-        self.enqueue(torch.cat(keys))
-        return torch.stack(terms).mean()
+            k2, k1 = self.encode(two), self.encode(one)  # (B, P) each
+        q1, q2 = self.online(one), self.online(two)  # (B, P) each: a batch norm per view
+        tau = self.config.temperature or 0.1
+        loss = (losses.moco(q1, k2, self.queue, tau) + losses.moco(q2, k1, self.queue, tau)) / 2
+        self.enqueue(torch.cat([k2, k1]))
+        return loss
 
     def encode(self, views: Tensor) -> Tensor:
         """Return the keys (B, P) of views; every `key_groups`-th row shares its batch norm."""
@@ -302,6 +284,7 @@ class SimSiam(Method):
     """
 
     hidden, projection = 2048, 2048
+    scaled = False
 
     def __init__(self, encoder: Encoder, config: Config, classes: int) -> None:
         super().__init__(encoder, config, classes)
@@ -313,52 +296,32 @@ class SimSiam(Method):
     def loss(self, one: Tensor, two: Tensor) -> Tensor:
         z1, z2 = self.online(one), self.online(two)  # (B, P) each: a batch norm per view
         p1, p2 = self.predictor(z1), self.predictor(z2)  # (B, P) each
-        z1, z2 = self.stop_gradient(z1), self.stop_gradient(z2)
+        z1, z2 = z1.detach(), z2.detach()  # else a constant would solve the loss
         return (losses.cosine(p1, z2) + losses.cosine(p2, z1)) / 2
-
-    def stop_gradient(self, z: Tensor) -> Tensor:
-        """Hold a projection still: without it a constant solves the loss."""
-        return z.detach()
 
 
 class Supervised(Method):
     """Cross-entropy on labels: the ceiling for self-supervised victims."""
 
     def head(self, dim: int, hidden: int, out: int) -> nn.Module:
-        if not self.classes:
-            raise ValueError("method 'supervised' needs a data set with labels: choose another set")
         return nn.Linear(dim, self.classes)
-
-    @property
-    def compared(self) -> nn.Module:
-        return self.encoder
 
     def views(
         self, images: Tensor, labels: Tensor | None, draws: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Return one view (B, 3, H, W), and the labels (B,)."""
         if labels is None:
-            raise ValueError("method 'supervised' needs the labels of its images: give labels")
+            raise ValueError("method 'supervised' needs labels: choose another set or train_split")
         return augment.apply(self.config.policy, images, draws), labels.long()
 
     def loss(self, view: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(self.online(view).float(), labels)  # of logits (B, classes)
 
 
-class Recipe(NamedTuple):
-    """A method's module, its learning rate at batch 128, and where both come from."""
-
-    build: Callable[[Encoder, Config, int], Method]
-    lr: float
-    scaled: bool  #: whether the learning rate grows with the batch
-    source: str
-
-
-LIGHTLY = "lightly's CIFAR-10 benchmark"
-METHODS: dict[str, Recipe] = {
-    "simclr": Recipe(SimCLR, 0.06, True, LIGHTLY),
-    "moco": Recipe(MoCo, 0.06, True, f"{LIGHTLY}, queue 4,096"),
-    "byol": Recipe(BYOL, 0.06, True, LIGHTLY),
-    "simsiam": Recipe(SimSiam, 0.06, False, LIGHTLY),
-    "supervised": Recipe(Supervised, 0.06, True, "ours: as the others"),
+METHODS: dict[str, type[Method]] = {
+    "simclr": SimCLR,
+    "moco": MoCo,
+    "byol": BYOL,
+    "simsiam": SimSiam,
+    "supervised": Supervised,
 }

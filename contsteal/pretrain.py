@@ -97,9 +97,6 @@ def fit(config: Config, images: ImageSet, checkpoint: Path | None = None) -> Fit
     if config.method == READY:
         return Fitted(ready(config).to(device), [], None)
     plan = schedule(config)
-    if config.method == "supervised" and images.labels is None:
-        lacking = f"needs labels, and this split of {images.name} has none"
-        raise ValueError(f"method 'supervised' {lacking}: choose another method or train_split")
     if images.labels is not None:
         count = len(images.classes) if config.method == "supervised" else evaluate.MOST_CLASSES
         evaluate.classes(images.labels, len(images.images), count)
@@ -119,13 +116,11 @@ def ready(config: Config) -> encoders.Encoder:
     Raises:
         ValueError, checkpoints.CheckpointError, encoders.DownloadError: those of `encoders.build`.
     """
-    given: dict[str, Any] = {"pretrained": True}
-    if config.weights and config.weights != "timm":
-        given = {"weights": Path(config.weights).expanduser()}
-    net = encoders.build(
-        config.encoder, config.image_size, width=config.width, inputs=config.inputs, **given
-    )
-    return net.eval()
+    file = None if config.weights == "timm" else Path(config.weights or "").expanduser()
+    return encoders.build(
+        config.encoder, config.image_size, width=config.width, inputs=config.inputs,
+        pretrained=file is None, weights=file,
+    ).eval()  # fmt: skip
 
 
 def _learn(
@@ -135,13 +130,11 @@ def _learn(
     with other processes."""
     config, device, count = model.config, kept.images.device, len(kept.images)
     last = ceil(plan.total(count) / plan.check(count))  # epoch
-    together = share(model) if loop.several() else None
-    with loop.compiled(model.loss, device, 0 if together else plan.total(count)) as compare:
+    step, steps = (share(model), 0) if loop.several() else (model.loss, plan.total(count))
+    with loop.compiled(step, device, steps) as compare:
 
         def loss(chosen: Tensor, epoch: int, draws: torch.Generator) -> Tensor:
             labels = None if kept.labels is None else kept.labels[chosen]
-            if together:
-                return together(kept.images[chosen], labels, draws)
             return compare(*model.views(kept.images[chosen], labels, draws))
 
         return loop.fit(
@@ -154,9 +147,8 @@ def _learn(
 def schedule(config: Config) -> loop.Schedule:
     """Return how long and how fast a config trains; ValueError for a method or value not known."""
     choice(config.method, "method", [*METHODS, READY])
-    recipe = METHODS[config.method]
-    lr = recipe.lr * (config.batch / 128 if recipe.scaled else 1)
-    lr = lr if config.lr is None else config.lr
+    method = METHODS[config.method]
+    lr = config.lr or method.lr * (config.batch / 128 if method.scaled else 1)
     return loop.Schedule(
         config.epochs, config.batch, lr, config.weight_decay, optimizer=config.optimizer,
         steps=config.steps,
@@ -168,7 +160,7 @@ def build(config: Config, classes: int) -> Method:
     net = encoders.build(config.encoder, config.image_size, width=config.width, seed=config.seed)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
-        return METHODS[config.method].build(net, config, classes)
+        return METHODS[config.method](net, config, classes)
 
 
 def adopt(method: Method, trained: Fitted) -> None:
@@ -193,11 +185,12 @@ def adopt(method: Method, trained: Fitted) -> None:
 def _monitor(model: Method, held: ImageSet, kept: ImageSet, last: int) -> Callable[[int], loop.Row]:
     """Return what measures held-out images after every `monitor_every`-th epoch, and the last."""
     config, bank = model.config, kept.take(slice(4096))
+    compared = model.online if model.projector else model.encoder  # by the loss: what can collapse
 
     def measure(epoch: int) -> loop.Row:
         if (epoch + 1) % config.monitor_every and epoch + 1 < last:
             return {}
-        row = {"spread": evaluate.spread(encoders.embed(model.compared, held.images))}
+        row = {"spread": evaluate.spread(encoders.embed(compared, held.images))}
         if held.labels is None or bank.labels is None:
             return row
         x, y = (encoders.embed(model.encoder, part.images) for part in (bank, held))
@@ -212,14 +205,14 @@ def _monitor(model: Method, held: ImageSet, kept: ImageSet, last: int) -> Callab
 def share(model: Method) -> DistributedDataParallel:
     """Let each process run the networks on its rows of a batch, and the loss on the rows of all.
 
-    Every process draws the views of the whole batch, as a single one would, and gathers the outputs of
+    Every process is given the views of the whole batch, as a single one is, and gathers the outputs of
     all with their gradients. Batch norm is over the whole batch, too: torch's on GPUs; on a CPU, where
     that does not exist, every layer gathers its input.
 
     Raises:
         ValueError: where the processes cannot share a batch evenly.
     """
-    _own_rows(torch.empty(model.config.batch, 0))
+    _own_rows(torch.empty(model.config.batch))
     copies = [part.module for part in model.modules() if isinstance(part, Momentum)]
     for net in (model.online, *copies):
         if next(net.parameters()).is_cuda:
@@ -280,7 +273,6 @@ def origin(config: Config) -> str | None:
     if config.method != READY or config.weights == "timm":
         return config.weights
     path = Path(config.weights or "").expanduser()
-    if not config.weights or not path.is_file():
-        missing = f" ({path} does not exist)" if config.weights else ""
-        raise ValueError(f"weights={config.weights!r}{missing}: {READY!r} needs a file or 'timm'")
+    if not path.is_file():
+        raise ValueError(f"weights={config.weights!r} is no file: {READY!r} needs one, or 'timm'")
     return files.sha256(path)

@@ -82,7 +82,8 @@ class WatermarkedMethod(nn.Module):
         turned = images
         if carriers is not None:
             turned = carriers[torch.randint(len(carriers), (len(images),), generator=angles)]
-        return self.method(images, labels, draws) + self.weight * self.rotation(turned, angles)
+        loss = self.method(*self.method.views(images, labels, draws))
+        return loss + self.weight * self.rotation(turned, angles)
 
     def rotation(self, images: Tensor, angles: torch.Generator) -> Tensor:
         """Return the cross-entropy of the head on both turns of uint8 images (B, 3, H, W)."""

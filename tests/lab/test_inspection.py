@@ -109,10 +109,11 @@ def test_a_training_takes_its_arithmetic_or_the_start_of_its_kernels() -> None:
 def test_the_passes_of_a_method_are_those_that_its_step_makes(method: str) -> None:
     config = methods.Config(method, "conv4", batch=16, queue=32, hidden=8, projection=8, held_out=0)
     net = encoders.build("conv4")
-    model = methods.METHODS[method].build(net, config, 4)
+    model = methods.METHODS[method](net, config, 4)
     images = torch.zeros(16, 3, 32, 32, dtype=torch.uint8)
     with FlopCounterMode(display=False) as counter:
-        model(images, torch.zeros(16), torch.Generator().manual_seed(0)).backward()
+        views = model.views(images, torch.zeros(16), torch.Generator().manual_seed(0))
+        model(*views).backward()
     forward = 2e9 * encoders.describe(net)["gmac"] * len(images)
     # The images themselves get no gradient, which saves a tenth.
     assert counter.get_total_flops() / forward == pytest.approx(inspection.PASSES[method], rel=0.12)

@@ -134,7 +134,7 @@ def test_a_split_that_is_not_there_is_told(splitting):
         splitting(query_split="unlabeled").queries(1)
     with pytest.raises(ValueError, match=r"unknown split 'extra' of shapes: choose .*train, test"):
         splitting(query_data="shapes", query_split="extra").queries(1)
-    wanted = r"needs labels, and this split of stl10 has none: choose .*train_split"
+    wanted = "'supervised' needs labels: choose .*train_split"
     with pytest.raises(ValueError, match=wanted):
         splitting(train_split="unlabeled").train("victim", "supervised")
     ceiling = splitting(train_split="unlabeled").train_images("supervised")

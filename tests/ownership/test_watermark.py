@@ -195,7 +195,7 @@ def test_a_killed_training_ends_with_the_same_victim_and_mark(tmp_path, monkeypa
     [
         ({"weight": -1.0}, {}, r"weight=-1\.0: a finite number of at least 0"),
         ({}, {"method": "simclear"}, "unknown method 'simclear'"),
-        ({}, {"method": "supervised"}, "needs a data set with labels"),
+        ({}, {"method": "supervised"}, "'supervised' needs labels"),
     ],
 )
 def test_impossible_configs(changes, victim, message):

@@ -497,7 +497,7 @@ def test_half_a_data_set_is_said_before_any_notebook_runs(
 @pytest.mark.parametrize(
     ("victim", "message"),
     [
-        ({"weights": "gone.pt"}, "gone.pt does not exist"),
+        ({"weights": "gone.pt"}, "'gone.pt' is no file"),
         ({"weights": "stem.pt", "encoder": "resnet18"}, "stem.pt"),
         (
             {"weights": "timm", "encoder": "test_resnet.r160_in1k"},
