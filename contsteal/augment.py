@@ -300,9 +300,7 @@ def simclr(images: Tensor, g: Draw) -> Tensor:
 
 def upright(images: Tensor, g: Draw) -> Tensor:
     """SimCLR's policy for things with a handedness: crop (0.4, 1), jitter, gray, and no flip."""
-    boxes = draw_boxes(len(images), images.shape[-1], g, scale=(0.4, 1.0))
-    out = crop_resize(to_float(images), boxes, torch.zeros(len(images), dtype=torch.bool))
-    return grayscale(jitter(out, g), g)
+    return grayscale(jitter(patch(images, g, 0.4, 1.0), g), g)
 
 
 def randaugment(images: Tensor, g: Draw) -> Tensor:
@@ -323,9 +321,9 @@ def rotation(images: Tensor, g: Draw) -> Tensor:
     return rotate(to_float(images), 360 * torch.rand(len(images), generator=g))
 
 
-def patch(images: Tensor, g: Draw, share: float) -> Tensor:
-    """A crop of `share` (0.9 or 0.75) of the image's area, resized, as RDA's patches are."""
-    boxes = draw_boxes(len(images), images.shape[-1], g, scale=(share, share))
+def patch(images: Tensor, g: Draw, least: float, most: float) -> Tensor:
+    """A crop of a fixed share (0.9 or 0.75) of the image's area, resized, as RDA's patches are."""
+    boxes = draw_boxes(len(images), images.shape[-1], g, scale=(least, most))
     return crop_resize(to_float(images), boxes, torch.zeros(len(images), dtype=torch.bool))
 
 
@@ -335,8 +333,8 @@ POLICIES: dict[str, Callable[[Tensor, Draw], Tensor]] = {
     "upright": upright,
     "randaugment": randaugment,
     "rotation": rotation,
-    "patch90": partial(patch, share=0.9),
-    "patch75": partial(patch, share=0.75),
+    "patch90": partial(patch, least=0.9, most=0.9),
+    "patch75": partial(patch, least=0.75, most=0.75),
 }
 
 

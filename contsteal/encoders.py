@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,6 @@ INPUTS = {"mean": tuple[float, ...], "std": tuple[Positive, ...]}  # how a proje
 # In these projects' CIFAR stems differ.
 STEM_INPUTS = {"padding": Annotated[int, ("least", 0), ("most", 64)], "relu": bool}
 RESAMPLED = ("timm.models.vision_transformer", "timm.models.eva")  # DINOv2, MAE; DINOv3
-LEAST_RESAMPLED = 224  # pixels
 SMALL = "conv4"  # the one network that is not timm's
 
 
@@ -37,7 +36,9 @@ class DownloadError(RuntimeError):
 class Conv4(nn.Sequential):
     """Four 3 x 3 convolutions at stride 2 and the mean over what is left: fast at 32 px on a CPU."""
 
-    feature_info = ({"reduction": 16},)  # as timm's networks say how they shrink images
+    # As timm's networks say how they shrink images and how they are given them.
+    feature_info = ({"reduction": 16},)
+    pretrained_cfg: ClassVar = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
 
     def __init__(self, *channels: int) -> None:
         layers: list[nn.Module] = []
@@ -73,12 +74,7 @@ class Encoder(nn.Module):
         width = int(getattr(backbone, "head_hidden_size", self.backbone.num_features))
         self.dim = width if out_dim is None else out_dim
         self.projection = nn.Identity() if out_dim is None else nn.Linear(width, self.dim)
-        config: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
-        if not isinstance(backbone, Conv4):
-            from timm.data import resolve_model_data_config
-
-            config = resolve_model_data_config(backbone)
-        config |= spec.get("inputs", {})
+        config = self.backbone.pretrained_cfg | spec.get("inputs", {})
         for name in ("mean", "std"):
             value = torch.tensor(config[name]).view(1, 3, 1, 1)
             self.register_buffer(name, value, persistent=False)
@@ -164,9 +160,8 @@ def _fitting_inputs(name: str, image_size: int, given: Any) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         raise ValueError(f"inputs={given!r:.60}: names and values are needed, such as mean")
     known = INPUTS | (STEM_INPUTS if _has_cifar_stem(name, image_size) else {})
-    for key in given:
-        choice(key, f"input of {name} at {image_size} px", known)
-    kept = {key: fitting(value, f"inputs: {key}", known[key]) for key, value in given.items()}
+    place = f"input of {name} at {image_size} px"
+    kept = {k: fitting(v, f"inputs: {k}", known[choice(k, place, known)]) for k, v in given.items()}
     for key in INPUTS:
         if len(kept.get(key, "RGB")) != 3:
             raise ValueError(f"inputs: {key}={kept[key]}: three numbers are needed")
@@ -280,7 +275,7 @@ def _resamples(name: str, image_size: int) -> bool:
     home = timm.model_entrypoint(name.partition(".")[0]).__module__
     patch = re.search(r"patch(\d+)", name)
     whole = patch is not None and image_size % int(patch[1]) == 0
-    return home in RESAMPLED and whole and image_size >= LEAST_RESAMPLED
+    return home in RESAMPLED and whole and image_size >= 224
 
 
 def _check_runs(net: Encoder) -> None:
@@ -321,10 +316,9 @@ def stored(name: str) -> bool:
 
     check(name)
     config: Any = timm.get_pretrained_cfg(name)
-    names = ("model.safetensors", "pytorch_model.bin")
-    return bool(config and config.hf_hub_id) and any(
-        isinstance(try_to_load_from_cache(config.hf_hub_id, file), str) for file in names
-    )
+    if not config or not config.hf_hub_id:
+        return False
+    return isinstance(try_to_load_from_cache(config.hf_hub_id, "model.safetensors"), str)
 
 
 def describe(net: Encoder) -> dict[str, Any]:
@@ -334,22 +328,17 @@ def describe(net: Encoder) -> dict[str, Any]:
         net: an encoder of `build`.
 
     Returns:
-        `name`; `licence` of the weights; `parameters` in millions; `features`, their dimension;
-        `image_size` in pixels; `mean` and `std` of the input; `gmac`, 10^9 multiply-adds of products and
-        convolutions per image.
+        `licence` of the weights; `parameters` in millions; `features`, their dimension; `gmac`, 10^9
+        multiply-adds of products and convolutions per image.
 
     Example:
         >>> describe(build("conv4"))["features"]
         128
     """
     return {
-        "name": net.spec["name"],
         "licence": net.licence,
         "parameters": sum(p.numel() for p in net.parameters()) / 1e6,
         "features": net.dim,
-        "image_size": net.spec["image_size"],
-        "mean": [round(v, 6) for v in net.mean.flatten().tolist()],  # held in float32
-        "std": [round(v, 6) for v in net.std.flatten().tolist()],
         "gmac": _gmac(net),
     }
 

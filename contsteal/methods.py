@@ -32,6 +32,8 @@ from contsteal import (
 )
 from contsteal.encoders import Encoder
 
+Pair = tuple[Tensor, Tensor]  # of what a loss compares
+
 
 @dataclass(frozen=True)
 class Config(Checked):
@@ -162,9 +164,7 @@ class Method(nn.Module):
         """Return the projector, from the encoder's `dim` over `hidden` to `out` dimensions."""
         return Head(dim, hidden, out, norm=False)
 
-    def views(
-        self, images: Tensor, labels: Tensor | None, draws: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def views(self, images: Tensor, labels: Tensor | None, draws: torch.Generator) -> Pair:
         """Return what `loss` compares: two float views (B, 3, H, W) of uint8 images (B, 3, H, W).
 
         Args:
@@ -306,9 +306,7 @@ class Supervised(Method):
     def head(self, dim: int, hidden: int, out: int) -> nn.Module:
         return nn.Linear(dim, self.classes)
 
-    def views(
-        self, images: Tensor, labels: Tensor | None, draws: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def views(self, images: Tensor, labels: Tensor | None, draws: torch.Generator) -> Pair:
         """Return one view (B, 3, H, W), and the labels (B,)."""
         if labels is None:
             raise ValueError("method 'supervised' needs labels: choose another set or train_split")

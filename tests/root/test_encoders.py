@@ -118,12 +118,6 @@ def test_weights_are_drawn_from_the_seed_alone(options: dict) -> None:
         assert weight.ndim == 1 or not torch.equal(weight, other.get_parameter(layer))
 
 
-def test_the_demos_encoder_is_what_timm_draws_from_the_seed() -> None:
-    torch.manual_seed(3)
-    want = timm.create_model("resnet10t", num_classes=0, channels=(32, 64, 128, 256))
-    assert same(encoders.build("resnet10t", width=0.5, seed=3).backbone, want)
-
-
 def test_the_cifar_stem_and_the_output_layer_are_drawn_after_the_rest() -> None:
     torch.manual_seed(4)
     want = timm.create_model("resnet18", num_classes=0, channels=(8, 16, 32, 64))
@@ -214,7 +208,7 @@ def test_weights_are_fetched_for_their_own_stem_and_size(hub: list[str]) -> None
     assert net.backbone.pos_embed.shape[1] == 1 + (224 // 14) ** 2, "timm resamples positions"
 
 
-@pytest.mark.parametrize("size", [32, 48, 160])
+@pytest.mark.parametrize("size", [48, 160])
 def test_an_untrained_vit_is_built_for_its_size(size: int, tmp_path: Path) -> None:
     net = encoders.build("test_vit", size, seed=2)
     tokens = net.backbone.pos_embed.shape[1] - net.backbone.num_prefix_tokens
@@ -259,32 +253,13 @@ def test_inputs_replace_normalisation_and_stem(tmp_path: Path) -> None:
         encoders.load(tmp_path / "net.safetensors", plain)
 
 
-@pytest.mark.parametrize(
-    ("name", "size", "gmac", "millions"),
-    [("resnet18", 32, 0.5554, 11.17), ("resnet50", 224, 4.087, 23.51)],
-)
-def test_describe_counts_what_is_known_and_as_the_literal_reference_does(
-    name: str, size: int, gmac: float, millions: float
-) -> None:
-    net = encoders.build(name, size)
-    card = encoders.describe(net)
-    assert card["gmac"] == pytest.approx(gmac, rel=5e-4)
-    assert card["gmac"] == pytest.approx(gmacs(net, size), rel=1e-9)
-    assert card["parameters"] == pytest.approx(millions, abs=0.01)
-
-
 def test_describe_tells_everything_a_table_needs() -> None:
-    card = encoders.describe(encoders.build("test_vit", 32, out_dim=9))
-    assert card.pop("gmac") > 0
-    assert card.pop("parameters") == pytest.approx(0.3007, abs=1e-4)
-    assert card == {
-        "name": "test_vit",
-        "licence": "own weights",
-        "features": 9,
-        "image_size": 32,
-        "mean": [0.5, 0.5, 0.5],
-        "std": [0.5, 0.5, 0.5],
-    }
+    net = encoders.build("resnet18", 32, out_dim=9)
+    card = encoders.describe(net)
+    assert card["gmac"] == pytest.approx(gmacs(net, 32), rel=1e-9)
+    assert card["gmac"] == pytest.approx(0.5554, rel=5e-4)
+    assert card["parameters"] == pytest.approx(11.17, abs=0.01)
+    assert (card["licence"], card["features"]) == ("own weights", 9)
 
 
 def test_the_licence_of_pretrained_weights_stays_with_them(hub, tmp_path, monkeypatch) -> None:
@@ -396,23 +371,17 @@ def test_a_save_that_fails_keeps_the_older_file(saved, monkeypatch) -> None:
         (lambda data: data[: len(data) // 2], r"victim.* cannot be read .*fetch it again"),
         (lambda data: flipped(data, len(data) // 2), r"victim.* was altered after"),
         (lambda data: flipped(data, len(data) - 1), r"victim.* was altered after"),
+        (lambda data: flipped(data, data.index(b"own weights")), r"victim.* was altered after"),
+        (lambda data: flipped(data, data.index(b"sha256") + 20), r"victim.* was altered after"),
+        (lambda data: flipped(data, data.index(b'"facts"')), "victim"),
         (lambda data: save({"weight": torch.zeros(3)}), "victim"),
     ],
-    ids=["truncated", "flipped", "flipped at the end", "foreign"],
+    ids=["truncated", "weight", "last weight", "licence", "hash", "header", "foreign"],
 )
 def test_a_damaged_file_is_refused(saved, harm, message: str) -> None:
     path, _ = saved
     path.write_bytes(harm(path.read_bytes()))
     with pytest.raises(CheckpointError, match=message):
-        encoders.load(path)
-
-
-@pytest.mark.parametrize("changes", [{"facts": "{}"}, {"sha256": "0"}, {"more": "words"}])
-def test_no_word_of_the_header_can_be_changed(saved, changes: dict[str, str]) -> None:
-    path, _ = saved
-    state, header = checkpoints.read_safetensors(path)
-    path.write_bytes(save(state, metadata=header | changes))
-    with pytest.raises(CheckpointError, match="was altered after"):
         encoders.load(path)
 
 
@@ -422,34 +391,13 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
         encoders.load(tmp_path / "head.safetensors")
 
 
-def test_flipped_byte_in_the_header(saved) -> None:
-    """Whichever byte of the stored architecture and hash is altered, it is a CheckpointError."""
+def test_another_architecture_lists_the_keys(saved) -> None:
     path, _ = saved
-    raw = path.read_bytes()
-    for key in (b'"facts"', b'"sha256"'):
-        for place in range(raw.index(key), raw.index(key) + 60, 5):
-            path.write_bytes(flipped(raw, place))
-            with pytest.raises(CheckpointError):
-                encoders.load(path)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"out_dim": None}, r"2 unexpected: projection.bias, projection.weight"),
-        ({"out_dim": 11}, r"2 misshapen: projection.bias, projection.weight"),
-        ({"name": "resnet18", "width": 0.125}, r"\d+ missing: backbone.*\d+ unexpected: backbone"),
-    ],
-)
-def test_another_architecture_lists_the_keys(saved, options: dict, message: str) -> None:
-    path, _ = saved
-    into = encoders.build(**{"name": "test_resnet", "out_dim": 10} | options)
-    kept = {k: v.clone() for k, v in into.state_dict().items()}
-    with pytest.raises(CheckpointError, match=message) as caught:
+    into, untouched = (encoders.build("test_resnet", out_dim=11) for _ in range(2))
+    message = r"victim.* is .*test_resnet.*2 misshapen: projection.bias, projection.weight"
+    with pytest.raises(CheckpointError, match=message):
         encoders.load(path, into)
-    assert str(path) in str(caught.value)
-    assert "test_resnet" in str(caught.value)
-    assert all(torch.equal(v, kept[k]) for k, v in into.state_dict().items()), "nothing was loaded"
+    assert same(into, untouched), "nothing was loaded"
 
 
 def test_equal_weights_with_other_inputs_are_another_encoder() -> None:

@@ -87,20 +87,6 @@ def test_classes_that_scripts_make_have_an_example(module: str, name: str) -> No
     assert ">>> " in inspect.getdoc(resolve(module, name)).partition("Example:\n")[2]
 
 
-def test_a_docstring_without_a_parameter_or_section_is_seen() -> None:
-    def function(one: int, two: int) -> int:
-        """Return one.
-
-        Args:
-            one: a number.
-        """
-        if two:
-            raise ValueError
-        return one
-
-    assert undocumented(function) == ["two", "Raises:"]
-
-
 def test_the_reference_shows_what_exists_and_what_scripts_rely_on() -> None:
     for module, name in PUBLIC:
         assert inspect.getdoc(resolve(module, name)), name

@@ -122,15 +122,6 @@ def test_json_is_read_as_it_was_written(tmp_path):
     assert files.read_json(tmp_path / "none.json") is None
 
 
-def test_a_damaged_file_is_moved_aside(tmp_path):
-    path = tmp_path / "a.pt"
-    path.write_text("damaged")
-    aside = files.move_aside(path)
-    assert aside.read_text() == "damaged"
-    assert aside.name.startswith("a.pt.corrupt-")
-    assert not path.exists()
-
-
 def test_hashes_depend_on_content_and_not_on_order(tmp_path):
     assert files.key({"a": 1, "b": 2}) == files.key({"b": 2, "a": 1})
     assert files.key({"a": 1}) != files.key({"a": 2})

@@ -103,8 +103,8 @@ def stepped() -> Iterator[list[float]]:
     hook.remove()
 
 
-@pytest.mark.parametrize("batch", [3, 7, 8, 20])
-@pytest.mark.parametrize("steps", [1, 2, 5, 12])
+@pytest.mark.parametrize("batch", [3, 20])
+@pytest.mark.parametrize("steps", [1, 5, 12])
 def test_exactly_so_many_steps_are_done_and_the_last_epoch_is_cut_short(stepped, batch, steps):
     (model, loss), seen = problem(), []
 
