@@ -54,8 +54,6 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def _check(images: Tensor) -> None:
-    if not isinstance(images, Tensor) or images.layout != torch.strided:
-        raise ValueError(f"images of kind {type(images).__name__}: a dense tensor is expected")
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
         given = f"{tuple(images.shape)} {images.dtype}"
         raise ValueError(f"images {given}: uint8 of shape (N, 3, H, W) is expected")

@@ -8,7 +8,6 @@ notebooks and workers inherit both.
 import io
 import math
 import os
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -188,15 +187,12 @@ def _epoch(
         values[step] = value.detach()
     if len(bad := (~values.isfinite()).nonzero()):
         step = int(bad[0, 0])
-        images = ", ".join(map(str, batches[step][:8].tolist()))
         raise Diverged(
-            f"the loss became {values[step].item()} in epoch {epoch + 1}, step {step + 1}, on a batch of "
-            f"{len(batches[step])} images ({images}, ...): lower the learning rate or raise the "
-            "temperature; the last checkpoint is kept"
+            f"the loss became {values[step].item()} in epoch {epoch + 1}, step {step + 1}: lower the "
+            "learning rate or raise the temperature; the last checkpoint is kept"
         )
     if not all(p.isfinite().all() for p in model.parameters()):
-        place = f"in epoch {epoch + 1}"
-        raise Diverged(f"a weight became NaN or infinite {place}: lower the learning rate")
+        raise Diverged(f"a weight is NaN or infinite in epoch {epoch + 1}: lower the learning rate")
     return values.mean().item()
 
 
@@ -362,14 +358,13 @@ def compiled(
 
     Args:
         function: a module, or a method of one. The weights stay the module's own.
-        device: compiled is on a CUDA GPU alone, with Triton and a C compiler, in fast mode.
+        device: compiled is on a CUDA GPU alone, with Triton, in fast mode.
         steps: of the whole training: a short one ends before compiling has paid for itself.
 
     Yields:
         The compiled function, or `function` itself.
     """
-    c_compiler = os.environ.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang")))
-    able = device.type == "cuda" and c_compiler and find_spec("triton")
+    able = device.type == "cuda" and find_spec("triton")
     pays = able and steps >= measured(PAYS, COMPILE_FROM)
     wanted = BACKEND or ("inductor" if pays else "none")
     backend = None if mode() == "exact" or wanted == "none" else wanted

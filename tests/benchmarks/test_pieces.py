@@ -424,7 +424,6 @@ def test_the_slower_form_is_not_used_afterwards(
     monkeypatch.setattr(loop, "RECORDS", tmp_path)
     monkeypatch.setattr(loop, "card", lambda: "a-card")
     monkeypatch.setattr(loop, "find_spec", lambda name: True)
-    monkeypatch.setattr(loop.shutil, "which", lambda name: name)
     pays = gpu.forms(gpu.TINY._replace(batch=10))[1]
     row = record.row("gpu", loop.PAYS, record.US, "steps", [pays])
     record.store("gpu", [row], tmp_path / "a-card.json")

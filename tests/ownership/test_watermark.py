@@ -100,7 +100,7 @@ def test_the_loss_is_the_methods_plus_a_literal_cross_entropy():
     batch = SHAPES.images[:8]
     with torch.no_grad():
         total = model(batch, None, draws(1), draws(2)).item()
-        base = model.method(batch, None, draws(1)).item()
+        base = model.method(*model.method.views(batch, None, draws(1))).item()
         turned = watermark.turn(augment.to_float(batch), draws(2))
         logits = model.head(model.method.encoder(turned)).tolist()
     terms = [math.log(sum(math.exp(v) for v in row)) - row[k >= 8] for k, row in enumerate(logits)]
@@ -112,7 +112,7 @@ def test_carriers_are_turned_instead_of_the_training_images():
     batch, black = SHAPES.images[:8], torch.zeros(5, 3, 32, 32, dtype=torch.uint8)
     with torch.no_grad():
         total = model(batch, None, draws(1), draws(2), black)
-        base = model.method(batch, None, draws(1))
+        base = model.method(*model.method.views(batch, None, draws(1)))
         task = model.rotation(black[:1].expand(8, -1, -1, -1), draws(3))
     assert total.item() == pytest.approx(base.item() + task.item(), abs=1e-5)
 

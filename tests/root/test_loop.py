@@ -178,17 +178,15 @@ def test_the_seed_alone_decides_the_weights():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path, always_save, bad):
-    path, (model, loss) = tmp_path / "c.pt", problem()
-    seen: list[list[int]] = []
+    path, (model, loss), steps = tmp_path / "c.pt", problem(), itertools.count(1)
 
     def breaks(chosen: Tensor, epoch: int, draws: torch.Generator) -> Tensor:
-        seen.append(chosen.tolist())
-        return loss(chosen, epoch, draws) * (bad if len(seen) == 6 else 1)
+        return loss(chosen, epoch, draws) * (bad if next(steps) == 6 else 1)
 
-    with pytest.raises(loop.Diverged, match=r"epoch 3, step 2, .*learning rate") as caught:
+    with pytest.raises(
+        loop.Diverged, match=r"became (nan|inf) in epoch 3, step 2: .*learning rate"
+    ):
         loop.fit(model, breaks, N, SCHEDULE, seed=0, checkpoint=path)
-    some = ", ".join(map(str, seen[5]))
-    assert f"on a batch of 8 images ({some}, ...)" in str(caught.value)
     state = torch.load(path, weights_only=True)
     assert len(state["history"]) == 2
     assert all(value.isfinite().all() for value in state["model"].values())
@@ -433,7 +431,6 @@ def test_the_mode_decides_torch_s_flags(mode, flags, monkeypatch):
 )
 def test_long_trainings_on_a_gpu_are_compiled(device, steps, tools, choice, compiles, monkeypatch):
     made, model = [], problem()[0]
-    monkeypatch.setenv("CC", "cc")
     monkeypatch.setattr(loop, "find_spec", lambda name: tools or None)
     monkeypatch.setattr(torch, "compile", lambda f, **given: made.append(given["mode"]) or f)
     with forced(**choice), loop.compiled(model, torch.device(device), steps) as network:
