@@ -57,7 +57,7 @@ ATTACKS: dict[str, Recipe] = {
         "soft cross-entropy on the victim's posteriors",
     ),
     "posterior-logits": Recipe(
-        losses.logits_mse, "logits", "clean", None, CODE, "MSE on the victim's raw logits",
+        losses.mse, "logits", "clean", None, CODE, "MSE on the victim's raw logits",
     ),
     "embedding": Recipe(
         losses.mse, "embedding", "clean", None, f"{CODE}; {ICML}, Table 2", "MSE on embeddings",

@@ -7,15 +7,13 @@ stays float64. In formulas s_i and t_i are rows of surrogate and target, z = [s;
 Every loss raises ValueError for shapes that differ, too few rows, or a temperature of 0 or below.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-BLOCK = 512  # rows that are compared with all others at a time
-WHOLE = 2048  # rows up to which all pairs are kept at once: 16 MB, no slower than blocks
+from contsteal import choice
 
 # ------------------------------------------------------------------------------------ regression
 
@@ -127,43 +125,25 @@ def cross_entropy(logits: Tensor, answers: Tensor) -> Tensor:
         A scalar.
 
     Raises:
-        ValueError: for answers that do not fit the logits, and on a CPU for labels beyond the classes.
+        ValueError: for answers that do not fit the logits.
 
     Example:
         >>> cross_entropy(torch.zeros(1, 4), torch.tensor([2]))
         tensor(1.3863)
     """
-    _fitting(logits, answers, logits.shape if answers.ndim == 2 else logits.shape[:1])
+    if (
+        logits.ndim != 2
+        or not logits.numel()
+        or answers.shape not in (logits.shape, logits.shape[:1])
+    ):
+        raise ValueError(f"logits {tuple(logits.shape)} do not fit answers {tuple(answers.shape)}")
     if answers.is_floating_point() != (answers.ndim == 2) or answers.dtype == torch.bool:
         kinds = "posteriors (N, C) are floats, labels (N,) whole numbers"
         raise ValueError(f"answers {tuple(answers.shape)} of {answers.dtype}: {kinds}")
     answers = answers if answers.is_floating_point() else answers.long()
     logits = logits.float() if logits.dtype != torch.float64 else logits
-    try:  # by default the label -100 would be left out
-        return F.cross_entropy(logits, answers, ignore_index=-(2**31))
-    except IndexError as error:  # on a CPU, which looks at each label
-        span = f"{int(answers.min())} to {int(answers.max())}"
-        raise ValueError(f"labels from {span}: classes 0 to {logits.shape[1] - 1} exist") from error
-
-
-def logits_mse(logits: Tensor, answers: Tensor) -> Tensor:
-    """Mean squared error of raw logits: the "posterior" attack of Cont-Steal's official code.
-
-    Args:
-        logits, answers: of surrogate and victim, (N, C) each.
-
-    Returns:
-        A scalar.
-
-    Raises:
-        ValueError: for shapes that differ.
-
-    Example:
-        >>> logits_mse(torch.zeros(2, 3), torch.ones(2, 3))
-        tensor(1.)
-    """
-    _fitting(logits, answers, logits.shape)
-    return mse(logits, answers)
+    # By default the label -100 would be left out.
+    return F.cross_entropy(logits, answers, ignore_index=-(2**31))
 
 
 # ----------------------------------------------------------------------------------- contrastive
@@ -202,9 +182,9 @@ def cont_steal(
         >>> cont_steal(torch.eye(32), torch.eye(32), form="code")  # ln(1 + 62 e^-2)
         tensor(2.2397)
     """
-    _known("form", form, "cont_steal", "paper", "code")
+    choice(form, "form", ("paper", "code"))
     allowed = ("both", "victim", "self") if form == "paper" else ("both",)
-    _known("negatives", negatives, f'cont_steal(form="{form}")', *allowed)
+    choice(negatives, f"negatives of form={form!r}", allowed)
     if form == "code":
         return info_nce(surrogate, target, temperature)
     s, t = (F.normalize(x, dim=1) for x in _pair(surrogate, target, least=2))
@@ -270,7 +250,7 @@ def info_nce_views(
         >>> info_nce_views(s, s) < info_nce_views(s, s.roll(1, 0))
         tensor(True)
     """
-    _known("form", form, "info_nce_views", "corrected", "published")
+    choice(form, "form", ("corrected", "published"))
     s, t = _pair(surrogate, target, least=4)
     image = torch.arange(_half(len(s)), device=s.device)
     if form == "corrected":
@@ -374,7 +354,7 @@ def barlow(
         >>> barlow(square, square).round(decimals=2), barlow(square, -square).round(decimals=2)
         (tensor(0.), tensor(8.))
     """
-    _known("form", form, "barlow", "cross", "published")
+    choice(form, "form", ("cross", "published"))
     s, t = _pair(surrogate, target, least=2)
     if form == "published":
         n = _half(len(s))
@@ -459,45 +439,8 @@ def cosines(z: Tensor, temperature: float) -> Tensor:
 
 
 def nt_xent(z: Tensor, partner: Tensor, temperature: float) -> Tensor:
-    """Return mean_i -log(e^{z_i z_p(i)} / sum_{k != i} e^{z_i z_k}) of rows z (R, D), partners p (R,).
-
-    Above WHOLE rows it goes by blocks: memory is linear in R, not quadratic, and second derivatives do
-    not exist.
-    """
-    if len(z) <= WHOLE:
-        return F.cross_entropy(cosines(z, temperature), partner)
-    with torch.autocast(z.device.type, enabled=False):
-        return _BlockwiseNTXent.apply(F.normalize(z, dim=1), partner, positive(temperature))
-
-
-class _BlockwiseNTXent(torch.autograd.Function):
-    """`nt_xent` of unit rows z; its gradient is computed on the way, while a block is at hand.
-
-    With L = (1 / R) sum_i (logsumexp_j l_ij - l_ip(i)), l_ij = z_i z_j / T and G = softmax(l) - 1_p:
-    dL/dz = (G + G') z / (R T).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, partner: Tensor, temperature: float) -> Tensor:
-        total, gradient = z.new_zeros(()), torch.zeros_like(z)
-        for first in range(0, len(z), BLOCK):
-            rows, target = z[first : first + BLOCK], partner[first : first + BLOCK, None]
-            logits = (rows @ z.T).div_(temperature)  # (BLOCK, R)
-            logits.diagonal(first).fill_(float("-inf"))
-            norm = logits.logsumexp(1, keepdim=True)
-            total += (norm - logits.gather(1, target)).sum()
-            g = logits.sub_(norm).exp_()
-            g.scatter_add_(1, target, torch.full_like(norm, -1))
-            gradient[first : first + BLOCK].addmm_(g, z)
-            gradient.addmm_(g.T, rows)
-        ctx.save_for_backward(gradient.div_(len(z) * temperature))
-        return total / len(z)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, up: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return up * gradient, None, None
+    """Return mean_i -log(e^{z_i z_p(i)} / sum_{k != i} e^{z_i z_k}) of rows z (R, D), partners p (R,)."""
+    return F.cross_entropy(cosines(z, temperature), partner)
 
 
 # ---------------------------------------------------------------------------------------- checks
@@ -523,17 +466,7 @@ def _pair(s: Tensor, t: Tensor, least: int = 1) -> tuple[Tensor, Tensor]:
     return s.to(dtype), t.to(dtype)
 
 
-def _fitting(logits: Tensor, answers: Tensor, shape: torch.Size) -> None:
-    if logits.ndim != 2 or answers.shape != shape or not logits.numel():
-        raise ValueError(f"logits {tuple(logits.shape)} do not fit answers {tuple(answers.shape)}")
-
-
 def _half(rows: int) -> int:
     if rows % 2:
         raise ValueError(f"a batch of {rows} rows cannot be [view 1; view 2]: give an even number")
     return rows // 2
-
-
-def _known(what: str, value: str, place: str, *choices: str) -> None:
-    if value not in choices:
-        raise ValueError(f"unknown {what} {value!r} of {place}: choose one of {', '.join(choices)}")
