@@ -4,16 +4,12 @@
 between queries that are not normal (Juuti et al., EuroS&P 2019; code
 SSGAalto/prada-protecting-against-dnn-model-stealing-attacks). `ProofOfWork` makes users pay in seconds of
 computation, more for queries unlike a customer's (Dziedzic et al., "Increasing the Cost of Model
-Extraction with Calibrated Proof of Work", ICLR 2022; code cleverhans-lab/model-extraction-iclr); its
-puzzle is HashCash's.
+Extraction with Calibrated Proof of Work", ICLR 2022; code cleverhans-lab/model-extraction-iclr).
 """
 
 import copy
-import hashlib
-import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypeVar
 
@@ -22,9 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contsteal import Count, NotNegative, Positive, choice, number
+from contsteal import Count, NotNegative, Positive, number
 from contsteal.defenses.state import Answered, PerUser, Record, fresh_draws, identity
-from contsteal.seeds import derive
 from contsteal.victim import finite
 
 __all__ = ["Prada", "ProofOfWork", "Refused", "SimilarQueries"]
@@ -114,7 +109,7 @@ class SimilarQueries(Detector[Recent]):
     with views split over accounts, are missed. A user takes up to 4 `memory` D bytes.
 
     Raises:
-        ValueError: for parameters out of range, and a `projection` without a name.
+        ValueError: for parameters out of range, and a `projection` that is no module.
         Refused: on a flagged user's answers, where `action` is "refuse".
 
     Example:
@@ -129,7 +124,7 @@ class SimilarQueries(Detector[Recent]):
     threshold: float  #: of the `measure`
     measure: Literal["l2", "cosine"] = "cosine"
     #: (N, D) -> (N, P), what is compared instead of answers: the paper takes the training head
-    projection: Callable[[Tensor], Tensor] | None = None
+    projection: nn.Module | None = None
     action: Literal["replace", "refuse", "record"] = "replace"
     mean: float = 1000.0  #: of what replaces similar answers, N(mean, std^2)
     std: NotNegative = 20.0
@@ -142,10 +137,10 @@ class SimilarQueries(Detector[Recent]):
         super().__post_init__()
         limits = {"above": -1, "below": 1} if self.measure == "cosine" else {"above": 0}
         number(self.threshold, f"SimilarQueries measure={self.measure!r}, threshold", **limits)
-        if isinstance(self.projection, nn.Module):  # a copy that later training does not change
-            self.projection = copy.deepcopy(self.projection).eval().requires_grad_(False)
         if self.projection is not None:
-            identity(self.projection)  # refuses a function without a name
+            identity(self.projection)  # refuses what is no module
+            # A copy, which later training does not change.
+            self.projection = copy.deepcopy(self.projection).eval().requires_grad_(False)
 
     def statistic(self, user: str) -> float:
         """Return the share of a user's queries that were similar to an earlier one."""
@@ -302,26 +297,6 @@ class Prada(Detector[Growing]):
 BATCH = 64  # queries that one price is for, in the paper
 
 
-@dataclass(frozen=True)
-class Puzzle:
-    """Find a number that makes SHA-1 of `challenge:number` begin with `bits` zero bits."""
-
-    challenge: str
-    bits: int
-
-
-def solves(puzzle: Puzzle, number: int) -> bool:
-    """Return whether a number solves a puzzle, at the price of one hash."""
-    text = f"{puzzle.challenge}:{number}".encode()
-    digest = hashlib.sha1(text, usedforsecurity=False).digest()
-    return 8 * len(digest) - int.from_bytes(digest).bit_length() >= puzzle.bits
-
-
-def solve(puzzle: Puzzle) -> int:
-    """Return the least number that solves a puzzle, found with 2^bits hashes on average."""
-    return next(number for number in itertools.count() if solves(puzzle, number))
-
-
 def price_line(costs: Tensor) -> tuple[float, float]:
     """Fit a customer's line: summed costs over queries, by least squares.
 
@@ -351,7 +326,7 @@ def entropy(posteriors: Tensor) -> Tensor:
     simplex = posteriors.ndim == 2 and not (posteriors < 0).any()
     if not simplex or ((posteriors.sum(1) - 1).abs() > 1e-3).any():
         raise ValueError("cost='entropy' needs posteriors, rows from 0 to 1 with sum 1: for others use "
-                         "cost='flat' or a function of your own")  # fmt: skip
+                         "cost='flat'")  # fmt: skip
     return torch.special.entr(posteriors).sum(1)
 
 
@@ -370,14 +345,14 @@ class ProofOfWork(PerUser[Bill]):
 
     c(q) is a user's summed cost after q queries; the line is a customer's, from `price_line`. Each answer
     owes 1/64 of its own price, where the code prices whole batches: how queries are batched changes no
-    bill. A puzzle has log2(price `hashes_per_second`) zero bits. This is a cost model: it bills, and
-    never waits for a solution.
+    bill. This is a cost model: it bills, and sets no puzzle.
 
     The paper's cost is the privacy cost of PATE, from an ensemble's votes. Encoders have no votes and no
     usual mix of queries to calibrate by (Dziedzic et al., ICML 2022, 5.5): "flat" charges x = 0.
 
     Raises:
-        ValueError: for parameters out of range, a function without a name, and costs of another shape.
+        ValueError: for parameters out of range, and for answers that are no posteriors where these are
+            needed.
 
     Example:
         >>> meter = ProofOfWork(least=0.1)
@@ -387,42 +362,29 @@ class ProofOfWork(PerUser[Bill]):
     """
 
     title, record = "proof of work", Bill
-    cost: str | Callable[[Tensor], Tensor] = "flat"  #: or "entropy", or a function (N, D) -> (N,)
+    cost: Literal["flat", "entropy"] = "flat"
     intercept: float = 0.0  #: of the customer's line, in the measure of `cost`
     slope: float = 0.0  #: of the customer's line, per query
     base: Annotated[float, ("least", 1)] = 1.0075  #: of the price; below 1 thieves would pay less
     least: Positive = 0.1  #: seconds that 64 answers cost at least, above 0
     most: float = 2948.0  #: seconds that 64 answers cost at most
-    hashes_per_second: Positive = 1e6  #: that a user is assumed to try
-    seed: int = 0  #: of the puzzles
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if callable(self.cost):
-            identity(self.cost)  # refuses a function without a name
-        else:
-            choice(self.cost, "cost", ("flat", "entropy", "a function"))
         number(self.most, f"ProofOfWork least={self.least}, most", least=self.least)
 
     @torch.no_grad()
     def __call__(self, answers: Tensor, user: str) -> Tensor:
-        record, costs = self._of(user), self._costs(finite(answers)).double().cpu().numpy()
-        if not len(costs):
+        record, answers = self._of(user), finite(answers)
+        if not len(answers):
             return answers
+        priced = entropy(answers) if self.cost == "entropy" else answers.new_zeros(len(answers))
+        costs = priced.double().cpu().numpy()
         summed = record.cost + costs.cumsum()  # (N,)
         queries = record.queries + np.arange(1, len(costs) + 1)
         record.seconds += float(self.price(summed, queries).sum()) / BATCH
         record.queries, record.cost = int(queries[-1]), float(summed[-1])
         return answers
-
-    def _costs(self, answers: Tensor) -> Tensor:
-        if self.cost == "flat":
-            return answers.new_zeros(len(answers))
-        costs = self.cost(answers) if callable(self.cost) else entropy(answers)
-        if costs.shape != answers.shape[:1]:
-            name = self.parameters()["cost"]
-            raise ValueError(f"{name} returned {tuple(costs.shape)}: ({len(answers)},) is needed")
-        return finite(costs.double()[:, None])[:, 0]
 
     def price(self, cost: float | np.ndarray, queries: int | np.ndarray) -> np.ndarray:
         """Return the seconds per 64 answers at a summed cost after so many queries."""
@@ -433,10 +395,3 @@ class ProofOfWork(PerUser[Bill]):
     def bill(self, user: str) -> float:
         """Return the seconds of work due for all answers so far."""
         return self._seen(user).seconds
-
-    def puzzle(self, user: str) -> Puzzle:
-        """Return the puzzle for the user's next 64 answers, a new one after every answer."""
-        record = self._seen(user)
-        price = float(self.price(record.cost, record.queries))
-        bits = max(0, round(math.log2(price * self.hashes_per_second)))
-        return Puzzle(f"{derive('puzzle', self.seed, user, record.queries):016x}", bits)

@@ -1,8 +1,6 @@
 """What defences share: a description by their parameters, checks of these, and a record per user."""
 
-import hashlib
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Generic, TypeVar
@@ -11,29 +9,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from contsteal import Checked
+from contsteal import Checked, files
 from contsteal.seeds import generator
 from contsteal.victim import named
 
 # ------------------------------------------------------------------------- parameters
 
 
-def identity(function: Callable[[Tensor], Tensor]) -> str:
-    """Name a function by its module and name, a `torch.nn.Module` by its layers and weights.
+def identity(module: object) -> str:
+    """Name a `torch.nn.Module` by its layers and weights.
 
-    ValueError where two could share a name, and so a stored result: for lambdas, methods, inner functions
-    and objects without a name.
+    ValueError for a function, of which two could share a name, and so a stored result.
     """
-    if isinstance(function, nn.Module):
-        digest = hashlib.sha256(repr(function).encode())
-        for name, values in function.state_dict().items():
-            digest.update(name.encode() + values.detach().cpu().contiguous().numpy().tobytes())
-        return f"{type(function).__name__}:{digest.hexdigest()[:16]}"
-    name = getattr(function, "__qualname__", "<no name>")
-    if "<" in name or hasattr(function, "__self__"):  # a method also depends on its object's state
-        raise ValueError(f"{function!r} has no name to store results under: give a function at the top "
-                         "of a module, or a torch.nn.Module")  # fmt: skip
-    return f"{function.__module__}.{name}"
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"{module!r} has no name to store results under: give a torch.nn.Module")
+    weights = files.digest(module.state_dict().items())
+    return f"{type(module).__name__}:{files.key([repr(module), weights])}"
 
 
 class Described(Checked):
@@ -57,7 +48,7 @@ class Described(Checked):
     positional: ClassVar[tuple[str, ...]] = ()  # written without their name in `repr`
 
     def parameters(self) -> dict[str, Any]:
-        """Return the values of the parameters by name, functions and modules as their `identity`."""
+        """Return the values of the parameters by name, modules as their `identity`."""
         values = {name: getattr(self, name) for name in self._defaults()}
         return {k: identity(v) if callable(v) else v for k, v in values.items()}
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from contsteal import attacks as recipes
 from contsteal import choice, data, files, pretrain, steal
@@ -33,7 +33,7 @@ CALIBRATED = ("similar projections", "similar embeddings", LOW)  # detectors of 
 
 
 def published(
-    thresholds: Mapping[str, Sequence[float]], head: Callable[[Tensor], Tensor] | None = None
+    thresholds: Mapping[str, Sequence[float]], head: nn.Module | None = None
 ) -> dict[str, Watcher]:
     """Return detectors at published settings, by name.
 
@@ -168,7 +168,7 @@ def calibrated(
     lab: Lab,
     customers: Senders,
     seeds: Numbers,
-    projection: Callable[[Tensor], Tensor] | None = None,
+    projection: nn.Module | None = None,
 ) -> dict[str, Watcher]:
     """Return detectors that flag whoever is more suspicious than each of these customers.
 
