@@ -741,7 +741,7 @@ def owned() -> tuple[watermark.Mark, sslguard.Key, encoders.Encoder]:
         sslguard.Key(sslguard.Config(key=4, image_size=8), 3),
     )
     return (
-        watermark.Mark(head, 3, True),
+        watermark.Mark(head, 3),
         key,
         encoders.build("conv4", 16, width=0.5, out_dim=3).eval(),
     )
@@ -753,32 +753,30 @@ def ownership(dice: Dice) -> Callable[[], object]:
     odd = lambda *usual: dice.choice([*usual, *usual, *ODD])  # noqa: E731
     x, y, z = (tensor(dice, dice.choice((1, 4, 8)), 3) for _ in range(3))
     numbers = [odd(0.5, 0.25) for _ in range(dice.randint(0, 4))]
-    sent, nets = images(dice), [net] * dice.randint(0, 3)
+    sent = images(dice)
     names = "count", "epochs", "images", "batch", "data", "split"
     given = {name: dice.choice(ODD) for name in dice.sample(names, 2)}
     options = {"components": odd(1, 2), "covariance": odd("full", "diag"), "ridge": odd(1e-6),
-               "standardise": odd(True), "seed": odd(0), "form": odd("signed")}  # fmt: skip
+               "standardise": odd(True), "seed": odd(0)}  # fmt: skip
     guard = {"key": 8, "epochs": 1, "batch": 2, "shadow": "conv4", "image_size": 16, "hidden": (4,)}
-    names = *guard, "masked", "gradients", "lr_shadow"
+    names = *guard, "masked", "lr_shadow"
     guard |= {name: dice.choice(ODD) for name in dice.sample(names, dice.randint(0, 2))}
     return dice.choice([
-        lambda: vars(inference.proportion(odd(1), odd(4), odd(0.95))),
+        lambda: inference.proportion(odd(1), odd(4), odd(0.95)),
         lambda: vars(inference.against_controls(odd(0.5), numbers)),
         lambda: inference.least_excess(numbers, odd(0.05)),
         lambda: inference.least_gap(odd(4), odd(4), odd(0.05)),
         lambda: vars(inference.welch(x.flatten(), y.flatten(), form=odd("signed"))),
-        lambda: vars(inference.mixture_test(x, y, z, **options)),
+        lambda: inference.mixture_scores(x, y, z, **options),
         lambda: vars(inference.dataset_inference(net, sent, images(dice), components=1)),
         lambda: watermark.success(mark, x),
         lambda: vars(watermark.ranked(mark, x)),
-        lambda: vars(watermark.verify(mark, net, sent, controls=nets, seed=odd(0))),
+        lambda: vars(watermark.verify(mark, net, sent, seed=odd(0))),
         lambda: watermark.Config(weight=odd(1.0), trained_head=odd(True), hidden=odd((4,))) and 0,
         lambda: sslguard.rate(key, x, odd(0.5)),
-        lambda: vars(sslguard.verify(key, net, sent, threshold=odd(0.5), controls=nets)),
+        lambda: vars(sslguard.verify(key, net, sent)),
         lambda: sslguard.embed(sslguard.Config(**guard), net, sent, sent).history,
-        lambda: obfuscation.scale(net, odd(2.0)).weight,
-        lambda: obfuscation.affine(net, odd(0), odd(1.0)).weight,
-        lambda: obfuscation.pad(net, odd(1), odd(0)).weight,
+        lambda: obfuscation.affine(net, odd(0)).weight,
         lambda: profiles.validated(owner.Strangers, given, "strangers") and 0,
     ])  # fmt: skip
 

@@ -20,7 +20,7 @@ L2_GRID = (1e-1, 1e-2, 1e-3, 1e-4)
 STEPS = 100  # of L-BFGS at most; half as many where a fit only helps to choose the penalty
 
 
-def _features(x: Tensor, rows: int = 1) -> Tensor:
+def features(x: Tensor, rows: int = 1) -> Tensor:
     """Return features (N, D), N at least `rows`, in at least 32 bits and without gradients.
 
     Raises ValueError for what is not finite.
@@ -49,7 +49,7 @@ def _task(
     train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, rows: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
     """Return a task's features and labels, checked, and its number of classes."""
-    train_x, test_x = _features(train_x, rows), _features(test_x)
+    train_x, test_x = features(train_x, rows), features(test_x)
     if (train_x.shape[1], train_x.dtype) != (test_x.shape[1], test_x.dtype):
         both = f"training features {shown(train_x)} and test features {shown(test_x)}"
         raise ValueError(f"{both}: both must come from one encoder")
@@ -221,7 +221,7 @@ def nearest(x: Tensor, row: int, count: int) -> Tensor:
         >>> nearest(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.1]]), row=0, count=2)
         tensor([0, 2])
     """
-    unit = F.normalize(_features(x), dim=1)
+    unit = F.normalize(features(x), dim=1)
     row = number(row, "row", int, least=0, most=len(x) - 1)
     return (unit @ unit[row]).topk(number(count, "count", int, least=1, most=len(x))).indices
 
@@ -267,7 +267,7 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
         >>> round(linear_cka(x, 3 * x.flip(1)), 6)
         1.0
     """
-    x, y = _same_rows(_features(x, 2), _features(y, 2))
+    x, y = _same_rows(features(x, 2), features(y, 2))
     x, y = x.double() - x.double().mean(0), y.double() - y.double().mean(0)
     cross = (y.T @ x).square().sum()
     return (cross / ((x.T @ x).norm() * (y.T @ y).norm()).clamp(min=1e-300)).item()
@@ -295,7 +295,7 @@ def mean_cosine(x: Tensor, y: Tensor) -> float:
         >>> mean_cosine(torch.eye(2), 3 * torch.eye(2))
         1.0
     """
-    x, y = _same_rows(_features(x), _features(y))
+    x, y = _same_rows(features(x), features(y))
     return F.cosine_similarity(x, y).mean().item() if x.shape == y.shape else float("nan")
 
 
@@ -317,7 +317,7 @@ def spread(x: Tensor) -> float:
         >>> spread(torch.ones(8, 4))
         0.0
     """
-    x = _features(x, 2)
+    x = features(x, 2)
     return (F.normalize(x, dim=1).std(0).mean() * x.shape[1] ** 0.5).item()
 
 
@@ -340,7 +340,7 @@ def geometry(x: Tensor) -> dict[str, float]:
         >>> geometry(x)["effective_rank"] > 7
         True
     """
-    x, n = _features(x, 2).double(), len(x)
+    x, n = features(x, 2).double(), len(x)
     if not x.any():
         raise ValueError(f"features {tuple(x.shape)} are all 0: they have no geometry")
     norms, total = x.norm(dim=1), F.normalize(x, dim=1).sum(0)

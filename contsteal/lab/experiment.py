@@ -523,7 +523,7 @@ def _rotation_mark(lab: Lab) -> Trained:
     folder = artifacts.artifact("watermarked", identity, code, make, lab.messages.append)
     victim = artifacts.read(folder, lab.device)
     head = methods.Head.load(folder / MARK).to(lab.device).requires_grad_(False)
-    return replace(victim, mark=watermark.Mark(head, victim.encoder.dim, config.trained_head))
+    return replace(victim, mark=watermark.Mark(head, victim.encoder.dim))
 
 
 def _sslguard_key(lab: Lab) -> Trained:

@@ -2,7 +2,8 @@
 
 Every test is one-sided: its null hypothesis is that the suspect is independent of the victim, and a
 small p-value speaks against that. A p-value is over images. How often independently *trained* encoders
-are accused is another question, which `false_positives` and `against_controls` answer.
+are accused is another question: `against_controls` compares with such encoders, and `proportion` gives
+the rate of false accusations among them.
 """
 
 import math
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contsteal import Count, NotNegative, Seed, choice, dense, encoders, fitting, number, shown
+from contsteal import choice, dense, encoders, evaluate, number, shown
 from contsteal.seeds import derive, generator
 
 Form = Literal["signed", "published"]
@@ -33,76 +34,38 @@ class Verdict:
     effect: float  #: distance from the null: a difference of shares, or standard deviations
     samples: int  #: observations behind the p-value
 
-    def __post_init__(self) -> None:
-        values = self.measure, self.statistic, self.p_value, self.effect
-        if not all(map(math.isfinite, values)):
-            raise ValueError(f"{self.test}: the numbers given are too large, or too alike")
-
     def accuses(self, alpha: float = ALPHA) -> bool:
         """Return whether the null hypothesis is rejected at the level `alpha`."""
         return self.p_value <= alpha
 
 
-@dataclass(frozen=True)
-class Rate:
-    """A share of trials from 0 to 1 and its Clopper-Pearson interval."""
-
-    rate: float
-    low: float
-    high: float
-    hits: int
-    trials: int
-
-
-def proportion(hits: int, trials: int, level: float = 0.95) -> Rate:
+def proportion(hits: int, trials: int, level: float = 0.95) -> tuple[float, float, float]:
     """Return hits / trials with the exact interval of Clopper and Pearson (Biometrika, 1934).
 
     Args:
         hits, trials: counts.
         level: of confidence, between 0 and 1.
 
+    Returns:
+        The share of hits from 0 to 1, and the lower and upper bound.
+
     Raises:
         ValueError: for no trial, more hits than trials, or a level outside (0, 1).
 
     Example:
-        >>> rate = proportion(0, 20)
-        >>> rate.rate, round(rate.high, 3)
+        None of 20 independent encoders accused still leaves a rate of up to 17 %.
+
+        >>> rate, low, high = proportion(0, 20)
+        >>> rate, round(high, 3)
         (0.0, 0.168)
     """
     from scipy import stats
 
-    hits = number(hits, "hits", int, least=0)
     trials = number(trials, "trials", int, least=1, most=2**53)
-    if hits > trials or not 0 < (level := number(level, "level")) < 1:
-        raise ValueError(f"{hits} of {trials} at level {level}: 0 <= hits <= trials >= 1 is needed, "
-                         "and a level in (0, 1)")  # fmt: skip
+    hits = number(hits, "hits", int, least=0, most=trials)
+    level = number(level, "level", above=0, below=1)
     interval = stats.binomtest(hits, trials).proportion_ci(level, method="exact")
-    return Rate(hits / trials, float(interval.low), float(interval.high), hits, trials)
-
-
-def false_positives(verdicts: Iterable[Verdict], alpha: float = ALPHA, level: float = 0.95) -> Rate:
-    """Return how often verdicts on *independently trained* encoders accuse at the level `alpha`.
-
-    None of 20 accused still leaves up to 17 % at 95 % confidence: one p-value proves no such rate.
-
-    Args:
-        verdicts: one per encoder.
-        alpha: the level of the test.
-        level: of the interval.
-
-    Returns:
-        The rate and its exact interval.
-
-    Raises:
-        ValueError: for no verdict, or a level outside (0, 1).
-
-    Example:
-        >>> verdicts = [against_controls(0.5, [0.4, 0.5, 0.6])] * 20
-        >>> round(false_positives(verdicts).high, 2)
-        0.17
-    """
-    accused = [verdict.accuses(alpha) for verdict in verdicts]
-    return proportion(sum(accused), len(accused), level)
+    return hits / trials, float(interval.low), float(interval.high)
 
 
 def against_controls(measure: float, controls: Iterable[float], test: str = "controls") -> Verdict:
@@ -180,10 +143,8 @@ def least_gap(suspect: int, null: int, alpha: float = ALPHA) -> float:
     """
     from scipy import stats
 
-    suspect, null = (number(n, "samples", int, most=2**53) for n in (suspect, null))
+    suspect, null = (number(n, "samples", int, least=2, most=2**53) for n in (suspect, null))
     alpha = number(alpha, "alpha", above=0, below=1)
-    if min(suspect, null) < 2:
-        raise ValueError(f"{suspect} and {null} samples: a t-test needs two or more on both sides")
     return float(stats.t.isf(alpha, suspect + null - 2)) * math.sqrt(1 / suspect + 1 / null)
 
 
@@ -245,16 +206,14 @@ def _finite(values: Iterable[float]) -> Tensor:
     return torch.tensor([number(v, "measure", **span) for v in values], dtype=torch.float64)
 
 
-def check_answers(answers: Tensor, dim: int, test: str) -> None:
-    """Refuse answers that are not (N, `dim`), naming the test that applies, or hold NaN or infinity."""
-    if not dense(answers) or not answers.is_floating_point():
-        raise ValueError(f"answers {shown(answers)}: vectors of floats (N, {dim}) are needed")
-    if answers.ndim != 2 or answers.shape[1] != dim:
+def check_answers(answers: Tensor, dim: int, test: str) -> Tensor:
+    """Return answers (N, `dim`), N at least 1; ValueError names the test that applies to others."""
+    answers = evaluate.features(answers)
+    if answers.shape[1] != dim:
         raise ValueError(f"{test} needs answers of the victim's {dim} coordinates, not "
                          f"{tuple(answers.shape)}: use ownership.dataset_inference, which takes "
                          "any")  # fmt: skip
-    if not answers.isfinite().all():
-        raise ValueError("the suspect's answers hold NaN or infinity")
+    return answers
 
 
 # ---------------------------------------------------------------------- dataset inference
@@ -262,28 +221,30 @@ def check_answers(answers: Tensor, dim: int, test: str) -> None:
 
 def split(images: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Cut the owner's private training images into halves: to fit the mixture, and to test on."""
-    if not isinstance(images, Tensor) or not dense(images) or not images.ndim:
-        raise ValueError(f"images {shown(images)}: a dense tensor is needed")
     order = torch.randperm(len(images), generator=generator("dataset inference", seed))
     return images[order[: len(order) // 2]], images[order[len(order) // 2 :]]
 
 
 def dataset_inference(
-    suspect: nn.Module, private: Tensor, public: Tensor, *, seed: int = 0, **options: Any
-) -> Verdict:
+    suspect: nn.Module, private: Tensor, public: Tensor, *, form: Form = "signed", seed: int = 0,
+    **options: Any,
+) -> Verdict:  # fmt: skip
     """Test whether a suspect finds the victim's training images likelier than unseen ones.
 
+    H0: E log p(private) <= E log p(public), p a mixture of Gaussians fitted to other private images.
     Dziedzic et al. (NeurIPS 2022), section 3. Images are not augmented.
 
     Args:
         suspect: images (N, 3, H, W) to features (N, D) of any dimension.
         private: the victim's training images, (N, 3, H, W); half of them fits the mixture.
         public: images of the same distribution that no encoder was trained on, (M, 3, H, W).
+        form: as of `welch`.
         seed: of the halves and the mixture.
-        **options: as of `mixture_test`.
+        **options: as of `mixture_scores`.
 
     Returns:
-        The verdict; its p-value is over images.
+        The verdict; its `measure` is the gap of the mean log-likelihoods in nats. Its p-value is over
+        images.
 
     Raises:
         ValueError: as `mixture_scores`.
@@ -295,36 +256,9 @@ def dataset_inference(
         >>> dataset_inference(stranger, private, public, components=2).accuses()
         False
     """
-    fitted, tested = split(private, seed)
+    fitted, tested = split(encoders.check_images(private), seed)
     features = [encoders.embed(suspect, part) for part in (fitted, tested, public)]
-    return mixture_test(*features, seed=seed, **options)
-
-
-def mixture_test(
-    fitted: Tensor, private: Tensor, public: Tensor, *, form: Form = "signed", **options: Any
-) -> Verdict:
-    """Test H0: E log p(private) <= E log p(public), p a mixture of Gaussians.
-
-    The verdict's `measure` is the gap of the mean log-likelihoods in nats.
-
-    Args:
-        fitted, private, public: features of one encoder, as of `mixture_scores`.
-        form: as of `welch`.
-        **options: as of `mixture_scores`.
-
-    Returns:
-        The verdict.
-
-    Raises:
-        ValueError: as `mixture_scores`.
-
-    Example:
-        >>> draws = torch.Generator().manual_seed(0)
-        >>> fitted, private, public = (torch.randn(64, 4, generator=draws) for _ in range(3))
-        >>> mixture_test(fitted, private, public, components=2).samples
-        128
-    """
-    scores = mixture_scores(fitted, private, public, **options)
+    scores = mixture_scores(*features, seed=seed, **options)
     return welch(*scores, test="dataset inference", form=form)
 
 
@@ -352,7 +286,8 @@ def mixture_scores(
         Both float64, one number per image.
 
     Raises:
-        ValueError: for fewer features than components, shapes that do not fit, NaN or infinity.
+        ValueError: for fewer features than components, shapes that do not fit, NaN or infinity, and
+            parameters that scikit-learn's `GaussianMixture` refuses.
 
     Example:
         >>> draws = torch.Generator().manual_seed(0)
@@ -362,35 +297,21 @@ def mixture_scores(
     """
     from sklearn.mixture import GaussianMixture  # takes seconds to import
 
-    train, *tested = _normalised(
-        [fitted, private, public], fitting(standardise, "standardise", bool)
-    )
-    if fitting(components, "components", Count) > len(train):
-        raise ValueError(f"{components} components for {len(train)} features: give more images or "
-                         "fewer components")  # fmt: skip
-    choice(covariance, "covariance", ("full", "diag"))
-    ridge, seed = fitting(ridge, "ridge", NotNegative), fitting(seed, "seed", Seed)
-    options = {"covariance_type": covariance, "reg_covar": ridge, "max_iter": 1000}
-    mixture = GaussianMixture(components, random_state=derive("mixture", seed) % 2**32, **options)
-    try:
-        mixture.fit(train)
-    except ValueError as error:  # whose advice is of scikit-learn's own parameters
-        raise ValueError(f"{components} components do not fit {len(train)} features with ridge={ridge}: "
-                         "take fewer components, or a larger ridge") from error  # fmt: skip
+    train, *tested = _normalised([fitted, private, public], standardise)
+    mixture = GaussianMixture(
+        components, covariance_type=covariance, reg_covar=ridge, max_iter=1000,
+        random_state=derive("mixture", seed) % 2**32,
+    ).fit(train)  # fmt: skip
     inside, outside = (torch.from_numpy(mixture.score_samples(part)) for part in tested)
     return inside, outside
 
 
 def _normalised(parts: Sequence[Tensor], standardise: bool) -> list[np.ndarray]:
     """Return float64 features of length 1, standardised before by the first part's statistics."""
-    first = parts[0]
-    fine = [dense(x) and x.is_floating_point() and x.ndim == 2 and x.numel() for x in parts]
-    if not all(fine) or any(x.shape[1:] != first.shape[1:] for x in parts):
+    wide = [evaluate.features(x).double().cpu() for x in parts]
+    if len({x.shape[1] for x in wide}) > 1:
         shapes = ", ".join(map(shown, parts))
         raise ValueError(f"features {shapes}: three sets (N, D) of one encoder are needed")
-    if not all(x.isfinite().all() for x in parts):
-        raise ValueError("features hold NaN or infinity")
-    wide = [x.detach().double().cpu() for x in parts]
     if standardise:
         mean, scale = wide[0].mean(0), wide[0].std(0, correction=0).clamp(min=1e-6)
         wide = [(x - mean) / scale for x in wide]

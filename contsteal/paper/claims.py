@@ -530,8 +530,7 @@ def p_value(values: Series, bound: float) -> float:
 
 def exact_interval(values: Series, level: float = 0.95) -> tuple[float, float, float]:
     """Return the share of values that are 1 and its interval (Clopper and Pearson, 1934)."""
-    rate = proportion(int(values.sum()), len(values), level)
-    return rate.rate, rate.low, rate.high
+    return proportion(int(values.sum()), len(values), level)
 
 
 def exact_p_value(values: Series, bound: float) -> float:

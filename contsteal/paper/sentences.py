@@ -543,8 +543,8 @@ def _share(hits: float, trials: int) -> str:
     """Return a share with its Clopper-Pearson 95 % interval; "-" where no hit was possible."""
     if not trials:
         return "-"
-    rate = inference.proportion(round(hits), trials)
-    return f"{100 * rate.rate:.1f} % [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
+    rate, low, high = inference.proportion(round(hits), trials)
+    return f"{100 * rate:.1f} % [{100 * low:.0f}, {100 * high:.0f}]"
 
 
 def _rate(hits: pd.Series) -> str:

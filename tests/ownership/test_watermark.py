@@ -57,7 +57,7 @@ def draws(seed: int = 0) -> torch.Generator:
 def linear(rows: list[list[float]]) -> Mark:
     head = nn.Linear(len(rows[0]), 2, bias=False)
     head.weight.data = torch.tensor(rows)
-    return Mark(head, len(rows[0]), True)
+    return Mark(head, len(rows[0]))
 
 
 def same(a: nn.Module, b: nn.Module) -> list[bool]:
@@ -129,7 +129,6 @@ def test_the_head_is_trained_only_where_the_config_says_so(trained):
     moved = [not equal for equal in same(watermark.build(config, 10).head, made.mark.head)]
     assert all(moved) if trained else not any(moved)
     assert not made.encoder.training
-    assert made.mark.trained_head == trained
     assert all(0 <= row["wsr"] <= 1 for row in made.history)
 
 
@@ -227,10 +226,7 @@ def test_the_owner_finds_the_mark_in_the_victim_and_not_in_others(marked):
     victim = watermark.verify(marked.mark, marked.encoder, LIT.images)
     assert victim.measure > 0.8
     assert victim.accuses(1e-6)
-    against = watermark.verify(marked.mark, marked.encoder, LIT.images, controls=STRANGERS)
     rates = [watermark.rate(marked.mark, net, LIT.images) for net in STRANGERS]
-    assert against.p_value == inference.against_controls(victim.measure, rates).p_value
-    assert against.samples == 3
     assert max(rates) < victim.measure
     assert marked.history[-1]["wsr"] > 0.7, "also on images that it was not trained on"
 
@@ -246,7 +242,7 @@ def test_a_thief_that_maps_its_features_escapes_the_mark(marked, hide):
 
 @pytest.mark.parametrize("shared", [0.0, 2.0])  # how much both turns of an image have in common
 def test_independent_encoders_are_accused_no_more_often_than_the_level(shared):
-    mark, accused = Mark(nn.Identity(), 2, True), {"chance": 0, "rank": 0}
+    mark, accused = Mark(nn.Identity(), 2), {"chance": 0, "rank": 0}
     mark.head.register_parameter("unused", nn.Parameter(torch.zeros(1)))
     random, trials = draws(), 600
     for _ in range(trials):
@@ -286,13 +282,12 @@ def test_answers_that_the_head_cannot_read(tiny):
     mark, images = linear([[0.0] * tiny.dim] * 2), SHAPES.images[:4]
     with pytest.raises(ValueError, match=r"96 coordinates.*: use ownership\.dataset"):
         watermark.verify(mark, obfuscation.pad(tiny), images)
-    with pytest.raises(ValueError, match="1 controls"):
-        watermark.verify(mark, tiny, images, controls=[tiny])
     for test in (watermark.success, watermark.ranked):
-        for count in (0, 3):
-            with pytest.raises(ValueError, match=f"{count} answers: two are needed"):
-                test(mark, torch.zeros(count, 96))
-        with pytest.raises(ValueError, match="answers hold NaN or infinity"):
+        with pytest.raises(ValueError, match=r"features \(0, 96\)"):
+            test(mark, torch.zeros(0, 96))
+        with pytest.raises(ValueError, match="3 answers: two are needed"):
+            test(mark, torch.zeros(3, 96))
+        with pytest.raises(ValueError, match="features hold NaN, infinity"):
             test(mark, torch.full((2, 96), math.nan))
 
 
@@ -312,11 +307,11 @@ def test_a_planted_victim_is_accused_and_ten_random_encoders_are_not() -> None:
     mark = linear([w.tolist() for w in (weights, -weights)])
     others = [stranger(seed) for seed in range(1, 11)]
     rates = [watermark.rate(mark, net, LIT.images) for net in others]
-    verdict = watermark.verify(mark, Planted(1, 1), LIT.images, controls=others)
-    assert verdict.measure > 0.9
-    assert verdict.accuses()
+    planted = watermark.rate(mark, Planted(1, 1), LIT.images)
+    assert planted > 0.9
+    assert inference.against_controls(planted, rates).accuses()
     assert len(set(rates)) > 3
     against_others = [
         inference.against_controls(one, rates[:k] + rates[k + 1 :]) for k, one in enumerate(rates)
     ]
-    assert inference.false_positives(against_others).hits <= 1
+    assert sum(verdict.accuses() for verdict in against_others) <= 1
