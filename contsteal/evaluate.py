@@ -215,15 +215,14 @@ def nearest(x: Tensor, row: int, count: int) -> Tensor:
         Rows, int64 (count,).
 
     Raises:
-        ValueError: for a row or count outside N, or NaN.
+        ValueError: for NaN. IndexError, RuntimeError: for a row or count outside N.
 
     Example:
         >>> nearest(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.1]]), row=0, count=2)
         tensor([0, 2])
     """
     unit = F.normalize(features(x), dim=1)
-    row = number(row, "row", int, least=0, most=len(x) - 1)
-    return (unit @ unit[row]).topk(number(count, "count", int, least=1, most=len(x))).indices
+    return (unit @ unit[row]).topk(count).indices
 
 
 def agreement(predictions_a: Tensor, predictions_b: Tensor) -> float:

@@ -17,11 +17,11 @@ from contsteal import augment, encoders, evaluate, files, loop, losses
 from contsteal.attacks import ASKS_VIEWS, ATTACKS, Config, Recipe, Views
 from contsteal.methods import Frozen, Head
 from contsteal.seeds import derive, generator
-from contsteal.victim import BlackBox, finite
+from contsteal.victim import BlackBox
 
 __all__ = [
     "ATTACKS", "Config", "Recipe", "Result", "Views", "ask", "learn_remap",
-    "left_out", "possible", "remap", "train", "view",
+    "left_out", "possible", "train", "view",
 ]  # fmt: skip
 
 BLOCK = 128  # images whose views are drawn together
@@ -332,7 +332,7 @@ def _ask_by_accounts(config: Config, api: BlackBox, sent: Tensor, user: str) -> 
     for name, rows in _accounts(config, user, len(sent)).items():
         answers = _request(config, api, sent[rows], name)
         if name != user:
-            answers = remap(answers, *learn_remap(_request(config, api, anchors, name), target))
+            answers = learn_remap(_request(config, api, anchors, name), target)(answers)
         parts.append(answers)
     return torch.cat(parts)
 
@@ -396,7 +396,7 @@ def possible(surrogate: Tensor, answers: Tensor, half: float, truncated: bool) -
     return surrogate.detach().float().maximum(low).minimum(high)
 
 
-def learn_remap(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def learn_remap(source: Tensor, target: Tensor) -> Callable[[Tensor], Tensor]:
     """Fit the linear map from one account's answers to another's (B4B, NeurIPS 2023, section 4).
 
     Least squares in float64; below D + 1 images the solution of least norm.
@@ -405,41 +405,20 @@ def learn_remap(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         source, target: two accounts' answers to the same N images, (N, D) and (N, E).
 
     Returns:
-        weight (D, E) and bias (E,): source @ weight + bias is near target.
-
-    Raises:
-        ValueError: where rows do not match or hold NaN.
+        The map, from (M, D) to (M, E).
 
     Example:
         >>> x = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
-        >>> weight, bias = learn_remap(x, 3 * x + 1)
-        >>> torch.allclose(remap(x, weight, bias), 3 * x + 1, atol=1e-4)
+        >>> remap = learn_remap(x, 3 * x + 1)
+        >>> torch.allclose(remap(x), 3 * x + 1, atol=1e-4)
         True
     """
-    if len(finite(source)) != len(finite(target)) or not len(source):
-        given = f"answers {tuple(source.shape)} and {tuple(target.shape)}"
-        raise ValueError(f"{given}: both accounts must have sent the same images")
     x, y = source.double(), target.double()
     # gelsd, the one driver for ranks below D (padding is constant), exists on the CPU alone.
     centred = ((rows - rows.mean(0)).cpu() for rows in (x, y))
     weight = torch.linalg.lstsq(*centred, driver="gelsd").solution.to(source.device)
-    return weight.to(source.dtype), (y.mean(0) - x.mean(0) @ weight).to(source.dtype)
-
-
-def remap(answers: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return answers of one account in the other's space.
-
-    Args:
-        answers: (N, D).
-        weight, bias: (D, E) and (E,), of `learn_remap`.
-
-    Returns:
-        (N, E).
-
-    Example:
-        See `learn_remap`.
-    """
-    return answers @ weight + bias
+    bias = y.mean(0) - x.mean(0) @ weight
+    return lambda answers: answers @ weight.to(answers.dtype) + bias.to(answers.dtype)
 
 
 # ----------------------------------------------------------------- refusals before any query is paid
@@ -475,20 +454,17 @@ def _check(
     trial = encoders.build(config.encoder, config.image_size, width=config.width).to(one.device)
     schedule.build(trial)
     if one.shape[2:] != (config.image_size, config.image_size):
-        _check_size(config, trial, one)
+        try:
+            encoders.embed(trial, one)
+        except Exception as error:  # of any architecture
+            given, size = (
+                f"{config.encoder} with image_size={config.image_size}",
+                tuple(one.shape[2:]),
+            )
+            raise ValueError(
+                f"{given} does not run on images of {size} px: set image_size"
+            ) from error
     return schedule
-
-
-def _check_size(config: Config, net: encoders.Encoder, image: Tensor) -> None:
-    """Raise ValueError where a network does not run on an image of another size than it is made for."""
-    try:
-        encoders.embed(net, image)
-    except Exception as error:  # of any architecture
-        line = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise ValueError(
-            f"{config.encoder} with image_size={config.image_size} does not run on images of "
-            f"{image.shape[2]} x {image.shape[3]} px ({line}): set image_size to {image.shape[2]}"
-        ) from error
 
 
 def _check_adaptation(config: Config, n: int) -> None:

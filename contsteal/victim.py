@@ -4,6 +4,7 @@ import hashlib
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -122,14 +123,10 @@ class AnswerStore:
         file = self._file(names)
         if not file.exists():
             return None
-        try:
+        with suppress(checkpoints.CheckpointError, KeyError):
             tensors, header = checkpoints.read_safetensors(file)
-        except checkpoints.CheckpointError:
-            tensors, header = {}, {}
-        answers = tensors.get("answers", torch.empty(0))
-        sealed = header.get("seal") == self._seal(file, answers)
-        if sealed and answers.dtype == torch.float32 and answers.shape[:-1] == (len(names),):
-            return answers
+            if header["seal"] == self._seal(file, tensors["answers"]):
+                return tensors["answers"]
         remedy = "it is moved aside and computed again"
         warnings.warn(f"{file} does not hold this victim's answers: {remedy}", stacklevel=2)
         files.move_aside(file)
@@ -169,25 +166,19 @@ class AnswerCache:
             kind = type(net).__name__
             raise ValueError(f"a victim is a torch.nn.Module or an AnswerCache, not of kind {kind}")
         self.net, self.store, self.forwards = net, store, 0
-        self._row: dict[bytes, int] = {}
-        self._rows = torch.empty(0)
+        self._answers: dict[bytes, Tensor] = {}
 
     def __call__(self, images: Tensor, names: Sequence[bytes]) -> Tensor:
         """Return clean embeddings (N, D) in float32 of uint8 images with their `digests`."""
-        new = {name: i for i, name in enumerate(names) if name not in self._row}
+        new = {name: i for i, name in enumerate(names) if name not in self._answers}
         if new:
-            fresh, start = self._fresh(images, new), len(self._row)
-            end = start + len(fresh)
-            if start and fresh.shape[1] != self._rows.shape[1]:
-                widths = f"{fresh.shape[1]} coordinates, but earlier ones {self._rows.shape[1]}"
+            fresh = self._fresh(images, new)
+            width = len(next(iter(self._answers.values()), fresh[0]))
+            if fresh.shape[1] != width:
+                widths = f"{fresh.shape[1]} coordinates, but earlier ones {width}"
                 raise ValueError(f"these images have {widths}: send images of one size")
-            if end > len(self._rows):  # doubling keeps the cost of growth linear
-                grown = fresh.new_empty(max(end, 2 * len(self._rows)), fresh.shape[1])
-                grown[:start] = self._rows[:start] if start else 0
-                self._rows = grown
-            self._rows[start:end] = fresh
-            self._row |= {name: start + i for i, name in enumerate(new)}
-        return self._rows[[self._row[name] for name in names]]
+            self._answers |= zip(new, fresh, strict=True)
+        return torch.stack([self._answers[name] for name in names])
 
     def _fresh(self, images: Tensor, new: dict[bytes, int]) -> Tensor:
         """Read the answers to new inputs, or compute and store them."""
@@ -296,9 +287,8 @@ class BlackBox:
         # Defences perturb: make rows non-negative with sum 1 again, uniform where nothing is left.
         values = self._answer(images, user, lambda x: finite(head(x), len(x)).softmax(1))
         values = values.clamp(min=0)
-        total = values.sum(1, keepdim=True)
-        uniform = torch.full_like(values, 1 / values.shape[1])
-        posterior = torch.where(total > 0, values / total.clamp(min=1e-12), uniform)
+        values[values.sum(1) == 0] = 1
+        posterior = values / values.sum(1, keepdim=True).clamp(min=1e-12)
         return posterior if answer == "posterior" else posterior.argmax(1)
 
     @torch.no_grad()

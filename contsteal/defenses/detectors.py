@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contsteal import Count, NotNegative, Positive, number
-from contsteal.defenses.state import Answered, PerUser, Record, fresh_draws, identity
+from contsteal.defenses.state import Answered, PerUser, fresh_draws, identity
 from contsteal.victim import finite
 
 __all__ = ["Prada", "ProofOfWork", "Refused", "SimilarQueries"]
@@ -331,7 +331,7 @@ def entropy(posteriors: Tensor) -> Tensor:
 
 
 @dataclass
-class Bill(Record):
+class Bill:
     """What a user asked, what it cost in the measure of `cost`, and the seconds due for it."""
 
     queries: int = 0

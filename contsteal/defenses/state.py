@@ -84,12 +84,7 @@ class Described(Checked):
 
 
 @dataclass
-class Record:
-    """What a defence remembers of one user: numbers, lists of numbers, tensors (N,) or (N, D)."""
-
-
-@dataclass
-class Answered(Record):
+class Answered:
     """How often a user was answered: what a defence needs to draw anew each time."""
 
     calls: int = 0
@@ -102,14 +97,15 @@ def fresh_draws(record: Answered, purpose: str, seed: int, user: str) -> torch.G
     return draws
 
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R")
 
 
 class PerUser(Described, Generic[R]):
     """A defence that remembers a `record` of each user; users share nothing.
 
     To outlive a restart it is pickled, with its parameters and all records: by `pickle.dumps`.
-    Subclasses name their record, a dataclass derived from `Record`, and change what `_of(user)` returns.
+    Subclasses name their record, a dataclass of numbers, lists of numbers and tensors (N,) or (N, D), and
+    change what `_of(user)` returns.
     """
 
     record: type[R]

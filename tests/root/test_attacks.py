@@ -326,7 +326,7 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "small images": ({"image_size": 8}, "conv4 at 8 px: it needs images of at least 16 px"),
     "size": (
         {"encoder": "vit_tiny_patch16_224", "image_size": 64},
-        r"64 does not run on images of 32 x 32 px",
+        r"64 does not run on images of \(32, 32\) px: set image_size",
     ),
     "width": ({"encoder": "conv4", "width": 0.3}, "width=0.3 of conv4: 16 x width must be"),
     "seed": ({"seed": None}, "seed=None: a whole number"),

@@ -346,19 +346,13 @@ ANSWERS = torch.randn(60, 8, generator=generator("answers"))
 
 def test_a_remap_is_the_least_squares_solution():
     target = torch.randn(60, 3, generator=generator("target"))
-    weight, bias = steal.learn_remap(ANSWERS, target)
     rows = torch.cat([ANSWERS, torch.ones(60, 1)], 1).double()
-    literal = torch.linalg.solve(rows.T @ rows, rows.T @ target.double())
-    torch.testing.assert_close(torch.cat([weight, bias[None]]), literal.float())
+    literal = rows @ torch.linalg.solve(rows.T @ rows, rows.T @ target.double())
+    mapped = steal.learn_remap(ANSWERS, target)(ANSWERS)
+    torch.testing.assert_close(mapped, literal.float(), rtol=1e-4, atol=1e-5)
 
 
 def test_constant_coordinates_do_no_harm():
     padded = torch.cat([ANSWERS, torch.full((60, 4), 2.5)], 1)
-    mapped = steal.remap(padded, *steal.learn_remap(padded, ANSWERS))
+    mapped = steal.learn_remap(padded, ANSWERS)(padded)
     torch.testing.assert_close(mapped, ANSWERS, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("source", [ANSWERS[:0], ANSWERS[:59], ANSWERS / 0])
-def test_answers_to_other_images_or_nan_are_refused(source):
-    with pytest.raises(ValueError, match=r"the same images|NaN or infinity"):
-        steal.learn_remap(source, ANSWERS if len(source) else source)

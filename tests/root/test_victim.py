@@ -467,16 +467,13 @@ def test_no_flipped_bit_of_a_stored_answer_is_ever_shown(tmp_path: Path) -> None
     [
         lambda _, file: AnswerStore(file.parent.with_name("b")).put([b"a"], torch.ones(1, 2)),
         lambda store, file: store.put([b"b"], torch.ones(1, 2)),
-        lambda store, file: store.put([b"a"], torch.ones(2, 2)),
-        lambda store, file: store.put([b"a"], torch.ones(1, 2, dtype=torch.float64)),
-        lambda store, file: store.put([b"a"], torch.ones(1)),
         lambda store, file: save_file({"answers": torch.ones(1, 2)}, file),
         lambda store, file: save_file({"other": torch.ones(1, 2)}, file),
         lambda store, file: file.write_bytes(b""),
     ],
-    ids=["victim", "request", "length", "type", "shape", "unsealed", "name", "empty"],
+    ids=["victim", "request", "unsealed", "name", "empty"],
 )
-def test_a_table_of_another_victim_request_length_or_type_is_not_shown(harm, tmp_path) -> None:
+def test_a_table_of_another_victim_or_request_is_not_shown(harm, tmp_path) -> None:
     store = AnswerStore(tmp_path / "one")
     store.put([b"a"], torch.zeros(1, 2))
     file = store._file([b"a"])
