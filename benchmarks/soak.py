@@ -773,7 +773,7 @@ def ownership(dice: Dice) -> Callable[[], object]:
         lambda: vars(watermark.ranked(mark, x)),
         lambda: vars(watermark.verify(mark, net, sent, seed=odd(0))),
         lambda: watermark.Config(weight=odd(1.0), trained_head=odd(True), hidden=odd((4,))) and 0,
-        lambda: sslguard.rate(key, x, odd(0.5)),
+        lambda: sslguard.decoded(key, x),
         lambda: vars(sslguard.verify(key, net, sent)),
         lambda: sslguard.embed(sslguard.Config(**guard), net, sent, sent).history,
         lambda: obfuscation.affine(net, odd(0)).weight,

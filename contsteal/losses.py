@@ -104,11 +104,6 @@ def stolen_encoder(surrogate: Tensor, target: Tensor, weight: float = 20.0) -> T
         >>> stolen_encoder(torch.cat([clean, augmented]), clean, weight=1.0)
         tensor(1.4142)
     """
-    if target.ndim != 2 or surrogate.shape != (2 * len(target), target.shape[1]):
-        raise ValueError(
-            f"surrogate {tuple(surrogate.shape)} and victim {tuple(target.shape)} embeddings: the "
-            "surrogate's must be (2N, D) = [clean; augmented], the victim's (N, D)"
-        )
     s, t = (F.normalize(x, dim=1) for x in _pair(surrogate, torch.cat([target, target])))
     clean, augmented = torch.linalg.vector_norm(s - t, dim=1).chunk(2)  # (N,) each
     return clean.mean() + weight * augmented.mean()
@@ -131,15 +126,8 @@ def cross_entropy(logits: Tensor, answers: Tensor) -> Tensor:
         >>> cross_entropy(torch.zeros(1, 4), torch.tensor([2]))
         tensor(1.3863)
     """
-    if (
-        logits.ndim != 2
-        or not logits.numel()
-        or answers.shape not in (logits.shape, logits.shape[:1])
-    ):
+    if answers.shape not in (logits.shape, logits.shape[:1]) or not logits.numel():
         raise ValueError(f"logits {tuple(logits.shape)} do not fit answers {tuple(answers.shape)}")
-    if answers.is_floating_point() != (answers.ndim == 2) or answers.dtype == torch.bool:
-        kinds = "posteriors (N, C) are floats, labels (N,) whole numbers"
-        raise ValueError(f"answers {tuple(answers.shape)} of {answers.dtype}: {kinds}")
     answers = answers if answers.is_floating_point() else answers.long()
     logits = logits.float() if logits.dtype != torch.float64 else logits
     # By default the label -100 would be left out.
@@ -217,7 +205,7 @@ def info_nce(surrogate: Tensor, target: Tensor, temperature: float = 0.07) -> Te
     """
     s, t = _pair(surrogate, target, least=2)
     partner = torch.arange(2 * len(s), device=s.device).roll(len(s))
-    return nt_xent(torch.cat([s, t]), partner, temperature)
+    return F.cross_entropy(cosines(torch.cat([s, t]), temperature), partner)
 
 
 def info_nce_views(
@@ -256,7 +244,7 @@ def info_nce_views(
     if form == "corrected":
         return sup_con(s, t, image.repeat(2), temperature)
     partner = torch.cat([image + len(image), image, image, image])
-    return nt_xent(torch.cat([s, t]), partner, temperature)
+    return F.cross_entropy(cosines(torch.cat([s, t]), temperature), partner)
 
 
 def sup_con(
@@ -415,8 +403,6 @@ def moco(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.1) ->
         tensor(True)
     """
     q, k = (F.normalize(x, dim=1) for x in _pair(query, key))
-    if queue.ndim != 2 or not len(queue) or queue.shape[1] != q.shape[1]:
-        raise ValueError(f"queue {tuple(queue.shape)}: rows of {q.shape[1]} are needed")
     matching = (q * k).sum(1, keepdim=True)  # (N, 1)
     negatives = products(q, F.normalize(queue.to(q.dtype), dim=1))  # (N, K)
     logits = torch.cat([matching, negatives], dim=1) / positive(temperature)
@@ -436,11 +422,6 @@ def cosines(z: Tensor, temperature: float) -> Tensor:
     """Return the cosines of all pairs of rows over `temperature`, -inf for a row with itself."""
     z = F.normalize(z, dim=1)
     return (products(z, z) / positive(temperature)).fill_diagonal_(float("-inf"))
-
-
-def nt_xent(z: Tensor, partner: Tensor, temperature: float) -> Tensor:
-    """Return mean_i -log(e^{z_i z_p(i)} / sum_{k != i} e^{z_i z_k}) of rows z (R, D), partners p (R,)."""
-    return F.cross_entropy(cosines(z, temperature), partner)
 
 
 # ---------------------------------------------------------------------------------------- checks

@@ -6,7 +6,7 @@ Dubiński et al., "Bucks for Buckets", NeurIPS 2023, sections 3-4; code stapaw/b
 import math
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -50,7 +50,7 @@ def _secrets(
 
 
 class Transforming(Described):
-    """A defence with a `transform`, whose `padding` is a parameter only where something is padded."""
+    """A defence that maps the answers of each user by steps that its `transform` lists."""
 
     transform: str
     padding: int
@@ -80,10 +80,6 @@ class Transforming(Described):
                 answers = (answers @ weight if kind == "affine" else answers * weight) + bias
         return answers
 
-    def parameters(self) -> dict[str, Any]:
-        values = super().parameters()
-        return {k: v for k, v in values.items() if k != "padding" or "pad" in self._steps}
-
 
 @dataclass(repr=False, eq=False)
 class UserTransform(Transforming):
@@ -104,6 +100,7 @@ class UserTransform(Transforming):
     """
 
     title, positional = "user transform, {transform}", ("transform",)
+    optional = ("padding", "seed")
     transform: str = "affine"  #: steps joined by "+", or "none"
     padding: Padding = 64  #: coordinates that "pad" appends
     seed: int = 0  #: of the secrets

@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contsteal import Batch, Checked, Count, NotNegative, Seed, augment, encoders, loop, number
+from contsteal import Batch, Checked, Count, NotNegative, Seed, augment, encoders, loop
 from contsteal.methods import Head
 from contsteal.ownership.inference import Verdict, check_answers
 from contsteal.seeds import derive, generator
 
 TEST = "SSLGuard"
+THRESHOLD = 0.5  # of the cosine with the key, above which an answer counts as marked
 Optimizers = dict[str, torch.optim.Optimizer]
 
 
@@ -255,7 +256,7 @@ def decoded(key: Key, answers: Tensor) -> Tensor:
         float64 (N, K).
 
     Raises:
-        ValueError: as `rate`.
+        ValueError: for another dimension than the victim's, naming the test that applies, and for NaN.
 
     Example:
         >>> key = Key(Config(key=8, image_size=32), dim=128)
@@ -264,29 +265,6 @@ def decoded(key: Key, answers: Tensor) -> Tensor:
     """
     out = key.decoder(check_answers(answers, key.dim, TEST).to(key.secret.device, torch.float32))
     return F.normalize(out.double().cpu(), dim=1)
-
-
-def rate(key: Key, answers: Tensor, threshold: float = 0.5) -> float:
-    """Return the watermark rate: the share of answers whose cosine with the key exceeds `threshold`.
-
-    Args:
-        key: the owner's.
-        answers: a suspect's (N, D) to `questions`.
-        threshold: of the cosine.
-
-    Returns:
-        From 0 to 1.
-
-    Raises:
-        ValueError: for another dimension than the victim's, naming the test that applies, and for NaN.
-
-    Example:
-        >>> key = Key(Config(key=8, image_size=32), dim=128)
-        >>> rate(key, torch.ones(2, 128), threshold=-1.1)
-        1.0
-    """
-    cosines = decoded(key, answers) @ F.normalize(key.secret.double().cpu(), dim=0)
-    return (cosines > number(threshold, "threshold")).double().mean().item()
 
 
 def verify(key: Key, suspect: nn.Module, private: Tensor) -> Verdict:
@@ -303,23 +281,21 @@ def verify(key: Key, suspect: nn.Module, private: Tensor) -> Verdict:
         private: the owner's images, uint8 (N, 3, H, W).
 
     Returns:
-        The verdict; its `measure` is the watermark rate.
+        The verdict; its `measure` is the watermark rate, the share of answers with a cosine above 1/2.
 
     Raises:
-        ValueError: as `rate`.
+        ValueError: as `decoded`.
 
     Example:
         See `embed`.
     """
     from scipy import stats
 
-    answers = encoders.embed(suspect, questions(key, private))
+    rows = decoded(key, encoders.embed(suspect, questions(key, private)))  # (N, K)
     unit = F.normalize(key.secret.double().cpu(), dim=0)
-    mean = decoded(key, answers).mean(0)  # (K,)
+    mean, rate = rows.mean(0), (rows @ unit > THRESHOLD).double().mean().item()
     cosine = (mean @ unit).item()
     c, free = cosine / mean.norm().clamp(min=1e-12).item(), len(unit) - 1
     t = c * math.sqrt(free / max(1 - c * c, 1e-12))
     p_value = float(stats.t.sf(t, free))
-    return Verdict(
-        f"{TEST} against random keys", rate(key, answers), t, p_value, cosine, len(private)
-    )
+    return Verdict(f"{TEST} against random keys", rate, t, p_value, cosine, len(private))

@@ -60,9 +60,6 @@ def test_customers_calibrate_and_thieves_pay():
 def test_calibration_finds_a_line():
     line = 3 + 0.25 * torch.arange(1, 50).double()
     assert detectors.price_line(torch.stack([line + 1, line - 1])) == pytest.approx((3, 0.25))
-    for costs in (torch.zeros(3, 1), torch.full((2, 5), math.nan), torch.zeros(0, 5)):
-        with pytest.raises(ValueError, match=r"costs .*: finite \(customers, 2 or more quer"):
-            detectors.price_line(costs)
 
 
 def test_entropy_in_closed_form():

@@ -186,15 +186,15 @@ def test_a_thief_that_shuffles_escapes_the_key(guarded):
         sslguard.verify(guarded.key, obfuscation.pad(guarded.encoder), PRIVATE)
 
 
-def test_questions_are_images_and_the_threshold_is_strict(guarded, victim):
+def test_questions_are_images_and_answers_are_decoded_to_unit_vectors(guarded, victim):
     sent = sslguard.questions(guarded.key, PRIVATE)
     assert sent.dtype == torch.uint8
     assert sent.shape == PRIVATE.shape
     answers = encoders.embed(victim, sent)
-    assert sslguard.rate(guarded.key, answers, threshold=-1.1) == 1
-    assert sslguard.rate(guarded.key, answers, threshold=1.0) == 0
+    lengths = sslguard.decoded(guarded.key, answers).norm(dim=1)
+    torch.testing.assert_close(lengths, torch.ones_like(lengths))
     with pytest.raises(ValueError, match="NaN, infinity"):
-        sslguard.rate(guarded.key, answers / 0)
+        sslguard.decoded(guarded.key, answers / 0)
 
 
 @pytest.mark.parametrize(
