@@ -439,9 +439,6 @@ def _check(
     one = next(iter(images.split(1)))  # also of a set on disk
     for policy in config.policies:
         augment.apply(policy, one, generator("check"))
-    if config.recipe.labels and labels is None:
-        needed = f"uses the true labels of the {len(images)} query images"
-        raise ValueError(f"attack {config.attack!r} {needed}: give labels=...")
     if config.recipe.labels:
         evaluate.classes(labels, len(images))
     schedule = loop.Schedule(

@@ -226,12 +226,10 @@ class BlackBox:
         head: Callable[[Tensor], Tensor] | None = None,
         projector: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        parts: list[object] = [part for part in (head, projector) if part is not None]
-        parts += defenses if isinstance(defenses, Sequence) else [None]
+        parts: list[object] = [*defenses, *(p for p in (head, projector) if p is not None)]
         if not all(map(callable, parts)):
             raise ValueError(
-                f"defenses={defenses!r:.60}, head={head!r:.60}, projector={projector!r:.60}: a list of "
-                "defences is needed, and functions of tensors"
+                f"{parts!r:.160}: defences, head and projector are functions of tensors"
             )
         self._answers = net if isinstance(net, AnswerCache) else AnswerCache(net)
         self._defenses, self._head, self._projector = tuple(defenses), head, projector

@@ -4,6 +4,7 @@ Dubiński et al., "Bucks for Buckets", NeurIPS 2023, sections 3-4; code stapaw/b
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Annotated
@@ -28,25 +29,27 @@ MOST_BETAS = 2  # of coverage, from which on noise stays as it is
 # Secrets follow from seed, user and place in the chain, so none is stored. A dense one takes longer to
 # draw than to use: those of the last users are cached, at most 32 MB at 512 dimensions.
 @lru_cache(maxsize=32)
-def _secrets(
-    kind: str, seed: int, user: str, step: int, dim: int, padding: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of one step; "pad" has a bias only, "shuffle" the order as its weight."""
-    draws = generator("disguise", seed, user, step, kind)
-    weight = bias = torch.empty(0)
+def _step(
+    kind: str, seed: int, user: str, place: int, dim: int, padding: int
+) -> Callable[[Tensor], Tensor]:
+    """Return one step of a user's secret map, of answers y (N, `dim`)."""
+    draws = generator("disguise", seed, user, place, kind)
     if kind == "pad":
-        bias = torch.randn(padding, generator=draws)
-    elif kind == "shuffle":
-        weight = torch.randperm(dim, generator=draws)
-    elif kind == "binary":
-        weight = torch.randn(dim, dim, generator=draws)
-        bias = (torch.rand(dim, dim, generator=draws) * weight).sum(0)
-    else:
-        shape = (dim, dim) if kind == "affine" else (dim,)
-        weight, bias = (torch.rand(s, generator=draws) * 2 - 1 for s in (shape, (dim,)))
-        if kind == "affine":  # keeps the average length of the answers
-            weight *= (3 / dim) ** 0.5
-    return weight.to(device), bias.to(device)
+        constants = torch.randn(padding, generator=draws)
+        return lambda y: torch.cat([y, constants.to(y).expand(len(y), -1)], 1)
+    if kind == "shuffle":
+        order = torch.randperm(dim, generator=draws)
+        return lambda y: y[:, order.to(y.device)]
+    if kind == "binary":
+        normals = torch.randn(dim, dim, generator=draws)
+        heights = (torch.rand(dim, dim, generator=draws) * normals).sum(0)
+        return lambda y: (y @ normals.to(y) > heights.to(y)).to(y)
+    shape = (dim, dim) if kind == "affine" else (dim,)
+    weight, bias = (torch.rand(s, generator=draws) * 2 - 1 for s in (shape, (dim,)))
+    if kind == "scale":
+        return lambda y: y * weight.to(y) + bias.to(y)
+    weight *= (3 / dim) ** 0.5  # keeps the average length of the answers
+    return lambda y: y @ weight.to(y) + bias.to(y)
 
 
 class Transforming(Described):
@@ -66,18 +69,8 @@ class Transforming(Described):
     def _to_space(self, answers: Tensor, user: str) -> Tensor:
         """Return answers (N, D) in one user's space, (N, D + `padding`) after "pad"."""
         for place, kind in enumerate(self._steps):
-            key = (self.seed, user, place, answers.shape[1], self.padding, answers.device)
-            weight, bias = _secrets(kind, *key)
-            if kind == "shuffle":
-                answers = answers[:, weight]
-                continue
-            weight, bias = weight.to(answers), bias.to(answers)
-            if kind == "pad":
-                answers = torch.cat([answers, bias.expand(len(answers), -1)], 1)
-            elif kind == "binary":
-                answers = (answers @ weight > bias).to(answers)
-            else:
-                answers = (answers @ weight if kind == "affine" else answers * weight) + bias
+            step = _step(kind, self.seed, user, place, answers.shape[1], self.padding)
+            answers = step(answers)
         return answers
 
 

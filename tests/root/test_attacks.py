@@ -345,7 +345,10 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "no head": (LABEL, "embeddings only"),
     "no head for posteriors": ({"attack": "posterior"}, "embeddings only"),
     "no projector": ({"attack": "access-head"}, "this API gives no projections"),
-    "no labels": ({"attack": "sup-con"}, "uses the true labels of the 32 query images"),
+    "no labels": (
+        {"attack": "sup-con"},
+        r"labels of kind NoneType: whole numbers \(32,\) are needed",
+    ),
     "all anchors": ({**MSE, "accounts": 2, "anchors": N}, f"anchors={N} of {N} images"),
     "no anchors": ({**MSE, "accounts": 2, "anchors": 0}, "anchors=0 of"),
     "adaptation": (
