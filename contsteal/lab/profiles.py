@@ -1,17 +1,11 @@
 """Profiles: what `notebooks/profiles/<name>.yaml` may say, as strict models, and how it is read."""
 
-import copy
-import io
-import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
-from functools import lru_cache
-from numbers import Real
-from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
+from functools import partial
+from typing import Annotated, Any, Literal, Self, get_type_hints
 
 import yaml
 from pydantic import (
@@ -21,10 +15,9 @@ from pydantic import (
     Field,
     ValidationError,
     create_model,
-    field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import ErrorDetails
 
 from contsteal import attacks, augment, choice, data, encoders, fitting, loop, methods, pretrain
 from contsteal.lab import artifacts
@@ -68,40 +61,21 @@ def variant(name: str) -> tuple[str, dict[str, Any]]:
     Raises ValueError for an unknown attack or variant, with those that exist.
     """
     attack, *given = fitting(name, "attack", str).split(", ")
-    if unknown := [word for word in given if word not in VARIANTS]:
-        raise ValueError(
-            f"unknown variant {unknown[0]!r} of {attack}: choose one of {', '.join(VARIANTS)}"
-        )
-    _ = attacks.Config(attack).recipe  # refuses an unknown one with those that exist
+    choice(attack, "attack", attacks.ATTACKS)
     own = PUBLISHED.get(attack)
     known = VARIANTS | ({"published optimizer": own} if own else {})
-    return attack, {k: v for word in given for k, v in known[word].items()}
+    return attack, {k: v for w in given for k, v in known[choice(w, "variant", known)].items()}
 
 
 Rate = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
-# A dataclass's words for its limits, and pydantic's.
-BOUNDS = {"least": "ge", "most": "le", "above": "gt", "below": "lt"}
-
-
-def _encoder(name: str) -> str:
-    if name not in encoders.CIFAR_STEM:  # which are known without timm, whose import takes seconds
-        encoders.check(name)
-    return name
-
-
-def _one_of(name: str, known: Iterable[str]) -> Callable[[str | None], str | None]:
-    return lambda value: value if value is None else choice(value, name, known)
-
-
-# Fields whose values are names, and what refuses an unknown one with those that exist.
-NAMES: dict[str, Callable[[Any], Any]] = {
-    "encoder": _encoder,
-    "attack": _one_of("attack", attacks.ATTACKS),
-    "method": _one_of("method", [*methods.METHODS, pretrain.READY]),
-    "optimizer": _one_of("optimizer", loop.OPTIMIZERS),
-    "policy": _one_of("augmentation", augment.POLICIES),
+# Fields whose values are words, and those that exist.
+WORDS: dict[str, Iterable[str]] = {
+    "attack": attacks.ATTACKS,
+    "method": [*methods.METHODS, pretrain.READY],
+    "optimizer": loop.OPTIMIZERS,
+    "policy": augment.POLICIES,
 }
 Data = Annotated[str, AfterValidator(lambda name: name and data.known(name))]  # "": another one's
 
@@ -117,32 +91,25 @@ class Strict(BaseModel):
         """Refuse an unknown name with those that exist, which pydantic's own message leaves out."""
         for name in given if isinstance(given, dict) else ():
             if name not in cls.model_fields:
-                details = {"name": repr(name), "known": ", ".join(cls.model_fields)}
-                message = "unknown parameter {name}; known are {known}"
-                raise PydanticCustomError("unknown", message, details)
+                known = ", ".join(cls.model_fields)
+                raise ValueError(f"unknown parameter {name!r}; known are {known}")
         return given
-
-
-def _model(name: str, types: dict[str, Any]) -> type[Strict]:
-    return create_model(name, __base__=Strict, **types)
 
 
 def _fields(config: type) -> dict[str, Any]:
     """Return the fields of a dataclass, each with its type, its limits and its default."""
     hints = get_type_hints(config, include_extras=True)
-    types = {name: _bounded(hint) for name, hint in hints.items()}
-    types |= {k: Annotated[types[k], AfterValidator(NAMES[k])] for k in NAMES.keys() & types.keys()}
-    return {field.name: (types[field.name], field.default) for field in fields(config)}
+    checks = {name: AfterValidator(partial(_check, name, hint)) for name, hint in hints.items()}
+    return {f.name: (Annotated[hints[f.name], checks[f.name]], f.default) for f in fields(config)}
 
 
-def _bounded(hint: Any) -> Any:
-    """Return a type whose limits, such as those of `contsteal.Count`, are pydantic's."""
-    if get_origin(hint) in (Union, UnionType):
-        return Union[tuple(map(_bounded, get_args(hint)))]  # noqa: UP007 the members are computed
-    if get_origin(hint) is Annotated:
-        limits: dict[str, Any] = {BOUNDS[word]: bound for word, bound in hint.__metadata__}
-        return Annotated[hint.__origin__, Field(**limits)]
-    return hint
+def _check(name: str, hint: Any, value: Any) -> Any:
+    """Refuse a number beyond a field's limits, and an unknown word with those that exist."""
+    if name == "encoder" and value not in encoders.CIFAR_STEM:  # known without timm's long import
+        encoders.check(value)
+    if name in WORDS and value is not None:
+        choice(value, name, WORDS[name])
+    return fitting(value, name, hint)
 
 
 class Watermark(Strict):
@@ -165,11 +132,9 @@ class Watermark(Strict):
     @model_validator(mode="after")
     def _check_mark(self) -> Self:
         if self.model_fields_set and "epochs" not in self.model_fields_set:
-            raise PydanticCustomError("mark", "set epochs to 1 or more")
+            raise ValueError("set epochs to 1 or more")
         if (self.kind, self.start) == ("sslguard", "scratch"):
-            raise PydanticCustomError(
-                "mark", "sslguard marks a finished encoder: set start to victim"
-            )
+            raise ValueError("sslguard marks a finished encoder: set start to victim")
         return self
 
 
@@ -184,21 +149,20 @@ class Expectation(Strict):
     source: str = ""
 
 
-EXPECTATION = Expectation(encoder="", task="", metric="accuracy").model_dump()
-
-
-class Victim(_model("Victim", _fields(methods.Config))):  # type: ignore[misc]
+class Victim(create_model("V", __base__=Strict, **_fields(methods.Config))):  # type: ignore[misc]
     """How an encoder is trained."""
 
 
-class Surrogate(_model("Surrogate", _fields(attacks.Config))):  # type: ignore[misc]
+class Surrogate(create_model("S", __base__=Strict, **_fields(attacks.Config))):  # type: ignore[misc]
     """How an encoder is stolen, by one that is named."""
 
-    encoder: Annotated[str, AfterValidator(_encoder)]
+    encoder: Annotated[str, AfterValidator(partial(_check, "encoder", str))]
 
 
-class Methods(_model("Methods", dict.fromkeys(methods.METHODS, (Victim, None)))):  # type: ignore[misc]
-    """How victims by other methods are trained where that differs."""
+def _rated(name: str) -> str:
+    if not variant(name)[1].keys() <= {"views"}:
+        raise ValueError(f"{name!r}: name an attack, with no other word than its views")
+    return name
 
 
 class Common(Strict):
@@ -213,26 +177,20 @@ class Common(Strict):
     query_data: Data
     query_images: Count
     victim: Victim
-    methods: Methods = Methods()
+    # Victims by other methods, where they are trained differently.
+    methods: dict[Annotated[str, AfterValidator(partial(_check, "method", str))], Victim] = {}
     # Further victims, such as ready encoders, by names that `method` takes.
     victims: dict[str, Victim] = {}
     supervised: Victim
     surrogate: Surrogate
-    rates: dict[str, Rate] = {}  # of attacks, where they are not the surrogate's `lr`
+    # Learning rates of attacks, where they are not the surrogate's `lr`.
+    rates: dict[Annotated[str, AfterValidator(_rated)], Rate] = {}
     workers: Positive = 1
     at_once: Positive = 1
     price: float = Field(0.0, ge=0)
     watermark: Watermark = Watermark()
     train_split: str = "train"
     query_split: str = "train"
-
-    @field_validator("rates")
-    @classmethod
-    def _check_attacks(cls, rates: dict[str, float]) -> dict[str, float]:
-        for name in rates:
-            if not variant(name)[1].keys() <= {"views"}:
-                raise ValueError(f"{name!r}: name an attack, with no other word than its views")
-        return rates
 
 
 class Changes(Common):
@@ -256,44 +214,31 @@ def validated(model: type[BaseModel], given: object, place: str) -> Any:
     try:
         return model.model_validate(given)
     except ValidationError as error:
-        missing = [_name(e) for e in error.errors() if e["type"] == "missing"]
-        lines = [_sentence(e, place) for e in error.errors() if e["type"] != "missing"]
-        if missing:
-            needed = f"{', '.join(missing)} {'are' if missing[1:] else 'is'} needed"
-            lines.append(f"{place}: {needed}; demo.yaml shows how")
-        raise ValueError("\n".join(lines)) from None
-
-
-def _name(error: ErrorDetails) -> str:
-    name = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error["loc"])
-    return name.removeprefix(".").removeprefix("common.")
+        raise ValueError("\n".join(_sentence(e, place) for e in error.errors())) from None
 
 
 def _sentence(error: ErrorDetails, place: str) -> str:
-    name = _name(error)
+    places = (f"[{p}]" if isinstance(p, int) else f".{p}" for p in error["loc"] if p != "[key]")
+    name = "".join(places).removeprefix(".").removeprefix("common.")
+    if error["type"] == "missing":
+        return f"{place}: {name} is needed; demo.yaml shows how"
     message = error["msg"].replace("Input should", "should").partition(" or instance of")[0]
-    if error["type"] in ("unknown", "mark", "value_error"):
-        message = message.removeprefix("Value error, ")
-        return f"{place}, {name}: {message}" if name else f"{place}: {message}"
-    if error["type"] == "too_short":
-        return f"{place}: {name}={error['input']!r}: at least one value is needed"
+    if error["type"] == "value_error":
+        return f"{place}{name and ', '}{name}: {message.removeprefix('Value error, ')}"
     hint = "; YAML reads 1e-3 as text, write 1.0e-3" if error["type"] == "float_type" else ""
-    given = f"{name}={error['input']!r}" if name else repr(error["input"])
-    return f"{place}: {given} {message}{hint}"
+    return f"{place}: {name}{name and '='}{error['input']!r} {message}{hint}"
 
 
 def check(given: dict[str, Any], known: dict[str, Any], place: str) -> None:
     """Raise ValueError for a name that is not known or a value of another type than its default's.
 
-    So do NaN, infinity, a list that names a value twice, and an unknown attack.
+    So do a list that names a value twice, and an unknown attack.
     """
-    types = {name: (_type(default), default) for name, default in known.items()}
-    validated(_model("Parameters", types), given, place)
+    types: dict[str, Any] = {name: (_type(default), default) for name, default in known.items()}
+    validated(create_model("Parameters", __base__=Strict, **types), given, place)
     values = known | given
     values["seeds and more_seeds"] = [*values.get("seeds", ()), *values.get("more_seeds", ())]
     for name, value in _nested(values):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{place}: {name}={value!r}: a finite number is needed")
         if isinstance(value, list) and name not in PAIRS and "[" not in name:
             distinct(value, f"{place}: {name}=")
         if isinstance(value, str) and re.split(r"[.\[]", name)[0] in OF_ATTACKS:
@@ -309,9 +254,8 @@ def distinct(values: Iterable[Any], name: str = "") -> list[Any]:
     A repeated seed or task would count as independent evidence, and make intervals too short.
     """
     values = list(values)
-    words = [value if isinstance(value, Real) else repr(value) for value in values]  # 0 is 0.0
-    if repeated := [word for k, word in enumerate(words) if word in words[:k]]:
-        raise ValueError(f"{name}{values} names {repeated[0]} twice: name it once")
+    if repeated := [value for k, value in enumerate(values) if value in values[:k]]:
+        raise ValueError(f"{name}{values} names {repeated[0]!r} twice: name it once")
     return values
 
 
@@ -337,24 +281,11 @@ def _type(default: Any) -> Any:
     return Annotated[values, Field(min_length=len(kinds[:1]))]
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML whose tables name each key once, of which plain YAML would take the last, and no aliases.
-
-    An alias could hold itself, or grow without end.
-    """
-
-    def fetch_alias(self) -> None:
-        raise yaml.MarkedYAMLError(
-            problem="an alias: write its values out", problem_mark=self.get_mark()
-        )
+class _Loader(yaml.CSafeLoader):
+    """YAML whose tables name each key once, of which plain YAML would take the last."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys: list[Any] = []
-        for key, _ in node.value:
-            if key.value in keys:
-                problem = f"{key.value!r} is named twice: name it once"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            keys.append(key.value)
+        distinct([key.value for key, _ in node.value], f"line {node.start_mark.line + 1}: ")
         return super().construct_mapping(node, deep)
 
 
@@ -363,31 +294,20 @@ def names() -> list[str]:
     return sorted(p.stem for p in PROFILES.glob("*.yaml"))
 
 
-@lru_cache(maxsize=8)  # a plan asks dozens of times
-def _parsed(path: Path, text: bytes) -> Any:
-    file = io.BytesIO(text)
-    file.name = str(path)  # which errors show
-    return yaml.load(file, _Loader)
-
-
 def profile(name: str) -> dict[str, Any]:
     """Return a profile: `about`, `common` settings, parameters per notebook, expectations.
 
     Raises ValueError for a profile that does not exist (with those that do), for text that is not
     YAML, and for names that are unknown or missing, wrong types and values, with the place.
     """
-    if name not in names():
-        missing = f"none is in {PROFILES}: this needs a clone of the repository"
-        known = f"choose one of {', '.join(names())}" if names() else missing
-        raise ValueError(f"unknown profile {name!r}: {known}")
-    place = f"{name}.yaml"
+    known = names() or ["those in a clone of the repository"]  # which an installed package lacks
+    path = PROFILES / f"{choice(name, 'profile', known)}.yaml"
     try:
-        settings = copy.deepcopy(_parsed(PROFILES / place, (PROFILES / place).read_bytes()))
-    except (OSError, RecursionError, yaml.YAMLError) as error:
-        raise ValueError(f"{place} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(settings, dict) or not isinstance(settings.get("common"), dict):
-        raise ValueError(f"{place}: a section 'common' is needed; copy one from demo.yaml")
-    validated(Profile, settings, place)
+        with path.open("rb") as file:
+            settings: dict[str, Any] = yaml.load(file, _Loader)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path.name} cannot be read: {' '.join(str(error).split())}") from error
+    validated(Profile, settings, path.name)
     return settings
 
 
@@ -404,9 +324,9 @@ def changed(name: str, changes: dict[str, Any]) -> tuple[dict[str, Any], str | N
     return settings, method
 
 
-def watermark(given: dict[str, Any], place: str = "watermark") -> dict[str, Any]:
+def watermark(given: dict[str, Any]) -> dict[str, Any]:
     """Return how a victim is marked, defaults filled in; {} for one that is not."""
-    validated(Watermark, given, place)
+    validated(Watermark, given, "watermark")
     return Watermark().model_dump() | given if given else {}
 
 

@@ -186,7 +186,7 @@ def judge(worth: pd.DataFrame, expectations: Sequence[dict[str, Any]]) -> pd.Dat
     """Return what a profile expects of its encoders, what was measured, and whether it holds."""
     rows = []
     for given in expectations:
-        wanted: dict[str, Any] = {**profiles.EXPECTATION, **given}
+        wanted = profiles.Expectation(**given).model_dump()
         match = (worth["encoder"] == wanted["encoder"]) & (worth["task"] == wanted["task"])
         values, measured, holds = worth.loc[match, wanted["metric"]], "-", "not run"
         if len(values):

@@ -1,7 +1,6 @@
 """Profiles: every stored one is right, and each mistake is named with its place in one sentence."""
 
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,7 @@ def test_stored_profiles_are_right_and_can_be_trained(name: str) -> None:
         ("common: {dta: shapes}", "tiny.yaml, common: unknown parameter 'dta'; known are data, im"),
         ("common: {victim: {epoch: 3}}", "tiny.yaml, victim: unknown parameter 'epoch'; known are me"),
         ("common: {surrogate: {encoder: conv4, epoch: 3}}", "surrogate: unknown parameter 'epoch';"),
-        ("common: {methods: {mocoo: {}}}", "tiny.yaml, methods: unknown parameter 'mocoo'; known are"),
+        ("common: {methods: {mocoo: {}}}", "tiny.yaml, methods.mocoo: unknown method 'mocoo': choose"),
         ("common: {rates: {embedding: x}}", "rates.embedding='x' should be a valid number"),
         ("common: {methods: {moco: {lr: x}}}", "methods.moco.lr='x' should be a valid number"),
         ("common: {victim: {lr: 1e-3}}", "tiny.yaml: victim.lr='1e-3' should be a valid number; YAML "
@@ -76,13 +75,13 @@ def test_stored_profiles_are_right_and_can_be_trained(name: str) -> None:
         ("common: {at_once: 0}", "tiny.yaml: at_once=0 should be greater than or equal to 1"),
         ("common: {image_size: 7}", "tiny.yaml: image_size=7 should be greater than or equal to 8"),
         ("common: {price: .nan}", "tiny.yaml: price=nan should be a finite number"),
-        ("common: {victim: {temperature: 0}}", "victim.temperature=0 should be greater than 0"),
+        ("common: {victim: {temperature: 0}}", "temperature=0.0: a finite number above 0 is needed"),
         ("common: {watermark: {kind: rotation}}", "watermark: set epochs to 1 or more"),
         ("common: {watermark: {epochs: 1, kind: sslguard, start: scratch}}", "set start to victim"),
         ("common: {victim: {encoder: resnet19}}", "victim.encoder: unknown encoder 'resnet19': nearest"),
         ("common: {surrogate: {encoder: ''}}", "surrogate.encoder: unknown encoder ''"),
-        ("common: {supervised: {policy: simcrl}}", "supervised.policy: unknown augmentation 'simcrl'"),
-        ("common: {surrogate: {encoder: conv4, policy: a}}", "policy: unknown augmentation 'a': choose"),
+        ("common: {supervised: {policy: simcrl}}", "supervised.policy: unknown policy 'simcrl'"),
+        ("common: {surrogate: {encoder: conv4, policy: a}}", "policy: unknown policy 'a': choose"),
         ("common: {methods: {moco: {optimizer: adam}}}", "methods.moco.optimizer: unknown optimizer"),
         ("common: {victim: {method: mocoo}}", "victim.method: unknown method 'mocoo': choose one of"),
         ("common: {surrogate: {encoder: conv4, attack: mse}}", "attack: unknown attack 'mse': choose"),
@@ -102,46 +101,27 @@ def test_a_mistake_is_named_with_its_place(folder: Path, text: str, message: str
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"common: [", "tiny.yaml cannot be read: while parsing"),
-        (
-            "common: {data: \u00e9}".encode("latin-1"),
-            "tiny.yaml cannot be read: unacceptable character #x00e9",
-        ),
+        (b"common: [", "tiny.yaml cannot be read: while parsing .*tiny.yaml\", line 2"),
+        (b"common: {data: \xe9}", "tiny.yaml cannot be read: unacceptable character .*UTF-8"),
         (b"common: {data: a}\0", "tiny.yaml cannot be read: unacceptable character"),
-        (
-            b"common:\n  data: a\n  price: 1\n  data: b",
-            "tiny.yaml cannot be read: 'data' is named twice: name it once .*tiny.yaml\", line 4",
-        ),
-        (
-            b"notebooks:\n  a: {seeds: [0]}\n  'a': {}",
-            "tiny.yaml cannot be read: 'a' is named twice.*, line 3",
-        ),
-        (
-            b"common: &a {data: *a}",
-            "tiny.yaml cannot be read: an alias: write its values out .*, line 1",
-        ),
-        (b"about: " + 3000 * b"[", "tiny.yaml cannot be read: maximum recursion depth"),
-        (b"- 1", "tiny.yaml: a section 'common' is needed; copy one from demo.yaml"),
-        (b"", "tiny.yaml: a section 'common' is needed"),
-        (
-            b"common: {}",
-            "tiny.yaml: data, image_size, train_images, .*, surrogate are needed; demo",
-        ),
+        (b"common:\n  data: a\n  price: 1\n  data: b",
+         r"tiny.yaml cannot be read: line 2: \['data', 'price', 'data'\] names 'data' twice"),
+        (b"notebooks:\n  a: {seeds: [0]}\n  'a': {}", "tiny.yaml cannot .* names 'a' twice: name it"),
+        (b"about: " + 3000 * b"[", "tiny.yaml cannot be read: "),
+        (b"- 1", r"tiny.yaml: \[1\] should be a valid dictionary"),
+        (b"", "tiny.yaml: None should be a valid dictionary"),
+        (b"about: a", "tiny.yaml: common is needed; demo.yaml shows how"),
+        (None, "tiny.yaml cannot be read: .*Is a directory"),
     ],
-)
+)  # fmt: skip
 def test_a_file_that_is_no_profile_is_named_in_one_line(
-    folder: Path, content: bytes, message: str
+    folder: Path, content: bytes | None, message: str
 ) -> None:
-    (folder / "tiny.yaml").write_bytes(content)
+    path = folder / "tiny.yaml"
+    path.mkdir() if content is None else path.write_bytes(content)
     with pytest.raises(ValueError, match=f"^{message}") as raised:
         profiles.profile("tiny")
     assert "\n" not in str(raised.value)
-
-
-def test_a_folder_in_the_place_of_a_profile_is_named(folder: Path) -> None:
-    (folder / "tiny.yaml").mkdir()
-    with pytest.raises(ValueError, match=r"^tiny.yaml cannot be read: .*Is a directory"):
-        profiles.profile("tiny")
 
 
 @pytest.mark.parametrize(
@@ -154,16 +134,15 @@ def test_a_folder_in_the_place_of_a_profile_is_named(folder: Path) -> None:
         ({"elsewhere": [["a", "b", 1]] * 2}, "elsewhere=.* twice"),
         ({"strengths": {"top-k": [5, 5]}}, r"strengths.top-k=\[5, 5\] names 5 twice"),
         ({"goals": [math.nan]}, r"goals\[0\]=nan should be a finite number"),
-        ({"mark": {"lr": math.inf}}, "mark.lr=inf: a finite number is needed"),
         ({"offset": [math.nan, 1.0]}, r"offset\[0\]=nan should be a finite number"),
         ({"attacks": ["label", "mse"]}, r"attacks\[1\]: unknown attack 'mse': choose one of label"),
-        ({"attacks": ["label, no views"]}, r"attacks\[0\]: unknown variant 'no views' of label"),
+        ({"attacks": ["label, no views"]}, r"attacks\[0\]: unknown variant 'no views': choose"),
         ({"classifiers": {"victim": ["a"]}}, r"classifiers.victim\[0\]: unknown attack 'a'"),
     ],
 )
 def test_values_that_mean_nothing_are_refused(values: dict[str, Any], message: str) -> None:
     known = {"seeds": [0, 1], "more_seeds": [], "tasks": [""], "elsewhere": [["", "", 0]],
-             "strengths": {}, "goals": [0.5], "mark": {}, "offset": [0.2, 1.0],
+             "strengths": {}, "goals": [0.5], "offset": [0.2, 1.0],
              "attacks": ["label"], "classifiers": {}}  # fmt: skip
     profiles.check({"offset": [1.0, 1.0], "elsewhere": [["a", "a", 1]]}, known, "here")
     with pytest.raises(ValueError, match=f"^here: {message}"):
@@ -199,7 +178,12 @@ def test_values_are_returned_as_written(folder: Path) -> None:
         ({"method": "mocoo"}, "unknown method 'mocoo': choose one of simclr, moco"),
         ({"watermark": {"lr": 0.1}}, "changes of smoke, watermark: set epochs"),
         ({"watermark": {"epochs": 1, "batch": -1}}, "watermark.batch=-1 should be greater than"),
-        ({"surrogate": {"temperature": 0.0}}, "surrogate.temperature=0.0 should be greater than 0"),
+        ({"surrogate": {"temperature": 0.0}}, "temperature=0.0: a finite number above 0 is needed"),
+        ({"rates": {"embeding": 0.1}}, "rates.embeding: unknown attack 'embeding': choose"),
+        ({"rates": {"label, own view": 0.1}}, "unknown variant 'own view': choose one of"),
+        ({"rates": {"label, anew": 0.1}}, "'label, anew': name an attack, with no other word"),
+        ({"rates": {"embedding": 0.0}}, "rates.embedding=0.0 should be greater than 0"),
+        ({"rates": {"embedding": math.nan}}, "rates.embedding=nan should be a finite number"),
     ],
 )
 def test_changes_are_checked_too(changes: dict[str, Any], message: str) -> None:
@@ -276,20 +260,3 @@ def test_a_value_is_of_its_defaults_type(default: object, right: list, wrong: li
     for value in wrong:
         with pytest.raises(ValueError, match=r"^here: x"):
             profiles.check({"x": value}, {"x": default}, "here")
-
-
-@pytest.mark.parametrize(
-    ("rates", "problem"),
-    [
-        ({"embeding": 0.1}, "rates: unknown attack 'embeding': choose one of label, "),
-        (
-            {"embedding, own view": 0.1},
-            "rates: unknown variant 'own view' of embedding: choose one of",
-        ),
-        ({"embedding": 0.0}, "rates.embedding=0.0 should be greater than 0"),
-        ({"embedding": math.nan}, "rates.embedding=nan should be a finite number"),
-    ],
-)
-def test_learning_rates_are_of_attacks_that_exist(rates: dict[str, float], problem: str) -> None:
-    with pytest.raises(ValueError, match=f"changes of demo.*{re.escape(problem)}"):
-        profiles.changed("demo", {"rates": rates})
