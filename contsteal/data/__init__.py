@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # `python -m contsteal.data.packed` warns where this package 
 
 __all__ = [
     "ENDLESS", "PATHS", "SOURCES", "SPLITS", "CorruptData", "FolderError", "ImageSet", "MissingData",
-    "Source", "data_dir", "known", "load", "locate", "needs", "order",
+    "Source", "data_dir", "known", "load", "needs", "order", "require",
 ]  # fmt: skip
 SPLITS = ("train", "test")
 PATHS = ("folder", "packed")  # names that lead to a path: folder:PATH, packed:PATH
@@ -89,9 +89,7 @@ def load(
     images: Tensor | Packed
     chosen: Tensor | slice
     if name in SOURCES:
-        if split not in SPLITS:
-            known = ", ".join(SPLITS)
-            raise ValueError(f"unknown split {split!r} of {name}: choose one of {known}")
+        choice(split, f"split of {name}", SPLITS)
         (images, labels), classes = SOURCES[name].read(n, split, seed), SOURCES[name].classes
         chosen = slice(n)
     else:
@@ -197,19 +195,18 @@ def _flat(value: object) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def locate(name: str, splits: Collection[str], image_size: int) -> Path:
-    """Return where splits of a stored set lie, without reading their images.
+def require(name: str, splits: Collection[str], image_size: int) -> None:
+    """Raise what `load` would for splits of a stored set, without reading their images.
 
-    Raises what `load` would raise, but for damaged images, which only reading finds.
+    Damaged images are found by reading alone.
     """
     kind, _, path = name.partition(":")
-    home = Path(os.path.expanduser(path))
     if name in torchsets.SPLITS:
-        torchsets.require(name, splits)
-        return data_dir()
+        return torchsets.require(name, splits)
     for split in sorted(splits):
         if kind == "folder" and path:
+            home = Path(os.path.expanduser(path))
             folders.listing(folders.choose(home, split, folders.splits(home)))
         else:
             _resized(_open(name, split, image_size)[0], image_size, name)
-    return home if path else torchsets.imagenet(name, image_size)
+    return None

@@ -18,6 +18,7 @@ from torch import Tensor
 from contsteal.seeds import generator
 
 BLOCK = 1024  # images drawn per generator: any prefix of a set is the same set, cut short
+V, U = torch.meshgrid(torch.arange(32) - 15.5, torch.arange(32) - 15.5, indexing="ij")  # pixels
 DEFAULT = 4096  # images of an endless set where no number is given
 COLOURS = ("red", "yellow", "green", "cyan", "blue", "magenta")
 TEXTURES = tuple(f"{width} {angle}°" for width in ("coarse", "fine") for angle in (0, 45, 90, 135))
@@ -81,12 +82,11 @@ def _scenes(g: torch.Generator) -> tuple[Tensor, Tensor]:
     hue = (0.1 * label + 0.25 * normal[:, 0]) % 1
     angle = (label % 5) * math.pi / 5 + 0.5 * normal[:, 1]
     frequency = torch.where(label < 5, 0.6, 1.1) + 0.25 * normal[:, 2]  # rad per pixel
-    v, u = torch.meshgrid(torch.arange(32) - 15.5, torch.arange(32) - 15.5, indexing="ij")
-    inside = _stripes(u, v, angle, frequency, 6.3 * uniform[:, 4])  # (BLOCK, 32, 32)
-    behind = _stripes(u, v, 3.2 * uniform[:, 5], 0.4 + uniform[:, 6], 6.3 * uniform[:, 7])
+    inside = _stripes(U, V, angle, frequency, 6.3 * uniform[:, 4])  # (BLOCK, 32, 32)
+    behind = _stripes(U, V, 3.2 * uniform[:, 5], 0.4 + uniform[:, 6], 6.3 * uniform[:, 7])
     ink = _rgb(hue, 0.6 + 0.3 * uniform[:, 8], 0.7 + 0.3 * uniform[:, 9])  # (BLOCK, 3)
     paper = _rgb(uniform[:, 10], 0.3 * uniform[:, 11], 0.25 + 0.15 * uniform[:, 12])
-    cover = _cover(label, u, v, pose)[:, None]
+    cover = _cover(label, U, V, pose)[:, None]
     scene = cover * ink[:, :, None, None] * (0.45 + 0.55 * inside[:, None])
     scene = scene + (1 - cover) * paper[:, :, None, None] * (0.2 + 0.8 * behind[:, None])
     scene = scene + 0.10 * torch.randn(scene.shape, generator=g)
@@ -176,9 +176,8 @@ def _radius(curves: Tensor, direction: Tensor) -> Tensor:
 
 def _fill(curves: Tensor, centre: Tensor, turn: Tensor, scale: Tensor, stretch: Tensor) -> Tensor:
     """Return the share of each pixel inside curves of a size in pixels, (N, 32, 32) in [0, 1]."""
-    v, u = torch.meshgrid(torch.arange(32) - 15.5, torch.arange(32) - 15.5, indexing="ij")
-    x = (u - centre[:, 0, None, None]) * stretch[:, None, None]
-    y = (v - centre[:, 1, None, None]) / stretch[:, None, None]
+    x = (U - centre[:, 0, None, None]) * stretch[:, None, None]
+    y = (V - centre[:, 1, None, None]) / stretch[:, None, None]
     point = torch.complex(x, y) * torch.polar(torch.ones_like(turn), -turn)[:, None, None]
     distance = point.abs().clamp(min=1e-6)
     edge = scale[:, None, None] * _radius(curves, point / distance)

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from contsteal import files
+from contsteal import files, number
 from contsteal.data import folders
 from contsteal.data.folders import Listing
 
@@ -71,10 +71,6 @@ class Packed:
         view.device = torch.device(device)
         return view
 
-    def cpu(self) -> Tensor:
-        """Return these images in memory, on the CPU: of a slice that is meant to be small."""
-        return torch.cat([part.cpu() for part in self.split(RESIZED)])
-
     def rows(self, index: Index) -> Self:
         """Return a view of these images, in this order; nothing is read."""
         view = copy.copy(self)
@@ -91,8 +87,6 @@ class Packed:
         view = self.rows(index)
         if isinstance(index, slice):
             return view
-        if view._rows.ndim > 1:
-            raise IndexError(f"index of shape {view._rows.shape}: give a slice or row numbers (N,)")
         return self._read(view._rows) if view._rows.ndim else self._read(view._rows[None])[0]
 
     def _read(self, rows: np.ndarray) -> Tensor:
@@ -176,25 +170,23 @@ def open_pack(path: Path, split: str) -> tuple[Packed, Tensor | None, tuple[str,
     kept = np.delete(np.arange(manifest["rows"]), [row for row, *_ in manifest["skipped"]])
     classes = manifest["classes"]
     labels = np.arange(len(classes)).repeat(list(classes.values()))  # rows are sorted by class
-    # A pack of before there were sums has none.
-    checked = np.asarray(_map(home / SUMS)) if "sums" in manifest else None
-    images = Packed(home / IMAGES, manifest["size"], kept, checked)
+    images = Packed(home / IMAGES, manifest["size"], kept, _map(home / SUMS))
     return images, torch.from_numpy(labels[kept]) if classes else None, tuple(classes)
 
 
 def _manifest(home: Path) -> dict[str, Any]:
     """Return the manifest of a split; PackError where it is damaged or the images do not fit it."""
     manifest = files.read_json(home / MANIFEST)
-    damaged, table = home / MANIFEST, home / SUMS
+    damaged, table = MANIFEST, home / SUMS
     if isinstance(manifest, dict) and files.sealed(manifest) == manifest:
         whole = (manifest["rows"], 3, *2 * [manifest["size"]])
-        known = table.is_file() and files.sha256(table) == manifest.get("sums")
-        summed = "sums" not in manifest or known
-        images = _map(home / IMAGES) if summed else np.empty(0)
-        if (images.shape, images.dtype) == (whole, np.uint8):
+        if not table.is_file() or files.sha256(table) != manifest.get("sums"):
+            damaged = SUMS
+        elif (images := _map(home / IMAGES)).shape != whole or images.dtype != np.uint8:
+            damaged = IMAGES
+        else:
             return dict(manifest)
-        damaged = home / (IMAGES if summed else SUMS)
-    raise PackError(f"{damaged} was damaged or altered: remove {home} and pack it again")
+    raise PackError(f"{home / damaged} was damaged or altered: remove {home} and pack it again")
 
 
 def pack(
@@ -229,8 +221,7 @@ def pack(
         ...     manifest["train"]["rows"], images[:].shape
         (1, torch.Size([1, 3, 16, 16]))
     """
-    if size < 8 or not (workers == -1 or workers > 0):
-        raise ValueError(f"size={size}, workers={workers}: give at least 8 pixels and 1 worker")
+    number(size, "size", int, least=8), number(abs(workers), "workers", int, least=1)
     if dst.resolve().is_relative_to(src.resolve()):
         raise ValueError(f"{dst} lies in {src}, the folder to pack: choose another place")
     places = folders.splits(src, keep)

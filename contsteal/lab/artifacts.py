@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import date
 from functools import cache
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,9 @@ def closure(*modules: str) -> set[str]:
         name = pending.pop()
         if name not in reached:
             reached.add(name)
-            pending += _imports(name, _file(name), _file(name).stat().st_mtime_ns)
-    around = {
-        name.rsplit(".", depth)[0] for name in reached for depth in range(1, name.count(".") + 1)
-    }
-    return reached | {name for name in around if _in_package(name)}
+            pending += _read(_file(name))[1]
+    inside = (name.split(".") for name in reached if _in_package(name))
+    return reached | {part for parts in inside for part in accumulate(parts, "{}.{}".format)}
 
 
 def _in_package(name: str) -> bool:
@@ -92,15 +91,11 @@ def _file(module: str) -> Path:
     return init if init.is_file() else path.with_suffix(".py")
 
 
-@cache
-def _imports(module: str, file: Path, changed: int) -> frozenset[str]:
-    """Return the modules of the package that a file imports; `changed` is its time of change."""
-    # The first dot of a package's own file means the package itself.
-    return imported(_parsed(file), module + ".__init__" * (file.name == "__init__.py"))
-
-
 def imported(code: ast.Module, module: str = "") -> frozenset[str]:
-    """Return the modules of the package that a module's code, or a notebook's, imports."""
+    """Return the modules of the package that a module's code, or a notebook's, imports.
+
+    `module` is where relative imports start; the module of a package's own file ends in `.__init__`.
+    """
     names: set[str] = set()
     for node in ast.walk(code):
         if isinstance(node, ast.Import):
@@ -119,23 +114,26 @@ def _is_ours(module: str) -> bool:
 
 def source_key(file: Path) -> str:
     """Return a key of a file's code; comments, layout and docstrings of Python files do not count."""
-    return _source_key(file, file.stat().st_mtime_ns)
+    return _read(file)[0]
+
+
+def _read(file: Path) -> tuple[str, frozenset[str]]:
+    """Return the key of a file's code, and the modules of the package that it imports."""
+    return _read_once(file, file.stat().st_mtime_ns)
 
 
 @cache
-def _source_key(file: Path, changed: int) -> str:
+def _read_once(file: Path, changed: int) -> tuple[str, frozenset[str]]:
     if file.suffix != ".py":
-        return files.sha256(file)
-    tree = _parsed(file)
+        return files.sha256(file), frozenset()
+    tree, inside = ast.parse(file.read_bytes(), str(file)), file.is_relative_to(PACKAGE)
+    parts = file.relative_to(PACKAGE.parent).with_suffix("").parts if inside else ()
+    names = imported(tree, ".".join(parts))
     documented = ast.Module | ast.ClassDef | ast.FunctionDef
     for node in ast.walk(tree):
         if isinstance(node, documented) and ast.get_docstring(node):
             node.body = node.body[1:]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
-
-
-def _parsed(file: Path) -> ast.Module:
-    return ast.parse(file.read_bytes(), str(file))
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), names
 
 
 def defining_modules(*things: object) -> list[str]:
@@ -197,7 +195,7 @@ def artifact(
     The key covers the import closure of `code`, and the module alone that defines `make`, which gets a
     folder to write into. Checkpoints that it leaves in `work_dir` survive a kill and are removed on
     success. A folder that is damaged or another artifact's is moved aside and made again; one that
-    another process is making is waited for. `report` gets a line on why the artifact is computed.
+    another process is making is waited for. `report` gets a line where the artifact is computed.
     Errors: StorageError where it cannot be written.
     """
     maker = [source_key(_file(name)) for name in defining_modules(make)] or [object_key(make)]
@@ -213,11 +211,10 @@ def artifact(
         return folder
     if reading:
         raise NotKept(f"{name}: {problem}")
-    reason = _reason(kind, folder)
     if folder.exists():
         warnings.warn(f"{folder.name}: {problem}; moved aside, it is computed again", stacklevel=2)
         files.move_aside(folder)
-    report(f"computing {kind}: {reason}")
+    report(f"computing {kind}")
     start = time.monotonic()
     with suppress(_MadeMeanwhile), files.atomic(folder) as partial:
         partial.mkdir()
@@ -233,26 +230,14 @@ def artifact(
     return folder
 
 
-def _reason(kind: str, folder: Path) -> str:
-    """Return in a few words why an artifact that is not there, or not whole, is computed."""
-    if folder.exists():
-        return "damaged"
-    others = [f.name for f in folder.parent.glob(f"{kind}-*") if not f.suffix]  # no checkpoints
-    if any(name.startswith(folder.name.rpartition("-")[0]) for name in others):
-        return "code changed"
-    return "new settings" if others else "never computed"
-
-
 def damage(folder: Path, identity: dict[str, Any] | None = None) -> str | None:
     """Return what is wrong with an artifact's folder: other files than were written, or another identity.
 
     Its manifest is sealed by a hash of its own content, in which are the hashes of the files.
     """
     manifest = files.read_json(folder / MANIFEST)
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+    if not isinstance(manifest, dict) or files.sealed(manifest) != manifest:
         return "its manifest is missing or damaged"
-    if files.sealed(manifest) != manifest:
-        return "its manifest was altered"
     if identity and {name: manifest.get(name) for name in identity} != identity:
         return "its manifest belongs to another artifact"
     visible = {f.name for f in folder.iterdir() if f.is_file() and not f.name.startswith(".")}
@@ -288,7 +273,7 @@ class Trained:
 def read(folder: Path, device: torch.device) -> Trained:
     """Return what `write` has left in an artifact's folder, the encoder in eval mode on `device`."""
     net = encoders.load(folder / "encoder.safetensors").to(device).eval()
-    manifest, head = files.read_json(folder / MANIFEST) or {}, folder / HEAD
+    manifest, head = files.read_json(folder / MANIFEST), folder / HEAD
     return Trained(
         net, pd.read_csv(folder / "history.csv"), encoders.identity(net),
         manifest["seconds"], files.read_json(folder / "queries.json") or {},
@@ -321,13 +306,11 @@ def device() -> torch.device:
     Raises ValueError for a device that this machine does not have.
     """
     name = os.environ.get("CONTSTEAL_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
-    names, found = ["cpu"], torch.accelerator.current_accelerator(check_available=True)
+    known, found = ["cpu"], torch.accelerator.current_accelerator(check_available=True)
     if found is not None:
         numbers = range(torch.accelerator.device_count())
-        names += [found.type, *(f"{found.type}:{k}" for k in numbers)]
-    if name not in names:
-        raise ValueError(f"CONTSTEAL_DEVICE={name!r}: this machine has {', '.join(names)}")
-    return torch.device(name)
+        known += [found.type, *(f"{found.type}:{k}" for k in numbers)]
+    return torch.device(contsteal.choice(name, "CONTSTEAL_DEVICE", known))
 
 
 @contextmanager

@@ -207,7 +207,7 @@ class Lab:
         """Train the profile's "victim" or "supervised" encoder, or return it where that was done.
 
         A victim may be trained by another `method`, with that method's settings. `changes` are fields
-        of pretrain.Config. `report` gets the reason before a training, in place of `messages`.
+        of pretrain.Config. `report` gets a line before a training, in place of `messages`.
         """
         config = profiles.config(self.settings, part, method)
         config = replace(config, **profiles.lengthened(changes))

@@ -121,7 +121,7 @@ def trial_rows(
 
 
 def run(lab: Lab, jobs: Sequence[Job]) -> list[Row]:
-    """Run jobs, print what was computed and why (not where bars are off), and return all rows."""
+    """Run jobs, print what was computed (not where bars are off), and return all rows."""
     quiet = loop.QUIET in os.environ
     bar = tqdm(_results(lab, jobs), desc="runs", total=len(jobs), disable=quiet or len(jobs) < 2)
     done = list(bar)

@@ -274,7 +274,7 @@ def missing_data(profile: str, only: Iterable[str] = (), whole: bool = False) ->
     size, problems = common.get("image_size", 32), {}
     for name, splits in needed_data(profile, only).items():
         try:
-            data.locate(name, splits, size)
+            data.require(name, splits, size)
             if whole and name in torchsets.SPLITS:
                 torchsets.verify(name, splits)
         except (ValueError, OSError) as error:

@@ -44,7 +44,7 @@ def test_take_keeps_images_and_labels_together(name: str, chosen: Tensor | slice
         ({"name": "shape"}, r"'shape'.*shapes, shapes:colour, .*patches, cifar10.*folder:PATH"),
         ({"name": "folder:"}, r"unknown data set 'folder:'.*imagenet100, folder:PATH, packed:PATH"),
         ({"name": "zip:x"}, r"unknown data set 'zip:x'"),
-        ({"name": "digits", "split": "val"}, r"'val' of digits.*train, test"),
+        ({"name": "digits", "split": "val"}, r"split of digits 'val'.*train, test"),
         ({"name": "shapes", "n": 0}, r"images of 'shapes': n=0: .*at least 1"),
         ({"name": "digits", "n": 1439}, r"1438 train images, n=1439: ask for fewer"),
         ({"name": "shapes", "n": 1, "image_size": 7}, r"image_size=7: .*at least 8"),
@@ -98,9 +98,9 @@ def test_a_stored_prefix_is_a_prefix_and_the_seed_draws_the_order(
     with pytest.raises(ValueError, match="has 12 train images, n=13: ask for fewer"):
         data.load(stored[kind], n=13)
     with pytest.raises(data.FolderError, match=r"no split 'val' in .*choose one of train, test"):
-        data.locate(stored[kind], ["val"], 32)
+        data.require(stored[kind], ["val"], 32)
     if kind == "packed":
-        for call, split in ((data.load, "train"), (data.locate, ["train"])):
+        for call, split in ((data.load, "train"), (data.require, ["train"])):
             with pytest.raises(ValueError, match="at 32 px, not 16 px: set image_size to 32"):
                 call(stored["packed"], split, image_size=16)
 
@@ -133,7 +133,7 @@ def test_splits_are_shuffled_cut_resized_and_joined_with_their_labels(cifar10: N
     order = data.order(len(both), 0)
     assert torch.equal(both.images, torch.cat([p[0] for p in parts])[order])
     assert torch.equal(both.labels, torch.cat([p[1] for p in parts])[order])
-    with pytest.raises(ValueError, match="unknown split 'tset' of cifar10: choose one of train"):
+    with pytest.raises(ValueError, match="unknown split of cifar10 'tset': choose one of train"):
         data.load("cifar10", "train+tset")
 
 
@@ -193,17 +193,14 @@ def test_needs_are_the_stored_sets_that_parameters_mention(
     assert data.needs(settings, parameters) == expected
 
 
-def test_locate_finds_stored_sets_without_reading_them(
+def test_stored_sets_are_required_without_reading_them(
     cifar10: None, tmp_path, folder, stored: dict[str, str], monkeypatch
 ) -> None:
     packed.pack(folder, tmp_path / "imagenet-32", 32)
     monkeypatch.setattr("contsteal.data.folders.decode", None)
     monkeypatch.setattr(torchsets, "read", None)
-    both = {"train", "test"}
-    assert data.locate("cifar10", both, 32) == tmp_path
-    assert data.locate("imagenet", both, 32) == tmp_path / "imagenet-32"
-    assert data.locate(stored["folder"], both, 32) == folder
-    assert data.locate(stored["packed"], both, 32) == folder.parent / "pack"
+    for name in ("cifar10", "imagenet", stored["folder"], stored["packed"]):
+        data.require(name, {"train", "test"}, 32)
 
 
 @pytest.mark.parametrize(
@@ -216,9 +213,9 @@ def test_locate_finds_stored_sets_without_reading_them(
         ("packed:{0}/x y", packed.PackError, r"no finished pack in {0}/x y: make one with .*'{0}/x y'"),
     ],
 )  # fmt: skip
-def test_locate_says_what_to_do_for_what_is_missing(
+def test_a_requirement_says_what_to_do_for_what_is_missing(
     name: str, error: type, message: str, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
     with pytest.raises(error, match=message.format(tmp_path)):
-        data.locate(name.format(tmp_path), {"train", "test"}, 32)
+        data.require(name.format(tmp_path), {"train", "test"}, 32)

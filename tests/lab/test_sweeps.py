@@ -829,7 +829,7 @@ def test_the_artifact_of_two_processes_is_the_one_that_is_read_later(
     trained = fresh.train("victim")
     assert not fresh.messages, "nothing is computed"
     made, read = capfd.readouterr().out.splitlines()
-    assert made.startswith("computing victim: ")
+    assert made.startswith("computing victim")
     assert made.endswith(f": victim {trained.sha256[:12]}")
     assert read == f"read: victim {trained.sha256[:12]}"
 

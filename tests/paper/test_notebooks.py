@@ -397,7 +397,7 @@ def test_make_data_fetches_what_a_profile_and_its_notebooks_read_and_says_what_i
     monkeypatch.setenv("DATA_DIR", str(desk / "data"))
     monkeypatch.setattr(torchsets, "fetch", lambda *given: asked.append(given))
     monkeypatch.setattr(torchsets, "verify", lambda name, splits: None)
-    monkeypatch.setattr(data, "locate", lambda name, splits, size: exec(f"raise ValueError('{size}')")
+    monkeypatch.setattr(data, "require", lambda name, splits, size: exec(f"raise ValueError('{size}')")
                         if name.startswith("folder") else desk)  # fmt: skip
     write_profile(desk, data="folder:/x", image_size=16, query_data="svhn")
     assert command("data") == 1
