@@ -95,8 +95,7 @@ class Packed:
         # The default mode of `take` would copy through a buffer; these rows are all in range.
         np.take(_map(self._file), rows, axis=0, out=out.numpy(), mode="clip")
         if self._sums is not None and len(bad := rows[sums(out.numpy()) != self._sums[rows]]):
-            again = f"remove {self._file.parent} and pack it again"
-            raise PackError(f"row {bad[0]} of {self._file} was damaged or altered: {again}")
+            raise _spoilt(self._file, f"was damaged or altered in row {bad[0]}")
         return out.to(self.device, non_blocking=True)
 
 
@@ -104,8 +103,11 @@ def _map(file: Path) -> np.ndarray:
     try:
         return np.asarray(np.load(file, mmap_mode="r"))
     except Exception as error:  # of many kinds for a damaged header, which numpy parses as Python
-        message = f"{file} is missing or truncated ({error})"
-        raise PackError(f"{message}: remove {file.parent} and pack it again") from error
+        raise _spoilt(file, f"is missing or truncated ({error})") from error
+
+
+def _spoilt(file: Path, problem: str = "was damaged or altered") -> PackError:
+    return PackError(f"{file} {problem}: remove {file.parent} and pack it again")
 
 
 def sums(images: np.ndarray) -> np.ndarray:
@@ -134,9 +136,7 @@ def resize(images: Tensor, size: int) -> Tensor:
     """Resize uint8 images to (N, 3, size, size), bilinear with antialiasing."""
     out = images.new_empty(len(images), 3, size, size)
     for rows, part in zip(out.split(RESIZED), images.split(RESIZED), strict=True):
-        wide = F.interpolate(
-            part.float(), size=(size, size), mode="bilinear", antialias=True, align_corners=False
-        )
+        wide = F.interpolate(part.float(), (size, size), mode="bilinear", antialias=True)
         rows.copy_(wide.round().clamp(0, 255))
     return out
 
@@ -177,16 +177,14 @@ def open_pack(path: Path, split: str) -> tuple[Packed, Tensor | None, tuple[str,
 def _manifest(home: Path) -> dict[str, Any]:
     """Return the manifest of a split; PackError where it is damaged or the images do not fit it."""
     manifest = files.read_json(home / MANIFEST)
-    damaged, table = MANIFEST, home / SUMS
-    if isinstance(manifest, dict) and files.sealed(manifest) == manifest:
-        whole = (manifest["rows"], 3, *2 * [manifest["size"]])
-        if not table.is_file() or files.sha256(table) != manifest.get("sums"):
-            damaged = SUMS
-        elif (images := _map(home / IMAGES)).shape != whole or images.dtype != np.uint8:
-            damaged = IMAGES
-        else:
-            return dict(manifest)
-    raise PackError(f"{home / damaged} was damaged or altered: remove {home} and pack it again")
+    if not isinstance(manifest, dict) or files.sealed(manifest) != manifest:
+        raise _spoilt(home / MANIFEST)
+    images, _ = _map(home / IMAGES), _map(home / SUMS)
+    if images.shape != (manifest["rows"], 3, *2 * [manifest["size"]]) or images.dtype != np.uint8:
+        raise _spoilt(home / IMAGES)
+    if files.sha256(home / SUMS) != manifest.get("sums"):
+        raise _spoilt(home / SUMS)
+    return manifest
 
 
 def pack(

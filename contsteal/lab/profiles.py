@@ -90,9 +90,7 @@ class Strict(BaseModel):
     def _list_known_names(cls, given: Any) -> Any:
         """Refuse an unknown name with those that exist, which pydantic's own message leaves out."""
         for name in given if isinstance(given, dict) else ():
-            if name not in cls.model_fields:
-                known = ", ".join(cls.model_fields)
-                raise ValueError(f"unknown parameter {name!r}; known are {known}")
+            choice(name, "parameter", cls.model_fields)
         return given
 
 
@@ -222,7 +220,7 @@ def _sentence(error: ErrorDetails, place: str) -> str:
     name = "".join(places).removeprefix(".").removeprefix("common.")
     if error["type"] == "missing":
         return f"{place}: {name} is needed; demo.yaml shows how"
-    message = error["msg"].replace("Input should", "should").partition(" or instance of")[0]
+    message = re.sub("^(Input|List) ", "", error["msg"]).partition(" or instance of")[0]
     if error["type"] == "value_error":
         return f"{place}{name and ', '}{name}: {message.removeprefix('Value error, ')}"
     hint = "; YAML reads 1e-3 as text, write 1.0e-3" if error["type"] == "float_type" else ""

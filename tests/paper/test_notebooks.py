@@ -102,11 +102,14 @@ def test_parameters_are_the_defaults_with_the_profile(desk: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("{learning_rate: 0.1}", r"unknown parameter 'learning_rate'; known are profile, lr, n"),
+        (
+            "{learning_rate: 0.1}",
+            r"unknown parameter 'learning_rate': choose one of profile, lr, n",
+        ),
         ("{lr: 1e-3}", r"lr='1e-3' should be a valid number; YAML reads 1e-3 as text"),
         ("{n: 3}", r"n=3 should be a valid list"),
         ("{n: [a]}", r"n\[0\]='a' should be a valid integer"),
-        ("{n: []}", r"n=\[\]: at least one value is needed"),
+        ("{n: []}", r"n=\[\] should have at least 1 item"),
         ("{lr: true}", r"lr=True should be a valid number"),
     ],
 )
