@@ -151,11 +151,6 @@ def difference(
     return *evaluate.mean_interval(pairs, level), len(pairs)
 
 
-def percentages(table: pd.DataFrame) -> pd.DataFrame:
-    """Return shares as percentages with one decimal."""
-    return (100 * table).round(1)
-
-
 def shares(table: pd.DataFrame, alone: Iterable[str]) -> pd.Series:
     """Return each attack's share of the way from the best that needs no victim to the victim, in percent.
 
@@ -171,7 +166,7 @@ def shares(table: pd.DataFrame, alone: Iterable[str]) -> pd.Series:
 def floor(table: pd.DataFrame, alone: Iterable[str]) -> float:
     """Return the best mean accuracy of random features and `alone`, which need no victim, or NaN."""
     rows = table[table["attack"].isin(["random", *alone])]
-    return float(rows.groupby("attack")["accuracy"].mean().max()) if len(rows) else np.nan
+    return float(rows.groupby("attack")["accuracy"].mean().max())
 
 
 def gains(table: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
@@ -200,8 +195,6 @@ def layout(table: pd.DataFrame) -> pd.DataFrame:
     for place, (cost, label) in enumerate(COSTS.items()):
         wide.insert(place, (label, ""), spent[cost].map("{:,.0f}".format, na_action="ignore"))
     known = published(table)
-    if known.empty:
-        return wide.fillna("-")
     theirs = known.assign(attack=_named(known) + ", " + known["source"],
                           accuracy=known["accuracy"].map("{:.1f}".format))  # fmt: skip
     theirs = theirs.pivot(index="attack", columns=["victim", "task"], values="accuracy")
@@ -210,10 +203,8 @@ def layout(table: pd.DataFrame) -> pd.DataFrame:
 
 def _named(table: pd.DataFrame) -> pd.Series:
     """Return names of attacks, with what they were queried with where a table has several query sets."""
-    attack = table["attack"].map(name)
-    if "query_data" not in table:
-        return attack
-    if len(table[["query_data", "images"]].dropna().drop_duplicates()) < 2:
+    attack, sets = table["attack"].map(name), table.reindex(columns=["query_data", "images"])
+    if len(sets.dropna().drop_duplicates()) < 2:
         return attack
     sent = table["query_data"].map(name, na_action="ignore").fillna("")
     return attack + (", " + table["images"].map("{:g}".format) + " " + sent).where(sent != "", "")
@@ -231,8 +222,7 @@ def published(table: pd.DataFrame) -> pd.DataFrame:
     if "query_data" not in table:
         table = table.assign(query_data=table["victim"])
     same = known.merge(table[point].dropna().drop_duplicates())
-    ceiling = known[(known["attack"] == "victim") & known["victim"].isin(same["victim"])]
-    ceiling = ceiling[ceiling["task"].isin(same["task"])]
+    ceiling = known[known["attack"] == "victim"].merge(same[["victim", "task"]])
     return pd.concat([same, ceiling]).drop_duplicates().reset_index(drop=True)
 
 

@@ -168,7 +168,7 @@ def worth(table: pd.DataFrame) -> Summary:
     reached, random = (f"{100 * wide.iloc[:, 0][encoder]:.0f} %" for encoder in (victim, "random"))
     title = f"A linear probe reaches {reached} on the victim's features ({name(victim)}) and {random} on "
     title += f"random ones ({wide.columns[0]})"
-    return Summary(title, tables.percentages(wide.rename(name)))
+    return Summary(title, (100 * wide.rename(name)).round(1))
 
 
 def stake(table: pd.DataFrame) -> Summary:
@@ -401,7 +401,7 @@ def boundary(table: pd.DataFrame) -> Summary:
     title = f"At equal views, {title} (cells: its lead in points)"
     grey = f"In {weak.sum()} settings neither is above the best that needs no victim (grey)"
     shown = gains.set_index(axes)
-    numbers = tables.percentages(shown[["gain", "low", "high"]]).assign(n=shown["n"])
+    numbers = (100 * shown[["gain", "low", "high"]]).round(1).assign(n=shown["n"])
     return Summary(title, numbers, grey * bool(weak.any()))
 
 

@@ -103,10 +103,6 @@ def test_there_is_no_way_to_a_victim_that_is_not_ahead() -> None:
     assert found.isna().all()
 
 
-def test_percentages_have_one_decimal() -> None:
-    assert tables.percentages(pd.DataFrame({"a": [0.1234]}))["a"].item() == 12.3
-
-
 def test_gains_are_paired_means_with_intervals_at_each_point() -> None:
     given = {(8, "a"): [0.1, 0.11, 0.09], (8, "b"): [-0.1, -0.11, -0.09], (16, "a"): [0.2, -0.2, 0]}
     table = pd.concat(
