@@ -1,18 +1,18 @@
 """The papers' claims and our own, tested on stored results: `python -m contsteal.paper.claims`.
 
-A claim is a sentence and its source, in claims.csv, and a function that picks its two sides from a table,
-in `CHECKS`. To add one, add a row there and a line here. `make check` calls this module: for one profile,
-or for all whose results are stored. It ends with 1 where a stored result contradicts this repository.
+A claim is a row of claims.csv, which says what is measured and by which of the `TESTS` it is judged, and
+a function that picks its two sides from a table, in `PICKS`. To add one, add a row there and a line here.
+`make check` calls this module: for one profile, or for all whose results are stored. It ends with 1
+where a stored result contradicts this repository.
 """
 
 import argparse
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from math import inf, isinf, isnan, nan
+from dataclasses import dataclass, replace
+from math import inf, isnan, nan
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from pandas import DataFrame, Series
@@ -30,13 +30,12 @@ from contsteal.paper.notebooks import number
 
 LIST = Path(__file__).with_name("claims.csv")
 HOLDS, FAILS, OPEN, ABSENT = "holds", "does not hold", "not enough evidence", "not measured"
-BUDGETS = ("images", "unique_inputs", "calls")
 CUSTOMERS = ("legitimate", "few")  # metrics that no surrogate is trained for
 
 Sides = tuple[DataFrame, ...]  # the rows of a and b, one per seed; or of a alone
-Picked = Sides | dict[str, Sides]  # one comparison, or several by name, all of which must come out
-Pick = Callable[[DataFrame], Picked]
-Premise = tuple[str, Callable[[DataFrame], Sides]]
+PickSides = Callable[[DataFrame], Sides]  # one comparison
+PickMany = Callable[[DataFrame], dict[str, Sides]]  # several by name, all of which must come out
+Pick = PickSides | PickMany
 
 
 @dataclass(frozen=True)
@@ -45,30 +44,38 @@ class Criterion:
     "rate", the share of seeds whose value is 1, which has the exact interval of Clopper and Pearson.
 
     A difference smaller than `margin` does not count as a lead: where the whole interval lies below
-    `low` + `margin`, the claim fails.
+    `low` + `margin`, the claim fails. `within` takes a's largest number of distinct inputs up to this
+    part of the victim's training set. `over` averages each seed over these columns.
     """
 
     of: str
     low: float = -inf
     high: float = inf
     margin: float = 0.0
+    within: float = 0.0
+    over: tuple[str, ...] = ()
 
 
+SETTINGS = ("images", "query_data", "method", "views")
 # One rule for all thresholds: 0 where somebody is said to be ahead, five points where something is said
 # not to matter. They are not tuned to results. Without a margin, a claim that somebody is ahead of an
 # equal could never be refuted. Less than one point means nothing, since other test images would change
 # it: the standard error of 70 % on 5,000 of them is 0.65 points.
-AHEAD = Criterion("difference", low=0, margin=0.01)
-CLEARLY_AHEAD = Criterion("difference", low=0.05)
-NOT_WORSE = Criterion("difference", low=-0.05)
-EQUIVALENT = Criterion("difference", low=-0.05, high=0.05)
-NEARLY_ALL = Criterion("ratio", low=0.95)
-RARELY = Criterion("rate", high=0.1)
-MOSTLY = Criterion("rate", low=0.5)
-# Of a test at 5 %: it accuses more often than one that knows nothing, and at least every second time.
-DETECTS = Criterion("rate", low=0.05, margin=0.45)
-# Sixteen acquittals out of sixteen leave up to 21 %: no number of encoders trained here can show 5 %.
-SPARES = Criterion("rate", high=1 / 3)
+TESTS = {
+    "ahead": Criterion("difference", low=0, margin=0.01),
+    "ahead on average": Criterion("difference", low=0, margin=0.01, over=SETTINGS),
+    "clearly ahead": Criterion("difference", low=0.05),
+    "more": Criterion("difference", low=0),  # of what is not measured in points
+    "not worse": Criterion("difference", low=-0.05),
+    "equal": Criterion("difference", low=-0.05, high=0.05),
+    "nearly all": Criterion("ratio", low=0.95, within=0.2),
+    "rarely": Criterion("rate", high=0.1),
+    "mostly": Criterion("rate", low=0.5),
+    # Of a test at 5 %: it accuses more often than one that knows nothing, and at least every second time.
+    "detects": Criterion("rate", low=0.05, margin=0.45),
+    # Sixteen acquittals out of sixteen leave up to 21 %: no number of encoders trained here can show 5 %.
+    "spares": Criterion("rate", high=1 / 3),
+}
 
 
 @dataclass(frozen=True)
@@ -76,26 +83,23 @@ class Claim:
     """A claim that the stored results of a profile can test.
 
     `pick` takes the table figures/<profile>/<table>.csv and returns the sides whose `metric` must meet
-    the `criterion`. Both sides must agree in `budgets` (the default ones where the table has them).
-    `mean_over` averages each seed over these columns. `within` takes a's largest number of distinct
-    inputs up to this part of the victim's training set. `premise` says, and picks, what must be clearly
-    ahead, or there is nothing to test. `says` is this repository's own verdict, by profile, and
-    `predicted` the verdict that was expected before a profile's first run, with the date.
+    the `criterion`. Both sides must agree in those of the `budgets` that the table has. `premise` says
+    what must be clearly ahead (`PREMISES`), or there is nothing to test. `says` is this repository's own
+    verdict, by profile, and `predicted` the verdict that was expected before a profile's first run, with
+    the date.
     """
 
     id: str
     table: str
+    metric: str
+    criterion: Criterion
+    budgets: Sequence[str]
+    premise: str
     source: str
     text: str
+    predicted: str
+    says: Mapping[str, str]
     pick: Pick
-    criterion: Criterion = AHEAD
-    metric: str = "accuracy"
-    budgets: Sequence[str] = BUDGETS
-    mean_over: Sequence[str] = ()
-    within: float = 0.0
-    premise: Premise | None = None
-    says: Mapping[str, str] = field(default_factory=dict)
-    predicted: str = "-"
 
 
 # ------------------------------------------------------------------------------ picking rows
@@ -123,22 +127,17 @@ def main_task(t: DataFrame) -> DataFrame:
     return first(first(t, "victim") if "victim" in t else t, "task")
 
 
-def attacks(t: DataFrame, a: str, b: str) -> Sides:
-    """Return the rows of two attacks on the main task."""
-    return where(main_task(t), attack=a), where(main_task(t), attack=b)
-
-
-def versus(a: str, b: str) -> Callable[[DataFrame], Sides]:
-    """Return a function that picks two attacks on the main task."""
-    return lambda t: attacks(t, a, b)
-
-
-def pair(column: str, a: str, b: str) -> Callable[[DataFrame], Sides]:
+def pair(column: str, a: str, b: str) -> PickSides:
     """Return a function that picks the rows that have one value and those that have another."""
     return lambda t: (where(t, **{column: a}), where(t, **{column: b}))
 
 
-def at(budget: Callable[[DataFrame], DataFrame], a: str, b: str) -> Pick:
+def versus(a: str, b: str) -> PickSides:
+    """Return a function that picks two attacks on the main task."""
+    return lambda t: pair("attack", a, b)(main_task(t))
+
+
+def at(budget: Callable[[DataFrame], DataFrame], a: str, b: str) -> PickMany:
     """Return a function that picks two attacks on the main task at the largest or smallest budget."""
     return lambda t: every(budget(main_task(t).dropna(subset=["calls"])), ["images"], versus(a, b),
                            "{} images")  # fmt: skip
@@ -172,41 +171,41 @@ def split(t: DataFrame, *columns: str) -> dict[str, DataFrame]:
 
 
 def every(
-    t: DataFrame, columns: Sequence[str], sides: Callable[[DataFrame], Sides], label: str = "{}"
+    t: DataFrame, columns: Sequence[str], sides: PickSides = alone, label: str = "{}"
 ) -> dict[str, Sides]:
     """Return the sides in the rows of each combination of values."""
     return {label.format(name): sides(rows) for name, rows in split(t, *columns).items()}
 
 
-def own(t: DataFrame, rival: str, metric: str, column: str) -> Sides:
-    """Return embedding thieves, and a classifier's with their own head's `column` as the metric."""
-    thieves, rivals = attacks(t, "embedding", rival)
+def own(t: DataFrame, metric: str, column: str) -> Sides:
+    """Return embedding thieves, and label thieves with their own head's `column` as the metric."""
+    thieves, rivals = versus("embedding", "label")(t)
     return thieves, rivals.assign(**{metric: rivals[column]})
 
 
-def of_supervised(t: DataFrame, rival: str) -> Sides:
-    """Return embedding thieves, and a rival's that attack the supervised classifier."""
-    rows = where(first(t, "task"), victim="supervised", attack=rival)
-    return where(main_task(t), attack="embedding"), rows
+def of_supervised(rival: str) -> PickSides:
+    """Return a function that picks embedding thieves, and a rival that attacks supervised victims."""
+    return lambda t: (where(main_task(t), attack="embedding"),
+                      where(first(t, "task"), victim="supervised", attack=rival))  # fmt: skip
 
 
-def without_answers(t: DataFrame, attack: str) -> dict[str, Sides]:
-    """Pair an attack with everything that a thief gets without the victim's answers."""
-    return {name: attacks(t, attack, name) for name in NO_VICTIM}
+def without_answers(attack: str) -> PickMany:
+    """Return a function that pairs an attack with all that a thief gets without the victim's answers."""
+    return lambda t: {name: versus(attack, name)(t) for name in NO_VICTIM}
 
 
-def at_views(t: DataFrame, a: str, b: str, *views: str) -> dict[str, Sides]:
-    """Pair two losses at equal views, those of `views` that the table has."""
-    known = set(t["attack"])
-    return {v: attacks(t, f"{a}, {v}", f"{b}, {v}") for v in views if f"{a}, {v}" in known}
+def at_views(*views: str) -> PickMany:
+    """Return a function that pairs Cont-Steal with MSE at equal views, of those that the table has."""
+    return lambda t: {v: versus(f"cont-steal, {v}", f"embedding, {v}")(t) for v in views
+                      if f"cont-steal, {v}" in set(t["attack"])}  # fmt: skip
 
 
 def contrastive(t: DataFrame) -> dict[str, Sides]:
     """Pair the ICML paper's contrastive losses with MSE."""
-    return {loss: attacks(t, loss, "embedding") for loss in ("info-nce", "soft-nn")}
+    return {loss: versus(loss, "embedding")(t) for loss in ("info-nce", "soft-nn")}
 
 
-def negatives(left: str) -> Callable[[DataFrame], Sides]:
+def negatives(left: str) -> PickSides:
     """Return a function that pairs Cont-Steal as given with the negatives of one side alone."""
     return lambda t: (where(main_task(t), knob="as given"),
                       where(main_task(t), knob="negatives", value=left))  # fmt: skip
@@ -225,44 +224,43 @@ def undefended(t: DataFrame) -> DataFrame:
     return defended(t, "none").get("none", t.iloc[:0])
 
 
-def harmed(*kinds: str) -> Pick:
+def harmed(*kinds: str) -> PickMany:
     """Return a function that pairs MSE without a defence with MSE under each: what is lost."""
     return lambda t: {d: (undefended(t), rows) for d, rows in defended(t, *kinds).items()}
 
 
-def spared(*kinds: str, adapts: str = "") -> Pick:
+def spared(*kinds: str, adapts: str = "") -> PickMany:
     """Return a function that pairs MSE under each defence with MSE without one: what is left."""
     return lambda t: {d: (rows, undefended(t))
                       for d, rows in defended(t, *kinds, adapts=adapts).items()}  # fmt: skip
 
 
-def adapted(adapts: str, *kinds: str) -> Pick:
+def adapted(adapts: str, *kinds: str) -> PickMany:
     """Return a function that pairs MSE that adapts to each defence with MSE that does not."""
     return lambda t: {d: (rows, defended(t, *kinds)[d])
                       for d, rows in defended(t, *kinds, adapts=adapts).items()}  # fmt: skip
 
 
-def carriers(a: str, b: str) -> Callable[[DataFrame], Sides]:
+def carriers(a: str, b: str) -> PickSides:
     """Return a function that picks two thieves of a victim whose mark other images carry."""
-    return lambda t: pair("suspect", a, b)(largest(where(t, head=CARRIED, kind="stolen")))
+    carried = "trained head, carried by digits"
+    return lambda t: pair("suspect", a, b)(largest(where(t, head=carried, kind="stolen")))
 
 
 def inherited(t: DataFrame) -> dict[str, Sides]:
     """Pair the first thief of the marked victim with the same of the victim before marking, by head."""
-    each = {head: where(rows, kind="stolen before") for head, rows in split(t, "head").items()}
-    thieves = where(t, kind="stolen")
-    return {head: (like(before, thieves, "head", "suspect", "images"), before)
-            for head, before in each.items() if len(before)}  # fmt: skip
+    thieves, before = where(t, kind="stolen"), split(where(t, kind="stolen before"), "head")
+    return {head: (like(rows, thieves, "head", "suspect", "images"), rows)
+            for head, rows in before.items()}  # fmt: skip
 
 
-def equal_coverage(t: DataFrame, a: str, b: str) -> Sides:
-    """Return the rows of two users of the first B4B after the most queries that both have sent."""
-    t = first(t, "defence").dropna(subset=["coverage"]).rename(columns={"user": "who"})
-    t = t.assign(who=t["who"].str.replace(r"\d+", "few", regex=True))
-    one, two = (where(t, who=user) for user in (a, b))
-    sent = min(one["queries"].max(), two["queries"].max())
-    away = [(side["queries"] - sent).abs().groupby(side["seed"]).idxmin() for side in (one, two)]
-    return one.loc[away[0]], two.loc[away[1]]
+def equal_coverage(t: DataFrame) -> Sides:
+    """Return a thief and a customer of few classes before the first B4B, after as many queries."""
+    t = first(t, "defence").dropna(subset=["coverage"])
+    sides = where(t, user="thief"), t[t["user"].str.fullmatch(r"customer, \d+ classes")]
+    sent = min(side["queries"].max() for side in sides)
+    away = [(side["queries"] - sent).abs().groupby(side["seed"]) for side in sides]
+    return tuple(side.loc[each.idxmin()] for side, each in zip(sides, away, strict=True))
 
 
 def flagged(t: DataFrame, user: str, detector: str = "") -> dict[str, Sides]:
@@ -275,21 +273,22 @@ def flagged(t: DataFrame, user: str, detector: str = "") -> dict[str, Sides]:
             if each["flagged"].notna().all()}  # fmt: skip
 
 
-def bills(t: DataFrame, *thieves: str) -> dict[str, Sides]:
-    """Pair what thieves owe in proof of work with what the customers owe whom a table lists first."""
+def bills(t: DataFrame, thief: str) -> dict[str, Sides]:
+    """Pair what thieves whose kind begins with a name owe in proof of work with what the customers owe
+    whom a table lists first.
+    """  # fmt: skip
     owed = t[t["detector"].str.contains("proof of work")]
-    known = set(owed["user"])
-    return {who: (where(owed, user=who), first(owed, "user")) for who in thieves if who in known}
+    thieves = owed[owed["user"].str.startswith(thief)]
+    return every(thieves, ["user"], lambda rows: (rows, first(owed, "user")))
 
 
-def ends(t: DataFrame, a: str, b: str) -> dict[str, Sides]:
-    """Pair how two thieves end, for each detector that refuses them."""
-    known = split(t.dropna(subset=["detector"]), "detector")
-    frame = t[t["detector"].isna()]
-    return {name: attacks(pd.concat([rows, frame]), a, b) for name, rows in known.items()}
+def ends(a: str, b: str) -> PickMany:
+    """Return a function that pairs how two thieves end, for each detector that refuses them."""
+    return lambda t: {d: versus(a, b)(pd.concat([rows, t[t["detector"].isna()]]))
+                      for d, rows in split(t, "detector").items()}  # fmt: skip
 
 
-def own_and_other_queries(t: DataFrame) -> Picked:
+def own_and_other_queries(t: DataFrame) -> dict[str, Sides]:
     """Pair the queries that a table lists first, the victim's own, with each other source."""
     own = first(main_task(t), "query_data")
     others = split(main_task(t).drop(own.index), "attack", "images", "query_data")
@@ -299,195 +298,153 @@ def own_and_other_queries(t: DataFrame) -> Picked:
 # ------------------------------------------------------------------------------ the claims
 
 VICTIM_AND_OTHERS = pair("kind", "victim", "independent")
-# A defence cannot fail to stop an attack that is no better than random features: hence the premises.
-MSE_STEALS = ("MSE ends 5 points above random features", versus("embedding", "random"))
-INFO_NCE_STEALS = ("InfoNCE ends 5 points above random features", versus("info-nce", "random"))
 OFFSET = "GaussianNoise with offset"
 BETA, PUBLISHED = defenses.B4B().beta, "B4B as published"
-FEW = "customer, few classes"
 SHUFFLED = "info-nce, own views, shuffled"
-BROKEN = ("cont-steal, no learning", "cont-steal, temperature 100")
-RIGHT_ANSWERS_STEAL = ("the same attack with the right answers ends 5 points above random features",
-                       versus("info-nce, own views", "random"))  # fmt: skip
-UNDEFENDED_STEALS = ("MSE without a defence ends 5 points above random features",
-                     lambda t: (undefended(t), where(main_task(t), attack="random")))  # fmt: skip
-MARKED = ("the victim's own rate is 5 points above that of independent encoders",
-          lambda t: VICTIM_AND_OTHERS(first(t, "head")))  # fmt: skip
 NO_VICTIM = ("random", *sweeps.ALONE)
-CARRIED = "trained head, carried by digits"
-VIEWS = ("clean", "own views", "shared views", "independent views")
-SETTINGS = ("images", "query_data", "method", "views")
 HIDING = ("shuffle", "affine")  # of features, which the owner's head reads in the victim's order
 
-
-def checked(
-    pick: Pick, criterion: Criterion = AHEAD, metric: str = "", **more: Any
-) -> dict[str, Any]:
-    """Return how a claim is tested; a rate is of what is flagged or, of encoders, accused."""
-    usual = {"rate": "accused" if criterion in (DETECTS, SPARES) else "flagged"}
-    metric = metric or usual.get(criterion.of, "accuracy")
-    return {"pick": pick, "criterion": criterion, "metric": metric} | more
-
+# A defence cannot fail to stop an attack that is no better than random features.
+PREMISES: dict[str, PickSides] = {
+    "MSE ends 5 points above random features": versus("embedding", "random"),
+    "InfoNCE ends 5 points above random features": versus("info-nce", "random"),
+    "the same attack with the right answers ends 5 points above random features":
+        versus("info-nce, own views", "random"),
+    "MSE without a defence ends 5 points above random features":
+        lambda t: (undefended(t), where(main_task(t), attack="random")),
+    "the victim's own rate is 5 points above that of independent encoders":
+        lambda t: VICTIM_AND_OTHERS(first(t, "head")),
+}  # fmt: skip
 
 # In the order of claims.csv.
-CHECKS: dict[str, dict[str, Any]] = {
+PICKS: dict[str, Pick] = {
     # what there is to steal
-    "victim-floor": checked(versus("victim", "random")),
-    "victim-floor-tasks": checked(lambda t: every(t, ["task"], versus("victim", "random"))),
-    "worth-stealing": checked(lambda t: without_answers(t, "victim"), budgets=[]),
-    "answers-matter": checked(lambda t: without_answers(t, "info-nce, own views"), budgets=[]),
-    "answers-matter-mse": checked(lambda t: without_answers(t, "embedding"), budgets=[]),
-    "nothing-to-steal": checked(
-        lambda t: attacks(where(t, data="shapes"), "SimCLR on the queries", "victim"),
-        NOT_WORSE, budgets=[]),
-    "nothing-to-steal-labels": checked(
-        lambda t: attacks(where(t, data="shapes"), "labelled images", "victim"), NOT_WORSE, budgets=[]),
+    "victim-floor": versus("victim", "random"),
+    "victim-floor-tasks": lambda t: every(t, ["task"], versus("victim", "random")),
+    "worth-stealing": without_answers("victim"),
+    "answers-matter": without_answers("info-nce, own views"),
+    "answers-matter-mse": without_answers("embedding"),
+    "nothing-to-steal": lambda t: versus("SimCLR on the queries", "victim")(where(t, data="shapes")),
+    "nothing-to-steal-labels": lambda t: versus("labelled images", "victim")(where(t, data="shapes")),
     # conventional attacks
-    "embedding-label": checked(versus("embedding", "label")),
-    "embedding-label-head": checked(lambda t: own(t, "label", "accuracy", "own_head")),
-    "embedding-posterior": checked(versus("embedding", "posterior")),
-    "embedding-label-agreement": checked(versus("embedding", "label"), metric="agreement"),
-    "embedding-label-served": checked(
-        lambda t: own(t, "label", "agreement", "own_agreement"), metric="agreement"),
-    "embedding-label-elsewhere": checked(
-        lambda t: every(t.drop(main_task(t).index), ["task"], versus("embedding", "label"))),
-    "embedding-label-supervised": checked(lambda t: of_supervised(t, "label"), metric="share"),
-    "embedding-posterior-supervised": checked(lambda t: of_supervised(t, "posterior"), metric="share"),
-    "embedding-label-cka": checked(versus("embedding", "label"), metric="cka"),
+    "embedding-label": versus("embedding", "label"),
+    "embedding-label-head": lambda t: own(t, "accuracy", "own_head"),
+    "embedding-posterior": versus("embedding", "posterior"),
+    "embedding-label-agreement": versus("embedding", "label"),
+    "embedding-label-served": lambda t: own(t, "agreement", "own_agreement"),
+    "embedding-label-elsewhere":
+        lambda t: every(t.drop(main_task(t).index), ["task"], versus("embedding", "label")),
+    "embedding-label-supervised": of_supervised("label"),
+    "embedding-posterior-supervised": of_supervised("posterior"),
+    "embedding-label-cka": versus("embedding", "label"),
     # losses
-    "contrastive-mse": checked(contrastive),
-    "contrastive-mse-cka": checked(contrastive, metric="cka"),
-    "info-nce-mse": checked(versus("info-nce, clean", "embedding, clean")),
-    "info-nce-mse-own": checked(versus("info-nce, own views", "embedding, own views")),
-    "loss-order": checked(
-        lambda t: {"soft-nn over wasserstein": attacks(t, "soft-nn", "wasserstein"),
-                   "wasserstein over barlow-published": attacks(t, "wasserstein", "barlow-published")},
-        budgets=["images"]),  # Barlow sends two views of each
-    "wasserstein-mse": checked(versus("embedding", "wasserstein")),
-    "wasserstein-cka": checked(
-        versus("wasserstein", "random"), EQUIVALENT, metric="cka", premise=MSE_STEALS),
-    "barlow-mse": checked(versus("embedding", "barlow-published"), budgets=["images"]),
-    "barlow-cka": checked(
-        versus("barlow-published", "random"), EQUIVALENT, metric="cka", premise=MSE_STEALS),
-    "barlow-corrected": checked(versus("barlow", "barlow-published"), metric="cka"),
-    "direct-recreate": checked(  # the head is learnt from two views of each
-        versus("info-nce", "recreate-head"), NOT_WORSE, budgets=["images"], premise=INFO_NCE_STEALS),
-    "direct-access": checked(versus("info-nce", "access-head"), NOT_WORSE, premise=INFO_NCE_STEALS),
-    "rda-cont-steal": checked(versus("rda", "cont-steal"), budgets=["images"]),
-    "own-queries": checked(own_and_other_queries),
+    "contrastive-mse": contrastive,
+    "contrastive-mse-cka": contrastive,
+    "info-nce-mse": versus("info-nce, clean", "embedding, clean"),
+    "info-nce-mse-own": versus("info-nce, own views", "embedding, own views"),
+    "loss-order":  # Barlow sends two views of each image
+        lambda t: {"soft-nn over wasserstein": versus("soft-nn", "wasserstein")(t),
+                   "wasserstein over barlow-published": versus("wasserstein", "barlow-published")(t)},
+    "wasserstein-mse": versus("embedding", "wasserstein"),
+    "wasserstein-cka": versus("wasserstein", "random"),
+    "barlow-mse": versus("embedding", "barlow-published"),
+    "barlow-cka": versus("barlow-published", "random"),
+    "barlow-corrected": versus("barlow", "barlow-published"),
+    "direct-recreate": versus("info-nce", "recreate-head"),  # learnt from two views of each image
+    "direct-access": versus("info-nce", "access-head"),
+    "rda-cont-steal": versus("rda", "cont-steal"),
+    "own-queries": own_and_other_queries,
     # Cont-Steal
-    "cont-steal-mse": checked(lambda t: attacks(first(t, "victim_seed"), "cont-steal", "embedding")),
-    "cont-steal-victims": checked(
+    "cont-steal-mse": lambda t: versus("cont-steal", "embedding")(first(t, "victim_seed")),
+    "cont-steal-victims":
         lambda t: every(t, ["victim_seed"], versus("cont-steal", "embedding"), "victim {}")
-        if t["victim_seed"].nunique() > 2 else {}),
-    "cont-steal-mse-own": checked(versus("cont-steal", "embedding, own views")),
-    "cont-steal-code-mse": checked(versus("cont-steal-code", "embedding")),
-    "published-optimizer": checked(
-        versus("cont-steal-code, published optimizer", "embedding, published optimizer")),
-    "info-nce-views-mse": checked(versus("info-nce, own views", "embedding")),
-    "loss-alone": checked(lambda t: at_views(t, "cont-steal", "embedding", *VIEWS)),
-    "loss-alone-clean": checked(lambda t: at_views(t, "cont-steal", "embedding", "clean")),
-    "loss-alone-own": checked(lambda t: at_views(t, "cont-steal", "embedding", "own views")),
-    "augmentation-alone": checked(versus("embedding, own views", "embedding")),
-    "augmentation-cont-steal": checked(versus("cont-steal, own views", "cont-steal, independent views")),
-    "settings-every": checked(
-        lambda t: every(main_task(t), SETTINGS, versus("cont-steal", "embedding"))),
-    "settings-mean": checked(versus("cont-steal", "embedding"), mean_over=SETTINGS),
-    "negatives-victim": checked(negatives("self")),
-    "negatives-self": checked(negatives("victim")),
-    "control": checked(versus("random", SHUFFLED), NOT_WORSE, premise=RIGHT_ANSWERS_STEAL),
-    "control-cka": checked(
-        versus("random", SHUFFLED), NOT_WORSE, metric="cka", premise=RIGHT_ANSWERS_STEAL),
-    "broken-attacks": checked(
-        lambda t: {a: attacks(t, "labelled images", a) for a in (SHUFFLED, BROKEN[0])}, budgets=[]),
-    "flat-loss": checked(versus("labelled images", BROKEN[1]), budgets=[]),
+        if t["victim_seed"].nunique() > 2 else {},
+    "cont-steal-mse-own": versus("cont-steal", "embedding, own views"),
+    "cont-steal-code-mse": versus("cont-steal-code", "embedding"),
+    "published-optimizer":
+        versus("cont-steal-code, published optimizer", "embedding, published optimizer"),
+    "info-nce-views-mse": versus("info-nce, own views", "embedding"),
+    "loss-alone": at_views("clean", "own views", "shared views", "independent views"),
+    "loss-alone-clean": at_views("clean"),
+    "loss-alone-own": at_views("own views"),
+    "augmentation-alone": versus("embedding, own views", "embedding"),
+    "augmentation-cont-steal": versus("cont-steal, own views", "cont-steal, independent views"),
+    "settings-every": lambda t: every(main_task(t), SETTINGS, versus("cont-steal", "embedding")),
+    "settings-mean": versus("cont-steal", "embedding"),
+    "negatives-victim": negatives("self"),
+    "negatives-self": negatives("victim"),
+    "control": versus("random", SHUFFLED),
+    "control-cka": versus("random", SHUFFLED),
+    "broken-attacks": lambda t: {attack: versus("labelled images", attack)(t)
+                                 for attack in (SHUFFLED, "cont-steal, no learning")},
+    "flat-loss": versus("labelled images", "cont-steal, temperature 100"),
     # queries
-    "fifth-mse": checked(versus("embedding", "victim"), NEARLY_ALL, within=0.2),
-    "fifth-cont-steal": checked(versus("cont-steal", "victim"), NEARLY_ALL, within=0.2),
-    "more-queries": checked(
-        lambda t: {attack: extremes(where(main_task(t), attack=attack))
-                   for attack in ("embedding", "cont-steal")}, budgets=[]),
-    "few-mse": checked(at(smallest, "embedding", "cont-steal")),
-    "many-contrastive": checked(at(largest, "cont-steal", "embedding")),
-    "fresh-views": checked(at(largest, "cont-steal, anew", "cont-steal"), budgets=["images"]),
+    "fifth-mse": versus("embedding", "victim"),
+    "fifth-cont-steal": versus("cont-steal", "victim"),
+    "more-queries": lambda t: {attack: extremes(where(main_task(t), attack=attack))
+                               for attack in ("embedding", "cont-steal")},
+    "few-mse": at(smallest, "embedding", "cont-steal"),
+    "many-contrastive": at(largest, "cont-steal", "embedding"),
+    "fresh-views": at(largest, "cont-steal, anew", "cont-steal"),
     # defences
-    "noise-thief": checked(spared("GaussianNoise"), NOT_WORSE, premise=UNDEFENDED_STEALS),
-    "noise-customer": checked(harmed("GaussianNoise"), metric="legitimate"),
-    "offset-thief": checked(harmed(OFFSET)),
-    "rounding-thief": checked(spared("Rounding", "TopK"), NOT_WORSE, premise=UNDEFENDED_STEALS),
-    "rounding-customer": checked(harmed("Rounding", "TopK"), metric="legitimate"),
-    "poisoning-thief": checked(harmed("PredictionPoisoning")),
-    "poisoning-customer": checked(harmed("PredictionPoisoning"), metric="legitimate"),
-    "averaging": checked(
-        adapted("averages 4 answers", "GaussianNoise", "PredictionPoisoning"),
-        budgets=["images", "unique_inputs"]),
-    "centring": checked(adapted("centres", OFFSET)),
-    "bounds": checked(adapted("takes bounds", "TopK")),
-    "b4b-published": checked(spared(PUBLISHED), NOT_WORSE, premise=UNDEFENDED_STEALS),
-    "b4b-thief": checked(harmed("B4B")),
-    "b4b-few": checked(spared("B4B"), NOT_WORSE, metric="few"),
-    "b4b-customer": checked(spared("B4B"), NOT_WORSE, metric="legitimate"),
-    "two-accounts": checked(adapted("2 accounts", "B4B"), budgets=["images"]),  # both ask the anchors
-    "six-accounts": checked(
-        spared("B4B", adapts="6 accounts"), NOT_WORSE, budgets=["images"], premise=UNDEFENDED_STEALS),
-    "b4b-coverage": checked(lambda t: equal_coverage(t, "thief", FEW), metric="coverage", budgets=[]),
+    "noise-thief": spared("GaussianNoise"),
+    "noise-customer": harmed("GaussianNoise"),
+    "offset-thief": harmed(OFFSET),
+    "rounding-thief": spared("Rounding", "TopK"),
+    "rounding-customer": harmed("Rounding", "TopK"),
+    "poisoning-thief": harmed("PredictionPoisoning"),
+    "poisoning-customer": harmed("PredictionPoisoning"),
+    "averaging": adapted("averages 4 answers", "GaussianNoise", "PredictionPoisoning"),
+    "centring": adapted("centres", OFFSET),
+    "bounds": adapted("takes bounds", "TopK"),
+    "b4b-published": spared(PUBLISHED),
+    "b4b-thief": harmed("B4B"),
+    "b4b-few": spared("B4B"),
+    "b4b-customer": spared("B4B"),
+    "two-accounts": adapted("2 accounts", "B4B"),  # both ask the anchors
+    "six-accounts": spared("B4B", adapts="6 accounts"),
+    "b4b-coverage": equal_coverage,
     # detectors: customers and thieves who send as many images
-    "views-similar": checked(
-        lambda t: flagged(t, "thief, four views", "similar projections, calibrated"), MOSTLY),
-    "single-images": checked(lambda t: flagged(t, "thief, single images", "calibrated"), RARELY),
-    "prada-natural": checked(
-        lambda t: flagged(t[~t["user"].str.contains("views")], "thief", "PRADA, W < 0.9"), RARELY),
-    "published-settings": checked(
-        lambda t: flagged(t[~t["detector"].str.contains("calibrated")], "customer"), RARELY),
-    "calibrated-customers": checked(lambda t: flagged(t, "customer", "calibrated"), RARELY),
-    "price-thief": checked(
-        lambda t: bills(t, "thief, single images", "thief, four views", "thief, photographs"),
-        metric="statistic"),
-    "price-photographs": checked(lambda t: bills(t, "thief, photographs"), metric="statistic"),
-    "new-account": checked(
-        lambda t: ends(t, "four views, all answers", "four views, stops"), budgets=[]),
-    "refused-too-late": checked(
-        lambda t: {f"{d}, {alone}": sides for alone in NO_VICTIM
-                   for d, sides in ends(t, "four views, stops", alone).items()}, budgets=[]),
-    "views-needless": checked(
-        lambda t: ends(t, "single images, all answers", "four views, all answers"), budgets=["calls"]),
+    "views-similar": lambda t: flagged(t, "thief, four views", "similar projections, calibrated"),
+    "single-images": lambda t: flagged(t, "thief, single images", "calibrated"),
+    "prada-natural": lambda t: flagged(t[~t["user"].str.contains("views")], "thief", "PRADA, W < 0.9"),
+    "published-settings": lambda t: flagged(t[~t["detector"].str.contains("calibrated")], "customer"),
+    "calibrated-customers": lambda t: flagged(t, "customer", "calibrated"),
+    "price-thief": lambda t: bills(t, "thief"),
+    "price-photographs": lambda t: bills(t, "thief, photographs"),
+    "new-account": ends("four views, all answers", "four views, stops"),
+    "refused-too-late":
+        lambda t: {f"{d}, {without}": sides for without in NO_VICTIM
+                   for d, sides in ends("four views, stops", without)(t).items()},
+    "views-needless": ends("single images, all answers", "four views, all answers"),
     # the owner's proofs; an independent encoder has no budget
-    "watermark-victim": checked(lambda t: every(t, ["head"], VICTIM_AND_OTHERS), metric="wsr"),
-    "watermark-transfers": checked(
-        lambda t: every(largest(where(t, kind="stolen")), ["head", "suspect"], alone), DETECTS),
-    "watermark-inherited": checked(inherited, metric="wsr"),
-    "watermark-few": checked(
-        lambda t: every(smallest(where(first(t, "head"), kind="stolen")), ["suspect"], alone), DETECTS),
-    "watermark-carrier": checked(carriers("embedding, digits", "embedding"), metric="wsr"),
-    "watermark-carrier-turned": checked(
-        carriers("embedding, digits, turned", "embedding, digits"), metric="wsr"),
-    "watermark-queries": checked(
+    "watermark-victim": lambda t: every(t, ["head"], VICTIM_AND_OTHERS),
+    "watermark-transfers": lambda t: every(largest(where(t, kind="stolen")), ["head", "suspect"]),
+    "watermark-inherited": inherited,
+    "watermark-few": lambda t: every(smallest(where(first(t, "head"), kind="stolen")), ["suspect"]),
+    "watermark-carrier": carriers("embedding, digits", "embedding"),
+    "watermark-carrier-turned": carriers("embedding, digits, turned", "embedding, digits"),
+    "watermark-queries":
         lambda t: every(where(first(t, "head"), kind="stolen"), ["suspect"], extremes),
-        metric="wsr", budgets=[]),
-    "watermark-turned": checked(
+    "watermark-turned":
         lambda t: every(where(first(t, "head"), kind="stolen"), ["images"],
-                        pair("suspect", "embedding, turned", "embedding")), metric="wsr"),
-    "watermark-hidden": checked(
+                        pair("suspect", "embedding, turned", "embedding")),
+    "watermark-hidden":
         lambda t: every(where(first(t, "head"), kind="obfuscated").query("suspect in @HIDING"),
                         ["suspect"], lambda rows: (where(first(t, "head"), kind="independent"), rows)),
-        NOT_WORSE, metric="wsr", premise=MARKED),
-    "inference-victim": checked(lambda t: alone(where(t, form="signed", kind="victim")), DETECTS),
-    "inference-stolen": checked(
-        lambda t: every(largest(where(t, form="signed", kind="stolen")), ["suspect"], alone), DETECTS),
-    "inference-obfuscated": checked(
-        lambda t: every(where(t, form="signed", kind="obfuscated"), ["suspect"], alone), DETECTS),
-    "inference-independent": checked(
-        lambda t: every(where(t, kind="independent"), ["form"], alone), SPARES),
-    "guard-victim": checked(VICTIM_AND_OTHERS, metric="cosine"),
-    "guard-transfers": checked(
-        lambda t: every(largest(where(t, kind="stolen")), ["suspect"], alone), DETECTS),
+    "inference-victim": lambda t: alone(where(t, form="signed", kind="victim")),
+    "inference-stolen": lambda t: every(largest(where(t, form="signed", kind="stolen")), ["suspect"]),
+    "inference-obfuscated": lambda t: every(where(t, form="signed", kind="obfuscated"), ["suspect"]),
+    "inference-independent": lambda t: every(where(t, kind="independent"), ["form"]),
+    "guard-victim": VICTIM_AND_OTHERS,
+    "guard-transfers": lambda t: every(largest(where(t, kind="stolen")), ["suspect"]),
 }  # fmt: skip
 
 
 CLAIMS = [
-    Claim(row["id"], row["table"], row["source"], row["claim"], **CHECKS[row["id"]],
-          predicted=row["predicted"] or "-",
-          says={profile: row[profile] for profile in ("demo", "study") if row[profile]})
+    Claim(row["id"], row["table"], row["metric"], TESTS[row["test"]], row["budgets"].split(", "),
+          row["premise"], row["source"], row["claim"], row["predicted"] or "-",
+          {profile: row[profile] for profile in ("demo", "study") if row[profile]}, PICKS[row["id"]])
     for row in pd.read_csv(LIST, dtype=str, keep_default_na=False).to_dict("records")
 ]  # fmt: skip
 
@@ -496,7 +453,6 @@ CLAIMS = [
 
 SEEDS = 3  # fewer give no verdict
 RISK = 0.05  # of an interval that misses the mean, over all comparisons of a claim
-SAME = 1e-9  # values of all seeds nearer than this are one measurement, repeated
 NEAR = 0.9  # a ratio that is missed at less than this part of the limit may yet be reached
 ONE_FOR_ALL = ("victim", "obfuscated")  # the one victim, as it is and as a thief may disguise it
 
@@ -525,7 +481,7 @@ class Finding:
 
 def p_value(values: Series, bound: float) -> float:
     """Return the two-sided p-value of a t-test of the mean against a bound, 0 for an infinite one."""
-    return 0.0 if isinf(bound) else float(ttest_1samp(values, bound).pvalue)
+    return float(ttest_1samp(values, bound).pvalue)
 
 
 def exact_interval(values: Series, level: float = 0.95) -> tuple[float, float, float]:
@@ -556,10 +512,11 @@ def decide(samples: Mapping[str, Series], criterion: Criterion, conclusive: bool
     The finding shows the comparison with the least room between its mean and the bounds.
     """
     low, high, exact = criterion.low, criterion.high, criterion.of == "rate"
+    least = low + criterion.margin
     interval, p_of = (exact_interval, exact_p_value) if exact else (mean_interval, p_value)
     findings = []
     for name, values in samples.items():
-        n = 1 if values.max() - values.min() < SAME and not exact else len(values)
+        n = 1 if values.max() - values.min() < tables.SAME and not exact else len(values)
         findings.append(Finding(OPEN, *interval(values), n=n, name=name))
     findings.sort(key=lambda f: min(f.mean - low, high - f.mean))
     worst, count = findings[0], min(f.n for f in findings)
@@ -569,12 +526,10 @@ def decide(samples: Mapping[str, Series], criterion: Criterion, conclusive: bool
     for finding in findings if conclusive else ():
         values = samples[finding.name]
         _, lower, upper = interval(values, 1 - RISK / len(samples))
-        if upper < low + criterion.margin or lower > high:
-            p = len(samples) * p_of(values, high if lower > high else low + criterion.margin)
-            near = upper >= low and lower <= high and not exact
-            why = "less than one point ahead" if near else ""
+        if upper < least or lower > high:
+            p = len(samples) * p_of(values, high if lower > high else least)
+            why = "less than one point ahead" if low <= upper < least and not exact else ""
             return replace(finding, verdict=FAILS, p=p, why=why)
-    least = low + criterion.margin
     if all(low < f.low and f.high < high and f.mean >= least for f in findings):
         p = max(p_of(values, bound) for values in samples.values() for bound in (low, high))
         return replace(worst, verdict=HOLDS, p=p)
@@ -607,9 +562,9 @@ def by_seed(claim: Claim, sides: Sides) -> Series:
     """Return the difference, ratio or value of a claim's metric by seed, or raise NotComparable.
 
     The same seed means the same queries, first weights and batches for both sides; a table without seeds
-    has one. With `mean_over`, a seed counts only with every point measured.
+    has one. Where a criterion averages over points, a seed counts only with every point measured.
     """
-    index = ["seed", *claim.mean_over]
+    index = ["seed", *claim.criterion.over]
     indexed = [rows.assign(seed=rows.get("seed", 0)).set_index(index) for rows in sides]
     for rows in indexed:
         if rows.empty:
@@ -620,35 +575,28 @@ def by_seed(claim: Claim, sides: Sides) -> Series:
             raise ValueError(f"{place}: several rows for {again}; pick one of them")
     values = indexed[0][claim.metric]
     if len(indexed) == 2:
-        a, b = _aligned(*indexed)
-        _check_budgets(claim, a, b)
+        a, b = indexed
+        a, b = _beside(a, b), _beside(b, a)
+        _check_budgets(a, b, claim.budgets)
         one, two = a[claim.metric], b[claim.metric]
         values = one / two if claim.criterion.of == "ratio" else one - two
-    if claim.mean_over and len(values):
-        values = values.unstack(list(claim.mean_over)).dropna().mean(axis=1)
-    if values.dropna().empty:
+    values = values.dropna()  # also of seeds that one side lacks
+    if claim.criterion.over and len(values):
+        values = values.unstack(list(claim.criterion.over)).dropna().mean(axis=1)
+    if values.empty:
         raise NotComparable("no seed has values of all sides")
-    return values.dropna()
+    return values
 
 
-def _aligned(a: DataFrame, b: DataFrame) -> tuple[DataFrame, DataFrame]:
-    """Return both sides with the same seeds and points, the one victim beside each of them."""
-    one, two = (len(rows) == 1 and any(rows[column].iloc[0] in ONE_FOR_ALL
-                                       for column in ("attack", "kind") if column in rows)
-                for rows in (a, b))  # fmt: skip
-    if one:
-        return a.iloc[[0] * len(b)].set_axis(b.index), b
-    if two:
-        return a, b.iloc[[0] * len(a)].set_axis(a.index)
-    both = a.index.intersection(b.index)
-    return a.loc[both], b.loc[both]
+def _beside(a: DataFrame, b: DataFrame) -> DataFrame:
+    """Return rows, or the one victim beside each row of the other side."""
+    one = len(a) == 1 and a.filter(["attack", "kind"]).isin(ONE_FOR_ALL).any(axis=None)
+    return a.iloc[[0] * len(b)].set_axis(b.index) if one else a
 
 
-def _check_budgets(claim: Claim, a: DataFrame, b: DataFrame) -> None:
-    for column in claim.budgets:
-        if claim.budgets is BUDGETS and column not in a:
-            continue
-        one, two = a[column].astype(float), b[column].astype(float)
+def _check_budgets(a: DataFrame, b: DataFrame, budgets: Sequence[str]) -> None:
+    for column in (name for name in budgets if name in a):
+        one, two = a[column].align(b[column], join="inner")
         apart = (one - two).abs() > 1e-6  # NaN, of random features and the victim, is never apart
         if apart.any():
             unequal = f"{one[apart].iloc[0]:g} against {two[apart].iloc[0]:g}"
@@ -664,26 +612,26 @@ def assess(claim: Claim, table: DataFrame, train_images: int) -> Finding:
     """
     trained = [(rows, _comparisons(claim, rows)) for rows in tables.trainings(table)[::-1]]
     most = max(len(made) for _, made in trained)
-    trained = [(rows, made) for rows, made in trained if len(made) == most]
-    findings = [_assess(claim, *each, train_images) for each in trained]
-    measured = [k for k, finding in enumerate(findings) if finding.verdict != ABSENT]
+    trained = [each for each in trained if len(each[1]) == most]
+    findings = [(_assess(claim, *each, train_images), *each) for each in trained]
+    measured = [each for each in findings if each[0].verdict != ABSENT]
     if not measured:
-        return findings[0]
-    finding = findings[measured[0]]
-    if finding.verdict not in (HOLDS, FAILS) or not _of_surrogates(claim, *trained[measured[0]]):
+        return findings[0][0]
+    (finding, _, comparisons), *others = measured
+    if finding.verdict not in (HOLDS, FAILS) or not _of_surrogates(claim, comparisons):
         return finding
-    if len(measured) == 1:
+    if not others:
         return finding.open(f"{finding.verdict} after one length of training, which is not enough")
-    if (shorter := findings[measured[1]].verdict) != finding.verdict:
-        return finding.open(f"after {trained[measured[1]][0]['steps'].max():g} steps: {shorter}")
+    shorter, rows, _ = others[0]
+    if shorter.verdict != finding.verdict:
+        return finding.open(f"after {rows['steps'].max():g} steps: {shorter.verdict}")
     return finding
 
 
-def _of_surrogates(claim: Claim, table: DataFrame, comparisons: dict[str, Sides]) -> bool:
+def _of_surrogates(claim: Claim, comparisons: dict[str, Sides]) -> bool:
     """Say whether a claim is about trained surrogates, and not about the victim or its customers."""
-    if "steps" not in table or claim.metric in CUSTOMERS:
-        return False
-    return any(rows["steps"].notna().any() for sides in comparisons.values() for rows in sides)
+    rows = pd.concat([side for sides in comparisons.values() for side in sides])
+    return claim.metric not in CUSTOMERS and "steps" in rows and bool(rows["steps"].notna().any())
 
 
 def _comparisons(claim: Claim, table: DataFrame) -> dict[str, Sides]:
@@ -694,11 +642,12 @@ def _comparisons(claim: Claim, table: DataFrame) -> dict[str, Sides]:
 def _assess(
     claim: Claim, table: DataFrame, comparisons: dict[str, Sides], train_images: int
 ) -> Finding:
+    """Return what the rows of one length of training say."""
     if not comparisons:
         return Finding(ABSENT, why=f"{claim.table}.csv has no such rows")
     conclusive, notes = True, []
-    if claim.within:  # at a's largest number of distinct inputs up to the limit
-        limit = int(claim.within * train_images)
+    if claim.criterion.within:
+        limit = int(claim.criterion.within * train_images)
         spent = pd.concat([a["unique_inputs"] for a, *_ in comparisons.values()])
         most = float(spent[spent <= limit].max())
         comparisons = {n: (where(a, unique_inputs=most), *b) for n, (a, *b) in comparisons.items()}
@@ -712,32 +661,19 @@ def _assess(
             missing.append(f"{name}: {error}".removeprefix(": "))
     if missing:
         return Finding(ABSENT, why="; ".join(missing))
-    points = claim.metric in SHARES  # a margin is in points
-    criterion = claim.criterion if points else replace(claim.criterion, margin=0.0)
-    finding = decide(samples, criterion, conclusive)
+    finding = decide(samples, claim.criterion, conclusive)
     many = f"of {len(samples)} comparisons" if len(samples) > 1 else ""
     why = "; ".join(filter(None, (finding.name, many, *notes, finding.why)))
     finding = replace(finding, why=why)
-    text, pick = claim.premise or ("", None)
-    if pick is None or _shown(claim, pick(table)):
-        return finding
-    return finding.open(f"nothing to test: it is not shown that {text}")
-
-
-def _shown(claim: Claim, sides: Sides) -> bool:
-    """Say whether a premise holds: what was not measured does not show it."""
-    try:
-        values = by_seed(replace(claim, criterion=CLEARLY_AHEAD), sides)
-    except NotComparable:
-        return False
-    return decide({"": values}, CLEARLY_AHEAD).verdict == HOLDS
+    if claim.premise:
+        premise = replace(claim, criterion=TESTS["clearly ahead"], premise="")
+        sides = PREMISES[claim.premise](table)
+        if _assess(premise, table, {"": sides}, train_images).verdict != HOLDS:
+            return finding.open(f"nothing to test: it is not shown that {claim.premise}")
+    return finding
 
 
 # ------------------------------------------------------------------------------ stored results
-
-# metrics from 0 to 1, shown in percent
-SHARES = ("accuracy", "agreement", "knn", "cka", "cosine", "legitimate", "few", "coverage", "wsr",
-          "share", "flagged", "accused")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -754,7 +690,7 @@ class Judgement:
         finding, of = self.finding, self.claim.criterion.of
         if isnan(finding.mean):
             return "-"
-        percent = self.claim.metric in SHARES or of == "ratio"
+        percent = self.claim.metric != "statistic"  # which is no share: a price
         scale, form = (100, ".1f") if percent else (1, ".3g")
         sign, unit = ("+", " points") if of == "difference" else ("", " %")
         text = f"{scale * finding.mean:{sign}{form}}{unit if percent else ''}"
@@ -774,19 +710,13 @@ def read(folder: Path, stem: str) -> DataFrame | None:
     if stamp["profile"] != folder.name:
         raise ValueError(f"{path} holds results of the profile {stamp['profile']!r}: {again}")
     artifacts.check_table(path, stamp)
-    try:
-        table = pd.read_csv(path)
-    except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
-        raise ValueError(f"{path} is no table: {error}; {again}") from error
-    if table.empty:
-        raise ValueError(f"{path} has no rows: {again}")
-    return table
+    return pd.read_csv(path)
 
 
 def judge(profile: str, claims: Sequence[Claim] = CLAIMS) -> list[Judgement]:
     """Return the verdict on every claim from a profile's stored results.
 
-    Raises ValueError, naming file and column, for tables that are damaged or lack a column or rows.
+    Raises ValueError, naming file and column, for tables that were altered or lack a column.
     """
     folder = artifacts.figures_dir() / profile
     train_images = profiles.profile(profile)["common"].get("train_images", 0)
@@ -794,21 +724,14 @@ def judge(profile: str, claims: Sequence[Claim] = CLAIMS) -> list[Judgement]:
     findings = []
     for claim in claims:
         table, path = stored[claim.table], folder / f"{claim.table}.csv"
-        if table is None:
-            findings.append(Finding(ABSENT, why=f"no {path.name}"))
-            continue
         try:
-            if not pd.api.types.is_numeric_dtype(table[claim.metric]):
-                raise ValueError(
-                    f"{path}: column {claim.metric!r} holds values that are no numbers"
-                )
-            findings.append(assess(claim, table, train_images))
+            findings.append(Finding(ABSENT, why=f"no {path.name}") if table is None
+                            else assess(claim, table, train_images))  # fmt: skip
         except KeyError as error:
             message = f"{path}: no column {error}, which claim {claim.id!r} reads"
             raise ValueError(message) from error
-    families = [number(claim.table) for claim in claims]  # those of one notebook
-    for family in set(families):
-        places = [k for k, name in enumerate(families) if name == family]
+    for family in {number(claim.table) for claim in claims}:  # those of one notebook
+        places = [k for k, claim in enumerate(claims) if number(claim.table) == family]
         for place, finding in zip(places, correct([findings[k] for k in places]), strict=True):
             findings[place] = finding
     return [Judgement(c, profile, f) for c, f in zip(claims, findings, strict=True)]

@@ -22,6 +22,7 @@ ALPHA = 0.05
 LEAST_POINTS = 5  # below which a rank correlation says nothing
 REFERENCES = ("random", "victim")
 LOSSES = "Cont-Steal's loss", "MSE's"
+EQUAL = "Attacks with equal queries"  # a title, where none of those that it compares was run
 GEOMETRY = {"norm_spread": "spread of norms", "anisotropy": "anisotropy",
             "effective_rank": "effective rank"}  # fmt: skip
 KINDS = {"victim": "victims", "unmarked": "unmarked victims", "obfuscated": "disguised copies",
@@ -108,6 +109,17 @@ def _tally(a: str, b: str, differences: Iterable[Difference], of: str) -> str:
     return f"{a} is reliably ahead of {b} on {ahead} of {len(known)} {of}, behind on {behind or 'none'}"
 
 
+def _changes(rows: pd.DataFrame, column: str, base: str, metric: str) -> dict[str, Difference]:
+    """Return what each other value of a column changes of a metric, paired by seed."""
+    by = rows.assign(attack=rows[column])
+    others = (value for value in rows[column].unique() if value != base)
+    return {value: tables.difference(by, value, base, metric) for value in others}
+
+
+def _count(hits: pd.Series) -> str:
+    return f"{hits.sum():.0f} of {len(hits)}"
+
+
 def _listed(each: dict[str, Difference]) -> str:
     return "; ".join(f"{who}: {points(difference)}" for who, difference in each.items())
 
@@ -128,10 +140,9 @@ def changed(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(value=values, attack=(table["knob"] + ": " + values).str.removesuffix(": "))
 
 
-def _verdicts(table: pd.DataFrame, *pairs: tuple[str, str]) -> tuple[str, str]:
-    """Compare the attacks of the first pair, and those of the others."""
-    first, *others = (verdict(main_task(table), a, b) for a, b in pairs)
-    return first or "Attacks with equal queries", _joined(*others)
+def _verdicts(table: pd.DataFrame, *pairs: tuple[str, str]) -> str:
+    """Compare the two attacks of each pair on the main task."""
+    return _joined(*(verdict(main_task(table), *pair) for pair in pairs))
 
 
 # ----------------------------------------------------------------------------- victims (01)
@@ -155,7 +166,7 @@ def maps(table: pd.DataFrame) -> Summary:
 def training(table: pd.DataFrame) -> Summary:
     """Give the last kNN accuracies, and name what collapsed (spread below 0.1)."""
     last = table.dropna(subset=["knn", "spread"]).groupby("method", sort=False).last()
-    each = ", ".join(f"{name(k)} {100 * r['knn']:.0f} %" for k, r in last.iterrows())
+    each = ", ".join(f"{name(k)} {100 * knn:.0f} %" for k, knn in last["knn"].items())
     collapsed = " and ".join(name(k) for k in last.index[last["spread"] < 0.1])
     each += f"; collapsed: {collapsed}" if collapsed else ""
     return Summary(f"kNN accuracy of held-out images after training: {each}")
@@ -205,9 +216,9 @@ def judge(worth: pd.DataFrame, expectations: Sequence[dict[str, Any]]) -> pd.Dat
 
 def conventional(table: pd.DataFrame) -> Summary:
     """Say whether embeddings give away more than labels and posteriors."""
-    parts = _verdicts(table, ("embedding", "label"), ("embedding", "posterior"))
+    title = _verdicts(table, ("embedding", "label"), ("embedding", "posterior")) or EQUAL
     metrics = [m for m in ("accuracy", "own_head", "agreement", "knn") if m in table]
-    return Summary(_joined(*parts), tables.summary(table, ["task", "attack"], metrics))
+    return Summary(title, tables.summary(table, ["task", "attack"], metrics))
 
 
 def readings(table: pd.DataFrame) -> Summary:
@@ -255,8 +266,7 @@ def queries(table: pd.DataFrame) -> Summary:
     ahead, behind = reliable(differences)
     title = f"A thief with {count} of {first} is reliably more accurate than with as many of {ahead} of "
     title += f"{len(others)} other sets"
-    if behind:
-        title += f", and less accurate than with those of {behind}"
+    title += f", and less accurate than with those of {behind}" * bool(behind)
     if len(others) == 1:
         far = f"stealing with as many {others[0]}"
         title = compare(differences[0], f"stealing with {count} of {first}", far)
@@ -267,53 +277,46 @@ def pulls(table: pd.DataFrame) -> Summary:
     """Say which losses push a surrogate's vector away from other vectors."""
     away = table.groupby("loss", sort=False)["pull"].min() < 0
     push, pull = (" and ".join(map(name, away.index[flag])) for flag in (away, ~away))
-    parts = (
-        [f"{push} push a surrogate's vector away from those of other images (red)"] if push else []
-    )
-    parts += [f"{pull} only pulls it to its target (blue)"] if pull else []
-    return Summary("; ".join(parts))
+    parts = (f"{push} push a surrogate's vector away from those of other images (red)" if push else "",
+             f"{pull} only pulls it to its target (blue)" if pull else "")  # fmt: skip
+    return Summary("; ".join(filter(None, parts)))
 
 
 def attacks(table: pd.DataFrame) -> Summary:
     """Say whether contrastive attacks beat regression with equal queries."""
     table = main_task(table)
+    title = _verdicts(table, ("cont-steal", "embedding"), ("cont-steal", "embedding, own views"))
     contrastive = ("cont-steal-code", "info-nce", "info-nce, own views")
-    pairs = [("cont-steal", "embedding"), ("cont-steal", "embedding, own views")]
-    title, rival = _verdicts(table, *pairs)
-    details = _joined(*(verdict(table, a, "embedding") for a in contrastive))
-    title = f"{title}. {rival}".removesuffix(".") if rival else title
+    details = _verdicts(table, *((attack, "embedding") for attack in contrastive))
     metrics = ["accuracy", "agreement", "knn", "cka", "cosine"]
     numbers = tables.summary(table, ["attack"], metrics)
     shares = tables.shares(table, sweeps.ALONE)  # controls do not go that way
     controls = shares.index.isin(["random", *sweeps.ALONE]) | shares.index.str.endswith("shuffled")
     shares = shares.astype(object).mask(controls, "control").rename(name)
     numbers.insert(len(numbers.columns) - 1, "share of the way", shares)
-    return Summary(title, numbers, details)
+    return Summary(title or EQUAL, numbers, details)
 
 
 def control(table: pd.DataFrame) -> Summary:
     """Say what the right answers gain over other images', and which attacks steal nothing."""
-    rows, parts = main_task(table), []
-    for attack in rows["attack"].unique():
-        right = attack.removesuffix(", shuffled")
-        if right != attack and right in set(rows["attack"]):
-            parts.append(f"Shuffling the victim's answers changes the accuracy of {name(right)} by "
-                         f"{points(tables.difference(rows, attack, right))}")  # fmt: skip
-    title, *others = parts or ["Controls, beside attacks with equal queries"]
+    rows = main_task(table)
+    known = rows["attack"].unique()
+    title = _joined(*(f"Shuffling the victim's answers changes the accuracy of {name(right)} by "
+                      f"{points(tables.difference(rows, f'{right}, shuffled', right))}"
+                      for right in known if f"{right}, shuffled" in known))  # fmt: skip
     numbers = tables.summary(table, ["attack"], ["accuracy", "agreement", "cka"])
     means = table.groupby("attack", sort=False)["accuracy"].mean()
     means = means.drop([*REFERENCES, *sweeps.ALONE], errors="ignore")
     stolen = means > tables.floor(table, sweeps.ALONE)
     above, below = (", ".join(map(name, means.index[some])) or "none" for some in (stolen, ~stolen))
     found = f"Above the best that needs no victim: {above}; not above it: {below}"
-    return Summary(title, numbers, _joined(*others, found))
+    return Summary(title or "Controls, beside attacks with equal queries", numbers, found)
 
 
 def best_rates(table: pd.DataFrame) -> dict[str, float]:
     """Return the learning rate of each attack with the least mean loss on held-out queries."""
-    means = table.groupby(["attack", "rate"], sort=False)["loss"].mean().reset_index()
-    best = means.loc[means.groupby("attack", sort=False)["loss"].idxmin()]
-    return dict(zip(best["attack"], best["rate"], strict=True))
+    losses = table.pivot_table(index="attack", columns="rate", values="loss", sort=False)
+    return dict(losses.idxmin(axis=1))
 
 
 def rates(table: pd.DataFrame) -> Summary:
@@ -335,7 +338,7 @@ def steps(table: pd.DataFrame) -> Summary:
         leaders.setdefault(name(best), []).append(f"{runs['steps'].iloc[0]:g}")
     parts = [f"{who} after {' and '.join(lengths)} steps" for who, lengths in leaders.items()]
     pairs = ("embedding, own views", "embedding"), ("cont-steal", "embedding, own views")
-    last = _joined(*(verdict(trained[-1], a, b) for a, b in pairs))
+    last = _verdicts(trained[-1], *pairs)
     details = f"After {trained[-1]['steps'].max():g} steps: {last}" if last else ""
     numbers = tables.summary(main_task(table), ["attack", "steps"], ["accuracy"])
     return Summary(f"The most accurate thief is {', '.join(parts)}", numbers, details)
@@ -360,12 +363,10 @@ def by_views(table: pd.DataFrame) -> pd.DataFrame:
 
 def views(table: pd.DataFrame) -> Summary:
     """Say for how many kinds of views Cont-Steal's loss is ahead of MSE, and by how much for each."""
-    rows, each = by_views(main_task(table)).dropna(subset=["views"]), {}
-    for view, runs in rows.groupby("views", sort=False):
-        a, b = (f"{loss}, {view}" for loss in ("cont-steal", "embedding"))
-        if {a, b} <= set(runs["attack"]):
-            label = name(a).removeprefix(f"{name('cont-steal')} ")
-            each[label] = tables.difference(runs, a, b)
+    rows = by_views(main_task(table)).dropna(subset=["views"])
+    pairs = [(f"cont-steal, {view}", f"embedding, {view}") for view in rows["views"].unique()]
+    each = {name(a).removeprefix("Cont-Steal "): tables.difference(rows, a, b)
+            for a, b in pairs if {a, b} <= set(rows["attack"])}  # fmt: skip
     title = "At equal views, " + _tally(*LOSSES, each.values(), "kinds of views")
     numbers = tables.summary(rows, ["loss", "views"], ["accuracy", "agreement"])
     return Summary(title, numbers, _listed(each))
@@ -374,8 +375,7 @@ def views(table: pd.DataFrame) -> Summary:
 def ablations(table: pd.DataFrame) -> Summary:
     """Say how many changes of a knob help or harm Cont-Steal, paired by seed, and what each does."""
     rows = changed(table)
-    each = {n: tables.difference(rows, n, sweeps.AS_GIVEN)
-            for n in rows["attack"].unique() if n != sweeps.AS_GIVEN}  # fmt: skip
+    each = _changes(rows, "attack", sweeps.AS_GIVEN, "accuracy")
     better, worse = reliable(each.values())
     title = f"Of {len(each)} changes to Cont-Steal, one at a time, {better or 'none'} reliably "
     title += f"raises its accuracy, and {worse or 'none'} reliably lowers it"
@@ -449,17 +449,14 @@ def defenses(table: pd.DataFrame) -> Summary:
     parties = [(name(a), a, "accuracy") for a in attacks]
     counts: list[str] = []
     for who, attack, metric in (*parties, ("customers", attacks[0], "legitimate")):
-        rows = plain[plain["attack"] == attack]
-        by, known = rows.assign(attack=rows["defence"]), set(rows["defence"]) - {"none"}
-        harm = reliable(tables.difference(by, d, "none", metric) for d in known)[1]
+        changes = _changes(plain[plain["attack"] == attack], "defence", "none", metric)
+        harm = reliable(changes.values())[1]
         counts.append(f"{harm} {'that' if counts else 'reliably lower the accuracy'} of {who}")
     counts[0] = f"Of {plain['defence'].nunique() - 1} defences, {counts[0]}"
-    gains: dict[str, Difference] = {}  # of each way to adapt over the same attack as it is
     both = ["defence", "attack"]
-    for (defence, attack), rows in runs.groupby(both, sort=False):
-        ways, by = [*rows["adapts"].unique()], rows.assign(attack=rows["adapts"])
-        gains |= {f"{name(attack)}, {way}, against {name(defence)}": tables.difference(by, way, "")
-                  for way in ways if way and "" in ways}  # fmt: skip
+    gains = {f"{name(attack)}, {way}, against {name(defence)}": gain
+             for (defence, attack), rows in runs.groupby(both, sort=False) if "" in {*rows["adapts"]}
+             for way, gain in _changes(rows, "adapts", "", "accuracy").items()}  # fmt: skip
     numbers = tables.summary(table, [*both, "adapts"], ["legitimate", "accuracy", "agreement"])
     numbers = numbers.rename(columns={"legitimate": "customer's accuracy"})
     adapting = f"What adapting gains: {_listed(gains)}" if gains else ""
@@ -497,27 +494,24 @@ def matrix(table: pd.DataFrame) -> Summary:
     undecided = len(verdicts) - works - fails
     title += f" ({undecided} undecided)" * (undecided > 0)
     order = list(verdicts["defence"])
-    bounded = table["high"] - table["low"] > 1e-9  # equal runs have no interval
+    bounded = table["high"] - table["low"] > tables.SAME  # equal runs have no interval
     spans = (100 * table[["low", "high"]]).map("{:.1f}".format).agg(", ".join, axis=1)
     cells = table["change"].map(_points) + (" [" + spans + "]").where(bounded, "")
     who = (table["party"] + ", " + table["who"]).map(name)
-    wide = table.assign(cell=cells, who=who)
-    shown = wide.pivot(index="defence", columns="who", values="cell").loc[order]
-    numbers = shown[list(dict.fromkeys(who))].fillna("-")
-    numbers = numbers.join(verdicts.set_index("defence")["verdict"]).rename(tables.names(order))
-    return Summary(title, numbers)
+    wide = table.assign(cell=cells, who=who).pivot(index="defence", columns="who", values="cell")
+    numbers = wide.loc[order, list(who.unique())].fillna("-").assign(verdict=[*verdicts["verdict"]])
+    return Summary(title, numbers.rename(tables.names(order)))
 
 
 def detectors(table: pd.DataFrame) -> Summary:
     """Say which detector does best, and how often each flags each user."""
     known = table.dropna(subset=["flagged"]).astype({"flagged": float})
     thief = known["user"].str.startswith("thief")
-    sides = [known[rows].groupby("detector")["flagged"].agg(["mean", "sum", "size"])
-             for rows in (thief, ~thief)]  # fmt: skip
-    lead = sides[0]["mean"] - sides[1]["mean"]
+    rates = [known[side].groupby("detector")["flagged"].mean() for side in (thief, ~thief)]
+    lead = rates[0] - rates[1]
     best = lead.idxmax() if len(lead) else "none"
-    thieves, customers = (f"{s['sum'].get(best, 0):.0f} of {s['size'].get(best, 0):.0f}"
-                          for s in sides)  # fmt: skip
+    flagged = known["flagged"][known["detector"] == best]
+    thieves, customers = _count(flagged[thief]), _count(flagged[~thief])
     groups = table.groupby(["detector", "user"], sort=False)
     numbers = groups["flagged"].agg(_rate).to_frame().assign(n=groups.size())
     numbers["statistic"] = groups["statistic"].mean().map("{:.3g}".format)
@@ -555,11 +549,11 @@ def _rate(hits: pd.Series) -> str:
 def accounts(table: pd.DataFrame) -> Summary:
     """Say how many answers a user gets before it is refused, and how many accounts all answers take."""
     thief = table["user"].str.startswith("thief")
-    thieves, customers = (f"{(rows['refusals'] > 0).sum()} of {len(rows)}"
-                          for rows in (table[thief], table[~thief]))  # fmt: skip
+    refused = table["refusals"] > 0
     by = table.groupby(["detector", "user"], sort=False)
     numbers = by[["queries", "answers", "accounts", "answered"]].mean().round(1).assign(n=by.size())
-    title = f"Detectors refuse a thief in {thieves} runs, and a customer in {customers}"
+    title = f"Detectors refuse a thief in {_count(refused[thief])} runs, and a customer in "
+    title += _count(refused[~thief])
     return Summary(title, numbers)
 
 
@@ -583,11 +577,10 @@ def parties(table: pd.DataFrame) -> Summary:
 
     Shares of thieves are of the kind that is found least often.
     """
-    kinds = {kind: table[table["kind"] == kind] for kind in (PERTURBATION, DETECTOR, PROOF)}
-    works = list(kinds[PERTURBATION]["verdict"]).count(provider.WORKS)
-    parts = [f"{works} of {len(kinds[PERTURBATION])} perturbations work"]
+    perturbations = table["verdict"][table["kind"] == PERTURBATION]
+    parts = [f"{_count(perturbations == provider.WORKS)} perturbations work"]
     for kind, does, others in ((DETECTOR, "flags", "customers"), (PROOF, "accuses", "others")):
-        rows = kinds[kind].dropna(subset=["thieves", "others"])
+        rows = table[table["kind"] == kind].dropna(subset=["thieves", "others"])
         lead = rows["thieves"] - rows["others"]
         if len(rows) and lead.max() <= 0:
             parts.append(f"No {kind} separates all thieves from {others}")
@@ -616,8 +609,7 @@ def _accusations(rows: pd.DataFrame) -> str:
         parts, (least, most) = {called: runs}, runs["images"].agg(["min", "max"])
         if kind == "stolen" and least < most:
             parts = {f"{called} ({n:g} queries)": runs[runs["images"] == n] for n in (most, least)}
-        counts += [f"{part['accused'].sum():.0f} of {len(part)} {who}"
-                   for who, part in parts.items() if len(part)]  # fmt: skip
+        counts += [f"{_count(part['accused'])} {who}" for who, part in parts.items() if len(part)]
     return ", ".join(counts)
 
 
