@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import date
-from itertools import chain, product
+from itertools import chain, cycle, product
 from math import inf, nan
 from pathlib import Path
 from typing import Any
@@ -136,21 +136,17 @@ def test_too_few_seeds_never_give_a_verdict(values: list[float], why: str) -> No
 @pytest.mark.parametrize(
     ("criterion", "hits", "n", "verdict"),
     [
-        (DETECTS, 3, 3, HOLDS),
         (DETECTS, 4, 5, HOLDS),
         (DETECTS, 2, 5, OPEN),  # above its level of 5 %, and less than every second
         (RARELY, 0, 40, HOLDS),
         (RARELY, 0, 20, OPEN),
         (RARELY, 2, 40, OPEN),
         (RARELY, 20, 40, FAILS),
-        (RARELY, 40, 40, FAILS),
         (MOSTLY, 10, 10, HOLDS),
         (MOSTLY, 3, 3, OPEN),
         (MOSTLY, 0, 10, FAILS),
-        (DETECTS, 1, 5, OPEN),
         (DETECTS, 0, 5, OPEN),  # up to 52 %
         (DETECTS, 0, 6, FAILS),  # up to 46 %
-        (DETECTS, 2, 2, OPEN),
         (SPARES, 0, 16, HOLDS),
         (SPARES, 1, 16, HOLDS),
         (SPARES, 0, 8, OPEN),
@@ -379,10 +375,8 @@ def test_p_values_are_those_of_scipy_and_agree_with_the_interval(
     assert (p < 0.05) == (not low <= bound <= high)
 
 
-def test_p_values_of_closed_cases_and_of_verdicts() -> None:
+def test_p_values_of_verdicts() -> None:
     values = pd.Series([1.0, 2.0, 3.0])
-    assert claims.p_value(values, 2.0) == 1
-    assert claims.p_value(values, 0.0) == pytest.approx(0.0741799, abs=1e-6)  # t = 2 sqrt(3)
     assert claims.p_value(values, inf) == claims.p_value(values, -inf) == 0
     near, far = [10.0, 11.0, 12.0], [20.0, 20.1, 20.2]
     p = [claims.p_value(pd.Series(v), 0) for v in (near, far)]
@@ -578,28 +572,16 @@ def counted(one: Claim, hits: int) -> pd.DataFrame:
     return many.assign(**{one.metric: (many["seed"] < hits).astype(float)})
 
 
-@pytest.mark.parametrize(
-    "one", [c for c in CLAIMS if c.criterion in (DETECTS, SPARES)], ids=lambda c: c.id
-)
-def test_every_claim_that_counts_can_hold_and_can_fail(one: Claim) -> None:
-    good, bad = {DETECTS: (18, 0), SPARES: (0, 18)}[one.criterion]
-    for hits, verdict in ((good, HOLDS), (bad, FAILS), (6, OPEN)):
-        assert claims.assess(one, counted(one, hits), 8192).verdict == verdict
-    nothing = counted(one, 0).iloc[:0]
-    assert claims.assess(one, nothing, 8192).verdict == ABSENT
-
-
-@pytest.mark.parametrize(
-    "one", [c for c in CLAIMS if c.criterion not in (DETECTS, SPARES)], ids=lambda c: c.id
-)
+@pytest.mark.parametrize("one", CLAIMS, ids=lambda c: c.id)
 def test_every_claim_can_hold_and_can_fail(one: Claim) -> None:
-    good, bad = {EQUIVALENT: (0.0, 0.3), NEARLY_ALL: (0.0, -3.0), MOSTLY: (1.0, 0.0),
-                 RARELY: (0.0, 1.0)}.get(one.criterion, (0.3, -0.3))  # fmt: skip
-    for gap, verdict in ((good, HOLDS), (bad, FAILS)):
-        finding = claims.assess(one, arranged(one, gap), 8192)
+    good, bad = {EQUIVALENT: (0.0, 0.3), NEARLY_ALL: (0.0, -3.0), MOSTLY: (1.0, 0.0), RARELY: (0.0, 1.0),
+                 DETECTS: (18, 0), SPARES: (0, 18)}.get(one.criterion, (0.3, -0.3))  # fmt: skip
+    counts = one.criterion in (DETECTS, SPARES)
+    table = counted if counts else arranged
+    for value, verdict in ((good, HOLDS), (bad, FAILS), *[(6, OPEN)] * counts):
+        finding = claims.assess(one, table(one, value), 8192)
         assert finding.verdict == verdict, finding
-    nothing = TABLES[one.table].iloc[:0].assign(**{one.metric: pd.Series(dtype=float)})
-    assert claims.assess(one, nothing, 8192).verdict == ABSENT
+    assert claims.assess(one, table(one, good).iloc[:0], 8192).verdict == ABSENT
 
 
 def test_each_user_counts_once_whatever_its_kind() -> None:
@@ -630,7 +612,8 @@ def test_the_list_is_well_formed() -> None:
         assert set(one.says.values()) <= {HOLDS, FAILS, OPEN}
         assert bool(one.criterion.within) == (one.criterion.of == "ratio")
         assert (one.criterion.margin == 0.01) <= (one.metric != "statistic"), "which is no share"
-        assert not one.premise or one.premise in claims.PREMISES
+        assert one.premise in {"", *claims.PREMISES}
+        assert {*one.budgets} <= {"", *BUDGETS}
 
 
 def test_a_prediction_is_a_verdict_with_its_date() -> None:
@@ -646,29 +629,22 @@ def test_a_prediction_is_a_verdict_with_its_date() -> None:
 # -------------------------------------------------------------------- stored results
 
 
-@pytest.fixture(scope="module")
-def stored() -> list[Judgement]:
-    return claims.judge("demo")
-
-
-@pytest.mark.parametrize("said", [HOLDS, FAILS, OPEN])
-def test_frame_markdown_and_count_agree(said: str, stored: list[Judgement]) -> None:
-    finding = Finding(said, 0.1, 0.05, 0.15, 5, why="a reason")
-    first = replace(stored[0], finding=finding)
-    judgements = [first, *stored[1:]]
-    lead, table = claims.markdown(judgements)
-    short = claims.markdown(judgements, short=True)
+def test_frame_markdown_and_count_agree() -> None:
+    findings = [Finding(v, 0.1, 0.05, 0.15, 5, why="a reason") for v in (HOLDS, FAILS, OPEN)]
+    judgements = [Judgement(c, "demo", f) for c, f in zip(CLAIMS, cycle(findings), strict=False)]
+    (lead, table), short = claims.markdown(judgements), claims.markdown(judgements, short=True)
     frame = claims.frame(judgements)
     columns = ["claim", "verdict", "predicted", "effect", "n", "decided by", "source"]
     assert [*frame.columns] == columns
     assert frame["predicted"].tolist() == [c.predicted for c in CLAIMS]
     assert len(frame) == table.count("\n") - 1 == len(CLAIMS)
-    assert lead == short[0]
+    hold, fail, _ = ([*frame["verdict"]].count(verdict) for verdict in (HOLDS, FAILS, OPEN))
+    assert f": {len(CLAIMS)} claims: {hold} hold, {fail} do not hold, for " in lead
+    assert short[0] == lead
+    assert short[1].count("\n") - 1 == hold + fail, "the short table has what is decided"
     assert "a reason" in table
-    decided = [j for j in judgements if j.finding.verdict in (HOLDS, FAILS)]
-    rows = short[1].splitlines()[2:] if decided else []
-    assert (len(short), len(rows)) == (2 if decided else 1, len(decided))
-    assert not any("a reason" in line for line in short), "the short table is without reasons"
+    assert "a reason" not in short[1], "and no reasons"
+    assert len(claims.markdown(judgements[2:3], short=True)) == 1, "nothing is decided"
 
 
 @pytest.fixture

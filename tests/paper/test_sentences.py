@@ -32,26 +32,17 @@ def duel(shift: tuple[float, ...], **about: object) -> list[dict[str, object]]:
     ],
 )  # fmt: skip
 def test_a_verdict_claims_what_the_interval_excludes_and_nothing_else(shift, sentence) -> None:
-    assert sentences.verdict(pd.DataFrame(duel(shift)), "cont-steal", "embedding") == sentence
+    table = pd.DataFrame(duel(shift))
+    assert sentences.verdict(table, "cont-steal", "embedding") == sentence
+    assert sentences.verdict(table, "cont-steal", "label") == "", "it was not run"
 
 
 @pytest.mark.parametrize(
     ("value", "cell"),
-    [
-        (0.146, "+15"),
-        (-0.0097, "-1"),
-        (0.004, "+0.4"),
-        (-0.0004, "0.0"),
-        (-0.006, "-0.6"),
-        (0, "0.0"),
-    ],
-)
+    [(0.146, "+15"), (-0.0097, "-1"), (0.004, "+0.4"), (-0.0004, "0.0"), (-0.006, "-0.6"), (0, "0.0")],
+)  # fmt: skip
 def test_a_cell_keeps_the_sign_of_a_change_below_one_point(value: float, cell: str) -> None:
     assert sentences.signed(value) == cell
-
-
-def test_an_attack_that_was_not_run_is_not_compared() -> None:
-    assert sentences.verdict(pd.DataFrame(duel(GOOD)), "cont-steal", "label") == ""
 
 
 @pytest.mark.parametrize(
@@ -182,14 +173,11 @@ RATES = pd.DataFrame([
 ])  # fmt: skip
 
 
-def test_the_best_learning_rate_has_the_least_mean_loss_of_its_attack() -> None:
+def test_the_best_learning_rate_of_an_attack_has_the_least_mean_loss_and_is_named() -> None:
     assert sentences.best_rates(RATES) == {"embedding": 0.003, "cont-steal, own views": 0.001}
     lucky = (RATES["rate"] == 0.01) & (RATES["seed"] == 0) & (RATES["attack"] == "embedding")
     once = RATES.assign(loss=RATES["loss"].mask(lucky, 0.05))
     assert sentences.best_rates(once)["embedding"] == 0.003, "the mean counts, not the best seed"
-
-
-def test_chosen_learning_rates_are_named_and_all_losses_shown() -> None:
     found = sentences.rates(RATES)
     assert found.title.endswith(
         "is least at a learning rate of 0.001 or 0.003, depending on the attack"
