@@ -62,7 +62,7 @@ class Lab:
     """One profile's experiments; everything expensive comes from, and goes to, `runs/artifacts`.
 
     `changes` replace some of its settings; `method` among them names the victim's, with that method's
-    own settings. `messages` collects why encoders and scores were computed.
+    own settings. `messages` collects what `report` gets: why encoders and scores were computed.
     """
 
     def __init__(self, name: str, **changes: Any) -> None:
@@ -70,19 +70,18 @@ class Lab:
         self.settings, self.method = profiles.changed(name, changes)
         self.device = artifacts.device()
         self.messages: list[str] = []
-        self._others: dict[str, Lab] = {}
+        self.report: Callable[[str], object] = self.messages.append
+        self._others: dict[str, Lab] = {repr([]): self}  # by their changes
         self._features: dict[tuple[str, str, str], Tensor] = {}
         self._probes: dict[tuple[str, str], evaluate.Probe] = {}
         modes()
 
     def but(self, **changes: Any) -> "Lab":
         """Return this profile's lab under other settings; the same one for the same changes."""
-        if not changes:
-            return self
         name = repr(sorted(changes.items()))
         if name not in self._others:
-            self._others[name] = Lab(self.profile, **self.changes | changes)
-            self._others[name].messages = self.messages
+            self._others[name] = other = Lab(self.profile, **self.changes | changes)
+            other.messages, other.report = self.messages, self.report
         return self._others[name]
 
     def stamp(self, seeds: Sequence[int]) -> dict[str, str]:
@@ -130,11 +129,8 @@ class Lab:
         pool = self._load(task, "train", *wanted)
         if not 0 < n < len(pool):
             return [pool]
-        draws = range(self.settings.get("probe_draws", 1))
-        orders = [
-            torch.randperm(len(pool), generator=generator("labelled", seed, k)) for k in draws
-        ]
-        return [self._take(pool, order[:n]) for order in orders]
+        draws = (generator("labelled", seed, k) for k in range(self.settings.get("probe_draws", 1)))
+        return [self._take(pool, torch.randperm(len(pool), generator=g)[:n]) for g in draws]
 
     def train_images(self, part: str = "victim") -> ImageSet:
         """Return the images that a part is trained on: the ceiling's are the labelled ones."""
@@ -197,42 +193,35 @@ class Lab:
         """How the victim is marked, defaults filled in; {} for a victim that is not."""
         return profiles.watermark(self.settings.get("watermark", {}))
 
-    def train(
-        self,
-        part: str = "victim",
-        method: str | None = None,
-        report: Callable[[str], object] | None = None,
-        **changes: Any,
-    ) -> Trained:
+    def train(self, part: str = "victim", method: str | None = None, **changes: Any) -> Trained:
         """Train the profile's "victim" or "supervised" encoder, or return it where that was done.
 
         A victim may be trained by another `method`, with that method's settings. `changes` are fields
-        of pretrain.Config. `report` gets a line before a training, in place of `messages`.
+        of pretrain.Config.
         """
         config = profiles.config(self.settings, part, method)
         config = replace(config, **profiles.lengthened(changes))
-        return self.fit(part, config, self.train_images(part), report)
+        return self.fit(part, config, self.train_images(part))
 
-    def fit(
-        self,
-        kind: str,
-        config: methods.Config,
-        images: ImageSet,
-        report: Callable[[str], object] | None = None,
-    ) -> Trained:
+    def fit(self, kind: str, config: methods.Config, images: ImageSet) -> Trained:
         """Train an encoder on images, or return it where that was done."""
-        identity = asdict(config) | {"images": self.data_key(images), "on": self.machine}
-        identity["origin"] = pretrain.origin(config)
 
         def make(folder: Path) -> None:
-            checkpoint = artifacts.work_dir(folder) / "last.pt"
-            with artifacts.single_thread():
-                result = pretrain.fit(config, cast(Any, images), checkpoint)
+            result = pretrain.fit(config, cast(Any, images), artifacts.work_dir(folder) / "last.pt")
             artifacts.write(folder, result.encoder, result.history, {}, result.projector)
 
-        report = report or self.messages.append
-        folder = artifacts.artifact(kind, identity, ["contsteal.pretrain"], make, report)
+        origin, code = pretrain.origin(config), ["contsteal.pretrain"]
+        folder = self.made(kind, config, images, code, make, origin=origin)
         return artifacts.read(folder, self.device)
+
+    def made(
+        self, kind: str, config: Any, images: ImageSet, code: Sequence[str],
+        make: Callable[[Path], None], **more: object,
+    ) -> Path:  # fmt: skip
+        """Return the folder of what `make` trains on images, by a config and `more` that decides it."""
+        identity = asdict(config) | {"images": self.data_key(images), "on": self.machine} | more
+        with artifacts.single_thread():
+            return artifacts.artifact(kind, identity, code, make, self.report)
 
     @cached_property
     def victim(self) -> Trained:
@@ -246,9 +235,8 @@ class Lab:
         """The victim's answers, shared by every black box of this machine: one forward per input."""
         code = artifacts.sources("contsteal.victim")
         origin = {"victim": self.victim.sha256, "on": self.machine, "code": code}
-        return AnswerCache(
-            self.victim.encoder, AnswerStore(artifacts.runs_dir() / "answers" / files.key(origin))
-        )
+        store = AnswerStore(artifacts.runs_dir() / "answers" / files.key(origin))
+        return AnswerCache(self.victim.encoder, store)
 
     def api(self, defenses: Sequence[Defense] = (), budget: int | None = None) -> BlackBox:
         """Return the victim behind a fresh API; its classifier is the probe on the main task."""
@@ -282,32 +270,27 @@ class Lab:
         """
         config = self.attack_config(attack, queries, seed, **changes)
         sent = self._queries(queries, seed)
-        labels = sent.labels if config.recipe.labels else None
-        identity = asdict(config) | {
-            # Settings that a recipe fills in: an attack under other words is the same artifact.
+        # With what a recipe fills in: an attack under other words is the same artifact.
+        more: dict[str, object] = {
             "views": config.mode, "answers": config.rounds, "temperature": config.tau,
-            "policy": config.policies, "victim": self.victim.sha256, "on": self.machine,
+            "policy": config.policies, "victim": self.victim.sha256,
             "defenses": [artifacts.object_key(d) for d in defenses],
-            "images": files.key(files.content(pixels(sent))),
-            "labels": None if labels is None else encoders.digest([("", labels)]),
         }  # fmt: skip
         if config.recipe.answer in ("label", "posterior"):  # of the provider's classifier
-            identity["probe"] = [self.settings[k] for k in ("data", "probe_images")]
-        code = ["contsteal.steal", "contsteal.evaluate", *artifacts.defining_modules(*defenses)]
+            more["probe"] = [self.settings[k] for k in ("data", "probe_images")]
 
         def make(folder: Path) -> None:
             api, before = self.api(defenses, config.distinct(queries)), self.answers.forwards
             checkpoint = artifacts.work_dir(folder) / "last.pt"
-            with artifacts.single_thread():
-                result = steal.train(config, api, pixels(sent), checkpoint, labels=labels)
+            result = steal.train(config, api, pixels(sent), checkpoint, labels=sent.labels)
             cost = {"unique_inputs": result.unique_inputs, "calls": result.calls}
             cost["forwards"] = self.answers.forwards - before
             cost["steps"] = config.steps or config.epochs * (queries // config.batch)
             head = result.head if isinstance(result.head, methods.Head) else None
             artifacts.write(folder, result.encoder, result.history, cost, head)
 
-        folder = artifacts.artifact("attack", identity, code, make, self.messages.append)
-        return artifacts.read(folder, self.device)
+        code = ["contsteal.steal", "contsteal.evaluate", *artifacts.defining_modules(*defenses)]
+        return artifacts.read(self.made("attack", config, sent, code, make, **more), self.device)
 
     def attack_config(
         self, attack: str, queries: int, seed: int = 0, **changes: Any
@@ -353,67 +336,54 @@ class Lab:
     # --------------------------------------------------------------------- evaluation
 
     def score(
-        self, net: encoders.Encoder, task: str, seed: int = 0, draws: int | None = None
-    ) -> dict[str, float]:
+        self, net: encoders.Encoder, task: str, seed: int = 0, draws: int | None = None,
+        head: methods.Head | None = None,
+    ) -> dict[str, float]:  # fmt: skip
         """Return what an encoder is worth on a task, and how close it is to the victim.
 
         Accuracy of a linear probe, agreement with the victim's probe on the same labelled images, and
         knn are means over the sets of `labelled(task, seed)`, or the first `draws` of them; linear CKA
-        and cosine compare the features of the test images.
+        and cosine compare the features of the test images. A classifier's thief has a linear `head` of
+        its own, judged on the task that the victim serves: `own_head` is its accuracy, `own_agreement`
+        how often it predicts what the provider's classifier does.
         """
+        if task != self.settings["data"] or head is None or len(head) > 1:  # a projector, or none
+            head = None
         identity = {
             "encoder": encoders.identity(net), "victim": self.victim.sha256, "task": task,
             "labelled": self.labelled_keys(task, seed)[:draws], "test": self.test_key(task),
-            "on": self.machine,
+            "head": head and encoders.digest(head.state_dict().items()),
+            "served": head and self.data_key(self.images(task)), "on": self.machine,
         }  # fmt: skip
-        code = ["contsteal.evaluate", "contsteal.loop", "contsteal.encoders"]
-        scores = self.kept("score", identity, code, lambda: self._score(net, task, seed, draws))
-        return dict(sorted(scores.items()))  # the order of the columns of tables
+        code = ["contsteal.evaluate", "contsteal.loop", "contsteal.encoders", "contsteal.methods"]
+        return self.kept("score", identity, code, lambda: self._score(net, task, seed, draws, head))
 
     @artifacts.single_thread()
     def _score(
-        self, net: encoders.Encoder, task: str, seed: int, draws: int | None
-    ) -> dict[str, float]:
+        self, net: encoders.Encoder, task: str, seed: int, draws: int | None, head: methods.Head | None
+    ) -> dict[str, float]:  # fmt: skip
         test, each = self.images(task, "test"), []
         y, victim_y = (self._embed(n, task, "test", test) for n in (net, self.victim.encoder))
+        truth = labels_of(test)
         for k, images in enumerate(self.labelled(task, seed)[:draws]):
             # Named by its pixels, as seeds may share them.
             place = str(self.labelled_keys(task, seed)[k][4])
-            x, labels = self._embed(net, task, place, images), (labels_of(images), labels_of(test))
-            probe = evaluate.linear_probe(x, labels[0], y, labels[1])
+            x, labels = self._embed(net, task, place, images), labels_of(images)
+            probe = evaluate.linear_probe(x, labels, y, truth)
             theirs = self._probe(task, place, images)
             agreement = evaluate.agreement(probe.predictions, theirs.predictions)
-            knn = evaluate.knn(x, labels[0], y, labels[1]).accuracy
+            knn = evaluate.knn(x, labels, y, truth).accuracy
             each.append({"accuracy": probe.accuracy, "agreement": agreement, "knn": knn})
         means = {name: sum(one[name] for one in each) / len(each) for name in each[0]}
-        cosine = evaluate.mean_cosine(y, victim_y)
-        return means | {"cka": evaluate.linear_cka(y, victim_y), "cosine": cosine}
-
-    def own_head(self, stolen: Trained, task: str) -> dict[str, float]:
-        """Return how a classifier's thief does with its own head on the task that the victim serves.
-
-        `own_head` is its accuracy, `own_agreement` how often it predicts what the provider's classifier
-        does. Nothing for other thieves and tasks.
-        """
-        head = stolen.projector
-        if task != self.settings["data"] or head is None or len(head) > 1:  # a projector, or none
-            return {}
-
-        @artifacts.single_thread()
-        def shares() -> dict[str, float]:
-            test, labelled = self.images(task, "test"), self.images(task)
-            predicted = head(self._embed(stolen.encoder, task, "test", test)).argmax(1)
-            served = self._probe(task, PROVIDER, labelled).predictions
-            hits = {"own_head": predicted == labels_of(test), "own_agreement": predicted == served}
-            return {name: each.float().mean().item() for name, each in hits.items()}
-
-        identity = {
-            "encoder": stolen.sha256, "head": encoders.digest(head.state_dict().items()),
-            "victim": self.victim.sha256, "task": task, "labelled": self.data_key(self.images(task)),
-            "test": self.test_key(task), "on": self.machine,
-        }  # fmt: skip
-        code = ["contsteal.evaluate", "contsteal.loop", "contsteal.encoders", "contsteal.methods"]
-        return self.kept("own-head", identity, code, shares)
+        cka, cosine = evaluate.linear_cka(y, victim_y), evaluate.mean_cosine(y, victim_y)
+        means |= {"cka": cka, "cosine": cosine}
+        scores = dict(sorted(means.items()))  # the order of the columns of tables
+        if head is not None:
+            predicted = head(y).argmax(1)
+            served = self._probe(task, PROVIDER, self.images(task)).predictions
+            scores["own_head"] = (predicted == truth).float().mean().item()
+            scores["own_agreement"] = (predicted == served).float().mean().item()
+        return scores
 
     def _probe(self, task: str, place: str, images: ImageSet) -> evaluate.Probe:
         """Return the victim's own probe on a task, fitted on these labelled images."""
@@ -445,7 +415,7 @@ class Lab:
         def make(folder: Path) -> None:
             (folder / "found.json").write_text(json.dumps(compute()))
 
-        folder = artifacts.artifact(kind, identity, code, make, self.messages.append)
+        folder = artifacts.artifact(kind, identity, code, make, self.report)
         return json.loads((folder / "found.json").read_text())
 
 
@@ -456,11 +426,6 @@ def labels_of(images: ImageSet) -> Tensor:
     return images.labels
 
 
-@cache
-def _cached(name: str, split: str, n: int | None, seed: int, image_size: int) -> ImageSet:
-    return load(name, split, n, seed, image_size)
-
-
 def load(name: str, split: str, n: int | None, seed: int, image_size: int) -> ImageSet:
     """Return what `data.load` does; images of an embedded set are `drawn` once for all processes."""
 
@@ -468,6 +433,9 @@ def load(name: str, split: str, n: int | None, seed: int, image_size: int) -> Im
         return data.load(name, split, n, seed, image_size)
 
     return drawn([name, split, n, seed, image_size], draw) if name in data.SOURCES else draw()
+
+
+_cached = cache(load)  # for a lab, whose sets are few
 
 
 def drawn(about: Sequence[Any], draw: Callable[[], ImageSet]) -> ImageSet:
@@ -507,20 +475,17 @@ def _rotation_mark(lab: Lab) -> Trained:
     start = pretrain.Fitted(plain.encoder, [], plain.projector) if plain else None
     images = lab.train_images().take(slice(plan["images"] or None))
     carriers = carrier_images(lab) if plan["data"] else None
-    identity = asdict(config) | {
-        "start": plain.sha256 if plain else None, "images": lab.data_key(images), "on": lab.machine,
-        "carriers": None if carriers is None else encoders.digest([("", carriers)]),
-    }  # fmt: skip
+    more = {"start": plain and plain.sha256,
+            "carriers": None if carriers is None else files.content(carriers)}  # fmt: skip
 
     def make(folder: Path) -> None:
-        checkpoint, training_set = artifacts.work_dir(folder) / "last.pt", cast(Any, images)
-        with artifacts.single_thread():  # marks are made side by side
-            result = watermark.fit(config, training_set, checkpoint, start, carriers)
+        checkpoint = artifacts.work_dir(folder) / "last.pt"
+        result = watermark.fit(config, cast(Any, images), checkpoint, start, carriers)
         artifacts.write(folder, result.encoder, result.history, {}, result.projector)
         cast(methods.Head, result.mark.head).save(folder / MARK)
 
     code = ["contsteal.ownership.watermark"]
-    folder = artifacts.artifact("watermarked", identity, code, make, lab.messages.append)
+    folder = lab.made("watermarked", config, images, code, make, **more)
     victim = artifacts.read(folder, lab.device)
     head = methods.Head.load(folder / MARK).to(lab.device).requires_grad_(False)
     return replace(victim, mark=watermark.Mark(head, victim.encoder.dim))
@@ -528,27 +493,20 @@ def _rotation_mark(lab: Lab) -> Trained:
 
 def _sslguard_key(lab: Lab) -> Trained:
     plan, plain = lab.watermark, lab.train("victim", lab.method)
-    given = {"lr_encoder": plan["lr"]} if plan["lr"] else {}
     config = sslguard.Config(
         lab.settings["surrogate"]["encoder"], epochs=plan["epochs"],
-        image_size=lab.settings["image_size"], **given,
+        lr_encoder=plan["lr"] or sslguard.Config.lr_encoder, image_size=lab.settings["image_size"],
     )  # fmt: skip
     images = lab.train_images().take(slice(plan["images"] or None))
     seen = private(pixels(images), lab.recipe)
-    identity = asdict(config) | {
-        "start": plain.sha256,
-        "images": lab.data_key(images),
-        "on": lab.machine,
-    }
 
     def make(folder: Path) -> None:
-        with artifacts.single_thread():
-            result = sslguard.embed(config, plain.encoder, seen, seen)
+        result = sslguard.embed(config, plain.encoder, seen, seen)
         artifacts.write(folder, result.encoder, result.history)
         checkpoints.write_sealed(folder / KEY, result.key.state_dict())
 
     code = ["contsteal.ownership.sslguard"]
-    folder = artifacts.artifact("guarded", identity, code, make, lab.messages.append)
+    folder = lab.made("guarded", config, images, code, make, start=plain.sha256)
     victim = artifacts.read(folder, lab.device)
     key = sslguard.Key(config, victim.encoder.dim)
     key.load_state_dict(load_file(folder / KEY))

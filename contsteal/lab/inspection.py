@@ -301,7 +301,7 @@ class Rehearsal(Lab):
     def _take(self, pool: Any, rows: Tensor) -> Any:
         return range(len(rows))
 
-    def fit(self, kind: str, config: methods.Config, images: Any, report: Any = None) -> Trained:
+    def fit(self, kind: str, config: methods.Config, images: Any) -> Trained:
         """Note the training of an encoder; of a ready one nothing is trained."""
         n = len(images)
         kept = n - min(config.held_out, n // 10)
@@ -372,7 +372,7 @@ class Rehearsal(Lab):
         return SimpleNamespace(key=f"random {like['encoder']} {seed}", dim=512)
 
     def score(
-        self, net: Any, task: str, seed: int = 0, draws: int | None = None
+        self, net: Any, task: str, seed: int = 0, draws: int | None = None, head: Any = None
     ) -> dict[str, float]:
         """Note that an encoder is scored, and return some numbers."""
         count = self._test(task, seed)

@@ -9,11 +9,10 @@ import signal
 import tempfile
 import threading
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib.metadata import version
 from itertools import product as combinations
@@ -41,6 +40,7 @@ PATIENCE = 10  # seconds that a scheduler and its first worker have to answer
 VARYING = ("forwards", "seconds")  # what no two runs share: shown, and kept out of stored tables
 OF_LAB = ("data", "train_split", "method", "query_data", "query_split", "query_images")
 AS_GIVEN = "as given"  # the knob of an ablation's first row
+READ = "read"  # an encoder that was trained before
 ALONE = {"SimCLR on the queries": "simclr", "labelled images": "supervised"}  # without a victim
 
 Row = dict[str, Any]
@@ -74,15 +74,14 @@ def steal_rows(
     about = {"attack": attack, "images": queries, "seed": seed, **stolen.queries}
     about["usd"] = round(stolen.queries["calls"] * lab.settings.get("price", PRICE) / 1000, 6)
     about["seconds"] = stolen.seconds
-    rows = score_rows(lab, about, stolen.encoder, tasks, seed)
-    return [row | lab.own_head(stolen, row["task"]) for row in rows]
+    return score_rows(lab, about, stolen.encoder, tasks, seed, head=stolen.projector)
 
 
 def score_rows(
-    lab: Lab, about: Row, net: encoders.Encoder, tasks: Names, seed: int = 0, draws: int | None = None
-) -> list[Row]:  # fmt: skip
-    """Score an encoder with a seed's labelled images; return a row per task, with what it is."""
-    return [about | {"task": task, **lab.score(net, task, seed, draws)} for task in distinct(tasks)]
+    lab: Lab, about: Row, net: encoders.Encoder, tasks: Names, seed: int = 0, **judged: Any
+) -> list[Row]:
+    """Score an encoder, `judged` as by `Lab.score`; return a row per task, with what it is."""
+    return [about | {"task": t, **lab.score(net, t, seed, **judged)} for t in distinct(tasks)]
 
 
 def alone_rows(lab: Lab, name: str, queries: int, seed: int, tasks: Names, steps: int) -> list[Row]:
@@ -94,7 +93,7 @@ def alone_rows(lab: Lab, name: str, queries: int, seed: int, tasks: Names, steps
     # Supervision has seen the labels of one set: with those of another it would have twice as many.
     draws = 1 if ALONE[name] == "supervised" else None
     about = {"attack": name, "images": queries, "seed": seed, "steps": steps}
-    return score_rows(lab, about, net, tasks, seed, draws)
+    return score_rows(lab, about, net, tasks, seed, draws=draws)
 
 
 def pretrain_victim(lab: Lab, part: str, method: str | None = None) -> list[Row]:
@@ -107,15 +106,14 @@ def trial_rows(
     lab: Lab, attack: str, rate: float, queries: int, held_out: int, seed: int, steps: int
 ) -> list[Row]:
     """Train an attack on the first queries; return its own loss on those after them, all clean."""
-    stolen, (kind, _) = lab.steal(attack, queries, seed, lr=rate, steps=steps), variant(attack)
-    recipe, rest = steal.ATTACKS[kind], lab.queries(queries + held_out, seed)[queries:]
-    (answers,) = steal.ask(steal.Config(kind, views="clean", answers=1), lab.api(), rest)
+    stolen = lab.steal(attack, queries, seed, lr=rate, steps=steps)
+    rest = lab.queries(queries + held_out, seed)[queries:]
+    config = steal.Config(variant(attack)[0], views="clean", answers=1)
+    (answers,) = steal.ask(config, lab.api(), rest)
     outputs = encoders.embed(stolen.encoder, rest)
     if stolen.projector is not None:
         outputs = stolen.projector(outputs)
-    tau = {} if recipe.temperature is None else {"temperature": recipe.temperature}
-    with torch.no_grad():
-        loss = recipe.loss(outputs, answers, **tau).item()
+    loss = config.recipe.loss(outputs, answers, **config.options).item()
     return [{"attack": attack, "rate": rate, "seed": seed, "steps": steps, "images": queries,
              "held_out": held_out, "loss": loss}]  # fmt: skip
 
@@ -125,9 +123,9 @@ def run(lab: Lab, jobs: Sequence[Job]) -> list[Row]:
     quiet = loop.QUIET in os.environ
     bar = tqdm(_results(lab, jobs), desc="runs", total=len(jobs), disable=quiet or len(jobs) < 2)
     done = list(bar)
-    for message, count in Counter(line for _, messages in done for line in messages).items():
-        if not quiet:
-            print(f"{message} ({count})")
+    said = Counter(line for _, messages in done for line in messages if not quiet)
+    for message, count in said.items():
+        print(f"{message} ({count})")
     return [row for rows, _ in done for row in rows]
 
 
@@ -195,8 +193,8 @@ class Order:
     profile: str
     changes: str  # as JSON: settings are what YAML holds, and some cannot be hashed
     environment: Pairs
-    facts: Pairs = ()
-    token: str = ""
+    facts: Pairs = field(default=(), compare=False)
+    token: str = field(default="", compare=False)
 
 
 def _order(lab: Lab, **more: Any) -> Order:
@@ -206,7 +204,13 @@ def _order(lab: Lab, **more: Any) -> Order:
 
 
 def _run_in_worker(order: Order, job: Job) -> tuple[list[Row], list[str]]:
-    return _run(_enter(order), job)
+    os.environ.update(order.environment)
+    return _run(_worker_lab(order), job)
+
+
+@cache
+def _worker_lab(order: Order) -> Lab:
+    return Lab(order.profile, **json.loads(order.changes))
 
 
 def _run_on_cluster(order: Order, job: Job) -> tuple[list[Row], list[str]]:
@@ -217,28 +221,25 @@ def _run_on_cluster(order: Order, job: Job) -> tuple[list[Row], list[str]]:
     return _run_in_worker(order, job)
 
 
-def _enter(order: Order) -> Lab:
-    """Return the lab of a worker; RuntimeError where it would not give the numbers of the sweep."""
+def _join(order: Order, dask_worker: Any) -> None:
+    """Check a worker, and let it take runs up to its limit of memory, at which Dask starts it again.
+
+    At four fifths of it Dask would pause the worker, until memory is freed that a run never frees.
+    Raises RuntimeError where it would not give the numbers of the sweep.
+    """
     os.environ.update(order.environment)
-    lab = _worker_lab(order.profile, order.changes, order.environment)
-    token = artifacts.runs_dir() / order.token
-    if order.token and not token.exists():
+    who, token = f"the worker {dask_worker.address}", artifacts.runs_dir() / order.token
+    if (threads := dask_worker.state.nthreads) > 1:
+        raise RuntimeError(f"{who} has {threads} threads: start it with --nthreads 1")
+    if not token.exists():
         raise RuntimeError(
-            f"the worker on {files.HOST} does not see {token}: results are kept in the runs folder, "
-            "which must lie on a file system that all workers share; set CONTSTEAL_RUNS to such a folder"
+            f"{who} does not see {token}: results are kept in the runs folder, which must lie on a "
+            "file system that all workers share; set CONTSTEAL_RUNS to such a folder"
         )
-    there = dict(_facts(lab)) if order.facts else {}
+    there = dict(_facts(_worker_lab(order)))
     if other := [f"{k} {there[k]}, here {here}" for k, here in order.facts if there[k] != here]:
-        differences = "; ".join(other)
-        raise RuntimeError(
-            f"the worker on {files.HOST} has {differences}: install the same, and start it again"
-        )
-    return lab
-
-
-@cache
-def _worker_lab(profile: str, changes: str, environment: Pairs) -> Lab:
-    return Lab(profile, **json.loads(changes))
+        raise RuntimeError(f"{who} has {'; '.join(other)}: install the same, and start it again")
+    dask_worker.memory_manager.memory_pause_fraction = 1.0
 
 
 @cache
@@ -264,9 +265,8 @@ def _processes(lab: Lab) -> int:
     fills = len(cards(lab)) * int(loop.measured(f"{SHARING}, {encoder}", 1))
     most = {"cpu": joblib.cpu_count(), "cuda": fills}.get(lab.device.type, 1)
     given = os.environ.get(WORKERS, str(most))
-    if not given.isdecimal() or not int(given):
-        raise ValueError(f"{WORKERS}={given!r}: a whole number of 1 or more is needed")
-    return lab.settings.get("workers", int(given))
+    count = number(int(given) if given.isdecimal() else given, WORKERS, int, least=1)
+    return lab.settings.get("workers", count)
 
 
 def cards(lab: Lab) -> list[str]:
@@ -325,28 +325,24 @@ def _on_cluster(
     Dask runs the jobs of a lost worker again; what they had finished is read back. (joblib's own Dask
     backend would run all jobs in this process where the cluster has a single worker.)
     """
-    try:
-        import distributed
-    except ImportError:
-        raise RuntimeError(
-            f"{SCHEDULER}={address!r}: Dask is not installed here; pip install 'contsteal[cluster]', "
-            "or unset the variable to run on this machine"
-        ) from None
-    token = artifacts.runs_dir() / f".shared-{uuid.uuid4().hex}"
-    order = _order(lab, facts=_facts(lab), token=token.name)
+    runs = artifacts.runs_dir()
+    runs.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         try:
+            import distributed
+
             distributed.comm.get_address_host_port(address)  # a client of no address is slow to end
             client = distributed.Client(address, timeout=PATIENCE, set_as_default=False)
             stack.enter_context(client).wait_for_workers(1, PATIENCE)
-        except (OSError, ValueError) as error:  # a TimeoutError is an OSError
+        except (ImportError, OSError, ValueError) as error:  # a TimeoutError is an OSError
             raise RuntimeError(
-                f"{SCHEDULER}={address!r}: no scheduler with a worker answers within {PATIENCE} s; start "
-                "`dask scheduler` and `dask worker`, or unset the variable to run on this machine"
+                f"{SCHEDULER}={address!r}: no scheduler with a worker answers within {PATIENCE} s "
+                f"({error}); pip install 'contsteal[cluster]', start `dask scheduler` and `dask "
+                "worker`, or unset the variable to run on this machine"
             ) from error
-        stack.callback(token.unlink, missing_ok=True)
-        files.write_text(token, "")
-        _check_workers(client, order)
+        token = stack.enter_context(tempfile.NamedTemporaryFile(prefix=".shared-", dir=runs))
+        order = _order(lab, facts=_facts(lab), token=Path(token.name).name)
+        client.run(_join, order)
         _make_victims(lab, jobs)
         futures = client.map(partial(_run_on_cluster, order), jobs, pure=False)
         try:
@@ -357,29 +353,6 @@ def _on_cluster(
                 f"{error.last_worker.address}: most often its memory is too small (dask worker "
                 "--memory-limit). Finished runs are kept; the same command goes on after them"
             ) from error
-
-
-def _check_workers(client: Any, order: Order) -> None:
-    """Raise RuntimeError unless each worker runs one job at a time and is fit for it."""
-    problems = client.run(_join, order, on_error="return")
-    for worker, threads in client.nthreads().items():
-        if threads > 1:
-            problems[worker] = f"it has {threads} threads: start it with --nthreads 1"
-    bad = {worker: problem for worker, problem in problems.items() if problem is not None}
-    for worker, problem in bad.items():
-        if isinstance(problem, OSError):  # its connection was closed
-            problem = "it ended while it joined, most often for want of memory (--memory-limit)"
-        count = f"{len(bad)} of {len(problems)} workers cannot take part"
-        raise RuntimeError(f"{count}. {worker}: {problem}")
-
-
-def _join(order: Order, dask_worker: Any) -> None:
-    """Check a worker, and let it take runs up to its limit of memory, at which Dask starts it again.
-
-    At four fifths of it Dask would pause the worker, until memory is freed that a run never frees.
-    """
-    _enter(order)
-    dask_worker.memory_manager.memory_pause_fraction = 1.0
 
 
 # --------------------------------------------------------------------------------- sweeps
@@ -527,10 +500,10 @@ def _framed(lab: Lab, rows: pd.DataFrame, tasks: Names, seeds: Numbers) -> pd.Da
 
 def of_lab(lab: Lab, **given: Any) -> dict[str, Any]:
     """Return those changes of the profile that differ from what it says already, for `lab.but`."""
-    return dict(_split(lab, given)[1])
+    return _split(lab, given)[1]
 
 
-def _split(lab: Lab, given: Mapping[str, Any]) -> tuple[Pairs, Pairs]:
+def _split(lab: Lab, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return an attack's changes, and those of the profile that differ from what it says already."""
     settings = lab.settings | {"method": lab.method or lab.settings["victim"].get("method")}
     knobs = dict(given)
@@ -539,9 +512,8 @@ def _split(lab: Lab, given: Mapping[str, Any]) -> tuple[Pairs, Pairs]:
             # `name@split` is a set and its split; a set without one means its `train`.
             name, _, part = given[knob].partition("@")
             knobs |= {knob: name, split: given.get(split, part or "train")}
-    attack = sorted((k, v) for k, v in knobs.items() if k not in OF_LAB)
-    profile = sorted((k, v) for k, v in knobs.items() if k in OF_LAB and v != settings[k])
-    return tuple(attack), tuple(profile)
+    own = {name: knobs.pop(name) for name in OF_LAB if name in knobs}
+    return knobs, {name: value for name, value in own.items() if value != settings[name]}
 
 
 class Attack(NamedTuple):
@@ -567,8 +539,8 @@ def table(lab: Lab, tasks: Names, attacks: Sequence[Attack], steps: Numbers = ()
     tasks, jobs, about = distinct(tasks), [], []
     for one, length in product(attacks, lengths(steps)):
         knobs, profile = _split(lab, {**one.changes, **length})
-        given = (one.name, one.images, one.seed, tasks, tuple(one.defenses), knobs)
-        jobs.append(Job(steal_rows, given, profile))
+        given = (one.name, one.images, one.seed, tasks, tuple(one.defenses), tuple(knobs.items()))
+        jobs.append(Job(steal_rows, given, tuple(profile.items())))
         about += len(tasks) * [one.about]
     return pd.DataFrame([a | row for a, row in zip(about, run(lab, jobs), strict=True)])
 
@@ -622,20 +594,18 @@ def classifiers(
     classifier of each is the provider's probe on its features. `share` is what a row has of its own
     victim's accuracy on that task with the same labelled images.
     """
-    for name in victims:
-        choice(name, "victim", ("victim", "supervised"))
     if not victims:
         raise ValueError("victims={}: name victim or supervised, with its attacks")
+    recipes = {k: lab.settings[choice(k, "victim", ("victim", "supervised"))] for k in victims}
     parts = []
-    for name, attacks in victims.items():
-        settings = lab.settings[name]
-        other = lab.but(**({} if name == "victim" else {"victim": settings}))
-        rows = sweep(other, attacks, [queries], seeds, tasks, steps=steps)
+    for name, recipe in recipes.items():
+        other = lab if name == "victim" else lab.but(victim=recipe)
+        rows = sweep(other, victims[name], [queries], seeds, tasks, steps=steps)
         part = _framed(other, rows, tasks, seeds)
         own = part["accuracy"].where(part["attack"] == "victim")
         ceiling = own.groupby([part["seed"], part["task"]]).transform("first")
-        share = part["accuracy"] / ceiling
-        parts.append(part.assign(victim=settings.get("method", name), share=share))
+        method = recipe.get("method", name)
+        parts.append(part.assign(victim=method, share=part["accuracy"] / ceiling))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -661,19 +631,17 @@ def grid(
     """Run attacks on every point of a grid; `axes` are knobs as in `ablate`, and `images`.
 
     All attacks of a point see the same images, of a larger pool where the profile's is too small. Rows
-    have the axes' columns; where `epochs` is one of them, also `steps`, the optimizer's steps of the
-    training.
+    have the axes' columns.
     """
     largest = lab.settings["surrogate"].get("batch", steal.Config.batch)
     rows: list[Attack] = []
     for values, attack, seed in product(product(*axes.values()), attacks, seeds):
         about = dict(zip(axes, values, strict=True))
         images = about["images"]
-        batch = min(largest, images)
-        changes = {k: v for k, v in about.items() if k != "images"} | {"batch": batch}
+        changes = {k: v for k, v in about.items() if k != "images"}
+        changes["batch"] = min(largest, images)
         changes["query_images"] = max(images, lab.settings["query_images"])
-        length = {"steps": about["epochs"] * (images // batch)} if "epochs" in about else {}
-        rows.append(Attack(about | length, attack, images, seed, changes))
+        rows.append(Attack(about, attack, images, seed, changes))
     return table(lab, tasks, rows, steps)
 
 
@@ -701,23 +669,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--method", help="of its training, where it is not the profile's")
     parser.add_argument("--part", default="victim", choices=("victim", "supervised"))
     given = parser.parse_args(arguments)
-    lab, processes = Lab(given.profile), int(os.environ.get("WORLD_SIZE", 1))
-    if (batch := config(lab.settings, given.part, given.method).batch) % processes:
-        problem = f"{processes} processes cannot share {batch} images of a batch evenly"
-        first = os.environ["RANK"] == "0"  # who says it for all, before they wait for each other
-        raise SystemExit(f"{problem}: choose a number that divides it" if first else 2)
-    on_gpus = artifacts.device().type == "cuda"
-    if processes > 1:
+    lab, several = Lab(given.profile), int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if several:
+        on_gpus = lab.device.type == "cuda"
         if on_gpus:
-            place, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-            if place >= count:
-                raise ValueError(f"process {place + 1} of {count} GPUs: one a GPU")
-            torch.cuda.set_device(place)
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl" if on_gpus else "gloo")
     try:
         train_together(lab, given.part, given.method)
     finally:
-        if dist.is_initialized():
+        if several:
             dist.destroy_process_group()
 
 
@@ -727,23 +688,24 @@ def train_together(lab: Lab, part: str, method: str | None = None) -> None:
     It tells the others whether there is something to train before it begins.
     """
     if loop.several() and dist.get_rank():
-        message = [None]
+        message = [READ]
         dist.broadcast_object_list(message)
-        if message[0]:
+        if message != [READ]:
             os.environ[loop.QUIET] = "1"
             with artifacts.single_thread():
                 pretrain.fit(config(lab.settings, part, method), cast(Any, lab.train_images(part)))
         return
     reasons: list[str] = []
 
-    def announce(reason: str | None) -> None:
-        reasons.append(reason or "read")
+    def announce(reason: str) -> None:
+        reasons.append(reason)
         if loop.several():
             dist.broadcast_object_list([reason])
 
-    trained = lab.train(part, method, announce)
+    lab.report = announce
+    trained = lab.train(part, method)
     if not reasons:
-        announce(None)
+        announce(READ)
     print(f"{', '.join(reasons)}: {part} {trained.sha256[:12]}")
 
 
