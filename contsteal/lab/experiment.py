@@ -145,9 +145,7 @@ class Lab:
         name, split = self.settings["query_data"], self.settings["query_split"]
         pool = self._load(name, split, self.settings["query_images"], 1)
         if not 1 <= (count := number(count, "queries", int)) <= len(pool):
-            raise ValueError(
-                f"{count} queries: 1 to {len(pool)} are possible, or raise query_images"
-            )
+            raise ValueError(f"{count} queries: 1 to {len(pool)} are possible; raise query_images")
         return self._take(pool, data.order(len(pool), seed)[:count])
 
     def _take(self, pool: ImageSet, rows: Tensor) -> ImageSet:
@@ -160,10 +158,9 @@ class Lab:
 
     def _load(self, name: str, split: str, n: int, seed: int) -> ImageSet:
         """Load `n` images, or all where n is 0 or a stored set has fewer."""
-        size = self.settings["image_size"]
-        if name in data.ENDLESS:
-            return _cached(name, split, n or None, seed, size).to(self.device)
-        return _cached(name, split, None, seed, size).take(slice(n or None)).to(self.device)
+        count = n or None if name in data.ENDLESS else None  # of a stored set all are read
+        images = _cached(name, split, count, seed, self.settings["image_size"])
+        return images.take(slice(n or None)).to(self.device)
 
     def data_key(self, images: ImageSet) -> list[object]:
         """Return what identifies a set: its name and size, its pixels and its labels."""

@@ -44,6 +44,7 @@ READ = "read"  # an encoder that was trained before
 ALONE = {"SimCLR on the queries": "simclr", "labelled images": "supervised"}  # without a victim
 
 Row = dict[str, Any]
+Done = tuple[list[Row], list[str]]  # a job's rows, and what was computed for them and why
 Names = Sequence[str]
 Numbers = Sequence[int]
 Pairs = tuple[tuple[str, Any], ...]  # changes of settings, hashable
@@ -129,7 +130,7 @@ def run(lab: Lab, jobs: Sequence[Job]) -> list[Row]:
     return [row for rows, _ in done for row in rows]
 
 
-def _results(lab: Lab, jobs: Sequence[Job]) -> Iterator[tuple[list[Row], list[str]]]:
+def _results(lab: Lab, jobs: Sequence[Job]) -> Iterator[Done]:
     """Run jobs in the workers of a Dask cluster, in processes of this machine, or one by one here."""
     if address := os.environ.get(SCHEDULER):
         yield from _on_cluster(lab, jobs, address)
@@ -145,16 +146,14 @@ def _results(lab: Lab, jobs: Sequence[Job]) -> Iterator[tuple[list[Row], list[st
     yield from (found or next(made) for found in kept)
 
 
-def _read(lab: Lab, job: Job) -> tuple[list[Row], list[str]] | None:
+def _read(lab: Lab, job: Job) -> Done | None:
     """Run a job of which everything was computed before; None where something was not."""
     with suppress(artifacts.NotKept), artifacts.only_kept():
         return _run(lab, job)
     return None
 
 
-def _side_by_side(
-    lab: Lab, jobs: Sequence[Job], workers: int
-) -> Iterator[tuple[list[Row], list[str]]]:
+def _side_by_side(lab: Lab, jobs: Sequence[Job], workers: int) -> Iterator[Done]:
     """Run jobs in processes of this machine, which share its cards evenly and end with this one."""
     begin = {"initializer": _settle, "initargs": (os.getpid(), tuple(cards(lab)), _seats().name)}
     count = min(workers, len(jobs))
@@ -172,7 +171,7 @@ def _make_victims(lab: Lab, jobs: Sequence[Job]) -> None:
 
 
 @artifacts.single_thread()
-def _run(lab: Lab, job: Job) -> tuple[list[Row], list[str]]:
+def _run(lab: Lab, job: Job) -> Done:
     """Run a job in the lab of its changes; return its rows, and messages of what was computed."""
     changed = lab.but(**dict(job.lab))
     rows, messages = job.make(changed, *job.given), list(changed.messages)
@@ -203,7 +202,7 @@ def _order(lab: Lab, **more: Any) -> Order:
     return Order(lab.profile, json.dumps(lab.changes), tuple(sent.items()), **more)
 
 
-def _run_in_worker(order: Order, job: Job) -> tuple[list[Row], list[str]]:
+def _run_in_worker(order: Order, job: Job) -> Done:
     os.environ.update(order.environment)
     return _run(_worker_lab(order), job)
 
@@ -213,7 +212,7 @@ def _worker_lab(order: Order) -> Lab:
     return Lab(order.profile, **json.loads(order.changes))
 
 
-def _run_on_cluster(order: Order, job: Job) -> tuple[list[Row], list[str]]:
+def _run_on_cluster(order: Order, job: Job) -> Done:
     """Run a job in a Dask worker, also in one that was started after the others were looked at."""
     import distributed
 
@@ -279,9 +278,7 @@ def cards(lab: Lab) -> list[str]:
     return names if lab.device.index is None else [names[lab.device.index]]
 
 
-@cache
-def _seats() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory()
+_seats = cache(tempfile.TemporaryDirectory)  # a folder of this process
 
 
 def _settle(parent: int, cards: Sequence[str], seats: str) -> None:
@@ -317,9 +314,7 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _on_cluster(
-    lab: Lab, jobs: Sequence[Job], address: str
-) -> Iterator[tuple[list[Row], list[str]]]:
+def _on_cluster(lab: Lab, jobs: Sequence[Job], address: str) -> Iterator[Done]:
     """Run jobs by the workers of a Dask scheduler, once these are found to be as this process is.
 
     Dask runs the jobs of a lost worker again; what they had finished is read back. (joblib's own Dask
