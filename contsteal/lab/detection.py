@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -13,16 +13,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contsteal import attacks as recipes
-from contsteal import choice, data, files, pretrain, steal
+from contsteal import choice, files, number, pretrain, steal
+from contsteal.data import ImageSet
 from contsteal.defenses import detectors
 from contsteal.defenses.detectors import FEWEST_QUERIES, Detector, Prada, Refused, SimilarQueries
 from contsteal.lab import artifacts, sweeps
 from contsteal.lab.experiment import Lab, pixels
-from contsteal.lab.provider import Senders, class_images, customer_images
+from contsteal.lab.provider import Senders, bought_images, class_images
 from contsteal.lab.sweeps import Job, Names, Numbers, Row, product
 from contsteal.victim import BlackBox, finite
 
 Watcher = Detector[Any]
+Watchers = Mapping[str, Watcher]  # by name
+Detect = Callable[[Watcher, Sequence[Tensor], Sequence[Tensor]], Row]  # of images and their answers
+Head = nn.Module | None  # answers (N, D) to projections, of a victim that has it
 Streams = Mapping[str, Callable[[int], Tensor | Sequence[Tensor]]]
 REQUEST = 32  # images in a request: a detector has a verdict after each
 VIEWS = 4  # of each image, that a thief with several views sends
@@ -32,9 +36,7 @@ SHARE = 0.05  # of customers' queries that count as similar
 CALIBRATED = ("similar projections", "similar embeddings", LOW)  # detectors of `calibrated`
 
 
-def published(
-    thresholds: Mapping[str, Sequence[float]], head: nn.Module | None = None
-) -> dict[str, Watcher]:
+def published(thresholds: Mapping[str, Sequence[float]], head: Head = None) -> dict[str, Watcher]:
     """Return detectors at published settings, by name.
 
     `thresholds` are {"cosine": [0.5], "l2": [13.0]} between what the victim's `head` makes of answers;
@@ -71,35 +73,28 @@ def senders(
     One thief sends images like the victim's, one four views of a quarter as many, one photographs.
     """
     other = lab.but(query_data="patches", query_images=max(queries, lab.settings["query_images"]))
-    given = {k: v for k, v in lab.settings["surrogate"].items() if k in ("encoder", "policy")}
 
     def views(seed: int) -> Tensor:
         """Return what Cont-Steal with four answers sends: a view of all images after the other."""
-        size, images = lab.settings["image_size"], lab.queries(queries // VIEWS, seed)
-        config = recipes.Config("cont-steal", seed=seed, image_size=size, **given)
+        images = lab.queries(queries // VIEWS, seed)
+        config = lab.attack_config("cont-steal", len(images), seed)
         return torch.cat([steal.view(config, images, k) for k in range(VIEWS)])
 
-    @cache
-    def some(classes: int, seed: int) -> Tensor:
-        return pixels(class_images(lab, tasks[0], classes, queries, seed))
-
-    def bought(task: str) -> Callable[[int], Tensor]:
-        images = partial(customer_images, lab, task, queries)
+    def customer(task: str, *classes: int) -> Callable[[int], Tensor]:
+        draw: Callable[..., ImageSet] = class_images if classes else bought_images
         # Each detector asks again for what takes long to draw.
-        return lru_cache(32)(images) if task in data.ENDLESS else images
+        return lru_cache(32)(lambda seed: pixels(draw(lab, task, *classes, queries, seed)))
 
     return {
-        **{f"customer, {task}": bought(task) for task in tasks},
-        **{f"customer, {tasks[0]}, {n} classes": partial(some, n) for n in few},
+        **{f"customer, {task}": customer(task) for task in tasks},
+        **{f"customer, {tasks[0]}, {n} classes": customer(tasks[0], n) for n in few},
         "thief, single images": partial(lab.queries, queries),
         "thief, four views": views,
         "thief, photographs": partial(other.queries, queries),
     }  # fmt: skip
 
 
-def watched(
-    lab: Lab, watchers: Mapping[str, Watcher], users: Senders, seeds: Numbers
-) -> pd.DataFrame:
+def watched(lab: Lab, watchers: Watchers, users: Senders, seeds: Numbers) -> pd.DataFrame:
     """Show each detector the answers to each user's images, 32 after 32; each time it starts afresh.
 
     Rows: `detector`, `user`, `seed`, `queries`, whether the user was `flagged` (0 or 1) after any
@@ -107,26 +102,21 @@ def watched(
     suspicious: from the 100th query on, before which nobody is judged.
     """
 
-    def watch(sent: Sequence[Tensor]) -> dict[str, Row]:
-        answers, found = lab.api().embed(sent[0]), {}
-        for name, watcher in watchers.items():
-            seen, flagged = _suspicion(watcher, answers)
-            worst = min(seen) if name.startswith(LOW) else max(seen)
-            found[name] = {"queries": len(answers), "statistic": worst, "flagged": float(flagged)}
-        return found
+    def watch(watcher: Watcher, parts: Sequence[Tensor], answers: Sequence[Tensor]) -> Row:
+        seen, flagged = _suspicion(watcher, answers[0])
+        worst = min(seen) if isinstance(watcher, Prada) else max(seen)
+        return {"queries": len(answers[0]), "statistic": worst, "flagged": float(flagged)}
 
     return _each_user(lab, "watched", watchers, users, seeds, watch)
 
 
 def _each_user(
-    lab: Lab,
-    kind: str,
-    watchers: Mapping[str, Watcher],
-    users: Streams,
-    seeds: Numbers,
-    detect: Callable[[Sequence[Tensor]], dict[str, Row]],
+    lab: Lab, kind: str, watchers: Watchers, users: Streams, seeds: Numbers, detect: Detect
 ) -> pd.DataFrame:
-    """Return a row for what each detector finds in each user's images, read back where that was done."""
+    """Return a row for what each detector finds in each user's images, read back where that was done.
+
+    `detect` gets the detector, the images and their answers, by the names that a user sends under.
+    """
     code = ["contsteal.victim", *artifacts.defining_modules(*watchers.values())]
     identity = {
         "detectors": {name: artifacts.object_key(watcher) for name, watcher in watchers.items()},
@@ -134,8 +124,12 @@ def _each_user(
     }  # fmt: skip
 
     def find(parts: Sequence[Tensor]) -> Any:
+        def found() -> dict[str, Row]:
+            answers = [lab.api().embed(part) for part in parts]  # at once: requests are small
+            return {name: detect(one, parts, answers) for name, one in watchers.items()}
+
         sent = {"images": [files.content(part) for part in parts]}
-        return lab.kept(kind, identity | sent, code, lambda: detect(parts))
+        return lab.kept(kind, identity | sent, code, found)
 
     rows = []
     for user, seed, sent in _sent(users, seeds):
@@ -165,10 +159,7 @@ def _suspicion(watcher: Watcher, answers: Tensor) -> tuple[list[float], bool]:
 
 
 def calibrated(
-    lab: Lab,
-    customers: Senders,
-    seeds: Numbers,
-    projection: nn.Module | None = None,
+    lab: Lab, customers: Senders, seeds: Numbers, projection: Head = None
 ) -> dict[str, Watcher]:
     """Return detectors that flag whoever is more suspicious than each of these customers.
 
@@ -194,8 +185,7 @@ def similarity(answers: Sequence[Tensor]) -> float:
     The threshold that `defenses.SimilarQueries` needs: chosen on customers, never on thieves. Errors:
     ValueError for fewer than 2 queries, answers with NaN.
     """
-    if (fewest := min(map(len, answers), default=0)) < 2:
-        raise ValueError(f"{fewest} queries: at least 2 queries of each customer are needed")
+    number(min(map(len, answers), default=0), "queries of each customer", int, least=2)
     nearest = []
     for one in answers:
         unit = F.normalize(finite(one), dim=1)
@@ -217,8 +207,8 @@ def bills(
     def posteriors(images: Tensor) -> Tensor:
         return lab.api().classify(images, "posterior")
 
-    sent = [posteriors(images) for *_, images in _sent(customers, calibration)]
-    costs = [detectors.entropy(answers).cumsum(0) for answers in sent]
+    costs = [detectors.entropy(posteriors(images)).cumsum(0)
+             for *_, images in _sent(customers, calibration)]  # fmt: skip
     fewest = min(map(len, costs))
     intercept, slope = detectors.price_line(torch.stack([cost[:fewest] for cost in costs]))
     rows = []
@@ -242,8 +232,7 @@ def roc(watch: pd.DataFrame) -> pd.DataFrame:
     """
     if watch.empty or watch["user"].str.startswith("thief").all():
         raise ValueError("no customer was watched: an ROC curve needs customers and thieves")
-    from scipy.stats import mannwhitneyu  # which takes a second to import
-    from sklearn.metrics import roc_curve
+    from sklearn.metrics import auc, roc_curve  # scikit-learn takes seconds to import
 
     rows = []
     for detector, seen in watch.groupby("detector", sort=False):
@@ -252,13 +241,12 @@ def roc(watch: pd.DataFrame) -> pd.DataFrame:
         honest = seen[~seen["user"].str.startswith("thief")]
         for user, thieves in seen.drop(honest.index).groupby("user", sort=False):
             both = pd.concat([thieves, honest])["suspicion"]
-            won = mannwhitneyu(thieves["suspicion"], honest["suspicion"], method="asymptotic")
-            same = {"detector": detector, "user": user, "customers": len(honest),
-                    "thieves": len(thieves),
-                    "auc": won.statistic / (len(thieves) * len(honest))}  # fmt: skip
             is_thief = np.arange(len(both)) < len(thieves)
-            points = zip(*roc_curve(is_thief, both, drop_intermediate=False)[:2], strict=True)
-            rows += [same | {"at": "curve", "fpr": fpr, "tpr": tpr} for fpr, tpr in points]
+            points = roc_curve(is_thief, both, drop_intermediate=False)[:2]
+            same = {"detector": detector, "user": user, "customers": len(honest),
+                    "thieves": len(thieves), "auc": auc(*points)}  # fmt: skip
+            rows += [same | {"at": "curve", "fpr": fpr, "tpr": tpr}
+                     for fpr, tpr in zip(*points, strict=True)]  # fmt: skip
             if seen["flagged"].notna().all():
                 fpr, tpr = (side["flagged"].mean() for side in (honest, thieves))
                 rows.append(same | {"at": "verdict", "fpr": fpr, "tpr": tpr})
@@ -268,9 +256,7 @@ def roc(watch: pd.DataFrame) -> pd.DataFrame:
 # ------------------------------------------------------------------- thieves who are refused
 
 
-def refusals(
-    lab: Lab, watchers: Mapping[str, Watcher], users: Streams, seeds: Numbers
-) -> pd.DataFrame:
+def refusals(lab: Lab, watchers: Watchers, users: Streams, seeds: Numbers) -> pd.DataFrame:
     """Send each user's images through an API that refuses whom its detector flags.
 
     A refused user goes on under a new name, with the request that was refused; of several tensors each
@@ -279,17 +265,12 @@ def refusals(
     refused at its first request gives up. `refusals` counts the accounts that were refused.
     """
 
-    def refuse(parts: Sequence[Tensor]) -> dict[str, Row]:
-        found: dict[str, Row] = {}
-        for part in parts:
-            lab.api().embed(part)  # at once, and cached: requests are small
-        for name, watcher in watchers.items():
-            fresh = copy.deepcopy(watcher)
-            fresh.action = "refuse"
-            got, refused = _persist(lab.api([fresh]), parts)
-            found[name] = {"queries": sum(map(len, parts)), "answers": got[0], "accounts": len(got),
-                           "answered": sum(got), "refusals": refused}  # fmt: skip
-        return found
+    def refuse(watcher: Watcher, parts: Sequence[Tensor], answers: Sequence[Tensor]) -> Row:
+        fresh = copy.deepcopy(watcher)
+        fresh.action = "refuse"
+        got, refused = _persist(lab.api([fresh]), parts)
+        return {"queries": sum(map(len, parts)), "answers": got[0], "accounts": len(got),
+                "answered": sum(got), "refusals": refused}  # fmt: skip
 
     return _each_user(lab, "refused", watchers, users, seeds, refuse)
 

@@ -3,8 +3,8 @@
 import ast
 import base64
 import timeit
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -23,8 +23,8 @@ from contsteal import attacks, augment, data, encoders, loop, methods
 from contsteal.data import ImageSet
 from contsteal.lab import artifacts, detection, experiment, owner, profiles, provider, sweeps
 from contsteal.lab.artifacts import Trained
-from contsteal.lab.experiment import Lab, pixels
-from contsteal.lab.sweeps import Row, product
+from contsteal.lab.experiment import Lab, pixels, private
+from contsteal.lab.sweeps import Names, Numbers, Row, product
 from contsteal.seeds import generator
 from contsteal.victim import STORE_LIMIT
 
@@ -69,23 +69,19 @@ def histories(trained: Mapping[str, Trained]) -> pd.DataFrame:
 
 def rates(lab: Lab, trained: Mapping[str, Trained]) -> pd.DataFrame:
     """Return the seconds of each training in all, and the views per second of its median epoch."""
-    rows, n = {}, len(lab.train_images())
+    rows, images = {}, pixels(lab.train_images())
     for name, one in trained.items():
         if one.history.empty:  # a ready encoder
             continue
         config = profiles.config(lab.settings, method=name)
-        kept = n - min(config.held_out, n // 10)
-        seconds = one.history["seconds"]
+        kept, seconds = len(private(images, config)), one.history["seconds"]
         rate = 2 * (kept // config.batch) * config.batch / seconds.median()
         rows[name] = {"seconds": round(seconds.sum(), 1), "views per second": round(rate)}
     return pd.DataFrame(rows).T
 
 
 def worth(
-    lab: Lab,
-    nets: Mapping[str, encoders.Encoder],
-    tasks: Sequence[str],
-    seeds: Sequence[int] = (0,),
+    lab: Lab, nets: Mapping[str, encoders.Encoder], tasks: Names, seeds: Numbers
 ) -> pd.DataFrame:
     """Return linear-probe and kNN accuracy of each encoder on each task, means over labelled images."""
     rows = [
@@ -166,6 +162,7 @@ H200 = Machine("NVIDIA H200", 0.25 * 790e12, 0.40 * 790e12, 1e-6, 4e-3, 2.0, 1.0
 # As measured in `demo` on one core of an AMD EPYC, whose conv4 has 1 MMAC an image.
 CORE = Machine("CPU core", 85e9, 85e9, 5.2e-5, 1e-3, 0.2, 0.2, 15.0, 1,
                "85 GFLOP/s of bf16 and 19,000 views a second a core, as in `demo`")  # fmt: skip
+Net = tuple[str, int, float]  # an encoder, its image size and its width
 # Forward passes that a training step costs an image.
 PASSES = {"simclr": 6, "moco": 8, "byol": 8, "simsiam": 6, "supervised": 3}
 MARKING = {"rotation": 6, "sslguard": 15}  # those of a mark, beside its method's
@@ -181,9 +178,7 @@ MORE = {"unlabeled": 100000, "extra": 531131}  # of further splits
 class Training:
     """One training: its network, how many images pass it, how often, and what each step holds."""
 
-    encoder: str
-    image_size: int
-    width: float
+    net: Net
     steps: int
     batch: int
     passes: float  #: forward passes that an image of the batch costs, backward ones count two
@@ -191,32 +186,28 @@ class Training:
 
     def seconds(self, machine: Machine) -> float:
         """Return what it takes: arithmetic or the start of its kernels, and its views."""
-        work = _flops(self.encoder, self.image_size, self.width) * self.passes
-        each = max(self.batch * work / machine.training, machine.step)
+        work = self.batch * self.passes * _cost(*self.net)["flop"]
+        each = max(work / machine.training, machine.step)
         return self.steps * (each + self.batch * self.views * machine.view)
 
     def memory(self) -> float:
         """Return the bytes of weights, gradients, moments and what is kept for the way back."""
-        weights, kept, _ = _cost(self.encoder, self.image_size, self.width)
-        return 16 * weights + 2 * kept * self.batch * max(1.0, self.passes / 3)
+        cost = _cost(*self.net)
+        return 16 * cost["weights"] + 2 * cost["made"] * self.batch * max(1.0, self.passes / 3)
 
 
 @cache
-def _flops(encoder: str, image_size: int, width: float) -> float:
-    """Return the FLOP of an encoder's forward pass of one image."""
-    return 2e9 * encoders.describe(encoders.build(encoder, image_size, width=width))["gmac"]
-
-
-@cache
-def _cost(encoder: str, image_size: int, width: float) -> tuple[float, float, int]:
-    """Return an encoder's weights, the numbers that its layers make of an image, and its features."""
+def _cost(encoder: str, image_size: int, width: float) -> dict[str, float]:
+    """Return the FLOP of one image's forward pass, an encoder's weights and features, and how many
+    numbers its layers make."""
     net, made = encoders.build(encoder, image_size, width=width), [0]
-    leaves = [module for module in net.modules() if not list(module.children())]
-    hooks = [m.register_forward_hook(lambda *given: made.append(_numel(given[-1]))) for m in leaves]
+    flop = 2e9 * encoders.describe(net)["gmac"]
+    for module in net.modules():
+        if not list(module.children()):
+            module.register_forward_hook(lambda *given: made.append(_numel(given[-1])))
     encoders.embed(net, torch.zeros(1, 3, image_size, image_size))
-    for hook in hooks:
-        hook.remove()
-    return float(sum(p.numel() for p in net.parameters())), float(sum(made)), net.dim
+    weights = sum(p.numel() for p in net.parameters())
+    return {"flop": flop, "weights": weights, "features": net.dim, "made": sum(made)}
 
 
 def _numel(output: object) -> int:
@@ -228,13 +219,11 @@ class Work:
     """What a notebook asks for, each thing once: trainings, scores, images sent to victims."""
 
     trainings: dict[str, Training] = field(default_factory=dict)
-    scores: dict[str, float] = field(default_factory=dict)  # images by encoder, task and seed
-    inputs: dict[str, float] = field(default_factory=dict)  # images by victim and what it is sent
-    nets: dict[str, tuple[str, int, float]] = field(default_factory=dict)  # that these pass
-    victims: set[str] = field(default_factory=set)
+    # How many images pass which network: by encoder, task and seed; by victim and what it is sent.
+    scores: dict[str, tuple[float, Net]] = field(default_factory=dict)
+    inputs: dict[tuple[str, str], tuple[float, Net]] = field(default_factory=dict)
     resident: dict[str, float] = field(default_factory=dict)  # bytes of images in memory
     drawn: dict[str, float] = field(default_factory=dict)  # bytes of embedded images on disk
-    dim: int = 0  # of the victims' answers
 
     def without(self, done: Sequence["Work"]) -> "Work":
         """Return what remains where other notebooks have done theirs."""
@@ -247,21 +236,22 @@ class Work:
     @property
     def forwards(self) -> float:
         """The images that victims answer."""
-        return sum(self.inputs.values())
+        return sum(images for images, _ in self.inputs.values())
 
     def seconds(self, machine: Machine) -> float:
         """Return what it takes, without the start of the notebook."""
         trained = sum(machine.beside + t.seconds(machine) for t in self.trainings.values())
-        passed = self.inputs | self.scores
-        flops = sum(n * _flops(*self.nets[key]) for key, n in passed.items() if n)
+        passed = [*self.inputs.values(), *self.scores.values()]
+        flops = sum(images * _cost(*net)["flop"] for images, net in passed)
         scored = machine.probe * len(self.scores) + flops / machine.forward
         return (trained + scored) / machine.cores
 
     def disk(self) -> float:
         """Return the bytes of encoders, answers and embedded images that are kept."""
-        kept = sum(4 * _cost(t.encoder, t.image_size, t.width)[0] for t in self.trainings.values())
-        kept += sum(self.drawn.values())
-        return kept + min(4 * self.dim * self.forwards, STORE_LIMIT * len(self.victims))
+        kept = sum(4 * _cost(*training.net)["weights"] for training in self.trainings.values())
+        answers = sum(4 * images * _cost(*net)["features"] for images, net in self.inputs.values())
+        most = STORE_LIMIT * len({victim for victim, _ in self.inputs})
+        return kept + sum(self.drawn.values()) + min(answers, most)
 
     def memory(self) -> float:
         """Return the bytes of the largest training beside the images."""
@@ -277,20 +267,16 @@ class Rehearsal(Lab):
 
     def _note(self, name: str, training: Training) -> Trained:
         self.work.trainings.setdefault(name, training)
-        net = SimpleNamespace(key=name, dim=512)
-        return cast(Trained, SimpleNamespace(encoder=net, sha256=name, seconds=0.0, projector=None,
-                                             history=pd.DataFrame(), queries={}))  # fmt: skip
-
-    def _size(self, name: str, split: str, n: int) -> int:
-        known = SIZES.get(name)
-        if known is None:
-            return n or 50000
-        each = [MORE.get(s) or known[s == "test"] for s in split.split("+")]
-        return min(n or sum(each), sum(each))
+        dim = int(_cost(*training.net)["features"])
+        net = cast(Any, SimpleNamespace(key=name, net=training.net, dim=dim))
+        return Trained(net, pd.DataFrame(), name, 0.0, {})
 
     def _load(self, name: str, split: str, n: int, seed: int = 0) -> Any:
         """Note that images are held in memory, or lie on disk; return something as long as they."""
-        count = self._size(name, split, n)
+        count = n or 50000
+        if known := SIZES.get(name):
+            whole = sum(MORE.get(part) or known[part == "test"] for part in split.split("+"))
+            count = min(n or whole, whole)
         held = 3 * self.settings["image_size"] ** 2 * count
         place, most = f"{name} {split}", self.work.resident
         most[place] = max(most.get(place, 0.0), held if held <= data.LARGEST else 0.0)
@@ -303,16 +289,14 @@ class Rehearsal(Lab):
 
     def fit(self, kind: str, config: methods.Config, images: Any) -> Trained:
         """Note the training of an encoder; of a ready one nothing is trained."""
-        n = len(images)
-        kept = n - min(config.held_out, n // 10)
-        steps = config.steps or config.epochs * (kept // config.batch)
+        steps = config.steps or config.epochs * (len(private(images, config)) // config.batch)
         passes = PASSES.get(config.method, 0)
-        own = Training(config.encoder, config.image_size, config.width, steps * bool(passes),
-                       config.batch, passes, 2 if passes != 3 else 1)  # fmt: skip
+        views = 2 if passes != 3 else 1
+        own = Training(_net(config), steps * bool(passes), config.batch, passes, views)
         on = ["data", "train_split"]
         if kind == "alone":
             on = ["data"] if config.method == "supervised" else ["query_data", "query_split"]
-        return self._note(f"{kind} {config} {n} {[self.settings[k] for k in on]}", own)
+        return self._note(f"{kind} {config} {len(images)} {[self.settings[k] for k in on]}", own)
 
     @cached_property
     def victim(self) -> Any:
@@ -321,20 +305,15 @@ class Rehearsal(Lab):
         if not plan:
             return plain
         config = self.recipe
-        batch, count = plan["batch"] or config.batch, self._size(self.settings["data"], "train", 0)
+        batch, count = plan["batch"] or config.batch, plan["images"] or len(self.train_images())
         passes = MARKING[plan["kind"]] + PASSES.get(config.method, 0) * (plan["kind"] == "rotation")
-        steps = plan["epochs"] * ((plan["images"] or count) // batch)
-        own = Training(config.encoder, config.image_size, config.width, steps, batch, passes, 4)
+        own = Training(_net(config), plan["epochs"] * (count // batch), batch, passes, 4)
         return self._note(f"mark {plan} of {plain.sha256}", own)
 
     def _sent(self, what: str, count: float) -> None:
         """Note that the victim answers images: of nested sets the largest counts."""
-        key = f"{self.victim.sha256} {what}"
-        self.work.inputs[key] = max(self.work.inputs.get(key, 0), count)
-        recipe = self.recipe
-        self.work.nets[key] = recipe.encoder, recipe.image_size, recipe.width
-        self.work.dim = _cost(*self.work.nets[key])[-1]
-        self.work.victims.add(self.victim.sha256)
+        key, net = (self.victim.sha256, what), _net(self.recipe)
+        self.work.inputs[key] = max(self.work.inputs.get(key, (0, net)), (count, net))
 
     def _test(self, task: str, seed: int) -> int:
         """Note that the victim answers the images of a task: labelled ones and tests."""
@@ -349,37 +328,31 @@ class Rehearsal(Lab):
     ) -> Trained:
         """Note the training of a surrogate and the images that it is paid for."""
         config = self.attack_config(attack, queries, seed, **changes)
+        distinct = config.distinct(queries)
         query = [self.settings[k] for k in ("query_data", "query_split")]
         self._load(query[0], query[1], self.settings["query_images"])
         views = {"clean": 0, "both": 1, "prototype": config.recipe.patches, "pair": 2}
-        seen = {"both": 2, "pair": 2, "prototype": config.recipe.patches}
+        seen = {"both": 2, "pair": 2, "prototype": config.recipe.patches}.get(config.mode, 1)
         steps = config.steps or config.epochs * (queries // config.batch)
-        own = Training(config.encoder, config.image_size, config.width, steps, config.batch,
-                       3 * seen.get(config.mode, 1), views.get(config.mode, 1))  # fmt: skip
+        own = Training(_net(config), steps, config.batch, 3 * seen, views.get(config.mode, 1))
         drawn = config.mode in attacks.ASKS_VIEWS
         how = [config.policies, config.rounds, config.mode == "pair"] if drawn else "clean"
-        self._sent(f"{query} {seed} {how}", config.distinct(queries))
+        self._sent(f"{query} {seed} {how}", distinct)
         same = asdict(config) | {"views": config.mode, "answers": config.rounds}
         name = f"{same} {queries} {query} {[*map(repr, defenses)]} {self.victim.sha256}"
         stolen = self._note(name, own)
-        distinct = config.distinct(queries)
         stolen.queries.update(unique_inputs=distinct, calls=distinct, forwards=0, steps=steps)
         return stolen
 
     def random(self, seed: int = 0) -> Any:
         """Return a network that nobody trains."""
-        like = self.settings["surrogate"]
-        return SimpleNamespace(key=f"random {like['encoder']} {seed}", dim=512)
+        return SimpleNamespace(key=f"random {seed}", net=_net(self.attack_config("embedding", 1)))
 
     def score(
         self, net: Any, task: str, seed: int = 0, draws: int | None = None, head: Any = None
     ) -> dict[str, float]:
         """Note that an encoder is scored, and return some numbers."""
-        count = self._test(task, seed)
-        like, key = self.settings["surrogate"], f"{net.key} {task} {seed} {draws}"
-        self.work.scores[key] = count
-        size = self.settings["image_size"]
-        self.work.nets[key] = like["encoder"], size, like.get("width", 1.0)
+        self.work.scores[f"{net.key} {task} {seed} {draws}"] = self._test(task, seed), net.net
         return dict.fromkeys(("accuracy", "agreement", "knn", "cka", "cosine"), 0.5)
 
     def stamp(self, seeds: Sequence[int]) -> dict[str, str]:
@@ -387,21 +360,25 @@ class Rehearsal(Lab):
         return {}
 
 
+def _net(config: methods.Config | attacks.Config) -> Net:
+    return config.encoder, config.image_size, config.width
+
+
+def _unread(lab: Any, name: str) -> None:
+    """Note a score whose images are counted elsewhere."""
+    lab.work.scores[f"{name} {lab.victim.sha256}"] = 0, _net(lab.recipe)
+
+
 def _purchase(lab: Any, chain: Any, task: str, seed: int = 0, classes: int = 0) -> list[Row]:
-    lab.work.scores[f"customer {chain} {task} {seed} {classes} {lab.victim.sha256}"] = 0.0
+    _unread(lab, f"customer {chain} {task} {seed} {classes}")
     lab._test(task, seed)
     return [{"legitimate": 0.5}]
 
 
-def _over_queries(
-    lab: Any, defence: Any, attack: str, task: str, _: int, budgets: Any, seeds: Any, steps: int
-) -> pd.DataFrame:  # fmt: skip
-    """Note the thieves of each budget, and the images of two customers."""
-    for chain, seed, budget in product(((), (defence,)), seeds, budgets):
-        own, length = provider.seeded(chain, seed), (("steps", steps),)
-        sweeps.steal_rows(lab, attack, budget, seed, (task,), own, length)
-        lab._sent(f"{task}, over queries, {seed}", 2 * max(budgets))
-    return pd.DataFrame()
+def _served(lab: Any, chain: Any, task: str, classes: int, budgets: Any, seed: int) -> list[Row]:
+    """Note the images of two customers."""
+    lab._sent(f"{task}, over queries, {seed}", 2 * max(budgets))
+    return []
 
 
 def _trial(
@@ -415,20 +392,13 @@ def _examine(lab: Any, suspect: Any, test: Any) -> list[Row]:
     about = suspect.about | {"steps": None}
     if suspect.kind != "obfuscated":
         about = suspect.find(lab)[1]
-    lab.work.scores[f"examined {suspect} {lab.victim.sha256} {test}"] = 0.0
+    _unread(lab, f"examined {suspect} {test}")
     return [about | {"applies": "yes", "wsr": 0.5, "cosine": 0.5, "right": 1, "answers": 2}]
 
 
 def _strange(plan: owner.Strangers, lab: Any, index: int) -> Any:
     name, count = plan.data or lab.settings["data"], plan.images or lab.settings["train_images"]
     return lab._load(name, "train", count, owner.FIRST + index)
-
-
-def _landscapes(lab: Any, methods: Any, query_data: Any, count: int) -> pd.DataFrame:
-    for method, name in product(methods, query_data):
-        other = lab.but(**sweeps.of_lab(lab, method=method, query_data=name))
-        other._sent(f"landscape {name}", count)
-    return pd.DataFrame()
 
 
 def _refusals(lab: Any, watchers: Any, users: Any, seeds: Any) -> pd.DataFrame:
@@ -446,13 +416,15 @@ def _run(lab: Lab, jobs: Sequence[sweeps.Job]) -> list[Row]:
     return [row for job in jobs for row in job.make(lab.but(**dict(job.lab)), *job.given)]
 
 
-def timed(lab: Lab, steps: int = 10) -> Machine:
+def timed(lab: Lab) -> Machine:
     """Return this device's rates, from ten steps of the surrogate's training after three others."""
-    config = attacks.Config(**{k: v for k, v in lab.settings["surrogate"].items() if k != "attack"})
-    size = lab.settings["image_size"]
-    net = encoders.build(config.encoder, size, width=config.width).to(lab.device).train()
+    config = lab.attack_config("embedding", lab.settings["query_images"])
+    shape = config.batch, 3, config.image_size, config.image_size
+    net = (
+        encoders.build(config.encoder, config.image_size, width=config.width).to(lab.device).train()
+    )
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-6)
-    images = torch.zeros(config.batch, 3, size, size, dtype=torch.uint8, device=lab.device)
+    images = torch.zeros(shape, dtype=torch.uint8, device=lab.device)
 
     def step() -> None:
         with loop.autocast(lab.device):
@@ -462,44 +434,36 @@ def timed(lab: Lab, steps: int = 10) -> Machine:
         optimizer.zero_grad()
         loss.item()  # waits for a GPU
 
-    _, seconds = (timeit.timeit(step, number=count) / count for count in (3, steps))
-    rate = 3 * _flops(config.encoder, size, config.width) * config.batch / seconds
-    said = (
-        f"{steps} steps timed here, {rate / 1e12:.3g} TFLOP/s in training; all else is arithmetic"
-    )
+    _, seconds = (timeit.timeit(step, number=count) / count for count in (3, 10))
+    rate = 3 * _cost(*_net(config))["flop"] * config.batch / seconds
+    said = f"10 steps timed here, {rate / 1e12:.3g} TFLOP/s in training; all else is arithmetic"
     like = H200 if lab.device.type == "cuda" else CORE
     return replace(like, name=artifacts.processor(), training=rate, forward=1.6 * rate, said=said)
 
 
-@contextmanager
-def _rehearsing(work: Work, values: Mapping[str, Any]) -> Iterator[None]:
-    """Let the lab's functions note in `work` what they would do, and do none of it."""
+def _noting(work: Work, values: Mapping[str, Any]) -> list[tuple[object, str, object]]:
+    """Return what the lab's functions are replaced by, to note in `work` what they would do."""
     own = type("Rehearsal", (Rehearsal,), {"work": work, "given": values})
-    patches: list[tuple[object, str, object]] = [
+    return [
         (experiment, "Lab", own), (profiles, "profile", cache(profiles.profile)),
-        (sweeps, "run", _run), (sweeps, "trial_rows", _trial), (sweeps, "landscapes", _landscapes),
-        (provider, "purchase", _purchase), (provider, "over_queries", _over_queries),
-        (provider, "_anchors", lambda *_: 128),
+        (sweeps, "run", _run), (sweeps, "trial_rows", _trial),
+        (provider, "purchase", _purchase), (provider, "_served", _served),
         (provider, "calibrated", lambda lab, b4b, *_: b4b.calibrated(0.5, 1.0)),
         (owner, "_judged", lambda table, _: table.assign(p_paper=1.0)),
         (owner, "examine", _examine), (owner.Strangers, "load", _strange),
         (detection, "refusals", _refusals),
         (detection, "calibrated", lambda *_: {f"{n}, calibrated": None for n in detection.CALIBRATED}),
     ]  # fmt: skip
-    with ExitStack() as stack:
-        for module, name, value in patches:
-            stack.enter_context(patch.object(module, name, value))
-        yield
 
 
 STARTS = {  # calls of a cell that train or score
-    "lab": ("train", "steal"), "inspection": ("worth",), "detection": ("refusals", "refused"),
-    "provider": ("customers", "defended", "adapting", "over_queries"),
-    "owner": ("dataset_inference", "watermark", "guard"),
-    "sweeps": ("train", "sweep", "search_rates", "without_victim", "stake", "victims", "references",
-               "ablate", "losses", "classifiers", "elsewhere", "grid", "landscapes"),
+    "lab.train", "lab.steal", "inspection.worth", "detection.refusals", "detection.refused",
+    "provider.customers", "provider.defended", "provider.adapting", "provider.over_queries",
+    "owner.dataset_inference", "owner.watermark", "owner.guard", "sweeps.train", "sweeps.sweep",
+    "sweeps.search_rates", "sweeps.without_victim", "sweeps.stake", "sweeps.victims",
+    "sweeps.references", "sweeps.ablate", "sweeps.losses", "sweeps.classifiers", "sweeps.elsewhere",
+    "sweeps.grid",
 }  # fmt: skip
-DRAWN = {"figures", "plots"}
 SHOWN = ("figures", "plots", "sentences", "Markdown", "Image", "display", "tables", "stats")
 
 
@@ -516,7 +480,9 @@ def rehearse(code: Sequence[str], values: Mapping[str, Any]) -> Work:
     statements = [node for cell in code for node in ast.parse(cell).body]
     work, space = Work(), {name: MagicMock() for name in SHOWN} | dict(values)
     space["figures"].read.return_value = (pd.DataFrame(), {})
-    with _rehearsing(work, values):
+    with ExitStack() as stack:
+        for patched in _noting(work, values):
+            stack.enter_context(patch.object(*patched))
         for node in _needed(statements, set(space)):
             exec(compile(ast.Module([node], []), "<notebook>", "exec"), space)  # the notebook's own
     return work
@@ -537,18 +503,12 @@ def _needed(statements: Sequence[ast.stmt], known: set[str]) -> list[ast.stmt]:
                   and isinstance(n.ctx, ast.Store) and isinstance(n.value, ast.Name)}  # fmt: skip
         if isinstance(node, ast.For):  # its variables are its own
             made = set()
-        used = (made | filled) & (wanted - known) and not {n.id for n in names} & DRAWN
-        if not used and not any(map(_starts, inner)):
+        used = (made | filled) & (wanted - known) and not {n.id for n in names} & set(SHOWN)
+        calls = {ast.unparse(n.func) for n in inner if isinstance(n, ast.Call)}
+        if not used and not calls & STARTS:
             continue
         chosen.append(node)
         if isinstance(node, ast.Assign):
             wanted -= made
         wanted |= {n.id for n in names if isinstance(n.ctx, ast.Load)} - own
     return chosen[::-1]
-
-
-def _starts(node: ast.AST) -> bool:
-    function = node.func if isinstance(node, ast.Call) else None
-    if not isinstance(function, ast.Attribute) or not isinstance(function.value, ast.Name):
-        return False
-    return function.attr in STARTS.get(function.value.id, ())

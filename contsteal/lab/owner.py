@@ -1,7 +1,7 @@
 """What an owner can prove: tables of verdicts on victims, stolen, obfuscated and independent encoders."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
@@ -10,20 +10,21 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from contsteal import data, encoders, pretrain
+from contsteal import data, encoders, files, number, pretrain
 from contsteal.data import ImageSet
 from contsteal.lab import artifacts, profiles, sweeps
 from contsteal.lab.artifacts import Trained
-from contsteal.lab.experiment import Lab, carrier_images, load, modes, pixels, private
+from contsteal.lab.experiment import Lab, carrier_images, load, pixels, private
 from contsteal.lab.profiles import Count, Data, distinct
 from contsteal.lab.sweeps import Job, Numbers, Pairs, Row, product
 from contsteal.ownership import inference, sslguard
-from contsteal.ownership.inference import Form, Verdict
+from contsteal.ownership.inference import Form
 from contsteal.ownership.obfuscation import OBFUSCATIONS
 from contsteal.ownership.watermark import against_chance, questions, ranked, success
 
 FIRST = 100  # seed of the first stranger's images and weights; the victim's are 0, queries 1
 PUBLIC = 2  # seed of the images that nobody trains on
+ASKED = 256  # training images that a test of a mark asks a suspect about
 HEADS = {True: "trained head", False: "untrained head, as published"}
 FORMS: tuple[Form, ...] = ("signed", "published")
 
@@ -42,8 +43,7 @@ def trained_on(lab: Lab, count: int) -> Tensor:
     if mark.get("data"):
         images = carrier_images(lab)
     images = private(images, lab.recipe)
-    if not 1 <= count <= len(images):
-        raise ValueError(f"{count} private images: 1 to {len(images)} were trained on")
+    number(count, "images that the victim was trained on", int, least=1, most=len(images))
     return images[torch.arange(count)]  # read, where they lie on disk
 
 
@@ -58,10 +58,7 @@ def public(lab: Lab, count: int, block: int = 0) -> Tensor:
         drawn = load(name, "train", count * (block + 1), PUBLIC, size)
         return pixels(drawn.to(lab.device))[count * block :]
     images = pixels(load(name, "test", None, PUBLIC, size))
-    if count > len(images):
-        raise ValueError(
-            f"{count} public images: {name} has {len(images)} test images, ask for fewer"
-        )
+    number(count, f"test images of {name}", int, most=len(images))
     return images[data.order(len(images), block)[:count]].to(lab.device)
 
 
@@ -125,12 +122,11 @@ class Suspect:
         `lab` is the one whose victim was attacked. The rows of a surrogate have its `steps` of training.
         """
         if self.kind.startswith("stolen"):
-            elsewhere = {k: v for k, v in self.changes if k in sweeps.OF_LAB}
-            knobs = {k: v for k, v in self.changes if k not in elsewhere}
-            attacked = lab.but(**sweeps.of_lab(lab, **elsewhere))
+            elsewhere = sweeps.of_lab(lab, **dict(self.changes))
+            knobs = {k: v for k, v in self.changes if k not in sweeps.OF_LAB}
+            attacked = lab.but(**elsewhere)
             attacked = attacked.but(watermark={}) if self.kind == "stolen before" else attacked
-            changes = {"queries": self.images, "seed": self.seed} | knobs
-            stolen = attacked.steal(**cast(dict[str, Any], changes))
+            stolen = attacked.steal(queries=cast(int, self.images), seed=self.seed, **knobs)
             return stolen.encoder, self.about | {"steps": stolen.queries["steps"]}
         if self.kind == "independent":
             net = train_independent(lab, self.strangers, self.seed).encoder
@@ -235,11 +231,10 @@ def watermark(
     budgets: Numbers,
     seeds: Numbers,
     strangers: Plan,
-    images: int = 256,
 ) -> pd.DataFrame:
     """Measure the watermark success rate of every suspect, for each way to mark the victim.
 
-    `marks` are settings `watermark`; `images` of the training images are asked, turned twice. Rows have
+    `marks` are settings `watermark`; `ASKED` of the training images are asked, turned twice. Rows have
     `wsr` in [0, 1] and p-values: `p_chance` (exact binomial), `p_controls` (a t-test whose unit is the
     encoder; an independent one against the others), `p_paper` (answers against those of one independent
     encoder, Dziedzic et al., ICML 2022, table 5) and `p_rank` (`watermark.ranked`, of area `auc`);
@@ -251,8 +246,7 @@ def watermark(
     train_suspects(lab, strangers, marks)
     parts = []
     for mark in map(dict, marks):
-        test = partial(_rotation, images)
-        table = _examine_marked(lab, mark, test, "wsr", thieves, budgets, seeds, strangers)
+        table = _examine_marked(lab, mark, _rotation, "wsr", thieves, budgets, seeds, strangers)
         thieves, budgets = _first(thieves), [max(budgets)]
         plan = profiles.watermark(mark)
         head = HEADS[plan["trained_head"]]
@@ -264,15 +258,15 @@ def watermark(
     return pd.concat(parts, ignore_index=True)
 
 
-def _rotation(images: int, lab: Lab, net: nn.Module) -> list[Row]:
+def _rotation(lab: Lab, net: nn.Module) -> list[Row]:
     """Return how a suspect's answers to turned training images are read by the owner's head."""
-    answers = encoders.embed(net, questions(trained_on(lab, images)))
+    answers = encoders.embed(net, questions(trained_on(lab, ASKED)))
     right, order = success(lab.victim.mark, answers), ranked(lab.victim.mark, answers)
     carriers = lab.watermark["data"] or "training"
     return [{
         "applies": "yes", "wsr": right.mean().item(), "right": int(right.sum()), "answers": len(right),
         "p_chance": against_chance(right).p_value, "auc": order.measure, "p_rank": order.p_value,
-        "on": f"{images} {carriers} images that the mark was trained on, each turned twice",
+        "on": f"{ASKED} {carriers} images that the mark was trained on, each turned twice",
     }]  # fmt: skip
 
 
@@ -285,25 +279,20 @@ def _judged(table: pd.DataFrame, measure: str) -> pd.DataFrame:
         rows.append(found := {"controls": float(len(others))})
         if row["applies"] != "yes":
             continue
-        found["p_controls"] = p = _p(inference.against_controls, row[measure], others[measure])
-        if not math.isnan(p):
+        with suppress(ValueError):  # too few of them, or all the same
+            found["p_controls"] = p = inference.against_controls(
+                row[measure], others[measure]
+            ).p_value
             found["accused"] = float(p <= inference.ALPHA)
             found["detectable"] = inference.least_excess(others[measure])
         if "right" in table and len(others):
             other = others.iloc[row["seed"] % len(others) if place in independent.index else 0]
-            answers = ((torch.arange(int(side["answers"])) < int(side["right"])).double()
-                       for side in (row, other))  # fmt: skip
-            found["p_paper"] = _p(inference.welch, *answers)
+            mine, theirs = ((torch.arange(int(side["answers"])) < int(side["right"])).double()
+                            for side in (row, other))  # fmt: skip
+            with suppress(ValueError):
+                found["p_paper"] = inference.welch(mine, theirs).p_value
     columns = ["p_controls", "p_paper", "accused", "detectable", "controls"]
     return table.join(pd.DataFrame(rows, index=table.index).reindex(columns=columns).astype(float))
-
-
-def _p(test: Callable[..., Verdict], *samples: Any) -> float:
-    """Return a test's p-value, NaN where samples are too few or all the same."""
-    try:
-        return test(*samples).p_value
-    except ValueError:
-        return math.nan
 
 
 # ----------------------------------------------------------------------- dataset inference
@@ -362,9 +351,10 @@ def dataset_inference(
 def _inference(images: int, options: Plan, seed: int, lab: Lab, net: nn.Module) -> list[Row]:
     """Return the verdicts in both forms, from the artifact where this suspect was examined before."""
     seen, fresh = trained_on(lab, 2 * images), public(lab, images, seed)
-    tensors = {"net": net.state_dict(), "seen": {"": seen}, "fresh": {"": fresh}}
-    identity: Row = {name: encoders.digest(values.items()) for name, values in tensors.items()}
-    identity |= {"options": dict(options), "seed": seed, "device": [str(lab.device), *modes()]}
+    identity = {
+        "net": encoders.digest(net.state_dict().items()), "images": [*map(files.content, (seen, fresh))],
+        "options": dict(options), "seed": seed, "on": lab.machine,
+    }  # fmt: skip
 
     def verdicts() -> dict[str, Row]:
         parts = [encoders.embed(net, part) for part in (*inference.split(seen, seed), fresh)]
@@ -385,32 +375,25 @@ def _inference(images: int, options: Plan, seed: int, lab: Lab, net: nn.Module) 
 
 
 def guard(
-    lab: Lab,
-    mark: Plan,
-    thieves: Thieves,
-    budgets: Numbers,
-    seeds: Numbers,
-    strangers: Plan,
-    images: int = 256,
+    lab: Lab, mark: Plan, thieves: Thieves, budgets: Numbers, seeds: Numbers, strangers: Plan
 ) -> pd.DataFrame:
     """Measure SSLGuard's rate of every suspect, whose victim carries the key by the setting `mark`.
 
-    `rate` is the share of `images` stamped training images whose answer has a cosine above 1/2 with the
+    `rate` is the share of `ASKED` stamped training images whose answer has a cosine above 1/2 with the
     key, `cosine` the mean one; `p_keys` is against random keys, `p_controls` against the independent
     encoders, with `accused` and `detectable` as in `watermark`. Rows of victims have accuracy and
     agreement on the main task.
     """
     mark = {"kind": "sslguard"} | dict(mark)
     train_suspects(lab, strangers, [mark])
-    test = partial(_key, images)
-    table = _examine_marked(lab, mark, test, "cosine", thieves, budgets, seeds, strangers)
+    table = _examine_marked(lab, mark, _key, "cosine", thieves, budgets, seeds, strangers)
     return table.drop(columns="p_paper")
 
 
-def _key(images: int, lab: Lab, net: nn.Module) -> list[Row]:
+def _key(lab: Lab, net: nn.Module) -> list[Row]:
     """Return how a suspect's answers to stamped training images agree with the owner's key."""
-    verdict = sslguard.verify(lab.victim.mark, net, trained_on(lab, images))
+    verdict = sslguard.verify(lab.victim.mark, net, trained_on(lab, ASKED))
     return [{
         "applies": "yes", "rate": verdict.measure, "cosine": verdict.effect, "p_keys": verdict.p_value,
-        "on": f"{images} training images of the victim, stamped",
+        "on": f"{ASKED} training images of the victim, stamped",
     }]  # fmt: skip

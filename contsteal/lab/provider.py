@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from contsteal import choice, data, encoders, evaluate
+from contsteal import choice, data, encoders, evaluate, number
 from contsteal.data import ImageSet
 from contsteal.defenses import B4B, DEFENSES, Described, build
 from contsteal.defenses.state import PerUser
@@ -53,7 +53,7 @@ def listed(values: Mapping[str, Sequence[float | Mapping[str, Any]]]) -> list[Ch
             raise ValueError(
                 f"{names}={parameters!r}: a list of its first parameter's values is needed"
             )
-        make = cast(Callable[[float], Defense], DEFENSES[choice(last, "defence", DEFENSES)])
+        make = DEFENSES[choice(last, "defence", DEFENSES)]
         for value in parameters:
             own = build(last, **value) if isinstance(value, Mapping) else make(value)
             chains.append([*map(build, first), own])
@@ -80,10 +80,13 @@ def purchase(
     It is the mean over one user per set of the seed's labelled images, each new to the provider. With
     `classes` the one user's task has so many classes of the data set, drawn by `seed`.
     """
-    user, users = "customer", [few_classes(lab, task, classes, seed)] if classes else []
-    if not classes:
+    if classes:
+        user, users = "customer", [few_classes(lab, task, classes, seed)]
+        keys = [list(map(lab.data_key, sides)) for sides in users]
+    else:
         user, test = "legitimate", lab.images(task, "test")
         users = [(images, test) for images in lab.labelled(task, seed)]
+        keys = [[key, lab.test_key(task)] for key in lab.labelled_keys(task, seed)]
 
     def spent() -> float:
         accuracies = []
@@ -94,10 +97,6 @@ def purchase(
             accuracies.append(evaluate.linear_probe(x, a, y, b).accuracy)
         return sum(accuracies) / len(accuracies)
 
-    if classes:
-        keys = [[lab.data_key(side) for side in sides] for sides in users]
-    else:  # the same, which the lab remembers
-        keys = [[labelled, lab.test_key(task)] for labelled in lab.labelled_keys(task, seed)]
     identity = {
         "images": keys,
         "defenses": [artifacts.object_key(defense) for defense in chain],
@@ -129,25 +128,25 @@ def few_classes(lab: Lab, task: str, classes: int, seed: int) -> tuple[ImageSet,
     """Return labelled and test images of a customer whose task has a few classes, drawn by `seed`.
 
     It has as many labelled images as other customers (or a fifth of its own, where those have all), and
-    four times as many to test on. ValueError
-    where the set has too few classes, or images of them.
+    four times as many to test on. ValueError where the set has too few classes, or images of them.
     """
-    n = lab.settings["probe_images"]
-    pool = class_images(lab, task, classes, 5 * n or ALL, seed)
-    n = n or len(pool) // 5
-    if len(pool) <= n:
-        raise ValueError(
-            f"{classes} classes of {task} have {len(pool)} images, more than {n} are needed"
-        )
+    pool = class_images(lab, task, classes, 5 * lab.settings["probe_images"] or ALL, seed)
     pool = replace(pool, labels=torch.unique(labels_of(pool), return_inverse=True)[1])
+    labelled, rest = _sides(lab, pool)
+    number(len(rest), f"further images of {classes} classes of {task}", int, least=1)
+    return labelled, rest
+
+
+def _sides(lab: Lab, pool: ImageSet) -> tuple[ImageSet, ImageSet]:
+    """Return a customer's labelled images, which come first, and the others."""
+    n = lab.settings["probe_images"] or len(pool) // 5
     return pool.take(slice(n)), pool.take(slice(n, None))
 
 
 def class_images(lab: Lab, task: str, classes: int, count: int, seed: int) -> ImageSet:
     """Return up to `count` images of some classes of a task, which the customer `seed` sends."""
     known = len(lab.images(task, "test").classes)
-    if not 1 < classes <= known:
-        raise ValueError(f"{classes} classes of {task}: choose 2 to {known}")
+    number(classes, f"classes of {task}", int, least=2, most=known)
 
     def draw() -> ImageSet:
         images = bought_images(lab, task, round(1.4 * count * known / classes), seed)
@@ -158,18 +157,13 @@ def class_images(lab: Lab, task: str, classes: int, count: int, seed: int) -> Im
     return drawn(about, draw).to(lab.device) if task in data.SOURCES else draw()
 
 
-def customer_images(lab: Lab, task: str, queries: int, seed: int) -> Tensor:
+def bought_images(lab: Lab, task: str, queries: int, seed: int) -> ImageSet:
     """Return the images that the customer `seed` with a task sends: more than its labelled ones.
 
     Of an endless set each customer has images of its own, on which nobody trained. A stored set is cut
     into random halves, one for seeds from `CALIBRATION` on: a threshold is not tested on what it was
     chosen on. A customer sends at most half of its half, for all to differ.
     """
-    return pixels(bought_images(lab, task, queries, seed))
-
-
-def bought_images(lab: Lab, task: str, queries: int, seed: int) -> ImageSet:
-    """Return what `customer_images` does, with labels."""
     size = lab.settings["image_size"]
     if task in data.ENDLESS:
         own = derive("customer", CUSTOMERS, seed)
@@ -218,12 +212,9 @@ def defended(
                    attack, queries, seed, changes, seeded(chain, seed))
             for chain, attack, seed in product(chains, attacks, seeds)]  # fmt: skip
     table = sweeps.table(lab, [task], rows, steps)
-    kinds = {"legitimate": task} | ({"few": few} if few.endswith(" classes") else {})
-    for column, kind in kinds.items():
-        own = bought.loc[bought["task"] == kind, ["defence", "seed", "legitimate"]]
-        own = own.rename(columns={"legitimate": column})
-        table = table.merge(own, on=["defence", "seed"], how="left", validate="many_to_one")
-    return table
+    columns = {task: "legitimate"} | ({few: "few"} if few.endswith(" classes") else {})
+    paid = bought.pivot(index=["defence", "seed"], columns="task", values="legitimate")
+    return table.join(paid[[*columns]].rename(columns=columns), on=["defence", "seed"])
 
 
 # What a thief who knows a defence does: by the kind of the defence, by name, fields of steal.Config.
@@ -301,7 +292,7 @@ def matrix(attacked: pd.DataFrame, bought: pd.DataFrame) -> pd.DataFrame:
 def _changes(attacked: pd.DataFrame, bought: pd.DataFrame) -> pd.DataFrame:
     runs = attacked.dropna(subset=["defence"])
     runs = runs.assign(who=runs["attack"], value=runs["accuracy"])
-    way = runs.get("adapts", pd.Series("", runs.index)).fillna("")
+    way, free = runs["adapts"].fillna(""), runs[runs["defence"] == "none"]
     paid = bought.assign(who=bought["task"], value=bought["legitimate"])
     rows = [
         _change(defence, party, str(who), own, of_who)
@@ -310,23 +301,16 @@ def _changes(attacked: pd.DataFrame, bought: pd.DataFrame) -> pd.DataFrame:
         for defence, own in of_who.groupby("defence", sort=False)
         if defence != "none"
     ]
-    free = runs[runs["defence"] == "none"]
     base = {str(attack): part for attack, part in free.groupby("attack", sort=False)}
-    first = next(iter(base.values()), free)
+    first = next(iter(base.values()))
     adapted = runs[(way != "") & (runs["defence"] != "none")]
-    plain = runs[way == ""].set_index(["defence", "attack", "seed"])["value"]
+    same = ["defence", "attack", "seed", "value"]  # of runs that adapting has not changed
     for defence, own in adapted.groupby("defence", sort=False):
         ways = [_change(defence, "attacker", "adapting", part, base.get(str(attack), first))
                 for (_, attack), part in own.groupby([way, "attack"])
-                if not _idle(part, plain)]  # fmt: skip
+                if len(part.merge(runs[way == ""], on=same)) < len(part)]  # fmt: skip
         rows += [max(ways, key=lambda row: row["change"])] if ways else []
     return pd.DataFrame(rows).sort_values("party", kind="stable", ignore_index=True)
-
-
-def _idle(adapted: pd.DataFrame, plain: pd.Series) -> bool:
-    """Return whether adapting did nothing: every run is worth what the same attack is without it."""
-    same = plain.reindex(adapted.set_index(["defence", "attack", "seed"]).index)
-    return bool((same.to_numpy() == adapted["value"].to_numpy()).all())
 
 
 def _change(defence: Any, party: str, who: str, own: pd.DataFrame, runs: pd.DataFrame) -> Row:
@@ -378,25 +362,21 @@ def b4b_users(lab: Lab, task: str, classes: int, queries: int) -> Senders:
     Customers of few classes and of all, a thief with images like the victim's, and one of 2 and of 6
     accounts that share the thief's images.
     """
-    customer = partial(customer_images, lab, task, queries)
+    shared = _anchors(lab, queries)
     return {
         f"customer, {classes} classes": lambda seed: torch.cat([
             pixels(side) for side in few_classes(lab, task, classes, seed)
         ]),
-        "customer, all classes": customer,
+        "customer, all classes": lambda seed: pixels(bought_images(lab, task, queries, seed)),
         "thief": partial(lab.queries, queries),
-        "one of 2 accounts": lambda seed: lab.queries(queries, seed)[: _per_account(lab, queries, 2)],
-        "one of 6 accounts": lambda seed: lab.queries(queries, seed)[: _per_account(lab, queries, 6)],
+        **{f"one of {n} accounts": partial(lab.queries, shared + (queries - shared) // n)
+           for n in (2, 6)},
     }  # fmt: skip
 
 
 def _anchors(lab: Lab, queries: int) -> int:
     """Return how many images accounts share to be mapped: three for two coordinates, or a quarter."""
     return min(3 * lab.victim.encoder.dim // 2, queries // 4)
-
-
-def _per_account(lab: Lab, queries: int, accounts: int) -> int:
-    return _anchors(lab, queries) + (queries - _anchors(lab, queries)) // accounts
 
 
 def coverage(lab: Lab, defences: Sequence[B4B], users: Senders, seeds: Numbers) -> pd.DataFrame:
@@ -445,20 +425,25 @@ def over_queries(
     columns = ["user", "queries", "accuracy", "defence", "seed"]
     rows: list[Any] = sweeps.table(lab, [task], thieves, [steps])[columns].to_dict("records")
     for chain, seed in product(chains, seeds):
-        every = bought_images(lab, task, max(budgets), seed)
-        n = lab.settings["probe_images"] or len(every) // 5
-        kinds = {
-            f"customer, {classes} classes": few_classes(lab, task, classes, seed),
-            "customer, all classes": (every.take(slice(n)), every.take(slice(n, None))),
-        }
-        for user, sides in kinds.items():
-            about = {"user": user, "defence": chain_name(chain), "seed": seed}
-            served = _served(lab.api(seeded(chain, seed)), *sides, budgets)
-            rows += [about | row for row in served]
+        about = {"defence": chain_name(chain), "seed": seed}
+        served = _served(lab, seeded(chain, seed), task, classes, budgets, seed)
+        rows += [about | row for row in served]
     return pd.DataFrame(rows)
 
 
-def _served(api: BlackBox, labelled: ImageSet, rest: ImageSet, budgets: Numbers) -> list[Row]:
+def _served(
+    lab: Lab, chain: Chain, task: str, classes: int, budgets: Numbers, seed: int
+) -> list[Row]:
+    """Return the rows of both customers of a seed."""
+    kinds = {
+        f"customer, {classes} classes": few_classes(lab, task, classes, seed),
+        "customer, all classes": _sides(lab, bought_images(lab, task, max(budgets), seed)),
+    }
+    return [{"user": user} | row for user, sides in kinds.items()
+            for row in _between(lab.api(chain), *sides, budgets)]  # fmt: skip
+
+
+def _between(api: BlackBox, labelled: ImageSet, rest: ImageSet, budgets: Numbers) -> list[Row]:
     """Return a customer's accuracy on what it sends between one number of queries and the next."""
     x, n = api.embed(pixels(labelled), user="customer"), len(labelled)
     ends = sorted({min(budget, n + len(rest)) for budget in budgets if budget > n})

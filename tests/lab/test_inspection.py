@@ -46,7 +46,7 @@ def test_rates_are_views_over_the_median_epoch(lab: Lab, trained) -> None:
 
 def test_worth_has_every_encoder_on_every_task(lab: Lab, trained) -> None:
     nets = {"random": lab.random(), "simclr": trained["simclr"].encoder}
-    worth = inspection.worth(lab, nets, ["shapes", "shapes:texture"])
+    worth = inspection.worth(lab, nets, ["shapes", "shapes:texture"], [0])
     assert len(worth) == 4
     scores = lab.score(nets["simclr"], "shapes:texture")
     row = worth.query("encoder == 'simclr' and task == 'shapes:texture'").iloc[0]
@@ -95,12 +95,12 @@ def test_a_pull_is_the_loss_s_derivative_by_one_cosine() -> None:
 
 def test_a_training_takes_its_arithmetic_or_the_start_of_its_kernels() -> None:
     """A ResNet-18 of 0.5554 GMAC at 32 px: three passes of 2 FLOP a MAC over 3,500 batches of 256."""
-    one = inspection.Training("resnet18", 32, 1.0, 3500, 256, 3, 0)
+    one = inspection.Training(("resnet18", 32, 1.0), 3500, 256, 3, 0)
     flop = 3500 * 256 * 3 * 2 * 0.5554e9
     assert one.seconds(inspection.H200) == pytest.approx(flop / 197.5e12, rel=1e-3)
-    tiny = inspection.Training("conv4", 32, 1.0, 1000, 8, 3, 0)
+    tiny = inspection.Training(("conv4", 32, 1.0), 1000, 8, 3, 0)
     assert tiny.seconds(inspection.H200) == pytest.approx(4.0), "bound by 4 ms a step"
-    viewed = inspection.Training("conv4", 32, 1.0, 1000, 8, 3, 2)
+    viewed = inspection.Training(("conv4", 32, 1.0), 1000, 8, 3, 2)
     more = viewed.seconds(inspection.CORE) - tiny.seconds(inspection.CORE)
     assert more == pytest.approx(1000 * 8 * 2 * inspection.CORE.view)
 
@@ -160,10 +160,10 @@ def test_a_rehearsal_counts_each_training_and_each_input_once(
 
 
 def test_a_timing_gives_the_rate_of_ten_steps(lab: Lab) -> None:
-    machine = inspection.timed(lab, steps=2)
+    machine = inspection.timed(lab)
     assert 1e7 < machine.training < 1e13
     assert machine.forward > machine.training
-    assert "2 steps timed here" in machine.said
+    assert "10 steps timed here" in machine.said
 
 
 def test_a_plan_holds_the_largest_number_of_images_of_a_set() -> None:

@@ -115,7 +115,7 @@ def test_another_split_is_another_victim_and_another_attack(splitting, folder, p
     def made(**changes: str) -> tuple[int, int]:
         lab = splitting(data=f"packed:{packed}", query_data=f"folder:{folder}", **changes)
         stolen = lab.steal("embedding", 4, epochs=1, batch=2)
-        table = inspection.worth(lab, {"stolen": stolen.encoder}, [f"folder:{folder}"])
+        table = inspection.worth(lab, {"stolen": stolen.encoder}, [f"folder:{folder}"], [0])
         assert table["accuracy"].between(0, 1).all(), "probes have their own splits"
         assert len(inspection.view_sheet(lab, 4)) == 12
         found = (tmp_path / "artifacts").glob
