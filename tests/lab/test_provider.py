@@ -2,27 +2,28 @@
 
 import copy
 import math
-from collections.abc import Callable
-from itertools import product
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import nn
 
 from contsteal import defenses, encoders, evaluate
 from contsteal.defenses.detectors import SimilarQueries
 from contsteal.lab import provider, sweeps
 from contsteal.lab.experiment import Lab
-from contsteal.victim import BlackBox
 
 NOISE, ROUND = [defenses.GaussianNoise(2.0)], [defenses.Rounding(1)]
 
 
 def rows_of(images: torch.Tensor) -> set[bytes]:
     return {row.numpy().tobytes() for row in images}
+
+
+def bought_by(defences: dict[str, float], task: str = "t", spread: float = 0.0) -> list[dict]:
+    """Return what customers of three seeds get under each defence."""
+    return [{"defence": d, "task": task, "seed": s, "legitimate": v + spread * s}
+            for d, v in defences.items() for s in (0, 1, 2)]  # fmt: skip
 
 
 def by_hand(lab: Lab, chain: provider.Chain, task: str, seed: int) -> float:
@@ -99,25 +100,19 @@ def test_impossible_lists_are_refused(values: dict, message: str) -> None:
         provider.listed(values)
 
 
-def test_defended_rows_name_defence_attack_and_honest_accuracy(lab: Lab) -> None:
+def test_defended_rows_name_defence_attack_length_and_what_customers_get(lab: Lab) -> None:
     chains = [[], [defenses.Normalise(), defenses.TopK(2)]]
     bought = provider.customers(lab, chains, ["shapes"], [0, 1], classes=3)
-    table = provider.defended(lab, chains, ["embedding"], 16, [0, 1], bought)
-    assert list(table["defence"]) == ["none"] * 2 + [provider.chain_name(chains[1])] * 2
-    assert list(table["kind"][::2]) == ["none", "Normalise + TopK"]
-    assert table["strength"].iloc[2] == 2
-    assert table["legitimate"][1] == provider.purchase(lab, (), "shapes", 1)[0]["legitimate"]
-    few = bought.set_index(["task", "defence", "seed"])["legitimate"]
-    assert table["few"][3] == few["shapes, 3 classes", table["defence"][3], 1]
-
-
-def test_a_defended_attack_is_trained_for_several_lengths(lab: Lab) -> None:
-    chains = [[], [defenses.TopK(2)]]
-    bought = provider.customers(lab, chains, ["shapes"], [0])
-    table = provider.defended(lab, chains, ["embedding"], 16, [0], bought, steps=[2, 3])
-    assert list(table["defence"]) == ["none"] * 2 + ["TopK(2)"] * 2
-    assert list(table["steps"]) == [2, 3] * 2
-    short = provider.defended(lab, chains, ["embedding"], 16, [0], bought, steps=[2])
+    table = provider.defended(lab, chains, ["embedding"], 16, [0, 1], bought, steps=[2, 3])
+    assert list(table["defence"]) == ["none"] * 4 + [provider.chain_name(chains[1])] * 4
+    assert list(table["steps"]) == [2, 3] * 4
+    assert list(table["kind"][::4]) == ["none", "Normalise + TopK"]
+    assert table["strength"].iloc[4] == 2
+    paid = bought.set_index(["task", "defence", "seed"])["legitimate"]
+    for column, task in (("legitimate", "shapes"), ("few", "shapes, 3 classes")):
+        expected = [paid[task, row.defence, row.seed] for row in table.itertuples()]
+        assert table[column].tolist() == expected
+    short = provider.defended(lab, chains, ["embedding"], 16, [0, 1], bought, steps=[2])
     assert list(short["cka"]) == list(table["cka"][::2])
     assert table["cka"][0] != table["cka"][1]
 
@@ -242,18 +237,15 @@ def test_accuracy_over_queries_is_that_of_what_was_sent_so_far(lab: Lab) -> None
 
 def test_the_matrix_holds_paired_changes_for_every_attack_and_customer() -> None:
     attacked = pd.DataFrame([
-        {"defence": d, "attack": a, "seed": s, "accuracy": base + 0.01 * s}
+        {"defence": d, "attack": a, "seed": s, "accuracy": base + 0.01 * s, "adapts": ""}
         for a in ("embedding", "cont-steal")
         for d, base in (("none", 0.6), ("D", 0.4), ("E", 0.6))
         for s in (0, 1, 2)
     ] + [{"attack": "victim", "seed": 0, "accuracy": 0.9}])  # fmt: skip
-    bought = pd.DataFrame([
-        {"defence": d, "task": t, "seed": s, "legitimate": v + spread * s}
-        for d, v, spread in (("none", 0.8, 0.0), ("D", 0.8, 0.0), ("E", 0.7, 0.02))
-        for t in ("shapes", "digits")
-        for s in (0, 1, 2)
-    ])  # fmt: skip
-    table = provider.matrix(attacked.assign(adapts=""), bought)
+    bought = []
+    for task in ("shapes", "digits"):
+        bought += bought_by({"none": 0.8, "D": 0.8}, task) + bought_by({"E": 0.7}, task, 0.02)
+    table = provider.matrix(attacked, pd.DataFrame(bought))
     assert len(table) == 2 * (2 + 2)
     cell = table.set_index(["defence", "party", "who"])
     assert cell.loc[("D", "attacker", "embedding"), "change"] == pytest.approx(-0.2)
@@ -264,34 +256,35 @@ def test_the_matrix_holds_paired_changes_for_every_attack_and_customer() -> None
 
 
 def test_the_best_of_the_adapting_thieves_is_compared_with_the_first_attack() -> None:
-    rows = [{"defence": d, "attack": a, "adapts": how, "seed": s, "accuracy": v}
-            for d, a, how, v in (("none", "embedding", "", 0.6), ("D", "embedding", "", 0.3),
-                                 ("D", "embedding", "averages", 0.4), ("D", "rda", "crops", 0.55))
-            for s in (0, 1, 2)]  # fmt: skip
-    bought = pd.DataFrame([{"defence": d, "task": "t", "seed": s, "legitimate": 0.8}
-                           for d in ("none", "D") for s in (0, 1, 2)])  # fmt: skip
-    cells = provider.matrix(pd.DataFrame(rows), bought).set_index("who")["change"]
-    assert cells.to_dict() == pytest.approx({"embedding": -0.3, "adapting": -0.05, "t": 0.0})
-    rows += [{"defence": "none", "attack": "rda", "adapts": "crops", "seed": s, "accuracy": 0.8}
-             for s in (0, 1, 2)]  # fmt: skip
-    cells = provider.matrix(pd.DataFrame(rows), bought).set_index("who")["change"]
-    assert cells["adapting"] == pytest.approx(-0.2), "against the same attack where it was run"
+    def changes(*runs: tuple[str, str, str, float]) -> pd.Series:
+        rows = [{"defence": d, "attack": a, "adapts": how, "seed": s, "accuracy": v}
+                for d, a, how, v in runs for s in (0, 1, 2)]  # fmt: skip
+        bought = pd.DataFrame(bought_by({"none": 0.8, "D": 0.8}))
+        return provider.matrix(pd.DataFrame(rows), bought).set_index("who")["change"]
+
+    runs = (("none", "embedding", "", 0.6), ("D", "embedding", "", 0.3),
+            ("D", "embedding", "averages", 0.4), ("D", "rda", "crops", 0.55))  # fmt: skip
+    found = changes(*runs)
+    assert found.to_dict() == pytest.approx({"embedding": -0.3, "adapting": -0.05, "t": 0.0})
+    found = changes(*runs, ("none", "rda", "crops", 0.8))
+    assert found["adapting"] == pytest.approx(-0.2), "against the same attack where it was run"
 
 
-def test_a_verdict_needs_both_lengths_and_a_thief_who_adapts() -> None:
-    stakes = {}
-    for how, late in (("", -0.3), ("idle", -0.3), ("knows", -0.3), ("knows", -0.02)):
-        rows = [{"defence": d, "attack": "embedding", "adapts": a, "seed": s, "steps": n,
-                 "accuracy": 0.7 + 0.001 * s + (change if d == "D" else 0) + 0.01 * (a == "knows")}
-                for n, change in ((8, -0.3), (16, late)) for s in (0, 1, 2)
-                for d, a in (("none", ""), ("D", ""), *[("D", how)] * bool(how))]  # fmt: skip
-        bought = pd.DataFrame([{"defence": d, "task": "t", "seed": s, "legitimate": 0.8}
-                               for d in ("none", "D") for s in (0, 1, 2)])  # fmt: skip
-        stakes[how, late] = provider.worth(provider.matrix(pd.DataFrame(rows), bought))[
-            "verdict"
-        ].item()
-    assert stakes == {("", -0.3): provider.UNDECIDED, ("idle", -0.3): provider.UNDECIDED,
-                      ("knows", -0.3): provider.WORKS, ("knows", -0.02): provider.UNDECIDED}  # fmt: skip
+@pytest.mark.parametrize(
+    ("how", "late", "verdict"),
+    [("", -0.3, provider.UNDECIDED), ("idle", -0.3, provider.UNDECIDED),
+     ("knows", -0.3, provider.WORKS), ("knows", -0.02, provider.UNDECIDED)],
+)  # fmt: skip
+def test_a_verdict_needs_both_lengths_and_a_thief_who_adapts(
+    how: str, late: float, verdict: str
+) -> None:
+    rows = [{"defence": d, "attack": "embedding", "adapts": a, "seed": s, "steps": n,
+             "accuracy": 0.7 + 0.001 * s + (change if d == "D" else 0) + 0.01 * (a == "knows")}
+            for n, change in ((8, -0.3), (16, late)) for s in (0, 1, 2)
+            for d, a in (("none", ""), ("D", ""), *[("D", how)] * bool(how))]  # fmt: skip
+    bought = pd.DataFrame(bought_by({"none": 0.8, "D": 0.8}))
+    stake = provider.matrix(pd.DataFrame(rows), bought)
+    assert provider.worth(stake)["verdict"].item() == verdict
 
 
 @pytest.mark.parametrize(
@@ -315,105 +308,6 @@ def test_a_defence_works_where_both_intervals_say_so(
              "high": -0.7, "n": 3}]  # fmt: skip
     row = provider.worth(pd.DataFrame(rows + kept)).iloc[0]
     assert (row["verdict"], row["thief"], row["customer"]) == (verdict, "adapting", "customer")
-
-
-# --------------------------------------------------------------------- planted defences
-
-
-def centred(images: torch.Tensor) -> torch.Tensor:
-    """Return the pixels (N, 192) of uint8 images (N, 3, 8, 8), from -1/2 to 1/2."""
-    return images.flatten(1) / 255 - 0.5
-
-
-class Linear(nn.Module):
-    """A victim in miniature: images (N, 3, 8, 8) to a secret linear map of their pixels, (N, 24)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        draws = torch.Generator().manual_seed(0)
-        self.weight = nn.Parameter(torch.randn(192, 24, generator=draws) / 192**0.5)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return centred(images) @ self.weight
-
-
-class Nothing(defenses.Described):
-    """A defence with a name that does nothing."""
-
-    def __call__(self, answers: torch.Tensor, user: str) -> torch.Tensor:
-        return answers
-
-
-class Trap(defenses.Described):
-    """Users who ask more than 400 times are answered by a random network from then on."""
-
-    leaks: bool = False  # whether an answer that was given before is given again as it is
-
-    def __init__(self) -> None:
-        self.asked: dict[str, int] = {}
-        self.known: set[bytes] = set()
-
-    def __call__(self, answers: torch.Tensor, user: str) -> torch.Tensor:
-        names = [row.numpy().tobytes() for row in answers]
-        repeated = torch.tensor([name in self.known for name in names])
-        self.known |= set(names)
-        count = self.asked.get(user, 0) + torch.arange(1, len(answers) + 1)
-        self.asked[user] = int(count[-1])
-        draws = torch.Generator().manual_seed(1)
-        other = 10 * answers @ torch.randn(answers.shape[1], answers.shape[1], generator=draws)
-        caught = (count > 400) & ~(repeated & self.leaks)
-        return torch.where(caught[:, None], other.roll(1, 0), answers)
-
-
-class LeakyTrap(Trap):
-    leaks = True
-
-
-def least_squares_thief(api: BlackBox, images: torch.Tensor, times: int) -> torch.Tensor:
-    """Return the map (192, 24) that fits the median of `times` answers to each image."""
-    each = torch.stack([api.embed(images, user="thief") for _ in range(times)])
-    answers = each.median(0)[0]
-    return torch.linalg.lstsq(centred(images), answers).solution
-
-
-def planted(chain: provider.Chain, seed: int) -> list[dict[str, Any]]:
-    """Run a thief, one who asks three times, and a customer of a linear victim under a defence."""
-    victim, draws = Linear(), torch.Generator().manual_seed(100 + seed)
-    sets = [
-        torch.randint(0, 256, (n, 3, 8, 8), generator=draws, dtype=torch.uint8)
-        for n in (96, 300, 900)
-    ]
-    known, test, queries = sets
-    truth = [encoders.embed(victim, part)[:, :4].argmax(1) for part in (known, test)]
-    api, name = BlackBox(victim, [copy.deepcopy(d) for d in chain]), provider.chain_name(chain)
-
-    def probed(features: Callable[[torch.Tensor], torch.Tensor]) -> float:
-        x, y = features(known), features(test)
-        return evaluate.linear_probe(x, truth[0], y, truth[1]).accuracy
-
-    rows: list[dict[str, Any]] = []
-    for adapts, times in (("", 1), ("median", 3)):
-        fresh = BlackBox(victim, [copy.deepcopy(d) for d in chain])
-        copied = least_squares_thief(fresh, queries, times)
-        accuracy = probed(lambda images, w=copied: centred(images) @ w)
-        rows.append({"defence": name, "attack": "embedding", "adapts": adapts, "seed": seed,
-                     "accuracy": accuracy})  # fmt: skip
-    paid = probed(lambda images: api.embed(images, user="customer"))
-    return [row | {"legitimate": paid, "task": "t"} for row in rows]
-
-
-def test_a_planted_defence_that_works_is_called_so_and_a_useless_or_leaking_one_is_not() -> None:
-    chains: list[provider.Chain] = [[], [Nothing()], [Trap()], [LeakyTrap()]]
-    runs = product(chains, range(5))
-    table = pd.DataFrame([row for chain, seed in runs for row in planted(chain, seed)])
-    adapted = table[(table["adapts"] == "") | (table["defence"] != "none")]
-    bought = table[table["adapts"] == ""].drop(columns=["attack", "adapts", "accuracy"])
-    verdicts = provider.worth(provider.matrix(adapted, bought)).set_index("defence")
-    assert verdicts["verdict"].to_dict() == {
-        "Nothing()": provider.FAILS, "Trap()": provider.WORKS, "LeakyTrap()": provider.FAILS,
-    }  # fmt: skip
-    assert verdicts.loc["LeakyTrap()", "thief"] == "adapting", "it stops who asks once"
-    assert verdicts.loc["Trap()", "paid"] == 0
 
 
 def test_the_price_counts_memory_that_grows_and_memory_that_does_not(lab: Lab) -> None:
