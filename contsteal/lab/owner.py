@@ -280,11 +280,9 @@ def _judged(table: pd.DataFrame, measure: str) -> pd.DataFrame:
         if row["applies"] != "yes":
             continue
         with suppress(ValueError):  # too few of them, or all the same
-            found["p_controls"] = p = inference.against_controls(
-                row[measure], others[measure]
-            ).p_value
-            found["accused"] = float(p <= inference.ALPHA)
-            found["detectable"] = inference.least_excess(others[measure])
+            p = inference.against_controls(row[measure], others[measure]).p_value
+            found |= {"p_controls": p, "accused": float(p <= inference.ALPHA),
+                      "detectable": inference.least_excess(others[measure])}  # fmt: skip
         if "right" in table and len(others):
             other = others.iloc[row["seed"] % len(others) if place in independent.index else 0]
             mine, theirs = ((torch.arange(int(side["answers"])) < int(side["right"])).double()
