@@ -32,9 +32,9 @@ $(VENV)/ready: requirements.lock pyproject.toml
 paper: $(READY) ## run the notebooks of the profile that are out of date, redraw every figure
 	+@$(RUN) paper --profile $(PROFILE) $(ARGS)
 
-# `paper` calls make with the notebooks that were chosen, and has made newer the files in .keys of those
-# that must run. The victim's comes first, and beside it the one that needs no victim; the last one draws the
-# tables of all others, which run side by side.
+# `paper` calls make with the notebooks that must run, for each of which it has just written a file in .keys.
+# The victim's comes first, and beside it the one that needs no victim; the last one draws the tables of all
+# others, which run side by side.
 ifdef FOLDER
 CHOSEN := $(MAKECMDGOALS)
 FIRST := $(filter $(FOLDER)/01%,$(CHOSEN))

@@ -412,7 +412,7 @@ def kinds_of_results(home: Path) -> dict[str, Kind]:
         "smoke/03_pulls.png": up_to_date,
         "smoke/03_pulls.pdf": up_to_date,
         "smoke/05a_price.json": lambda: figures.noted(folder, "05a_price"),
-        f"smoke/{notebooks.TIMINGS}": lambda: notebooks._times(folder),
+        f"smoke/{notebooks.TIMINGS}": lambda: notebooks._read(folder / notebooks.TIMINGS),
         "00_start_here.ipynb": up_to_date,
         "00_start_here.json": up_to_date,
         "mark": lambda: notebooks._read(home / "mark"),

@@ -456,9 +456,9 @@ def _noting(work: Work, values: Mapping[str, Any]) -> list[tuple[object, str, ob
     ]  # fmt: skip
 
 
-STARTS = {  # calls of a cell that train or score
-    "lab.train", "lab.steal", "inspection.worth", "detection.refusals", "detection.refused",
-    "provider.customers", "provider.defended", "provider.adapting", "provider.over_queries",
+STARTS = {  # calls of a cell that train or score, or check what it is given
+    "lab.train", "lab.steal", "inspection.worth", "detection.check_names", "detection.refusals",
+    "detection.refused", "provider.customers", "provider.defended", "provider.adapting", "provider.over_queries",
     "owner.dataset_inference", "owner.watermark", "owner.guard", "sweeps.train", "sweeps.sweep",
     "sweeps.search_rates", "sweeps.without_victim", "sweeps.stake", "sweeps.victims",
     "sweeps.references", "sweeps.ablate", "sweeps.losses", "sweeps.classifiers", "sweeps.elsewhere",

@@ -20,10 +20,9 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from datetime import date
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from contsteal import files
 
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 VICTIM = "01"  # the notebook that comes before all that attack, with all cores
+PARTIAL = ".partial.ipynb"  # of a copy that is being executed, or was not to its end
 NOT_STARTED = "Kernel died before replying"  # jupyter_client's words; no cell was run
 TIMINGS, WHOLE = "timings.json", "in all"
 CHANGED = "results missing or changed"
@@ -71,13 +71,9 @@ def _code_cells(stem: str) -> list[dict[str, Any]]:
     return [c | {"source": "".join(c["source"])} for c in book["cells"] if c["cell_type"] == "code"]
 
 
-def _is_parameters(cell: dict[str, Any]) -> bool:
-    return "parameters" in cell["metadata"].get("tags", [])
-
-
 def defaults(stem: str) -> dict[str, Any]:
     """Return the literals of a notebook's `parameters` cell."""
-    cells = [cell for cell in _code_cells(stem) if _is_parameters(cell)]
+    cells = [c for c in _code_cells(stem) if "parameters" in c["metadata"].get("tags", [])]
     if len(cells) != 1:
         raise ValueError(f"{stem}.ipynb has {len(cells)} cells tagged 'parameters': it needs one")
     assigned = [n for n in ast.parse(cells[0]["source"]).body if isinstance(n, ast.Assign)]
@@ -86,27 +82,18 @@ def defaults(stem: str) -> dict[str, Any]:
 
 def parameters(stem: str, profile: str) -> dict[str, Any]:
     """Return a notebook's parameters under a profile; ValueError for misspelt or mistyped ones."""
-    from contsteal.lab import detection, profiles
+    from contsteal.lab import profiles
 
-    known, settings = defaults(stem), profiles.profile(profile)
-    given = (settings.get("notebooks") or {}).get(stem) or {}
-    place = f"{profile}.yaml, {stem}"
-    profiles.check(given, known, place)
-    values = {**known, "profile": profile, **given}
-    if "refusing" in values:
-        method = profiles.config(settings["common"]).method
-        try:
-            detection.check_names(values["refusing"], values["thresholds"], method)
-        except ValueError as error:
-            raise ValueError(f"{place}: refusing: {error}") from None
-    return values
+    known = defaults(stem)
+    given = (profiles.profile(profile).get("notebooks") or {}).get(stem) or {}
+    profiles.check(given, known, f"{profile}.yaml, {stem}")
+    return {**known, "profile": profile, **given}
 
 
 # --------------------------------------------------------------------------- what must run
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """A notebook under a profile: what decides its results, and why it must run, or ""."""
 
     stem: str
@@ -114,11 +101,6 @@ class Task:
     parameters: dict[str, Any]
     key: dict[str, str]
     reason: str
-
-    @property
-    def mark(self) -> Path:
-        """The file that make compares with the executed copy: newer where the notebook must run."""
-        return self.executed.parent / ".keys" / self.stem
 
 
 def tasks(profile: str, only: Iterable[str] = (), force: bool = False) -> list[Task]:
@@ -148,9 +130,8 @@ def _key(stem: str, profile: str, values: dict[str, Any]) -> dict[str, str]:
     settings = profiles.profile(profile)
     common, weights = settings["common"], {}
     for part, config in _victims(common).items():
-        if config.method == pretrain.READY:
-            with suppress(ValueError):  # the notebook says what is wrong with the file
-                weights[part] = pretrain.origin(config)
+        with suppress(ValueError):  # the notebook says what is wrong with the file
+            weights[part] = pretrain.origin(config)
     code = [cell["source"] for cell in _code_cells(stem)]
     modules = sorted(artifacts.imported(ast.parse("\n".join(code))))
     styles = [p for p in sorted(artifacts.PACKAGE.rglob("*.*")) if p.suffix not in (".py", ".pyc")]
@@ -182,10 +163,9 @@ def _tables(figures: Path) -> list[tuple[str, str]]:
 
 def _reason(executed: Path, key: dict[str, str], figures: Path) -> str:
     """Return why a notebook must run, "" where its last run still stands."""
-    partial, record = _partial(executed), _read(executed.with_suffix(".json"))
-    if partial.exists() and _changed(partial) > _changed(executed):
-        about = (files.read_json(partial) or {}).get("metadata", {}).get("papermill", {})
-        return "failed before" if about.get("end_time") else "stopped before its end"
+    record = _read(executed.with_suffix(".json"))
+    if _changed(executed.with_suffix(PARTIAL)) > _changed(executed):
+        return "stopped before its end"
     if not executed.exists():
         return "never run"
     if not record:
@@ -199,11 +179,9 @@ def _reason(executed: Path, key: dict[str, str], figures: Path) -> str:
 def _read(path: Path) -> dict[str, Any]:
     """Return what was sealed and written as JSON, {} where that is missing or damaged."""
     facts = files.read_json(path)
-    return facts if isinstance(facts, dict) and files.sealed(facts) == facts else {}
-
-
-def _partial(executed: Path) -> Path:
-    return executed.with_suffix(".partial.ipynb")
+    if not isinstance(facts, dict) or files.sealed(facts) != facts:
+        return {}
+    return {name: value for name, value in facts.items() if name != "seal"}
 
 
 def _changed(path: Path) -> int:
@@ -217,39 +195,30 @@ def _digest(path: Path) -> str | None:
 # ---------------------------------------------------------------- make paper, plan and data
 
 
-def choose_profile(name: str, fetches: bool = False) -> tuple[str, str]:
-    """Return the profile to run and why it was chosen; "auto" looks at the hardware and the data.
+def choose_profile(name: str, fetches: bool = False) -> tuple[str, str, list[str]]:
+    """Return the profile to run, why it was chosen, and the notebooks that can run, [] for all.
 
-    With `fetches`, what the profile `paper` lacks is fetched first, where it can be.
+    "auto" looks at the hardware and the data. With `fetches`, what the profile `paper` lacks is fetched
+    first, where it can be; without a set of it, those notebooks run that neither train on nor read it.
     """
     from contsteal.lab import artifacts, profiles
 
     if name != "auto":
         profiles.profile(name)
-        return name, "asked for"
+        return name, "asked for", []
     if artifacts.device().type != "cuda":
-        return "demo", "no CUDA GPU is visible"
+        return "demo", "no CUDA GPU is visible", []
     if fetches:
         obtain("paper")
-    missing = missing_data("paper")
-    if not missing:
-        return "paper", "a CUDA GPU is visible, and so are the papers' data"
-    names, able = ", ".join(missing), able_notebooks("paper", missing)
+    if not (missing := missing_data("paper")):
+        return "paper", "a CUDA GPU is visible, and so are the papers' data", []
+    names, common = ", ".join(missing), profiles.profile("paper")["common"]
+    needs = {stem: common.keys() | needed_data("paper", [stem]).keys() for stem in stems()[1:-1]}
+    able = [stem for stem, needed in needs.items() if not missing.keys() & needed]
     if not able:
-        return "synthetic", f"a CUDA GPU is visible; `make data PROFILE=paper` fetches {names}"
+        return "synthetic", f"a CUDA GPU is visible; `make data PROFILE=paper` fetches {names}", []
     numbers = ", ".join(map(number, able))
-    return "paper", f"a CUDA GPU is visible; {names} cannot be had, so only {numbers} run"
-
-
-def able_notebooks(profile: str, missing: Iterable[str]) -> list[str]:
-    """Return the notebooks that train and read none of the missing data sets."""
-    from contsteal.lab import profiles
-
-    weights = profiles.profile(profile)["common"]
-    if set(missing) & weights.keys():  # of a victim that all notebooks attack
-        return []
-    attacking = [stem for stem in stems() if stem not in (stems()[0], stems()[-1])]
-    return [stem for stem in attacking if not set(missing) & needed_data(profile, [stem]).keys()]
+    return "paper", f"a CUDA GPU is visible; {names} cannot be had, so only {numbers} run", able
 
 
 def needed_data(profile: str, only: Iterable[str] = ()) -> dict[str, set[str]]:
@@ -266,7 +235,7 @@ def missing_data(profile: str, only: Iterable[str] = (), whole: bool = False) ->
 
     With `whole` the papers' sets are read and compared with their checksums, which takes seconds.
     """
-    from contsteal import data, pretrain
+    from contsteal import data, encoders, pretrain
     from contsteal.data import torchsets
     from contsteal.lab import profiles
 
@@ -280,27 +249,19 @@ def missing_data(profile: str, only: Iterable[str] = (), whole: bool = False) ->
         except (ValueError, OSError) as error:
             problems[name] = str(error)
     for part, config in _victims(common).items():
+        if config.method != pretrain.READY:
+            continue
         try:
-            if config.method == pretrain.READY:
-                check_weights(config)
+            if pretrain.origin(config) == "timm" and not encoders.stored(config.encoder):
+                raise encoders.DownloadError(
+                    f"the weights of {config.encoder} are not in the cache of the Hugging Face hub: "
+                    "`make data PROFILE=...` fetches them. Without a network, fetch its "
+                    "model.safetensors elsewhere and set `weights:` to that file"
+                )
+            pretrain.ready(config)
         except (ValueError, RuntimeError, OSError) as error:
             problems[part] = f"{part} of {profile}.yaml: {error}"
     return problems
-
-
-def check_weights(config: "methods.Config") -> None:
-    """Raise what a ready encoder would: for a file by reading it, for timm's by looking for them."""
-    from contsteal import encoders, pretrain
-
-    pretrain.origin(config)
-    if config.weights != "timm" or encoders.stored(config.encoder):
-        pretrain.ready(config)
-        return
-    raise encoders.DownloadError(
-        f"the weights of {config.encoder} are not in the cache of the Hugging Face hub: `make data "
-        "PROFILE=...` fetches them. Without a network, fetch its model.safetensors elsewhere and set "
-        "`weights:` to that file"
-    )
 
 
 def obtain(profile: str) -> None:
@@ -311,8 +272,7 @@ def obtain(profile: str) -> None:
     from contsteal.data import torchsets
 
     needs = {n: s for n, s in needed_data(profile).items() if n in torchsets.SPLITS}
-    lacking = {name: torchsets.missing(name, splits) for name, splits in needs.items()}
-    lacking = {name: archives for name, archives in lacking.items() if archives}
+    lacking = {n: found for n, s in needs.items() if (found := torchsets.missing(n, s))}
     if not lacking:
         return
     size = sum(archive.size for archives in lacking.values() for archive in archives)
@@ -356,38 +316,39 @@ def prepare(profile: str, only: Sequence[str], force: bool) -> list[str]:
 
     from contsteal.lab import artifacts, profiles
 
-    chosen, figures = tasks(profile, only, force), artifacts.figures_dir() / profile
-    todo = [task for task in chosen if task.reason]
+    figures, folder = (home / profile for home in (artifacts.figures_dir(), artifacts.runs_dir()))
+    todo = [task for task in tasks(profile, only, force) if task.reason]
     if not todo:
         print(f"nothing to do; figures and numbers: {figures}")
         return []
     if problems := missing_data(profile, [task.stem for task in todo], whole=True):
         raise ValueError("\n".join(problems.values()))
-    folder = artifacts.runs_dir() / profile
     costs = work(todo)
     if problem := lacks_space(costs.values()):
         raise ValueError(problem)
-    for home in (folder, figures):  # raises StorageError where results could not be kept
-        files.write_text(home / ".writable", " " * 2**16)
-        (home / ".writable").unlink(missing_ok=True)
+    files.write_text(figures / ".writable", " ")  # a StorageError before, not after, the trainings
+    (figures / ".writable").unlink(missing_ok=True)
     beside = [t for t in todo if t.stem[:2] != VICTIM and t.stem != stems()[-1]]
     given, jobs = _jobs(profiles.profile(profile)["common"].get("at_once", 1), len(beside))
     cores = str(max(1, joblib.cpu_count() // jobs))
     threads = {"OMP_NUM_THREADS": cores}  # more threads than cores would wait for each other
-    share = dict(threads)
-    if artifacts.device().type == "cpu":  # a GPU holds as many runs whatever the cores
-        share["CONTSTEAL_WORKERS"] = cores
-    for task in chosen:
+    # A GPU holds as many runs whatever the cores.
+    share = threads | ({"CONTSTEAL_WORKERS": cores} if artifacts.device().type == "cpu" else {})
+    for task in todo:
         shares = task in beside and min(jobs, len(beside)) > 1
         # The victim's notebook may run beside the first one, which needs no victim.
         beside_first = jobs > 1 and task.stem[:2] == VICTIM and todo[0].stem == stems()[0]
-        order = {"figures": str(figures), "device": artifacts.processor()}
-        environment = share if shares else threads if beside_first else {}
-        _mark(task, order | {"environment": environment})
+        order = {
+            "figures": str(figures), "device": artifacts.processor(), "key": task.key,
+            "environment": share if shares else threads if beside_first else {},
+            "parameters": task.parameters, "reason": task.reason,
+        }  # fmt: skip
+        text = json.dumps(files.sealed(order))  # parameters keep their order
+        files.write_text(folder / ".keys" / task.stem, text)
     # The longest first: by its time, and without one by how much it trains and scores.
-    times = {stem: entry["seconds"] for stem, entry in _times(figures).items()}
+    times = {stem: entry["seconds"] for stem, entry in _read(figures / TIMINGS).items()}
     amount = {stem: len(cost.trainings) + len(cost.scores) for stem, cost in costs.items()}
-    longest = sorted(chosen, key=lambda t: (times.get(t.stem, 1e9), amount.get(t.stem, 0)))[::-1]
+    longest = sorted(todo, key=lambda t: (times.get(t.stem, 1e9), amount.get(t.stem, 0)))[::-1]
     return [*given, f"FOLDER={_relative(folder)}", *(_relative(t.executed) for t in longest)]
 
 
@@ -397,16 +358,6 @@ def _jobs(at_once: int, most: int) -> tuple[list[str], int]:
     if asked is None:
         return [f"-j{at_once}"], at_once
     return [], int(asked[1]) if asked[1] else max(most, 1)
-
-
-def _mark(task: Task, order: dict[str, Any]) -> None:
-    """Make a notebook's mark newer than its executed copy where it must run, else older."""
-    if task.reason or not task.mark.exists():
-        order |= {"key": task.key, "parameters": task.parameters, "reason": task.reason}
-        order = json.loads(json.dumps(order))  # as it will be read, for its seal
-        files.write_text(task.mark, json.dumps(files.sealed(order)))  # parameters keep their order
-    if not task.reason:
-        os.utime(task.executed)
 
 
 def _relative(path: Path) -> str:
@@ -423,7 +374,7 @@ def plan(profile: str, only: Sequence[str], force: bool) -> None:
     """Print what `make paper` would run, why, what it takes, how long it took, and what is missing."""
     from contsteal.lab import artifacts
 
-    times = _times(artifacts.figures_dir() / profile)
+    times = _read(artifacts.figures_dir() / profile / TIMINGS)
     chosen = tasks(profile, only, force)
     todo = [task for task in chosen if task.reason]
     machine, costs = machine_of(profile), work(todo)
@@ -431,8 +382,10 @@ def plan(profile: str, only: Sequence[str], force: bool) -> None:
         took = times.get(task.stem)
         time_taken = f", {took['seconds']:.0f} s on {took.get('device', '-')}" if took else ""
         line = f"  {task.stem}: {task.reason + time_taken if task.reason else 'up to date'}"
-        if task.stem in costs:
-            line += _cost_line(costs[task.stem], machine)
+        if cost := costs.get(task.stem):
+            line += f"; {len(cost.trainings):,} trainings, {cost.forwards:,.0f} answers of the "
+            line += f"victim, {_hours(cost.seconds(machine) + machine.start)}, "
+            line += f"{cost.disk() / 1e9:.1f} GB of disk, {cost.memory() / 1e9:.1f} GB of memory"
         elif task.reason and costs:
             line += f"; {_hours(WITHOUT_LAB)} on a CPU"
         print(line)
@@ -454,8 +407,11 @@ def work(chosen: Iterable[Task]) -> "dict[str, inspection.Work]":
 
     found: dict[str, inspection.Work] = {}
     for task in chosen:
-        code = [cell for cell in _code_cells(task.stem) if not _is_parameters(cell)]
-        whole = inspection.rehearse([cell["source"] for cell in code], task.parameters)
+        code = [cell["source"] for cell in _code_cells(task.stem)]
+        try:
+            whole = inspection.rehearse(code, task.parameters)
+        except ValueError as error:
+            raise ValueError(f"{task.stem}: {error}") from None
         if whole.trainings or whole.inputs:
             found[task.stem] = whole.without([*found.values()])
     return found
@@ -474,14 +430,6 @@ def machine_of(profile: str) -> "inspection.Machine":
     if profiles.profile(profile)["common"]["surrogate"]["encoder"] == encoders.SMALL:
         return replace(inspection.CORE, name=artifacts.processor(), cores=joblib.cpu_count())
     return inspection.H200
-
-
-def _cost_line(cost: "inspection.Work", machine: "inspection.Machine") -> str:
-    return (
-        f"; {len(cost.trainings):,} trainings, {cost.forwards:,.0f} answers of the victim, "
-        f"{_hours(cost.seconds(machine) + machine.start)}, {cost.disk() / 1e9:.1f} GB of disk, "
-        f"{cost.memory() / 1e9:.1f} GB of memory"
-    )
 
 
 def _hours(seconds: float) -> str:
@@ -538,14 +486,13 @@ def execute(executed: Path) -> None:
             order["key"]["tables"] = files.key(_tables(figures))
         own = f"{number(stem)}_*"
         before = {path: _changed(path) for path in figures.glob(own)}
-        os.environ["CONTSTEAL_FIGURES"] = str(figures.parent)
         key = files.key([order["key"][part] for part in ("parameters", "code")])
-        os.environ["CONTSTEAL_NOTEBOOK"] = f"{stem} {key}"
-        settings = {"TQDM_DISABLE": "1"} | order["environment"]  # a copy is read, not watched
-        for variable, value in settings.items():
-            os.environ.setdefault(variable, value)
-        _run_cells(stem, _partial(executed), order["parameters"])
-        _partial(executed).replace(executed)
+        names = {"CONTSTEAL_FIGURES": str(figures.parent), "CONTSTEAL_NOTEBOOK": f"{stem} {key}"}
+        # A copy is read, not watched: without bars, unless they are asked for.
+        os.environ |= {"TQDM_DISABLE": "1"} | order["environment"] | os.environ | names
+        partial = executed.with_suffix(PARTIAL)
+        _execute(stem, partial, order["parameters"])
+        partial.replace(executed)
         made = [path for path in figures.glob(own) if _changed(path) != before.get(path)]
         for path in before:  # results that this notebook no longer has
             if path.stem not in {p.stem for p in made}:
@@ -554,7 +501,6 @@ def execute(executed: Path) -> None:
             "key": order["key"], "outputs": {p.name: _digest(p) for p in sorted(made)},
             "copy": _digest(executed),
             "seconds": round(time.time() - start, 1), "started": start, "device": order["device"],
-            "date": date.today().isoformat(),
         }  # fmt: skip
         files.write_json(record, files.sealed(facts))
         print(f"{stem}: done in {time.time() - start:.1f} s", flush=True)
@@ -573,18 +519,11 @@ def _locked(path: Path, stem: str) -> Iterator[None]:
         yield
 
 
-def _run_cells(stem: str, partial: Path, values: dict[str, Any]) -> None:
-    """Execute a notebook; once more where its kernel took a port that another one had just taken."""
-    try:
-        _execute(stem, partial, values)
-    except RuntimeError as error:
-        if NOT_STARTED not in str(error):
-            raise
-        _execute(stem, partial, values)
+def _execute(stem: str, partial: Path, values: dict[str, Any], again: bool = True) -> None:
+    """Write the executed copy cell by cell; RuntimeError where it does not get to its end.
 
-
-def _execute(stem: str, partial: Path, values: dict[str, Any]) -> None:
-    """Write the executed copy cell by cell; RuntimeError where it does not get to its end."""
+    Once more where its kernel took a port that another one had just taken.
+    """
     # jsonschema would compile a grammar of URIs: three quarters of the time of papermill's import.
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     import papermill
@@ -611,6 +550,10 @@ def _execute(stem: str, partial: Path, values: dict[str, Any]) -> None:
             f"{stem}, code cell {error.exec_count - bool(given)}:\n\n{error.source}\n\n{error.ename}: "
             f"{error.evalue}\n\nthe executed copy is kept at {partial}"
         ) from error
+    except RuntimeError as error:
+        if not again or NOT_STARTED not in str(error):
+            raise
+        _execute(stem, partial, values, again=False)
 
 
 @contextmanager
@@ -664,32 +607,28 @@ def finish(profile: str, since: float) -> None:
     folder, figures = artifacts.runs_dir() / profile, artifacts.figures_dir() / profile
     with _locked(folder / ".keys" / "finish.lock", "summary"):
         records = {s: r for s in stems() if (r := _read(folder / f"{s}.json"))}
+        times = {n: {k: r[k] for k in ("seconds", "device")} for n, r in records.items()}
         kept = (artifacts.runs_dir() / "artifacts").glob("*/manifest.json")
-        begun = [r["started"] for r in records.values()]
-        whole = len(begun) == len(stems()) and min(begun) >= since
-        if whole:
-            seconds = round(time.time() - since, 1)
-            records[WHOLE] = {"seconds": seconds, "device": artifacts.processor()}
-        known = {n: {k: r[k] for k in ("seconds", "device")} for n, r in records.items()}
-        if not whole or any(path.stat().st_mtime < since for path in kept):
+        begun = [record["started"] for record in records.values()]
+        begun += [path.stat().st_mtime for path in kept]
+        if len(records) == len(stems()) and min(begun) >= since:
+            took = round(time.time() - since, 1)
+            times[WHOLE] = {"seconds": took, "device": artifacts.processor()}
+        else:
             # It may have read artifacts back: earlier times stand, and its own where there are none.
-            known |= {n: t for n, t in _times(figures).items() if n in (*stems(), WHOLE)}
-        files.write_json(figures / TIMINGS, files.sealed(known))
+            earlier = _read(figures / TIMINGS).items()
+            times |= {name: entry for name, entry in earlier if name in (*stems(), WHOLE)}
+        files.write_json(figures / TIMINGS, files.sealed(times))
         with suppress(ValueError):  # no results yet
             write_summary(profile)
     print(f"what was found: {figures / 'summary.md'}, figures and tables beside it")
-
-
-def _times(figures: Path) -> dict[str, dict[str, Any]]:
-    """Return what is stored of each notebook's duration; what is damaged was not measured."""
-    return {name: entry for name, entry in _read(figures / TIMINGS).items() if name != "seal"}
 
 
 def timings_table(folder: Path) -> str:
     """Return what each notebook took as a Markdown table, or that nothing is recorded."""
     import pandas as pd
 
-    times = _times(folder)
+    times = _read(folder / TIMINGS)
     if not times:
         return "No durations are recorded."
     table = pd.DataFrame.from_dict(times, orient="index", columns=["seconds", "device"])
@@ -724,15 +663,15 @@ def _command(given: argparse.Namespace) -> None:
         return
     from contsteal.lab import artifacts
 
-    profile, why = choose_profile(given.profile, fetches=given.command == "paper")
+    profile, why, able = choose_profile(given.profile, fetches=given.command == "paper")
     print(f"profile {profile} on {artifacts.processor()}: {why}", flush=True)
     if given.command == "data":
         fetch(profile)
         return
     if given.command == "paper" and given.profile != "auto":
         obtain(profile)
-    if given.profile == "auto" and (missing := missing_data(profile)):
-        able, asked = able_notebooks(profile, missing), choose(given.only)
+    if able:
+        asked = choose(given.only)
         given.only = [stem for stem in asked if stem in able] or asked  # which says what it lacks
     {"paper": paper, "plan": plan}[given.command](profile, given.only, given.force)
 

@@ -1,6 +1,5 @@
 """Notebooks as a graph: strict parameters, reasons, rename on success, failure, kills, two at once."""
 
-import ast
 import json
 import os
 import re
@@ -70,13 +69,7 @@ def write_notebook(desk: Path, stem: str, *code: str) -> None:
 
 
 def reasons(*only: str, force: bool = False) -> dict[str, str]:
-    """Return the reasons, and check that the marks say the same to make."""
-    chosen = notebooks.tasks("tiny", only, force)
-    for task in chosen:
-        notebooks._mark(task, {"figures": "", "device": "", "environment": {}})
-        executed = notebooks._changed(task.executed)
-        assert (notebooks._changed(task.mark) > executed) == bool(task.reason)
-    return {task.stem: task.reason for task in chosen}
+    return {task.stem: task.reason for task in notebooks.tasks("tiny", only, force)}
 
 
 def command(*arguments: str) -> int:
@@ -101,25 +94,15 @@ def test_parameters_are_the_defaults_with_the_profile(desk: Path) -> None:
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [
-        (
-            "{learning_rate: 0.1}",
-            r"unknown parameter 'learning_rate': choose one of profile, lr, n",
-        ),
-        ("{lr: 1e-3}", r"lr='1e-3' should be a valid number; YAML reads 1e-3 as text"),
-        ("{n: 3}", r"n=3 should be a valid list"),
-        ("{n: [a]}", r"n\[0\]='a' should be a valid integer"),
-        ("{n: []}", r"n=\[\] should have at least 1 item"),
-        ("{lr: true}", r"lr=True should be a valid number"),
-    ],
-)
+    [("{learning_rate: 0.1}", ": unknown parameter 'learning_rate': choose one of profile, lr, n"),
+     ("{n: []}", ": n=[] should have at least 1 item")],
+)  # fmt: skip
 def test_misspelt_and_mistyped_parameters_are_refused_before_anything_runs(
     desk: Path, capsys: pytest.CaptureFixture[str], given: str, message: str
 ) -> None:
     write_profile(desk, f"notebooks:\n  {LAST}: {given}\n")
     assert command("paper") == 1
-    printed = capsys.readouterr()
-    assert re.search(rf"error: tiny.yaml, {LAST}.*{message}", printed.err)
+    assert f"error: tiny.yaml, {LAST}{message}" in capsys.readouterr().err
     assert not (desk / "runs").exists()
 
 
@@ -134,7 +117,7 @@ def test_a_detector_that_does_not_exist_is_refused_before_anything_runs(
     message = (
         r"unknown detector 'similar, cosine > 0.6': choose one of similar, cosine > 0.5, .* < 0.9"
     )
-    assert re.search(f"tiny.yaml, 05b_detectors: refusing: {message}", capsys.readouterr().err)
+    assert re.search(f"05b_detectors: {message}", capsys.readouterr().err)
     first = notebooks._code_cells("05b_detectors")[1]["source"]
     with pytest.raises(ValueError, match=message):
         exec(first, notebooks.defaults("05b_detectors") | {"profile": "tiny"} | own)
@@ -225,12 +208,6 @@ def test_a_module_that_a_notebook_imports_counts_and_others_do_not(
     assert (before[FIRST] != after[FIRST], before[LAST] != after[LAST]) == (True, False)
 
 
-def test_imports_are_read_from_code() -> None:
-    code = "import numpy, contsteal.files\ndef f():\n    from contsteal.lab import sweeps as s, nothing"
-    modules = {"contsteal.files", "contsteal.lab", "contsteal.lab.sweeps"}
-    assert artifacts.imported(ast.parse(code)) == modules
-
-
 def test_parameters_reach_the_notebook_in_their_order(desk: Path, capsys) -> None:
     """A table whose rows follow a parameter must not depend on how it was passed."""
     path = desk / "notebooks" / f"{FIRST}.ipynb"
@@ -290,7 +267,7 @@ def test_a_failing_notebook_shows_its_cell_keeps_its_copy_and_fails_again(
         assert all(message in printed for message in messages)
         assert (desk / "runs" / "tiny" / f"{FIRST}.partial.ipynb").is_file()
         assert not (desk / "runs" / "tiny" / f"{FIRST}.ipynb").exists()
-    assert reasons()[FIRST] == "failed before"
+    assert reasons()[FIRST] == "stopped before its end"
 
 
 LOST = "Kernel died before replying to kernel_info"
@@ -304,14 +281,14 @@ def test_a_kernel_that_lost_its_port_to_another_and_no_other_is_started_once_mor
 ) -> None:
     begun = []
 
-    def execute(*_: object) -> None:
+    def execute(*_: object, **__: object) -> None:
         begun.append(1)
         if len(begun) <= len(errors):
             raise RuntimeError(errors[0])
 
-    monkeypatch.setattr(notebooks, "_execute", execute)
+    monkeypatch.setattr("papermill.execute_notebook", execute)
     with pytest.raises(RuntimeError) if len(errors) == starts else nullcontext():
-        notebooks._run_cells(FIRST, desk / "partial.ipynb", {})
+        notebooks._execute(FIRST, desk / "partial.ipynb", {})
     assert len(begun) == starts
 
 
@@ -431,15 +408,19 @@ def test_auto_looks_at_the_hardware_and_the_data(
     monkeypatch: pytest.MonkeyPatch, device: str, missing: dict[str, str], chosen: str, words: str
 ) -> None:
     """With a GPU it fetches what it can, and says what it lacks: CIFAR-10 all notebooks, GTSRB one."""
-    tried = []
+    tried, ran = [], []
     monkeypatch.setattr(artifacts, "device", lambda: torch.device(device))
+    monkeypatch.setattr(artifacts, "processor", lambda: device)
     monkeypatch.setattr(notebooks, "missing_data", lambda name: missing)
     monkeypatch.setattr(notebooks, "obtain", tried.append)
-    for fetches in (False, True):
-        profile, why = notebooks.choose_profile("auto", fetches)
-        assert profile == chosen
-        assert words in why
-    assert tried == ["paper"] * (device == "cuda")
+    monkeypatch.setattr(notebooks, "paper", lambda *given: ran.append(given))
+    profile, why, able = notebooks.choose_profile("auto")
+    assert (profile, tried) == (chosen, [])
+    assert words in why
+    numbers = ["02", "03", "04", "05a", "05b", "05c"] if "gtsrb" in missing else []
+    assert [notebooks.number(stem) for stem in able] == numbers
+    assert notebooks.main(["paper"]) == 0
+    assert (ran, tried) == ([(chosen, able, False)], ["paper"] * (device == "cuda"))
 
 
 def test_what_lacks_is_fetched_set_by_set_until_there_is_no_network(
@@ -464,19 +445,6 @@ def test_what_lacks_is_fetched_set_by_set_until_there_is_no_network(
     write_profile(desk)
     notebooks.obtain("tiny")
     assert capsys.readouterr().out == "", "nothing lacks"
-
-
-def test_auto_runs_the_notebooks_whose_data_are_there(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    ran = []
-    monkeypatch.setattr(notebooks, "choose_profile", lambda *_, **__: ("paper", "some data"))
-    monkeypatch.setattr(notebooks, "missing_data", lambda *_: {"gtsrb": "no"})
-    monkeypatch.setattr(notebooks, "paper", lambda *given: ran.append(given))
-    assert notebooks.main(["paper"]) == 0
-    ((profile, only, force),) = ran
-    assert (profile, force) == ("paper", False)
-    assert [notebooks.number(stem) for stem in only] == ["02", "03", "04", "05a", "05b", "05c"]
 
 
 def test_half_a_data_set_is_said_before_any_notebook_runs(
@@ -682,9 +650,9 @@ def test_a_cold_run_of_all_replaces_times_and_any_other_run_adds_those_that_were
     files.write_json(manifest, {})
     os.utime(manifest, (made_at, made_at))
     notebooks.finish("tiny", since=10.0)
-    times = notebooks._times(figures)
+    times = notebooks._read(figures / notebooks.TIMINGS)
     assert (times[FIRST]["seconds"], times[LAST]["seconds"]) == (3.0, expected)
-    assert set(times) == {FIRST, LAST, *[notebooks.WHOLE] * (started > 10)}
+    assert set(times) == {FIRST, LAST, *[notebooks.WHOLE] * (expected == 3.0)}
 
 
 def test_the_table_of_times_in_closed_values(tmp_path: Path) -> None:
@@ -714,7 +682,7 @@ def test_damaged_times_count_as_not_measured(
     assert f"{FIRST}: never run\n" in capsys.readouterr().out
     assert len(notebooks.prepare("tiny", (), False)) > 2
     notebooks.finish("tiny", since=1.0)
-    assert notebooks._times(desk / "figures" / "tiny") == {}
+    assert notebooks._read(desk / "figures" / "tiny" / notebooks.TIMINGS) == {}
 
 
 # --------------------------------------------------------------------------------- by make
@@ -777,7 +745,7 @@ def test_make_runs_the_graph_side_by_side_twice_at_once_each_notebook_once(copy:
     for process in printed:
         assert process.startswith(f"profile tiny on {artifacts.processor()}: asked for\n")
     assert "".join(printed).count(": done in") == 5
-    times = notebooks._times(copy / "figures" / "tiny")
+    times = notebooks._read(copy / "figures" / "tiny" / notebooks.TIMINGS)
     assert times.keys() == {*STAGED, notebooks.WHOLE}
     again = make(copy)
     assert "nothing to do" in again.communicate()[0]
