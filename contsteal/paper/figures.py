@@ -5,7 +5,6 @@
 
 import argparse
 import io
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -18,10 +17,8 @@ from IPython import display
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
-from rich.console import Console
-from rich.markup import escape
 
-from contsteal import files
+from contsteal import choice, files
 from contsteal.lab import artifacts, profiles, provider, sweeps
 from contsteal.paper import claims, plots, sentences
 from contsteal.paper.notebooks import number, timings_table
@@ -46,12 +43,11 @@ def draw(stem: str, table: pd.DataFrame) -> Figure:
     Raises ValueError for an unknown stem and for a table without rows or columns; NothingToShow for
     one with too few points.
     """
-    if stem not in FIGURES:
-        raise ValueError(f"unknown figure {stem!r}: choose one of {', '.join(FIGURES)}")
+    row = FIGURES[choice(stem, "figure", FIGURES)]
     if table.empty:
         raise ValueError(f"{stem}: the table has no rows")
     try:
-        return FIGURES[stem].draw(table)
+        return row.plot(row.shown(table), row.summarise(table).title)
     except KeyError as error:
         columns = ", ".join(map(str, table.columns))
         raise ValueError(f"{stem}: the table lacks {error}; its columns are {columns}") from error
@@ -142,7 +138,7 @@ def publish(stem: str, table: pd.DataFrame, stamp: Stamp) -> Figure | None:
 def note(stem: str, table: pd.DataFrame, stamp: Stamp) -> pd.DataFrame:
     """Keep a table of times, which no two runs share, as JSON beside the figures; return it."""
     folder = artifacts.publish_dir() / stamp["profile"]
-    facts = json.loads(json.dumps(stamp | {"rows": table.to_dict("index")}, default=str))
+    facts = stamp | {"rows": table.to_dict("index")}
     files.write_json(folder / f"{stem}.json", files.sealed(facts))
     return table
 
@@ -173,8 +169,7 @@ def costs(stem: str, table: pd.DataFrame, stamp: Stamp) -> pd.DataFrame:
 
 def stored(folder: Path) -> list[str]:
     """Return the figures whose table and stamp lie in a folder, in the order of the notebooks."""
-    kinds = ("csv", "json")
-    return [s for s in FIGURES if all((folder / f"{s}.{kind}").is_file() for kind in kinds)]
+    return [s for s in FIGURES if all((folder / f"{s}.{k}").is_file() for k in ("csv", "json"))]
 
 
 def profiles_with_results(name: str = "auto") -> list[str]:
@@ -204,12 +199,12 @@ def sheet(folder: Path) -> Path:
     height = sum(p.height for p in pictures) + 2 * gap * len(pictures)
     page = Image.new("RGB", (3 * (width + gap) + gap, height), "white")
     for k in range(0, len(stems), 3):
-        row = list(zip(stems, pictures, strict=True))[k : k + 3]
-        for column, (stem, picture) in enumerate(row):
+        row = pictures[k : k + 3]
+        for column, (stem, picture) in enumerate(zip(stems[k:], row, strict=False)):
             x = gap + column * (width + gap)
             ImageDraw.Draw(page).text((x, y), stem, "#666666", font)
             page.paste(picture, (x, y + gap))
-        y += 2 * gap + max(picture.height for _, picture in row)
+        y += 2 * gap + max(picture.height for picture in row)
     with files.atomic(folder / "contact_sheet.png") as path:
         page.crop((0, 0, page.width, y)).quantize(256).save(path, "PNG", optimize=True)
     return folder / "contact_sheet.png"
@@ -226,18 +221,16 @@ def parties(folder: Path) -> tuple[pd.DataFrame, Stamp]:
     """
     stake, stamp = read(folder, "05a_matrix")
     who = stake["party"] + ", " + stake["who"]
-    changes = stake.assign(who=who).pivot(index="defence", columns="who", values="change")
-    verdicts = provider.worth(stake).set_index("defence")["verdict"]
-    rows = changes[list(dict.fromkeys(who))].join(verdicts)
-    bills = noted(folder, "05a_price")
-    rows["bytes"] = [bills.get(defence, {}).get("bytes") for defence in rows.index]
-    parts = [rows.loc[list(dict.fromkeys(stake["defence"]))].reset_index(names="means")
-             .assign(kind=sentences.PERTURBATION)]  # fmt: skip
-    parts[0]["means"] = parts[0]["means"].map(sentences.name)
-    first = f"customer, {stake.loc[stake['party'] == 'customer', 'who'].iloc[0]}"
+    wide = stake.assign(who=who).pivot_table("change", "defence", "who", sort=False)
+    bills = pd.DataFrame.from_dict(noted(folder, "05a_price"), "index").reindex(columns=["bytes"])
+    rows = wide.join(provider.worth(stake).set_index("defence")["verdict"]).join(bills)
+    rows = rows.rename(sentences.name).reset_index(names="means")
+    parts = [rows.assign(kind=sentences.PERTURBATION)]
+    customer = next(column for column in map(str, wide) if column.startswith("customer"))
     for stem, label in PROVEN.items():
         if stem in stored(folder):
-            parts.append(_told_apart(FIGURES[stem].shown(read(folder, stem)[0]), label, first))
+            shown = FIGURES[stem].shown(read(folder, stem)[0])
+            parts.append(_told_apart(shown, label, customer))
     table = pd.concat(parts, ignore_index=True)
     found = dict.fromkeys([*table, "thieves", "others"])  # also where no detector was measured
     return table.reindex(columns=list(found)), stamp
@@ -249,21 +242,21 @@ PROVEN = {"05b_detectors": "", "05c_watermark": "watermark", "05c_inference": "d
 
 def _told_apart(table: pd.DataFrame, label: str, customer: str) -> pd.DataFrame:
     """Return which share of thieves and of others a detector flags, or a form of a proof accuses."""
-    side, hit = ("kind", "accused") if label else ("user", "flagged")
+    if not label:  # users are called as suspects are
+        table = table.assign(kind=table["user"].str.split(", ").str[0], suspect=table["user"],
+                             accused=table["flagged"], images=0)  # fmt: skip
     by = next((c for c in ("detector", "head", "form") if c in table), None)
     rows = []
-    for form, runs in table.dropna(subset=[hit]).groupby(by or (lambda _: ""), sort=False):
-        thief = runs[side].str.startswith("thief") | (runs[side] == "stolen")
-        other = runs[runs[side].str.startswith(("customer", "independent", "stolen before"))]
-        known = runs[thief]
-        if label:
-            known = known[known["images"] == known["images"].max()]
+    for form, runs in table.dropna(subset=["accused"]).groupby(by or (lambda _: ""), sort=False):
+        thieves = runs[runs["kind"].isin(["thief", "stolen"])]
+        thieves = thieves[thieves["images"] == thieves["images"].max()]
+        others = runs[runs["kind"].isin(["customer", "independent", "stolen before"])]
         row = {"means": ", ".join(filter(None, (label, str(form)))),
                "kind": sentences.PROOF if label else sentences.DETECTOR,
-               "thieves": known.groupby("suspect" if label else "user")[hit].mean().min(),
-               "others": other.groupby(side if label else lambda _: 0)[hit].mean().max()}  # fmt: skip
-        if "unmarked" in set(runs[side]):  # what a mark costs customers
-            worth = runs.drop_duplicates(side).set_index(side)["accuracy"]
+               "thieves": thieves.groupby("suspect")["accused"].mean().min(),
+               "others": others.groupby("kind")["accused"].mean().max()}  # fmt: skip
+        if "unmarked" in set(runs["kind"]):  # what a mark costs customers
+            worth = runs.drop_duplicates("kind").set_index("kind")["accuracy"]
             row[customer] = worth["victim"] - worth["unmarked"]
         rows.append(row)
     return pd.DataFrame(rows)
@@ -277,7 +270,9 @@ def write_summary(profile: str) -> Path:
 
     Notebooks that were not run are named at its end; where none was, ValueError names the first.
     """
-    folder, missing = artifacts.figures_dir() / profile, []
+    folder = artifacts.figures_dir() / profile
+    if not (made := stored(folder)):
+        read(folder, next(iter(FIGURES)))
     judgements = claims.judge(profile)
     parts = [
         f"# Results of the `{profile}` profile",
@@ -285,27 +280,21 @@ def write_summary(profile: str) -> Path:
         "seeds (queries, labelled images, weights and batches are drawn anew per seed; one victim "
         "of each method, except in `03_victims`).",
     ]
-    known = [finding(folder, stem, judgements) for stem in FINDINGS if stem in stored(folder)]
+    known = [finding(folder, stem, judgements) for stem in FINDINGS if stem in made]
     parts += ["## What was found", *known] if known else []
     parts += ["## How long it took", timings_table(folder)]
-    for stem in FIGURES:
-        try:
-            table, stamp = read(folder, stem)
-        except ValueError as error:
-            missing.append((stem, error))
-            continue
+    for stem in made:
+        table, stamp = read(folder, stem)
         parts += section(folder, stem, table, stamp)
         if stem == "01_worth" and (wanted := profiles.profile(profile).get("expectations")):
             judged = sentences.judge(table, wanted)
             parts += ["Expected, and measured:", judged.to_markdown(index=False)]
-    if len(missing) == len(FIGURES):
-        raise missing[0][1]
     parts += ["## Claims, and what these results say of them", *claims.markdown(judgements)]
-    parts += [f"Not run: {', '.join(stem for stem, _ in missing)}."] if missing else []
+    if missing := [stem for stem in FIGURES if stem not in made]:
+        parts += [f"Not run: {', '.join(missing)}."]
     path = folder / "summary.md"
     files.write_text(path, "\n\n".join(parts) + "\n")
-    wanted = {*FINDINGS, "03_attacks"}
-    if folder == artifacts.ROOT / "figures" / "demo" and wanted <= {*stored(folder)}:
+    if folder == artifacts.ROOT / "figures" / "demo" and {*FINDINGS, "03_attacks"} <= {*made}:
         update_readme(judgements)  # it shows the demo's own results
     return path
 
@@ -383,29 +372,18 @@ def update_readme(
 # ------------------------------------------------------------------------- the command
 
 
-def update(profile: str) -> str:
-    """Redraw a profile's stored figures; return what changed."""
-    folder = artifacts.figures_dir() / profile
-    stems = stored(folder)
-    before = {path: path.read_bytes() for path in folder.glob("[0-9]*.p*")}
-    for stem in stems:
-        redraw(stem, *read(folder, stem), folder)
-    after = {path: path.read_bytes() for path in folder.glob("[0-9]*.p*")}
-    changed = sorted({path.stem for path, _ in before.items() ^ after.items()})
-    message = f"changed: {', '.join(changed)}" if changed else "none changed"
-    return f"{profile}: {len(stems)} figures, {message}; all on one page: {sheet(folder)}"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, draw, and return the exit code."""
     parser = argparse.ArgumentParser(prog="contsteal.paper.figures", description=__doc__)
     parser.add_argument("--profile", default="auto", help="a profile; auto: all with results")
-    name, console = parser.parse_args(arguments).profile, Console(soft_wrap=True)
     try:
-        for profile in profiles_with_results(name):
-            console.print(update(profile), markup=False, highlight=False)
+        for profile in profiles_with_results(parser.parse_args(arguments).profile):
+            folder = artifacts.figures_dir() / profile
+            for stem in (stems := stored(folder)):
+                redraw(stem, *read(folder, stem), folder)
+            print(f"{profile}: {len(stems)} figures; all on one page: {sheet(folder)}")
     except (ValueError, files.StorageError) as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
