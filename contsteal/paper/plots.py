@@ -4,7 +4,7 @@ import base64
 import re
 import textwrap
 from collections.abc import Callable
-from itertools import cycle
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,24 +102,11 @@ def in_percent(*axes: Any, unit: str = " %") -> None:
         axis.set_major_formatter(lambda value, _: f"{100 * value:.3g}{unit}")
 
 
-def colour_of(value: object) -> str | None:
-    """Return the colour of an attack, whatever its views or queries; None for what has none."""
-    return COLOURS.get(str(value).split(", ")[0])
-
-
 def palette(values: Any) -> dict[str, str]:
-    """Return the colour of each name: its own (`colour_of`), else the next that none of them has."""
-    known = {value: colour_of(value) for value in values}
+    """Return the colour of each name: its attack's, else the next that none of them has."""
+    known = {value: COLOURS.get(value.split(", ")[0]) for value in values}
     free = cycle(colour for colour in CYCLE if colour not in known.values())
     return {name(value): colour or next(free) for value, colour in known.items()}
-
-
-def line_style(values: Any) -> dict[str, Any]:
-    """Return colours and dashes of lines as seaborn's options: those of one colour differ in dashes."""
-    colours = palette(values)
-    drawn = pd.Series(colours)
-    dashes = drawn.groupby(drawn).cumcount().map(lambda place: DASHES[place % len(DASHES)])
-    return {"palette": colours, "dashes": dict(dashes)}
 
 
 def interval(values: Any) -> tuple[float, float]:
@@ -136,10 +123,12 @@ def legend(fig: Figure, **options: Any) -> None:
     fig.legend([*entries.values()], [*entries], **{"loc": "outside right center"} | options)
 
 
-def key(fig: Any, looks: dict[str, dict[str, Any]]) -> None:
-    """Say below a figure's axes what its marks mean: the label of each, and how it looks."""
+def key(fig: Any, looks: dict[str, Any]) -> None:
+    """Say below a figure's axes what its marks mean: each has a look, or a colour that fills cells."""
     common: Any = {"linestyle": "none", "color": FLOOR, "markersize": 4.5, "solid_capstyle": "butt"}
-    marks = [Line2D([], [], **common | look, label=label) for label, look in looks.items()]
+    marks = [Line2D([], [], label=label, **common | (
+                 {"marker": "s", "color": look} if isinstance(look, str) else look))
+             for label, look in looks.items()]  # fmt: skip
     fig.legend(handles=marks, ncols=len(marks), columnspacing=1.4, handlelength=1.4, **BELOW)
 
 
@@ -162,13 +151,12 @@ def frame(ax: Axes, table: pd.DataFrame, metric: str, vertical: bool = True) -> 
     if not vertical and ax is not max(same, key=lambda other: other.get_position().x0):
         return
     far = 0.2 * np.ptp(ax.get_xlim() if vertical else ax.get_ylim())
-    sides = ["center"] * len(known)
-    if vertical and known:
-        sides[0] = "left"  # this line may stand at the edge
-    for k in range(1, len(known)):
-        if known[k][0] - known[k - 1][0] < far:
-            sides[k - 1 : k + 1] = ["right", "left"] if vertical else ["top", "bottom"]
-    for (value, which, colour, _), side in zip(known, sides, strict=True):
+    near = [after[0] - before[0] < far for before, after in pairwise(known)]
+    # The first of vertical lines may stand at the edge: its label has room at its right.
+    low, high = ("right", "left") if vertical else ("top", "bottom")
+    sides = [low if after else high if before else "center"
+             for before, after in zip([vertical, *near], [*near, False], strict=True)]  # fmt: skip
+    for (value, which, colour, _), side in zip(known, sides, strict=False):
         aligned: Any = {"ha" if vertical else "va": side}
         place, offset = ((value, 1), (0, 2)) if vertical else ((1, value), (3, 0))
         along = ax.get_xaxis_transform() if vertical else ax.get_yaxis_transform()
@@ -181,12 +169,7 @@ def _attacks(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _dots(ax: Axes, rows: pd.DataFrame, x: str, label: str, colours: Any, unit: str = " %") -> None:
-    """Draw a dot per seed, the mean as a tick and its 95 % t-interval as a band, per attack.
-
-    `colours` is of each attack, or of all.
-    """
-    if isinstance(colours, str):
-        colours = dict.fromkeys(rows["attack"], colours)
+    """Draw a dot per seed, the mean as a tick and its 95 % t-interval as a band, per attack."""
     same = {"data": rows, "x": x, "y": "attack", "hue": "attack", "palette": colours, "ax": ax,
             "legend": False}  # fmt: skip
     sns.pointplot(**same, errorbar=interval, linestyle="none", marker="|", markersize=11,
@@ -201,10 +184,13 @@ def _dots(ax: Axes, rows: pd.DataFrame, x: str, label: str, colours: Any, unit: 
 
 def _leads(rows: pd.DataFrame, title: str, colour: str) -> Figure:
     """Draw the `gain` of each row of `attack` in points, a panel per one it is `over`."""
+    if rows.empty:
+        raise NothingToShow(title)
     fig, each = panels(rows, "over", title, 0.3 * rows["attack"].nunique(), 1.4, sharey=True)
+    colours = dict.fromkeys(rows["attack"], COLOURS[colour])
     for ax, label, part in each:
         ax.axvline(0, color="#999999", linewidth=0.8)
-        _dots(ax, part, "gain", label, COLOURS[colour], "")
+        _dots(ax, part, "gain", label, colours, "")
     return fig
 
 
@@ -213,19 +199,18 @@ def _leads(rows: pd.DataFrame, title: str, colour: str) -> Figure:
 
 def sample_sheet(table: pd.DataFrame, title: str = "") -> Figure:
     """Draw one strip of images per set, each image under its class."""
-    groups = list(table.fillna("").groupby("set", sort=False))
-    fig, axes = canvas(len(groups), 1, 0.78 * len(groups) + 0.5, title)
-    for ax, (which, rows) in zip(axes[:, 0], groups, strict=True):
-        pitch = 1.12 * rows["size"].iloc[0]  # pixels from one image to the next
+    fig, each = panels(table.fillna(""), "set", title, 0.78, 0.5, columns=1)
+    for ax, which, rows in each:
+        size = rows["size"].iloc[0]
+        pitch = 1.12 * size  # pixels from one image to the next
         for k, row in enumerate(rows.to_dict("records")):
-            size, x = row["size"], k * pitch
             pixels = np.frombuffer(base64.b64decode(row["pixels"]), np.uint8)
+            x = k * pitch
             ax.imshow(pixels.reshape(size, size, 3), extent=(x, x + size, 0, size))
             ax.text(x + size / 2, size, row["label"], size=6, ha="center", va="bottom")
-        ax.set(xlim=(-2.2 * pitch, len(rows) * pitch), ylim=(0, 1.15 * rows["size"].iloc[0]))
+        ax.set(xlim=(-2.2 * pitch, len(rows) * pitch), ylim=(0, 1.15 * size))
         ax.axis("off")
-        middle = 0.5 * rows["size"].iloc[0]
-        ax.text(-0.2 * pitch, middle, name(which), ha="right", va="center", size=7.5)
+        ax.text(-0.2 * pitch, 0.5 * size, name(which), ha="right", va="center", size=7.5)
     return fig
 
 
@@ -233,13 +218,12 @@ def training_curves(table: pd.DataFrame, title: str) -> Figure:
     """Draw loss, kNN accuracy and spread against epochs, a line per method."""
     loss = table["loss"] / table.groupby("method")["loss"].transform("first")
     rows = table.assign(loss=loss, method=table["method"].map(name))
-    colours = palette(table["method"])
     labels = {"loss": "training loss / first epoch's", "knn": "kNN accuracy, many labels",
               "spread": "spread of features (0: collapsed)"}  # fmt: skip
     fig, axes = canvas(1, 3, 2.4, title)
     for ax, (column, label) in zip(axes[0], labels.items(), strict=True):
-        sns.lineplot(rows, x="epoch", y=column, hue="method", style="method", palette=colours,
-                     errorbar=None, legend=column == "loss", ax=ax)  # fmt: skip
+        sns.lineplot(rows, x="epoch", y=column, hue="method", style="method", errorbar=None,
+                     palette=palette(table["method"]), legend=column == "loss", ax=ax)  # fmt: skip
         ax.set(ylim=(0, None))
         ax.set_ylabel(label, size=7)
     legend(fig)
@@ -282,7 +266,7 @@ def embedding_map(table: pd.DataFrame, title: str = "") -> Figure:
                         linewidth=0, markers=signs, hue_order=order, style_order=order, ax=ax,
                         rasterized=True,  # the outline of each number would fill a megabyte
                         palette=dict(zip(order, cycle(CYCLE), strict=False)))  # fmt: skip
-        ax.set_title(name(encoder), size=7.5)
+        ax.set_title(name(encoder))
     columns = 1 + (len(order) > 10)  # more classes in one column would not fit beside the maps
     legend(fig, handletextpad=0, ncols=columns, columnspacing=0.5, fontsize=6)
     return fig
@@ -296,12 +280,10 @@ def attack_dots(table: pd.DataFrame, title: str) -> Figure:
     rows = sentences.main_task(table)
     if "victim" in rows:
         rows = rows[rows["victim"].isna() | (rows["victim"] == rows["victim"].iloc[0])]
-    known = names(_attacks(rows)["attack"])
-    colours = {n: colour_of(a) or DARK for a, n in known.items()}
-    fig, axes = canvas(1, 2, 0.28 * len(known) + 1.5, title, sharey=True)
+    named = _attacks(rows).assign(attack=lambda t: t["attack"].map(name))
+    fig, axes = canvas(1, 2, 0.28 * named["attack"].nunique() + 1.5, title, sharey=True)
     for ax, metric in zip(axes[0], METRICS, strict=True):
-        named = _attacks(rows).replace({"attack": known})
-        _dots(ax, named, metric, f"{metric} on the main task", colours)
+        _dots(ax, named, metric, f"{metric} on the main task", palette(_attacks(rows)["attack"]))
         frame(ax, rows, metric)
     return fig
 
@@ -309,8 +291,6 @@ def attack_dots(table: pd.DataFrame, title: str) -> Figure:
 def reading_dots(table: pd.DataFrame, title: str) -> Figure:
     """Draw the embedding thief's lead by what is compared, a panel per rival; right of zero it leads."""
     rows = tables.readings(table)
-    if rows.empty:
-        raise NothingToShow(title)
     over = "lead over " + rows["attack"].map(name) + ", points"
     wrapped = rows["reading"].map(lambda text: textwrap.fill(text, 32))
     return _leads(rows.assign(attack=wrapped, over=over), title, "embedding")
@@ -348,9 +328,11 @@ def step_curves(table: pd.DataFrame, title: str) -> Figure:
     ends = rows[rows["steps"] == rows.groupby("name")["steps"].transform("max")]
     means = ends.groupby("name")["accuracy"].mean().sort_values(ascending=False)
     order = list(means.index)  # as lines end
+    drawn = pd.Series(palette(rows["attack"]))  # lines of one colour differ in dashes
+    dashes = dict(drawn.groupby(drawn).cumcount().map(lambda place: DASHES[place % len(DASHES)]))
     fig, ((ax,),) = canvas(1, 1, 3.2, title)
     sns.lineplot(rows, x="steps", y="accuracy", hue="name", style="name", markers=True, markersize=5,
-                 hue_order=order, style_order=order, **line_style(rows["attack"].unique()),
+                 hue_order=order, style_order=order, palette=dict(drawn), dashes=dashes,
                  errorbar=interval, err_kws={"alpha": 0.12}, ax=ax)  # fmt: skip
     frame(ax, table[~table["attack"].isin(sweeps.ALONE)], "accuracy", vertical=False)  # lines here
     lengths = sorted(rows["steps"].unique())
@@ -377,8 +359,6 @@ def ablation_dots(table: pd.DataFrame, title: str) -> Figure:
     wide = sentences.changed(table).pivot_table(index="seed", columns="attack", values="accuracy",
                                                 sort=False)  # fmt: skip
     gains = wide.drop(columns=sweeps.AS_GIVEN).sub(wide[sweeps.AS_GIVEN], axis=0)
-    if gains.empty:
-        raise NothingToShow(title)
     over = "change of Cont-Steal's accuracy on the main task, points"
     return _leads(gains.melt(value_name="gain").assign(over=over).dropna(), title, "cont-steal")
 
@@ -393,7 +373,7 @@ def views_dots(table: pd.DataFrame, title: str) -> Figure:
         _dots(ax, part, "accuracy", "accuracy on the main task", colours)
     for ax, view, _ in each:  # once the common scale is known
         frame(ax, table, "accuracy")
-        ax.set_title(str(view).replace("clean", "clean images"), size=7.5, pad=20)
+        ax.set_title(str(view).replace("clean", "clean images"), pad=20)
     return fig
 
 
@@ -431,8 +411,7 @@ def pull_maps(table: pd.DataFrame, title: str) -> Figure:
         bound = rows["pull"].abs().max()
         wide = rows.pivot(index="anchor", columns="other", values="pull")
         _heatmap(ax, wide, cmap="RdBu", square=True, vmin=-bound, vmax=bound)
-        ax.set(xlabel="surrogate's s, victim's t")
-        ax.set_title(name(loss), size=7.5)
+        ax.set(xlabel="surrogate's s, victim's t", title=name(loss))
         ax.axvline(len(wide), color=DARK, linewidth=0.8)
         ax.tick_params(axis="x", labelsize=6)
     fig.axes[0].set_ylabel("surrogate's vector")
@@ -474,12 +453,11 @@ def boundary_maps(table: pd.DataFrame, title: str) -> Figure:
         _heatmap(ax, shade, text.fillna(""), sure == True,  # noqa: E712 a missing point is neither
                  cmap="RdBu_r", vmin=-bound, vmax=bound)  # fmt: skip
         ax.pcolormesh(np.where(shade.isna(), 0.2, np.nan), cmap="Greys", vmin=0, vmax=1)
-        ax.set(xlabel="query images")
-        ax.set_title(f"queries: {data},\n{view}", size=7.5)
+        ax.set(xlabel="query images", title=f"queries: {data},\n{view}")
     fig.axes[0].set_ylabel("victim")
-    key(fig, {"Cont-Steal is ahead": {"marker": "s", "color": "#F4A582"},
-              "MSE is ahead": {"marker": "s", "color": "#92C5DE"}, "95 % interval excludes 0": BOLD,
-              "no more than without the victim": {"marker": "s", "color": "#DDDDDD"}})  # fmt: skip
+    marks: Any = {"Cont-Steal is ahead": "#F4A582", "MSE is ahead": "#92C5DE"}
+    marks |= {"95 % interval excludes 0": BOLD, "no more than without the victim": "#DDDDDD"}
+    key(fig, marks)
     return fig
 
 
@@ -496,7 +474,7 @@ def geometry_dots(table: pd.DataFrame, title: str) -> Figure:
         ax.axhline(0, color="#999999", linewidth=0.8)
         ax.set(xlabel=label, ylabel="Cont-Steal minus MSE, points")
         rank = spearmanr(table[metric], table["gain"]).statistic
-        ax.set_title(f"rank correlation {rank:+.2f}", size=7.5)
+        ax.set_title(f"rank correlation {rank:+.2f}")
     legend(fig, fontsize=6.5)
     return fig
 
@@ -529,9 +507,8 @@ def defence_curves(table: pd.DataFrame, title: str) -> Figure:
         frame(ax, table, "accuracy", vertical=False)
         knob = STRENGTHS.get(kind.split(" + ")[-1], "")
         called = re.sub("|".join(DEFENCES), lambda match: DEFENCES[match[0]], kind)
-        ax.set_title(called + f" ({knob})" * bool(knob), size=7.5)
-        ax.set(xlim=(0, 0.1 + free["legitimate"].mean()))
-        ax.set(xlabel="customer's accuracy", ylabel="thief's accuracy")
+        ax.set(xlim=(0, 0.1 + free["legitimate"].mean()), title=called + f" ({knob})" * bool(knob),
+               xlabel="customer's accuracy", ylabel="thief's accuracy")  # fmt: skip
         ax.label_outer()
         ax.xaxis.set_tick_params(labelbottom=True)
         in_percent(ax.xaxis, ax.yaxis)
@@ -586,9 +563,8 @@ def _sheet(
     fig, ((ax,),) = canvas(1, 1, height * len(values) + 1.3, title)
     _heatmap(ax, good, texts, bold, vmin=-1, vmax=1, cmap="PiYG", linewidths=1)
     ax.xaxis.tick_top()
-    key(fig, {"good for the provider": {"marker": "s", "color": "#4D9221"},
-              "bad": {"marker": "s", "color": "#C51B7D"}}
-        | ({} if bold is None else {"95 % interval excludes 0": BOLD}))  # fmt: skip
+    reliable = {} if bold is None else {"95 % interval excludes 0": BOLD}
+    key(fig, {"good for the provider": "#4D9221", "bad": "#C51B7D"} | reliable)
     return fig, ax
 
 
@@ -598,16 +574,14 @@ def defence_matrix(table: pd.DataFrame, title: str) -> Figure:
     Cells hold points; those whose 95 % t-interval excludes zero are bold. Green is good
     for the provider: a thief's loss, a customer's gain.
     """
-    known = names(table["defence"])
-    cells = table.assign(row=table["defence"].map(known), column=table["party"] + ", " + table["who"],
+    cells = table.assign(row=table["defence"].map(names(table["defence"])),
+                         column=table["party"] + ", " + table["who"],
                          sure=(table["low"] > 0) | (table["high"] < 0))  # fmt: skip
-    columns = list(cells["column"].unique())
-    change, sure = (cells.pivot(index="row", columns="column", values=v).loc[[*known.values()], columns]
-                    for v in ("change", "sure"))  # fmt: skip
+    change, sure = (cells.pivot_table(v, "row", "column", sort=False) for v in ("change", "sure"))
     fig, ax = _sheet(change, title, 0.34, sure == True)  # noqa: E712 a missing cell is neither
-    ax.axvline(sum(c.startswith("attacker") for c in columns), color=DARK, linewidth=1.5)
+    ax.axvline(sum(change.columns.str.startswith("attacker")), color=DARK, linewidth=1.5)
     for place, verdict in enumerate(provider.worth(table)["verdict"]):  # in the order of the rows
-        ax.annotate(verdict, (len(columns), place + 0.5), xytext=(4, 0), va="center", size=7,
+        ax.annotate(verdict, (len(change.columns), place + 0.5), xytext=(4, 0), va="center", size=7,
                     textcoords="offset points", annotation_clip=False)  # fmt: skip
     return fig
 
@@ -617,8 +591,7 @@ def parties_sheet(table: pd.DataFrame, title: str) -> Figure:
 
     Of several kinds of thieves the share of those found is of the hardest, which is found least often.
     """
-    wanted = ("attacker", "customer", "thieves", "others")
-    values = table.set_index("means").filter(regex=f"^({'|'.join(wanted)})").rename_axis(index=None)
+    values = table.set_index("means").filter(regex="^(attacker|customer|thieves|others)")
     fig, ax = _sheet(values, title, 0.24)
     ax.tick_params(labelsize=6.5)
     starts = table["kind"].ne(table["kind"].shift())
@@ -649,8 +622,9 @@ def _by_detector(
     for ax, detector, rows in each:
         honest = rows["user"].str.startswith("customer")
         _filled_dots(ax, rows[x], rows["user"], users, honest, rows[filled] > 0)
-        ax.set_title(str(detector).replace(", ", ",\n"), size=7.5)
+        ax.set_title(str(detector).replace(", ", ",\n"))
         ax.tick_params(labelsize=6.5)
+        ax.xaxis.label.set_fontsize(6.5)
         ax.locator_params(axis="x", nbins=3)
     return fig, each
 
@@ -665,8 +639,8 @@ def detector_dots(table: pd.DataFrame, title: str) -> Figure:
              "similar projections": "share of similar\nhead outputs",
              "similar embeddings": "share of similar answers"}  # fmt: skip
     for ax, detector, rows in each:
-        label = next((text for kind, text in kinds.items() if detector.startswith(kind)), "")
-        ax.set_xlabel(label or "share of similar queries", size=6.5)
+        labels = [text for kind, text in kinds.items() if detector.startswith(kind)]
+        ax.set_xlabel([*labels, "share of similar queries"][0])
         sign = -1 if detector.startswith(detection.LOW) else 1
         suspicion, flagged = sign * rows["statistic"], rows["flagged"] > 0
         least, most = suspicion[flagged].min(), suspicion[~flagged].max()
@@ -697,7 +671,6 @@ def account_dots(table: pd.DataFrame, title: str) -> Figure:
                         va="center", xytext=(4, 0), xycoords=("axes fraction", "data"),
                         textcoords="offset points")  # fmt: skip
         ax.set(xlim=(0, 1.05), xlabel="answers before a refusal")
-        ax.xaxis.label.set_fontsize(6.5)
         in_percent(ax.xaxis)
     number = BOLD | {"marker": "$2.5$", "markersize": 11}
     key(fig, {"was refused": FILLED, "was not refused": EMPTY, "accounts for all answers": number})
@@ -714,9 +687,9 @@ def roc_curves(table: pd.DataFrame, title: str) -> Figure:
         sns.lineplot(rows[rows["at"] == "curve"], style="detector", estimator=None, sort=False,
                      linewidth=1.2, **look)  # fmt: skip
         sns.scatterplot(rows[rows["at"] == "verdict"], legend=False, s=24, clip_on=False, **look)
-        ax.set(xlabel="customers flagged", ylabel="thieves flagged", xlim=(0, 1), ylim=(0, 1))
+        ax.set(xlim=(0, 1), ylim=(0, 1), title=user, xlabel="customers flagged",
+               ylabel="thieves flagged")  # fmt: skip
         ax.plot([], [], "o", color=FLOOR, label="at a detector's own threshold")
-        ax.set_title(user, size=7.5)
         ax.label_outer()
         ax.xaxis.set_tick_params(labelbottom=True)
         ax.locator_params(axis="x", nbins=3)
@@ -736,7 +709,7 @@ def refused_dots(table: pd.DataFrame, title: str) -> Figure:
     fig, drawn = panels(rows, "detector", title, height, 1.2, columns=1, sharex=True)
     for ax, detector, part in drawn:
         label = f"accuracy on the main task; refused by {detector}"
-        _dots(ax, part, "accuracy", label, COLOURS["thief"])
+        _dots(ax, part, "accuracy", label, dict.fromkeys(part["attack"], COLOURS["thief"]))
         frame(ax, table[table["detector"].isna()], "accuracy")
     return fig
 
@@ -799,20 +772,18 @@ def suspect_dots(table: pd.DataFrame, title: str) -> Figure:
         least = part.loc[part["kind"] == "victim", "detectable"].mean()
         if by != "form":
             least += part.loc[part["kind"] == "independent", measure].mean()
-        sides = {least: ("accused \u2192", "left"), -least: ("\u2190 accused", "right")}
-        for value in list(sides)[: 1 + (form == "published")]:  # which accuses on both sides
+        sides = [(least, "accused \u2192", "left"), (-least, "\u2190 accused", "right")]
+        for value, text, side in sides[: 1 + (form == "published")]:  # which accuses on both sides
             if np.isfinite(value):
                 ax.axvline(value, color=DARK, linestyle="--", linewidth=1)
-                text, side = sides[value]
                 ax.annotate(text, (value, 1), xycoords=ax.get_xaxis_transform(), size=6.5, ha=side,
                             va="bottom")  # fmt: skip
         ax.set(xlabel=label)
-        ax.set_title(str(form).replace(", ", ",\n") + " form" * (by == "form"), size=7.5, pad=14)
+        ax.set_title(str(form).replace(", ", ",\n") + " form" * (by == "form"), pad=14)
         if by == "head":
             in_percent(ax.xaxis)
-    key(fig, {"accused": FILLED, "not accused": EMPTY,
-              "victim, its copies and thieves": {"marker": "s", "color": CYCLE[1]},
-              "took nothing": {"marker": "s", "color": CYCLE[0]}})  # fmt: skip
+    key(fig, {"accused": FILLED, "not accused": EMPTY, "victim, its copies and thieves": CYCLE[1],
+              "took nothing": CYCLE[0]})  # fmt: skip
     return fig
 
 
@@ -843,10 +814,6 @@ class Row(NamedTuple):
         if self.lengths or len(tables.trainings(table)) == 1 or " steps" in result.title:
             return result
         return result._replace(title=f"After {shown['steps'].max():g} steps: {result.title}")
-
-    def draw(self, table: pd.DataFrame) -> Figure:
-        """Draw the figure from its table under its title."""
-        return self.plot(self.shown(table), self.summarise(table).title)
 
 
 FIGURES = {

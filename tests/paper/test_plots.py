@@ -215,8 +215,7 @@ def test_neighbours_on_a_map_are_counted() -> None:
 
 
 def test_an_attack_has_one_colour_and_its_variants_differ_in_dashes() -> None:
-    each = {attack.split(", ")[0]: plots.colour_of(attack) for attack in steal.ATTACKS}
-    assert None not in each.values()
+    each = {attack: plots.COLOURS[attack] for attack in steal.ATTACKS}
     shared = [(a, b) for a, b in combinations(each, 2) if each[a] == each[b]]
     assert all(b.startswith(a) for a, b in shared), "but for other forms of one loss"
     colours = plots.palette(["one", "cont-steal", "two", "cont-steal, own views"])
@@ -224,8 +223,10 @@ def test_an_attack_has_one_colour_and_its_variants_differ_in_dashes() -> None:
         colours["Cont-Steal"] == colours["Cont-Steal on own views"] == plots.COLOURS["cont-steal"]
     )
     assert len(set(colours.values())) == 3, "others have the next that is free"
-    dashes = plots.line_style(["one", "cont-steal", "two", "cont-steal, own views"])["dashes"]
-    assert list(dashes.values()) == ["", "", "", plots.DASHES[1]]
+    both = pd.concat([trained("cont-steal", 0.4, 0.5), trained("cont-steal, own views", 0.2, 0.3)])
+    one, other = (figures.draw("03_steps", both).axes[0].lines[k] for k in (0, 1))
+    assert one.get_color() == other.get_color()
+    assert one.get_linestyle() != other.get_linestyle()
 
 
 def test_every_figure_with_dots_or_cells_says_what_they_mean() -> None:

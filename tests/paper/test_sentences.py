@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from contsteal.lab import detection, tables
-from contsteal.paper import plots, sentences
+from contsteal.paper import figures, sentences
 
 GOOD, NEAR = (0.2, 0.21, 0.22), (-0.02, 0.0, 0.03)
 BAD = tuple(-d for d in GOOD)
@@ -113,7 +113,7 @@ def test_the_headline_is_counted_per_victim() -> None:
     alone = pd.DataFrame([r for r in rows if r["victim_seed"] == 0])
     title = "Cont-Steal is 21.0 points ahead of MSE (95 % CI 18.5 to 23.5)"
     assert sentences.victims(alone).title == title
-    fig = plots.FIGURES["03_victims"].draw(pd.DataFrame(rows))
+    fig = figures.draw("03_victims", pd.DataFrame(rows))
     assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["victim 0", "victim 3"]
 
 
