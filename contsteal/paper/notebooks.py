@@ -170,10 +170,11 @@ def _reason(executed: Path, key: dict[str, str], figures: Path) -> str:
         return "never run"
     if not record:
         return CHANGED  # what they were is not known
-    kept = [_digest(figures / name) == digest for name, digest in record["outputs"].items()]
-    kept.append(_digest(executed) == record["copy"])
+    made = {figures / name: digest for name, digest in record["outputs"].items()}
+    made[executed] = record["copy"]
+    kept = all(path.is_file() and files.sha256(path) == digest for path, digest in made.items())
     parts = (f"{part} changed" for part, value in key.items() if record["key"].get(part) != value)
-    return next(parts, "" if all(kept) else CHANGED)
+    return next(parts, "" if kept else CHANGED)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -186,10 +187,6 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _changed(path: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
-
-
-def _digest(path: Path) -> str | None:
-    return files.sha256(path) if path.is_file() else None
 
 
 # ---------------------------------------------------------------- make paper, plan and data
@@ -498,8 +495,8 @@ def execute(executed: Path) -> None:
             if path.stem not in {p.stem for p in made}:
                 path.unlink()
         facts = {
-            "key": order["key"], "outputs": {p.name: _digest(p) for p in sorted(made)},
-            "copy": _digest(executed),
+            "key": order["key"], "outputs": {p.name: files.sha256(p) for p in sorted(made)},
+            "copy": files.sha256(executed),
             "seconds": round(time.time() - start, 1), "started": start, "device": order["device"],
         }  # fmt: skip
         files.write_json(record, files.sealed(facts))
