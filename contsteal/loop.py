@@ -40,7 +40,9 @@ Row = dict[str, float]
 Backend = str | Callable[..., Any]  # of torch.compile
 Loss = Callable[[Tensor, int, torch.Generator], Tensor]  # (indices (B,), epoch, draws) -> scalar
 WARMUP = 0.1  # share of all steps
-SAVE_EVERY = 15.0  # seconds between checkpoints: what a run that is ended or killed can lose
+# Seconds between checkpoints, which a run that is ended or killed can lose: more where one takes long.
+SAVE_EVERY = 1.0
+SAVING = 0.05  # seconds that one may take for each SAVE_EVERY: a twentieth of the time
 QUIET = "TQDM_DISABLE"  # which a notebook's bars do not read by themselves
 HIDDEN = ("epoch", "lr", "seconds")  # columns of a row that the progress bar leaves out
 
@@ -113,8 +115,8 @@ def fit(
         n: number of samples.
         schedule: how long and how fast.
         seed: decides the order of the samples, and with the epoch what `loss` draws.
-        checkpoint: a file to save the state to after an epoch, at most every SAVE_EVERY seconds: a
-            run that was ended or killed continues from it to the same weights.
+        checkpoint: a file to save the state to after an epoch, every second where that takes at most a
+            twentieth of the time: a run that was ended or killed continues from it to the same weights.
         after_epoch: maps an epoch to more columns of its row, such as a monitor's.
         title: stands before the progress bar.
         identity: describes the run: the checkpoint of another one is refused.
@@ -138,7 +140,7 @@ def fit(
     optimizer = schedule.build(model)
     identity = f"{identity} {schedule} seed={seed} n={n}"
     history = _resume(checkpoint, model, optimizer, identity)
-    saved, done = time.monotonic(), len(history)
+    saved, pause, done = time.monotonic(), SAVE_EVERY, len(history)
     bar = tqdm(
         total=epochs, initial=done, desc=title, leave=False, delay=2, disable=QUIET in os.environ
     )
@@ -152,7 +154,7 @@ def fit(
             history.append(row | (after_epoch(epoch) if after_epoch else {}))
             bar.set_postfix({k: f"{v:.3f}" for k, v in history[-1].items() if k not in HIDDEN})
             bar.update()
-            if checkpoint and time.monotonic() - saved > SAVE_EVERY:
+            if checkpoint and (begun := time.monotonic()) - saved > pause:
                 state = {
                     "model": model.state_dict(), "optimizer": optimizer.state_dict(),
                     "rng": torch.get_rng_state(), "history": history, "identity": identity,
@@ -161,6 +163,7 @@ def fit(
                 with files.atomic(checkpoint) as partial:
                     partial.write_bytes(buffer.getvalue())
                 saved = time.monotonic()
+                pause = SAVE_EVERY * max(1.0, (saved - begun) / SAVING)
     optimizer.zero_grad(set_to_none=True)  # gradients take as much memory as the weights
     model.eval()
     return history

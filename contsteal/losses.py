@@ -7,13 +7,15 @@ stays float64. In formulas s_i and t_i are rows of surrogate and target, z = [s;
 Every loss raises ValueError for shapes that differ, too few rows, or a temperature of 0 or below.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from contsteal import choice
+BLOCK = 512  # rows that are compared with all others at a time
+WHOLE = 2048  # rows up to which all pairs are kept at once: 16 MB, no slower than blocks
 
 # ------------------------------------------------------------------------------------ regression
 
@@ -104,6 +106,11 @@ def stolen_encoder(surrogate: Tensor, target: Tensor, weight: float = 20.0) -> T
         >>> stolen_encoder(torch.cat([clean, augmented]), clean, weight=1.0)
         tensor(1.4142)
     """
+    if target.ndim != 2 or surrogate.shape != (2 * len(target), target.shape[1]):
+        raise ValueError(
+            f"surrogate {tuple(surrogate.shape)} and victim {tuple(target.shape)} embeddings: the "
+            "surrogate's must be (2N, D) = [clean; augmented], the victim's (N, D)"
+        )
     s, t = (F.normalize(x, dim=1) for x in _pair(surrogate, torch.cat([target, target])))
     clean, augmented = torch.linalg.vector_norm(s - t, dim=1).chunk(2)  # (N,) each
     return clean.mean() + weight * augmented.mean()
@@ -120,18 +127,25 @@ def cross_entropy(logits: Tensor, answers: Tensor) -> Tensor:
         A scalar.
 
     Raises:
-        ValueError: for answers that do not fit the logits.
+        ValueError: for answers that do not fit the logits, and on a CPU for labels beyond the classes.
 
     Example:
         >>> cross_entropy(torch.zeros(1, 4), torch.tensor([2]))
         tensor(1.3863)
     """
-    if answers.shape not in (logits.shape, logits.shape[:1]) or not logits.numel():
+    shapes = logits.shape, logits.shape[:1]
+    if logits.ndim != 2 or not logits.numel() or answers.shape not in shapes:
         raise ValueError(f"logits {tuple(logits.shape)} do not fit answers {tuple(answers.shape)}")
+    if answers.is_floating_point() != (answers.ndim == 2) or answers.dtype == torch.bool:
+        kinds = "posteriors (N, C) are floats, labels (N,) whole numbers"
+        raise ValueError(f"answers {tuple(answers.shape)} of {answers.dtype}: {kinds}")
     answers = answers if answers.is_floating_point() else answers.long()
     logits = logits.float() if logits.dtype != torch.float64 else logits
-    # By default the label -100 would be left out.
-    return F.cross_entropy(logits, answers, ignore_index=-(2**31))
+    try:  # by default the label -100 would be left out
+        return F.cross_entropy(logits, answers, ignore_index=-(2**31))
+    except IndexError as error:  # on a CPU, which looks at each label
+        span = f"{int(answers.min())} to {int(answers.max())}"
+        raise ValueError(f"labels from {span}: classes 0 to {logits.shape[1] - 1} exist") from error
 
 
 # ----------------------------------------------------------------------------------- contrastive
@@ -170,9 +184,9 @@ def cont_steal(
         >>> cont_steal(torch.eye(32), torch.eye(32), form="code")  # ln(1 + 62 e^-2)
         tensor(2.2397)
     """
-    choice(form, "form", ("paper", "code"))
+    _known("form", form, "cont_steal", "paper", "code")
     allowed = ("both", "victim", "self") if form == "paper" else ("both",)
-    choice(negatives, f"negatives of form={form!r}", allowed)
+    _known("negatives", negatives, f'cont_steal(form="{form}")', *allowed)
     if form == "code":
         return info_nce(surrogate, target, temperature)
     s, t = (F.normalize(x, dim=1) for x in _pair(surrogate, target, least=2))
@@ -205,7 +219,7 @@ def info_nce(surrogate: Tensor, target: Tensor, temperature: float = 0.07) -> Te
     """
     s, t = _pair(surrogate, target, least=2)
     partner = torch.arange(2 * len(s), device=s.device).roll(len(s))
-    return F.cross_entropy(cosines(torch.cat([s, t]), temperature), partner)
+    return nt_xent(torch.cat([s, t]), partner, temperature)
 
 
 def info_nce_views(
@@ -238,13 +252,13 @@ def info_nce_views(
         >>> info_nce_views(s, s) < info_nce_views(s, s.roll(1, 0))
         tensor(True)
     """
-    choice(form, "form", ("corrected", "published"))
+    _known("form", form, "info_nce_views", "corrected", "published")
     s, t = _pair(surrogate, target, least=4)
     image = torch.arange(_half(len(s)), device=s.device)
     if form == "corrected":
         return sup_con(s, t, image.repeat(2), temperature)
     partner = torch.cat([image + len(image), image, image, image])
-    return F.cross_entropy(cosines(torch.cat([s, t]), temperature), partner)
+    return nt_xent(torch.cat([s, t]), partner, temperature)
 
 
 def sup_con(
@@ -342,7 +356,7 @@ def barlow(
         >>> barlow(square, square).round(decimals=2), barlow(square, -square).round(decimals=2)
         (tensor(0.), tensor(8.))
     """
-    choice(form, "form", ("cross", "published"))
+    _known("form", form, "barlow", "cross", "published")
     s, t = _pair(surrogate, target, least=2)
     if form == "published":
         n = _half(len(s))
@@ -403,6 +417,8 @@ def moco(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.1) ->
         tensor(True)
     """
     q, k = (F.normalize(x, dim=1) for x in _pair(query, key))
+    if queue.ndim != 2 or not len(queue) or queue.shape[1] != q.shape[1]:
+        raise ValueError(f"queue {tuple(queue.shape)}: rows of {q.shape[1]} are needed")
     matching = (q * k).sum(1, keepdim=True)  # (N, 1)
     negatives = products(q, F.normalize(queue.to(q.dtype), dim=1))  # (N, K)
     logits = torch.cat([matching, negatives], dim=1) / positive(temperature)
@@ -422,6 +438,48 @@ def cosines(z: Tensor, temperature: float) -> Tensor:
     """Return the cosines of all pairs of rows over `temperature`, -inf for a row with itself."""
     z = F.normalize(z, dim=1)
     return (products(z, z) / positive(temperature)).fill_diagonal_(float("-inf"))
+
+
+def nt_xent(z: Tensor, partner: Tensor, temperature: float) -> Tensor:
+    """Return mean_i -log(e^{z_i z_p(i)} / sum_{k != i} e^{z_i z_k}) of rows z (R, D), partners p (R,).
+
+    Above WHOLE rows it goes by blocks: memory is linear in R, not quadratic, and second derivatives do
+    not exist.
+    """
+    if len(z) <= WHOLE:
+        return F.cross_entropy(cosines(z, temperature), partner)
+    with torch.autocast(z.device.type, enabled=False):
+        return _BlockwiseNTXent.apply(F.normalize(z, dim=1), partner, positive(temperature))
+
+
+class _BlockwiseNTXent(torch.autograd.Function):
+    """`nt_xent` of unit rows z; its gradient is computed on the way, while a block is at hand.
+
+    With L = (1 / R) sum_i (logsumexp_j l_ij - l_ip(i)), l_ij = z_i z_j / T and G = softmax(l) - 1_p:
+    dL/dz = (G + G') z / (R T).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, partner: Tensor, temperature: float) -> Tensor:
+        total, gradient = z.new_zeros(()), torch.zeros_like(z)
+        for first in range(0, len(z), BLOCK):
+            rows, target = z[first : first + BLOCK], partner[first : first + BLOCK, None]
+            logits = (rows @ z.T).div_(temperature)  # (BLOCK, R)
+            logits.diagonal(first).fill_(float("-inf"))
+            norm = logits.logsumexp(1, keepdim=True)
+            total += (norm - logits.gather(1, target)).sum()
+            g = logits.sub_(norm).exp_()
+            g.scatter_add_(1, target, torch.full_like(norm, -1))
+            gradient[first : first + BLOCK].addmm_(g, z)
+            gradient.addmm_(g.T, rows)
+        ctx.save_for_backward(gradient.div_(len(z) * temperature))
+        return total / len(z)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, up: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return up * gradient, None, None
 
 
 # ---------------------------------------------------------------------------------------- checks
@@ -451,3 +509,8 @@ def _half(rows: int) -> int:
     if rows % 2:
         raise ValueError(f"a batch of {rows} rows cannot be [view 1; view 2]: give an even number")
     return rows // 2
+
+
+def _known(what: str, value: str, place: str, *choices: str) -> None:
+    if value not in choices:
+        raise ValueError(f"unknown {what} {value!r} of {place}: choose one of {', '.join(choices)}")

@@ -13,6 +13,7 @@ from scipy import stats
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks import record
 from contsteal import losses
 
 Rows = list[list[float]]
@@ -467,6 +468,30 @@ def test_inputs_are_kept_and_no_tensor_is_larger_than_the_pairs_of_rows_or_featu
     assert torch.equal(t, kept[1])
 
 
+@pytest.mark.parametrize("count", [losses.WHOLE // 2 + 1, losses.WHOLE // 2 + 300])
+def test_a_large_batch_goes_by_blocks_to_the_same_loss_and_gradient(count, monkeypatch) -> None:
+    s, t = torch.randn(2, count, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    s.requires_grad_()
+    blocks = losses.info_nce(s, t)
+    (gradient,) = torch.autograd.grad(blocks, s)
+    monkeypatch.setattr(losses, "WHOLE", 10**9)
+    whole = losses.info_nce(s, t)
+    torch.testing.assert_close(blocks, whole)
+    torch.testing.assert_close(gradient, torch.autograd.grad(whole, s)[0])
+
+
+def test_memory_of_blocks_is_linear_in_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "WHOLE", 0)
+    monkeypatch.setattr(losses, "BLOCK", 32)
+
+    def step(count: int) -> None:
+        s = torch.ones(count, 8, requires_grad=True)
+        losses.info_nce(s, torch.ones_like(s)).backward()
+
+    one, two = (record.peak_mb(lambda n=n: step(n)) for n in (512, 1024))
+    assert 1.8 * one < two < 2.2 * one
+
+
 # ---------------------------------------------------------------------------------- bad input
 
 
@@ -499,16 +524,17 @@ ODD, FEW = (
     "no negatives.* at least 4 rows",
 )
 UNFIT, LABELS = r"logits \(6, 5\) do not fit answers ", "sup_con needs the true label of each of 6"
+HALF = r".*\(2N, D\) = \[clean; augmented\], the victim's \(N, D\)"
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: losses.cont_steal(S, T, form="offical"), "'offical'.* of paper, code"),
-        (lambda: losses.barlow(S, T, form="X"), "form 'X': .* cross, published"),
-        (lambda: VIEWS(S, T, form="X"), "form 'X': .* corrected, published"),
+        (lambda: losses.barlow(S, T, form="X"), "form 'X' of barlow: .* cross, published"),
+        (lambda: VIEWS(S, T, form="X"), "of info_nce_views: .*corrected, published"),
         (lambda: losses.cont_steal(S, T, negatives="X"), "of both, victim, self"),
-        (lambda: losses.cont_steal(S, T, 1.0, "code", "self"), "of form='code' 'self': .*of both$"),
+        (lambda: losses.cont_steal(S, T, 1.0, "code", "self"), r'form="code"\): .*of both$'),
         (lambda: VIEWS(*batch(3)), f"a batch of 3 has {FEW}"),
         (lambda: VIEWS(*batch(1), form="published"), f"a batch of 1 has {FEW}"),
         (lambda: VIEWS(*batch(5)), ODD),
@@ -519,19 +545,21 @@ UNFIT, LABELS = r"logits \(6, 5\) do not fit answers ", "sup_con needs the true 
         (lambda: losses.sup_con(S, T, torch.zeros(6, 1)), rf"labels \(6, 1\): {LABELS}"),
         (lambda: losses.cross_entropy(S, torch.ones(6, 3)), rf"{UNFIT}\(6, 3\)"),
         (lambda: losses.cross_entropy(S, torch.ones(5).long()), rf"{UNFIT}\(5,\)"),
-        (lambda: losses.stolen_encoder(S, S), r"\(6, 5\) and victim \(12, 5\)"),
+        (lambda: losses.stolen_encoder(S, S), rf"\(6, 5\) and victim \(6, 5\){HALF}"),
+        (lambda: losses.stolen_encoder(S, T[:3, :4]), rf"\(6, 5\) and victim \(3, 4\){HALF}"),
+        (lambda: losses.stolen_encoder(S, T[0, 0]), rf"\(6, 5\) and victim \(\){HALF}"),
+        *((lambda shape=shape: losses.moco(S, T, torch.ones(shape)),
+           r"queue \(.*: rows of 5 are needed") for shape in [(8, 3), (0, 5), (5,)]),
         (lambda: losses.info_nce(S, T, 1e300), "temperature"),
         (lambda: losses.soft_nn(S, T, math.inf), "temperature"),
         (lambda: losses.mse(S[:, :0], T[:, :0]), "embeddings"),
         (lambda: losses.cross_entropy(S[:, :0], T[:, :0]), "logits"),
+        (lambda: losses.cross_entropy(S, T.bool()), "answers"),
+        (lambda: losses.cross_entropy(S, T[:, 0]), "answers"),
+        (lambda: losses.cross_entropy(S[:3, :3], torch.arange(1, 4)), "from 1 to 3: cl"),
+        (lambda: losses.cross_entropy(S[:1], torch.tensor([-100])), "from -100 to"),
     ],
 )  # fmt: skip
 def test_what_a_loss_cannot_take_is_named(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_a_label_beyond_the_classes_is_never_left_out() -> None:
-    for label in (-100, 5):  # torch's own default leaves out -100
-        with pytest.raises(IndexError, match="out of bounds"):
-            losses.cross_entropy(S[:1], torch.tensor([label]))
