@@ -60,6 +60,7 @@ class Config(Checked):
     projection: Count | None = None  #: dimension that the loss is computed in; None: the method's
     momentum: Share = 0.99  #: of the key or target encoder, MoCo and BYOL [L]
     queue: Count = 4096  #: MoCo's negatives [L]; 8,192 there at batch 512
+    symmetric: bool = True  #: MoCo: each view is query and key once [L]
     key_groups: Count = 8  #: MoCo: parts of a batch of keys, each normalised by itself [L]
     held_out: Natural = 1024  #: training images kept for the monitor, at most a tenth of the set
     monitor_every: Count = 1  #: epochs between two measurements on them
@@ -207,9 +208,9 @@ class SimCLR(Method):
 class MoCo(Method):
     """MoCo v2 (He et al., CVPR 2020; Chen et al., 2020): keys of a momentum encoder, and a queue.
 
-    Each view is query and key once. Keys pass in groups with batch statistics of their own, as [L]'s
-    split batch norm: an encoder could otherwise recognise a key by the batch that it shares with its
-    query. The queue starts with random directions.
+    Keys pass in groups with batch statistics of their own, as [L]'s split batch norm: an encoder
+    could otherwise recognise a key by the batch that it shares with its query. The queue starts with
+    random directions.
     """
 
     projection = 128
@@ -218,7 +219,8 @@ class MoCo(Method):
 
     def __init__(self, encoder: Encoder, config: Config, classes: int) -> None:
         super().__init__(encoder, config, classes)
-        if config.queue < (sent := 2 * config.batch):
+        sent = config.batch * (2 if config.symmetric else 1)
+        if config.queue < sent:
             raise ValueError(f"queue={config.queue}: it must hold the {sent} keys of a batch of "
                              f"{config.batch}")  # fmt: skip
         if config.batch % config.key_groups:
@@ -230,13 +232,15 @@ class MoCo(Method):
 
     def loss(self, one: Tensor, two: Tensor) -> Tensor:
         self.keys.follow(self.online)
+        pairs = [(one, two), (two, one)] if self.config.symmetric else [(one, two)]
         with torch.no_grad():
-            k2, k1 = self.encode(two), self.encode(one)  # (B, P) each
-        q1, q2 = self.online(one), self.online(two)  # (B, P) each: a batch norm per view
-        tau = self.config.temperature or 0.1
-        loss = (losses.moco(q1, k2, self.queue, tau) + losses.moco(q2, k1, self.queue, tau)) / 2
-        self.enqueue(torch.cat([k2, k1]))
-        return loss
+            keys = [self.encode(key) for _, key in pairs]  # (B, P) each
+        terms = []
+        for (query, _), k in zip(pairs, keys, strict=True):
+            q = self.online(query)  # (B, P)
+            terms.append(losses.moco(q, k, self.queue, self.config.temperature or 0.1))
+        self.enqueue(torch.cat(keys))
+        return torch.stack(terms).mean()
 
     def encode(self, views: Tensor) -> Tensor:
         """Return the keys (B, P) of views; every `key_groups`-th row shares its batch norm."""

@@ -4,10 +4,13 @@
 between queries that are not normal (Juuti et al., EuroS&P 2019; code
 SSGAalto/prada-protecting-against-dnn-model-stealing-attacks). `ProofOfWork` makes users pay in seconds of
 computation, more for queries unlike a customer's (Dziedzic et al., "Increasing the Cost of Model
-Extraction with Calibrated Proof of Work", ICLR 2022; code cleverhans-lab/model-extraction-iclr).
+Extraction with Calibrated Proof of Work", ICLR 2022; code cleverhans-lab/model-extraction-iclr); its
+puzzle is HashCash's.
 """
 
 import copy
+import hashlib
+import itertools
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -20,6 +23,7 @@ from torch import Tensor, nn
 
 from contsteal import Count, NotNegative, Positive, number
 from contsteal.defenses.state import Answered, PerUser, fresh_draws, identity
+from contsteal.seeds import derive
 from contsteal.victim import finite
 
 __all__ = ["Prada", "ProofOfWork", "Refused", "SimilarQueries"]
@@ -297,19 +301,45 @@ class Prada(Detector[Growing]):
 BATCH = 64  # queries that one price is for, in the paper
 
 
+@dataclass(frozen=True)
+class Puzzle:
+    """Find a number that makes SHA-1 of `challenge:number` begin with `bits` zero bits."""
+
+    challenge: str
+    bits: int
+
+
+def solves(puzzle: Puzzle, number: int) -> bool:
+    """Return whether a number solves a puzzle, at the price of one hash."""
+    text = f"{puzzle.challenge}:{number}".encode()
+    digest = hashlib.sha1(text, usedforsecurity=False).digest()
+    return 8 * len(digest) - int.from_bytes(digest).bit_length() >= puzzle.bits
+
+
+def solve(puzzle: Puzzle) -> int:
+    """Return the least number that solves a puzzle, found with 2^bits hashes on average."""
+    return next(number for number in itertools.count() if solves(puzzle, number))
+
+
 def price_line(costs: Tensor) -> tuple[float, float]:
     """Fit a customer's line: summed costs over queries, by least squares.
 
     Args:
-        costs: summed costs of U customers after each of Q queries, (U, Q), Q at least 2.
+        costs: summed costs of U customers after each of Q queries, (U, Q).
 
     Returns:
         Intercept, and slope per query.
+
+    Raises:
+        ValueError: for costs that are not finite, no customer, or fewer than 2 queries.
 
     Example:
         >>> [round(x, 6) for x in price_line(torch.tensor([[2.0, 4.0, 6.0]]))]
         [0.0, 2.0]
     """
+    if costs.ndim != 2 or not len(costs) or costs.shape[1] < 2 or not costs.isfinite().all():
+        size = tuple(costs.shape)
+        raise ValueError(f"costs {size}: finite (customers, 2 or more queries) are needed")
     queries = np.arange(1, costs.shape[1] + 1)
     slope, intercept = np.polyfit(queries, costs.double().mean(0).cpu().numpy(), 1)
     return float(intercept), float(slope)
@@ -339,7 +369,8 @@ class ProofOfWork(PerUser[Bill]):
 
     c(q) is a user's summed cost after q queries; the line is a customer's, from `price_line`. Each answer
     owes 1/64 of its own price, where the code prices whole batches: how queries are batched changes no
-    bill. This is a cost model: it bills, and sets no puzzle.
+    bill. A puzzle has log2(price `hashes_per_second`) zero bits. This is a cost model: it bills, and
+    never waits for a solution.
 
     The paper's cost is the privacy cost of PATE, from an ensemble's votes. Encoders have no votes and no
     usual mix of queries to calibrate by (Dziedzic et al., ICML 2022, 5.5): "flat" charges x = 0.
@@ -362,6 +393,8 @@ class ProofOfWork(PerUser[Bill]):
     base: Annotated[float, ("least", 1)] = 1.0075  #: of the price; below 1 thieves would pay less
     least: Positive = 0.1  #: seconds that 64 answers cost at least, above 0
     most: float = 2948.0  #: seconds that 64 answers cost at most
+    hashes_per_second: Positive = 1e6  #: that a user is assumed to try
+    seed: int = 0  #: of the puzzles
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -389,3 +422,10 @@ class ProofOfWork(PerUser[Bill]):
     def bill(self, user: str) -> float:
         """Return the seconds of work due for all answers so far."""
         return self._seen(user).seconds
+
+    def puzzle(self, user: str) -> Puzzle:
+        """Return the puzzle for the user's next 64 answers, a new one after every answer."""
+        record = self._seen(user)
+        price = float(self.price(record.cost, record.queries))
+        bits = max(0, round(math.log2(price * self.hashes_per_second)))
+        return Puzzle(f"{derive('puzzle', self.seed, user, record.queries):016x}", bits)

@@ -458,11 +458,11 @@ def _noting(work: Work, values: Mapping[str, Any]) -> list[tuple[object, str, ob
 
 STARTS = {  # calls of a cell that train or score, or check what it is given
     "lab.train", "lab.steal", "inspection.worth", "detection.check_names", "detection.refusals",
-    "detection.refused", "provider.customers", "provider.defended", "provider.adapting", "provider.over_queries",
-    "owner.dataset_inference", "owner.watermark", "owner.guard", "sweeps.train", "sweeps.sweep",
-    "sweeps.search_rates", "sweeps.without_victim", "sweeps.stake", "sweeps.victims",
-    "sweeps.references", "sweeps.ablate", "sweeps.losses", "sweeps.classifiers", "sweeps.elsewhere",
-    "sweeps.grid",
+    "detection.refused", "provider.customers", "provider.defended", "provider.adapting",
+    "provider.over_queries", "owner.dataset_inference", "owner.watermark", "owner.guard",
+    "sweeps.train", "sweeps.sweep", "sweeps.search_rates", "sweeps.without_victim", "sweeps.stake",
+    "sweeps.victims", "sweeps.references", "sweeps.ablate", "sweeps.losses", "sweeps.classifiers",
+    "sweeps.elsewhere", "sweeps.grid",
 }  # fmt: skip
 SHOWN = ("figures", "plots", "sentences", "Markdown", "Image", "display", "tables", "stats")
 

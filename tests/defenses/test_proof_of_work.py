@@ -1,5 +1,6 @@
-"""Proof of work: prices in closed form, and who pays more."""
+"""Proof of work: puzzles that are solved, prices in closed form, and who pays more."""
 
+import hashlib
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contsteal.defenses import detectors
-from contsteal.defenses.detectors import ProofOfWork
+from contsteal.defenses.detectors import ProofOfWork, Puzzle
 from contsteal.seeds import generator
 
 ROWS = torch.randn(200, 5, generator=generator("answers"))
@@ -17,6 +18,27 @@ ROWS = torch.randn(200, 5, generator=generator("answers"))
 def posteriors(sharpness: float, user: int) -> torch.Tensor:
     logits = torch.randn(2000, 10, generator=generator("logits", user))
     return (sharpness * logits).softmax(1)
+
+
+def test_a_puzzle_is_solved_and_belongs_to_one_user_and_batch():
+    defense = ProofOfWork(hashes_per_second=4096, seed=3)
+    puzzle = defense.puzzle("ann")
+    assert puzzle.bits == 12
+    number = detectors.solve(puzzle)
+    assert detectors.solves(puzzle, number)
+    assert not any(detectors.solves(puzzle, smaller) for smaller in range(number))
+    defense(ROWS[:64], "ann")
+    challenges = {puzzle.challenge, *(defense.puzzle(user).challenge for user in ("ann", "bob"))}
+    assert len(challenges) == 3
+
+
+def test_zero_bits_are_counted_literally():
+    for number in range(300):
+        text = hashlib.sha1(f"c:{number}".encode()).hexdigest()
+        bits = "".join(f"{int(digit, 16):04b}" for digit in text)
+        zeros = len(bits) - len(bits.lstrip("0"))
+        assert detectors.solves(Puzzle("c", zeros), number)
+        assert not detectors.solves(Puzzle("c", zeros + 1), number)
 
 
 def test_the_price_is_the_papers():
@@ -60,6 +82,9 @@ def test_customers_calibrate_and_thieves_pay():
 def test_calibration_finds_a_line():
     line = 3 + 0.25 * torch.arange(1, 50).double()
     assert detectors.price_line(torch.stack([line + 1, line - 1])) == pytest.approx((3, 0.25))
+    for costs in (torch.zeros(3, 1), torch.full((2, 5), math.nan), torch.zeros(0, 5)):
+        with pytest.raises(ValueError, match=r"costs .*: finite \(customers, 2 or more quer"):
+            detectors.price_line(costs)
 
 
 def test_entropy_in_closed_form():

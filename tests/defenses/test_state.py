@@ -81,7 +81,8 @@ NAMES = [  # repr and label as stored tables have them
      "memory=4096, share=0.5)", "similar queries, threshold 0.9"),
     (Prada(), "Prada(threshold=0.9, action='shuffle', memory=1000)", "PRADA"),
     (ProofOfWork(),
-     "ProofOfWork(cost='flat', intercept=0.0, slope=0.0, base=1.0075, least=0.1, most=2948.0)",
+     "ProofOfWork(cost='flat', intercept=0.0, slope=0.0, base=1.0075, least=0.1, most=2948.0, "
+     "hashes_per_second=1000000.0)",
      "proof of work"),
 ]  # fmt: skip
 
@@ -189,6 +190,7 @@ BAD = [
     (ProofOfWork, {"cost": None}, "unknown ProofOfWork cost None"),
     (ProofOfWork, {"base": 0.99}, r"base=0\.99"),
     (ProofOfWork, {"least": 0.0}, r"least=0\.0"),
+    (ProofOfWork, {"hashes_per_second": 0}, "hashes_per_second=0"),
     (ProofOfWork, {"least": 10.0, "most": 1.0}, r"least=10\.0, most=1\.0"),
 ]
 
