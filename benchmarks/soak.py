@@ -759,7 +759,7 @@ def ownership(dice: Dice) -> Callable[[], object]:
     options = {"components": odd(1, 2), "covariance": odd("full", "diag"), "ridge": odd(1e-6),
                "standardise": odd(True), "seed": odd(0)}  # fmt: skip
     guard = {"key": 8, "epochs": 1, "batch": 2, "shadow": "conv4", "image_size": 16, "hidden": (4,)}
-    names = *guard, "masked", "lr_shadow"
+    names = *guard, "masked", "gradients", "lr_shadow"
     guard |= {name: dice.choice(ODD) for name in dice.sample(names, dice.randint(0, 2))}
     return dice.choice([
         lambda: inference.proportion(odd(1), odd(4), odd(0.95)),
@@ -776,7 +776,9 @@ def ownership(dice: Dice) -> Callable[[], object]:
         lambda: sslguard.decoded(key, x),
         lambda: vars(sslguard.verify(key, net, sent)),
         lambda: sslguard.embed(sslguard.Config(**guard), net, sent, sent).history,
-        lambda: obfuscation.affine(net, odd(0)).weight,
+        lambda: obfuscation.scale(net, odd(2.0)).weight,
+        lambda: obfuscation.affine(net, odd(0), odd(1.0)).weight,
+        lambda: obfuscation.pad(net, odd(1), odd(0)).weight,
         lambda: profiles.validated(owner.Strangers, given, "strangers") and 0,
     ])  # fmt: skip
 

@@ -215,14 +215,15 @@ def nearest(x: Tensor, row: int, count: int) -> Tensor:
         Rows, int64 (count,).
 
     Raises:
-        ValueError: for NaN. IndexError, RuntimeError: for a row or count outside N.
+        ValueError: for a row or count outside N, or NaN.
 
     Example:
         >>> nearest(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.1]]), row=0, count=2)
         tensor([0, 2])
     """
     unit = F.normalize(features(x), dim=1)
-    return (unit @ unit[row]).topk(count).indices
+    row = number(row, "row", int, least=0, most=len(x) - 1)
+    return (unit @ unit[row]).topk(number(count, "count", int, least=1, most=len(x))).indices
 
 
 def agreement(predictions_a: Tensor, predictions_b: Tensor) -> float:

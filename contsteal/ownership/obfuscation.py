@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from contsteal import number
 from contsteal.encoders import Encoder
 from contsteal.seeds import generator
 
@@ -21,6 +22,9 @@ class Obfuscated(nn.Module):
         encoder: of D features.
         weight: (`dim`, D).
         bias: (`dim`,).
+
+    Raises:
+        ValueError: for a weight of another shape.
     """
 
     dim: int
@@ -29,6 +33,9 @@ class Obfuscated(nn.Module):
 
     def __init__(self, encoder: "Encoder | Obfuscated", weight: Tensor, bias: Tensor) -> None:
         super().__init__()
+        if weight.shape != (len(bias), encoder.dim):
+            raise ValueError(f"a map {tuple(weight.shape)} + {tuple(bias.shape)} does not take the "
+                             f"encoder's {encoder.dim} features")  # fmt: skip
         self.encoder, self.dim = encoder, len(bias)
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
@@ -70,22 +77,28 @@ def scale(encoder: Net, factor: float = 10.0) -> Obfuscated:
     Returns:
         An encoder of as many features.
 
+    Raises:
+        ValueError: for a size below 1e-30 or above 1e30, of which float32 makes 0 or infinity.
+
     Example:
         >>> from contsteal import encoders
         >>> scale(encoders.build("conv4"), 2.0).dim
         128
     """
+    if not 1e-30 < abs(number(factor, "factor")) < 1e30:
+        raise ValueError(f"factor={factor}: its size must lie between 1e-30 and 1e30")
     return Obfuscated(encoder, factor * torch.eye(encoder.dim), torch.zeros(encoder.dim))
 
 
-def affine(encoder: Net, seed: int = 0) -> Obfuscated:
-    """Return A y + b with A ~ N(0, 1/D) and b ~ N(0, 1), in the features' units.
+def affine(encoder: Net, seed: int = 0, shift: float = 1.0) -> Obfuscated:
+    """Return A y + b with A ~ N(0, 1/D) and b ~ N(0, `shift`^2), in the features' units.
 
     A square Gaussian matrix is invertible with probability 1, so no information is lost.
 
     Args:
         encoder: images (N, 3, H, W) to features (N, D).
         seed: of A and b.
+        shift: standard deviation of b.
 
     Returns:
         An encoder of as many features.
@@ -95,9 +108,10 @@ def affine(encoder: Net, seed: int = 0) -> Obfuscated:
         >>> affine(encoders.build("conv4")).dim
         128
     """
+    shift = number(shift, "shift", least=-1e30, most=1e30)
     draws, dim = generator("affine", seed), encoder.dim
     weight = torch.randn(dim, dim, generator=draws) / dim**0.5
-    return Obfuscated(encoder, weight, torch.randn(dim, generator=draws))
+    return Obfuscated(encoder, weight, shift * torch.randn(dim, generator=draws))
 
 
 def pad(encoder: Net, extra: int = 16, seed: int = 0) -> Obfuscated:
@@ -111,11 +125,15 @@ def pad(encoder: Net, extra: int = 16, seed: int = 0) -> Obfuscated:
     Returns:
         An encoder of as many features, and `extra` more.
 
+    Raises:
+        ValueError: for extra below 1.
+
     Example:
         >>> from contsteal import encoders
         >>> pad(encoders.build("conv4"), extra=16).dim
         144
     """
+    extra = number(extra, "extra", int, least=1, most=2**16)
     order = torch.randperm(encoder.dim + extra, generator=generator("pad", seed))
     weight = torch.eye(encoder.dim + extra, encoder.dim)[order]
     return Obfuscated(encoder, weight, torch.zeros(len(order)))

@@ -8,7 +8,7 @@ the encoder.
 import copy
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,11 +26,7 @@ Optimizers = dict[str, torch.optim.Optimizer]
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """How the key is embedded; defaults are the published code's, but for the batch (2 there).
-
-    That code clears gradients once per batch, before the first of three steps, so its encoder follows the
-    sum of all losses; here each step follows its own.
-    """
+    """How the key is embedded; defaults are the published code's, but for the batch (2 there)."""
 
     shadow: str = "resnet18"  #: the encoder that plays the thief
     key: Annotated[int, ("least", 3)] = 256  #: dimension of the secret vector
@@ -44,6 +40,7 @@ class Config(Checked):
     lr_decoder: NotNegative = 1e-3
     lr_trigger: NotNegative = 1e-3
     image_size: Count = 32
+    gradients: Literal["own", "published"] = "own"  #: "published": the encoder follows all losses
     seed: Seed = 0
 
 
@@ -207,16 +204,28 @@ def _epoch(
         x, v = augment.to_float(images[chosen]), augment.to_float(private[stamped])
         for name, batch in (("shadow", (x,)), ("key", (x, v)), ("encoder", (x, v))):
             loss = getattr(model, f"{name}_loss")(*batch)
-            _step(optimizers[name], loss)
+            _step(name, model, optimizers, loss, config.gradients)
             total[name] = total[name] + loss.detach() / steps
     return {name: value.item() for name, value in total.items()}
 
 
-def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """Update the optimizer's parameters, and leave no gradient at others."""
-    optimizer.zero_grad()
-    loss.backward(inputs=[p for group in optimizer.param_groups for p in group["params"]])
+def _step(name: str, model: KeyEmbedding, optimizers: Optimizers, loss: Tensor, form: str) -> None:
+    """Update one optimizer's parameters by one loss.
+
+    The published code clears gradients once per batch, before the first of three steps, and the trigger's
+    after its own: the encoder's step, the last, follows the sum of all losses.
+    """
+    optimizer, published = optimizers[name], form == "published"
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if not published:
+        optimizer.zero_grad()
+    elif name == "shadow":
+        for net in (model.shadow, model.marked, model.key.decoder):
+            net.zero_grad()
+    loss.backward(inputs=None if published else parameters)
     optimizer.step()
+    if published and name == "key":
+        model.key.trigger.grad = None
 
 
 # ----------------------------------------------------------------------------- verification

@@ -1,5 +1,7 @@
 """Obfuscations: each is its affine map, can be undone, and is drawn from its seed."""
 
+import math
+
 import pytest
 import torch
 
@@ -37,3 +39,13 @@ def test_obfuscations_are_drawn_from_their_seed(tiny, make):
     one, same, other = (encoders.embed(make(tiny, seed=s), IMAGES) for s in (0, 0, 1))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+
+
+def test_impossible_obfuscations(tiny):
+    for factor in (0.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"factor={factor}"):
+            obfuscation.scale(tiny, factor)
+    with pytest.raises(ValueError, match="extra=0"):
+        obfuscation.pad(tiny, extra=0)
+    with pytest.raises(ValueError, match="does not take the encoder's 96 features"):
+        obfuscation.Obfuscated(tiny, torch.eye(3), torch.zeros(3))

@@ -98,7 +98,7 @@ def test_each_step_moves_its_own_weights(victim, name, batch):
              "key": model.key}  # fmt: skip
     before = {part: flat(net.parameters()) for part, net in parts.items()}
     loss = getattr(model, f"{name}_loss")(*batch)
-    sslguard._step(sslguard._optimizers(TINY, model)[name], loss)
+    sslguard._step(name, model, sslguard._optimizers(TINY, model), loss, "own")
     moved = {p for p, net in parts.items() if not torch.equal(flat(net.parameters()), before[p])}
     assert moved == {name}
     if name == "key":
@@ -107,22 +107,28 @@ def test_each_step_moves_its_own_weights(victim, name, batch):
         assert not any(same_state(model.key.decoder, fresh.decoder))
 
 
-def test_the_encoder_follows_its_own_loss_alone(victim):
-    model = KeyEmbedding(victim, TINY)
-    optimizers = sslguard._optimizers(TINY, model)
-    parameters = optimizers["encoder"].param_groups[0]["params"]
-    start = flat(parameters)
-    for name, batch in STEPS:
-        loss = getattr(model, f"{name}_loss")(*batch)
-        expected = flat(torch.autograd.grad(loss, parameters, retain_graph=True))
-        sslguard._step(optimizers[name], loss)
-    moved = flat(parameters) - start
-    torch.testing.assert_close(moved, -TINY.lr_encoder * expected, atol=1e-6, rtol=1e-3)
+def test_the_published_encoder_follows_the_sum_of_all_losses(victim):
+    """One batch of either form: the first two steps agree, the encoder's differ by what was left."""
+    moves = {}
+    for form in ("own", "published"):
+        model = KeyEmbedding(victim, TINY)
+        optimizers = sslguard._optimizers(TINY, model)
+        parameters = optimizers["encoder"].param_groups[0]["params"]
+        start, expected = flat(parameters), 0.0
+        for name, batch in STEPS:
+            loss = getattr(model, f"{name}_loss")(*batch)
+            if form == "published" or name == "encoder":
+                expected = expected + flat(torch.autograd.grad(loss, parameters, retain_graph=True))
+            sslguard._step(name, model, optimizers, loss, form)
+        moves[form] = flat(parameters) - start
+        torch.testing.assert_close(moves[form], -TINY.lr_encoder * expected, atol=1e-6, rtol=1e-3)
+    assert not torch.allclose(moves["own"], moves["published"], atol=1e-6)
 
 
-def test_an_embedding_repeats_and_leaves_victim_and_batch_norm_alone(victim):
-    before = copy.deepcopy(victim)
-    one, two = (sslguard.embed(TINY, victim, IMAGES[:32], PRIVATE) for _ in range(2))
+@pytest.mark.parametrize("form", ["own", "published"])
+def test_an_embedding_repeats_and_leaves_victim_and_batch_norm_alone(victim, form):
+    before, config = copy.deepcopy(victim), replace(TINY, gradients=form)
+    one, two = (sslguard.embed(config, victim, IMAGES[:32], PRIVATE) for _ in range(2))
     assert one.history == two.history
     assert all(same_state(one.encoder, two.encoder))
     assert all(same_state(victim, before))
@@ -207,6 +213,7 @@ def test_questions_are_images_and_answers_are_decoded_to_unit_vectors(guarded, v
         ({"batch": 1}, IMAGES, PRIVATE, "batch=1: a whole number of at least 2"),
         ({"lr_shadow": math.inf}, IMAGES, PRIVATE, "lr_shadow=inf: a finite number"),
         ({"hidden": (8, 0)}, IMAGES, PRIVATE, "hidden=0: a whole number of at least 1"),
+        ({"gradients": "all"}, IMAGES, PRIVATE, "unknown Config gradients 'all'"),
         ({"hidden": 8}, IMAGES, PRIVATE, "hidden=8: a list is needed"),
         ({}, None, PRIVATE, "images of kind NoneType"),
         ({"image_size": 28}, IMAGES, PRIVATE, "at least 16 images of 28 px"),
