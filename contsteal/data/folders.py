@@ -6,7 +6,9 @@ and `val` first. Hidden files do not count; files of other extensions are left o
 
 import errno
 import hashlib
+import math
 import os
+import stat
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +23,8 @@ if TYPE_CHECKING:  # Pillow is imported by the first image that is decoded
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 SPLITS = ("train", "test", "val")
+MOST_PIXELS = 2**26  # of an image as it is decoded, about 3 seconds and 0.2 GB; cameras take fewer
+TOO_LARGE = f"more than {MOST_PIXELS:,} pixels"
 
 
 class FolderError(ValueError):
@@ -42,8 +46,8 @@ class Listing(NamedTuple):
 def listing(root: Path, keep: Collection[str] | None = None) -> Listing:
     """List the images of a folder, at any depth of its class folders.
 
-    Labels count the class folders in sorted order. Other files are a warning, and so are links to folders
-    below a class folder, which are not followed: they may lead back to it.
+    Labels count the class folders in sorted order. Other files are a warning, and a folder that links
+    lead to twice is an error: its images would count twice, or have two labels.
 
     Args:
         root: the folder.
@@ -52,42 +56,47 @@ def listing(root: Path, keep: Collection[str] | None = None) -> Listing:
     Raises:
         FolderError: for no folder, no image, or a layout that is not one of classes.
     """
-    folders, beside = _entries(root)
+    seen: set[tuple[int, int]] = set()
+    folders, beside = _subfolders(root), list(_files(root, seen, deep=False))
     classes = folders if keep is None else sorted(set(keep))
     if folders and (loose := [name for name in beside if _is_image(name)]):
         both = f"images ({_some(loose, 2)}) and folders ({_some(folders, 2)})"
         raise FolderError(f"{root} holds {both}: move the images or the folders away")
     if unknown := set(classes).difference(folders):
         raise FolderError(f"no class folders {_some(unknown)} in {root}: it has {_some(folders)}")
-    inside = [[f"{name}/{file}" for file in _files(root / name)] for name in classes]
+    if strange := [name for name in classes if _shown(name) != name]:
+        raise FolderError(f"class folder {_some(strange)} of {root} is not in UTF-8: rename it")
+    inside = [[f"{name}/{file}" for file in _files(root / name, seen)] for name in classes]
     groups = [sorted(Path(n) for n in names if _is_image(n)) for names in inside or [beside]]
     if not any(groups):
         raise FolderError(f"no image in {root}: add files that end in {', '.join(EXTENSIONS)}")
     if empty := [name for name, files in zip(classes, groups, strict=False) if not files]:
         raise FolderError(f"class folders of {root} have no image: {_some(empty)}; remove them")
     if others := [name for names in (beside, *inside) for name in names if not _is_image(name)]:
-        message = f"{len(others)} files or links in {root} have no image's name and were left out"
+        message = f"{len(others)} files in {root} do not have an image's name and were left out"
         warnings.warn(f"{message} ({_some(others, 3)})", stacklevel=3)
     labels = torch.tensor([label for label, files in enumerate(groups) for _ in files])
     paths = [file for files in groups for file in files]
     return Listing(paths, labels if classes else None, tuple(classes))
 
 
-def _entries(root: Path) -> tuple[list[str], list[str]]:
-    """Return the names of a folder's subfolders, sorted, and of its files; hidden ones do not count."""
+def _subfolders(root: Path) -> list[str]:
     if not root.is_dir():
         raise FolderError(f"{root} is not a folder: put images into train/CLASS/ in it")
-    _, inside, files = next(os.walk(root, onerror=_raise))
-    return sorted(n for n in inside if n[0] != "."), [n for n in files if n[0] != "."]
+    return sorted(e.name for e in os.scandir(root) if e.is_dir() and e.name[0] != ".")
 
 
-def _files(root: Path) -> Iterator[str]:
-    """Yield the files below a folder, and links to folders, relative to it."""
-    for folder, inside, files in os.walk(root, onerror=_raise):
-        inside[:] = [name for name in inside if name[0] != "."]
-        links = [name for name in inside if Path(folder, name).is_symlink()]
+def _files(root: Path, seen: set[tuple[int, int]], deep: bool = True) -> Iterator[str]:
+    """Yield the files below a folder, relative to it; links to folders are followed, to none twice."""
+    for folder, inside, files in os.walk(root, onerror=_raise, followlinks=True):
+        place = os.stat(folder)
+        if (place.st_dev, place.st_ino) in seen:
+            twice = f"a link leads to {_shown(folder)} again"
+            raise FolderError(f"{twice}: its images would count twice; remove the link")
+        seen.add((place.st_dev, place.st_ino))
+        inside[:] = [name for name in inside if deep and name[0] != "."]
         below = Path(folder).relative_to(root)
-        yield from ((below / name).as_posix() for name in [*files, *links] if name[0] != ".")
+        yield from ((below / name).as_posix() for name in files if name[0] != ".")
 
 
 def _is_image(name: str) -> bool:
@@ -95,12 +104,17 @@ def _is_image(name: str) -> bool:
 
 
 def _raise(error: OSError) -> None:
-    raise FolderError(f"{error.filename} cannot be listed ({error.strerror})") from error
+    raise FolderError(f"{_shown(error.filename)} cannot be listed ({error.strerror})") from error
 
 
 def _some(names: Collection[str], most: int = 5) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return (", ".join(sorted(names)[:most]) or "none") + more
+    return (_shown(", ".join(sorted(names)[:most])) or "none") + more
+
+
+def _shown(name: object) -> str:
+    """Return a file's name, which need not be UTF-8, as text that can be printed and stored."""
+    return str(name).encode(errors="backslashreplace").decode()
 
 
 def splits(root: Path, keep: Collection[str] | None = None) -> dict[str, Path]:
@@ -111,13 +125,13 @@ def splits(root: Path, keep: Collection[str] | None = None) -> dict[str, Path]:
     Raises:
         FolderError: for images beside the splits, and for classes that a split lacks.
     """
-    names, _ = _entries(root)
+    names = _subfolders(root)
     places = {split: root / split for split in SPLITS if split in names}
     others = [name for name in names if places and name not in places]
-    if strange := [name for name in others if any(map(_is_image, _files(root / name)))]:
+    if strange := [name for name in others if any(map(_is_image, _files(root / name, set())))]:
         beside = f"{root} holds images in {_some(strange)} beside the splits {', '.join(places)}"
         raise FolderError(f"{beside}: move them into a split, or rename a class named like a split")
-    classes = {split: set(_entries(place)[0]) for split, place in places.items()}
+    classes = {split: set(_subfolders(place)) for split, place in places.items()}
     wanted = set().union(*classes.values()) if keep is None else set(keep)
     for split, present in classes.items():
         if present and (missing := wanted - present):
@@ -145,28 +159,34 @@ def decode(path: Path, size: int) -> np.ndarray:
     at a half, a quarter or an eighth (`draft`), to no less than twice `size`.
 
     Raises:
-        Unreadable: for what is damaged, no image, animated, CMYK, too large or of more than 8 bits.
+        Unreadable: for what is damaged, no image, animated, CMYK, of more than 8 bits or MOST_PIXELS.
         FolderError: where the disk fails.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
     from PIL.ExifTags import Base
 
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise Unreadable("not a file")  # opening a pipe would wait for ever
         with Image.open(path) as image:
             _refuse(image)
             drafted = image.draft(None, (2 * size, 2 * size))
+            if math.prod(image.size) > MOST_PIXELS:
+                raise Unreadable(TOO_LARGE)
             box = _box(drafted[1][2:] if drafted else image.size, size)
             square = _rgb(image).resize((size, size), Image.Resampling.BILINEAR, box)
             square.getexif()[Base.Orientation] = image.getexif().get(Base.Orientation, 1)
             ImageOps.exif_transpose(square, in_place=True)
     except (Unreadable, MemoryError):
         raise
+    except Image.DecompressionBombError as error:
+        raise Unreadable(TOO_LARGE) from error
     except UnidentifiedImageError as error:
         raise Unreadable("not an image") from error
     except Exception as error:  # decoders raise many kinds for a damaged file
         fault = error.errno if isinstance(error, OSError) else None
         if fault not in (None, errno.EINVAL):  # the disk's; seeking in a damaged file gives EINVAL
-            raise FolderError(f"{path} cannot be read ({os.strerror(fault)})") from error
+            raise FolderError(f"{_shown(path)} cannot be read ({os.strerror(fault)})") from error
         raise Unreadable(f"damaged ({error})") from error
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
 
@@ -266,6 +286,7 @@ def read(root: Path, split: str, size: int) -> tuple[Tensor, Tensor | None, tupl
         command = f"`python -m contsteal.data.packed {root} PACK --size {size}`, load packed:PACK"
         raise FolderError(f"{folder} does not fit in memory: run {command}") from error
     skipped, _ = decode_all(folder, files, pixels)
-    kept = np.delete(np.arange(len(files)), [*skipped])
-    pixels = pixels[kept] if skipped else pixels
-    return torch.from_numpy(pixels), None if labels is None else labels[kept], classes
+    kept = [row for row in range(len(files)) if row not in skipped]
+    for place, row in enumerate(kept if skipped else []):  # a copy would take the memory twice
+        pixels[place] = pixels[row]
+    return torch.from_numpy(pixels[: len(kept)]), None if labels is None else labels[kept], classes

@@ -2,16 +2,19 @@
 
 import os
 import shlex
+import shutil
 import socket
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from contsteal import choice
+from contsteal.files import StorageError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDERS = ("imagenet", "imagenet100")  # folders of JPEG files: never downloaded, read once packed
@@ -22,6 +25,9 @@ SPLITS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 NAMES = (*SPLITS, *FOLDERS)
 TIMEOUT = 60  # seconds without a byte before a server counts as dead; torchvision sets none
+DAMAGE = (
+    RuntimeError, AssertionError, ValueError, IndexError, SyntaxError, OSError, EOFError, HTTPException,
+)  # fmt: skip
 REMEDY = "set DATA_DIR to look in another folder; the profile `demo` needs no data set"
 
 
@@ -65,6 +71,9 @@ ARCHIVES = (
 # The training images are those of the 2011 competition, not the 39,209 published later. torchvision
 # takes signs that were unpacked in part for whole.
 SIGNS = {"train": 26640, "test": 12630}
+STL10_CLASSES = (
+    "airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck",
+)  # fmt: skip
 
 Read = tuple[Tensor, Tensor | None, tuple[str, ...]]
 
@@ -75,19 +84,28 @@ def data_dir() -> Path:
     Returns:
         An absolute path.
 
+    Raises:
+        MissingData: for the home of a user that this machine does not know.
+
     Example:
         >>> data_dir().is_absolute()
         True
     """
     # An installed package has no repository: `data/` is that of the current folder.
     home = REPOSITORY if (REPOSITORY / "pyproject.toml").exists() else Path.cwd()
-    return Path(os.path.expanduser(os.environ.get("DATA_DIR") or home / "data")).resolve()
+    place = os.path.expanduser(os.environ.get("DATA_DIR") or home / "data")
+    if str(place).startswith("~"):
+        raise MissingData(f"DATA_DIR={place!r}: this machine has no such user; give the whole path")
+    return Path(place).resolve()
 
 
 def missing(name: str, splits: Collection[str]) -> list[Archive]:
     """Return the archives of splits whose content does not lie in data_dir(), even if damaged."""
-    for split in splits:
-        choice(split, f"split of {name}", SPLITS[choice(name, "data set", SPLITS)])
+    if name not in SPLITS:
+        raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(NAMES)}")
+    if unknown := set(splits).difference(SPLITS[name]):
+        known = ", ".join(SPLITS[name])
+        raise ValueError(f"unknown split {min(unknown)!r} of {name}: choose one of {known}")
     archives = [a for a in ARCHIVES if a.name == name and set(splits) & set(a.splits.split())]
     return [archive for archive in archives if not (data_dir() / archive.content).exists()]
 
@@ -104,11 +122,15 @@ def require(name: str, splits: Collection[str]) -> None:
 
 def _remedy(archives: Collection[Archive]) -> str:
     paths = ", ".join(str(data_dir() / archive.path) for archive in archives)
-    size = sum(archive.size for archive in archives) / 1e6
     return (
-        f"fetch it ({size:,.1f} MB) with `make data PROFILE=...` (the profile that reads it). "
+        f"fetch it ({_size(archives)}) with `make data PROFILE=...` (the profile that reads it). "
         f"Without a network, put the published files at {paths} and run it again; or {REMEDY}"
     )
+
+
+def _size(archives: Collection[Archive]) -> str:
+    size = sum(archive.size for archive in archives)
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def fetch(name: str, splits: Collection[str]) -> None:
@@ -119,9 +141,13 @@ def fetch(name: str, splits: Collection[str]) -> None:
         splits: some of them.
 
     Raises:
+        StorageError: for no permission or too little space; nothing was fetched.
         RuntimeError: with the problem and the remedy.
     """
     archives = missing(name, splits)
+    _check_space(archives)
+    if archives:
+        print(f"fetching {name} ({_size(archives)}) into {data_dir()}", flush=True)
     try:
         for split in sorted(splits):
             _open(name, split, download=True)
@@ -131,6 +157,18 @@ def fetch(name: str, splits: Collection[str]) -> None:
     print(f"{name}: complete in {data_dir()}")
 
 
+def _check_space(archives: Collection[Archive]) -> None:
+    # What an archive is unpacked to, at most twice its size, lies beside it.
+    need = sum(a.size * (1 if a.path == a.content else 3) for a in archives)
+    try:
+        data_dir().mkdir(parents=True, exist_ok=True)
+        problem = None if shutil.disk_usage(data_dir()).free >= need else "too little space"
+    except OSError as error:
+        problem = str(error)
+    if problem:
+        raise StorageError(f"{data_dir()} cannot take {need / 1e9:.1f} GB ({problem}): {REMEDY}")
+
+
 @contextmanager
 def _checks(name: str, split: str) -> Iterator[None]:
     """Raise CorruptData, with the files to delete, for what torchvision raises inside."""
@@ -138,7 +176,7 @@ def _checks(name: str, split: str) -> Iterator[None]:
     socket.setdefaulttimeout(TIMEOUT)
     try:
         yield
-    except Exception as error:  # torchvision raises many kinds for a damaged file
+    except DAMAGE as error:
         contents = [a.content for a in ARCHIVES if a.name == name and split in a.splits.split()]
         paths = " and ".join(str(data_dir() / content) for content in contents)
         message = f"{name} {split} is damaged or incomplete ({error}): delete {paths}"
@@ -165,8 +203,9 @@ def verify(name: str, splits: Collection[str]) -> None:
     """Read splits and compare them with what was published.
 
     Raises:
-        CorruptData: for files that are not there, or not the published ones.
+        MissingData, CorruptData: for files that are not there, or not the published ones.
     """
+    require(name, splits)
     for split in sorted(splits):
         _open(name, split)
 
@@ -190,15 +229,16 @@ def read(name: str, split: str, image_size: int = 32) -> Read:
     if name == "gtsrb":
         return _signs(split, image_size)
     dataset = _open(name, split)
-    images = torch.as_tensor(dataset.data)
     if name == "fashion_mnist":
-        images = images[:, None].expand(-1, 3, -1, -1)
+        images = dataset.data[:, None].expand(-1, 3, -1, -1).contiguous()
     elif name in ("cifar10", "cifar100"):
-        images = images.permute(0, 3, 1, 2)
+        images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
+    else:
+        images = torch.from_numpy(np.ascontiguousarray(dataset.data))
     labels = dataset.labels if name in ("stl10", "svhn") else dataset.targets
     labels = None if split == "unlabeled" else torch.as_tensor(labels, dtype=torch.int64)
-    classes = "0123456789" if name == "svhn" else dataset.classes
-    return images.contiguous(), labels, tuple(classes)
+    classes = {"stl10": STL10_CLASSES, "svhn": tuple("0123456789")}
+    return images, labels, classes.get(name) or tuple(dataset.classes)
 
 
 def _signs(split: str, size: int) -> Read:

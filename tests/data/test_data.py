@@ -133,7 +133,7 @@ def test_splits_are_shuffled_cut_resized_and_joined_with_their_labels(cifar10: N
     order = data.order(len(both), 0)
     assert torch.equal(both.images, torch.cat([p[0] for p in parts])[order])
     assert torch.equal(both.labels, torch.cat([p[1] for p in parts])[order])
-    with pytest.raises(ValueError, match="unknown split of cifar10 'tset': choose one of train"):
+    with pytest.raises(ValueError, match="unknown split 'tset' of cifar10: choose one of train"):
         data.load("cifar10", "train+tset")
 
 

@@ -90,7 +90,7 @@ def stl10(
         "train_y.bin": bytes([1, 10, 3, 3] * times),
         "test_y.bin": bytes([2, 2, 9, 10] * times),
     }
-    members["class_names.txt"] = "\n".join(f"class {k}" for k in range(10)).encode() + b"\n"
+    members["class_names.txt"] = "\n".join(torchsets.STL10_CLASSES).encode() + b"\n"
     publish(datasets.STL10, members, home, patch, form)
     return images
 
