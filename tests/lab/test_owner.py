@@ -89,7 +89,7 @@ def test_stored_data_of_the_victim_are_no_strangers_data(lab: Lab) -> None:
         (lambda lab: owner.trained_on(lab, 999), "trained on=999: .* of at most 288"),
         (lambda lab: owner.public(lab.but(data="digits"), 9999), "images of digits=9999: .* of at most"),
         (lambda lab: owner.dataset_inference(lab, {}, [16], [0], {"count": 0}, images=8, components=9),
-         "9 components for 8 features"),
+         "n_components = 9, n_samples = 8"),
     ],
 )  # fmt: skip
 def test_impossible_strangers_and_counts(lab: Lab, call, message: str) -> None:
