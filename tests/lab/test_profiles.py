@@ -96,6 +96,9 @@ def test_a_mistake_is_named_with_its_place(folder: Path, text: str, message: str
         profiles.profile("tiny")
     assert message in str(raised.value)
     assert str(raised.value).count("\n") == 0, "one mistake is one sentence"
+    write(folder, "common: {workers: a, victim: {epochs: b}}\nabout: 3")
+    with pytest.raises(ValueError, match=r"^.*about=3.*\n.*\n.*$"):
+        profiles.profile("tiny")
 
 
 @pytest.mark.parametrize(
@@ -147,13 +150,6 @@ def test_values_that_mean_nothing_are_refused(values: dict[str, Any], message: s
     profiles.check({"offset": [1.0, 1.0], "elsewhere": [["a", "a", 1]]}, known, "here")
     with pytest.raises(ValueError, match=f"^here: {message}"):
         profiles.check(values, known, "here")
-
-
-def test_each_mistake_has_a_sentence(folder: Path) -> None:
-    write(folder, "common: {workers: a, victim: {epochs: b}}\nabout: 3")
-    with pytest.raises(ValueError, match="about=3") as raised:
-        profiles.profile("tiny")
-    assert len(str(raised.value).splitlines()) == 3
 
 
 @pytest.mark.parametrize("name", ["huge", "../../x", "/etc/passwd", "", "tiny.yaml"])
