@@ -33,15 +33,16 @@ HOLDS, FAILS, OPEN, ABSENT = "holds", "does not hold", "not enough evidence", "n
 CUSTOMERS = ("legitimate", "few")  # metrics that no surrogate is trained for
 
 Sides = tuple[DataFrame, ...]  # the rows of a and b, one per seed; or of a alone
-PickSides = Callable[[DataFrame], Sides]  # one comparison
-PickMany = Callable[[DataFrame], dict[str, Sides]]  # several by name, all of which must come out
+Comparisons = dict[str, Sides]  # by name, all of which must come out
+PickSides = Callable[[DataFrame], Sides]
+PickMany = Callable[[DataFrame], Comparisons]
 Pick = PickSides | PickMany
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """The bounds of a mean: of the "difference" a - b, of the "ratio" a / b, of the "value" a, or of a
-    "rate", the share of seeds whose value is 1, which has the exact interval of Clopper and Pearson.
+    """The bounds of a mean: of the "difference" a - b, of the "ratio" a / b, or of a "rate", the share of
+    seeds whose value is 1, which has the exact interval of Clopper and Pearson.
 
     A difference smaller than `margin` does not count as a lead: where the whole interval lies below
     `low` + `margin`, the claim fails. `within` takes a's largest number of distinct inputs up to this
@@ -172,7 +173,7 @@ def split(t: DataFrame, *columns: str) -> dict[str, DataFrame]:
 
 def every(
     t: DataFrame, columns: Sequence[str], sides: PickSides = alone, label: str = "{}"
-) -> dict[str, Sides]:
+) -> Comparisons:
     """Return the sides in the rows of each combination of values."""
     return {label.format(name): sides(rows) for name, rows in split(t, *columns).items()}
 
@@ -200,7 +201,7 @@ def at_views(*views: str) -> PickMany:
                       if f"cont-steal, {v}" in set(t["attack"])}  # fmt: skip
 
 
-def contrastive(t: DataFrame) -> dict[str, Sides]:
+def contrastive(t: DataFrame) -> Comparisons:
     """Pair the ICML paper's contrastive losses with MSE."""
     return {loss: versus(loss, "embedding")(t) for loss in ("info-nce", "soft-nn")}
 
@@ -247,7 +248,7 @@ def carriers(a: str, b: str) -> PickSides:
     return lambda t: pair("suspect", a, b)(largest(where(t, head=carried, kind="stolen")))
 
 
-def inherited(t: DataFrame) -> dict[str, Sides]:
+def inherited(t: DataFrame) -> Comparisons:
     """Pair the first thief of the marked victim with the same of the victim before marking, by head."""
     thieves, before = where(t, kind="stolen"), split(where(t, kind="stolen before"), "head")
     return {head: (like(rows, thieves, "head", "suspect", "images"), rows)
@@ -263,7 +264,7 @@ def equal_coverage(t: DataFrame) -> Sides:
     return tuple(side.loc[each.idxmin()] for side, each in zip(sides, away, strict=True))
 
 
-def flagged(t: DataFrame, user: str, detector: str = "") -> dict[str, Sides]:
+def flagged(t: DataFrame, user: str, detector: str = "") -> Comparisons:
     """Return the users whose kind begins with a name, by the detectors whose name has a word in it.
 
     Each user counts once, whatever kind and seed: a rate is of all of them. A price flags nobody.
@@ -273,7 +274,7 @@ def flagged(t: DataFrame, user: str, detector: str = "") -> dict[str, Sides]:
             if each["flagged"].notna().all()}  # fmt: skip
 
 
-def bills(t: DataFrame, thief: str) -> dict[str, Sides]:
+def bills(t: DataFrame, thief: str) -> Comparisons:
     """Pair what thieves whose kind begins with a name owe in proof of work with what the customers owe
     whom a table lists first.
     """  # fmt: skip
@@ -288,7 +289,7 @@ def ends(a: str, b: str) -> PickMany:
                       for d, rows in split(t, "detector").items()}  # fmt: skip
 
 
-def own_and_other_queries(t: DataFrame) -> dict[str, Sides]:
+def own_and_other_queries(t: DataFrame) -> Comparisons:
     """Pair the queries that a table lists first, the victim's own, with each other source."""
     own = first(main_task(t), "query_data")
     others = split(main_task(t).drop(own.index), "attack", "images", "query_data")
@@ -559,7 +560,7 @@ class NotComparable(ValueError):
 
 
 def by_seed(claim: Claim, sides: Sides) -> Series:
-    """Return the difference, ratio or value of a claim's metric by seed, or raise NotComparable.
+    """Return a claim's metric by seed, of two sides their difference or ratio, or raise NotComparable.
 
     The same seed means the same queries, first weights and batches for both sides; a table without seeds
     has one. Where a criterion averages over points, a seed counts only with every point measured.
@@ -628,20 +629,18 @@ def assess(claim: Claim, table: DataFrame, train_images: int) -> Finding:
     return finding
 
 
-def _of_surrogates(claim: Claim, comparisons: dict[str, Sides]) -> bool:
+def _of_surrogates(claim: Claim, comparisons: Comparisons) -> bool:
     """Say whether a claim is about trained surrogates, and not about the victim or its customers."""
     rows = pd.concat([side for sides in comparisons.values() for side in sides])
     return claim.metric not in CUSTOMERS and "steps" in rows and bool(rows["steps"].notna().any())
 
 
-def _comparisons(claim: Claim, table: DataFrame) -> dict[str, Sides]:
+def _comparisons(claim: Claim, table: DataFrame) -> Comparisons:
     picked = claim.pick(table)
     return picked if isinstance(picked, dict) else {"": picked}
 
 
-def _assess(
-    claim: Claim, table: DataFrame, comparisons: dict[str, Sides], train_images: int
-) -> Finding:
+def _assess(claim: Claim, table: DataFrame, comparisons: Comparisons, train_images: int) -> Finding:
     """Return what the rows of one length of training say."""
     if not comparisons:
         return Finding(ABSENT, why=f"{claim.table}.csv has no such rows")

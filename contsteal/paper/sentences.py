@@ -4,7 +4,7 @@ A difference is reliable where its 95 % t-interval over seeds excludes zero.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from math import comb
 from typing import Any, NamedTuple
 
@@ -96,17 +96,16 @@ def points(difference: Difference) -> str:
     return f"{_points(mean)} points{interval}"
 
 
-def reliable(differences: Iterable[Difference]) -> tuple[int, int]:
+def reliable(differences: Collection[Difference]) -> tuple[int, int]:
     """Count the differences that are reliably above and reliably below zero."""
-    known = list(differences)
-    return sum(d[1] > 0 for d in known), sum(d[2] < 0 for d in known)
+    return sum(d[1] > 0 for d in differences), sum(d[2] < 0 for d in differences)
 
 
-def _tally(a: str, b: str, differences: Iterable[Difference], of: str) -> str:
+def _tally(a: str, b: str, each: Collection[Difference], of: str) -> str:
     """Say on how many of several things a is reliably ahead of b, and on how many behind."""
-    known = list(differences)
-    ahead, behind = reliable(known)
-    return f"{a} is reliably ahead of {b} on {ahead} of {len(known)} {of}, behind on {behind or 'none'}"
+    ahead, behind = reliable(each)
+    many = f"{ahead} of {len(each)} {of}"
+    return f"{a} is reliably ahead of {b} on {many}, behind on {behind or 'none'}"
 
 
 def _changes(rows: pd.DataFrame, column: str, base: str, metric: str) -> dict[str, Difference]:
@@ -395,10 +394,9 @@ def boundary(table: pd.DataFrame) -> Summary:
     """
     gains = tables.gains(main_task(table), "cont-steal", "embedding")
     weak, axes = not_stolen(table, gains), [axis for axis in tables.POINT if axis in gains]
-    kept = gains.loc[~weak, ["gain", "low", "high", "n"]]
+    kept = gains.loc[~weak, ["gain", "low", "high", "n"]].itertuples(index=False, name=None)
     where = "settings in which something is stolen" if weak.any() else "settings"
-    title = _tally(*LOSSES, kept.itertuples(index=False, name=None), where)
-    title = f"At equal views, {title} (cells: its lead in points)"
+    title = f"At equal views, {_tally(*LOSSES, [*kept], where)} (cells: its lead in points)"
     grey = f"In {weak.sum()} settings neither is above the best that needs no victim (grey)"
     shown = gains.set_index(axes)
     numbers = (100 * shown[["gain", "low", "high"]]).round(1).assign(n=shown["n"])

@@ -186,7 +186,7 @@ def test_all_comparisons_must_hold_and_a_stray_among_many_is_no_refutation() -> 
 
 # -------------------------------------------------------------------- kinds of tests
 
-UP = Criterion("value", low=0.7)
+UP = Criterion("rate", low=0.7)
 
 
 @pytest.mark.parametrize(
