@@ -664,11 +664,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--method", help="of its training, where it is not the profile's")
     parser.add_argument("--part", default="victim", choices=("victim", "supervised"))
     given = parser.parse_args(arguments)
-    lab, several = Lab(given.profile), int(os.environ.get("WORLD_SIZE", 1)) > 1
-    if several:
+    lab, processes = Lab(given.profile), int(os.environ.get("WORLD_SIZE", 1))
+    if (batch := config(lab.settings, given.part, given.method).batch) % processes:
+        problem = f"{processes} processes cannot share {batch} images of a batch evenly"
+        first = os.environ["RANK"] == "0"  # who says it for all, before they wait for each other
+        raise SystemExit(f"{problem}: choose a number that divides it" if first else 2)
+    if several := processes > 1:
         on_gpus = lab.device.type == "cuda"
         if on_gpus:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            place, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+            if place >= count:
+                raise ValueError(f"process {place + 1} of {count} GPUs: one a GPU")
+            torch.cuda.set_device(place)
         dist.init_process_group("nccl" if on_gpus else "gloo")
     try:
         train_together(lab, given.part, given.method)

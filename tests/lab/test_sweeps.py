@@ -732,3 +732,26 @@ def test_what_cannot_be_compared_is_refused(lab: Lab, call: tuple[Any, ...], mes
     function, *given = call
     with pytest.raises(ValueError, match=message):
         function(lab, *given)
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", "3 processes cannot share 64 images"), ("2", 2)])
+def test_processes_that_cannot_share_a_batch_are_refused_once_and_before_they_meet(
+    monkeypatch: pytest.MonkeyPatch, rank: str, said: str | int
+) -> None:
+    for name, value in (("WORLD_SIZE", "3"), ("RANK", rank)):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as refused:  # no LOCAL_RANK, and no address to meet at
+        sweeps.main(["--profile", "smoke"])
+    code = refused.value.code
+    assert code == said if rank == "2" else str(code).startswith(str(said))
+
+
+def test_torchrun_with_more_processes_than_cards_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(artifacts, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in (("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="process 2 of 1 GPUs: one a GPU"):
+        sweeps.main(["--profile", "smoke"])
