@@ -283,8 +283,7 @@ def mixture_scores(
         Both float64, one number per image.
 
     Raises:
-        ValueError: for fewer features than components, shapes that do not fit, NaN or infinity, and
-            parameters that scikit-learn's `GaussianMixture` refuses.
+        ValueError: for fewer features than components, shapes that do not fit, NaN or infinity.
 
     Example:
         >>> draws = torch.Generator().manual_seed(0)
@@ -295,10 +294,13 @@ def mixture_scores(
     from sklearn.mixture import GaussianMixture  # takes seconds to import
 
     train, *tested = _normalised([fitted, private, public], standardise)
-    mixture = GaussianMixture(
-        components, covariance_type=covariance, reg_covar=ridge, max_iter=1000,
-        random_state=derive("mixture", seed) % 2**32,
-    ).fit(train)  # fmt: skip
+    options = {"covariance_type": covariance, "reg_covar": ridge, "max_iter": 1000}
+    start = derive("mixture", seed) % 2**32
+    try:
+        mixture = GaussianMixture(components, random_state=start, **options).fit(train)
+    except ValueError as error:
+        given = f"components={components!r}, covariance={covariance!r}, ridge={ridge!r}"
+        raise ValueError(f"{given} do not fit {len(train)} features: {error}") from error
     inside, outside = (torch.from_numpy(mixture.score_samples(part)) for part in tested)
     return inside, outside
 
