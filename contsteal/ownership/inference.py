@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contsteal import choice, encoders, evaluate, number, shown
+from contsteal import choice, dense, encoders, evaluate, number, shown
 from contsteal.seeds import derive, generator
 
 Form = Literal["signed", "published"]
@@ -186,6 +186,9 @@ def welch(suspect: Tensor, null: Tensor, test: str = "welch", form: Form = "sign
     from scipy import stats
 
     choice(form, "form", ("signed", "published"))
+    if not (dense(suspect) and dense(null) and suspect.ndim == null.ndim == 1):
+        raise ValueError(f"samples {shown(suspect)} and {shown(null)}: (N,) and (M,) are "
+                         "needed, one number per image")  # fmt: skip
     a, b = _finite(suspect.tolist()), _finite(null.tolist())
     if min(len(a), len(b)) < 2 or not (a.var() + b.var() > 0):
         raise ValueError(f"{len(a)} and {len(b)} samples: a t-test needs two or more on both sides, "

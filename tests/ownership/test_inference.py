@@ -199,7 +199,8 @@ TWO = torch.tensor([0.0, 1.0])
         (ownership.welch, (torch.ones(4), torch.ones(4)), "which are not all the same"),
         (ownership.welch, (torch.tensor([0.0, math.nan]), TWO), "measure=nan: a finite number"),
         (ownership.welch, (TWO, TWO, "t", "two-sided"), "unknown form 'two-sided': choose"),
-        (ownership.welch, (TWO[None], TWO[None]), r"measure=\[0.0, 1.0\]: a finite number"),
+        (ownership.welch, (TWO[None], TWO[None]), r"samples \(1, 2\) \S+ and .*: \(N,\) and"),
+        (ownership.welch, (TWO.to_sparse(), TWO), "samples of kind Tensor and"),
         (ownership.dataset_inference, (None, [TWO], TWO), "images of kind list"),
     ],
 )
