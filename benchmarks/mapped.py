@@ -21,7 +21,7 @@ import torch
 from benchmarks import record
 from contsteal import encoders, files, pretrain, steal, victim
 from contsteal.data import ImageSet
-from contsteal.data.packed import IMAGES, MANIFEST, open_pack
+from contsteal.data.packed import IMAGES, MANIFEST, SUMS, open_pack, sums
 from contsteal.lab import artifacts
 
 SHARE, GROWTH = 0.8, 500  # at least, of the rate in memory; at most, MB
@@ -32,10 +32,14 @@ def noise(home: Path, n: int, size: int) -> None:
     """Write a pack of noise."""
     images = np.lib.format.open_memmap(home / IMAGES, "w+", np.uint8, (n, 3, size, size))
     draws = np.random.default_rng(0)
+    each = []
     for part in np.array_split(images, max(1, n // 5000)):
         part[:] = draws.integers(0, 256, part.shape, dtype=np.uint8)
+        each.append(sums(part))
     images.flush()
-    facts = {"rows": n, "size": size, "skipped": [], "classes": {}, "source": "", "pixels": "noise"}
+    np.save(home / SUMS, np.concatenate(each))
+    facts = {"rows": n, "size": size, "skipped": [], "classes": {}, "source": "", "pixels": "noise",
+             "sums": files.sha256(home / SUMS)}  # fmt: skip
     files.write_json(home / MANIFEST, files.sealed(facts))
 
 

@@ -71,6 +71,10 @@ class Packed:
         view.device = torch.device(device)
         return view
 
+    def cpu(self) -> Tensor:
+        """Return these images in memory, on the CPU: of a slice that is meant to be small."""
+        return torch.cat([part.cpu() for part in self.split(RESIZED)])
+
     def rows(self, index: Index) -> Self:
         """Return a view of these images, in this order; nothing is read."""
         view = copy.copy(self)

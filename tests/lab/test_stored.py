@@ -128,9 +128,9 @@ def test_another_split_is_another_victim_and_another_attack(splitting, folder, p
 
 
 def test_a_split_that_is_not_there_is_told(splitting):
-    with pytest.raises(ValueError, match=r"unknown split of stl10 'unlabelled': .*unlabeled"):
+    with pytest.raises(ValueError, match=r"unknown split 'unlabelled' of stl10: .*unlabeled"):
         splitting(train_split="unlabelled").train_images()
-    with pytest.raises(ValueError, match=r"unknown split of svhn 'unlabeled': .*extra"):
+    with pytest.raises(ValueError, match=r"unknown split 'unlabeled' of svhn: .*extra"):
         splitting(query_split="unlabeled").queries(1)
     with pytest.raises(ValueError, match=r"unknown split of shapes 'extra': choose .*train, test"):
         splitting(query_data="shapes", query_split="extra").queries(1)

@@ -127,7 +127,7 @@ def test_a_detector_that_does_not_exist_is_refused_before_anything_runs(
 def test_unknown_names_list_the_known(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("huge", "../tiny", str(desk / "notebooks" / "profiles" / "tiny")):
         assert notebooks.main(["plan", "--profile", name]) == 1
-        assert f"unknown profile {name!r}: choose one of tiny" in capsys.readouterr().err
+        assert f"unknown profile {name!r:.60}: choose one of tiny" in capsys.readouterr().err
     assert command("plan", "--only", "07") == 1
     assert f"unknown notebook '07': choose one of {FIRST}, {LAST}" in capsys.readouterr().err
     write_profile(desk, "notebooks:\n  00_frist: {lr: 0.1}\n")
@@ -468,7 +468,7 @@ def test_half_a_data_set_is_said_before_any_notebook_runs(
 @pytest.mark.parametrize(
     ("victim", "message"),
     [
-        ({"weights": "gone.pt"}, "'gone.pt' is no file"),
+        ({"weights": "gone.pt"}, "gone.pt' is no file"),
         ({"weights": "stem.pt", "encoder": "resnet18"}, "stem.pt"),
         (
             {"weights": "timm", "encoder": "test_resnet.r160_in1k"},
