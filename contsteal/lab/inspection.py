@@ -186,7 +186,7 @@ class Training:
 
     def seconds(self, machine: Machine) -> float:
         """Return what it takes: arithmetic or the start of its kernels, and its views."""
-        work = self.batch * self.passes * _cost(*self.net)["flop"]
+        work = self.batch * self.passes * _flop(*self.net)
         each = max(work / machine.training, machine.step)
         return self.steps * (each + self.batch * self.views * machine.view)
 
@@ -197,17 +197,21 @@ class Training:
 
 
 @cache
+def _flop(encoder: str, image_size: int, width: float) -> float:
+    """Return the FLOP of one image's forward pass; torch's counter takes seconds to import."""
+    return 2e9 * encoders.describe(encoders.build(encoder, image_size, width=width))["gmac"]
+
+
+@cache
 def _cost(encoder: str, image_size: int, width: float) -> dict[str, float]:
-    """Return the FLOP of one image's forward pass, an encoder's weights and features, and how many
-    numbers its layers make."""
+    """Return an encoder's weights and features, and how many numbers its layers make of an image."""
     net, made = encoders.build(encoder, image_size, width=width), [0]
-    flop = 2e9 * encoders.describe(net)["gmac"]
     for module in net.modules():
         if not list(module.children()):
             module.register_forward_hook(lambda *given: made.append(_numel(given[-1])))
     encoders.embed(net, torch.zeros(1, 3, image_size, image_size))
     weights = sum(p.numel() for p in net.parameters())
-    return {"flop": flop, "weights": weights, "features": net.dim, "made": sum(made)}
+    return {"weights": weights, "features": net.dim, "made": sum(made)}
 
 
 def _numel(output: object) -> int:
@@ -242,7 +246,7 @@ class Work:
         """Return what it takes, without the start of the notebook."""
         trained = sum(machine.beside + t.seconds(machine) for t in self.trainings.values())
         passed = [*self.inputs.values(), *self.scores.values()]
-        flops = sum(images * _cost(*net)["flop"] for images, net in passed)
+        flops = sum(images * _flop(*net) for images, net in passed)
         scored = machine.probe * len(self.scores) + flops / machine.forward
         return (trained + scored) / machine.cores
 
@@ -435,7 +439,7 @@ def timed(lab: Lab) -> Machine:
         loss.item()  # waits for a GPU
 
     _, seconds = (timeit.timeit(step, number=count) / count for count in (3, 10))
-    rate = 3 * _cost(*_net(config))["flop"] * config.batch / seconds
+    rate = 3 * _flop(*_net(config)) * config.batch / seconds
     said = f"10 steps timed here, {rate / 1e12:.3g} TFLOP/s in training; all else is arithmetic"
     like = H200 if lab.device.type == "cuda" else CORE
     return replace(like, name=artifacts.processor(), training=rate, forward=1.6 * rate, said=said)
