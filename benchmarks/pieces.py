@@ -227,7 +227,7 @@ def run(piece: Piece, limit: float, state: State) -> tuple[str, float, list[str]
     """Run a piece for `limit` seconds at most; return its outcome, its seconds and its last lines.
 
     A piece that is stopped gets SIGTERM: make and the runner of notebooks end their kernels on it, and
-    a training goes on from its last checkpoint, which is hardly older than `loop.SAVE_EVERY` seconds.
+    a training goes on from its last checkpoint, which is hardly older than half a minute.
     """
     log = logs() / f"{piece.name.replace(' ', '_')}.log"
     # Of make's own variables none is inherited: they would name this call's profile and targets.

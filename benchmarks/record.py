@@ -52,14 +52,14 @@ def forced(
     given = {"mode": mode, "precision": precision}
     names = {loop.CHOICES[name][0]: value for name, value in given.items() if value}
     backend = backend or loop.BACKEND
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    with patch.dict(os.environ, names), patch.object(loop, "BACKEND", backend):
+    with (
+        patch.dict(os.environ, names),
+        patch.object(loop, "BACKEND", backend),
+        loop.flags_restored(),
+    ):
         loop.mode_labels()  # refuses what is unknown
         loop.set_mode()
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(deterministic)
+        yield
 
 
 @dataclass(frozen=True)

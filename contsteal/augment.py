@@ -54,6 +54,8 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def _check(images: Tensor) -> None:
+    if not isinstance(images, Tensor) or images.layout != torch.strided:
+        raise ValueError(f"images of kind {type(images).__name__}: a dense tensor is expected")
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
         given = f"{tuple(images.shape)} {images.dtype}"
         raise ValueError(f"images {given}: uint8 of shape (N, 3, H, W) is expected")
@@ -320,7 +322,7 @@ def rotation(images: Tensor, g: Draw) -> Tensor:
 
 
 def patch(images: Tensor, g: Draw, least: float, most: float) -> Tensor:
-    """A crop of a fixed share (0.9 or 0.75) of the image's area, resized, as RDA's patches are."""
+    """A crop of a share of the image's area, resized; RDA's patches have a fixed one, 0.9 or 0.75."""
     boxes = draw_boxes(len(images), images.shape[-1], g, scale=(least, most))
     return crop_resize(to_float(images), boxes, torch.zeros(len(images), dtype=torch.bool))
 

@@ -100,10 +100,11 @@ def import_weights(path: Path, net: Any) -> Report:
     if "momentum copy" in left_out:
         notes += [f"the file holds two encoders: {match.prefix}* is the trained one, and was taken"]
     mean, std = ([round(v, 4) for v in x.flatten().tolist()] for x in (net.mean, net.std))
-    padding = net.spec.get("inputs", {}).get("padding", 1)
-    notes += [f"the file states no normalisation: the encoder uses mean {mean}, std {std}, and pads a "
-              f"CIFAR stem by {padding} (solo-learn by 2); where its project differs, build with "
-              "inputs={...}"]  # fmt: skip
+    note = f"the file states no normalisation: the encoder uses mean {mean}, std {std}"
+    stem = getattr(net.backbone, "conv1", None)
+    if isinstance(stem, nn.Conv2d) and stem.kernel_size == (3, 3):
+        note += f", and pads its stem by {stem.padding[0]} (solo-learn's CIFAR ResNets by 2)"
+    notes.append(f"{note}; where its project differs, build with inputs={{...}}")
     return Report(path, files.sha256(path), layout, len(match.used), left_out, tuple(notes))
 
 

@@ -80,7 +80,8 @@ class Encoder(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
+        shape = tuple(images.shape) if isinstance(images, Tensor) else ()
+        if len(shape) != 4 or shape[1] != 3 or 0 in shape[2:]:
             raise ValueError(f"images {shown(images)}: an encoder takes (N, 3, H, W)")
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise ValueError(f"images are {images.dtype}: give uint8, or floats in [0, 1]")
@@ -137,7 +138,7 @@ def build(
     _check_runs(net)
     if weights is None:
         return net
-    path = Path(weights)
+    path = Path(fitting(str(weights) if isinstance(weights, Path) else weights, "weights", str))
     if path.suffix == ".safetensors" and "seal" in checkpoints.read_safetensors(path)[1]:
         return load(path, net)
     net.report, net.licence = checkpoints.import_weights(path, net), "not stated"
@@ -318,7 +319,8 @@ def stored(name: str) -> bool:
     config: Any = timm.get_pretrained_cfg(name)
     if not config or not config.hf_hub_id:
         return False
-    return isinstance(try_to_load_from_cache(config.hf_hub_id, "model.safetensors"), str)
+    names = "model.safetensors", "pytorch_model.bin"
+    return any(isinstance(try_to_load_from_cache(config.hf_hub_id, name), str) for name in names)
 
 
 def describe(net: Encoder) -> dict[str, Any]:

@@ -8,6 +8,7 @@ notebooks and workers inherit both.
 import io
 import math
 import os
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -43,6 +44,7 @@ WARMUP = 0.1  # share of all steps
 # Seconds between checkpoints, which a run that is ended or killed can lose: more where one takes long.
 SAVE_EVERY = 1.0
 SAVING = 0.05  # seconds that one may take for each SAVE_EVERY: a twentieth of the time
+MOST = 30.0  # times SAVE_EVERY, however long one takes
 QUIET = "TQDM_DISABLE"  # which a notebook's bars do not read by themselves
 HIDDEN = ("epoch", "lr", "seconds")  # columns of a row that the progress bar leaves out
 
@@ -115,8 +117,9 @@ def fit(
         n: number of samples.
         schedule: how long and how fast.
         seed: decides the order of the samples, and with the epoch what `loss` draws.
-        checkpoint: a file to save the state to after an epoch, every second where that takes at most a
-            twentieth of the time: a run that was ended or killed continues from it to the same weights.
+        checkpoint: a file to save the state to after an epoch: every second where that takes at most a
+            twentieth of the time, and every half a minute at least. A run that was ended or killed
+            continues from it to the same weights.
         after_epoch: maps an epoch to more columns of its row, such as a monitor's.
         title: stands before the progress bar.
         identity: describes the run: the checkpoint of another one is refused.
@@ -144,8 +147,8 @@ def fit(
     bar = tqdm(
         total=epochs, initial=done, desc=title, leave=False, delay=2, disable=QUIET in os.environ
     )
-    # In fast mode cuDNN tries its kernels on every shape.
-    with torch.backends.cudnn.flags(enabled=True, benchmark=mode() == "fast"), bar:
+    with flags_restored(), bar:
+        torch.backends.cudnn.benchmark = mode() == "fast"  # tries its kernels on every shape
         for epoch in range(done, epochs):
             start, draws = time.monotonic(), generator("epoch", seed, epoch)
             mean = _epoch(model.train(), loss, n, schedule, optimizer, draws, epoch)
@@ -163,7 +166,7 @@ def fit(
                 with files.atomic(checkpoint) as partial:
                     partial.write_bytes(buffer.getvalue())
                 saved = time.monotonic()
-                pause = SAVE_EVERY * max(1.0, (saved - begun) / SAVING)
+                pause = SAVE_EVERY * min(max(1.0, (saved - begun) / SAVING), MOST)
     optimizer.zero_grad(set_to_none=True)  # gradients take as much memory as the weights
     model.eval()
     return history
@@ -190,9 +193,11 @@ def _epoch(
         values[step] = value.detach()
     if len(bad := (~values.isfinite()).nonzero()):
         step = int(bad[0, 0])
+        images = ", ".join(map(str, batches[step][:8].tolist()))
         raise Diverged(
-            f"the loss became {values[step].item()} in epoch {epoch + 1}, step {step + 1}: lower the "
-            "learning rate or raise the temperature; the last checkpoint is kept"
+            f"the loss became {values[step].item()} in epoch {epoch + 1}, step {step + 1}, on a batch of "
+            f"{len(batches[step])} images ({images}, ...): lower the learning rate or raise the "
+            "temperature; the last checkpoint is kept"
         )
     if not all(p.isfinite().all() for p in model.parameters()):
         raise Diverged(f"a weight is NaN or infinite in epoch {epoch + 1}: lower the learning rate")
@@ -200,7 +205,9 @@ def _epoch(
 
 
 def checkpoint_file(path: Path | str | None) -> Path | None:
-    """Return the file to resume from and to save to; ValueError for a folder."""
+    """Return the file to resume from and to save to; ValueError for a folder, or for no path."""
+    if path is not None and not isinstance(path, str | Path):
+        raise ValueError(f"checkpoint={path!r:.60}: the path of a file is needed")
     if path is not None and Path(path).is_dir():
         raise ValueError(f"checkpoint={path} is a folder: give a file in it")
     return None if path is None else Path(path)
@@ -318,6 +325,18 @@ def set_mode() -> None:
         torch.backends.cudnn.benchmark = False
 
 
+@contextmanager
+def flags_restored() -> Iterator[None]:
+    """Put torch's flags back that `set_mode` and a training change."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+        torch.backends.cudnn.benchmark = benchmark
+
+
 def card() -> str:
     """Return this GPU's name as the files of `benchmarks/results` have it, "cpu" without one."""
     if not torch.cuda.is_available():
@@ -367,7 +386,8 @@ def compiled(
     Yields:
         The compiled function, or `function` itself.
     """
-    able = device.type == "cuda" and find_spec("triton")
+    c_compiler = os.environ.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang")))
+    able = device.type == "cuda" and c_compiler and find_spec("triton")
     pays = able and steps >= measured(PAYS, COMPILE_FROM)
     wanted = BACKEND or ("inductor" if pays else "none")
     backend = None if mode() == "exact" or wanted == "none" else wanted

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from contsteal import choice, encoders, evaluate, files, loop
+from contsteal import checkpoints, choice, encoders, evaluate, files, loop
 from contsteal.methods import METHODS, Config, Head, Method, Momentum
 
 READY = "ready"  # a method that trains nothing: the encoder comes from a hub or a file
@@ -164,12 +164,17 @@ def build(config: Config, classes: int) -> Method:
 def adopt(method: Method, trained: Fitted) -> None:
     """Put a trained encoder and its projector into a method, and into the copy that follows them.
 
-    What a `Fitted` does not hold (predictors, a queue) stays fresh. Another architecture is torch's
-    RuntimeError.
+    What a `Fitted` does not hold (predictors, a queue) stays fresh.
+
+    Raises:
+        ValueError: for another architecture.
     """
     for ours, given in [(method.encoder, trained.encoder), (method.projector, trained.projector)]:
-        if ours is not None and given is not None:
-            ours.load_state_dict(given.state_dict())
+        if ours is None or given is None:
+            continue
+        if problem := checkpoints.misfit(ours.state_dict(), given.state_dict()):
+            raise ValueError(f"the trained network does not fit {method.config}: {problem}")
+        ours.load_state_dict(given.state_dict())
     for part in method.modules():
         if isinstance(part, Momentum):
             part.module.load_state_dict(method.online.state_dict())

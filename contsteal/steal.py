@@ -17,7 +17,7 @@ from contsteal import augment, encoders, evaluate, files, loop, losses
 from contsteal.attacks import ASKS_VIEWS, ATTACKS, Config, Recipe, Views
 from contsteal.methods import Frozen, Head
 from contsteal.seeds import derive, generator
-from contsteal.victim import BlackBox
+from contsteal.victim import BlackBox, finite
 
 __all__ = [
     "ATTACKS", "Config", "Recipe", "Result", "Views", "ask", "learn_remap",
@@ -407,12 +407,18 @@ def learn_remap(source: Tensor, target: Tensor) -> Callable[[Tensor], Tensor]:
     Returns:
         The map, from (M, D) to (M, E).
 
+    Raises:
+        ValueError: where rows do not match or hold NaN.
+
     Example:
         >>> x = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
         >>> remap = learn_remap(x, 3 * x + 1)
         >>> torch.allclose(remap(x), 3 * x + 1, atol=1e-4)
         True
     """
+    if len(finite(source)) != len(finite(target)) or not len(source):
+        given = f"answers {tuple(source.shape)} and {tuple(target.shape)}"
+        raise ValueError(f"{given}: both accounts must have sent the same images")
     x, y = source.double(), target.double()
     # gelsd, the one driver for ranks below D (padding is constant), exists on the CPU alone.
     centred = ((rows - rows.mean(0)).cpu() for rows in (x, y))

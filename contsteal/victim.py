@@ -166,19 +166,25 @@ class AnswerCache:
             kind = type(net).__name__
             raise ValueError(f"a victim is a torch.nn.Module or an AnswerCache, not of kind {kind}")
         self.net, self.store, self.forwards = net, store, 0
-        self._answers: dict[bytes, Tensor] = {}
+        self._row: dict[bytes, int] = {}
+        self._rows = torch.empty(0)
 
     def __call__(self, images: Tensor, names: Sequence[bytes]) -> Tensor:
         """Return clean embeddings (N, D) in float32 of uint8 images with their `digests`."""
-        new = {name: i for i, name in enumerate(names) if name not in self._answers}
+        new = {name: i for i, name in enumerate(names) if name not in self._row}
         if new:
-            fresh = self._fresh(images, new)
-            width = len(next(iter(self._answers.values()), fresh[0]))
-            if fresh.shape[1] != width:
-                widths = f"{fresh.shape[1]} coordinates, but earlier ones {width}"
+            fresh, start = self._fresh(images, new), len(self._row)
+            end = start + len(fresh)
+            if start and fresh.shape[1] != self._rows.shape[1]:
+                widths = f"{fresh.shape[1]} coordinates, but earlier ones {self._rows.shape[1]}"
                 raise ValueError(f"these images have {widths}: send images of one size")
-            self._answers |= zip(new, fresh, strict=True)
-        return torch.stack([self._answers[name] for name in names])
+            if end > len(self._rows):  # doubling keeps the cost of growth linear
+                grown = fresh.new_empty(max(end, 2 * len(self._rows)), fresh.shape[1])
+                grown[:start] = self._rows[:start] if start else 0
+                self._rows = grown
+            self._rows[start:end] = fresh
+            self._row |= {name: start + i for i, name in enumerate(new)}
+        return self._rows[[self._row[name] for name in names]]
 
     def _fresh(self, images: Tensor, new: dict[bytes, int]) -> Tensor:
         """Read the answers to new inputs, or compute and store them."""
@@ -226,10 +232,12 @@ class BlackBox:
         head: Callable[[Tensor], Tensor] | None = None,
         projector: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        parts: list[object] = [*defenses, *(p for p in (head, projector) if p is not None)]
+        parts: list[object] = [part for part in (head, projector) if part is not None]
+        parts += defenses if isinstance(defenses, Sequence) else [None]
         if not all(map(callable, parts)):
             raise ValueError(
-                f"{parts!r:.160}: defences, head and projector are functions of tensors"
+                f"defenses={defenses!r:.60}, head={head!r:.60}, projector={projector!r:.60}: a list of "
+                "defences is needed, and functions of tensors"
             )
         self._answers = net if isinstance(net, AnswerCache) else AnswerCache(net)
         self._defenses, self._head, self._projector = tuple(defenses), head, projector

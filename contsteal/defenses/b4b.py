@@ -24,6 +24,7 @@ TRANSFORMS = ("affine", "scale", "pad", "shuffle", "binary")
 Padding = Annotated[int, ("least", 1), ("most", 2**16)]  # more would be most of what is sent
 MOST_BITS = 24  # 2 MB per user; with more, no user covers a noticeable share
 MOST_BETAS = 2  # of coverage, from which on noise stays as it is
+MOST_LOG = 40  # of the largest noise: the square of an answer must be a float32
 
 
 # Secrets follow from seed, user and place in the chain, so none is stored. A dense one takes longer to
@@ -129,7 +130,7 @@ class B4B(Transforming, PerUser[Visited]):
     A user takes families 2^bits / 8 bytes, 512 by default and 2^21 at most.
 
     Raises:
-        ValueError: for parameters out of range, an alpha not above lambda, and too much memory.
+        ValueError: for parameters out of range, an alpha not above lambda, and too much noise or memory.
 
     Example:
         >>> defence = B4B(bits=4, transform="none")
@@ -153,6 +154,9 @@ class B4B(Transforming, PerUser[Visited]):
     def __post_init__(self) -> None:
         super().__post_init__()
         number(self.alpha, f"B4B lam={self.lam}, alpha", above=self.lam)
+        if 2 * math.log(self.alpha) - math.log(self.lam) > MOST_LOG:
+            raise ValueError(f"B4B lam={self.lam}, alpha={self.alpha}: the noise at twice beta, alpha^2 "
+                             "/ lam, would overflow; take a smaller alpha or a larger lam")  # fmt: skip
         if self.families << self.bits > 1 << MOST_BITS:
             raise ValueError(f"B4B families={self.families}, bits={self.bits}: families x 2^bits must be "
                              f"at most 2^{MOST_BITS}, which takes 2 MB per user")  # fmt: skip

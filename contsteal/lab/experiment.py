@@ -62,7 +62,7 @@ class Lab:
     """One profile's experiments; everything expensive comes from, and goes to, `runs/artifacts`.
 
     `changes` replace some of its settings; `method` among them names the victim's, with that method's
-    own settings. `messages` collects what `report` gets: why encoders and scores were computed.
+    own settings. `messages` collects what `report` gets: which encoders and scores were computed.
     """
 
     def __init__(self, name: str, **changes: Any) -> None:
@@ -272,6 +272,8 @@ class Lab:
             "views": config.mode, "answers": config.rounds, "temperature": config.tau,
             "policy": config.policies, "victim": self.victim.sha256,
             "defenses": [artifacts.object_key(d) for d in defenses],
+            # By whatever name they have: pixels, and labels where these are used.
+            "images": self.data_key(sent)[4 : 6 if config.recipe.labels else 5],
         }  # fmt: skip
         if config.recipe.answer in ("label", "posterior"):  # of the provider's classifier
             more["probe"] = [self.settings[k] for k in ("data", "probe_images")]

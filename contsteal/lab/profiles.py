@@ -1,10 +1,12 @@
 """Profiles: what `notebooks/profiles/<name>.yaml` may say, as strict models, and how it is read."""
 
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from functools import partial
+from numbers import Real
 from typing import Annotated, Any, Literal, Self, get_type_hints
 
 import yaml
@@ -230,13 +232,15 @@ def _sentence(error: ErrorDetails, place: str) -> str:
 def check(given: dict[str, Any], known: dict[str, Any], place: str) -> None:
     """Raise ValueError for a name that is not known or a value of another type than its default's.
 
-    So do a list that names a value twice, and an unknown attack.
+    So do NaN, infinity, a list that names a value twice, and an unknown attack.
     """
     types: dict[str, Any] = {name: (_type(default), default) for name, default in known.items()}
     validated(create_model("Parameters", __base__=Strict, **types), given, place)
     values = known | given
     values["seeds and more_seeds"] = [*values.get("seeds", ()), *values.get("more_seeds", ())]
     for name, value in _nested(values):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{place}: {name}={value!r}: a finite number is needed")
         if isinstance(value, list) and name not in PAIRS and "[" not in name:
             distinct(value, f"{place}: {name}=")
         if isinstance(value, str) and re.split(r"[.\[]", name)[0] in OF_ATTACKS:
@@ -252,8 +256,9 @@ def distinct(values: Iterable[Any], name: str = "") -> list[Any]:
     A repeated seed or task would count as independent evidence, and make intervals too short.
     """
     values = list(values)
-    if repeated := [value for k, value in enumerate(values) if value in values[:k]]:
-        raise ValueError(f"{name}{values} names {repeated[0]!r} twice: name it once")
+    words = [value if isinstance(value, Real) else repr(value) for value in values]  # 0 is 0.0
+    if repeated := [word for k, word in enumerate(words) if word in words[:k]]:
+        raise ValueError(f"{name}{values} names {repeated[0]} twice: name it once")
     return values
 
 
@@ -279,7 +284,8 @@ def _type(default: Any) -> Any:
     return Annotated[values, Field(min_length=len(kinds[:1]))]
 
 
-class _Loader(yaml.CSafeLoader):
+# The fast one, which a PyYAML without libyaml lacks.
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """YAML whose tables name each key once, of which plain YAML would take the last."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -301,9 +307,11 @@ def profile(name: str) -> dict[str, Any]:
     known = names() or ["those in a clone of the repository"]  # which an installed package lacks
     path = PROFILES / f"{choice(name, 'profile', known)}.yaml"
     try:
-        with path.open("rb") as file:
-            settings: dict[str, Any] = yaml.load(file, _Loader)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        text = path.read_bytes()
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, _Loader)):
+            raise ValueError("an alias, which could grow without end: write its values out")
+        settings: dict[str, Any] = yaml.load(text, _Loader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{path.name} cannot be read: {' '.join(str(error).split())}") from error
     validated(Profile, settings, path.name)
     return settings

@@ -302,7 +302,7 @@ def _changes(attacked: pd.DataFrame, bought: pd.DataFrame) -> pd.DataFrame:
         if defence != "none"
     ]
     base = {str(attack): part for attack, part in free.groupby("attack", sort=False)}
-    first = next(iter(base.values()))
+    first = next(iter(base.values()), free)
     adapted = runs[(way != "") & (runs["defence"] != "none")]
     same = ["defence", "attack", "seed", "value"]  # of runs that adapting has not changed
     for defence, own in adapted.groupby("defence", sort=False):

@@ -9,6 +9,7 @@ import signal
 import tempfile
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -44,7 +45,7 @@ READ = "read"  # an encoder that was trained before
 ALONE = {"SimCLR on the queries": "simclr", "labelled images": "supervised"}  # without a victim
 
 Row = dict[str, Any]
-Done = tuple[list[Row], list[str]]  # a job's rows, and what was computed for them and why
+Done = tuple[list[Row], list[str]]  # a job's rows, and what was computed for them
 Names = Sequence[str]
 Numbers = Sequence[int]
 Pairs = tuple[tuple[str, Any], ...]  # changes of settings, hashable
@@ -320,8 +321,6 @@ def _on_cluster(lab: Lab, jobs: Sequence[Job], address: str) -> Iterator[Done]:
     Dask runs the jobs of a lost worker again; what they had finished is read back. (joblib's own Dask
     backend would run all jobs in this process where the cluster has a single worker.)
     """
-    runs = artifacts.runs_dir()
-    runs.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         try:
             import distributed
@@ -335,9 +334,16 @@ def _on_cluster(lab: Lab, jobs: Sequence[Job], address: str) -> Iterator[Done]:
                 f"({error}); pip install 'contsteal[cluster]', start `dask scheduler` and `dask "
                 "worker`, or unset the variable to run on this machine"
             ) from error
-        token = stack.enter_context(tempfile.NamedTemporaryFile(prefix=".shared-", dir=runs))
-        order = _order(lab, facts=_facts(lab), token=Path(token.name).name)
-        client.run(_join, order)
+        token = artifacts.runs_dir() / f".shared-{uuid.uuid4().hex}"
+        stack.callback(token.unlink, missing_ok=True)
+        files.write_text(token, "")
+        order = _order(lab, facts=_facts(lab), token=token.name)
+        try:
+            client.run(_join, order)
+        except OSError as error:
+            raise RuntimeError(
+                "a worker ended while it joined, most often for want of memory (--memory-limit)"
+            ) from error
         _make_victims(lab, jobs)
         futures = client.map(partial(_run_on_cluster, order), jobs, pure=False)
         try:

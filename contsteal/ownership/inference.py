@@ -189,7 +189,7 @@ def welch(suspect: Tensor, null: Tensor, test: str = "welch", form: Form = "sign
     if not (dense(suspect) and dense(null) and suspect.ndim == null.ndim == 1):
         raise ValueError(f"samples {shown(suspect)} and {shown(null)}: (N,) and (M,) are "
                          "needed, one number per image")  # fmt: skip
-    a, b = _finite(suspect.tolist()), _finite(null.tolist())
+    a, b = _finite(suspect.double().tolist()), _finite(null.double().tolist())
     if min(len(a), len(b)) < 2 or not (a.var() + b.var() > 0):
         raise ValueError(f"{len(a)} and {len(b)} samples: a t-test needs two or more on both sides, "
                          "which are not all the same")  # fmt: skip

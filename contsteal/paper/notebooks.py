@@ -408,7 +408,7 @@ def work(chosen: Iterable[Task]) -> "dict[str, inspection.Work]":
         try:
             whole = inspection.rehearse(code, task.parameters)
         except ValueError as error:
-            raise ValueError(f"{task.stem}: {error}") from None
+            raise ValueError(f"{task.parameters['profile']}.yaml, {task.stem}: {error}") from None
         if whole.trainings or whole.inputs:
             found[task.stem] = whole.without([*found.values()])
     return found
@@ -599,7 +599,7 @@ def _left_at_once(message: str = "") -> Iterator[None]:
 def finish(profile: str, since: float) -> None:
     """Keep how long the notebooks took, and write the summary again with it."""
     from contsteal.lab import artifacts
-    from contsteal.paper.figures import write_summary
+    from contsteal.paper.figures import stored, write_summary
 
     folder, figures = artifacts.runs_dir() / profile, artifacts.figures_dir() / profile
     with _locked(folder / ".keys" / "finish.lock", "summary"):
@@ -607,8 +607,8 @@ def finish(profile: str, since: float) -> None:
         times = {n: {k: r[k] for k in ("seconds", "device")} for n, r in records.items()}
         kept = (artifacts.runs_dir() / "artifacts").glob("*/manifest.json")
         begun = [record["started"] for record in records.values()]
-        begun += [path.stat().st_mtime for path in kept]
-        if len(records) == len(stems()) and min(begun) >= since:
+        whole = len(records) == len(stems()) and min(begun) >= since
+        if whole and all(path.stat().st_mtime >= since for path in kept):
             took = round(time.time() - since, 1)
             times[WHOLE] = {"seconds": took, "device": artifacts.processor()}
         else:
@@ -616,7 +616,7 @@ def finish(profile: str, since: float) -> None:
             earlier = _read(figures / TIMINGS).items()
             times |= {name: entry for name, entry in earlier if name in (*stems(), WHOLE)}
         files.write_json(figures / TIMINGS, files.sealed(times))
-        with suppress(ValueError):  # no results yet
+        if stored(figures):
             write_summary(profile)
     print(f"what was found: {figures / 'summary.md'}, figures and tables beside it")
 

@@ -78,6 +78,10 @@ def test_sigma_is_the_papers():
     assert B4B(alpha=1000.0, beta=0.6).sigma(0.6) == pytest.approx(1000, rel=1e-6)
     assert B4B(beta=0.1).sigma(0.2) == B4B(beta=0.1).sigma(1.0), "beyond twice beta it stays"
     assert B4B(beta=1e-6, bits=1)(ROWS, "u").square().isfinite().all()
+    assert B4B(lam=1e-6, alpha=4e5, beta=1e-6, bits=1)(ROWS, "u").square().isfinite().all()
+    for lam, alpha in ((1e-200, 1e200), (1e-6, 1e16), (1e-30, 1.0)):
+        with pytest.raises(ValueError, match=r"alpha\^2 / lam, would overflow"):
+            B4B(lam=lam, alpha=alpha)
 
 
 def test_calibration_gives_a_covering_user_the_noise_that_was_asked_for():

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from contsteal import attacks, methods
+from contsteal import attacks, defenses, methods
 from contsteal.lab import profiles
 
 WHOLE = {
@@ -107,6 +107,7 @@ def test_a_mistake_is_named_with_its_place(folder: Path, text: str, message: str
         (b"common: [", "tiny.yaml cannot be read: while parsing .*tiny.yaml\", line 2"),
         (b"common: {data: \xe9}", "tiny.yaml cannot be read: unacceptable character .*UTF-8"),
         (b"common: {data: a}\0", "tiny.yaml cannot be read: unacceptable character"),
+        (b"common: &a {data: *a}", "tiny.yaml cannot be read: an alias.*: write its values out"),
         (b"common:\n  data: a\n  price: 1\n  data: b",
          r"tiny.yaml cannot be read: line 2: \['data', 'price', 'data'\] names 'data' twice"),
         (b"notebooks:\n  a: {seeds: [0]}\n  'a': {}", "tiny.yaml cannot .* names 'a' twice: name it"),
@@ -136,6 +137,7 @@ def test_a_file_that_is_no_profile_is_named_in_one_line(
         ({"tasks": ["a", "a"]}, "tasks=.* names 'a' twice"),
         ({"elsewhere": [["a", "b", 1]] * 2}, "elsewhere=.* twice"),
         ({"strengths": {"top-k": [5, 5]}}, r"strengths.top-k=\[5, 5\] names 5 twice"),
+        ({"mark": {"lr": math.inf}}, "mark.lr=inf: a finite number is needed"),
         ({"goals": [math.nan]}, r"goals\[0\]=nan should be a finite number"),
         ({"offset": [math.nan, 1.0]}, r"offset\[0\]=nan should be a finite number"),
         ({"attacks": ["label", "mse"]}, r"attacks\[1\]: unknown attack 'mse': choose one of label"),
@@ -256,3 +258,10 @@ def test_a_value_is_of_its_defaults_type(default: object, right: list, wrong: li
     for value in wrong:
         with pytest.raises(ValueError, match=r"^here: x"):
             profiles.check({"x": value}, {"x": default}, "here")
+
+
+def test_equal_defences_are_one_value_named_twice() -> None:
+    """They are compared by what they say of themselves: each is an object of its own."""
+    with pytest.raises(ValueError, match=r"names \[TopK\(5\)\] twice"):
+        profiles.distinct([[defenses.TopK(5)], [defenses.TopK(5)]])
+    assert len(profiles.distinct([[defenses.TopK(5)], [defenses.TopK(6)], []])) == 3

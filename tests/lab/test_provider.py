@@ -2,16 +2,21 @@
 
 import copy
 import math
+from collections.abc import Callable
+from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 from contsteal import defenses, encoders, evaluate
 from contsteal.defenses.detectors import SimilarQueries
 from contsteal.lab import provider, sweeps
 from contsteal.lab.experiment import Lab
+from contsteal.victim import BlackBox
 
 NOISE, ROUND = [defenses.GaussianNoise(2.0)], [defenses.Rounding(1)]
 
@@ -320,3 +325,102 @@ def test_the_price_counts_memory_that_grows_and_memory_that_does_not(lab: Lab) -
     assert similar["bytes"] - similar["bytes, half"] == 256 * 4 * lab.victim.encoder.dim
     assert (table["seconds"] > 0).all()
     assert (table["added"].iloc[1:] > 0).all()
+
+
+# --------------------------------------------------------------------- planted defences
+
+
+def centred(images: torch.Tensor) -> torch.Tensor:
+    """Return the pixels (N, 192) of uint8 images (N, 3, 8, 8), from -1/2 to 1/2."""
+    return images.flatten(1) / 255 - 0.5
+
+
+class Linear(nn.Module):
+    """A victim in miniature: images (N, 3, 8, 8) to a secret linear map of their pixels, (N, 24)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        draws = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(192, 24, generator=draws) / 192**0.5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return centred(images) @ self.weight
+
+
+class Nothing(defenses.Described):
+    """A defence with a name that does nothing."""
+
+    def __call__(self, answers: torch.Tensor, user: str) -> torch.Tensor:
+        return answers
+
+
+class Trap(defenses.Described):
+    """Users who ask more than 400 times are answered by a random network from then on."""
+
+    leaks: bool = False  # whether an answer that was given before is given again as it is
+
+    def __init__(self) -> None:
+        self.asked: dict[str, int] = {}
+        self.known: set[bytes] = set()
+
+    def __call__(self, answers: torch.Tensor, user: str) -> torch.Tensor:
+        names = [row.numpy().tobytes() for row in answers]
+        repeated = torch.tensor([name in self.known for name in names])
+        self.known |= set(names)
+        count = self.asked.get(user, 0) + torch.arange(1, len(answers) + 1)
+        self.asked[user] = int(count[-1])
+        draws = torch.Generator().manual_seed(1)
+        other = 10 * answers @ torch.randn(answers.shape[1], answers.shape[1], generator=draws)
+        caught = (count > 400) & ~(repeated & self.leaks)
+        return torch.where(caught[:, None], other.roll(1, 0), answers)
+
+
+class LeakyTrap(Trap):
+    leaks = True
+
+
+def least_squares_thief(api: BlackBox, images: torch.Tensor, times: int) -> torch.Tensor:
+    """Return the map (192, 24) that fits the median of `times` answers to each image."""
+    each = torch.stack([api.embed(images, user="thief") for _ in range(times)])
+    answers = each.median(0)[0]
+    return torch.linalg.lstsq(centred(images), answers).solution
+
+
+def planted(chain: provider.Chain, seed: int) -> list[dict[str, Any]]:
+    """Run a thief, one who asks three times, and a customer of a linear victim under a defence."""
+    victim, draws = Linear(), torch.Generator().manual_seed(100 + seed)
+    sets = [
+        torch.randint(0, 256, (n, 3, 8, 8), generator=draws, dtype=torch.uint8)
+        for n in (96, 300, 900)
+    ]
+    known, test, queries = sets
+    truth = [encoders.embed(victim, part)[:, :4].argmax(1) for part in (known, test)]
+    api, name = BlackBox(victim, [copy.deepcopy(d) for d in chain]), provider.chain_name(chain)
+
+    def probed(features: Callable[[torch.Tensor], torch.Tensor]) -> float:
+        x, y = features(known), features(test)
+        return evaluate.linear_probe(x, truth[0], y, truth[1]).accuracy
+
+    rows: list[dict[str, Any]] = []
+    for adapts, times in (("", 1), ("median", 3)):
+        fresh = BlackBox(victim, [copy.deepcopy(d) for d in chain])
+        copied = least_squares_thief(fresh, queries, times)
+        accuracy = probed(lambda images, w=copied: centred(images) @ w)
+        rows.append({"defence": name, "attack": "embedding", "adapts": adapts, "seed": seed,
+                     "accuracy": accuracy})  # fmt: skip
+    paid = probed(lambda images: api.embed(images, user="customer"))
+    return [row | {"legitimate": paid, "task": "t"} for row in rows]
+
+
+def test_a_planted_defence_that_works_is_called_so_and_a_useless_or_leaking_one_is_not() -> None:
+    chains: list[provider.Chain] = [[], [Nothing()], [Trap()], [LeakyTrap()]]
+    runs = product(chains, range(5))
+    table = pd.DataFrame([row for chain, seed in runs for row in planted(chain, seed)])
+    adapted = table[(table["adapts"] == "") | (table["defence"] != "none")]
+    bought = table[table["adapts"] == ""].drop(columns=["attack", "adapts", "accuracy"])
+    verdicts = provider.worth(provider.matrix(adapted, bought)).set_index("defence")
+    assert verdicts["verdict"].to_dict() == {
+        "Nothing()": provider.FAILS, "Trap()": provider.WORKS, "LeakyTrap()": provider.FAILS,
+    }  # fmt: skip
+    assert verdicts.loc["LeakyTrap()", "thief"] == "adapting", "it stops who asks once"
+    assert verdicts.loc["Trap()", "paid"] == 0

@@ -540,6 +540,19 @@ def test_a_worker_that_differs_is_refused_before_any_run(
             sweeps._join(order, worker)
 
 
+def test_a_worker_that_ends_while_it_joins_is_said(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = mock.MagicMock()
+    client.__enter__.return_value = client
+    client.run.side_effect = OSError("Stream is closed")
+    monkeypatch.setattr("distributed.Client", lambda *_, **__: client)
+    monkeypatch.setenv(sweeps.SCHEDULER, "tcp://127.0.0.1:1")
+    with pytest.raises(RuntimeError, match="ended while it joined, most often for want of memory"):
+        sweeps.sweep(lab, ["embedding"], [16], [0], ["shapes"])
+    assert not list(artifacts.runs_dir().glob(".shared-*"))
+
+
 @pytest.mark.parametrize("given", ["abc", "-2", "0", "1.5", ""])
 def test_an_odd_number_of_workers_is_refused_by_name(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, given: str

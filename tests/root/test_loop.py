@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -178,15 +179,17 @@ def test_the_seed_alone_decides_the_weights():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path, always_save, bad):
-    path, (model, loss), steps = tmp_path / "c.pt", problem(), itertools.count(1)
+    path, (model, loss) = tmp_path / "c.pt", problem()
+    seen: list[list[int]] = []
 
     def breaks(chosen: Tensor, epoch: int, draws: torch.Generator) -> Tensor:
-        return loss(chosen, epoch, draws) * (bad if next(steps) == 6 else 1)
+        seen.append(chosen.tolist())
+        return loss(chosen, epoch, draws) * (bad if len(seen) == 6 else 1)
 
-    with pytest.raises(
-        loop.Diverged, match=r"became (nan|inf) in epoch 3, step 2: .*learning rate"
-    ):
+    with pytest.raises(loop.Diverged, match=r"epoch 3, step 2, .*learning rate") as caught:
         loop.fit(model, breaks, N, SCHEDULE, seed=0, checkpoint=path)
+    some = ", ".join(map(str, seen[5]))
+    assert f"on a batch of 8 images ({some}, ...)" in str(caught.value)
     state = torch.load(path, weights_only=True)
     assert len(state["history"]) == 2
     assert all(value.isfinite().all() for value in state["model"].values())
@@ -296,6 +299,8 @@ def test_a_crash_while_saving_keeps_the_checkpoint_before(tmp_path, always_save,
 
 def test_a_folder_is_no_checkpoint_and_stays(tmp_path):
     (tmp_path / "mine").mkdir()
+    with pytest.raises(ValueError, match="checkpoint=3: the path of a file is needed"):
+        fit(checkpoint=3)
     with pytest.raises(ValueError, match="mine is a folder"):
         fit(checkpoint=tmp_path / "mine")
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
@@ -431,11 +436,42 @@ def test_the_mode_decides_torch_s_flags(mode, flags, monkeypatch):
 )
 def test_long_trainings_on_a_gpu_are_compiled(device, steps, tools, choice, compiles, monkeypatch):
     made, model = [], problem()[0]
+    monkeypatch.setenv("CC", "cc")
     monkeypatch.setattr(loop, "find_spec", lambda name: tools or None)
     monkeypatch.setattr(torch, "compile", lambda f, **given: made.append(given["mode"]) or f)
     with forced(**choice), loop.compiled(model, torch.device(device), steps) as network:
         assert (network is model) != compiles
     assert made == ["reduce-overhead"] * compiles
+
+
+def test_without_a_c_compiler_nothing_is_compiled(monkeypatch):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(loop.shutil, "which", lambda name: None)
+    monkeypatch.setattr(loop, "find_spec", lambda name: True)
+    model = problem()[0]
+    with loop.compiled(model, torch.device("cuda"), loop.COMPILE_FROM) as network:
+        assert network is model
+
+
+@pytest.mark.parametrize(("takes", "saved"), [(0.0, 5), (1.0, 3), (9.0, 3)])
+def test_a_state_that_takes_long_is_saved_less_often_and_at_least_by_the_half_minute(
+    tmp_path, monkeypatch, takes, saved
+):
+    """Five epochs of 16 s each: a save of a second is followed by 20 without one, one of nine by 30."""
+    clock, states = [0.0], []
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def save(state: dict[str, Any], file: Any) -> None:
+        clock[0] += takes
+        states.append(len(state["history"]))
+
+    def after_epoch(epoch: int) -> loop.Row:
+        clock[0] += 16
+        return {}
+
+    monkeypatch.setattr(torch, "save", save)
+    fit(checkpoint=tmp_path / "c.pt", after_epoch=after_epoch)
+    assert len(states) == saved, states
 
 
 def compiled_fit(backend: Any, **options: Any) -> tuple[bytes, list[float]]:

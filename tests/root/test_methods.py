@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.record import forced
-from contsteal import augment, checkpoints, data, encoders, files, loop, pretrain
+from contsteal import augment, checkpoints, data, files, loop, pretrain
 from contsteal.attacks import ATTACKS
-from contsteal.methods import METHODS, Config, Head, Method
+from contsteal.methods import METHODS, Config, Head, Method, SimSiam
 
 TINY = Config(
     encoder="conv4", epochs=2, batch=16, queue=64, hidden=24, projection=16, held_out=16,
@@ -190,12 +190,21 @@ def test_simsiam_holds_the_other_view_still(views):
     assert not all(torch.allclose(a, b, atol=1e-6) for a, b in zip(ours, moving, strict=True))
 
 
-def test_a_collapse_is_warned_of(shapes, monkeypatch):
-    """Of an encoder that gives one answer to all images: without its stop-gradient SimSiam's does."""
-    constant = torch.ones(1, 4)
-    monkeypatch.setattr(encoders, "embed", lambda net, images: constant.repeat(len(images), 1))
-    with pytest.warns(UserWarning, match=r"simsiam collapsed: .*spread of 0\.000"):
-        pretrain.fit(replace(TINY, method="simsiam"), shapes)
+def test_without_stop_gradient_simsiam_collapses_and_the_monitor_says_so(shapes, monkeypatch):
+    config = replace(TINY, method="simsiam", epochs=12, optimizer="adamw", lr=3e-2)
+    config = replace(config, monitor_every=12, weight_decay=1e-4)
+    assert pretrain.fit(config, shapes).history[-1]["spread"] > 0.2
+    loss = SimSiam.loss
+
+    def moving(self: SimSiam, one: Tensor, two: Tensor) -> Tensor:
+        with monkeypatch.context() as patch:
+            patch.setattr(Tensor, "detach", lambda z: z)
+            return loss(self, one, two)
+
+    monkeypatch.setattr(SimSiam, "loss", moving)
+    with pytest.warns(UserWarning, match="simsiam collapsed"):
+        history = pretrain.fit(config, shapes).history
+    assert history[-1]["spread"] < 0.1
 
 
 # Whose backward (of nll_loss2d also the forward) on CUDA has no deterministic form: torch 2.15's list.

@@ -356,3 +356,9 @@ def test_constant_coordinates_do_no_harm():
     padded = torch.cat([ANSWERS, torch.full((60, 4), 2.5)], 1)
     mapped = steal.learn_remap(padded, ANSWERS)(padded)
     torch.testing.assert_close(mapped, ANSWERS, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("source", [ANSWERS[:0], ANSWERS[:59], ANSWERS / 0])
+def test_answers_to_other_images_or_nan_are_refused(source):
+    with pytest.raises(ValueError, match=r"the same images|NaN or infinity"):
+        steal.learn_remap(source, ANSWERS if len(source) else source)

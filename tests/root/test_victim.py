@@ -126,11 +126,15 @@ def test_a_budget_is_a_whole_number_from_one(budget):
 
 @pytest.mark.parametrize("net", [None, nn.Flatten, lambda x: x])
 def test_what_is_no_network_is_no_victim(net):
-    for odd in ({"defenses": [3]}, {"head": "a"}):
-        with pytest.raises(ValueError, match="defences, head and projector are functions"):
+    for odd in (
+        {"defenses": None},
+        {"defenses": [3]},
+        {"defenses": Rounding(0)},
+        {"defenses": iter([])},
+        {"head": "a"},
+    ):
+        with pytest.raises(ValueError, match="a list of defences is needed, and functions"):
             BlackBox(Toy(), **odd)
-    with pytest.raises(TypeError, match="not Rounding"):
-        BlackBox(Toy(), Rounding(0))
     with pytest.raises(ValueError, match="a victim is a torch"):
         BlackBox(net)
 
