@@ -127,7 +127,7 @@ def test_the_package_has_few_modules_and_a_small_root() -> None:
     root = [path for path in MODULES if path.parent == ROOT / "contsteal"]
     assert len(MODULES) <= 45
     assert len(root) <= 14
-    assert sum(map(code_lines, root)) <= 3060
+    assert sum(map(code_lines, root)) <= 3080
 
 
 def span(node: ast.stmt) -> int:

@@ -212,11 +212,11 @@ class Lab:
         return artifacts.read(folder, self.device)
 
     def made(
-        self, kind: str, config: Any, images: ImageSet, code: Sequence[str],
+        self, kind: str, config: Any, used: ImageSet, code: Sequence[str],
         make: Callable[[Path], None], **more: object,
     ) -> Path:  # fmt: skip
         """Return the folder of what `make` trains on images, by a config and `more` that decides it."""
-        identity = asdict(config) | {"images": self.data_key(images), "on": self.machine} | more
+        identity = asdict(config) | {"images": self.data_key(used), "on": self.machine} | more
         with artifacts.single_thread():
             return artifacts.artifact(kind, identity, code, make, self.report)
 

@@ -191,7 +191,7 @@ def test_the_report_says_what_was_taken_and_what_was_not(original, slow, net, tm
     for part in ("moco.pth", report.sha256, "126 tensors", "module.queue_ptr", "and 116 more"):
         assert part in str(report)
     assert "two encoders: module.encoder_q.* is the trained one" in str(report)
-    unstated = r"no normalisation.*mean \[0.485, 0.456, 0.406\].*pads a CIFAR stem by 1"
+    unstated = r"no normalisation.*mean \[0.485, 0.456, 0.406\].*pads its stem by 1"
     assert re.search(unstated, str(report))
     single = checkpoints.import_weights(write(tmp_path / "net.pth", plain(original)), net)
     assert single.left_out == {}
