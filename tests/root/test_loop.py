@@ -459,6 +459,7 @@ def test_a_state_that_takes_long_is_saved_less_often_and_at_least_by_the_half_mi
 ):
     """Five epochs of 16 s each: a save of a second is followed by 20 without one, one of nine by 30."""
     clock, states = [0.0], []
+    monkeypatch.setattr(loop, "SAVE_EVERY", 1.0)
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock[0]))
 
     def save(state: dict[str, Any], file: Any) -> None:
