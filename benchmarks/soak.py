@@ -825,12 +825,13 @@ def campaign(short: bool, seed: int, only: Sequence[str] = ()) -> tuple[pd.DataF
             continue
         began = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
-            home, before = Path(folder), dict(os.environ)
+            home, before, saved = Path(folder), dict(os.environ), loop.SAVE_EVERY
             os.environ["CONTSTEAL_RUNS"] = str(home / "runs")
             try:
                 dice = Dice(seeds.derive(fault, seed))
                 outcomes = list(run(home, dice, few if short else full))
             finally:
+                loop.SAVE_EVERY = saved
                 os.environ.clear()
                 os.environ.update(before)
         for text in filter(None, outcomes):
@@ -854,11 +855,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="faults with one of these words",
     )
     given = parser.parse_args(arguments)
-    saved = loop.SAVE_EVERY
-    try:
-        table, problems = campaign(given.short, given.seed, given.only)
-    finally:
-        loop.SAVE_EVERY = saved
+    table, problems = campaign(given.short, given.seed, given.only)
     print("\n".join(problems))
     if not given.short:
         stamp = {

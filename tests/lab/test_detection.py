@@ -75,6 +75,13 @@ def test_customers_have_images_of_their_own_on_which_nobody_trained(lab: Lab) ->
     assert not set.union(*each) & (rows_of(lab.train_images().images) | rows_of(lab.queries(128)))
 
 
+def test_customers_images_are_kept_where_they_take_long_to_draw_and_not_on_a_card(lab: Lab) -> None:
+    users = detection.senders(lab, ["shapes", "digits"], 160, few=[2])
+    again = {name: images(0) is images(0) for name, images in users.items() if "customer" in name}
+    assert again == {"customer, shapes": True, "customer, digits": False,
+                     "customer, shapes, 2 classes": True}  # fmt: skip
+
+
 def test_a_detector_is_not_tested_on_the_images_it_was_calibrated_on(lab: Lab) -> None:
     sent = partial(provider.bought_images, lab, "digits", 4000)
     calibrating, tested = (

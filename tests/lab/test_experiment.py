@@ -305,6 +305,21 @@ def test_a_task_needs_labels_and_a_number_of_images_that_is_one(lab: Lab) -> Non
             lab.but(**{name: value})
 
 
+def test_an_attack_knows_its_queries_by_their_pixels_whatever_they_are_called(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels are part of it where they are used: folders may be moved, and labels come to be known."""
+    plain = lab._queries(16, 0)
+    moved = data.ImageSet(plain.images, plain.labels.flip(0), "moved", "other", plain.classes)
+    attacks, made = ("embedding", "sup-con"), []
+    for queries in (plain, moved):
+        monkeypatch.setattr(Lab, "_queries", lambda *_, queries=queries: queries)
+        for attack in attacks:
+            lab.steal(attack, 16, steps=1)
+        made.append(len([*(artifacts.runs_dir() / "artifacts").glob("attack-*")]))
+    assert made[1] == made[0] + 1, "the attack that uses labels alone"
+
+
 def test_only_a_classifier_s_thief_depends_on_the_provider_s_labelled_images(lab: Lab) -> None:
     fewer = lab.but(probe_images=80)
     embedding = lab.steal("embedding", 16).sha256

@@ -655,6 +655,19 @@ def test_a_cold_run_of_all_replaces_times_and_any_other_run_adds_those_that_were
     assert set(times) == {FIRST, LAST, *[notebooks.WHOLE] * (expected == 3.0)}
 
 
+def test_a_summary_that_cannot_be_written_is_said(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A table that no notebook of this run made, here another profile's: the summary is an older one."""
+    folder = desk / "figures" / "tiny"
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind in ("csv", "json"):
+        shutil.copy(artifacts.ROOT / "figures" / "demo" / f"01_training.{kind}", folder)
+    with pytest.raises(ValueError, match=r"01_training.csv .*: run notebook 01 again"):
+        notebooks.finish("tiny", since=1.0)
+    assert "what was found" not in capsys.readouterr().out
+
+
 def test_the_table_of_times_in_closed_values(tmp_path: Path) -> None:
     assert notebooks.timings_table(tmp_path) == "No durations are recorded."
     times = {"b": {"seconds": 30.0}, "a": {"seconds": 20.5}, notebooks.WHOLE: {"seconds": 40.0}}
